@@ -1,0 +1,95 @@
+# Every verb a person uses. `make` alone prints them.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev dry-run test lint weights-demo wheels submit bundle lock clean
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PKG_CONFIG=false $(BIN)/python -m pip --disable-pip-version-check
+# PKG_CONFIG=false: pyvips then builds its pure Python wheel, whatever headers this machine has.
+
+# A python that works, in the range that every locked package supports.
+PROBE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(PROBE)' >/dev/null 2>&1 && echo $$p && break; done)
+
+SPLIT ?=
+WEIGHTS ?= weights/demo
+LAYOUT ?= both
+
+help:  ## print every target with one line
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.runtime  ## make .venv with the run-time packages (hash-locked); every other target does this by itself
+
+setup-dev: $(VENV)/.dev  ## the same, and the developers' packages
+
+$(VENV)/.python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "setup: no Python 3.11, 3.12 or 3.13 with the venv and ensurepip modules was found;" \
+			"install one (Debian: apt install python3 python3-venv) or name it: make setup PYTHON=/path/to/python3" >&2; exit 2; fi
+	@if ! "$(PYTHON)" -c '$(PROBE)' >/dev/null 2>&1; then \
+		echo "setup: $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with the venv and ensurepip modules;" \
+			"name one that is: make setup PYTHON=/path/to/python3" >&2; exit 2; fi
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python requirements/build.txt requirements/runtime.txt pyproject.toml
+	$(PIP) install -q --require-hashes -r requirements/build.txt
+	$(PIP) install -q --require-hashes --no-build-isolation -r requirements/runtime.txt
+	$(PIP) install -q --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+	$(PIP) install -q --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# The wheels dataset: one folder for every Python that Kaggle's image may have.
+build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-source.txt
+	@rm -rf build/wheels && mkdir -p build/wheels
+	for version in 3.11 3.12 3.13; do \
+		$(PIP) download -q --require-hashes --only-binary=:all: --no-deps --implementation cp --python-version $$version \
+			--platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
+			-d build/wheels -r requirements/wheels.txt || exit 1; done
+	SOURCE_DATE_EPOCH=315532800 $(PIP) wheel -q --require-hashes --no-deps --no-build-isolation \
+		-w build/wheels -r requirements/wheels-source.txt
+	@touch $@
+
+wheels: build/.wheels  ## collect the kernel's wheels into build/wheels (hash-locked, three Pythons)
+
+# The embedded split: synthetic slides in the competition's shape.
+build/phantom/phantom.json: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+	$(BIN)/clotkit phantom build/phantom --split test --slides 8 --seed 2022
+
+build/phantom-train/phantom.json: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
+
+dry-run: build/.wheels build/phantom/phantom.json  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
+	$(BIN)/clotkit rehearse --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS) --layout $(LAYOUT)
+
+submit: build/phantom/phantom.json  ## create and validate submission.csv; SPLIT=DIR, WEIGHTS=DIR
+	$(BIN)/python submit.py --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS)
+
+bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
+	$(BIN)/clotkit bundle
+
+weights-demo: build/phantom-train/phantom.json  ## train weights/demo again, on the synthetic train split
+	$(BIN)/clotkit train demo --data build/phantom-train --out weights/demo
+	$(BIN)/clotkit manifest weights
+
+test: $(VENV)/.dev build/.wheels  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
+	for name in runtime build dev wheels; do \
+		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	uv pip compile -q --universal --no-deps --python-version 3.11 --generate-hashes --no-header \
+		requirements/wheels-source.in -o requirements/wheels-source.txt
+
+clean:  ## remove build/ (not .venv)
+	rm -rf build

@@ -1,0 +1,272 @@
+"""`clotkit VERB`: reads the command line, imports nothing heavy before it is needed."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from clotkit import __version__
+from clotkit.errors import ClotkitError
+
+DONE, WRONG, FALLBACKS = 0, 2, 3
+UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+UNITS_MB = {"MB": 1.0, "GB": 1024.0}
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0 when done, 2 for wrong usage or input, 3 when done with fallbacks."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.verb(arguments)
+    except ClotkitError as error:
+        print(f"clotkit: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("clotkit: interrupted; what was published stays valid", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone: `clotkit … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of every verb."""
+    top = argparse.ArgumentParser(
+        prog="clotkit",
+        description="Kaggle code competitions over whole-slide images: "
+        "from slides to a rehearsed kernel and a validated submission.csv.",
+    )
+    top.add_argument("--version", action="version", version=f"clotkit {__version__}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_phantom(verbs)
+    _add_train(verbs)
+    _add_run(verbs)
+    _add_check(verbs)
+    _add_manifest(verbs)
+    _add_bundle(verbs)
+    _add_rehearse(verbs)
+    return top
+
+
+def _verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.add_argument(
+        "--competition",
+        default="strip_ai",
+        metavar="NAME",
+        help="a competition that ships with the kit, or the path of its .toml (default: strip_ai)",
+    )
+    return verb
+
+
+def _add_phantom(verbs: Verbs) -> None:
+    verb = _verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
+    verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write; an older phantom there is replaced")
+    verb.add_argument("--split", choices=("train", "test"), default="test", help="default: test")
+    verb.add_argument("--slides", type=int, default=8, help="default: 8")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
+    verb.add_argument(
+        "--size",
+        default="small",
+        help="real: the real sizes, the largest 48284x101408; small: an eighth "
+        "of them; or WIDTHxHEIGHT in pixels (default: small)",
+    )
+    verb.add_argument(
+        "--separation", type=float, default=1.0, help="how far apart the classes are, 0 (not at all) to 4 (default: 1)"
+    )
+    verb.set_defaults(verb=_phantom)
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.slides.phantom import write_split
+
+    write_split(
+        arguments.out,
+        arguments.split,
+        arguments.slides,
+        arguments.seed,
+        load_competition(arguments.competition),
+        size=arguments.size,
+        separation=arguments.separation,
+        log=print,
+    )
+    return DONE
+
+
+def _add_train(verbs: Verbs) -> None:
+    verb = _verb(verbs, "train", "train a member from a recipe on a train split, with its calibration")
+    verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
+    verb.add_argument("--data", type=Path, required=True, metavar="PATH", help="a train split")
+    verb.add_argument("--out", type=Path, required=True, metavar="MEMBER_DIR", help="where the member is written")
+    verb.add_argument("--folds", type=int, help="for the out-of-fold predictions (default: the recipe's)")
+    verb.add_argument("--limit", type=int, help="use only the first N slides of each class: a quick look")
+    verb.set_defaults(verb=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.learn.train import train
+
+    train(
+        arguments.recipe,
+        arguments.data,
+        arguments.out,
+        load_competition(arguments.competition),
+        folds=arguments.folds,
+        limit=arguments.limit,
+        log=print,
+    )
+    return DONE
+
+
+def _add_run(verbs: Verbs) -> None:
+    verb = _verb(verbs, "run", "score a test split: submission.csv, report.jsonl and run.json in RUN_DIR")
+    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides")
+    verb.add_argument("--weights", type=Path, required=True, metavar="DIR", help="a member, or a folder of members")
+    verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
+    verb.add_argument(
+        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
+    )
+    verb.add_argument(
+        "--memory",
+        type=megabytes,
+        metavar="SIZE",
+        help="address space of a slide's process, like 4GB (default: the competition's)",
+    )
+    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    verb.set_defaults(verb=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.infer.pipeline import RunSettings, run
+
+    competition = load_competition(arguments.competition)
+    settings = RunSettings(
+        split_dir=arguments.split,
+        weights_dir=arguments.weights,
+        run_dir=arguments.out,
+        jobs=arguments.jobs,
+        deadline_s=arguments.deadline or competition.limits.deadline_s,
+        memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+    )
+    counts = run(settings, competition)
+    return FALLBACKS if counts["partial"] + counts["fallback"] else DONE
+
+
+def _add_check(verbs: Verbs) -> None:
+    verb = _verb(verbs, "check", "say whether Kaggle can score a submission, and what it is worth if not trusted")
+    verb.add_argument("submission", type=Path, help="the file to check")
+    verb.add_argument("--sample", type=Path, required=True, help="the competition's sample submission")
+    verb.set_defaults(verb=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.infer.submission import check_submission
+
+    verdict = check_submission(arguments.submission, arguments.sample, load_competition(arguments.competition))
+    for problem in verdict.problems:
+        print(f"{arguments.submission}: {problem}", file=sys.stderr)
+    for note in verdict.notes:
+        print(note)
+    print(f"{arguments.submission}: " + ("valid" if verdict.valid else f"{len(verdict.problems)} problems"))
+    return DONE if verdict.valid else WRONG
+
+
+def _add_manifest(verbs: Verbs) -> None:
+    verb = verbs.add_parser("manifest", help="write MANIFEST.json: the hashes of the members in a folder")
+    verb.add_argument("weights", type=Path, metavar="DIR", help="a folder of members")
+    verb.set_defaults(verb=_manifest)
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from clotkit.learn.manifest import write_manifest
+
+    print(f"{arguments.weights}: {write_manifest(arguments.weights)} members listed")
+    return DONE
+
+
+def _add_bundle(verbs: Verbs) -> None:
+    verb = _verb(verbs, "bundle", "build the one script that Kaggle runs, from src/ and a kernel's main.py")
+    verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
+    verb.add_argument(
+        "--out", type=Path, default=Path("build/kernel/script.py"), help="default: build/kernel/script.py"
+    )
+    verb.set_defaults(verb=_bundle)
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from clotkit.kaggle.bundle import write_bundle
+
+    print(write_bundle(arguments.kernel, arguments.competition, arguments.out))
+    return DONE
+
+
+def _add_rehearse(verbs: Verbs) -> None:
+    verb = _verb(verbs, "rehearse", "run the bundle over a split as Kaggle does: offline, isolated, inputs read-only")
+    verb.add_argument(
+        "--split",
+        default="build/phantom",
+        help="a split folder, or public: the competition's public "
+        "test slides, fetched with the Kaggle API (default: build/phantom)",
+    )
+    verb.add_argument("--weights", type=Path, default=Path("weights/demo"), help="default: weights/demo")
+    verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
+    verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
+    verb.add_argument(
+        "--layout",
+        choices=("both", "old", "new"),
+        default="both",
+        help="Kaggle's two layouts of /kaggle/input (default: both)",
+    )
+    verb.add_argument("--out", type=Path, default=Path("build/rehearsal"), help="default: build/rehearsal")
+    verb.set_defaults(verb=_rehearse)
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from clotkit.kaggle.rehearse import rehearse
+
+    clean = rehearse(
+        arguments.split,
+        arguments.weights,
+        arguments.wheels,
+        arguments.kernel,
+        arguments.competition,
+        arguments.layout,
+        arguments.out,
+        log=print,
+    )
+    return DONE if clean else FALLBACKS
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time like 8h, 90m, 600s or 600. Raises ArgumentTypeError for anything else."""
+    return _quantity(text, UNITS_S, "a time like 8h, 90m or 600s")
+
+
+def megabytes(text: str) -> int:
+    """Megabytes (2**20 bytes) of a size like 4GB or 800MB."""
+    return round(_quantity(text, UNITS_MB, "a size like 4GB or 800MB"))
+
+
+def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2] not in units or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return float(found[1]) * units[found[2]]
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,60 @@
+"""The kit's exceptions, one tree:
+
+ClotkitError                exit code 2, one line on stderr, no traceback
+├── UsageError              the command line or a setting is wrong
+├── ConfigError             a recipe, a competition or a member folder is wrong
+├── SplitError              a split folder or one of its tables is wrong
+├── SubmissionError         a submission file is wrong
+├── RehearsalError          the bundle could not be built, or did not survive its rehearsal
+├── RemoteError             Kaggle could not be asked, or said no
+└── SlideError              one slide cannot be scored; costs that slide alone
+    ├── SlideUnreadable     missing, damaged, or not an image
+    ├── CodecUnsupported    sound, but no decoder here reads it
+    └── NoTissue            sound, but nothing on it differs from the background
+
+A message says what, where, the number seen, the number allowed and the next step, in one line.
+"""
+
+
+class ClotkitError(Exception):
+    """The root: `str()` of it is the one line that the user reads."""
+
+
+class UsageError(ClotkitError):
+    """The command line or a setting is wrong."""
+
+
+class ConfigError(ClotkitError):
+    """A recipe, a competition or a member folder is wrong."""
+
+
+class SplitError(ClotkitError):
+    """A split folder or one of its tables is wrong."""
+
+
+class SubmissionError(ClotkitError):
+    """A submission file is wrong."""
+
+
+class RehearsalError(ClotkitError):
+    """The bundle could not be built, or did not survive its rehearsal."""
+
+
+class RemoteError(ClotkitError):
+    """Kaggle could not be asked, or said no."""
+
+
+class SlideError(ClotkitError):
+    """One slide cannot be scored; costs that slide alone."""
+
+
+class SlideUnreadable(SlideError):  # noqa: N818 - named for what is so, like FileNotFoundError's kin in the report
+    """Missing, damaged, or not an image."""
+
+
+class CodecUnsupported(SlideError):  # noqa: N818
+    """Sound, but no decoder here reads it."""
+
+
+class NoTissue(SlideError):  # noqa: N818
+    """Sound, but nothing on it differs from the background."""

@@ -1,0 +1,1 @@
+"""Inference: slide workers, pipeline, submission, report."""

@@ -1,0 +1,81 @@
+"""What a run leaves to read: report.jsonl, a line a slide, and the table at the end. Standard library only."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from clotkit.errors import SplitError
+
+STATES = ("done", "partial", "fallback")
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """One slide's line; `p` is {member: [a probability a class]}, the mean over tiles before calibration."""
+
+    image_id: str
+    patient_id: str
+    state: Literal["done", "partial", "fallback"]
+    reason: str
+    tiles: int
+    seconds: float
+    peak_mb: float
+    p: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class ReportFile:
+    """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        """Start the file anew."""
+        self._file = path.open("w", encoding="utf-8")
+
+    def add(self, line: SlideReport) -> None:
+        """Append a line, flushed and fsynced."""
+        self._file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "ReportFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_report(path: Path) -> list[SlideReport]:
+    """The lines of a report.jsonl; a last line cut short by a kill is left out.
+
+    Raises SplitError when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SplitError(f"{path}: cannot be read: {error.strerror}; clotkit run writes it") from error
+    complete = text[: text.rfind("\n") + 1]
+    return [SlideReport(**json.loads(line)) for line in complete.splitlines()]
+
+
+def table(lines: Sequence[SlideReport]) -> Iterator[str]:
+    """The closing table, worst first within what a person looks for: slide, state, tiles, seconds, peak MB, reason."""
+    width = max([len("slide"), *(len(line.image_id) for line in lines)])
+    yield f"{'slide':<{width}}  {'state':<8} {'tiles':>6} {'seconds':>8} {'peak MB':>8}  reason"
+    for line in sorted(lines, key=lambda line: (STATES.index(line.state), line.image_id)):
+        yield (
+            f"{line.image_id:<{width}}  {line.state:<8} {line.tiles:>6} {line.seconds:>8.1f} {line.peak_mb:>8.0f}"
+            f"  {line.reason}"
+        ).rstrip()
+
+
+def counts(lines: Sequence[SlideReport]) -> dict[str, int]:
+    """How many slides ended in each state."""
+    found: Counter[str] = Counter(line.state for line in lines)
+    return {state: found[state] for state in STATES}

@@ -1,0 +1,243 @@
+"""One process and one pipe per slide: the only place with processes, signals and limits.
+
+A pool loses healthy tasks when a worker is killed, and returns one result a task. Here a slide that is killed, crashes,
+hangs or eats memory costs itself alone, and batches stream to the parent: a full pipe blocks the child, so memory is
+bounded on both sides whatever the slide's size.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from clotkit.config import TilingConfig
+from clotkit.errors import ClotkitError
+from clotkit.slides.tiling import Batch, tile_slide
+
+MB = 2**20
+FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
+SHARE = 4.0  # a slide may take this many times its fair share of the time left
+FACTS, BATCH, DONE, FAILED = "facts", "batch", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One slide to tile, once per distinct tiling."""
+
+    image_id: str
+    path: Path
+    tilings: tuple[TilingConfig, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a slide may cost. `deadline` is a time.monotonic() value, or infinity."""
+
+    slide_s: float
+    memory_mb: int
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A batch of a slide, cut with `tilings[tiling]` of its task."""
+
+    image_id: str
+    tiling: int
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A slide's end: `reason` is empty when every tile came."""
+
+    image_id: str
+    reason: str
+    seconds: float
+    peak_mb: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Work = Callable[[Task], Iterator[tuple[int, dict[str, Any] | Batch]]]
+
+
+def tile_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index."""
+    for index, tiling in enumerate(task.tilings):
+        for piece in tile_slide(task.path, tiling):
+            yield index, piece
+
+
+def stream(tasks: Sequence[Task], limits: Limits, jobs: int, work: Work = tile_task) -> Iterator[Tiles | Ended]:
+    """Run every task in a process of its own, `jobs` at a time, and yield batches as they come, then each task's end.
+
+    `work` runs in the child and must be importable by name. Every task ends exactly once, whatever its process does;
+    tasks not begun by the deadline end without a process. Closing the generator kills what runs.
+    """
+    waiting, running = deque(tasks), dict[Connection, _Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                now = time.monotonic()
+                if now >= limits.deadline:
+                    yield Ended(waiting.popleft().image_id, "the run's deadline came before its turn", 0.0, 0.0)
+                    continue
+                limit = slide_limit_s(limits, now, jobs, len(waiting) + len(running))
+                child = _Child(waiting.popleft(), work, limit, limits.memory_mb)
+                running[child.reader] = child
+            yield from _turn(running, limits.deadline)
+    finally:
+        for child in running.values():
+            child.kill()
+
+
+def slide_limit_s(limits: Limits, now: float, jobs: int, slides_left: int) -> float:
+    """Seconds a slide may take when it starts now: its own limit, a few fair shares of what is left, the deadline."""
+    left = limits.deadline - now
+    fair = max(FLOOR_S, SHARE * left * jobs / max(slides_left, 1))
+    return max(0.0, min(limits.slide_s, fair, left))
+
+
+def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tiles | Ended]:
+    """Wait for one message or limit and yield what it gives; ended children leave `running`."""
+    if not running:
+        return
+    next_limit = min(child.limit for child in running.values())
+    for ready in wait(list(running), timeout=max(0.0, next_limit - time.monotonic())):
+        reader = ready if isinstance(ready, Connection) else None
+        if reader is not None and (event := running[reader].receive()) is not None:
+            if isinstance(event, Ended):
+                del running[reader]
+            yield event
+    for reader, child in list(running.items()):
+        now = time.monotonic()
+        # A child with something in its pipe waits for us, not we for it: only the run's deadline ends that.
+        if now >= child.limit and (now >= deadline or not reader.poll()):
+            del running[reader]
+            yield child.overdue()
+
+
+class _Child:
+    """A slide's process, seen from the parent."""
+
+    def __init__(self, task: Task, work: Work, limit_s: float, memory_mb: int) -> None:
+        context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
+        self.task, self.limit_s, self.facts = task, limit_s, dict[str, Any]()
+        self.reader, writer = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(
+            target=_child_main, args=(work, task, writer, memory_mb, os.getpid()), daemon=True
+        )
+        self.started = time.monotonic()
+        self.limit = self.started + limit_s
+        self.peak_mb, self.memory_mb = 0.0, memory_mb
+        self.process.start()
+        writer.close()
+
+    def receive(self) -> Tiles | Ended | None:
+        try:
+            kind, value = self.reader.recv()
+        except (EOFError, OSError):
+            return self._died()
+        if kind == BATCH:
+            return Tiles(self.task.image_id, *value)
+        if kind == FACTS:
+            self.facts.update(value)
+            return None
+        reason, self.peak_mb = value
+        return self._end(reason if kind == FAILED else "")
+
+    def overdue(self) -> Ended:
+        return self._end(f"time limit: {self.limit_s:.0f} s without an end")
+
+    def kill(self) -> None:
+        """SIGKILL, because native code does not heed SIGTERM; the pipe is closed first so that no join can block."""
+        self.reader.close()
+        self.process.kill()
+        self.process.join()
+
+    def _died(self) -> Ended:
+        self.reader.close()
+        self.process.join(5)
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return self._end(f"its process died of {signal.Signals(-code).name}")
+        return self._end(f"its process ended without a word, exit code {code}")
+
+    def _end(self, reason: str) -> Ended:
+        self.kill()
+        return Ended(self.task.image_id, reason, time.monotonic() - self.started, self.peak_mb, self.facts)
+
+
+def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
+    """The life of a slide's process: limits first, then the work, then one last message with the peak memory."""
+    _die_with(parent)
+    _limit(memory_mb)
+    try:
+        for index, piece in work(task):
+            writer.send((BATCH, (index, piece)) if isinstance(piece, Batch) else (FACTS, piece))
+        last = (DONE, ("", peak_mb()))
+    except MemoryError:
+        last = (FAILED, (f"memory limit: {memory_mb} MB were not enough", peak_mb()))
+    except ClotkitError as error:
+        last = (FAILED, (_within(str(error), memory_mb), peak_mb()))
+    except BrokenPipeError:
+        return  # the parent has given this slide up
+    except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide alone and is named in the report
+        last = (FAILED, (f"{type(error).__name__}: {error}".splitlines()[0], peak_mb()))
+    writer.send(last)
+    writer.close()
+    os._exit(0)  # native libraries may hang or crash in their own clean-up; everything is sent
+
+
+def _within(reason: str, memory_mb: int) -> str:
+    """Name the memory limit where a native library only says that it could not allocate."""
+    starved = any(word in reason.lower() for word in ("allocate", "out of memory", "malloc"))
+    return f"memory limit: {memory_mb} MB were not enough ({reason})" if starved else reason
+
+
+def _limit(memory_mb: int) -> None:
+    os.environ["VIPS_CONCURRENCY"] = "1"  # a slide has one core: the other slides have the rest
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * MB, memory_mb * MB))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    set_oom_score(1000)
+
+
+def set_oom_score(score: int) -> None:
+    """Say how readily the kernel may take this process when memory runs out (1000: first), where that can be said."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score))
+    except OSError:
+        return
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the parent dies, so that a hung slide does not outlive its run. Linux only; elsewhere nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:  # it died before prctl was called
+        os._exit(1)
+
+
+def peak_mb() -> float:
+    """The peak resident memory of this process in MB (2**20 bytes).
+
+    VmHWM, because getrusage's maximum is inherited from the parent across spawn.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024

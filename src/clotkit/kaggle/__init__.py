@@ -1,0 +1,1 @@
+"""Kaggle: the bundle, its rehearsal, the client."""

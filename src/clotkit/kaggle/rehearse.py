@@ -1,0 +1,360 @@
+"""The rehearsal: the built bundle, run here as Kaggle runs it. Nothing of the repository can help it.
+
+An empty working folder; `python -I` in an environment that has what Kaggle's image has and lacks what it lacks; inputs
+in Kaggle's two layouts, read-only; no network; a wall and a memory limit; then the check.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from clotkit.competitions import Competition, load_competition
+from clotkit.errors import RehearsalError, UsageError
+from clotkit.files import publish_json
+from clotkit.infer import report
+from clotkit.infer.submission import check_submission
+from clotkit.kaggle import environment
+from clotkit.kaggle.bundle import bundle_sha256, write_bundle
+from clotkit.splits import read_slides
+
+Log = Callable[[str], None]
+LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json"}
+LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
+OWNER = "rehearsal"
+WATCH_S = 0.5
+MB = 2**20
+# The kernel's whole command line runs inside this: mounts first, then what follows "--".
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--")
+MOUNTS = """
+set -e
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
+shift
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the bundle: the folder it worked in, its slides, and what it cost."""
+
+    layout: str
+    working: Path
+    lines: list[report.SlideReport]
+    seconds: float
+    peak_mb: float
+
+
+def rehearse(
+    split: str, weights: Path, wheels: Path, kernel: Path, competition_name: str, layout: str, out: Path, log: Log
+) -> bool:
+    """Build the bundle, run it in the layouts asked for, check what it leaves; True when every slide was done.
+
+    `split` is a folder, or "public" for the competition's public test slides. Leaves submission.csv, rehearsal.json
+    and the working folders in `out`. Raises RehearsalError when the kernel fails, leaves something else behind,
+    changes its inputs, passes a limit, or when the layouts disagree; UsageError when something to run with is missing.
+    """
+    started = time.monotonic()
+    competition = load_competition(competition_name)
+    split_dir = _split_dir(split, competition, log)
+    read_slides(split_dir, "test", competition)
+    _need(weights.is_dir(), f"{weights}: no such folder; make weights-demo trains the member that ships")
+    _need(any(wheels.glob("*.whl")), f"{wheels}: no wheel here; make wheels collects them")
+    out.mkdir(parents=True, exist_ok=True)
+    script = out / "script.py"
+    log(write_bundle(kernel, competition_name, script))
+
+    namespace = namespaces_work(out)
+    python = environment.make(out / "env", wheels, guard=not namespace)
+    log(f"python: {python}, without {', '.join(environment.hidden(wheels))}")
+    log(
+        "network: off, by a network namespace; inputs: read-only mounts"
+        if namespace
+        else "network: off, by a socket guard (no network namespace here); inputs: linked, compared afterwards"
+    )
+    outcomes = []
+    for name in LAYOUTS if layout == "both" else (layout,):
+        log(f"layout: {name}")
+        stage = Stage(out / name, LAYOUTS[name], competition, kernel, split_dir, weights, wheels, namespace)
+        outcomes.append(_run(stage, name, script, python, competition, log))
+    _agree(outcomes)
+    return _conclude(outcomes, competition, split_dir, script, namespace, out, time.monotonic() - started, log)
+
+
+class Stage:
+    """The folders of one run: kaggle/input in one layout, kaggle/working, kaggle/src."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: tuple[str, str],
+        competition: Competition,
+        kernel: Path,
+        split_dir: Path,
+        weights: Path,
+        wheels: Path,
+        namespace: bool,
+    ) -> None:
+        """Lay them out afresh: weights and wheels are copied; the slides are linked, or mounted when the run starts."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self.root, self.split_dir, self.namespace = (folder / "kaggle").resolve(), split_dir.resolve(), namespace
+        self.input, self.working = self.root / "input", self.root / "working"
+        for path in (self.input, self.working, self.root / "src"):
+            path.mkdir(parents=True)
+        competition_path, dataset_path = layout
+        self.slides = self.input / competition_path.format(slug=competition.slug)
+        for source in json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]:
+            dataset = source.split("/")[1]
+            target = self.input / dataset_path.format(owner=OWNER, dataset=dataset)
+            _copy_wheels(wheels, target) if dataset.endswith("wheels") else _copy_weights(weights, target)
+        self.slides.parent.mkdir(parents=True, exist_ok=True)
+        if namespace:
+            self.slides.mkdir()
+        else:
+            self.slides.symlink_to(self.split_dir)
+
+    def command(self, inner: Sequence[str]) -> list[str]:
+        """`inner`, inside the namespace where there is one, with the inputs mounted read-only."""
+        if not self.namespace:
+            return list(inner)
+        mounts = [self.input, self.input, self.split_dir, self.slides]
+        return [*NAMESPACE, "sh", "-c", MOUNTS, "sh", *map(str, mounts), "--", *inner]
+
+    def fingerprint(self) -> dict[str, tuple[int, int]]:
+        """Size and modification time of every input file."""
+        found = {}
+        for top in (self.input, self.split_dir):
+            for path in sorted(top.rglob("*")):
+                if path.is_file():
+                    status = path.stat()
+                    found[str(path)] = (status.st_size, status.st_mtime_ns)
+        return found
+
+
+def namespaces_work(folder: Path) -> bool:
+    """Whether this system lets us make a network namespace with read-only mounts; tried, not guessed."""
+    probe = folder / "probe"
+    shutil.rmtree(probe, ignore_errors=True)
+    probe.mkdir()
+    inside = [
+        "sh",
+        "-c",
+        MOUNTS,
+        "sh",
+        str(probe),
+        str(probe),
+        "--",
+        "sh",
+        "-c",
+        '! touch "$0/written" 2>/dev/null',
+        str(probe),
+    ]
+    try:
+        ended = subprocess.run([*NAMESPACE, *inside], capture_output=True, timeout=30, check=False)
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    return ended.returncode == 0
+
+
+def _split_dir(split: str, competition: Competition, log: Log) -> Path:
+    if split != "public":
+        return Path(split)
+    from clotkit.kaggle.client import fetch_public_split
+
+    return fetch_public_split(competition, Path("build/public"), log=log)
+
+
+def _need(present: bool, otherwise: str) -> None:
+    if not present:
+        raise UsageError(otherwise)
+
+
+def _copy_weights(weights: Path, target: Path) -> None:
+    """A member under its own name, or all members: as the weights dataset has them, with the manifest."""
+    single = (weights / "recipe.toml").is_file()
+    shutil.copytree(weights, target / weights.name if single else target)
+    manifest = weights.parent / "MANIFEST.json"
+    if single and manifest.is_file():
+        shutil.copyfile(manifest, target / manifest.name)
+
+
+def _copy_wheels(wheels: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for wheel in sorted(wheels.glob("*.whl")):
+        shutil.copyfile(wheel, target / wheel.name)
+
+
+def _run(stage: Stage, name: str, script: Path, python: Path, competition: Competition, log: Log) -> Outcome:
+    placed = stage.root / "src" / "script.py"
+    shutil.copyfile(script, placed)
+    placed.chmod(0o444)
+    before = stage.fingerprint()
+    started = time.monotonic()
+    process = subprocess.Popen(
+        stage.command([str(python), "-I", str(placed)]),
+        cwd=stage.working,
+        env=_environment(stage.root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    watch = _Watch(process, competition)
+    with process, watch:
+        for line in process.stdout or ():
+            log(f"  | {line.rstrip()}")
+    stopped, peak_mb = watch.stopped, watch.peak_mb
+    if stopped or process.returncode:
+        raise RehearsalError(
+            f"layout {name}: " + (stopped or f"the kernel ended with {process.returncode}, 0 is needed")
+        )
+    if stage.fingerprint() != before:
+        raise RehearsalError(f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only")
+    left = sorted(path.name for path in stage.working.iterdir() if path.name not in LEFT_BEHIND)
+    if left:
+        raise RehearsalError(f"layout {name}: left behind in the working folder: {', '.join(left)}")
+    lines = report.read_report(stage.working / "report.jsonl") if (stage.working / "report.jsonl").exists() else []
+    return Outcome(name, stage.working, lines, time.monotonic() - started, peak_mb)
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """What the kernel sees: the system's own variables, nothing of this shell's."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "HOME": str(root), "CLOTKIT_KAGGLE_ROOT": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+
+
+class _Watch(threading.Thread):
+    """Holds a kernel to its limits while its lines are read: its `peak_mb`, and why it was `stopped` (empty: not)."""
+
+    def __init__(self, process: "subprocess.Popen[str]", competition: Competition) -> None:
+        super().__init__(daemon=True)
+        self.process, self.limits = process, competition.limits
+        self.started, self.peak_mb, self.stopped = time.monotonic(), 0.0, ""
+
+    def run(self) -> None:
+        while self.process.poll() is None:
+            try:
+                self.process.wait(WATCH_S)
+            except subprocess.TimeoutExpired:
+                self._look()
+
+    def _look(self) -> None:
+        now_mb = tree_mb(self.process.pid)
+        self.peak_mb = max(self.peak_mb, now_mb)
+        if now_mb > self.limits.kernel_memory_mb:
+            self.stopped = f"memory limit: {now_mb:.0f} MB, {self.limits.kernel_memory_mb} allowed"
+        elif time.monotonic() - self.started > self.limits.kernel_wall_s:
+            self.stopped = f"wall limit: {self.limits.kernel_wall_s:.0f} s allowed"
+        if self.stopped:
+            _kill_tree(self.process.pid)
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if sys.exc_info()[0] is not None:
+            _kill_tree(self.process.pid)  # nothing of an interrupted rehearsal goes on
+        self.process.wait()
+        self.join()
+
+
+def tree_mb(pid: int) -> float:
+    """The memory of a process and all below it, shared pages counted once (PSS), in MB."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in family:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.AccessDenied:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / MB
+
+
+def _kill_tree(pid: int) -> None:
+    try:
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _agree(outcomes: Sequence[Outcome]) -> None:
+    """The layouts must give the same submission, to 1e-6."""
+    tables = []
+    for outcome in outcomes:
+        with (outcome.working / "submission.csv").open(encoding="utf-8", newline="") as file:
+            tables.append(list(csv.reader(file)))
+    for table in tables[1:]:
+        for row, other in zip(tables[0], table, strict=True):
+            if row[0] != other[0] or not all(map(_close, row[1:], other[1:])):
+                raise RehearsalError(f"the layouts disagree: {','.join(row)} against {','.join(other)}")
+
+
+def _close(one: str, other: str) -> bool:
+    return one == other or abs(float(one) - float(other)) <= 1e-6 + 1e-12
+
+
+def _conclude(
+    outcomes: Sequence[Outcome],
+    competition: Competition,
+    split_dir: Path,
+    script: Path,
+    namespace: bool,
+    out: Path,
+    seconds: float,
+    log: Log,
+) -> bool:
+    last = outcomes[-1]
+    submission = last.working / "submission.csv"
+    verdict = check_submission(submission, competition.sample_path(split_dir), competition)
+    if not verdict.valid:
+        raise RehearsalError(f"the kernel's submission is not valid: {verdict.problems[0]}")
+    for row in [*report.table(last.lines), *verdict.notes]:
+        log(row)
+    counts = report.counts(last.lines)
+    slides = len(read_slides(split_dir, "test", competition))
+    clean = counts["done"] == slides
+    facts: dict[str, Any] = {
+        "bundle_sha256": bundle_sha256(script.read_text(encoding="utf-8")),
+        "split": str(split_dir),
+        "slides": counts,
+        "layouts": {
+            outcome.layout: {"seconds": round(outcome.seconds, 1), "peak_mb": round(outcome.peak_mb)}
+            for outcome in outcomes
+        },
+        "network": "namespace" if namespace else "socket guard",
+        "python": sys.version.split()[0],
+    }
+    shutil.copyfile(submission, out / "submission.csv")
+    publish_json(out / "rehearsal.json", facts)
+    costs = "; ".join(
+        f"layout {outcome.layout} {outcome.seconds:.0f} s, {outcome.peak_mb:.0f} MB" for outcome in outcomes
+    )
+    log(f"{out / 'submission.csv'}: valid; {costs}")
+    log(
+        f"rehearsal {'passed' if clean else 'passed with fallbacks'}: {counts['done']} of {slides} slides done, "
+        f"{seconds:.0f} s in all"
+    )
+    return clean

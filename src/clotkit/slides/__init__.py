@@ -1,0 +1,1 @@
+"""Slides: reading, tissue, tiling, and synthetic slides."""

@@ -1,0 +1,94 @@
+"""A split folder: its table of slides, its sample submission. Standard library only; ids are strings, always."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clotkit.competitions import Competition
+from clotkit.errors import SplitError
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One slide of a split; `label` is a class index, None in a test split."""
+
+    image_id: str
+    patient_id: str
+    path: Path
+    label: int | None
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's size, 0 when it is missing: what to start with, and what a table can say of it."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV into one dict of strings a row. A byte-order mark and CRLF are taken as they come.
+
+    Raises SplitError when it is missing, not UTF-8, lacks one of `columns`, or has no row.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SplitError(f"{path}: cannot be read: {_why(error)}; a split folder has it") from error
+    found = list(reader.fieldnames or [])
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise SplitError(f"{path}: no column {', '.join(missing)}; columns found: {', '.join(found) or 'none'}")
+    if not rows:
+        raise SplitError(f"{path}: 0 rows, at least 1 is needed")
+    return rows
+
+
+def read_slides(split_dir: Path, split: str, competition: Competition) -> list[SlideRow]:
+    """The slides of a split, in the order of its table; a file that is missing on disk is not an error here.
+
+    Raises SplitError for a missing or malformed table, an image id that repeats, or a label that is no class.
+    """
+    columns, path = competition.columns, competition.table_path(split_dir, split)
+    needed = [columns.image, columns.patient, *([columns.label] if split == "train" else [])]
+    rows = read_table(path, needed)
+    repeated = [image for image, count in Counter(row[columns.image] for row in rows).items() if count > 1]
+    if repeated:
+        raise SplitError(f"{path}: {columns.image} {repeated[0]} repeats; each may stand once")
+    return [_slide_row(row, split_dir, split, competition) for row in rows]
+
+
+def read_sample_ids(path: Path, competition: Competition) -> list[str]:
+    """The ids a submission must have, in order, from the sample submission at `path`.
+
+    Raises SplitError when it is missing or malformed, or when an id is empty or repeats.
+    """
+    rows = read_table(path, competition.header)
+    ids = [row[competition.columns.patient] for row in rows]
+    for patient, count in Counter(ids).items():
+        if not patient or count > 1:
+            raise SplitError(f"{path}: {competition.columns.patient} {patient or '(empty)'} stands {count} times")
+    return ids
+
+
+def _slide_row(row: dict[str, str], split_dir: Path, split: str, competition: Competition) -> SlideRow:
+    columns, names = competition.columns, competition.classes.names
+    label = row.get(columns.label) if split == "train" else None
+    if label is not None and label not in names:
+        raise SplitError(
+            f"{competition.table_path(split_dir, split)}: {row[columns.image]} has {columns.label} {label!r}; "
+            f"classes: {', '.join(names)}"
+        )
+    image_id = row[columns.image]
+    if not image_id or "/" in image_id or image_id in {".", ".."}:
+        raise SplitError(f"{competition.table_path(split_dir, split)}: {columns.image} {image_id!r} is no file name")
+    path = competition.slide_path(split_dir, split, image_id)
+    return SlideRow(image_id, row[columns.patient], path, None if label is None else names.index(label))
+
+
+def _why(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Create submission.csv from a split and weights, and validate it; or validate a file only.
+
+python submit.py [--split DIR] [--weights DIR] [--out submission.csv] [--check FILE]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
+EMBEDDED = ROOT / "build" / "phantom"
+
+
+def main() -> int:
+    """Return 0 when done, 2 for wrong usage or input, 3 when done with fallbacks."""
+    arguments = parse()
+    if not (ROOT / ".venv" / ".runtime").exists():
+        print(f"submit.py: the kit is not set up here; type: make -C {ROOT} setup", file=sys.stderr)
+        return 2
+    if Path(sys.prefix) != ROOT / ".venv":
+        os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
+    from clotkit.competitions import load_competition
+
+    competition = load_competition()
+    sample = str(competition.sample_path(arguments.split))
+    if arguments.check:
+        return clotkit("check", str(arguments.check), "--sample", sample)
+    if arguments.split == EMBEDDED and not (EMBEDDED / "phantom.json").exists():
+        made = subprocess.run(["make", "--silent", "-C", str(ROOT), "build/phantom/phantom.json"], check=False)
+        if made.returncode:
+            return 2
+    return create(arguments, sample)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="submit.py", description="Create and validate submission.csv.")
+    parser.add_argument(
+        "--split",
+        type=Path,
+        default=EMBEDDED,
+        metavar="DIR",
+        help="a test split (default: the embedded, synthetic one)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=ROOT / "weights" / "demo",
+        metavar="DIR",
+        help="a member, or a folder of members (default: weights/demo)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="default: submission.csv")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="validate FILE against the split's sample, no more")
+    return parser.parse_args()
+
+
+def create(arguments: argparse.Namespace, sample: str) -> int:
+    """Run in a folder of its own, check there, and only then publish to --out."""
+    from clotkit.files import publishing
+
+    if not arguments.out.absolute().parent.is_dir():
+        print(
+            f"submit.py: {arguments.out.absolute().parent}: no such folder; make it or name another --out",
+            file=sys.stderr,
+        )
+        return 2
+    with tempfile.TemporaryDirectory(prefix="clotkit-submit-") as scratch:
+        ran = clotkit("run", str(arguments.split), "--weights", str(arguments.weights), "--out", scratch)
+        written = Path(scratch) / "submission.csv"
+        if ran not in (0, 3):
+            return ran
+        if clotkit("check", str(written), "--sample", sample):
+            return 2
+        with publishing(arguments.out.absolute()) as temporary:
+            shutil.copyfile(written, temporary)
+    print(f"{arguments.out}: written and valid")
+    return ran
+
+
+def clotkit(*words: str) -> int:
+    """Run a verb in this process."""
+    from clotkit.cli import main as verb
+
+    return verb(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

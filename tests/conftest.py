@@ -1,0 +1,148 @@
+"""Fixtures that every room's tests share: a second competition, small splits, an untrained member."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from clotkit.competitions import Competition, load_competition
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OTHER = """
+slug = "three-moulds"
+title = "Three Moulds"
+
+[files]
+sample = "blank.csv"
+submission = "submission.csv"
+table = "{split}_list.csv"
+slide = "{split}_pictures/{image_id}.tif"
+
+[columns]
+image = "picture"
+patient = "person"
+center = "site"
+number = "part"
+label = "mould"
+
+[ids]
+patient = "[0-9]{5}"
+image = "{patient}-{number}"
+
+[classes]
+names = ["blue", "green", "white"]
+weights = [0.5, 0.25, 0.25]
+priors = [0.4, 0.3, 0.3]
+fallback = [0.2, 0.3, 0.5]
+
+[metric]
+name = "balanced_log_loss"
+clip = 1e-6
+
+[limits]
+deadline_s = 600
+slide_s = 60
+slide_memory_mb = 4096
+kernel_memory_mb = 8000
+kernel_wall_s = 900
+min_tiles = 2
+"""
+
+RECIPE = """
+name = "tiny"
+
+[tiling]
+name = "grid"
+tile_px = 32
+shrink = 8
+max_tiles = 6
+batch_tiles = 4
+
+[model]
+name = "cnn"
+filters = [4, 8]
+dropout = 0.0
+
+[training]
+seed = 1
+epochs = 2
+batch_tiles = 16
+learning_rate = 1e-2
+folds = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def strip_ai() -> Competition:
+    """The competition that the kit ships for."""
+    return load_competition("strip_ai")
+
+
+@pytest.fixture(scope="session")
+def other_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TOML of a competition with other names, three classes and a fallback that is not uniform."""
+    path = tmp_path_factory.mktemp("competition") / "three_moulds.toml"
+    path.write_text(OTHER)
+    return path
+
+
+@pytest.fixture(scope="session")
+def other(other_toml: Path) -> Competition:
+    """That competition."""
+    return load_competition(str(other_toml))
+
+
+@pytest.fixture(scope="session")
+def make_split() -> Callable[..., Path]:
+    """Write a small synthetic split and return its folder."""
+    from clotkit.slides.phantom import write_split
+
+    def make(out: Path, competition: Competition, split: str = "test", slides: int = 4, seed: int = 5) -> Path:
+        write_split(out, split, slides, seed, competition, size="1280x1920", log=lambda _: None)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def test_split(
+    make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A test split of four sound slides; nothing may write into it."""
+    return make_split(tmp_path_factory.mktemp("split") / "test", strip_ai)
+
+
+@pytest.fixture(scope="session")
+def make_member() -> Callable[..., Path]:
+    """Write a member with seeded, untrained weights and return its folder."""
+
+    def make(folder: Path, classes: tuple[str, ...], seed: int = 1, recipe: str = RECIPE) -> Path:
+        from clotkit.config import load_recipe
+        from clotkit.infer.ensemble import Calibration
+        from clotkit.learn import models
+
+        folder.mkdir(parents=True)
+        (folder / "recipe.toml").write_text(recipe)
+        settings = load_recipe(folder / "recipe.toml")
+        model = models.build_model(settings.model, settings.tiling.tile_px, len(classes))
+        rng = np.random.default_rng(seed)
+        model.set_weights([rng.normal(0.1, 0.3, value.shape) ** 2 for value in model.get_weights()])
+        model.save_weights(folder / models.WEIGHTS)
+        (folder / models.METRICS).write_text(json.dumps({"classes": list(classes)}))
+        identity = Calibration(slope=1.0, offsets=(0.0,) * len(classes), floor=0.01)
+        (folder / models.CALIBRATION).write_text(json.dumps(identity.to_json()))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def member(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained member for the competition that the kit ships for."""
+    return make_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)

@@ -1,0 +1,55 @@
+"""Work for a slide's process that goes wrong for real. Imported by name in the spawned process."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from clotkit.errors import SlideUnreadable
+from clotkit.infer.workers import Task, tile_task
+from clotkit.slides.tiling import Batch
+
+FOREVER_S = 3600
+
+
+def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """Sound tiles first where the name asks for some ("late"), then what the name says; sound ones for other names."""
+    kind = task.image_id.partition("_")[0]
+    if kind.startswith("late"):
+        yield from some(task)
+    match kind.removeprefix("late"):
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segv":
+            ctypes.string_at(0)
+        case "hang":
+            time.sleep(FOREVER_S)
+        case "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(FOREVER_S)
+        case "hog":
+            hoard = [np.ones(2**27, np.uint8) for _ in range(1000)]
+            yield 0, {"never": len(hoard)}
+        case "raise":
+            raise ZeroDivisionError("by a decoder")
+        case "refuse":
+            raise SlideUnreadable("not an image")
+        case "exit":
+            os._exit(7)
+        case "flood":
+            while True:
+                yield from some(task)
+        case _:
+            yield from tile_task(task) if task.path.exists() else some(task)
+
+
+def some(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """Facts and two batches of grey tiles, the same for the same slide."""
+    side = task.tilings[0].tile_px
+    yield 0, {"decoder": "none"}
+    for value in (90, 160):
+        yield 0, Batch(np.full((4, side, side, 3), value, np.uint8), np.zeros((4, 2), np.int32))

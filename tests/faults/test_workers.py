@@ -1,0 +1,135 @@
+"""One process a slide: whatever one does, the others finish, and each ends once, with its reason."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clotkit.config import TilingConfig
+from clotkit.infer.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
+
+from .misbehaving import work
+
+TILING = TilingConfig("grid", tile_px=32, shrink=1, max_tiles=8, batch_tiles=4)
+LIMITS = Limits(slide_s=4.0, memory_mb=2048)
+
+
+def tasks(*names: str) -> list[Task]:
+    return [Task(name, Path("/nowhere") / name, (TILING,)) for name in names]
+
+
+def reasons(names: list[str], limits: Limits = LIMITS, jobs: int = 2) -> tuple[dict[str, str], Counter[str]]:
+    ends: dict[str, str] = {}
+    tiles: Counter[str] = Counter()
+    for event in stream(tasks(*names), limits, jobs, work):
+        if isinstance(event, Tiles):
+            tiles[event.image_id] += len(event.batch.tiles)
+        else:
+            assert event.image_id not in ends
+            ends[event.image_id] = event.reason
+    return ends, tiles
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("kill", "SIGKILL"),
+        ("segv", "SIGSEGV"),
+        ("hang", "time limit: 4 s"),
+        ("deaf", "time limit: 4 s"),
+        ("hog", "memory limit: 2048 MB"),
+        ("raise", "ZeroDivisionError: by a decoder"),
+        ("refuse", "not an image"),
+        ("exit", "exit code 7"),
+    ],
+)
+def test_one_bad_slide_costs_itself_alone(kind: str, reason: str) -> None:
+    names = ["good_0", f"{kind}_0", "good_1", "good_2"]
+    ends, tiles = reasons(names)
+    assert reason in ends[f"{kind}_0"]
+    assert [ends[name] for name in names if name.startswith("good")] == ["", "", ""]
+    assert tiles == {"good_0": 8, "good_1": 8, "good_2": 8}
+
+
+def test_tiles_sent_before_a_crash_have_arrived() -> None:
+    ends, tiles = reasons(["latekill_0", "latesegv_0", "latehang_0"])
+    assert all(ends.values())
+    assert tiles == {"latekill_0": 8, "latesegv_0": 8, "latehang_0": 8}
+
+
+def test_a_slide_without_end_meets_the_deadline() -> None:
+    ends, tiles = reasons(["flood_0", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 3))
+    assert "time limit" in ends["flood_0"]
+    assert tiles["good_0"] == 8
+
+
+def test_no_slide_starts_after_the_deadline() -> None:
+    ends, _ = reasons(["good_0", "good_1"], Limits(4.0, 2048, deadline=time.monotonic() - 1))
+    assert set(ends.values()) == {"the run's deadline came before its turn"}
+
+
+def test_a_slide_is_stopped_at_the_deadline() -> None:
+    ends, _ = reasons(["hang_0", "hang_1", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 2))
+    assert "time limit" in ends["hang_0"]
+    assert "time limit" in ends["hang_1"]
+    assert "deadline" in ends["good_0"]
+
+
+def test_closing_the_stream_leaves_no_process() -> None:
+    events = stream(tasks("latehang_0", "latehang_1"), LIMITS, 2, work)
+    assert isinstance(next(events), Tiles)
+    events.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_every_end_has_its_cost() -> None:
+    ended = [event for event in stream(tasks("good_0"), LIMITS, 1, work) if isinstance(event, Ended)]
+    assert 10 < ended[0].peak_mb < 300
+    assert 0 < ended[0].seconds < LIMITS.slide_s
+    assert ended[0].facts == {"decoder": "none"}
+
+
+def test_a_slide_dies_with_the_run() -> None:
+    """The parent is killed for real; its hanging child must not go on."""
+    code = (
+        "from pathlib import Path\n"
+        "from clotkit.infer.workers import stream, Limits\n"
+        "from tests.faults.test_workers import tasks\n"
+        "from tests.faults.misbehaving import work\n"
+        "import multiprocessing\n"
+        "events = stream(tasks('latehang_0'), Limits(600, 2048), 1, work)\n"
+        "next(events)\n"
+        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "[event for event in events]\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    gone, alive = psutil.wait_procs([child], timeout=10)
+    assert (len(gone), len(alive)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "jobs", "slides", "expected"),
+    [
+        (28_800, 4, 280, 300.0),  # plenty of time: the slide's own limit
+        (1_000, 2, 100, 80.0),  # four fair shares of 20 s
+        (1_000, 1, 1_000, FLOOR_S),  # never below the floor
+        (10, 1, 1, 10.0),  # never beyond the deadline
+    ],
+)
+def test_a_slides_time(left_s: float, jobs: int, slides: int, expected: float) -> None:
+    assert slide_limit_s(Limits(300.0, 2048, deadline=left_s), 0.0, jobs, slides) == pytest.approx(expected)

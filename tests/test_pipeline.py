@@ -1,0 +1,254 @@
+"""The run, end to end: what is on disk at every instant, what each slide costs, what a patient gets."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.errors import ConfigError, SplitError, UsageError
+from clotkit.infer.pipeline import RunSettings, run
+from clotkit.infer.submission import check_submission
+from clotkit.learn.models import load_member
+
+from .faults import misbehaving
+
+
+def settings_of(split: Path, weights: Path, out: Path, **changed: Any) -> RunSettings:
+    return RunSettings(
+        **{
+            "split_dir": split,
+            "weights_dir": weights,
+            "run_dir": out,
+            "deadline_s": 300.0,
+            "memory_mb": 4096,
+            "jobs": 2,
+        }
+        | changed
+    )
+
+
+def report_of(out: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
+    return {line["image_id"]: line for line in lines}
+
+
+def submission_of(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="") as file:
+        return {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
+
+
+def bare_split(out: Path, competition: Competition, images: list[str], extra_patients: tuple[str, ...] = ()) -> Path:
+    """A split whose slides are whatever the work makes of their names: no files."""
+    out.mkdir()
+    patients = list(dict.fromkeys([image.rpartition("_")[0] for image in images]))
+    rows = [f"{image},1,{image.rpartition('_')[0]},0" for image in images]
+    (out / "test.csv").write_text("image_id,center_id,patient_id,image_num\n" + "\n".join(rows) + "\n")
+    sample = [f"{patient},0.5,0.5" for patient in [*patients, *extra_patients]]
+    (out / "sample_submission.csv").write_text(",".join(competition.header) + "\n" + "\n".join(sample) + "\n")
+    return out
+
+
+def test_sound_slides_are_done_and_two_runs_agree(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    lines: list[str] = []
+    for name in ("one", "two"):
+        counts = run(settings_of(test_split, member, tmp_path / name), strip_ai, lines.append)
+        assert counts == {"done": 4, "partial": 0, "fallback": 0}
+    one, two = (tmp_path / name / "submission.csv" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert check_submission(one, test_split / "sample_submission.csv", strip_ai).valid
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.jsonl", "run.json", "submission.csv"]
+    assert "4 slides: 4 done, 0 partial, 0 fallback" in lines[-1]
+    for line in report_of(tmp_path / "one").values():
+        assert line["state"] == "done"
+        assert 0 < line["peak_mb"] < 300
+        assert sum(line["p"]["tiny"]) == pytest.approx(1, abs=1e-5)
+    facts = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert facts["slides"] == counts
+    assert facts["packages"]["keras"].startswith("3.")
+
+
+def test_probabilities_are_the_members_own(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    """The report against a plain computation: read the tiles, predict, average, calibrate."""
+    from clotkit.slides.tiling import Batch, tile_slide
+
+    run(settings_of(test_split, member, tmp_path), strip_ai, lambda _: None)
+    loaded = load_member(member, strip_ai.classes.names)
+    means: dict[str, list[np.ndarray]] = {}
+    for image_id, line in report_of(tmp_path).items():
+        pieces = tile_slide(test_split / "test" / f"{image_id}.tif", loaded.recipe.tiling)
+        tiles = np.concatenate([piece.tiles for piece in pieces if isinstance(piece, Batch)])
+        mean = loaded.predict(tiles).mean(axis=0, dtype=np.float64)
+        assert line["p"]["tiny"] == pytest.approx(mean, abs=1e-5)
+        means.setdefault(line["patient_id"], []).append(mean)
+    for patient, row in submission_of(tmp_path / "submission.csv").items():
+        assert row == pytest.approx(loaded.calibration.apply(np.mean(means[patient], axis=0)), abs=2e-6)
+
+
+def test_each_fault_costs_its_slide_and_is_named(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    images = ["good_0", "kill_0", "latesegv_0", "refuse_0", "mixed_0", "raise_0"]
+    split = bare_split(tmp_path / "split", strip_ai, images, extra_patients=("ffffff",))
+    counts = run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
+    assert counts == {"done": 2, "partial": 1, "fallback": 3}
+    report = report_of(tmp_path / "out")
+    assert "SIGKILL" in report["kill_0"]["reason"]
+    assert report["latesegv_0"]["state"] == "partial"
+    assert report["latesegv_0"]["tiles"] == 8
+    assert report["refuse_0"]["reason"] == "not an image"
+    rows = submission_of(tmp_path / "out" / "submission.csv")
+    assert rows["kill"] == rows["refuse"] == rows["raise"] == rows["ffffff"] == [0.5, 0.5]
+    assert rows["good"] == rows["mixed"] == rows["latesegv"] != [0.5, 0.5]
+
+
+def test_a_lost_slide_takes_its_patients_other_slides(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    split = bare_split(tmp_path / "split", strip_ai, ["good_0", "kill_0"])
+    table = (split / "test.csv").read_text().replace("kill_0,1,kill", "kill_0,1,good")
+    (split / "test.csv").write_text(table)
+    run(settings_of(split, member, tmp_path / "both"), strip_ai, lambda _: None, work=misbehaving.work)
+    rows = submission_of(tmp_path / "both" / "submission.csv")
+    assert rows["good"] != [0.5, 0.5]
+    assert rows["kill"] == [0.5, 0.5]  # of the sample, without a slide of its own now
+
+
+def test_several_members_are_calibrated_then_averaged(
+    test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
+) -> None:
+    from .conftest import RECIPE
+
+    names = strip_ai.classes.names
+    make_member(tmp_path / "weights" / "a", names, seed=1)
+    make_member(tmp_path / "weights" / "b", names, seed=2, recipe=RECIPE.replace("shrink = 8", "shrink = 4"))
+    rows = {}
+    for name in ("a", "b", ""):
+        run(settings_of(test_split, tmp_path / "weights" / name, tmp_path / f"out{name}"), strip_ai, lambda _: None)
+        rows[name] = submission_of(tmp_path / f"out{name}" / "submission.csv")
+    for patient, row in rows[""].items():
+        assert row == pytest.approx(np.mean([rows["a"][patient], rows["b"][patient]], axis=0), abs=2e-6)
+
+
+def test_another_competition_runs_without_a_change(
+    make_split: Callable[..., Path], make_member: Callable[..., Path], tmp_path: Path, other_toml: Path,
+    other: Competition, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    split = make_split(tmp_path / "split", other, slides=3)
+    weights = make_member(tmp_path / "weights" / "tiny", other.classes.names)
+    out = tmp_path / "out"
+    code = main(["run", str(split), "--weights", str(weights), "--out", str(out), "--competition", str(other_toml)])
+    assert code == 0, capsys.readouterr()
+    assert (out / "submission.csv").read_text().startswith("person,blue,green,white\n")
+    assert check_submission(out / "submission.csv", split / "blank.csv", other).valid
+
+
+def test_a_deadline_that_has_passed_leaves_the_fallback(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    counts = run(settings_of(test_split, member, tmp_path, deadline_s=1e-3), strip_ai, lambda _: None)
+    assert counts["fallback"] == 4
+    assert set(map(tuple, submission_of(tmp_path / "submission.csv").values())) == {(0.5, 0.5)}
+
+
+def test_a_hard_kill_leaves_a_valid_submission(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    """SIGKILL to the run itself, once nothing is scored yet and once a slide is; nothing half-written either time."""
+    images = ["good_0", "good_1", "hang_0", "hang_1"]
+    split = bare_split(tmp_path / "split", strip_ai, images)
+    for count, wanted in (("0", b"4 slides"), ("1", b"good_1 done")):
+        out = tmp_path / count
+        parent = subprocess.Popen(
+            [sys.executable, "-u", "-c", KILLED, str(split), str(member), str(out)], stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert parent.stdout is not None
+        with parent.stdout:
+            assert any(wanted in line for line in parent.stdout)
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+        assert check_submission(out / "submission.csv", split / "sample_submission.csv", strip_ai).valid
+        good = submission_of(out / "submission.csv")["good"]
+        assert count == "0" or good != [0.5, 0.5]
+        report = (out / "report.jsonl").read_text() if (out / "report.jsonl").exists() else ""
+        assert [json.loads(line)["state"] for line in report.splitlines()] == ["done"] * report.count("\n")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from clotkit.competitions import load_competition
+from clotkit.infer.pipeline import RunSettings, run
+from tests.faults.misbehaving import work
+split, weights, out = map(Path, sys.argv[1:])
+run(RunSettings(split, weights, out, 600.0, 4096, 2), load_competition(), work=work)
+"""
+
+
+def test_wrong_input_is_one_line_before_anything_is_written(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    cases = [
+        (settings_of(tmp_path / "none", member, out), SplitError, "test.csv: cannot be read"),
+        (settings_of(test_split, member, out, jobs=0), UsageError, "--jobs is 0"),
+        (settings_of(test_split, member, out, memory_mb=10), UsageError, "--memory is 10 MB"),
+        (settings_of(test_split, member, out, deadline_s=-1.0), UsageError, "--deadline"),
+        (settings_of(test_split, tmp_path / "nothing", out), ConfigError, "no member here"),
+    ]
+    for settings, error, words in cases:
+        with pytest.raises(error, match=words):
+            run(settings, strip_ai, lambda _: None)
+        assert not out.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        run(settings_of(test_split, member, tmp_path / "mine"), strip_ai, lambda _: None)
+    words = ["run", str(tmp_path / "none"), "--weights", str(member), "--out", str(out)]
+    assert main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("picture,patient_id\n", "no column image_id"),
+        ("image_id,patient_id\n", "0 rows"),
+        ("image_id,patient_id\na_0,a\na_0,a\n", "image_id a_0 repeats"),
+        ("image_id,patient_id\n../a,a\n", "is no file name"),
+    ],
+)
+def test_a_wrong_table_is_named(
+    table: str, words: str, test_split: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    from clotkit.splits import read_slides
+
+    shutil.copyfile(test_split / "sample_submission.csv", tmp_path / "sample_submission.csv")
+    (tmp_path / "test.csv").write_text(table)
+    with pytest.raises(SplitError, match=words):
+        read_slides(tmp_path, "test", strip_ai)
+
+
+def test_a_damaged_member_is_one_line(
+    test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition, other: Competition
+) -> None:
+    weights = make_member(tmp_path / "weights" / "tiny", strip_ai.classes.names)
+    with pytest.raises(ConfigError, match="wanted: blue, green, white"):
+        load_member(weights, other.classes.names)
+    (weights / "model.weights.h5").write_bytes(b"not HDF5")
+    with pytest.raises(ConfigError, match="does not fit the network"):
+        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+    (weights.parent / "MANIFEST.json").write_text(json.dumps({"tiny/model.weights.h5": {"sha256": "0" * 64}}))
+    with pytest.raises(ConfigError, match="sha256"):
+        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+    (weights / "calibration.json").unlink()
+    with pytest.raises(ConfigError, match=r"calibration\.json is missing"):
+        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)

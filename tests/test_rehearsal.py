@@ -1,0 +1,280 @@
+"""The built bundle, run as Kaggle runs it; and what the rehearsal must not let pass."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.errors import RehearsalError, UsageError
+from clotkit.infer.submission import check_submission
+from clotkit.kaggle import environment
+from clotkit.kaggle.bundle import build_bundle
+from clotkit.kaggle.rehearse import MOUNTS, NAMESPACE, namespaces_work, rehearse
+
+from .conftest import ROOT
+
+WHEELS = ROOT / "build" / "wheels"
+KERNEL = ROOT / "kernels" / "infer"
+FOREVER_S = 3600
+
+
+@pytest.fixture(scope="module")
+def wheels() -> Path:
+    assert any(WHEELS.glob("pyvips_binary*.whl")), "make wheels has not run; make test runs it"
+    return WHEELS
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", tmp_path / "out", lines.append)
+    facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
+    assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
+    assert sorted(facts["layouts"]) == ["new", "old"]
+    assert any("network: off" in line for line in lines)
+    assert any("/wheels/pyvips/" in line for line in lines)  # libvips came from the wheels dataset
+    assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0
+    for rehearsed, ran in zip(
+        rows_of(tmp_path / "out" / "submission.csv"), rows_of(tmp_path / "run" / "submission.csv"), strict=True
+    ):
+        assert rehearsed[0] == ran[0]
+        if rehearsed[0] != "patient_id":
+            assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
+
+
+def test_another_competition_is_rehearsed_too(
+    make_split: Callable[..., Path], make_member: Callable[..., Path], wheels: Path, tmp_path: Path, other_toml: Path,
+    other: Competition,
+) -> None:  # fmt: skip
+    split = make_split(tmp_path / "split", other, slides=3)
+    weights = make_member(tmp_path / "weights" / "tiny", other.classes.names)
+    broken = sorted((split / "test_pictures").glob("*.tif"))[0]
+    broken.write_bytes(b"II*\0" + bytes(100))
+    lines: list[str] = []
+    clean = rehearse(str(split), weights, wheels, KERNEL, str(other_toml), "new", tmp_path / "out", lines.append)
+    assert not clean
+    assert rows_of(tmp_path / "out" / "submission.csv")[0] == ["person", "blue", "green", "white"]
+    assert "passed with fallbacks" in lines[-1]
+
+
+@pytest.fixture
+def kernel_root(test_split: Path, member: Path, tmp_path: Path) -> Path:
+    """A Kaggle of our own: the input in the old layout, without wheels (the kernel then reads with OpenSlide)."""
+    root = tmp_path / "kaggle"
+    for folder in ("input/data", "working", "src"):
+        (root / folder).mkdir(parents=True)
+    (root / "input" / "mayo-clinic-strip-ai").symlink_to(test_split)
+    shutil.copytree(member, root / "input" / "weights" / "tiny")
+    (root / "src" / "script.py").write_text(build_bundle(KERNEL, "strip_ai"))
+    return root
+
+
+def start(root: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-I", str(root / "src" / "script.py")], cwd=root / "working", text=True,
+        env={"PATH": os.environ["PATH"], "CLOTKIT_KAGGLE_ROOT": str(root)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def valid(root: Path, competition: Competition) -> bool:
+    sample = root / "input" / "mayo-clinic-strip-ai" / "sample_submission.csv"
+    return check_submission(root / "working" / "submission.csv", sample, competition).valid
+
+
+def test_a_kernel_without_wheels_reads_with_openslide(kernel_root: Path, strip_ai: Competition) -> None:
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0, said
+    assert "no wheels dataset" in said
+    assert "submission.csv: valid" in said
+    assert valid(kernel_root, strip_ai)
+
+
+def test_the_kernel_survives_the_death_of_its_pipeline(kernel_root: Path, strip_ai: Competition) -> None:
+    """SIGKILL for the child that holds TensorFlow, as soon as it lives."""
+    kernel = start(kernel_root)
+    assert kernel.stdout is not None
+    said = []
+    for line in kernel.stdout:
+        said.append(line)
+        if "until the deadline" in line:
+            child = next_child(kernel.pid)
+            child.send_signal(signal.SIGKILL)
+    kernel.stdout.close()
+    assert kernel.wait() == 0, said
+    assert any("SIGKILL" in line for line in said)
+    assert valid(kernel_root, strip_ai)
+    assert not [path.name for path in (kernel_root / "working").iterdir() if path.name.startswith(".")]
+
+
+def next_child(pid: int) -> psutil.Process:
+    """The first child of a process, waited for."""
+    while not (children := psutil.Process(pid).children()):
+        pass
+    return children[0]
+
+
+def test_a_kernel_that_is_killed_leaves_a_valid_file(kernel_root: Path, strip_ai: Competition) -> None:
+    kernel = start(kernel_root)
+    assert kernel.stdout is not None
+    with kernel.stdout:
+        assert any("until the deadline" in line for line in kernel.stdout)
+        orphans = psutil.Process(kernel.pid).children(recursive=True)
+        kernel.kill()
+        kernel.wait()
+    assert valid(kernel_root, strip_ai)
+    for process in orphans:
+        process.kill()
+    psutil.wait_procs(orphans, timeout=10)
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_kernel_without_weights_leaves_the_fallback(kernel_root: Path, strip_ai: Competition) -> None:
+    shutil.rmtree(kernel_root / "input" / "weights")
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0
+    assert "attach the weights dataset" in said
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:
+    (kernel_root / "input" / "mayo-clinic-strip-ai").unlink()
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 2
+    assert "attach the competition's data" in said
+    assert "input/weights/tiny" in said
+
+
+def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path) -> bool:
+    """Rehearse a kernel that does `body` instead of the real one's work."""
+    kernel = out / "kernel"
+    kernel.mkdir(parents=True)
+    shutil.copyfile(KERNEL / "kernel-metadata.json", kernel / "kernel-metadata.json")
+    (kernel / "main.py").write_text(
+        "import os, sys, socket\nfrom pathlib import Path\nfrom typing import Any\n"
+        "FILES: dict[str, str] = {}\nSETTINGS: dict[str, Any] = {}\n"
+        "ROOT = Path(os.environ['CLOTKIT_KAGGLE_ROOT'])\n" + body
+    )
+    return rehearse(str(split), member, wheels, kernel, "strip_ai", "new", out / "out", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("sys.exit(1)\n", "ended with 1"),
+        ("import clotkit\n", "ended with 1"),
+        ("import pyvips\n", "ended with 1"),
+        ("(ROOT / 'working' / 'cache.bin').touch()\n", "left behind in the working folder: cache.bin"),
+        ("socket.create_connection(('127.0.0.1', int(PORT)), timeout=5)\n", "ended with 1"),
+        ("socket.getaddrinfo('localhost.invalid', 80)\n", "ended with 1"),
+        ("next(ROOT.glob('input/*/mayo*/test.csv')).write_text('x')\n", "ended with 1"),
+    ],
+    ids=["exit code", "the repository", "a hidden package", "output", "a connection", "a name", "an input"],
+)
+def test_what_kaggle_would_not_allow_fails(
+    body: str, words: str, test_split: Path, member: Path, wheels: Path, tmp_path: Path, listener: int
+) -> None:
+    if "write_text" in body and not namespaces_work(tmp_path):
+        pytest.skip("no mount namespace here: inputs are compared after the run instead")
+    with pytest.raises(RehearsalError, match=words):
+        rehearse_main(body.replace("PORT", str(listener)), test_split, member, wheels, tmp_path)
+
+
+@pytest.fixture
+def listener() -> int:  # type: ignore[misc]
+    """A port of this machine that accepts connections, so that only the sandbox can refuse one."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept_all, args=(server,), daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port)).close()
+        yield port
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def accept_all(server: "threading.socket.socket") -> None:  # type: ignore[name-defined]
+    try:
+        while True:
+            server.accept()[0].close()
+    except OSError:
+        return
+
+
+def test_the_socket_guard_refuses_what_a_namespace_would(wheels: Path, tmp_path: Path, listener: int) -> None:
+    python = environment.make(tmp_path / "env", wheels, guard=True)
+    for attempt in (
+        f"socket.create_connection(('127.0.0.1', {listener}), timeout=5)",
+        f"socket.socket().connect(('127.0.0.1', {listener}))",
+        f"socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {listener}))",
+        "socket.getaddrinfo('localhost', 80)",
+    ):
+        ended = subprocess.run(
+            [python, "-I", "-c", f"import socket; {attempt}"], capture_output=True, text=True, check=False
+        )
+        assert "the network is off in a rehearsal" in ended.stderr
+    pair = "import socket; a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))"
+    assert subprocess.run([python, "-I", "-c", pair], capture_output=True, check=False).returncode == 0
+
+
+def test_the_memory_and_wall_limits_hold(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path, other_toml: Path
+) -> None:
+    for name, change, body, words in (
+        ("memory", ("kernel_memory_mb = 30_000", "kernel_memory_mb = 200"), "x = b'1' * 2**30\n", "memory limit"),
+        ("wall", ("kernel_wall_s = 32_400", "kernel_wall_s = 1"), "", "wall limit"),
+    ):
+        text = (ROOT / "src" / "clotkit" / "competitions" / "strip_ai.toml").read_text()
+        toml = tmp_path / f"{name}.toml"
+        toml.write_text(text.replace(*change))
+        kernel = tmp_path / name
+        kernel.mkdir()
+        shutil.copyfile(KERNEL / "kernel-metadata.json", kernel / "kernel-metadata.json")
+        (kernel / "main.py").write_text(
+            "import time\nfrom typing import Any\nFILES: dict[str, str] = {}\nSETTINGS: dict[str, Any] = {}\n"
+            f"{body}time.sleep({FOREVER_S})\n"
+        )
+        with pytest.raises(RehearsalError, match=words):
+            rehearse(str(test_split), member, wheels, kernel, str(toml), "new", tmp_path / f"o{name}", lambda _: None)
+
+
+def test_what_is_missing_is_said_with_the_command_to_type(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="make weights-demo"):
+        rehearse(str(test_split), tmp_path / "no", wheels, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
+    with pytest.raises(UsageError, match="make wheels"):
+        rehearse(str(test_split), member, tmp_path, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
+
+
+def test_read_only_mounts_are_read_only(tmp_path: Path) -> None:
+    if not namespaces_work(tmp_path):
+        pytest.skip("no user and mount namespaces here")
+    (tmp_path / "held").mkdir()
+    write = ["sh", "-c", 'touch "$0/x"', str(tmp_path / "held")]
+    mounted = [*NAMESPACE, "sh", "-c", MOUNTS, "sh", str(tmp_path / "held"), str(tmp_path / "held"), "--", *write]
+    assert subprocess.run(mounted, capture_output=True, check=False).returncode != 0
+    assert list((tmp_path / "held").iterdir()) == []
+    assert subprocess.run(write, capture_output=True, check=False).returncode == 0

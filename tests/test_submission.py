@@ -1,0 +1,147 @@
+"""What Kaggle would refuse, each named with its row; and the file that the kit writes."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.errors import ClotkitError, SplitError, SubmissionError
+from clotkit.infer.submission import check_submission, write_submission
+
+SAMPLE = "patient_id,CE,LAA\n006388,0.5,0.5\n008e5c,0.5,0.5\n1e0003,0.5,0.5\n"
+GOOD = "patient_id,CE,LAA\n006388,0.7,0.3\n008e5c,0.4,0.6\n1e0003,0.5,0.5\n"
+
+# what is wrong, the file, and the words its line must have
+CASES = [
+    ("bom", codecs.BOM_UTF8 + GOOD.encode(), ["row 1", "byte-order mark"]),
+    ("utf-16", GOOD.encode("utf-16"), ["row 1", "UTF-16"]),
+    ("encoding", GOOD.replace("008e5c", "008é5c").encode("latin-1"), ["row 3", "0xe9", "UTF-8"]),
+    ("semicolons", GOOD.replace(",", ";").encode(), ["row 1", "semicolons", "commas"]),
+    ("tabs", GOOD.replace(",", "\t").encode(), ["row 1", "tabs", "commas"]),
+    ("column order", b"patient_id,LAA,CE\n006388,0.3,0.7\n008e5c,0.6,0.4\n1e0003,0.5,0.5\n", ["row 1", "order"]),
+    ("missing column", b"patient_id,CE\n006388,0.7\n008e5c,0.4\n1e0003,0.5\n", ["row 1", "LAA is missing"]),
+    ("extra column", GOOD.replace("LAA\n", "LAA,\n").encode(), ["row 1", "(empty) is too many"]),
+    ("missing patient", b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n", ["008e5c is missing"]),
+    ("row count", b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n", ["2 rows", "has 3"]),
+    ("extra patient", (GOOD + "ffffff,0.5,0.5\n").encode(), ["row 5", "ffffff is not in the sample"]),
+    ("repeated patient", (GOOD + "006388,0.5,0.5\n").encode(), ["row 5", "006388 again; first in row 2"]),
+    ("lost zeros", GOOD.replace("006388", "6388").encode(), ["row 2", "6388 lost its form", "006388", "strings"]),
+    ("float id", GOOD.replace("006388", "6388.0").encode(), ["row 2", "lost its form"]),
+    ("exponent id", GOOD.replace("1e0003", "1000.0").encode(), ["row 4", "lost its form", "1e0003"]),
+    ("spaces", GOOD.replace("006388", " 006388").encode(), ["row 2", "spaces"]),
+    ("empty cell", GOOD.replace("0.4,", ",").encode(), ["row 3", "CE is empty"]),
+    ("not a number", GOOD.replace("0.4,", "high,").encode(), ["row 3", "'high', not a number"]),
+    ("nan", GOOD.replace("0.4,", "nan,").encode(), ["row 3", "NaN"]),
+    ("infinite", GOOD.replace("0.4,", "inf,").encode(), ["row 3", "infinite"]),
+    ("negative", GOOD.replace("0.4,", "-0.4,").encode(), ["row 3", "negative"]),
+    ("both zero", GOOD.replace("0.4,0.6", "0,0").encode(), ["row 3", "all 0"]),
+    ("cells", GOOD.replace("0.4,0.6", "0.4").encode(), ["row 3", "2 cells", "3"]),
+    ("blank line", GOOD.replace("008e5c", "\n008e5c").encode(), ["row 3", "blank line"]),
+    ("empty file", b"", ["empty"]),
+    ("nul", GOOD.encode() + b"\0", ["row 5", "NUL"]),
+    ("header only", b"patient_id,CE,LAA\n", ["0 rows", "has 3"]),
+]
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    path = tmp_path / "sample_submission.csv"
+    path.write_text(SAMPLE)
+    return path
+
+
+@pytest.mark.parametrize(("data", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_each_fault_is_named(
+    data: bytes, words: list[str], sample: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_bytes(data)
+    verdict = check_submission(path, sample, strip_ai)
+    assert not verdict.valid
+    assert any(all(word in problem for word in words) for problem in verdict.problems), verdict.problems
+
+
+@pytest.mark.parametrize("data", [GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("0.7,0.3", "7,3"), GOOD.rstrip("\n")])
+def test_what_kaggle_takes_is_valid(data: str, sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_bytes(data.encode())
+    assert check_submission(path, sample, strip_ai).problems == []
+
+
+def test_the_order_of_rows_is_free(sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    header, *rows = GOOD.splitlines(keepends=True)
+    path = tmp_path / "submission.csv"
+    path.write_text(header + "".join(reversed(rows)))
+    assert check_submission(path, sample, strip_ai).valid
+
+
+def test_notes_tell_a_degenerate_file(sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text(SAMPLE)
+    notes = "\n".join(check_submission(path, sample, strip_ai).notes)
+    assert "scores 0.6931" in notes
+    assert "every row is the fallback" in notes
+    path.write_text(SAMPLE.replace("0.5,0.5", "0.6,0.4"))
+    assert "every row is the same" in "\n".join(check_submission(path, sample, strip_ai).notes)
+    path.write_text(GOOD)
+    notes = "\n".join(check_submission(path, sample, strip_ai).notes)
+    assert "1 of 3 rows are the fallback" in notes
+    assert "CE: 0.4000 to 0.7000, 3 different values" in notes
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.binary(max_size=400) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_break_the_check(data: bytes, sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_bytes(data)
+    verdict = check_submission(path, sample, strip_ai)
+    assert not verdict.valid
+    assert all("\n" not in problem for problem in verdict.problems)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(values=st.dictionaries(st.sampled_from(["006388", "008e5c", "1e0003"]), st.floats(0, 1)))
+def test_what_is_written_is_valid(
+    values: dict[str, float], sample: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    path = tmp_path / "submission.csv"
+    ids = ["006388", "008e5c", "1e0003"]
+    write_submission(path, strip_ai, ids, {patient: (value, 1 - value) for patient, value in values.items()})
+    assert check_submission(path, sample, strip_ai).valid
+    assert path.read_text().splitlines()[1].startswith("006388,")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["sample_submission.csv", "submission.csv"]
+
+
+def test_another_competition_has_its_own_columns(tmp_path: Path, other: Competition) -> None:
+    sample = tmp_path / "blank.csv"
+    sample.write_text("person,blue,green,white\n00012,0,0,0\n99999,0,0,0\n")
+    path = tmp_path / "submission.csv"
+    write_submission(path, other, ["00012", "99999"], {"99999": (0.1, 0.2, 0.7)})
+    assert path.read_text() == (
+        "person,blue,green,white\n00012,0.200000,0.300000,0.500000\n99999,0.100000,0.200000,0.700000\n"
+    )
+    assert check_submission(path, sample, other).valid
+
+
+def test_a_file_that_is_not_there_is_one_line(sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    with pytest.raises(SubmissionError, match="cannot be read"):
+        check_submission(tmp_path / "none.csv", sample, strip_ai)
+    with pytest.raises(SplitError, match="cannot be read"):
+        check_submission(sample, tmp_path / "none.csv", strip_ai)
+
+
+def test_the_verb_ends_with_2_and_a_line_a_problem(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text(GOOD.replace("006388", "6388"))
+    assert main(["check", str(path), "--sample", str(sample)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the id, and the patient that is missing for it
+    path.write_text(GOOD)
+    assert main(["check", str(path), "--sample", str(sample)]) == 0
+    assert "valid" in capsys.readouterr().out
+    assert issubclass(SubmissionError, ClotkitError)
