@@ -58,22 +58,22 @@ build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-sour
 wheels: build/.wheels  ## collect the kernel's wheels into build/wheels (hash-locked, three Pythons)
 
 # The embedded split: synthetic slides in the competition's shape.
-build/phantom/phantom.json: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+build/phantom/test.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
 	$(BIN)/clotkit phantom build/phantom --split test --slides 8 --seed 2022
 
-build/phantom-train/phantom.json: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
 	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
 
-dry-run: build/.wheels build/phantom/phantom.json  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
+dry-run: build/.wheels build/phantom/test.csv  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
 	$(BIN)/clotkit rehearse --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS) --layout $(LAYOUT)
 
-submit: build/phantom/phantom.json  ## create and validate submission.csv; SPLIT=DIR, WEIGHTS=DIR
+submit: build/phantom/test.csv  ## create and validate submission.csv; SPLIT=DIR, WEIGHTS=DIR
 	$(BIN)/python submit.py --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS)
 
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
 	$(BIN)/clotkit bundle
 
-weights-demo: build/phantom-train/phantom.json  ## train weights/demo again, on the synthetic train split
+weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the synthetic train split
 	$(BIN)/clotkit train demo --data build/phantom-train --out weights/demo
 	$(BIN)/clotkit manifest weights
 

@@ -31,8 +31,8 @@ def main() -> int:
     sample = str(competition.sample_path(arguments.split))
     if arguments.check:
         return clotkit("check", str(arguments.check), "--sample", sample)
-    if arguments.split == EMBEDDED and not (EMBEDDED / "phantom.json").exists():
-        made = subprocess.run(["make", "--silent", "-C", str(ROOT), "build/phantom/phantom.json"], check=False)
+    if arguments.split == EMBEDDED and not (EMBEDDED / "test.csv").exists():
+        made = subprocess.run(["make", "--silent", "-C", str(ROOT), "build/phantom/test.csv"], check=False)
         if made.returncode:
             return 2
     return create(arguments, sample)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,25 +144,30 @@ def _out_of_fold(
     tiles: TileSet, recipe: Recipe, competition: Competition, folds: int, log: Log
 ) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     """Predictions for patients that the network has not seen: one row a patient (label, p a class), and histories."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     names, parts, histories = list(competition.classes.names), [], []
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=recipe.training.seed)
-    for fold, (seen, held) in enumerate(splitter.split(tiles.tiles, tiles.labels, tiles.patients)):
-        chosen = np.zeros(len(tiles.tiles), bool)
-        chosen[seen] = True
-        model, history = _fit(tiles.where(chosen), recipe, len(names), recipe.training.seed + fold + 1)
-        held_out = tiles.where(~chosen)
+    for fold, (seen, held) in enumerate(out_of_fold_parts(tiles, folds, recipe.training.seed)):
+        model, history = _fit(seen, recipe, len(names), recipe.training.seed + fold + 1)
         predict = models.predictor(model, recipe.training.batch_tiles)
-        frame = pd.DataFrame(predict(held_out.tiles), columns=names)
-        parts.append(frame.assign(patient=held_out.patients, image=held_out.images, label=held_out.labels))
+        frame = pd.DataFrame(predict(held.tiles), columns=names)
+        parts.append(frame.assign(patient=held.patients, image=held.images, label=held.labels))
         histories.append(history.assign(fold=fold))
         log(
-            f"fold {fold + 1} of {folds}: {len(seen)} tiles to train, {len(held)} held out, "
+            f"fold {fold + 1} of {folds}: {len(seen.tiles)} tiles to train, {len(held.tiles)} held out, "
             f"last loss {history['loss'].iloc[-1]:.3f}"
         )
     by_slide = pd.concat(parts).groupby(["patient", "image"], as_index=False).mean()
     return by_slide.drop(columns="image").groupby("patient", as_index=False).mean(), histories
+
+
+def out_of_fold_parts(tiles: TileSet, folds: int, seed: int) -> Iterator[tuple[TileSet, TileSet]]:
+    """Tiles to train on and tiles held out, fold by fold: stratified, and every patient on one side only."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for seen, _ in splitter.split(tiles.tiles, tiles.labels, tiles.patients):
+        chosen = np.zeros(len(tiles.tiles), bool)
+        chosen[seen] = True
+        yield tiles.where(chosen), tiles.where(~chosen)
 
 
 def _fit(tiles: TileSet, recipe: Recipe, classes: int, seed: int) -> tuple[Any, pd.DataFrame]:

@@ -1,0 +1,144 @@
+"""The command line: quantities, exit codes, set-up, and submit.py."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clotkit.cli import main, megabytes, parser, seconds
+from clotkit.competitions import Competition
+from clotkit.infer.submission import check_submission
+
+from .conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8h", 28_800), ("90m", 5_400), ("90min", 5_400), ("600s", 600), ("600", 600), ("1.5h", 5_400)]
+)
+def test_times(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("4GB", 4096), ("800MB", 800), ("1.5GB", 1536)])
+def test_sizes(text: str, value: int) -> None:
+    assert megabytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "h", "8x", "-1h", "0s", "1h30", "eight"])
+def test_other_quantities_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not"):
+        seconds(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="is not"):
+        megabytes(text)
+
+
+@pytest.mark.parametrize("words", [[], ["unknown"], ["run"], ["run", "x", "--jobs", "many"], ["check"]])
+def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    actions = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    for verb in actions[0].choices:
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, "--help"])
+        assert stopped.value.code == 0
+        assert len(capsys.readouterr().out) > 100
+
+
+def test_a_phantom_is_written_by_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["phantom", str(tmp_path / "a"), "--slides", "1", "--size", "300x400"]) == 0
+    assert "300 x 400" in capsys.readouterr().out
+    assert main(["phantom", str(tmp_path / "b"), "--slides", "0"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "b").exists()
+
+
+def run_submit(*words: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(folder / "submit.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def set_up() -> None:
+    if not (ROOT / ".venv" / ".runtime").exists():
+        pytest.skip("the kit is not set up in .venv here: make setup")
+
+
+@pytest.mark.usefixtures("set_up")
+def test_submit_creates_and_validates(test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    out = tmp_path / "submission.csv"
+    ended = run_submit("--split", str(test_split), "--weights", str(member), "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    assert "written and valid" in ended.stdout
+    assert check_submission(out, test_split / "sample_submission.csv", strip_ai).valid
+    assert run_submit("--split", str(test_split), "--check", str(out)).returncode == 0
+    out.write_text(out.read_text().replace("patient_id", "patient"))
+    wrong = run_submit("--split", str(test_split), "--check", str(out))
+    assert wrong.returncode == 2
+    assert "patient_id is missing" in wrong.stderr
+
+
+@pytest.mark.usefixtures("set_up")
+def test_submit_with_fallbacks_ends_with_3(test_split: Path, member: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split"
+    shutil.copytree(test_split, split)
+    sorted((split / "test").glob("*.tif"))[0].unlink()
+    ended = run_submit("--split", str(split), "--weights", str(member), "--out", str(tmp_path / "out.csv"))
+    assert ended.returncode == 3
+    assert "the file is missing" in ended.stdout
+    assert (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.usefixtures("set_up")
+def test_submit_writes_nothing_for_wrong_input(tmp_path: Path, member: Path, test_split: Path) -> None:
+    for words in (
+        ["--split", str(tmp_path / "none"), "--weights", str(member), "--out", str(tmp_path / "x.csv")],
+        ["--split", str(test_split), "--weights", str(tmp_path), "--out", str(tmp_path / "x.csv")],
+        ["--split", str(test_split), "--weights", str(member), "--out", str(tmp_path / "no" / "x.csv")],
+    ):
+        ended = run_submit(*words)
+        assert ended.returncode == 2
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submit_without_the_set_up_says_what_to_type(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "submit.py", tmp_path / "submit.py")
+    ended = run_submit(folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [f"submit.py: the kit is not set up here; type: make -C {tmp_path} setup"]
+
+
+def make(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    # MAKEFLAGS of an outer make would speak into this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_make_alone_prints_every_target(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    said = make(tmp_path).stdout
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    for target in phony.split()[1:]:
+        assert f"make {target} " in said
+
+
+@pytest.mark.parametrize("python", ["", "/nowhere/python3"])
+def test_a_missing_python_is_one_clear_line(python: str, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    ended = make(tmp_path, "--silent", "setup", f"PYTHON={python}")
+    assert ended.returncode != 0
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("make")]
+    assert len(told) == 1
+    assert "Python" in told[0]
+    assert "make setup PYTHON=" in told[0]
+    assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,38 @@
+"""Publishing: the old file or the new one, never a part of one, and nothing left beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from clotkit.files import publish_json, publish_text, publishing, sha256
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    publish_text(path, "old\n")
+
+    def fail() -> None:
+        with publishing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_the_temporary_keeps_the_suffixes(tmp_path: Path) -> None:
+    with publishing(tmp_path / "model.weights.h5") as temporary:
+        assert temporary.name.endswith(".weights.h5")
+        assert temporary.parent == tmp_path
+        temporary.write_bytes(b"x")
+    assert (tmp_path / "model.weights.h5").stat().st_mode & 0o777 == 0o644
+
+
+def test_line_ends_and_letters_are_kept(tmp_path: Path) -> None:
+    publish_text(tmp_path / "a", "a\nb\r\né")
+    assert (tmp_path / "a").read_bytes() == "a\nb\r\né".encode()
+    publish_json(tmp_path / "b", {"é": 1})
+    assert (tmp_path / "b").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+    assert len(sha256(tmp_path / "a")) == 64
