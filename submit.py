@@ -29,12 +29,12 @@ def main() -> int:
 
     competition = load_competition()
     sample = str(competition.sample_path(arguments.split))
-    if arguments.check:
-        return clotkit("check", str(arguments.check), "--sample", sample)
     if arguments.split == EMBEDDED and not (EMBEDDED / "test.csv").exists():
         made = subprocess.run(["make", "--silent", "-C", str(ROOT), "build/phantom/test.csv"], check=False)
         if made.returncode:
             return 2
+    if arguments.check:
+        return clotkit("check", str(arguments.check), "--sample", sample)
     return create(arguments, sample)
 
 

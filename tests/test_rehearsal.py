@@ -27,6 +27,7 @@ from .conftest import ROOT
 WHEELS = ROOT / "build" / "wheels"
 KERNEL = ROOT / "kernels" / "infer"
 FOREVER_S = 3600
+PYVIPS = "print('pyvips 0 of /wheels/')\n"  # what the real kernel says when it has them
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,21 @@ def test_a_kernel_that_is_killed_leaves_a_valid_file(kernel_root: Path, strip_ai
     assert valid(kernel_root, strip_ai)
 
 
+def test_the_kernel_ends_a_pipeline_that_hangs(kernel_root: Path, strip_ai: Competition) -> None:
+    """Reading the member's metrics blocks for ever: a pipe that nobody writes to stands in their place."""
+    metrics = kernel_root / "input" / "weights" / "tiny" / "metrics.json"
+    metrics.unlink()
+    os.mkfifo(metrics)
+    script = kernel_root / "src" / "script.py"
+    short = "SETTINGS: dict[str, Any] = {'deadline_s': 2, 'grace_s': 1, "
+    script.write_text(script.read_text().replace("SETTINGS: dict[str, Any] = {", short))
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0
+    assert "did not end by its deadline: killed" in said
+    assert valid(kernel_root, strip_ai)
+
+
 def test_a_kernel_without_weights_leaves_the_fallback(kernel_root: Path, strip_ai: Competition) -> None:
     shutil.rmtree(kernel_root / "input" / "weights")
     kernel = start(kernel_root)
@@ -184,12 +200,22 @@ def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path)
         ("sys.exit(1)\n", "ended with 1"),
         ("import clotkit\n", "ended with 1"),
         ("import pyvips\n", "ended with 1"),
-        ("(ROOT / 'working' / 'cache.bin').touch()\n", "left behind in the working folder: cache.bin"),
+        ("pass\n", "did not load pyvips from the wheels"),
+        (PYVIPS + "(ROOT / 'working' / 'cache.bin').touch()\n", "left behind in the working folder: cache.bin"),
         ("socket.create_connection(('127.0.0.1', int(PORT)), timeout=5)\n", "ended with 1"),
         ("socket.getaddrinfo('localhost.invalid', 80)\n", "ended with 1"),
         ("next(ROOT.glob('input/*/mayo*/test.csv')).write_text('x')\n", "ended with 1"),
     ],
-    ids=["exit code", "the repository", "a hidden package", "output", "a connection", "a name", "an input"],
+    ids=[
+        "exit code",
+        "the repository",
+        "a hidden package",
+        "no wheels",
+        "output",
+        "a connection",
+        "a name",
+        "an input",
+    ],
 )
 def test_what_kaggle_would_not_allow_fails(
     body: str, words: str, test_split: Path, member: Path, wheels: Path, tmp_path: Path, listener: int
@@ -198,6 +224,16 @@ def test_what_kaggle_would_not_allow_fails(
         pytest.skip("no mount namespace here: inputs are compared after the run instead")
     with pytest.raises(RehearsalError, match=words):
         rehearse_main(body.replace("PORT", str(listener)), test_split, member, wheels, tmp_path)
+
+
+def test_wheels_that_pip_refuses_fail_the_rehearsal(test_split: Path, member: Path, tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "pyvips-3.2.0-py3-none-any.whl").write_bytes(b"no wheel")
+    lines: list[str] = []
+    with pytest.raises(RehearsalError, match="did not load pyvips from the wheels"):
+        rehearse(str(test_split), member, tmp_path / "wheels", KERNEL, "strip_ai", "new", tmp_path / "o", lines.append)
+    assert any("the wheels could not be used: slides are read by OpenSlide" in line for line in lines)
+    assert any("4 done" in line for line in lines)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def run_child(competition: Any, split: Path, code: Path, wheels: Path, started: 
     ]
     child = subprocess.Popen(command, start_new_session=True, cwd=WORKING)
     try:
-        status = child.wait(timeout=max(left, 1) + GRACE_S)
+        status = child.wait(timeout=max(left, 1) + SETTINGS.get("grace_s", GRACE_S))
     except subprocess.TimeoutExpired:
         say("the pipeline did not end by its deadline: killed")
         status = -signal.SIGKILL

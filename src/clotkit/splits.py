@@ -9,6 +9,8 @@ from pathlib import Path
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
 
+SYNTHETIC = "phantom.json"  # marks a split whose slides are drawn
+
 
 @dataclass(frozen=True)
 class SlideRow:
@@ -73,6 +75,11 @@ def read_sample_ids(path: Path, competition: Competition) -> list[str]:
         if not patient or count > 1:
             raise SplitError(f"{path}: {competition.columns.patient} {patient or '(empty)'} stands {count} times")
     return ids
+
+
+def kind_of(split_dir: Path) -> str:
+    """ "synthetic " for a split that the kit drew, nothing for another: for lines that name a split."""
+    return "synthetic " if (split_dir / SYNTHETIC).is_file() else ""
 
 
 def _slide_row(row: dict[str, str], split_dir: Path, split: str, competition: Competition) -> SlideRow:

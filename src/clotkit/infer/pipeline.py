@@ -22,7 +22,7 @@ from clotkit.infer.ensemble import Probabilities, blend, patient_mean
 from clotkit.infer.submission import write_submission
 from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, set_oom_score, stream, tile_task
 from clotkit.learn.models import Member, find_members, load_member
-from clotkit.splits import read_sample_ids, read_slides
+from clotkit.splits import kind_of, read_sample_ids, read_slides
 
 SUBMISSION, REPORT, RUN = "submission.csv", "report.jsonl", "run.json"
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "tifffile")
@@ -69,41 +69,59 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     folders = find_members(settings.weights_dir)
     _check_settings(settings)
     _make_run_dir(settings.run_dir)
-    submission = settings.run_dir / SUBMISSION
-    write_submission(submission, competition, ids, {})
+    patient_of = {slide.image_id: slide.patient_id for slide in slides}
+    board = _Board(settings.run_dir / SUBMISSION, competition, ids, patient_of)
+    board.publish()
     set_oom_score(500)
 
-    members = [load_member(folder, competition.classes.names) for folder in folders]
-    log(f"{len(slides)} slides, {len(ids)} patients, members: {', '.join(member.name for member in members)}")
+    board.members = members = [load_member(folder, competition.classes.names) for folder in folders]
+    names = ", ".join(member.name for member in members)
+    log(f"{len(slides)} {kind_of(settings.split_dir)}slides, {len(ids)} patients, members: {names}")
     tilings = tuple(dict.fromkeys(member.recipe.tiling for member in members))
     tasks = [Task(slide.image_id, slide.path, tilings) for slide in sorted(slides, key=lambda slide: slide.size_bytes)]
     limits = Limits(competition.limits.slide_s, settings.memory_mb, started + settings.deadline_s)
-    patient_of = {slide.image_id: slide.patient_id for slide in slides}
-    calibrations = {member.name: member.calibration for member in members}
-    scored: dict[str, dict[str, Probabilities]] = {}
     lines: list[report.SlideReport] = []
-
     with report.ReportFile(settings.run_dir / REPORT) as file, _progress(len(tasks), log) as advance:
         events = stream(tasks, limits, settings.jobs, work)
         for line, means in _score(events, members, tilings, patient_of, competition):
             if means:
-                scored[line.image_id] = means
-                patients = patient_mean(scored, patient_of)
-                known = {patient: blend(found, calibrations) for patient, found in patients.items()}
-                write_submission(submission, competition, ids, known)
+                board.add(line.image_id, means)
             file.add(line)
             lines.append(line)
             advance(line)
 
     counts = report.counts(lines)
-    _close(lines, counts, ids, set(scored_patients(scored, patient_of)), log)
+    _close(lines, counts, ids, board.patients(), log)
     publish_json(settings.run_dir / RUN, _facts(settings, competition, members, counts, time.monotonic() - started))
     return counts
 
 
-def scored_patients(scored: dict[str, Any], patient_of: dict[str, str]) -> Iterator[str]:
-    """The patients with at least one scored slide."""
-    return (patient_of[image_id] for image_id in scored)
+@dataclass
+class _Board:
+    """The scores so far, and the submission that follows from them."""
+
+    path: Path
+    competition: Competition
+    ids: Sequence[str]
+    patient_of: dict[str, str]
+    members: Sequence[Member] = ()
+    scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
+
+    def add(self, image_id: str, means: dict[str, Probabilities]) -> None:
+        """Take a slide's mean a member, and publish."""
+        self.scored[image_id] = means
+        self.publish()
+
+    def publish(self) -> None:
+        """Write the submission: patients with a scored slide, the fallback for the others."""
+        calibrations = {member.name: member.calibration for member in self.members}
+        patients = patient_mean(self.scored, self.patient_of)
+        known = {patient: blend(means, calibrations) for patient, means in patients.items()}
+        write_submission(self.path, self.competition, self.ids, known)
+
+    def patients(self) -> set[str]:
+        """The patients with at least one scored slide."""
+        return {self.patient_of[image_id] for image_id in self.scored}
 
 
 def _score(
@@ -223,6 +241,7 @@ def _facts(
         "python": platform.python_version(),
         "packages": dict(_versions()),
         "competition": competition.slug,
+        "synthetic": bool(kind_of(settings.split_dir)),
         "arguments": {
             "split": str(settings.split_dir),
             "weights": str(settings.weights_dir),

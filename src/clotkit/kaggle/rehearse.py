@@ -213,14 +213,18 @@ def _run(stage: Stage, name: str, script: Path, python: Path, competition: Compe
         text=True,
     )
     watch = _Watch(process, competition)
+    from_wheels = False
     with process, watch:
         for line in process.stdout or ():
+            from_wheels |= line.startswith("pyvips ") and "/wheels/" in line
             log(f"  | {line.rstrip()}")
     stopped, peak_mb = watch.stopped, watch.peak_mb
     if stopped or process.returncode:
         raise RehearsalError(
             f"layout {name}: " + (stopped or f"the kernel ended with {process.returncode}, 0 is needed")
         )
+    if not from_wheels:
+        raise RehearsalError(f"layout {name}: the kernel did not load pyvips from the wheels; its lines above say why")
     if stage.fingerprint() != before:
         raise RehearsalError(f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only")
     left = sorted(path.name for path in stage.working.iterdir() if path.name not in LEFT_BEHIND)

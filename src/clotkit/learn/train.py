@@ -21,7 +21,7 @@ from clotkit.infer.workers import Ended, Limits, Task, Tiles, stream
 from clotkit.learn import models
 from clotkit.learn.calibrate import fit_calibration
 from clotkit.metric import balanced_log_loss
-from clotkit.splits import SlideRow, read_slides
+from clotkit.splits import SYNTHETIC, SlideRow, read_slides
 
 Log = Callable[[str], None]
 
@@ -81,7 +81,7 @@ def train(
 
 def _describe(data: Path) -> str:
     """What the member was trained on: a synthetic split says so, and how to make it again."""
-    marker = data / "phantom.json"
+    marker = data / SYNTHETIC
     if not marker.is_file():
         return data.name
     facts = json.loads(marker.read_text(encoding="utf-8"))

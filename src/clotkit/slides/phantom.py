@@ -24,11 +24,11 @@ from clotkit.errors import ConfigError, UsageError
 from clotkit.files import publish_json, publish_text, publishing
 from clotkit.slides.phantom_pixels import Painter
 from clotkit.slides.phantom_tissue import TILE_PX, SlidePlan, generator, slide_plan, tissue_mask
+from clotkit.splits import SYNTHETIC as MARKER
 
 __all__ = ["SlidePlan", "read_plans", "slide_plan", "tissue_mask", "write_split"]  # the rest is for this room alone
 
 SPLITS = ("train", "test")
-MARKER = "phantom.json"
 SOFTWARE = "clotkit phantom, synthetic"
 README = (
     "A synthetic split made by `clotkit phantom`: no patient's data, no real slide. Tables and files have the shape of "
@@ -111,6 +111,7 @@ def write_split(
     for image_id, plan in plans.items():
         _write_slide(competition.slide_path(out, split, image_id), plan, log)
     _write_tables(out, split, rows, competition)
+    log(f"{out}: a synthetic {split} split, {len(rows)} slides of {len(people)} patients")
 
 
 def read_plans(out: Path) -> dict[str, SlidePlan]:
