@@ -15,6 +15,7 @@ from clotkit.errors import RehearsalError
 from clotkit.kaggle import bundle
 
 from .conftest import ROOT
+from .test_architecture import MODULES, imports_of, top_level_imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
 
@@ -43,6 +44,17 @@ def test_the_modules_in_it_are_the_modules(tmp_path: Path) -> None:
         assert text == (ROOT / "src" / name).read_text(encoding="utf-8")
     assert "clotkit/competitions/strip_ai.toml" in files
     assert not any("phantom" in name or "/kaggle/" in name or "train" in name for name in files)
+
+
+def test_what_its_modules_import_is_in_it() -> None:
+    """The kit's own imports, lazy ones too; of the command line only what it imports at once."""
+    carried = {
+        name.removesuffix(".py").replace("/", ".").removesuffix("__init__").rstrip(".") for name in bundle.MODULES
+    }
+    carried = {f"clotkit.{name}".rstrip(".") for name in carried}
+    for name in carried:
+        read = top_level_imports_of if name == "clotkit.cli" else imports_of
+        assert read(MODULES[name]) & set(MODULES) <= carried, name
 
 
 def test_another_competition_travels_with_it(other_toml: Path) -> None:

@@ -25,6 +25,7 @@ MODULES = (
     "competitions/__init__.py",
     "slides/__init__.py",
     "slides/reader.py",
+    "slides/index.py",
     "slides/tissue.py",
     "slides/tiling.py",
     "learn/__init__.py",

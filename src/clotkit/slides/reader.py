@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
+from clotkit.slides.index import read_index
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -44,6 +45,7 @@ OTHER_CODECS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
+FLAT_LEVELS = 2  # grey levels that skipped tiles may differ by from their common colour: less than any tissue step
 BLOCK_PX = 2048  # of OpenSlide reads: bounds memory to 16 MB a block
 
 
@@ -53,6 +55,7 @@ class Slide(Protocol):
     decoder: str
     width_px: int
     height_px: int
+    skipped_share: float  # of its tiles: what the last overview did not have to decode
 
     def overview(self, shrink: int) -> Pixels:
         """The whole slide, box-averaged: uint8[ceil(height / shrink), ceil(width / shrink), 3]."""
@@ -120,16 +123,48 @@ class VipsSlide:
 
     decoder = "libvips"
 
-    def __init__(self, path: Path, tiled: bool) -> None:
-        """Open it. Raises SlideUnreadable when libvips cannot."""
-        self._vips, self._path, self._tiled = _vips(), path, tiled
+    def __init__(self, path: Path, tiled: bool, indexed: bool = True) -> None:
+        """Open it; `indexed` lets the tile index spare the background. Raises SlideUnreadable when libvips cannot."""
+        self._vips, self._path, self._tiled, self._indexed = _vips(), path, tiled, indexed
+        self.skipped_share = 0.0
         image = self._open("random" if tiled else "sequential")
         self.width_px, self.height_px = int(image.width), int(image.height)
 
     def overview(self, shrink: int) -> Pixels:
-        """See Slide.overview."""
+        """See Slide.overview. Where the tile index holds, only the tiles that may have tissue are decoded."""
+        if self._tiled and self._indexed and (indexed := self._indexed_overview(shrink)) is not None:
+            return indexed
         image = self._open("sequential")
         return self._pixels(lambda: image.shrink(shrink, shrink, ceil=True))
+
+    def _indexed_overview(self, shrink: int) -> Pixels | None:
+        """The overview from wanted tiles, the others in their common colour; None where the index does not hold."""
+        index = read_index(self._path)
+        if index is None or index.side_px % shrink or index.counts.shape != self._tile_grid(index.side_px):
+            return None
+        image = self._open("random")
+        side, cells = index.side_px, index.side_px // shrink
+
+        def read(row: int, start: int, stop: int) -> Pixels:
+            x, y = start * side, row * side
+            part = image.crop(x, y, min(stop * side, self.width_px) - x, min(side, self.height_px - y))
+            return self._pixels(lambda: part.shrink(shrink, shrink, ceil=True))
+
+        skipped = [read(row, column, column + 1).reshape(-1, 3) for row, column in index.sample()]
+        colour = np.median(np.concatenate(skipped), axis=0).astype(np.uint8)
+        if max(int(np.abs(pixels.astype(np.int16) - colour).max()) for pixels in skipped) > FLAT_LEVELS:
+            return None
+        view = np.empty((-(-self.height_px // shrink), -(-self.width_px // shrink), 3), np.uint8)
+        view[:] = colour
+        for row, start, stop in index.runs():
+            pixels = read(row, start, stop)
+            top, left = row * cells, start * cells
+            view[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        self.skipped_share = 1 - float(index.wanted.mean())
+        return view
+
+    def _tile_grid(self, side_px: int) -> tuple[int, int]:
+        return -(-self.height_px // side_px), -(-self.width_px // side_px)
 
     def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
         """See Slide.tiles."""
@@ -186,6 +221,7 @@ class OpenSlideSlide:
     """A slide read by OpenSlide, block by block."""
 
     decoder = "openslide"
+    skipped_share = 0.0
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises SlideUnreadable when OpenSlide cannot, or is not installed."""

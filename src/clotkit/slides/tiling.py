@@ -42,7 +42,7 @@ def tile_slide(path: Path, config: TilingConfig) -> Iterator[dict[str, Any] | Ba
 def grid(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]:
     """A grid of squares of tile_px * shrink px; of those with enough tissue the `max_tiles` best, densest among equals.
 
-    Facts: decoder, width_px, height_px, background, tissue_share, tissue_step, min_share.
+    Facts: decoder, width_px, height_px, background, tissue_share, tissue_step, min_share, skipped_share.
     """
     side = config.tile_px * config.shrink
     fine = max(divisor for divisor in range(1, max(1, side // CELLS) + 1) if side % divisor == 0)
@@ -56,6 +56,7 @@ def grid(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]
         "tissue_share": round(tissue.share, 5),
         "tissue_step": tissue.step,
         "min_share": least,
+        "skipped_share": round(slide.skipped_share, 3),
     }
     tiles = slide.tiles(xy, config.tile_px, config.shrink, tissue.background)
     for start in range(0, len(xy), config.batch_tiles):
