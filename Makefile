@@ -65,10 +65,10 @@ build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/ph
 	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
 
 dry-run: build/.wheels build/phantom/test.csv  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
-	$(BIN)/clotkit rehearse --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS) --layout $(LAYOUT)
+	$(BIN)/clotkit rehearse --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)" --layout $(LAYOUT)
 
 submit: build/phantom/test.csv  ## create and validate submission.csv; SPLIT=DIR, WEIGHTS=DIR
-	$(BIN)/python submit.py --split $(or $(SPLIT),build/phantom) --weights $(WEIGHTS)
+	$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)"
 
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
 	$(BIN)/clotkit bundle

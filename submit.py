@@ -11,6 +11,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clotkit.competitions import Competition
 
 ROOT = Path(__file__).resolve().parent
 VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -35,7 +39,7 @@ def main() -> int:
             return 2
     if arguments.check:
         return clotkit("check", str(arguments.check), "--sample", sample)
-    return create(arguments, sample)
+    return create(arguments, competition, sample)
 
 
 def parse() -> argparse.Namespace:
@@ -60,7 +64,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def create(arguments: argparse.Namespace, sample: str) -> int:
+def create(arguments: argparse.Namespace, competition: "Competition", sample: str) -> int:
     """Run in a folder of its own, check there, and only then publish to --out."""
     from clotkit.files import publishing
 
@@ -72,7 +76,7 @@ def create(arguments: argparse.Namespace, sample: str) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="clotkit-submit-") as scratch:
         ran = clotkit("run", str(arguments.split), "--weights", str(arguments.weights), "--out", scratch)
-        written = Path(scratch) / "submission.csv"
+        written = Path(scratch) / competition.files.submission
         if ran not in (0, 3):
             return ran
         if clotkit("check", str(written), "--sample", sample):

@@ -20,7 +20,7 @@ title = "Three Moulds"
 
 [files]
 sample = "blank.csv"
-submission = "submission.csv"
+submission = "answer.csv"
 table = "{split}_list.csv"
 slide = "{split}_pictures/{image_id}.tif"
 

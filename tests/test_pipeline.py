@@ -148,8 +148,8 @@ def test_another_competition_runs_without_a_change(
     out = tmp_path / "out"
     code = main(["run", str(split), "--weights", str(weights), "--out", str(out), "--competition", str(other_toml)])
     assert code == 0, capsys.readouterr()
-    assert (out / "submission.csv").read_text().startswith("person,blue,green,white\n")
-    assert check_submission(out / "submission.csv", split / "blank.csv", other).valid
+    assert (out / "answer.csv").read_text().startswith("person,blue,green,white\n")
+    assert check_submission(out / "answer.csv", split / "blank.csv", other).valid
 
 
 def test_a_deadline_that_has_passed_leaves_the_fallback(

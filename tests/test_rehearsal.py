@@ -16,7 +16,7 @@ import pytest
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.errors import RehearsalError, UsageError
+from clotkit.errors import ConfigError, RehearsalError, UsageError
 from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
 from clotkit.kaggle.bundle import build_bundle
@@ -60,6 +60,16 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
             assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
 
 
+def test_where_there_are_no_namespaces_the_guard_takes_over(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
+    lines: list[str] = []
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "old", tmp_path / "out", lines.append)
+    assert any("socket guard" in line for line in lines)
+    assert json.loads((tmp_path / "out" / "rehearsal.json").read_text())["network"] == "socket guard"
+
+
 def test_another_competition_is_rehearsed_too(
     make_split: Callable[..., Path], make_member: Callable[..., Path], wheels: Path, tmp_path: Path, other_toml: Path,
     other: Competition,
@@ -71,7 +81,7 @@ def test_another_competition_is_rehearsed_too(
     lines: list[str] = []
     clean = rehearse(str(split), weights, wheels, KERNEL, str(other_toml), "new", tmp_path / "out", lines.append)
     assert not clean
-    assert rows_of(tmp_path / "out" / "submission.csv")[0] == ["person", "blue", "green", "white"]
+    assert rows_of(tmp_path / "out" / "answer.csv")[0] == ["person", "blue", "green", "white"]
     assert "passed with fallbacks" in lines[-1]
 
 
@@ -299,7 +309,7 @@ def test_the_memory_and_wall_limits_hold(
 def test_what_is_missing_is_said_with_the_command_to_type(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="make weights-demo"):
+    with pytest.raises(ConfigError, match="no member here"):
         rehearse(str(test_split), tmp_path / "no", wheels, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
     with pytest.raises(UsageError, match="make wheels"):
         rehearse(str(test_split), member, tmp_path, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)

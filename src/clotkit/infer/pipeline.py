@@ -24,7 +24,7 @@ from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, set_oom_scor
 from clotkit.learn.models import Member, find_members, load_member
 from clotkit.splits import kind_of, read_sample_ids, read_slides
 
-SUBMISSION, REPORT, RUN = "submission.csv", "report.jsonl", "run.json"
+REPORT, RUN = "report.jsonl", "run.json"  # beside the submission, whose name is the competition's
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "tifffile")
 Log = Callable[[str], None]
 
@@ -68,9 +68,9 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
     folders = find_members(settings.weights_dir)
     _check_settings(settings)
-    _make_run_dir(settings.run_dir)
+    _make_run_dir(settings.run_dir, competition.files.submission)
     patient_of = {slide.image_id: slide.patient_id for slide in slides}
-    board = _Board(settings.run_dir / SUBMISSION, competition, ids, patient_of)
+    board = _Board(settings.run_dir / competition.files.submission, competition, ids, patient_of)
     board.publish()
     set_oom_score(500)
 
@@ -180,12 +180,12 @@ def _check_settings(settings: RunSettings) -> None:
         raise UsageError(f"--deadline is {settings.deadline_s:g} s; more than 0 is needed")
 
 
-def _make_run_dir(run_dir: Path) -> None:
+def _make_run_dir(run_dir: Path, submission: str) -> None:
     """Make RUN_DIR, or take one that a run has used; refuse a folder that holds something else."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in {SUBMISSION, REPORT, RUN})
-        if foreign and not (run_dir / REPORT).exists() and not (run_dir / SUBMISSION).exists():
+        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in {submission, REPORT, RUN})
+        if foreign and not (run_dir / REPORT).exists() and not (run_dir / submission).exists():
             raise UsageError(f"{run_dir}: holds {foreign[0]}, which no run wrote; name an empty or a new folder")
         (run_dir / RUN).unlink(missing_ok=True)
     except OSError as error:
@@ -254,7 +254,7 @@ def _facts(
         },
         "seconds": round(seconds, 1),
         "slides": counts,
-        "submission_sha256": sha256(settings.run_dir / SUBMISSION),
+        "submission_sha256": sha256(settings.run_dir / competition.files.submission),
     }
 
 

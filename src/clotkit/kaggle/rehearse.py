@@ -23,13 +23,14 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import publish_json
 from clotkit.infer import report
+from clotkit.infer.pipeline import REPORT, RUN
 from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
 from clotkit.kaggle.bundle import bundle_sha256, write_bundle
+from clotkit.learn.models import find_members
 from clotkit.splits import read_slides
 
 Log = Callable[[str], None]
-LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json"}
 LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
 OWNER = "rehearsal"
 WATCH_S = 0.5
@@ -60,15 +61,16 @@ def rehearse(
 ) -> bool:
     """Build the bundle, run it in the layouts asked for, check what it leaves; True when every slide was done.
 
-    `split` is a folder, or "public" for the competition's public test slides. Leaves submission.csv, rehearsal.json
+    `split` is a folder, or "public" for the competition's public test slides. Leaves the submission, rehearsal.json
     and the working folders in `out`. Raises RehearsalError when the kernel fails, leaves something else behind,
-    changes its inputs, passes a limit, or when the layouts disagree; UsageError when something to run with is missing.
+    changes its inputs, passes a limit, or when the layouts disagree; another ClotkitError when what it is to run with
+    is wrong.
     """
     started = time.monotonic()
     competition = load_competition(competition_name)
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
-    _need(weights.is_dir(), f"{weights}: no such folder; make weights-demo trains the member that ships")
+    find_members(weights)
     _need(any(wheels.glob("*.whl")), f"{wheels}: no wheel here; make wheels collects them")
     out.mkdir(parents=True, exist_ok=True)
     script = out / "script.py"
@@ -87,7 +89,7 @@ def rehearse(
         log(f"layout: {name}")
         stage = Stage(out / name, LAYOUTS[name], competition, kernel, split_dir, weights, wheels, namespace)
         outcomes.append(_run(stage, name, script, python, competition, log))
-    _agree(outcomes)
+    _agree([outcome.working / competition.files.submission for outcome in outcomes])
     return _conclude(outcomes, competition, split_dir, script, namespace, out, time.monotonic() - started, log)
 
 
@@ -227,10 +229,11 @@ def _run(stage: Stage, name: str, script: Path, python: Path, competition: Compe
         raise RehearsalError(f"layout {name}: the kernel did not load pyvips from the wheels; its lines above say why")
     if stage.fingerprint() != before:
         raise RehearsalError(f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only")
-    left = sorted(path.name for path in stage.working.iterdir() if path.name not in LEFT_BEHIND)
+    allowed = {competition.files.submission, REPORT, RUN}
+    left = sorted(path.name for path in stage.working.iterdir() if path.name not in allowed)
     if left:
         raise RehearsalError(f"layout {name}: left behind in the working folder: {', '.join(left)}")
-    lines = report.read_report(stage.working / "report.jsonl") if (stage.working / "report.jsonl").exists() else []
+    lines = report.read_report(stage.working / REPORT) if (stage.working / REPORT).exists() else []
     return Outcome(name, stage.working, lines, time.monotonic() - started, peak_mb)
 
 
@@ -304,11 +307,11 @@ def _kill_tree(pid: int) -> None:
             continue
 
 
-def _agree(outcomes: Sequence[Outcome]) -> None:
+def _agree(submissions: Sequence[Path]) -> None:
     """The layouts must give the same submission, to 1e-6."""
     tables = []
-    for outcome in outcomes:
-        with (outcome.working / "submission.csv").open(encoding="utf-8", newline="") as file:
+    for path in submissions:
+        with path.open(encoding="utf-8", newline="") as file:
             tables.append(list(csv.reader(file)))
     for table in tables[1:]:
         for row, other in zip(tables[0], table, strict=True):
@@ -331,7 +334,7 @@ def _conclude(
     log: Log,
 ) -> bool:
     last = outcomes[-1]
-    submission = last.working / "submission.csv"
+    submission = last.working / competition.files.submission
     verdict = check_submission(submission, competition.sample_path(split_dir), competition)
     if not verdict.valid:
         raise RehearsalError(f"the kernel's submission is not valid: {verdict.problems[0]}")
@@ -351,12 +354,12 @@ def _conclude(
         "network": "namespace" if namespace else "socket guard",
         "python": sys.version.split()[0],
     }
-    shutil.copyfile(submission, out / "submission.csv")
+    shutil.copyfile(submission, out / submission.name)
     publish_json(out / "rehearsal.json", facts)
     costs = "; ".join(
         f"layout {outcome.layout} {outcome.seconds:.0f} s, {outcome.peak_mb:.0f} MB" for outcome in outcomes
     )
-    log(f"{out / 'submission.csv'}: valid; {costs}")
+    log(f"{out / submission.name}: valid; {costs}")
     log(
         f"rehearsal {'passed' if clean else 'passed with fallbacks'}: {counts['done']} of {slides} slides done, "
         f"{seconds:.0f} s in all"
