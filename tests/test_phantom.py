@@ -63,7 +63,9 @@ def truth(out: Path) -> dict:
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom") / "train_split"
-    assert len(write(out, slides=8)) == 8
+    *slides, last = write(out, slides=8)
+    assert len(slides) == 8
+    assert "a synthetic train split, 8 slides" in last
     return out
 
 

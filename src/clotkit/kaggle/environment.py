@@ -11,12 +11,13 @@ from pathlib import Path
 
 from clotkit.errors import RehearsalError
 
-GUARD = '''"""Network off, where the system has no namespaces: every connection is refused."""
+GUARD_NAME, REFUSAL = "clotkit_network_guard", "the network is off in a rehearsal"
+GUARD = f'''"""Network off, where the system has no namespaces: every connection is refused."""
 import socket
 
 
 def _refuse(*_args, **_named):
-    raise OSError("the network is off in a rehearsal")
+    raise OSError("{REFUSAL}")
 
 
 for _name in ("connect", "connect_ex", "sendto"):
@@ -46,7 +47,10 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
         if entry.name not in hide and entry.suffix not in {".pth", ".egg-link"} and entry.name != "__pycache__":
             (site / entry.name).symlink_to(entry)
     if guard:
-        (site / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
+        # By a .pth file: a sitecustomize of the system's own, which Debian has, would hide one of ours.
+        (site / f"{GUARD_NAME}.py").write_text(GUARD, encoding="utf-8")
+        (site / f"{GUARD_NAME}.pth").write_text(f"import {GUARD_NAME}\n", encoding="utf-8")
+        _check_guard(python)
     _check(python, ["clotkit", *hidden(wheels)])
     return python
 
@@ -64,6 +68,14 @@ def _files_of(distributions: list[str]) -> Iterator[str]:
         except metadata.PackageNotFoundError:
             continue
         yield from {file.parts[0] for file in files if file.parts[0] != ".."}
+
+
+def _check_guard(python: Path) -> None:
+    """A connection must be refused by the guard itself, which speaks before the port is even looked for."""
+    code = "import socket; socket.create_connection(('127.0.0.1', 9), timeout=1)"
+    tried = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
+    if REFUSAL not in tried.stderr:
+        raise RehearsalError(f"{python}: the socket guard does not work here; a rehearsal needs it or user namespaces")
 
 
 def _check(python: Path, distributions: list[str]) -> None:
