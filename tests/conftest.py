@@ -58,7 +58,7 @@ RECIPE = """
 name = "tiny"
 
 [tiling]
-name = "grid"
+name = "patches"
 tile_px = 32
 shrink = 8
 max_tiles = 6

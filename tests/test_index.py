@@ -43,7 +43,11 @@ def test_the_overview_and_the_tiles_are_those_of_a_plain_reading(
         view, whole = fast.overview(16), plain.overview(16)
         assert view.shape == whole.shape
         assert np.abs(view.astype(int) - whole).max() <= 2
-        assert choose(find_tissue(view), 128, 16, 12) == choose(find_tissue(whole), 128, 16, 12)
+        (fast_corners, fast_least), (corners, least) = (
+            choose(find_tissue(seen), 128, 16, 12) for seen in (view, whole)
+        )
+        assert np.array_equal(fast_corners, corners)
+        assert fast_least == least
         skipped.append(fast.skipped_share)
         assert plain.skipped_share == 0
     assert max(skipped) > 0.7

@@ -1,17 +1,20 @@
 """Tiles of a slide: where they lie, how many, in what order, and that a plain reading gives the same pixels."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pyvips
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, NoTissue
-from clotkit.slides.tiling import Batch, choose, tile_slide
-from clotkit.slides.tissue import find_tissue
+from clotkit.slides.tiling import TILERS, Batch, box_means, choose, spread, tile_slide
+from clotkit.slides.tissue import TissueMap, find_tissue
 
-CONFIG = TilingConfig("grid", tile_px=32, shrink=4, max_tiles=6, batch_tiles=4)
+CONFIG = TilingConfig("patches", tile_px=32, shrink=4, max_tiles=6, batch_tiles=4)
 
 
 def tiles_of(path: Path, config: TilingConfig = CONFIG) -> tuple[dict[str, object], list[Batch]]:
@@ -56,10 +59,15 @@ def test_the_best_come_by_tissue(tmp_path: Path) -> None:
     view[16:32, 16:28] = 90
     view[32:48, 32:36] = 90
     tissue = find_tissue(view)
-    assert choose(tissue, 128, 8, most=1) == ([(0, 0)], 0.5)
-    assert choose(tissue, 128, 8, most=9) == ([(0, 0), (128, 128)], 0.5)
+    assert chosen(tissue, most=1) == ([[0, 0]], 0.5)
+    assert chosen(tissue, most=9) == ([[0, 0], [128, 128]], 0.5)
     view[0:32] = 255
-    assert choose(find_tissue(view), 128, 8, most=9) == ([(256, 256)], 0.25)
+    assert chosen(find_tissue(view), most=9) == ([[256, 256]], 0.25)
+
+
+def chosen(tissue: TissueMap, most: int) -> tuple[list[list[int]], float]:
+    corners, least = choose(tissue, 128, 8, most)
+    return corners.tolist(), least
 
 
 def test_a_slide_smaller_than_a_tile_gives_one(tmp_path: Path) -> None:
@@ -77,7 +85,7 @@ def test_tile_sides_that_divide_unevenly_keep_their_place(tmp_path: Path) -> Non
     pixels[620:930, 310:620] = 100
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path))
-    _, (batch,) = tiles_of(path, TilingConfig("grid", tile_px=62, shrink=5, max_tiles=9, batch_tiles=9))
+    _, (batch,) = tiles_of(path, TilingConfig("patches", tile_px=62, shrink=5, max_tiles=9, batch_tiles=9))
     assert batch.xy.tolist() == [[310, 620]]
     assert (batch.tiles == 100).all()
 
@@ -89,3 +97,115 @@ def test_no_tissue_and_no_tiler_are_named(tmp_path: Path) -> None:
         tiles_of(path)
     with pytest.raises(ConfigError, match="spiral"):
         tiles_of(path, TilingConfig("spiral", 32, 4, 6, 4))
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True, compression="deflate")
+    return path
+
+
+def speckled(height: int, width: int, *spots: tuple[int, int, int, int, int]) -> np.ndarray:
+    """A white slide with spots: (top, left, height, width, grey), textured a little."""
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    rng = np.random.default_rng(2)
+    for top, left, high, wide, grey in spots:
+        noise = rng.integers(-6, 7, (high, wide, 3))
+        pixels[top : top + high, left : left + wide] = np.clip(grey + noise, 0, 255)
+    return pixels
+
+
+def corners_of(path: Path, name: str, **changed: int) -> list[tuple[int, int]]:
+    config = TilingConfig(name, **{"tile_px": 32, "shrink": 4, "max_tiles": 6, "batch_tiles": 4} | changed)
+    _, batches = tiles_of(path, config)
+    assert all(batch.tiles.shape[1:] == (config.tile_px, config.tile_px, 3) for batch in batches)
+    return [(int(x), int(y)) for batch in batches for x, y in batch.xy]
+
+
+def test_darkest_takes_the_darkest_squares_whatever_their_share(tmp_path: Path) -> None:
+    spots = [(0, 0, 128, 128, 180), (128, 256, 128, 64, 10), (384, 384, 128, 128, 90)]
+    path = write(tmp_path / "slide.tif", speckled(512, 512, *spots))
+    assert corners_of(path, "darkest", max_tiles=2) == [(256, 128), (384, 384)]
+    assert corners_of(path, "patches", max_tiles=2) == [(0, 0), (384, 384)]
+
+
+def test_darkest_is_the_brute_force_ranking(test_split: Path) -> None:
+    path = sorted((test_split / "test").glob("*.tif"))[0]
+    grey = pyvips.Image.new_from_file(str(path)).numpy().mean(axis=2)
+    means = {(x, y): grey[y : y + 128, x : x + 128].mean() for y in range(0, 1920, 128) for x in range(0, 1280, 128)}
+    taken = corners_of(path, "darkest", max_tiles=4)
+    assert sorted(taken) == sorted(sorted(means, key=means.__getitem__)[:4])
+
+
+def test_windows_do_not_overlap_and_follow_the_tissue(tmp_path: Path) -> None:
+    """One spot as large as a window, off the grid of windows' sides: its window lies on it, to a stride."""
+    path = write(tmp_path / "slide.tif", speckled(1024, 1024, (300, 420, 128, 128, 120), (800, 60, 60, 60, 120)))
+    taken = corners_of(path, "windows")
+    for i, (x, y) in enumerate(taken):
+        assert all(abs(x - other_x) >= 128 or abs(y - other_y) >= 128 for other_x, other_y in taken[i + 1 :])
+    assert any(abs(x - 420) <= 16 and abs(y - 300) <= 16 for x, y in taken)
+    assert any(-68 <= x - 60 <= 16 for x, _ in taken)  # the small spot, once the share asked has fallen
+    assert corners_of(path, "windows", max_tiles=1) == [min(taken, key=lambda xy: abs(xy[0] - 420) + abs(xy[1] - 300))]
+
+
+@given(long_px=st.integers(1, 120_000), side_px=st.integers(1, 50_000))
+def test_chunks_are_spread_from_edge_to_edge(long_px: int, side_px: int) -> None:
+    side_px = min(side_px, long_px)
+    count = -(-long_px // side_px)
+    offsets = spread(long_px, side_px, count)
+    assert len(offsets) == count
+    assert offsets[0] == 0
+    assert offsets[-1] == (long_px - side_px if count > 1 else 0)
+    assert all(0 <= after - before <= side_px for before, after in pairwise(offsets))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_chunks_never_lose_the_last_and_leave_out_the_empty(wide: bool, tmp_path: Path) -> None:
+    """Four squares of 300 px along 1,130 px; tissue in the first and at the far end of the last."""
+    pixels = speckled(300, 1130, (20, 30, 200, 200, 120), (100, 1000, 190, 129, 120))
+    path = write(tmp_path / "slide.tif", pixels if wide else pixels.transpose(1, 0, 2).copy())
+    taken = corners_of(path, "chunks")
+    assert taken == ([(0, 0), (830, 0)] if wide else [(0, 0), (0, 830)])
+    assert corners_of(path, "chunks", max_tiles=1) == taken[:1]
+
+
+def test_a_chunk_is_the_square_resized(tmp_path: Path) -> None:
+    pixels = speckled(256, 512, (40, 50, 100, 300, 120))
+    path = write(tmp_path / "slide.tif", pixels)
+    _, batches = tiles_of(path, TilingConfig("chunks", 64, 1, 6, 4))
+    tiles = np.concatenate([batch.tiles for batch in batches])
+    plain = pixels.reshape(64, 4, 2, 64, 4, 3).mean(axis=(1, 4)).transpose(1, 0, 2, 3)
+    assert np.abs(tiles - plain).mean() < 3
+
+
+def test_strips_cover_the_slide_squeezed(tmp_path: Path) -> None:
+    """2.49 times as long as wide: two strips, none of the long side lost."""
+    path = write(tmp_path / "slide.tif", speckled(400, 996, (50, 20, 300, 950, 120)))
+    assert corners_of(path, "strips") == [(0, 0), (498, 0)]
+
+
+@pytest.mark.parametrize("name", sorted(TILERS))
+def test_every_tiler_on_every_slide(name: str, test_split: Path, tmp_path: Path) -> None:
+    for path in sorted((test_split / "test").glob("*.tif")):
+        assert 1 <= len(corners_of(path, name)) <= 6
+    tiny = write(tmp_path / "tiny.tif", speckled(30, 30, (10, 10, 15, 10, 100)))
+    assert corners_of(tiny, name) == [(0, 0)]
+    thread = write(tmp_path / "thread.tif", speckled(3, 4000, (0, 2000, 3, 500, 100)))
+    assert 1 <= len(corners_of(thread, name)) <= 6
+    blank = write(tmp_path / "blank.tif", speckled(300, 300))
+    with pytest.raises(NoTissue):
+        corners_of(blank, name)
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 40), st.integers(1, 9), st.integers(0, 200), st.integers(0, 200),
+    st.integers(1, 120), st.integers(1, 120),
+)  # fmt: skip
+def test_box_means_are_means(height: int, width: int, fine: int, x: int, y: int, wide: int, high: int) -> None:
+    values = np.random.default_rng(height * width).random((height, width))
+    left, top = round(x / fine), round(y / fine)
+    right, bottom = max(round((x + wide) / fine), left + 1), max(round((y + high) / fine), top + 1)
+    padded = np.zeros((max(height, bottom), max(width, right)))
+    padded[:height, :width] = values
+    whole = round((x + wide) / fine) > left and round((y + high) / fine) > top
+    expected = padded[top:bottom, left:right].mean() if whole else 0
+    assert box_means(values, np.array([[x, y]]), (wide, high), fine)[0] == pytest.approx(expected, abs=1e-9)

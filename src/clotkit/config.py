@@ -20,9 +20,9 @@ T = TypeVar("T")
 class TilingConfig:
     """How a slide becomes tiles."""
 
-    name: str  # the tiler, by its one word
+    name: str  # the tiler, by its one word: patches, darkest, windows, chunks, strips
     tile_px: int  # side of a tile as the network sees it
-    shrink: int  # full-resolution pixels per tile pixel, along a side
+    shrink: int  # full-resolution pixels per tile pixel, along a side (chunks and strips: as the slide has it)
     max_tiles: int  # the K best by tissue
     batch_tiles: int  # tiles sent at a time: bounds the memory of both ends
 

@@ -17,7 +17,7 @@ from clotkit.infer.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_lim
 
 from .misbehaving import work
 
-TILING = TilingConfig("grid", tile_px=32, shrink=1, max_tiles=8, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, shrink=1, max_tiles=8, batch_tiles=4)
 LIMITS = Limits(slide_s=4.0, memory_mb=2048)
 
 
