@@ -57,7 +57,10 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def truth(out: Path) -> dict:
-    return json.loads((out / "phantom.json").read_text(encoding="utf-8"))
+    """What the marker says of the folder's one split, and of the folder."""
+    marker = json.loads((out / "phantom.json").read_text(encoding="utf-8"))
+    (split,) = marker.pop("splits").values()
+    return marker | split
 
 
 @pytest.fixture(scope="module")
@@ -275,12 +278,18 @@ def test_any_competition_will_do(tmp_path: Path) -> None:
     assert table(out / "sheets" / "blank.csv")[0]["c"] == "0.5"
 
 
-def test_a_phantom_is_replaced_with_nothing_left_over(tmp_path: Path) -> None:
+def test_a_split_is_replaced_with_nothing_left_over_and_the_other_stays(tmp_path: Path) -> None:
     write(tmp_path, slides=3, size="256x256")
-    write(tmp_path, "test", slides=1, seed=6, size="256x256")
-    assert not (tmp_path / "train.csv").exists()
-    assert len(list(tmp_path.rglob("*.tif"))) == 1
+    write(tmp_path, "test", slides=2, seed=6, size="256x256")
+    train = (tmp_path / "train.csv").read_bytes()
+    write(tmp_path, "test", slides=1, seed=7, size="256x256")
+    assert (tmp_path / "train.csv").read_bytes() == train
+    assert len(list((tmp_path / "train").iterdir())) == 3
+    assert len(list((tmp_path / "test").iterdir())) == 1
+    assert len(phantom.read_plans(tmp_path)) == 4
     assert not list(tmp_path.rglob(".*"))
+    with pytest.raises(UsageError, match="holds no phantom split of"):
+        write(tmp_path, competition=OTHER, size="256x256")
 
 
 def test_anything_else_in_the_folder_is_left_alone(tmp_path: Path) -> None:
@@ -290,7 +299,7 @@ def test_anything_else_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
     with pytest.raises(UsageError, match="is a file"):
         write(tmp_path / "train.csv")
-    (tmp_path / "phantom.json").write_text('{"synthetic": false, "split": "train", "slides": {}}')
+    (tmp_path / "phantom.json").write_text('{"synthetic": false, "competition": "mayo-clinic-strip-ai", "splits": {}}')
     with pytest.raises(UsageError, match="holds no phantom split"):
         write(tmp_path)
 
@@ -302,7 +311,8 @@ def test_a_tampered_marker_deletes_nothing_outside(tmp_path: Path, number: str) 
     out = tmp_path / "out"
     out.mkdir()
     image_id = number if number.startswith("..") else str(tmp_path) + number
-    (out / "phantom.json").write_text(json.dumps({"synthetic": True, "split": "train", "slides": {image_id: {}}}))
+    marker = {"synthetic": True, "competition": STRIP_AI.slug, "splits": {"train": {"slides": {image_id: {}}}}}
+    (out / "phantom.json").write_text(json.dumps(marker))
     write(out, size="256x256")
     assert victim.read_text() == "keep me"
 

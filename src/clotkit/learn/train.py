@@ -84,7 +84,7 @@ def _describe(data: Path) -> str:
     marker = data / SYNTHETIC
     if not marker.is_file():
         return data.name
-    facts = json.loads(marker.read_text(encoding="utf-8"))
+    facts = json.loads(marker.read_text(encoding="utf-8"))["splits"]["train"]
     return f"synthetic, seed {facts['seed']}, size {facts['size']}, separation {facts['separation']:g}"
 
 

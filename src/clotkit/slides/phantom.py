@@ -80,8 +80,8 @@ def write_split(
 
     `split` is train or test; `size` is small (an eighth of the real sides), real, or WxH in px for all slides.
     `separation` 0 makes the classes alike, 1 tells patients apart with AUC 0.9, 4 is the most.
-    A phantom split that stands in `out` is replaced. Raises UsageError for an argument out of its bounds or a folder
-    that holds something else, ConfigError for a competition whose ids cannot be made.
+    The same split of a phantom that stands in `out` is replaced, the other one stays. Raises UsageError for an argument
+    out of its bounds or a folder that holds something else, ConfigError for a competition whose ids cannot be made.
     """
     _check(split, slides, size, separation)
     people = _draw_patients(split, slides, seed, competition)
@@ -92,21 +92,11 @@ def write_split(
         image_id = _image_id(competition, person, number)
         red_share = _red_share(seed, split, separation, person, image_id, len(competition.classes.names))
         plans[image_id] = slide_plan(seed, split, image_id, *next(sizes), red_share=red_share)
-    _clear(out, competition)
+    splits = _take(out, split, competition)
+    settings = {"seed": seed, "size": size, "separation": separation, "linear_scale": SCALES.get(size, 1.0)}
+    splits[split] = settings | _truth(people, plans, competition)
     # The marker comes first: a run cut short leaves a folder that the next one may replace.
-    publish_json(
-        out / MARKER,
-        {
-            "synthetic": True,
-            "competition": competition.slug,
-            "split": split,
-            "seed": seed,
-            "size": size,
-            "separation": separation,
-            "linear_scale": SCALES.get(size, 1.0),
-            **_truth(people, plans, competition),
-        },
-    )
+    publish_json(out / MARKER, {"synthetic": True, "competition": competition.slug, "splits": splits})
     publish_text(out / "README.txt", README.format(title=competition.title, marker=MARKER))
     for image_id, plan in plans.items():
         _write_slide(competition.slide_path(out, split, image_id), plan, log)
@@ -115,12 +105,13 @@ def write_split(
 
 
 def read_plans(out: Path) -> dict[str, SlidePlan]:
-    """The plans of the slides of a phantom split by image id, from its phantom.json: for `tissue_mask`."""
-    truth = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    """The plans of a phantom's slides by image id, from its phantom.json: for `tissue_mask`."""
+    splits = json.loads((out / MARKER).read_text(encoding="utf-8"))["splits"]
     return {
         image_id: slide_plan(
-            truth["seed"], truth["split"], image_id, entry["width_px"], entry["height_px"], red_share=entry["red_share"]
+            truth["seed"], split, image_id, entry["width_px"], entry["height_px"], red_share=entry["red_share"]
         )
+        for split, truth in splits.items()
         for image_id, entry in truth["slides"].items()
     }
 
@@ -260,27 +251,32 @@ def _truth(people: list[Patient], plans: dict[str, SlidePlan], competition: Comp
     }
 
 
-def _clear(out: Path, competition: Competition) -> None:
-    """Make `out` an empty folder, or drop the phantom split that stands there.
+def _take(out: Path, split: str, competition: Competition) -> dict[str, Any]:
+    """Make the folder `out`, or drop `split` from the phantom that stands there; what its marker says of other splits.
 
-    Raises UsageError when it holds anything but a phantom split.
+    Raises UsageError when it holds anything but a phantom of this competition.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a phantom split needs a folder")
     out.mkdir(parents=True, exist_ok=True)
     if not any(out.iterdir()):
-        return
+        return {}
     try:
-        truth = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        split, images = str(truth["split"]), [str(image_id) for image_id in truth["slides"]]
-        if truth["synthetic"] is not True:
-            raise ValueError("not synthetic")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{out} is not empty and holds no phantom split ({MARKER}); name another folder") from error
+        marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
+        if (marker["synthetic"], marker["competition"]) != (True, competition.slug):
+            raise ValueError("not a phantom of this competition")
+        splits = {str(name): dict(truth) for name, truth in marker["splits"].items()}
+        images = [str(image_id) for image_id in splits.pop(split, {"slides": {}})["slides"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{out} is not empty and holds no phantom split of {competition.slug} ({MARKER}); name another folder"
+        ) from error
+    sample = [out / competition.files.sample] if split == "test" else []
     stale = [competition.slide_path(out, split, image_id) for image_id in images]
-    for path in (competition.table_path(out, split), out / competition.files.sample, *stale):
+    for path in (competition.table_path(out, split), *sample, *stale):
         if path.resolve().is_relative_to(out.resolve()):  # a marker that was tampered with reaches nothing outside
             path.unlink(missing_ok=True)
+    return splits
 
 
 def _write_slide(path: Path, plan: SlidePlan, log: Callable[[str], None]) -> None:
