@@ -71,7 +71,9 @@ def _verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
 
 def _add_phantom(verbs: Verbs) -> None:
     verb = _verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
-    verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write; the same split of an older phantom is replaced")
+    verb.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder to write; the same split of an older one is replaced"
+    )
     verb.add_argument("--split", choices=("train", "test"), default="test", help="default: test")
     verb.add_argument("--slides", type=int, default=8, help="default: 8")
     verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")

@@ -3,11 +3,14 @@
 libvips without a codec returns black pixels without an error (seen for ZSTD, LZMA, LERC, JPEG XL and JPEG 2000 in the
 build that pip installs), so the compression tag is read first: what libvips decodes goes to libvips, the rest to
 OpenSlide, and what neither reads is refused by name. It also returns black tiles for a tiled file that is cut short or
-damaged, unless fail_on is "warning" (docs/decisions.md has the table).
+damaged, unless fail_on is "warning" (docs/decisions.md has the table). What no slide has (float samples, a size
+that the file cannot hold) is refused from the header, before a pixel is allocated.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +41,10 @@ OTHER_CODECS = {
     6: "old JPEG",
     33003: "JPEG 2000 (Aperio YCbCr)",
     33005: "JPEG 2000 (Aperio RGB)",
+    32809: "ThunderScan",
+    34661: "JBIG",
+    34676: "SGILog",
+    34677: "SGILog24",
     34712: "JPEG 2000",
     34887: "LERC",
     34925: "LZMA",
@@ -47,6 +54,19 @@ OTHER_CODECS = {
 }
 FLAT_LEVELS = 2  # grey levels that skipped tiles may differ by from their common colour: less than any tissue step
 BLOCK_PX = 2048  # of OpenSlide reads: bounds memory to 16 MB a block
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
+COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
+
+# What a file may claim to be. Real slides compress 2.4 to 159 fold; all white, deflate reaches 931, LZW 840, JPEG 511.
+# The other codecs have no such bound: a real ZSTD file has 6,214, white lossless WebP tiles of 1024 px have 31,566, and
+# a row of CCITT G4 can be one bit however wide it is.
+MOST_SIDE_PX, MOST_PX, MOST_TILE_PX = 1_000_000, 500 * 10**9, 2**26
+MOST_FOLD, MOST_FOLD_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
+SMALL_BYTES = 2**26  # raw: below this no expansion does harm
+MOST_TURNED_PX = 2**25  # in strips: libvips turns these in memory, 100 MB; it would write more to a temporary file
 
 
 class Slide(Protocol):
@@ -78,32 +98,101 @@ def open_slide(path: Path) -> Slide:
         raise SlideUnreadable("the path is a folder, not a file" if path.is_dir() else "the file is missing")
     if not path.stat().st_size:
         raise SlideUnreadable("the file is empty: 0 bytes")
-    codec, tiled = _layout(path)
-    if (codec is None or codec in VIPS_CODECS) and _vips() is not None:
-        return VipsSlide(path, tiled)
+    layout = _layout(path)
+    if layout is None:
+        try:
+            return OpenSlideSlide(path)
+        except SlideError as error:
+            raise SlideUnreadable(f"not an image: it begins like no TIFF, PNG or JPEG, and {error}") from error
+    if (layout.codec is None or layout.codec in VIPS_CODECS) and _vips() is not None:
+        slide = VipsSlide(path, layout.tiled, alpha=layout.alpha)
+        if layout.codec is None:
+            _check_size(slide.width_px, slide.height_px, 8, path, MOST_FOLD)
+        elif sorted((slide.width_px, slide.height_px)) != sorted((layout.width_px, layout.height_px)):
+            raise SlideUnreadable(
+                f"its TIFF directory says both {layout.width_px} x {layout.height_px} px "
+                f"and {slide.width_px} x {slide.height_px} px"
+            )
+        return slide
+    if layout.codec is None:
+        raise SlideUnreadable("PNG and JPEG files are read by libvips alone, which is not installed")
+    name = VIPS_CODECS.get(layout.codec) or OTHER_CODECS.get(layout.codec) or f"number {layout.codec}"
+    if layout.turn != 1:
+        raise CodecUnsupported(
+            f"compression {name} is not read by libvips, and orientation {layout.turn} not by OpenSlide"
+        )
     try:
         return OpenSlideSlide(path)
     except SlideError as error:
-        name = VIPS_CODECS.get(codec or 0) or OTHER_CODECS.get(codec or 0) or f"number {codec}"
         raise CodecUnsupported(f"compression {name} is not read by libvips, and OpenSlide says: {error}") from error
 
 
-def _layout(path: Path) -> tuple[int | None, bool]:
-    """The compression tag of the first directory, and whether it is tiled; (None, False) for what is no TIFF."""
+@dataclass(frozen=True)
+class _Layout:
+    """What the first directory of a TIFF says; as it stands, that of a PNG or JPEG."""
+
+    codec: int | None = None
+    tiled: bool = False
+    alpha: bool = True  # a sample more than the colours is transparency
+    width_px: int = 0
+    height_px: int = 0
+    turn: int = 1  # the orientation, 1 where it is upright
+
+
+def _layout(path: Path) -> _Layout | None:
+    """The layout of a TIFF, PNG or JPEG, None for other files. Raises SlideUnreadable for what no slide has."""
     import tifffile
 
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic[:2] not in (b"II", b"MM"):
-        return None, False
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
+    if not magic.startswith(TIFF_MAGIC):
+        return _Layout() if magic.startswith(PICTURE_MAGIC) else None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it cannot read; the report says it once
     try:
         with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            return int(page.compression), bool(page.is_tiled)
-    except MemoryError:
+            return _page_layout(tiff.pages.first, path)
+    except (MemoryError, SlideError):
         raise
     except Exception as error:
-        raise SlideUnreadable(f"its TIFF directory cannot be read: {_line(error)}") from error
+        raise SlideUnreadable(f"its TIFF directory cannot be read: {type(error).__name__}: {_line(error)}") from error
+
+
+def _page_layout(page: Any, path: Path) -> _Layout:
+    """The layout of a tifffile page, checked. Raises SlideUnreadable for what no slide has."""
+    codec, kind = int(page.compression), int(page.sampleformat)
+    bits, samples = page.bitspersample, int(page.samplesperpixel)
+    width, height = int(page.imagewidth), int(page.imagelength)
+    fold = MOST_FOLD if codec in BOUND_CODECS else MOST_FOLD_UNBOUND
+    _check_size(width, height, samples * (bits if isinstance(bits, int) else max(bits)), path, fold)
+    if kind not in (1, 4) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
+        raise SlideUnreadable(
+            f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples are no slide, {samples} a pixel; "
+            "unsigned ones of 8 or 16 bits are read, of 1, 2 or 4 where a pixel has one"
+        )
+    tiled = bool(page.is_tiled)
+    if tiled and not 0 < (area := int(page.tilewidth) * int(page.tilelength)) <= MOST_TILE_PX:
+        raise SlideUnreadable(f"a tile has {area:,} px; at most {MOST_TILE_PX:,} are read")
+    extra = [int(value) for value in page.extrasamples]
+    return _Layout(codec, tiled, extra[:1] != [0], width, height, int(page.tags.valueof("Orientation", default=1)))
+
+
+def _check_size(width: int, height: int, bits: int, path: Path, fold: int) -> None:
+    """Refuse sizes that no slide has, and those that a file cannot hold; `bits` are those of a pixel."""
+    if min(width, height) < 1:
+        raise SlideUnreadable(f"no pixels: {width} x {height} px")
+    size = f"{width:,} x {height:,} px"
+    if max(width, height) > MOST_SIDE_PX:
+        raise SlideUnreadable(f"{size}; a side may have {MOST_SIDE_PX:,} px")
+    if width * height > MOST_PX:
+        raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MOST_PX // 10**9} Gpx are allowed")
+    raw, stored = width * height * bits // 8, path.stat().st_size
+    if raw > SMALL_BYTES and raw > fold * stored:
+        raise SlideUnreadable(
+            f"{size} in {stored:,} bytes would expand {raw // stored:,}-fold; {fold:,}-fold is allowed"
+        )
 
 
 @cache
@@ -123,11 +212,13 @@ class VipsSlide:
 
     decoder = "libvips"
 
-    def __init__(self, path: Path, tiled: bool, indexed: bool = True) -> None:
+    def __init__(self, path: Path, tiled: bool, indexed: bool = True, alpha: bool = True) -> None:
         """Open it; `indexed` lets the tile index spare the background. Raises SlideUnreadable when libvips cannot."""
-        self._vips, self._path, self._tiled, self._indexed = _vips(), path, tiled, indexed
+        self._vips, self._path, self._tiled, self._alpha = _vips(), path, tiled, alpha
+        self._turned = False
         self.skipped_share = 0.0
         image = self._open("random" if tiled else "sequential")
+        self._indexed = indexed and not self._turned  # the index is one of the tiles as they are stored
         self.width_px, self.height_px = int(image.width), int(image.height)
 
     def overview(self, shrink: int) -> Pixels:
@@ -184,16 +275,43 @@ class VipsSlide:
 
     def _open(self, access: str) -> Any:
         try:
-            image = self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
+            image = self._load(access)
+            turn = image.get("orientation") if image.get_typeof("orientation") else 1
+            if 1 < turn <= 8:  # turned rows come in no order: every read is a random one
+                if not self._tiled and image.width * image.height > MOST_TURNED_PX:
+                    raise SlideUnreadable(
+                        f"orientation {turn} of {image.width:,} x {image.height:,} px in strips needs "
+                        f"all of it in memory; {MOST_TURNED_PX:,} px are allowed"
+                    )
+                self._turned = True
+                image = self._load("random").autorot()
             return self._rgb(image)
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {_line(error, self._path)}") from error
 
-    @staticmethod
-    def _rgb(image: Any) -> Any:
-        if image.hasalpha():
-            image = image.flatten(background=[255.0 if image.format == "uchar" else 65535.0])
-        return image.colourspace("srgb").cast("uchar")
+    def _load(self, access: str) -> Any:
+        return self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
+
+    def _rgb(self, image: Any) -> Any:
+        """8-bit RGB without a colour profile; transparency shows white."""
+        if image.format not in ("uchar", "ushort"):
+            raise SlideUnreadable(f"{image.format} samples are no slide; unsigned ones of 8 or 16 bits are read")
+        colours = COLOUR_BANDS.get(image.interpretation, 0)
+        if not colours or image.bands < colours or (colours == 1 and image.bands > 2):
+            raise SlideUnreadable(
+                f"{image.bands} samples a pixel as {image.interpretation} are neither grey, RGB nor CMYK"
+            )
+        if image.format == "ushort":
+            image = (image >> 8).cast("uchar")
+        alpha = image[colours] if self._alpha and image.bands > colours else None
+        if image.bands > colours:
+            image = image[:colours]
+        if colours == 4:  # as without a profile: ink darkens, black ink too
+            image = (image[:3].invert() * image[3].invert() / 255).rint().cast("uchar")
+        if colours == 1:
+            image = image.bandjoin([image, image])
+        image = image.copy(interpretation="srgb")
+        return image if alpha is None else image.bandjoin(alpha).flatten(background=[255.0])
 
     def _cut(self, image: Any, x: int, y: int, side: int, background: Colour) -> Any:
         width, height = min(side, image.width - x), min(side, image.height - y)
