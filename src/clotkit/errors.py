@@ -15,6 +15,8 @@ ClotkitError                exit code 2, one line on stderr, no traceback
 A message says what, where, the number seen, the number allowed and the next step, in one line.
 """
 
+from pathlib import Path
+
 
 class ClotkitError(Exception):
     """The root: `str()` of it is the one line that the user reads."""
@@ -58,3 +60,10 @@ class CodecUnsupported(SlideError):  # noqa: N818
 
 class NoTissue(SlideError):  # noqa: N818
     """Sound, but nothing on it differs from the background."""
+
+
+def one_line(error: BaseException, path: Path | None = None) -> str:
+    """What a library's error says, on one line of at most 200 characters, without `path` (the report has it)."""
+    text = str(error) if path is None else str(error).replace(str(path), "slide")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ("; ".join(dict.fromkeys(lines)) or type(error).__name__)[:200]

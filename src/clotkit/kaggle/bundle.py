@@ -24,6 +24,7 @@ MODULES = (
     "cli.py",
     "competitions/__init__.py",
     "slides/__init__.py",
+    "slides/tiff.py",
     "slides/reader.py",
     "slides/index.py",
     "slides/tissue.py",

@@ -3,14 +3,12 @@
 libvips without a codec returns black pixels without an error (seen for ZSTD, LZMA, LERC, JPEG XL and JPEG 2000 in the
 build that pip installs), so the compression tag is read first: what libvips decodes goes to libvips, the rest to
 OpenSlide, and what neither reads is refused by name. It also returns black tiles for a tiled file that is cut short or
-damaged, unless fail_on is "warning" (docs/decisions.md has the table). What no slide has (float samples, a size
-that the file cannot hold) is refused from the header, before a pixel is allocated.
+damaged, unless fail_on is "warning" (docs/decisions.md has the table).
 """
 
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,54 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
+from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable, one_line
 from clotkit.slides.index import read_index
+from clotkit.slides.tiff import MOST_FOLD, OTHER_CODECS, VIPS_CODECS, Layout, check_size, read_layout
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-# TIFF compression tags; the names are those of the TIFF specification and its registered extensions.
-VIPS_CODECS = {
-    1: "none",
-    2: "CCITT RLE",
-    3: "CCITT G3",
-    4: "CCITT G4",
-    5: "LZW",
-    7: "JPEG",
-    8: "deflate",
-    32773: "PackBits",
-    32946: "deflate",
-    50001: "WebP",
-}
-OTHER_CODECS = {
-    6: "old JPEG",
-    33003: "JPEG 2000 (Aperio YCbCr)",
-    33005: "JPEG 2000 (Aperio RGB)",
-    32809: "ThunderScan",
-    34661: "JBIG",
-    34676: "SGILog",
-    34677: "SGILog24",
-    34712: "JPEG 2000",
-    34887: "LERC",
-    34925: "LZMA",
-    50000: "ZSTD",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
-}
 FLAT_LEVELS = 2  # grey levels that skipped tiles may differ by from their common colour: less than any tissue step
 BLOCK_PX = 2048  # of OpenSlide reads: bounds memory to 16 MB a block
-
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
+FETCH_ROWS = 16  # of a shrunk strip slide, at a time
 COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
-
-# What a file may claim to be. Real slides compress 2.4 to 159 fold; all white, deflate reaches 931, LZW 840, JPEG 511.
-# The other codecs have no such bound: a real ZSTD file has 6,214, white lossless WebP tiles of 1024 px have 31,566, and
-# a row of CCITT G4 can be one bit however wide it is.
-MOST_SIDE_PX, MOST_PX, MOST_TILE_PX = 1_000_000, 500 * 10**9, 2**26
-MOST_FOLD, MOST_FOLD_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
-SMALL_BYTES = 2**26  # raw: below this no expansion does harm
 MOST_TURNED_PX = 2**25  # in strips: libvips turns these in memory, 100 MB; it would write more to a temporary file
 
 
@@ -84,7 +45,8 @@ class Slide(Protocol):
     def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
         """The tiles with the given top left corners, uint8[tile_px, tile_px, 3] each, box-averaged by `shrink`.
 
-        `xy` is in full-resolution pixels, sorted by y; what lies beyond the slide's edge is `background`.
+        `xy` is in full-resolution pixels, multiples of `shrink`, sorted by y; what lies beyond the slide's edge is
+        `background`.
         """
         ...
 
@@ -98,22 +60,14 @@ def open_slide(path: Path) -> Slide:
         raise SlideUnreadable("the path is a folder, not a file" if path.is_dir() else "the file is missing")
     if not path.stat().st_size:
         raise SlideUnreadable("the file is empty: 0 bytes")
-    layout = _layout(path)
+    layout = read_layout(path)
     if layout is None:
         try:
             return OpenSlideSlide(path)
         except SlideError as error:
             raise SlideUnreadable(f"not an image: it begins like no TIFF, PNG or JPEG, and {error}") from error
     if (layout.codec is None or layout.codec in VIPS_CODECS) and _vips() is not None:
-        slide = VipsSlide(path, layout.tiled, alpha=layout.alpha)
-        if layout.codec is None:
-            _check_size(slide.width_px, slide.height_px, 8, path, MOST_FOLD)
-        elif sorted((slide.width_px, slide.height_px)) != sorted((layout.width_px, layout.height_px)):
-            raise SlideUnreadable(
-                f"its TIFF directory says both {layout.width_px} x {layout.height_px} px "
-                f"and {slide.width_px} x {slide.height_px} px"
-            )
-        return slide
+        return _open_with_vips(path, layout)
     if layout.codec is None:
         raise SlideUnreadable("PNG and JPEG files are read by libvips alone, which is not installed")
     name = VIPS_CODECS.get(layout.codec) or OTHER_CODECS.get(layout.codec) or f"number {layout.codec}"
@@ -127,72 +81,16 @@ def open_slide(path: Path) -> Slide:
         raise CodecUnsupported(f"compression {name} is not read by libvips, and OpenSlide says: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What the first directory of a TIFF says; as it stands, that of a PNG or JPEG."""
-
-    codec: int | None = None
-    tiled: bool = False
-    alpha: bool = True  # a sample more than the colours is transparency
-    width_px: int = 0
-    height_px: int = 0
-    turn: int = 1  # the orientation, 1 where it is upright
-
-
-def _layout(path: Path) -> _Layout | None:
-    """The layout of a TIFF, PNG or JPEG, None for other files. Raises SlideUnreadable for what no slide has."""
-    import tifffile
-
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-    except OSError as error:
-        raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
-    if not magic.startswith(TIFF_MAGIC):
-        return _Layout() if magic.startswith(PICTURE_MAGIC) else None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it cannot read; the report says it once
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return _page_layout(tiff.pages.first, path)
-    except (MemoryError, SlideError):
-        raise
-    except Exception as error:
-        raise SlideUnreadable(f"its TIFF directory cannot be read: {type(error).__name__}: {_line(error)}") from error
-
-
-def _page_layout(page: Any, path: Path) -> _Layout:
-    """The layout of a tifffile page, checked. Raises SlideUnreadable for what no slide has."""
-    codec, kind = int(page.compression), int(page.sampleformat)
-    bits, samples = page.bitspersample, int(page.samplesperpixel)
-    width, height = int(page.imagewidth), int(page.imagelength)
-    fold = MOST_FOLD if codec in BOUND_CODECS else MOST_FOLD_UNBOUND
-    _check_size(width, height, samples * (bits if isinstance(bits, int) else max(bits)), path, fold)
-    if kind not in (1, 4) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
+def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
+    slide = VipsSlide(path, layout.tiled, alpha=layout.alpha)
+    if layout.codec is None:
+        check_size(slide.width_px, slide.height_px, 8, path, MOST_FOLD)
+    elif sorted((slide.width_px, slide.height_px)) != sorted((layout.width_px, layout.height_px)):
         raise SlideUnreadable(
-            f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples are no slide, {samples} a pixel; "
-            "unsigned ones of 8 or 16 bits are read, of 1, 2 or 4 where a pixel has one"
+            f"its TIFF directory says both {layout.width_px} x {layout.height_px} px "
+            f"and {slide.width_px} x {slide.height_px} px"
         )
-    tiled = bool(page.is_tiled)
-    if tiled and not 0 < (area := int(page.tilewidth) * int(page.tilelength)) <= MOST_TILE_PX:
-        raise SlideUnreadable(f"a tile has {area:,} px; at most {MOST_TILE_PX:,} are read")
-    extra = [int(value) for value in page.extrasamples]
-    return _Layout(codec, tiled, extra[:1] != [0], width, height, int(page.tags.valueof("Orientation", default=1)))
-
-
-def _check_size(width: int, height: int, bits: int, path: Path, fold: int) -> None:
-    """Refuse sizes that no slide has, and those that a file cannot hold; `bits` are those of a pixel."""
-    if min(width, height) < 1:
-        raise SlideUnreadable(f"no pixels: {width} x {height} px")
-    size = f"{width:,} x {height:,} px"
-    if max(width, height) > MOST_SIDE_PX:
-        raise SlideUnreadable(f"{size}; a side may have {MOST_SIDE_PX:,} px")
-    if width * height > MOST_PX:
-        raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MOST_PX // 10**9} Gpx are allowed")
-    raw, stored = width * height * bits // 8, path.stat().st_size
-    if raw > SMALL_BYTES and raw > fold * stored:
-        raise SlideUnreadable(
-            f"{size} in {stored:,} bytes would expand {raw // stored:,}-fold; {fold:,}-fold is allowed"
-        )
+    return slide
 
 
 @cache
@@ -259,19 +157,54 @@ class VipsSlide:
 
     def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
         """See Slide.tiles."""
-        side = tile_px * shrink
-        image = self._open("random" if self._tiled else "sequential")
-        if self._tiled:
-            for x, y in xy:
-                yield self._pixels(lambda x=x, y=y: self._cut(image, x, y, side, background).shrink(shrink, shrink))
+        if not self._tiled:
+            yield from self._streamed(xy, tile_px, shrink, background)
             return
-        for y, columns in _rows(xy):
-            # A band of full width, because a sequential image must be read from top to bottom, each row once.
-            band = self._memory(image.crop(0, y, self.width_px, min(side, self.height_px - y)))
-            for x in columns:
-                yield self._pixels(
-                    lambda x=x, band=band: self._cut(band, x, 0, side, background).shrink(shrink, shrink)
-                )
+        side = tile_px * shrink
+        image = self._open("random")
+        for x, y in xy:
+            yield self._pixels(lambda x=x, y=y: self._cut(image, x, y, side, background).shrink(shrink, shrink))
+
+    def _streamed(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour
+    ) -> Iterator[Pixels]:
+        """The tiles from one pass over the shrunk rows, top to bottom: what a sequential image allows.
+
+        Held at a time: FETCH_ROWS shrunk rows of full width, and the tiles that these rows touch.
+        """
+        width, height = (max(place[axis] for place in xy) // shrink + tile_px for axis in (0, 1))
+        image = self._open("sequential")
+        padded = image.embed(
+            0,
+            0,
+            max(width * shrink, image.width),
+            max(height * shrink, image.height),
+            extend="background",
+            background=list(background),
+        )
+        rows = self._rows_of(padded.shrink(shrink, shrink), [y // shrink for _, y in xy], tile_px)
+        waiting, touched = deque(xy), deque[tuple[int, int, Pixels]]()
+        for top, band in rows:
+            while waiting and waiting[0][1] // shrink < top + len(band):
+                x, y = waiting.popleft()
+                touched.append((x // shrink, y // shrink, np.empty((tile_px, tile_px, 3), np.uint8)))
+            for x, y, tile in touched:
+                first, last = max(top, y), min(top + len(band), y + tile_px)
+                tile[first - y : last - y] = band[first - top : last - top, x : x + tile_px]
+            while touched and touched[0][1] + tile_px <= top + len(band):
+                yield touched.popleft()[2]
+
+    def _rows_of(self, image: Any, tops: Sequence[int], tile_px: int) -> Iterator[tuple[int, Pixels]]:
+        """Bands of FETCH_ROWS rows of `image`, those that a tile with one of these tops reaches into, in order."""
+        try:
+            region = self._vips.Region.new(image)
+            for top in range(0, max(tops) + tile_px, FETCH_ROWS):
+                count = min(FETCH_ROWS, max(tops) + tile_px - top)
+                if any(start < top + count and top < start + tile_px for start in tops):
+                    part = region.fetch(0, top, image.width, count)
+                    yield top, np.frombuffer(part, np.uint8).reshape(count, image.width, 3)
+        except self._vips.Error as error:
+            raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
     def _open(self, access: str) -> Any:
         try:
@@ -287,7 +220,7 @@ class VipsSlide:
                 image = self._load("random").autorot()
             return self._rgb(image)
         except self._vips.Error as error:
-            raise SlideUnreadable(f"libvips: {_line(error, self._path)}") from error
+            raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
     def _load(self, access: str) -> Any:
         return self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
@@ -322,17 +255,11 @@ class VipsSlide:
             else cut.embed(0, 0, side, side, extend="background", background=list(background))
         )
 
-    def _memory(self, image: Any) -> Any:
-        try:
-            return image.copy_memory()
-        except self._vips.Error as error:
-            raise SlideUnreadable(f"libvips: {_line(error, self._path)}") from error
-
     def _pixels(self, make: Any) -> Pixels:
         try:
             return np.asarray(make().numpy(), dtype=np.uint8)
         except self._vips.Error as error:
-            raise SlideUnreadable(f"libvips: {_line(error, self._path)}") from error
+            raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
 
 class OpenSlideSlide:
@@ -346,12 +273,12 @@ class OpenSlideSlide:
         try:
             import openslide
         except (ImportError, OSError) as error:
-            raise SlideUnreadable(f"OpenSlide is not installed: {_line(error)}") from error
+            raise SlideUnreadable(f"OpenSlide is not installed: {one_line(error)}") from error
         self._error: type[Exception] = openslide.OpenSlideError
         try:
             self._slide = openslide.OpenSlide(path)
         except self._error as error:
-            raise SlideUnreadable(f"OpenSlide: {_line(error)}") from error
+            raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
         self.width_px, self.height_px = self._slide.dimensions
         given = self._slide.properties.get("openslide.background-color", "FFFFFF")
         self._behind = np.array([int(given[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
@@ -394,19 +321,12 @@ class OpenSlideSlide:
         try:
             rgba = np.asarray(self._slide.read_region((x, y), level, (width, height)))
         except self._error as error:
-            raise SlideUnreadable(f"OpenSlide: {_line(error)}") from error
+            raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
         if rgba[..., 3].min() == 255:
             return rgba[..., :3]
         alpha = rgba[..., 3:].astype(np.float32) / 255
         mixed: Pixels = np.rint(rgba[..., :3] * alpha + self._behind * (1 - alpha)).astype(np.uint8)
         return mixed
-
-
-def _rows(xy: Iterable[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
-    rows: dict[int, list[int]] = {}
-    for x, y in xy:
-        rows.setdefault(y, []).append(x)
-    yield from sorted(rows.items())
 
 
 def _box(pixels: Pixels, shrink: int) -> Pixels:
@@ -417,9 +337,3 @@ def _box(pixels: Pixels, shrink: int) -> Pixels:
     boxes = pixels.reshape(height, shrink, width, shrink, 3)
     mean: Pixels = np.rint(boxes.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
     return mean
-
-
-def _line(error: BaseException, path: Path | None = None) -> str:
-    """What the error says, on one line, without the slide's path (the report has it), shortened."""
-    lines = [line.strip() for line in str(error).replace(str(path), "slide").splitlines() if line.strip()]
-    return ("; ".join(dict.fromkeys(lines)) or type(error).__name__)[:200]

@@ -1,0 +1,304 @@
+"""Odd and broken slides: read as a second decoder reads them, or refused in one line; never a crash, hang or black."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import pyvips
+import tifffile
+from PIL import Image
+
+from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
+from clotkit.infer.workers import Ended, Task, stream
+from clotkit.slides.reader import open_slide
+
+from .odd_work import FOLDERS, LIMITS, SHARED, TILING, outcomes, pillow, work
+
+WIDTH, HEIGHT = 150, 90
+Pixels = npt.NDArray[np.uint8]
+ORIENTATION = 274  # the TIFF and EXIF tag
+
+
+def scene(bands: int, seed: int = 1) -> Pixels:
+    """Smooth waves of another phase per band and corner: uint8[HEIGHT, WIDTH, bands], nowhere symmetric."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    waves = [np.sin(x / (19 + 5 * band) + seed) * 60 + np.cos(y / (13 + band)) * 50 + x / 4 for band in range(bands)]
+    return np.clip(np.stack(waves, axis=2) + 110, 0, 255).astype(np.uint8)
+
+
+def pil(mode: str, **options: Any) -> Callable[[Path], None]:
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    pixels = scene(bands) if bands > 1 else scene(1)[..., 0]
+
+    def write(path: Path) -> None:
+        image = Image.fromarray(scene(3)).convert(mode) if mode in ("1", "P") else Image.fromarray(pixels, mode=None)
+        if image.mode != mode:
+            image = Image.frombytes(mode, image.size, image.tobytes())
+        image.save(path, **options)
+
+    return write
+
+
+def tiff(pixels: npt.NDArray[Any], **options: Any) -> Callable[[Path], None]:
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def pages(path: Path) -> None:
+    with tifffile.TiffWriter(path) as file:
+        file.write(scene(3), photometric="rgb", tile=(64, 64), compression="zlib")
+        file.write(np.zeros((500, 400, 3), np.uint8), photometric="rgb")
+
+
+DEEP = scene(3).astype(np.uint16) * 257 - 20
+GREY, RGBA, BILEVEL = scene(1)[..., 0], scene(4), scene(1)[..., 0] > 128
+TILES: dict[str, Any] = {"tile": (32, 32), "compression": "zlib"}
+
+# name: what writes it, and how far Pillow's pixels may lie
+SAME_AS_PILLOW: dict[str, tuple[Callable[[Path], None], int]] = {
+    "grey.tif": (pil("L"), 0),
+    "grey.png": (pil("L"), 0),
+    "grey.jpg": (pil("L"), 3),
+    "grey alpha.tif": (pil("LA"), 1),
+    "grey alpha.png": (pil("LA"), 1),
+    "rgb.png": (pil("RGB"), 0),
+    "rgb.jpg": (pil("RGB"), 3),
+    "progressive.jpg": (pil("RGB", progressive=True), 3),
+    "a png that is called.tif": (pil("RGB", format="PNG"), 0),
+    "rgba.png": (pil("RGBA"), 1),
+    "rgba strips.tif": (pil("RGBA"), 1),
+    "rgba tiles.tif": (tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"], **TILES), 1),
+    "rgb and a sample that is no alpha.tif": (tiff(RGBA, photometric="rgb", extrasamples=["unspecified"]), 0),
+    "16-bit grey.tif": (tiff(DEEP[..., 0], photometric="minisblack"), 0),
+    "16-bit grey big endian.tif": (tiff(DEEP[..., 0], photometric="minisblack", byteorder=">"), 0),
+    "16-bit grey.png": (lambda path: Image.fromarray(DEEP[..., 0]).save(path), 0),
+    "cmyk.tif": (pil("CMYK"), 1),
+    "cmyk.jpg": (pil("CMYK"), 4),
+    "palette.tif": (pil("P"), 0),
+    "palette.png": (pil("P"), 0),
+    "bilevel.tif": (pil("1"), 0),
+    "bilevel.png": (pil("1"), 0),
+    "bilevel g4.tif": (pil("1", compression="group4"), 0),
+    "bilevel min-is-white.tif": (tiff(BILEVEL, photometric="miniswhite"), 0),
+    "bilevel min-is-black.tif": (tiff(BILEVEL, photometric="minisblack"), 0),
+    "grey min-is-white.tif": (tiff(GREY, photometric="miniswhite"), 0),
+    "planar.tif": (tiff(np.moveaxis(scene(3), 2, 0), photometric="rgb", planarconfig="separate"), 0),
+    "pages.tif": (pages, 0),
+    **{f"strips turned {n}.tif": (pil("RGB", tiffinfo={ORIENTATION: n}), 0) for n in range(1, 9)},
+    **{
+        f"tiles turned {n}.tif": (
+            tiff(scene(3), photometric="rgb", extratags=[(ORIENTATION, "H", 1, n, True)], **TILES),
+            0,
+        )
+        for n in range(2, 9)
+    },
+}
+
+
+def read(path: Path) -> Pixels:
+    """The whole slide from tiles of 40 px, which must be what its overview at 1/1 says."""
+    slide = open_slide(path)
+    corners = [(x, y) for y in range(0, slide.height_px, 40) for x in range(0, slide.width_px, 40)]
+    whole = np.zeros((slide.height_px + 40, slide.width_px + 40, 3), np.uint8)
+    for (x, y), tile in zip(corners, slide.tiles(corners, 40, 1, (1, 2, 3)), strict=True):
+        whole[y : y + 40, x : x + 40] = tile
+    pixels = whole[: slide.height_px, : slide.width_px]
+    np.testing.assert_array_equal(pixels, slide.overview(1))
+    return pixels
+
+
+@pytest.mark.parametrize("name", SAME_AS_PILLOW)
+def test_read_as_pillow_reads_it(name: str, tmp_path: Path) -> None:
+    write, tolerance = SAME_AS_PILLOW[name]
+    write(tmp_path / name)
+    mine, second = read(tmp_path / name), pillow(tmp_path / name)
+    assert mine.shape == second.shape
+    assert np.abs(mine.astype(int) - second).max() <= tolerance
+    assert mine.std() > 20
+
+
+def test_exif_turns_a_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(scene(3)).save(path, exif=exif)
+    assert read(path).shape == (WIDTH, HEIGHT, 3)
+    assert np.abs(read(path).astype(int) - pillow(path)).max() <= 3
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_16_bit_rgb_is_scaled_by_257(tiled: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, DEEP, photometric="rgb", **(TILES if tiled else {}))
+    np.testing.assert_array_equal(read(path), (tifffile.imread(path) >> 8).astype(np.uint8))
+
+
+def test_premultiplied_colours_are_themselves_again(tmp_path: Path) -> None:
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[:] = (60, 30, 10, 128)  # 120, 60, 20 at half opacity
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    assert np.abs(read(tmp_path / "a.tif")[5, 5].astype(int) - (187, 157, 137)).max() <= 1
+
+
+def test_a_transparent_picture_is_white(tmp_path: Path) -> None:
+    pixels = scene(4)
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").min() == 255
+
+
+def white(path: Path) -> None:
+    """The most that deflate makes of white: 201 MB in tiles of 4096 px."""
+    image = pyvips.Image.black(8192, 8192, bands=3).invert().copy(interpretation="srgb")
+    image.tiffsave(str(path), compression="deflate", tile=True, tile_width=4096, tile_height=4096)
+
+
+def test_a_white_slide_is_no_bomb(tmp_path: Path) -> None:
+    white(tmp_path / "white.tif")
+    assert 8192**2 * 3 / (tmp_path / "white.tif").stat().st_size > 800
+    slide = open_slide(tmp_path / "white.tif")
+    (tile,) = slide.tiles([(4000, 4000)], 64, 4, (0, 0, 0))
+    assert tile.min() == 255
+
+
+def with_tags(**tags: int) -> Callable[[Path], None]:
+    """A sound tiled slide whose directory then says something else."""
+
+    def write(path: Path) -> None:
+        tifffile.imwrite(path, scene(3), photometric="rgb", **TILES)
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            for tag, value in tags.items():
+                file.pages.first.tags[tag].overwrite(value, dtype="I")
+
+    return write
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def large_jpeg(path: Path) -> None:
+    Image.fromarray(scene(3)).save(path, format="JPEG")
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+    path.write_bytes(data)
+
+
+def turned_strips(path: Path) -> None:
+    image = pyvips.Image.black(8000, 5000, bands=3).invert().copy(interpretation="srgb")
+    image.set_type(pyvips.GValue.gint_type, "orientation", 6)
+    image.tiffsave(str(path), compression="deflate")
+
+
+def numbers(dtype: str) -> Callable[[Path], None]:
+    return tiff(np.ones((50, 60), dtype), photometric="minisblack")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "float16": (numbers("float16"), "16-bit float samples are no slide"),
+    "float32": (numbers("float32"), "32-bit float samples are no slide"),
+    "float64": (numbers("float64"), "64-bit float samples are no slide"),
+    "int8": (numbers("int8"), "8-bit signed samples are no slide"),
+    "int16": (numbers("int16"), "16-bit signed samples are no slide"),
+    "uint32": (numbers("uint32"), "32-bit unsigned samples are no slide"),
+    "uint64": (numbers("uint64"), "64-bit unsigned samples are no slide"),
+    "complex": (numbers("complex64"), "64-bit complex samples are no slide"),
+    "six channels": (
+        tiff(scene(6), photometric="minisblack", planarconfig="contig"),
+        "6 samples a pixel as b-w are neither grey, RGB nor CMYK",
+    ),
+    "no width": (with_tags(ImageWidth=0), "no pixels: 0 x 90 px"),
+    "no height": (with_tags(ImageLength=0), "no pixels: 150 x 0 px"),
+    "too wide": (with_tags(ImageWidth=2_000_000), "2,000,000 x 90 px; a side may have 1,000,000 px"),
+    "too many": (with_tags(ImageWidth=900_000, ImageLength=900_000), "810 Gpx; 500 Gpx are allowed"),
+    "a bomb": (with_tags(ImageWidth=200_000, ImageLength=200_000), "-fold; 2,000-fold is allowed"),
+    "a bomb of webp": (
+        with_tags(ImageWidth=700_000, ImageLength=700_000, Compression=50001),
+        "-fold; 200,000-fold is allowed",
+    ),
+    "a large tile": (with_tags(TileWidth=2**20, TileLength=2**20), "a tile has 1,099,511,627,776 px"),
+    "a png bomb": (lambda path: _bytes(path, png(60000, 60000)), "-fold; 2,000-fold is allowed"),
+    "a jpeg bomb": (large_jpeg, "-fold; 2,000-fold is allowed"),
+    "a png of nothing": (lambda path: _bytes(path, png(0, 10)), "libvips|no pixels"),
+    "a png cut short": (lambda path: _bytes(path, png(60, 60)), "libvips"),
+    "text": (lambda path: _bytes(path, b"this is no slide\n" * 50), "not an image"),
+    "svg": (
+        lambda path: _bytes(path, b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
+        "not an image",
+    ),
+    "pdf": (lambda path: _bytes(path, b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"), "not an image"),
+    "zeros": (lambda path: _bytes(path, bytes(5000)), "not an image"),
+    "a bare magic": (lambda path: _bytes(path, b"II*\0"), "TIFF directory"),
+    "large strips, turned": (turned_strips, "orientation 6 of 8,000 x 5,000 px in strips needs all of it in memory"),
+}
+
+
+def _bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def assert_refused(path: Path, words: str) -> SlideError:
+    """It is refused on opening or on reading, with these words, in one line without its path."""
+    with pytest.raises(SlideUnreadable, match=words) as raised:
+        open_slide(path).overview(8)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert str(path) not in text
+    assert len(text) < 300
+    return raised.value
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str, tmp_path: Path) -> None:
+    write, words = REFUSED[name]
+    write(tmp_path / "slide.tif")
+    assert_refused(tmp_path / "slide.tif", words)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(34925, "LZMA"), (50002, "JPEG XL"), (6, "old JPEG"), (4711, "number 4711")]
+)
+def test_an_unsupported_codec_is_named(number: int, name: str, tmp_path: Path) -> None:
+    with_tags(Compression=number)(tmp_path / "slide.tif")
+    with pytest.raises(CodecUnsupported, match=name) as raised:
+        open_slide(tmp_path / "slide.tif")
+    assert "\n" not in str(raised.value)
+
+
+def test_bombs_cost_no_memory(tmp_path: Path) -> None:
+    names = ["too many", "a bomb", "a large tile", "a png bomb", "a jpeg bomb"]
+    for name in names:
+        REFUSED[name][0](tmp_path / name)
+    tasks = [Task(name, tmp_path / name, (TILING,)) for name in names]
+    for end in stream(tasks, LIMITS, 2, work):
+        assert isinstance(end, Ended)
+        assert "allowed" in end.reason or "a tile has" in end.reason
+        assert end.peak_mb < 200
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_odd_file_is_read_right_or_refused_in_one_line(folder: str) -> None:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"the odd files are not here: {SHARED / folder}")
+    paths = sorted((SHARED / folder).iterdir())
+    ends = outcomes(paths)
+    assert [end.image_id for end in ends] == sorted(path.name for path in paths)
+    for end in ends:
+        if end.reason:
+            assert "\n" not in end.reason
+            assert str(SHARED) not in end.reason
+            assert not any(word in end.reason for word in ("died of", "time limit", "memory limit", "exit code"))
+            continue
+        mine, second = np.array(end.facts["mean"]), end.facts["pillow"]
+        if second is not None:
+            assert np.abs(mine - second).max() <= 2, f"{end.image_id}: {mine}, by Pillow {second}"
