@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test lint weights-demo wheels submit bundle lock clean
+.PHONY: help setup setup-dev dry-run test lint weights-demo wheels submit bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SPLIT ?=
 WEIGHTS ?= weights/demo
 LAYOUT ?= both
+SIDE ?= 10000
 
 help:  ## print every target with one line
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +80,9 @@ weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the
 
 test: $(VENV)/.dev build/.wheels  ## run the tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev  ## measure the tiler against other readers: build/bench.json; fails on a missed target; SIDE=30000
+	$(BIN)/python -m bench --side $(SIDE)
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -1,0 +1,222 @@
+"""Measure the contenders on every layout, print one table and the targets, write build/bench.json.
+
+Every measurement is a process of its own (`--one NAME FILE`), with one libvips thread; the contenders take turns, round
+by round. Exit code 1 when a target is missed.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.peers import CONTENDERS, LIMIT, OURS, OURS_EVERY
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("clotkit", "pyvips", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "numpy", "pillow")
+FIGURES = ("cpu_s", "wall_s", "peak_mb", "tiles")
+LIMIT_S = 1800  # of one measurement
+
+# At most these times libvips's decoding of the whole, in CPU seconds.
+WANTED = {
+    OURS: {"deflate": 0.20, "lzw": 0.20, "jpeg": 0.20, "strips": 1.15, "noisy": 1.15},
+    OURS_EVERY: {"deflate": 0.60, "lzw": 0.60, "jpeg": 0.40, "strips": 1.15, "noisy": 1.15},
+}
+
+CAPTION = """\
+The job: a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px; "every tissue tile" is all of 224 px at 1/4.
+clotkit leaves out tiles of less than half tissue where a slide has fuller ones; the three recipes choose in their own
+way, so the tiles differ: the column says how many each made.
+CPU and wall seconds run from after the imports; peak is VmHWM of the process, imports included; medians of {rounds}.
+"x decode" is CPU over that of libvips decoding the whole slide once. One libvips thread, files in the page cache."""
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Run the benchmark, or one measurement of it. Returns the exit code."""
+    options = _options()
+    if options.one:
+        print(json.dumps(measure(options.one[0], Path(options.one[1]))))
+        return 0
+    from bench.layouts import slides
+
+    paths = slides(options.folder, options.side, options.layouts, lambda line: print(line, file=sys.stderr))
+    rows = [row for layout, path in paths.items() for row in compare(layout, path, options.rounds)]
+    lines = targets(rows)
+    print(header(), "", *table(rows), "", CAPTION.format(rounds=options.rounds), "", sep="\n")
+    print(f"Targets, {options.side:,} x {options.side:,} px:", *(text for _, text in lines), sep="\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(met for met, _ in lines) else 1
+
+
+def _options() -> argparse.Namespace:
+    from bench.layouts import LAYOUTS
+
+    line = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    line.add_argument("--side", type=int, default=10_000, help="of the square slides, px (default 10000)")
+    line.add_argument("--rounds", type=int, default=3, help="measurements of each contender (default 3)")
+    line.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="LAYOUT")
+    line.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where the slides are kept")
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json", help="the rows, as JSON")
+    line.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help="one measurement, as a line of JSON")
+    return line.parse_args()
+
+
+def measure(name: str, path: Path) -> Row:
+    """The figures of one contender on one slide, in this process, from after its imports."""
+    contender = CONTENDERS[name]
+    contender.load()
+    cpu, wall = _cpu_s(), time.perf_counter()
+    tiles = contender.run(path)
+    cpu, wall = _cpu_s() - cpu, time.perf_counter() - wall
+    return {"cpu_s": cpu, "wall_s": wall, "peak_mb": _peak_mb(), "tiles": tiles}
+
+
+def _cpu_s() -> float:
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+
+
+def compare(layout: str, path: Path, rounds: int) -> list[Row]:
+    """One row a contender on one slide: medians, or the reason why there are none."""
+    measured: dict[str, list[Row]] = {name: [] for name in CONTENDERS}
+    reasons: dict[str, str] = {}
+    with path.open("rb") as file:  # into the page cache, for the first round too
+        while file.read(2**24):
+            pass
+    for _ in range(rounds):
+        for name in CONTENDERS:
+            if name not in reasons:
+                got = _in_a_process(name, path)
+                if isinstance(got, str):
+                    reasons[name] = got
+                else:
+                    measured[name].append(got)
+    rows = [_row(layout, name, [] if name in reasons else measured[name], reasons.get(name)) for name in CONTENDERS]
+    limit = next(row["cpu_s"] for row in rows if row["name"] == LIMIT)
+    for row in rows:
+        if limit and row["cpu_s"] is not None:
+            row["ratio_to_libvips_decode"] = round(row["cpu_s"] / limit, 4)
+    return rows
+
+
+def _in_a_process(name: str, path: Path) -> Row | str:
+    """The figures of one contender, or the last line of what it said when it failed."""
+    command = [sys.executable, "-m", "bench", "--one", name, str(path)]
+    environment = os.environ | {"VIPS_CONCURRENCY": "1", "OMP_NUM_THREADS": "1", "VIPS_WARNING": "0"}
+    try:
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"took more than {LIMIT_S} s"
+    if ended.returncode:
+        said = [line for line in ended.stderr.splitlines() if line.strip()]
+        return said[-1].strip()[:200] if ended.returncode > 0 and said else f"ended with code {ended.returncode}"
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def _row(layout: str, name: str, measured: list[Row], reason: str | None) -> Row:
+    figures = {key: _median([one[key] for one in measured]) for key in FIGURES}
+    return {"layout": layout, "name": name, **figures, "ratio_to_libvips_decode": None, "reason": reason}
+
+
+def _median(values: list[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
+
+
+def header() -> str:
+    """Date, machine and versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    import openslide
+    import pyvips
+
+    versions = [f"{name} {_version(name)}" for name in PACKAGES]
+    return "\n".join(
+        [
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores "
+            f"({platform.machine()}), {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}",
+            f"libvips {'.'.join(str(pyvips.version(part)) for part in range(3))}, "
+            f"OpenSlide {openslide.__library_version__}",
+            ", ".join(versions),
+        ]
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The rows as lines of text, a blank line between layouts."""
+    lines = [f"{'layout':8} {'contender':27} {'CPU s':>8} {'wall s':>8} {'peak MB':>8} {'tiles':>6} {'x decode':>9}"]
+    for row in rows:
+        if row["name"] == LIMIT:
+            lines.append("")
+        start = f"{row['layout']:8} {row['name']:27}"
+        if row["reason"]:
+            lines.append(f"{start} {'-':>8} {row['reason']}")
+            continue
+        ratio = row["ratio_to_libvips_decode"]
+        lines.append(
+            f"{start} {row['cpu_s']:8.2f} {row['wall_s']:8.2f} {row['peak_mb']:8.0f} {row['tiles']:6.0f} "
+            + (f"{'-':>9}" if ratio is None else f"{ratio:9.2f}")
+        )
+    return lines
+
+
+def targets(rows: list[Row]) -> list[tuple[bool, str]]:
+    """Each target that these rows can answer: whether it is met, and a line that says so with both figures."""
+    by_key = {(row["layout"], row["name"]): row for row in rows}
+    layouts = list(dict.fromkeys(row["layout"] for row in rows))
+    lines = []
+    for name, limits in WANTED.items():
+        for layout in layouts:
+            reached = by_key[layout, name]["ratio_to_libvips_decode"]
+            what = f"{layout}: {name}, x decode"
+            lines.append(_target(what, reached, limits[layout], "at most", lambda got, most: got <= most))
+    for layout in layouts:
+        name, reached = _fastest_peer(by_key[layout, OURS]["cpu_s"], [row for row in rows if row["layout"] == layout])
+        what = f"{layout}: CPU of the fastest peer ({name}) over that of {OURS}"
+        lines.append(_target(what, reached, 1.0, "more than", lambda got, least: got > least))
+    return lines
+
+
+def _fastest_peer(ours_s: float | None, rows: list[Row]) -> tuple[str, float | None]:
+    """The fastest peer of a layout, and how many times our CPU seconds it took."""
+    took = {row["name"]: row["cpu_s"] for row in rows if CONTENDERS[row["name"]].peer and row["cpu_s"] is not None}
+    if not took:
+        return "none read it", math.inf
+    name = min(took, key=lambda peer: took[peer])
+    return name, took[name] / ours_s if ours_s else None
+
+
+def _target(
+    what: str, reached: float | None, wanted: float, word: str, good: Callable[[float, float], bool]
+) -> tuple[bool, str]:
+    met = reached is not None and good(reached, wanted)
+    figure = "no figure" if reached is None else f"{reached:.2f}"
+    return met, f"{'met   ' if met else 'MISSED'} {what}: {figure}, wanted {word} {wanted:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The slides of the benchmark: one phantom, saved again in every layout, kept in a folder for the next run."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyvips
+
+from clotkit.competitions import load_competition
+from clotkit.files import publishing
+from clotkit.slides import phantom, phantom_pixels, phantom_tissue
+
+SEED = 309  # draws 12.4 % tissue on background (244, 244, 243), one section: near the median of the real slides
+NOISE, NOISE_PX = 6, 1024  # grey levels, and the side of the square of noise that repeats
+CLASSIC_BYTES = 2**32 - 2**25  # raw; above it BigTIFF
+
+SQUARES = {"tile": True, "tile_width": 128, "tile_height": 128}
+DEFLATE = {"compression": "deflate", "predictor": "horizontal"}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "deflate": {**SQUARES, **DEFLATE},
+    "lzw": {**SQUARES, "compression": "lzw", "predictor": "horizontal"},
+    "jpeg": {"tile": True, "tile_width": 256, "tile_height": 256, "compression": "jpeg", "Q": 85},
+    "strips": {"tile": False, **DEFLATE},
+    "noisy": {**SQUARES, **DEFLATE},
+}
+
+
+def slides(folder: Path, side_px: int, wanted: list[str], log: Callable[[str], None]) -> dict[str, Path]:
+    """The slides by layout, square, `side_px` a side; those that stand in `folder` already are not drawn again.
+
+    Slides of other code or another libvips have another name, so that a change of the phantom is never missed.
+    """
+    folder = folder / f"{side_px}-{_digest()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.tif" for name in wanted}
+    for name, path in paths.items():
+        if not path.exists():
+            _save(_phantom(folder / "phantom", side_px, log), path, name)
+            log(f"{name}: {path.stat().st_size / 1e6:.0f} MB")
+    return paths
+
+
+def _digest() -> str:
+    """Eight characters that change with the code that draws and the libvips that saves."""
+    sources = [Path(str(module.__file__)).read_bytes() for module in (phantom, phantom_pixels, phantom_tissue)]
+    version = f"{[pyvips.version(part) for part in range(3)]}".encode()
+    return hashlib.sha256(b"".join([*sources, Path(__file__).read_bytes(), version])).hexdigest()[:8]
+
+
+def _phantom(folder: Path, side_px: int, log: Callable[[str], None]) -> Path:
+    """The one slide of a phantom split in `folder`, drawn unless it stands there."""
+    competition = load_competition()
+    if not (folder / "test.csv").exists():  # the table is written last
+        phantom.write_split(folder, "test", 1, SEED, competition, size=f"{side_px}x{side_px}", log=log)
+    (image_id,) = phantom.read_plans(folder)
+    return competition.slide_path(folder, "test", image_id)
+
+
+def _save(source: Path, path: Path, name: str) -> None:
+    image = pyvips.Image.new_from_file(str(source), access="sequential")
+    if name == "noisy":
+        image = _noisy(image)
+    big = image.width * image.height * 3 > CLASSIC_BYTES
+    with publishing(path) as temporary:
+        image.tiffsave(str(temporary), bigtiff=big, **LAYOUTS[name])
+
+
+def _noisy(image: pyvips.Image) -> pyvips.Image:
+    """The image with -NOISE to +NOISE added to every sample, evenly drawn."""
+    rng = np.random.default_rng(SEED)
+    square = pyvips.Image.new_from_array(rng.integers(-NOISE, NOISE + 1, (NOISE_PX, NOISE_PX, 3), np.int8))
+    across, down = -(-image.width // NOISE_PX), -(-image.height // NOISE_PX)
+    noise = square.replicate(across, down).crop(0, 0, image.width, image.height)
+    return (image + noise).cast("uchar").copy(interpretation="srgb")

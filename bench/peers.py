@@ -1,0 +1,266 @@
+"""The contenders: each does the whole job on one slide, and says how many tiles it got.
+
+The job: a tissue map, and the 16 best tiles of 1024 px as uint8 of 256 px. Every peer is written from a description of
+what it does, for this benchmark; none looks at the tile index. A module is imported before the clock starts.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.config import TilingConfig
+from clotkit.slides.reader import open_slide
+from clotkit.slides.tiling import Batch, patches
+
+Pixels = npt.NDArray[np.uint8]
+Corners = list[tuple[int, int]]
+
+TILES, SIDE_PX, OUT_PX = 16, 1024, 256
+VIEW = 64  # px of the slide a pixel of the overview: what clotkit takes for tiles of this side
+BLOCK_PX = 2048
+STEP = 24  # grey levels from the background that make tissue
+MOST_BYTES = 8_000_000_000  # of memory: a peer that needs more is not tried
+BEST = TilingConfig("patches", tile_px=OUT_PX, shrink=SIDE_PX // OUT_PX, max_tiles=TILES, batch_tiles=4)
+EVERY = TilingConfig("patches", tile_px=224, shrink=4, max_tiles=100_000, batch_tiles=4)
+
+
+class TooLargeError(Exception):
+    """A slide that a peer could only read with more than MOST_BYTES."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the job: `run` gets a slide's path and returns how many tiles it made."""
+
+    run: Callable[[Path], int]
+    modules: tuple[str, ...]  # imported before the clock starts
+    peer: bool = True  # false for the limit, and for clotkit itself
+
+    def load(self) -> None:
+        """Import what it needs."""
+        for module in self.modules:
+            importlib.import_module(module)
+
+
+def decode_whole(path: Path) -> int:
+    """The limit: libvips decodes every pixel once, in order, and keeps only their mean, which costs a little too."""
+    import pyvips
+
+    pyvips.Image.new_from_file(str(path), access="sequential").avg()
+    return 0
+
+
+def ours_best(path: Path) -> int:
+    """Clotkit, the 16 best tiles."""
+    return _count(patches(open_slide(path), BEST))
+
+
+def ours_unindexed(path: Path) -> int:
+    """The same without the tile index."""
+    import tifffile
+
+    from clotkit.slides.reader import VipsSlide
+
+    with tifffile.TiffFile(path) as tiff:
+        tiled = bool(tiff.pages.first.is_tiled)
+    return _count(patches(VipsSlide(path, tiled, indexed=False), BEST))
+
+
+def ours_every(path: Path) -> int:
+    """Clotkit, every tile of 224 px at a quarter that its tiler calls tissue: half of it, where a slide has such."""
+    return _count(patches(open_slide(path), EVERY))
+
+
+def vips_thumbnail(path: Path) -> int:
+    """The usual pyvips way: thumbnail, choose, crop from the image opened for random access."""
+    import pyvips
+
+    image = pyvips.Image.new_from_file(str(path), access="random")
+    size = {"width": -(-image.width // VIEW), "height": -(-image.height // VIEW)}
+    view = pyvips.Image.thumbnail(str(path), size["width"], height=size["height"], size="force").numpy()
+    shrink, tiles = SIDE_PX // OUT_PX, []
+    for x, y in best_squares(view, (image.width, image.height)):
+        width, height = min(SIDE_PX, image.width - x), min(SIDE_PX, image.height - y)
+        tile = image.crop(x, y, width, height).embed(0, 0, SIDE_PX, SIDE_PX, extend="white")
+        tiles.append(tile.shrink(shrink, shrink).numpy())
+    return len(tiles)
+
+
+def openslide_grid(path: Path) -> int:
+    """OpenSlide block by block for the overview, then the chosen squares."""
+    import openslide
+
+    with openslide.OpenSlide(path) as slide:
+        return _grid_loop(slide)
+
+
+def tiffslide_grid(path: Path) -> int:
+    """The same loop with tiffslide, which has OpenSlide's interface."""
+    import tiffslide
+
+    with tiffslide.TiffSlide(path) as slide:
+        return _grid_loop(slide)
+
+
+def tifffile_whole(path: Path) -> int:
+    """The whole slide as one array, everything else with numpy."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        needed = int(np.prod(page.shape)) * 17 // 16  # the array, and what is made of it
+        if needed > MOST_BYTES:
+            raise TooLargeError(f"needs {needed / 1e9:.1f} GB; peers get {MOST_BYTES / 1e9:g} GB")
+        whole = page.asarray(maxworkers=1)
+    height, width = whole.shape[:2]
+    view = np.concatenate([_shrunk(whole[top : top + VIEW], VIEW) for top in range(0, height, VIEW)])
+    tiles = []
+    for x, y in best_squares(view, (width, height)):
+        tile = np.full((SIDE_PX, SIDE_PX, 3), 255, np.uint8)
+        part = whole[y : y + SIDE_PX, x : x + SIDE_PX]
+        tile[: part.shape[0], : part.shape[1]] = part
+        tiles.append(_shrunk(tile, SIDE_PX // OUT_PX))
+    return len(tiles)
+
+
+def second_place(path: Path) -> int:
+    """The second place's recipe: all at 1/24, blocks of 28 px with contrast, windows of 224 px that do not repeat."""
+    import pyvips
+
+    scale, block, side, contrast = 24, 28, 224, 90
+    view = pyvips.Image.new_from_file(str(path), access="sequential").resize(1 / scale).numpy()
+    rows, columns = (max(side, -(-length // block) * block) for length in view.shape[:2])
+    page = np.full((rows, columns, 3), 255, np.uint8)
+    page[: view.shape[0], : view.shape[1]] = view
+    lines = page.mean(axis=2).reshape(rows, columns // block, block)  # [rows, block columns, block]
+    busy = np.ptp(lines, axis=2).reshape(rows // block, block, -1).max(axis=1) > contrast
+    chosen: Corners = []
+    for least in (0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0):
+        _add_windows(chosen, busy, side // block, least)
+    return len([page[y * block : y * block + side, x * block : x * block + side].copy() for x, y in chosen])
+
+
+def twenty_fifth_place(path: Path) -> int:
+    """The 25th place's recipe: a thumbnail at most 20,000 px wide, its 16 darkest squares of 1024 px."""
+    import pyvips
+    from PIL import Image
+
+    view = pyvips.Image.thumbnail(str(path), 20_000, height=10_000_000, size="down").numpy()
+    squares = []
+    for top in range(0, view.shape[0], SIDE_PX):
+        for left in range(0, view.shape[1], SIDE_PX):
+            square = np.full((SIDE_PX, SIDE_PX, 3), 255, np.uint8)
+            part = view[top : top + SIDE_PX, left : left + SIDE_PX]
+            square[: part.shape[0], : part.shape[1]] = part
+            squares.append((float(square.mean()), top, left, square))
+    darkest = sorted(squares, key=lambda entry: entry[:3])[:TILES]
+    return len([np.asarray(Image.fromarray(square).resize((OUT_PX, OUT_PX))) for *_, square in darkest])
+
+
+def approach_1(path: Path) -> int:
+    """Approach 1 as it was: squares of the short side, each read whole, filtered, squeezed into one tile.
+
+    Its step loses the last square of some slides; on a square slide there is one.
+    """
+    import openslide
+    from PIL import Image
+
+    slide, tiles = openslide.OpenSlide(path), 0
+    width, height = slide.dimensions
+    side, long = min(width, height), max(width, height)
+    count = -(-long // side)
+    step = side - int((count * side - long) / (count - 1)) if count > 1 else 0
+    for offset in range(0, count * step or 1, step or 1):
+        if offset + side > long:
+            break
+        corner = (offset, 0) if width >= height else (0, offset)
+        square = slide.read_region(corner, 0, (side, side)).convert("RGB")
+        values = np.array(square)
+        if np.count_nonzero(values) > 0.2 * values.size and np.count_nonzero(values == 255) < 0.8 * values.size:
+            tile = np.array(square.resize((OUT_PX, OUT_PX), Image.Resampling.LANCZOS))
+            flat = [np.count_nonzero(band == np.median(band)) for band in np.moveaxis(tile, 2, 0)]
+            tiles += int(max(flat) < 0.99 * OUT_PX**2)
+    return tiles
+
+
+def best_squares(view: Pixels, size_px: tuple[int, int]) -> Corners:
+    """Corners of the squares of a grid with most tissue, for the peers that leave the choice open.
+
+    `view` is the slide of `size_px` (width, height), shrunk by VIEW.
+    """
+    border = np.concatenate([view[0], view[-1], view[:, 0], view[:, -1]])
+    mask = np.abs(view.astype(np.int16) - np.median(border, axis=0).astype(np.int16)).max(axis=2) >= STEP
+    cells = SIDE_PX // VIEW
+    columns, rows = (-(-length // SIDE_PX) for length in size_px)
+    page = np.zeros((rows * cells, columns * cells))
+    page[: mask.shape[0], : mask.shape[1]] = mask
+    share = page.reshape(rows, cells, columns, cells).mean(axis=(1, 3)).ravel()
+    order = np.argsort(-share, kind="stable")[:TILES]
+    chosen = sorted(int(index) for index in order if share[index] > 0)
+    return [(index % columns * SIDE_PX, index // columns * SIDE_PX) for index in chosen]
+
+
+def _grid_loop(slide: Any) -> int:
+    width, height = slide.dimensions
+    view = np.empty((-(-height // VIEW), -(-width // VIEW), 3), np.uint8)
+    for top in range(0, height, BLOCK_PX):
+        for left in range(0, width, BLOCK_PX):
+            size = min(BLOCK_PX, width - left), min(BLOCK_PX, height - top)
+            block = slide.read_region((left, top), 0, size).convert("RGB").reduce(VIEW)
+            y, x = top // VIEW, left // VIEW
+            view[y : y + block.height, x : x + block.width] = np.asarray(block)
+    tiles = []
+    for x, y in best_squares(view, (width, height)):
+        square = slide.read_region((x, y), 0, (SIDE_PX, SIDE_PX)).convert("RGB")
+        tiles.append(np.asarray(square.reduce(SIDE_PX // OUT_PX)))
+    return len(tiles)
+
+
+def _shrunk(pixels: Pixels, shrink: int) -> Pixels:
+    """Means of boxes of `shrink` px; a last row or column of boxes may be smaller: it repeats the edge."""
+    height, width = (-(-length // shrink) for length in pixels.shape[:2])
+    missing = [(0, height * shrink - pixels.shape[0]), (0, width * shrink - pixels.shape[1]), (0, 0)]
+    whole = np.pad(pixels, missing, mode="edge") if max(missing)[1] else pixels
+    means = whole.reshape(height, shrink, width, shrink, 3).mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(np.rint(means), np.uint8)
+
+
+def _add_windows(chosen: Corners, busy: npt.NDArray[np.bool_], side: int, least: float) -> None:
+    """Add windows of `side` blocks, in place, with that share of busy blocks, until there are TILES.
+
+    A window that shares half of itself with a chosen one is left out.
+    """
+    sums = np.pad(busy.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    share = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
+    for y, x in np.argwhere(share >= least).tolist():
+        if len(chosen) == TILES:
+            return
+        shared = [max(0, side - abs(x - left)) * max(0, side - abs(y - top)) for left, top in chosen]
+        if not shared or max(shared) / (2 * side**2 - max(shared)) < 0.5:
+            chosen.append((x, y))
+
+
+def _count(pieces: Any) -> int:
+    return sum(len(piece.tiles) for piece in pieces if isinstance(piece, Batch))
+
+
+LIMIT, OURS, OURS_EVERY = "libvips whole decode", "clotkit, 16 best", "clotkit, every tissue tile"
+KIT = ("pyvips", "tifffile")
+CONTENDERS = {
+    LIMIT: Contender(decode_whole, ("pyvips",), peer=False),
+    OURS: Contender(ours_best, KIT, peer=False),
+    "clotkit, 16 best, no index": Contender(ours_unindexed, KIT, peer=False),
+    OURS_EVERY: Contender(ours_every, KIT, peer=False),
+    "pyvips thumbnail, crops": Contender(vips_thumbnail, ("pyvips",)),
+    "OpenSlide grid loop": Contender(openslide_grid, ("openslide", "PIL.Image")),
+    "tiffslide grid loop": Contender(tiffslide_grid, ("tiffslide", "imagecodecs", "PIL.Image")),
+    "tifffile whole, numpy": Contender(tifffile_whole, ("tifffile", "imagecodecs")),
+    "2nd place's recipe": Contender(second_place, ("pyvips",)),
+    "25th place's recipe": Contender(twenty_fifth_place, ("pyvips", "PIL.Image")),
+    "Approach 1 as it was": Contender(approach_1, ("openslide", "PIL.Image")),
+}

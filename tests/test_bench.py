@@ -1,0 +1,59 @@
+"""The benchmark at a size where its figures mean nothing: it runs, and every row is whole."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+LAYOUTS = ["deflate", "strips"]
+FIGURES = ["cpu_s", "wall_s", "peak_mb", "tiles", "ratio_to_libvips_decode"]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    out = folder / "bench.json"
+    small = ["--side", "1000", "--rounds", "1", "--folder", str(folder), "--out", str(out), "--layouts", *LAYOUTS]
+    command = [sys.executable, "-m", "bench", *small]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False), out
+
+
+def test_every_contender_has_a_whole_row(ended: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    process, out = ended
+    assert process.returncode in (0, 1), process.stderr
+    rows = json.loads(out.read_text())
+    assert all(list(row) == ["layout", "name", *FIGURES, "reason"] for row in rows)
+    names = [row["name"] for row in rows if row["layout"] == LAYOUTS[0]]
+    assert len(names) == 11
+    assert [(row["layout"], row["name"]) for row in rows] == [(layout, name) for layout in LAYOUTS for name in names]
+    for row in rows:
+        figures = [row[key] for key in FIGURES]
+        if row["reason"]:
+            assert figures == [None] * len(FIGURES)
+        else:
+            assert all(math.isfinite(figure) and figure >= 0 for figure in figures)
+    assert {row["ratio_to_libvips_decode"] for row in rows if row["name"] == "libvips whole decode"} == {1.0}
+
+
+def test_what_a_contender_cannot_read_has_its_reason(
+    ended: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    process, out = ended
+    failed = {(row["layout"], row["name"]): row["reason"] for row in json.loads(out.read_text()) if row["reason"]}
+    assert set(failed) == {("strips", "OpenSlide grid loop"), ("strips", "Approach 1 as it was")}
+    assert all(reason in process.stdout for reason in failed.values())
+
+
+def test_each_target_is_printed_and_decides_the_exit_code(
+    ended: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    process, _ = ended
+    lines = process.stdout.split("px:\n")[1].splitlines()
+    assert len(lines) == 3 * len(LAYOUTS)
+    assert all(line.startswith(("met ", "MISSED ")) and ", wanted " in line for line in lines)
+    assert process.returncode == int(any(line.startswith("MISSED") for line in lines))
