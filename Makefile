@@ -32,27 +32,30 @@ $(VENV)/.python:
 	@if ! "$(PYTHON)" -c '$(PROBE)' >/dev/null 2>&1; then \
 		echo "setup: $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with the venv and ensurepip modules;" \
 			"name one that is: make setup PYTHON=/path/to/python3" >&2; exit 2; fi
-	"$(PYTHON)" -m venv --clear $(VENV)
+	@"$(PYTHON)" -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python requirements/build.txt requirements/runtime.txt pyproject.toml
-	$(PIP) install -q --require-hashes -r requirements/build.txt
-	$(PIP) install -q --require-hashes --no-build-isolation -r requirements/runtime.txt
-	$(PIP) install -q --no-deps --no-build-isolation --no-index -e .
+	@echo "setup: packages into $(VENV), about a minute"
+	@$(PIP) install -q --require-hashes -r requirements/build.txt
+	@$(PIP) install -q --require-hashes --no-build-isolation -r requirements/runtime.txt
+	@$(PIP) install -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
-	$(PIP) install -q --require-hashes -r requirements/dev.txt
+	@echo "setup: the developers' packages"
+	@$(PIP) install -q --require-hashes -r requirements/dev.txt
 	@touch $@
 
 # The wheels dataset: one folder for every Python that Kaggle's image may have.
 build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-source.txt
 	@rm -rf build/wheels && mkdir -p build/wheels
-	for version in 3.11 3.12 3.13; do \
+	@echo "wheels: for Python 3.11, 3.12 and 3.13, into build/wheels"
+	@for version in 3.11 3.12 3.13; do \
 		$(PIP) download -q --require-hashes --only-binary=:all: --no-deps --implementation cp --python-version $$version \
 			--platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
 			-d build/wheels -r requirements/wheels.txt || exit 1; done
-	SOURCE_DATE_EPOCH=315532800 $(PIP) wheel -q --require-hashes --no-deps --no-build-isolation \
+	@SOURCE_DATE_EPOCH=315532800 $(PIP) wheel -q --require-hashes --no-deps --no-build-isolation \
 		-w build/wheels -r requirements/wheels-source.txt
 	@touch $@
 

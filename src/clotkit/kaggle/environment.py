@@ -1,5 +1,6 @@
 """A Python that has what Kaggle's image has and lacks what it lacks: the rehearsal's interpreter."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from clotkit.errors import RehearsalError
 
+REQUIREMENTS = Path(__file__).parents[3] / "requirements"
 GUARD_NAME, REFUSAL = "clotkit_network_guard", "the network is off in a rehearsal"
 GUARD = f'''"""Network off, where the system has no namespaces: every connection is refused."""
 import socket
@@ -34,15 +36,16 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = _refuse
 def make(folder: Path, wheels: Path, guard: bool) -> Path:
     """Make a virtual environment in `folder` and return its python.
 
-    It links this environment's packages, all but the kit itself and what the wheels carry: those must come from the
-    wheels. With `guard`, sockets refuse to connect. Raises RehearsalError when something hidden can be imported still.
+    It links this environment's packages, but neither the kit nor what the wheels carry (that must come from them) nor
+    what only developers have. With `guard`, sockets refuse to connect. Raises RehearsalError when something hidden
+    can be imported still.
     """
     shutil.rmtree(folder, ignore_errors=True)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     # Not resolved: the path in the environment is what makes it one.
     python = folder.absolute() / "bin" / "python"
     site = next((folder / "lib").glob("python*/site-packages"))
-    hide = set(_files_of(["clotkit", *hidden(wheels)]))
+    hide = set(_files_of(["clotkit", *hidden(wheels), *developers_only()]))
     for entry in sorted(Path(sysconfig.get_paths()["purelib"]).iterdir()):
         if entry.name not in hide and entry.suffix not in {".pth", ".egg-link"} and entry.name != "__pycache__":
             (site / entry.name).symlink_to(entry)
@@ -58,6 +61,15 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
 def hidden(wheels: Path) -> list[str]:
     """The distributions that the wheels carry, and that the rehearsal's environment therefore lacks."""
     return sorted({wheel.name.split("-")[0] for wheel in wheels.glob("*.whl")})
+
+
+def developers_only() -> list[str]:
+    """The distributions that only developers install, by the locks in requirements/; none where there are no locks."""
+    locks = [REQUIREMENTS / f"{name}.txt" for name in ("dev", "runtime")]
+    if not all(lock.is_file() for lock in locks):
+        return []
+    dev, runtime = (set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE)) for lock in locks)
+    return sorted(dev - runtime)
 
 
 def _files_of(distributions: list[str]) -> Iterator[str]:
