@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import CONTENDERS, LIMIT, OURS, OURS_EVERY
+from clotkit.infer.workers import peak_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("clotkit", "pyvips", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "numpy", "pillow")
@@ -81,16 +82,11 @@ def measure(name: str, path: Path) -> Row:
     cpu, wall = _cpu_s(), time.perf_counter()
     tiles = contender.run(path)
     cpu, wall = _cpu_s() - cpu, time.perf_counter() - wall
-    return {"cpu_s": cpu, "wall_s": wall, "peak_mb": _peak_mb(), "tiles": tiles}
+    return {"cpu_s": cpu, "wall_s": wall, "peak_mb": peak_mb(), "tiles": tiles}
 
 
 def _cpu_s() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def compare(layout: str, path: Path, rounds: int) -> list[Row]:

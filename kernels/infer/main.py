@@ -219,7 +219,7 @@ def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, star
     if problems:
         say("\n".join([*problems, "the fallback submission is written again"]))
         write_submission(submission, competition, ids, {})
-    path = WORKING / "report.jsonl"
+    path = WORKING / report.REPORT
     if path.is_file() and not ended_well:
         say("\n".join(report.table(report.read_report(path))))
     say("\n".join(notes))

@@ -78,7 +78,7 @@ def read_sample_ids(path: Path, competition: Competition) -> list[str]:
 
 
 def kind_of(split_dir: Path) -> str:
-    """ "synthetic " for a split that the kit drew, nothing for another: for lines that name a split."""
+    """The word for a split that the kit drew, with its space, and nothing for another: for lines that name a split."""
     return "synthetic " if (split_dir / SYNTHETIC).is_file() else ""
 
 

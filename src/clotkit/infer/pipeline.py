@@ -24,7 +24,6 @@ from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, set_oom_scor
 from clotkit.learn.models import Member, find_members, load_member
 from clotkit.splits import kind_of, read_sample_ids, read_slides
 
-REPORT, RUN = "report.jsonl", "run.json"  # beside the submission, whose name is the competition's
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "tifffile")
 Log = Callable[[str], None]
 
@@ -81,7 +80,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     tasks = [Task(slide.image_id, slide.path, tilings) for slide in sorted(slides, key=lambda slide: slide.size_bytes)]
     limits = Limits(competition.limits.slide_s, settings.memory_mb, started + settings.deadline_s)
     lines: list[report.SlideReport] = []
-    with report.ReportFile(settings.run_dir / REPORT) as file, _progress(len(tasks), log) as advance:
+    with report.ReportFile(settings.run_dir / report.REPORT) as file, _progress(len(tasks), log) as advance:
         events = stream(tasks, limits, settings.jobs, work)
         for line, means in _score(events, members, tilings, patient_of, competition):
             if means:
@@ -92,7 +91,9 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
 
     counts = report.counts(lines)
     _close(lines, counts, ids, board.patients(), log)
-    publish_json(settings.run_dir / RUN, _facts(settings, competition, members, counts, time.monotonic() - started))
+    publish_json(
+        settings.run_dir / report.RUN, _facts(settings, competition, members, counts, time.monotonic() - started)
+    )
     return counts
 
 
@@ -184,10 +185,12 @@ def _make_run_dir(run_dir: Path, submission: str) -> None:
     """Make RUN_DIR, or take one that a run has used; refuse a folder that holds something else."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in {submission, REPORT, RUN})
-        if foreign and not (run_dir / REPORT).exists() and not (run_dir / submission).exists():
+        foreign = sorted(
+            path.name for path in run_dir.iterdir() if path.name not in {submission, report.REPORT, report.RUN}
+        )
+        if foreign and not (run_dir / report.REPORT).exists() and not (run_dir / submission).exists():
             raise UsageError(f"{run_dir}: holds {foreign[0]}, which no run wrote; name an empty or a new folder")
-        (run_dir / RUN).unlink(missing_ok=True)
+        (run_dir / report.RUN).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{run_dir}: cannot be used as a run folder: {error.strerror}; name another") from error
 

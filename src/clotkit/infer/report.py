@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from clotkit.errors import SplitError
 
+REPORT, RUN = "report.jsonl", "run.json"  # in a run's folder, beside the submission
 STATES = ("done", "partial", "fallback")
 
 

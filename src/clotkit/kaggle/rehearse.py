@@ -23,11 +23,10 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import publish_json
 from clotkit.infer import report
-from clotkit.infer.pipeline import REPORT, RUN
 from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
 from clotkit.kaggle.bundle import bundle_sha256, write_bundle
-from clotkit.learn.models import find_members
+from clotkit.learn.models import MANIFEST, RECIPE, find_members
 from clotkit.splits import read_slides
 
 Log = Callable[[str], None]
@@ -70,7 +69,7 @@ def rehearse(
     competition = load_competition(competition_name)
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
-    find_members(weights)
+    find_members(weights)  # raises where the kernel would find none
     _need(any(wheels.glob("*.whl")), f"{wheels}: no wheel here; make wheels collects them")
     out.mkdir(parents=True, exist_ok=True)
     script = out / "script.py"
@@ -185,9 +184,9 @@ def _need(present: bool, otherwise: str) -> None:
 
 def _copy_weights(weights: Path, target: Path) -> None:
     """A member under its own name, or all members: as the weights dataset has them, with the manifest."""
-    single = (weights / "recipe.toml").is_file()
+    single = (weights / RECIPE).is_file()
     shutil.copytree(weights, target / weights.name if single else target)
-    manifest = weights.parent / "MANIFEST.json"
+    manifest = weights.parent / MANIFEST
     if single and manifest.is_file():
         shutil.copyfile(manifest, target / manifest.name)
 
@@ -229,11 +228,11 @@ def _run(stage: Stage, name: str, script: Path, python: Path, competition: Compe
         raise RehearsalError(f"layout {name}: the kernel did not load pyvips from the wheels; its lines above say why")
     if stage.fingerprint() != before:
         raise RehearsalError(f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only")
-    allowed = {competition.files.submission, REPORT, RUN}
+    allowed = {competition.files.submission, report.REPORT, report.RUN}
     left = sorted(path.name for path in stage.working.iterdir() if path.name not in allowed)
     if left:
         raise RehearsalError(f"layout {name}: left behind in the working folder: {', '.join(left)}")
-    lines = report.read_report(stage.working / REPORT) if (stage.working / REPORT).exists() else []
+    lines = report.read_report(stage.working / report.REPORT) if (stage.working / report.REPORT).exists() else []
     return Outcome(name, stage.working, lines, time.monotonic() - started, peak_mb)
 
 

@@ -1,4 +1,4 @@
-"""MANIFEST.json: what stands in a folder of members, with hashes, and where each came from. Standard library only."""
+"""MANIFEST.json: what stands in a folder of members, with hashes, and where each came from."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import Any
 
 from clotkit.errors import ConfigError
 from clotkit.files import publish_json, sha256
-
-NAME = "MANIFEST.json"
+from clotkit.learn.models import MANIFEST, METRICS, RECIPE
 
 
 def write_manifest(folder: Path) -> int:
@@ -15,7 +14,7 @@ def write_manifest(folder: Path) -> int:
 
     Every file of a member: {"member/file": {"sha256", "bytes", "provenance"}}. Raises ConfigError when none is there.
     """
-    members = sorted(path.parent for path in folder.glob("*/recipe.toml"))
+    members = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
     if not members:
         raise ConfigError(f"{folder}: 0 members here, at least 1 is needed; clotkit train makes one")
     entries: dict[str, Any] = {}
@@ -27,10 +26,10 @@ def write_manifest(folder: Path) -> int:
                 "bytes": path.stat().st_size,
                 "provenance": provenance,
             }
-    publish_json(folder / NAME, entries)
+    publish_json(folder / MANIFEST, entries)
     return len(members)
 
 
 def _provenance(member: Path) -> str:
-    metrics = json.loads((member / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((member / METRICS).read_text(encoding="utf-8"))
     return f"recipe {metrics['recipe']}, seed {metrics['seed']}, {metrics['slides']} slides: {metrics['data']}"

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.config import ModelConfig, Recipe, load_recipe
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, one_line
 from clotkit.files import sha256
 from clotkit.infer.ensemble import Calibration
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
+MANIFEST = "MANIFEST.json"  # beside the member folders
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its start; small recipes train for fewer
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
@@ -72,8 +73,7 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     try:
         model.load_weights(folder / WEIGHTS)
     except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {line}") from error
+        raise ConfigError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
     return Member(folder.name, recipe, calibration, digest, predictor(model, recipe.tiling.batch_tiles))
 
 
@@ -156,12 +156,12 @@ def predictor(model: Any, batch: int) -> Predict:
 
 
 def _checked_hash(folder: Path) -> str:
-    digest, manifest = sha256(folder / WEIGHTS), folder.parent / "MANIFEST.json"
+    digest, manifest = sha256(folder / WEIGHTS), folder.parent / MANIFEST
     if manifest.is_file():
         wanted = _json(manifest).get(f"{folder.name}/{WEIGHTS}", {}).get("sha256", digest)
         if wanted != digest:
             raise ConfigError(
-                f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, MANIFEST.json says {wanted[:12]}…; "
+                f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, {MANIFEST} says {wanted[:12]}…; "
                 "fetch the weights again or run make weights-demo"
             )
     return digest

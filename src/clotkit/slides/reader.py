@@ -116,12 +116,12 @@ class VipsSlide:
         self._turned = False
         self.skipped_share = 0.0
         image = self._open("random" if tiled else "sequential")
-        self._indexed = indexed and not self._turned  # the index is one of the tiles as they are stored
+        self._indexed = indexed and tiled and not self._turned  # the index is one of the tiles as they are stored
         self.width_px, self.height_px = int(image.width), int(image.height)
 
     def overview(self, shrink: int) -> Pixels:
         """See Slide.overview. Where the tile index holds, only the tiles that may have tissue are decoded."""
-        if self._tiled and self._indexed and (indexed := self._indexed_overview(shrink)) is not None:
+        if self._indexed and (indexed := self._indexed_overview(shrink)) is not None:
             return indexed
         image = self._open("sequential")
         return self._pixels(lambda: image.shrink(shrink, shrink, ceil=True))
