@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SPLIT ?=
 WEIGHTS ?= weights/demo
 LAYOUT ?= both
-SIDE ?= 10000
+SIDE ?= 10000 30000
 
 help:  ## print every target with one line
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +84,7 @@ weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the
 test: $(VENV)/.dev build/.wheels  ## run the tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev  ## measure the tiler against other readers: build/bench.json; fails on a missed target; SIDE=30000
+bench: $(VENV)/.dev  ## measure the tiler against other readers: build/bench.json; fails on a missed target; SIDE=10000 for a short one
 	$(BIN)/python -m bench --side $(SIDE)
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict

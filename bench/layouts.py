@@ -13,6 +13,7 @@ from clotkit.files import publishing
 from clotkit.slides import phantom, phantom_pixels, phantom_tissue
 
 SEED = 309  # draws 12.4 % tissue on background (244, 244, 243), one section: near the median of the real slides
+LARGEST_PX = "48284x101408"
 NOISE, NOISE_PX = 6, 1024  # grey levels, and the side of the square of noise that repeats
 CLASSIC_BYTES = 2**32 - 2**25  # raw; above it BigTIFF
 
@@ -37,9 +38,14 @@ def slides(folder: Path, side_px: int, wanted: list[str], log: Callable[[str], N
     paths = {name: folder / f"{name}.tif" for name in wanted}
     for name, path in paths.items():
         if not path.exists():
-            _save(_phantom(folder / "phantom", side_px, log), path, name)
+            _save(_phantom(folder / "phantom", f"{side_px}x{side_px}", log), path, name)
             log(f"{name}: {path.stat().st_size / 1e6:.0f} MB")
     return paths
+
+
+def largest(folder: Path, log: Callable[[str], None]) -> Path:
+    """A phantom of the competition's largest size, as phantoms are saved: deflate tiles of 128 px."""
+    return _phantom(folder / f"largest-{_digest()}" / "phantom", LARGEST_PX, log)
 
 
 def _digest() -> str:
@@ -49,11 +55,11 @@ def _digest() -> str:
     return hashlib.sha256(b"".join([*sources, Path(__file__).read_bytes(), version])).hexdigest()[:8]
 
 
-def _phantom(folder: Path, side_px: int, log: Callable[[str], None]) -> Path:
+def _phantom(folder: Path, size: str, log: Callable[[str], None]) -> Path:
     """The one slide of a phantom split in `folder`, drawn unless it stands there."""
     competition = load_competition()
     if not (folder / "test.csv").exists():  # the table is written last
-        phantom.write_split(folder, "test", 1, SEED, competition, size=f"{side_px}x{side_px}", log=log)
+        phantom.write_split(folder, "test", 1, SEED, competition, size=size, log=log)
     (image_id,) = phantom.read_plans(folder)
     return competition.slide_path(folder, "test", image_id)
 

@@ -15,6 +15,7 @@ from clotkit.config import TilingConfig
 from clotkit.infer.workers import Ended, Limits, Task, stream
 from clotkit.slides.reader import open_slide
 from clotkit.slides.tiling import Batch
+from clotkit.slides.views import overview
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDERS = ("odd_tiffs", "bad_tiffs")
@@ -26,11 +27,11 @@ HARM = ("died of", "time limit", "memory limit", "exit code")  # reasons that a 
 def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """An overview at 1/8, a tile, the mean colour, and Pillow's mean colour where it reads the file."""
     slide = open_slide(task.path)
-    overview = slide.overview(8)
+    view = overview(slide, 8, (255, 255, 255))
     (tile,) = slide.tiles([(0, 0)], TILING.tile_px, 1, (255, 255, 255))
-    assert overview.shape == (-(-slide.height_px // 8), -(-slide.width_px // 8), 3)
+    assert view.shape == (-(-slide.height_px // 8), -(-slide.width_px // 8), 3)
     yield 0, Batch(tile[None], np.zeros((1, 2), np.int32))
-    mean = slide.overview(1).mean(axis=(0, 1)).round(1).tolist()
+    mean = overview(slide, 1, (255, 255, 255)).mean(axis=(0, 1)).round(1).tolist()
     yield 0, {"decoder": slide.decoder, "size": [slide.width_px, slide.height_px], "mean": mean}
     yield 0, {"pillow": pillow_mean(task.path)}
 

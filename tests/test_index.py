@@ -1,4 +1,4 @@
-"""The tile index against a plain reading: the same overview, the same tiles; and where it must step aside."""
+"""The tile index: what it skips, what makes it step aside, and that the overview stays that of a whole reading."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
-from clotkit.slides.index import Index, background_bytes, read_index
-from clotkit.slides.reader import VipsSlide
-from clotkit.slides.tiling import choose
-from clotkit.slides.tissue import find_tissue
+from clotkit.slides.index import Index, background_bytes, slide_index, verified_index
+from clotkit.slides.reader import open_slide
+from clotkit.slides.tiff import SegmentTable
+from clotkit.slides.tissue import sample_background
+from clotkit.slides.views import overview
 
 SAVED: dict[str, dict[str, object]] = {
     "deflate": {"compression": "deflate", "predictor": "horizontal", "tile_width": 128, "tile_height": 128},
@@ -32,24 +33,20 @@ def slides(
 
 
 @pytest.mark.parametrize("layout", SAVED)
-def test_the_overview_and_the_tiles_are_those_of_a_plain_reading(
-    layout: str, slides: list[Path], tmp_path: Path
-) -> None:
+def test_what_is_skipped_is_background(layout: str, slides: list[Path], tmp_path: Path) -> None:
     skipped = []
     for path in slides:
         copy = tmp_path / path.name
         pyvips.Image.new_from_file(str(path)).tiffsave(str(copy), tile=True, **SAVED[layout])
-        fast, plain = VipsSlide(copy, tiled=True), VipsSlide(copy, tiled=True, indexed=False)
-        view, whole = fast.overview(16), plain.overview(16)
-        assert view.shape == whole.shape
-        assert np.abs(view.astype(int) - whole).max() <= 2
-        (fast_corners, fast_least), (corners, least) = (
-            choose(find_tissue(seen), 128, 16, 12) for seen in (view, whole)
-        )
-        assert np.array_equal(fast_corners, corners)
-        assert fast_least == least
-        skipped.append(fast.skipped_share)
-        assert plain.skipped_share == 0
+        slide = open_slide(copy)
+        background = sample_background(slide)
+        whole = overview(slide, 16, background)
+        for step in (24, 6):
+            index = slide_index(slide, background, step)
+            skipped.append(0.0 if index is None else 1 - index.share)
+            view = overview(slide, 16, background, index)
+            differs = np.abs(view.astype(int) - whole).max(axis=2)
+            assert differs.max() <= step / 2
     assert max(skipped) > 0.7
 
 
@@ -58,30 +55,41 @@ def test_strips_and_plain_tiles_have_no_index(slides: list[Path], tmp_path: Path
     for name, saved in (("strips", {"compression": "deflate"}), ("plain", {"tile": True, "compression": "none"})):
         path = tmp_path / f"{name}.tif"
         image.tiffsave(str(path), **saved)
-        assert read_index(path) is None
+        assert slide_index(open_slide(path), (255, 255, 255), 24) is None
 
 
-def test_a_noisy_background_is_read_whole(tmp_path: Path) -> None:
+def test_a_noisy_background_has_no_index(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(225, 256, (1024, 1024, 3)).astype(np.uint8)
     noise[300:700, 300:700] //= 2
-    path = tmp_path / "slide.tif"
-    pyvips.Image.new_from_array(noise).tiffsave(str(path), tile=True, **SAVED["deflate"])
-    slide = VipsSlide(path, tiled=True)
-    assert np.array_equal(slide.overview(16), VipsSlide(path, tiled=True, indexed=False).overview(16))
+    assert saved_index(tmp_path, noise) is None
 
 
 def test_flat_tissue_that_compresses_like_background_is_noticed(tmp_path: Path) -> None:
-    """Sizes alone would skip it: the sample sees another colour, and the slide is read whole."""
+    """Sizes alone would skip it: the sample sees another colour."""
     pixels = np.full((2048, 2048, 3), 250, np.uint8)
     pixels[512:1280, 512:1280] = (170, 60, 90)
     pixels[:256, :256] = np.random.default_rng(0).integers(0, 255, (256, 256, 3))
-    path = tmp_path / "slide.tif"
+    index = saved_index(tmp_path, pixels)
+    assert index is None or index.wanted[4:10, 4:10].all()
+
+
+def test_a_few_slivers_lower_the_limit_and_leave_an_index(tmp_path: Path) -> None:
+    """Tissue that fills a tile's corner only: just above background in bytes, and wanted all the same."""
+    pixels = np.full((2048, 2048, 3), 250, np.uint8)
+    pixels[512:1100, 512:1100] = np.random.default_rng(0).integers(80, 180, (588, 588, 3))
+    for x, y in ((1500, 300), (300, 1500), (1700, 1700)):
+        pixels[y : y + 16, x : x + 16] = (170, 60, 90)
+    index = saved_index(tmp_path, pixels)
+    assert index is not None
+    assert index.share < 0.3
+    assert all(index.wanted[y // 128, x // 128] for x, y in ((1500, 300), (300, 1500), (1700, 1700)))
+
+
+def saved_index(folder: Path, pixels: np.ndarray) -> Index | None:
+    path = folder / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True, **SAVED["deflate"])
-    slide = VipsSlide(path, tiled=True)
-    assert read_index(path) is not None
-    view = slide.overview(16)
-    assert slide.skipped_share == 0
-    assert tuple(view[50, 50]) == (170, 60, 90)
+    slide = open_slide(path)
+    return slide_index(slide, sample_background(slide), 24)
 
 
 @given(background=st.integers(60, 400), spread=st.integers(0, 12), share=st.floats(0.0, 0.45), seed=st.integers(0, 99))
@@ -93,17 +101,38 @@ def test_sizes_of_background_are_told_from_those_of_tissue(
     sizes = np.concatenate(
         [rng.integers(background - spread, background + spread + 1, 2000 - tissue), rng.integers(9000, 40000, tissue)]
     )
-    limit = background_bytes(sizes)
-    assert background + spread <= limit < 9000
+    mode, limit = background_bytes(sizes)
+    assert background - spread <= mode <= background + spread <= limit < 9000
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=6))
-def test_runs_are_the_wanted_tiles(wanted: list[list[bool]]) -> None:
-    index = Index(128, np.ones((len(wanted), 7), np.int64), np.array(wanted))
-    covered = np.zeros_like(index.wanted)
-    for row, start, stop in index.runs():
-        assert not covered[row, start:stop].any()
-        covered[row, start:stop] = True
-    assert np.array_equal(covered, index.wanted)
-    if not index.wanted.all():
-        assert not any(index.wanted[row, column] for row, column in index.sample())
+@given(
+    counts=st.lists(st.lists(st.integers(100, 5000), min_size=9, max_size=9), min_size=9, max_size=12),
+    hidden=st.sets(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=4),
+)
+def test_nothing_that_was_seen_far_from_the_background_is_skipped(
+    counts: list[list[int]], hidden: set[tuple[int, int]]
+) -> None:
+    seen: dict[tuple[int, int], int] = {}
+
+    def distance(row: int, column: int) -> int:
+        seen[row, column] = 40 if (row, column) in hidden else 0
+        return seen[row, column]
+
+    sizes = np.array(counts, np.int64)
+    table = SegmentTable(True, True, 8, False, False, b"", 128, 128, sizes, sizes)
+    index = verified_index(table, distance, 12)
+    if index is not None:
+        assert all(index.wanted[place] for place, far in seen.items() if far > 12)
+        assert index.share <= 0.8
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=6),
+    st.integers(-40, 900), st.integers(-40, 700), st.integers(1, 500),
+)  # fmt: skip
+def test_bounds_are_what_wanted_tiles_could_fill(wanted: list[list[bool]], x: int, y: int, side: int) -> None:
+    index = Index(100, np.array(wanted), 12.0)
+    pixels = np.kron(np.array(wanted), np.ones((100, 100), bool))
+    inside = pixels[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
+    bound = index.bounds(np.array([[x, y]]), side)[0]
+    assert inside.sum() / side**2 - 1e-9 <= bound <= 1

@@ -16,6 +16,7 @@ from PIL import Image
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.infer.workers import Ended, Task, stream
 from clotkit.slides.reader import open_slide
+from clotkit.slides.views import overview
 
 from .odd_work import FOLDERS, HARM, LIMITS, SHARED, TILING, outcomes, pillow, work
 
@@ -107,7 +108,7 @@ def read(path: Path) -> Pixels:
     for (x, y), tile in zip(corners, slide.tiles(corners, 40, 1, (1, 2, 3)), strict=True):
         whole[y : y + 40, x : x + 40] = tile
     pixels = whole[: slide.height_px, : slide.width_px]
-    np.testing.assert_array_equal(pixels, slide.overview(1))
+    np.testing.assert_array_equal(pixels, overview(slide, 1, (255, 255, 255)))
     return pixels
 
 
@@ -250,7 +251,7 @@ def _bytes(path: Path, data: bytes) -> None:
 def assert_refused(path: Path, words: str) -> SlideError:
     """It is refused on opening or on reading, with these words, in one line without its path."""
     with pytest.raises(SlideUnreadable, match=words) as raised:
-        open_slide(path).overview(8)
+        overview(open_slide(path), 8, (255, 255, 255))
     text = str(raised.value)
     assert "\n" not in text
     assert str(path) not in text

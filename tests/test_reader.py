@@ -11,6 +11,7 @@ import tifffile
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable
 from clotkit.slides.reader import OpenSlideSlide, Slide, open_slide
+from clotkit.slides.views import overview
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WIDTH, HEIGHT = 700, 420
@@ -54,7 +55,8 @@ def tiles_of(slide: Slide, xy: list[tuple[int, int]], shrink: int = 2) -> list[P
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tiles_are_the_pixels(layout: str, save: Callable[[str], Path], picture: Pixels) -> None:
     slide = open_slide(save(layout))
-    assert (slide.decoder, slide.width_px, slide.height_px) == ("libvips", WIDTH, HEIGHT)
+    decoder = "libvips" if layout == "packbits tiles" else "direct"
+    assert (slide.decoder, slide.width_px, slide.height_px) == (decoder, WIDTH, HEIGHT)
     xy = [(0, 0), (256, 0), (128, 128), (640, 128), (640, 384)]
     for (x, y), tile in zip(xy, tiles_of(slide, xy), strict=True):
         padded = np.empty((128, 128, 3), np.uint8)
@@ -68,10 +70,10 @@ def test_tiles_are_the_pixels(layout: str, save: Callable[[str], Path], picture:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_overview_is_the_box_mean(layout: str, save: Callable[[str], Path], picture: Pixels) -> None:
-    overview = open_slide(save(layout)).overview(16)
-    assert overview.shape == (-(-HEIGHT // 16), -(-WIDTH // 16), 3)
+    view = overview(open_slide(save(layout)), 16, (255, 255, 255))
+    assert view.shape == (-(-HEIGHT // 16), -(-WIDTH // 16), 3)
     whole = picture[: HEIGHT // 16 * 16, : WIDTH // 16 * 16].reshape(HEIGHT // 16, 16, WIDTH // 16, 16, 3)
-    assert np.abs(overview[: HEIGHT // 16, : WIDTH // 16] - whole.mean(axis=(1, 3))).max() <= 2
+    assert np.abs(view[: HEIGHT // 16, : WIDTH // 16] - whole.mean(axis=(1, 3))).max() <= 2
 
 
 @pytest.mark.parametrize("rows", [1, 7, 9, 100, HEIGHT])
@@ -93,7 +95,7 @@ def test_both_decoders_agree(layout: str, save: Callable[[str], Path]) -> None:
     tolerance = 3 if layout == "jpeg tiles" else 1
     for one, other in zip(tiles_of(open_slide(path), xy), tiles_of(OpenSlideSlide(path), xy), strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= tolerance
-    one, other = open_slide(path).overview(20), OpenSlideSlide(path).overview(20)
+    one, other = (overview(slide, 20, (255, 255, 255)) for slide in (open_slide(path), OpenSlideSlide(path)))
     assert one.shape == other.shape
     assert np.abs(one[:-1, :-1].astype(int) - other[:-1, :-1].astype(int)).max() <= 4
 
@@ -147,7 +149,7 @@ def test_damaged_bytes_are_an_error_never_black(layout: str, save: Callable[[str
     data[5000:9000] = b"\xff" * 4000
     path.write_bytes(data)
     with pytest.raises(SlideUnreadable):
-        open_slide(path).overview(8)
+        overview(open_slide(path), 8, (255, 255, 255))
 
 
 def test_a_codec_that_nothing_reads_is_refused_by_name(picture: Pixels, tmp_path: Path) -> None:
@@ -164,9 +166,9 @@ def test_a_codec_that_nothing_reads_is_refused_by_name(picture: Pixels, tmp_path
     [
         ("yb10kx5k.zstd.tiff", "openslide"),
         ("tcga-cr-7395-01a-01-ts1.svs", "openslide"),
-        ("boxes.tiff", "libvips"),
-        ("CMU-1-Small-Region.svs", "libvips"),
-        ("kidney-48-5.tif", "libvips"),
+        ("boxes.tiff", "direct"),
+        ("CMU-1-Small-Region.svs", "direct"),
+        ("kidney-48-5.tif", "direct"),
     ],
 )
 def test_real_slides_are_never_black(name: str, decoder: str) -> None:
@@ -175,9 +177,9 @@ def test_real_slides_are_never_black(name: str, decoder: str) -> None:
         pytest.skip(f"real slides are not here: {path.parent}")
     slide = open_slide(path)
     assert slide.decoder == decoder
-    overview = slide.overview(16)
-    assert overview.mean() > 50
+    view = overview(slide, 16, (255, 255, 255))
+    assert view.mean() > 50
     centre = (slide.width_px // 2 // 32 * 32, slide.height_px // 2 // 32 * 32)
     (tile,) = slide.tiles([centre], 32, 1, (255, 255, 255))
-    around = overview[centre[1] // 16 : centre[1] // 16 + 2, centre[0] // 16 : centre[0] // 16 + 2]
+    around = view[centre[1] // 16 : centre[1] // 16 + 2, centre[0] // 16 : centre[0] // 16 + 2]
     assert np.abs(tile.mean(axis=(0, 1)) - around.mean(axis=(0, 1))).max() < 12

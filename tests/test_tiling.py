@@ -1,5 +1,6 @@
 """Tiles of a slide: where they lie, how many, in what order, and that a plain reading gives the same pixels."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,16 +12,23 @@ from hypothesis import strategies as st
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, NoTissue
-from clotkit.slides.tiling import TILERS, Batch, box_means, choose, spread, tile_slide
-from clotkit.slides.tissue import TissueMap, find_tissue
+from clotkit.slides.pieces import spread
+from clotkit.slides.tiling import TILERS, Batch, tile_slide
+from clotkit.slides.views import box_means
 
+TISSUE = (170, 60, 90)
 CONFIG = TilingConfig("patches", tile_px=32, shrink=4, max_tiles=6, batch_tiles=4)
 
 
 def tiles_of(path: Path, config: TilingConfig = CONFIG) -> tuple[dict[str, object], list[Batch]]:
-    facts, *batches = tile_slide(path, config)
-    assert isinstance(facts, dict)
-    return facts, [batch for batch in batches if isinstance(batch, Batch)]
+    facts: dict[str, object] = {}
+    batches = []
+    for piece in tile_slide(path, config):
+        if isinstance(piece, Batch):
+            batches.append(piece)
+        else:
+            facts |= piece
+    return facts, batches
 
 
 def test_batches_are_bounded_and_tiles_unique(test_split: Path) -> None:
@@ -31,16 +39,7 @@ def test_batches_are_bounded_and_tiles_unique(test_split: Path) -> None:
         assert all(batch.tiles.shape[1:] == (32, 32, 3) and batch.tiles.dtype == np.uint8 for batch in batches)
         assert len(set(corners)) == len(corners) <= CONFIG.max_tiles
         assert all(x % 128 == 0 and y % 128 == 0 for x, y in corners)
-        assert facts["decoder"] == "libvips"
-
-
-def test_tiles_are_those_of_a_plain_reading(test_split: Path) -> None:
-    path = sorted((test_split / "test").glob("*.tif"))[0]
-    whole = pyvips.Image.new_from_file(str(path)).numpy()
-    for batch in tiles_of(path)[1]:
-        for (x, y), tile in zip(batch.xy, batch.tiles, strict=True):
-            plain = whole[y : y + 128, x : x + 128].reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
-            assert np.abs(tile - plain).max() <= 1
+        assert facts["decoder"] == "direct"
 
 
 @pytest.mark.parametrize("name", sorted(TILERS))
@@ -56,25 +55,20 @@ def test_strips_and_tiles_give_the_same(name: str, test_split: Path, tmp_path: P
 
 def test_the_best_come_by_tissue(tmp_path: Path) -> None:
     """Three squares of a 3 x 3 grid have tissue: all of one, most of one, a little of one."""
-    view = np.full((48, 48, 3), 255, np.uint8)
-    view[0:16, 0:16] = 90
-    view[16:32, 16:28] = 90
-    view[32:48, 32:36] = 90
-    tissue = find_tissue(view)
-    assert chosen(tissue, most=1) == ([[0, 0]], 0.5)
-    assert chosen(tissue, most=9) == ([[0, 0], [128, 128]], 0.5)
-    view[0:32] = 255
-    assert chosen(find_tissue(view), most=9) == ([[256, 256]], 0.25)
-
-
-def chosen(tissue: TissueMap, most: int) -> tuple[list[list[int]], float]:
-    corners, least = choose(tissue, 128, 8, most)
-    return corners.tolist(), least
+    pixels = np.full((384, 384, 3), 255, np.uint8)
+    pixels[0:128, 0:128] = TISSUE
+    pixels[128:256, 128:224] = TISSUE
+    pixels[256:384, 256:292] = TISSUE
+    path = write(tmp_path / "slide.tif", pixels)
+    assert corners_of(path, "patches", max_tiles=1) == [(0, 0)]
+    assert corners_of(path, "patches") == [(0, 0), (128, 128)]
+    pixels[0:256] = 255
+    assert corners_of(write(tmp_path / "less.tif", pixels), "patches") == [(256, 256)]
 
 
 def test_a_slide_smaller_than_a_tile_gives_one(tmp_path: Path) -> None:
     pixels = np.full((60, 50, 3), 250, np.uint8)
-    pixels[20:40, 10:40] = (170, 60, 90)
+    pixels[20:40, 10:40] = TISSUE
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path))
     _, (batch,) = tiles_of(path)
@@ -84,12 +78,12 @@ def test_a_slide_smaller_than_a_tile_gives_one(tmp_path: Path) -> None:
 
 def test_tile_sides_that_divide_unevenly_keep_their_place(tmp_path: Path) -> None:
     pixels = np.full((930, 930, 3), 255, np.uint8)
-    pixels[620:930, 310:620] = 100
+    pixels[620:930, 310:620] = TISSUE
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path))
     _, (batch,) = tiles_of(path, TilingConfig("patches", tile_px=62, shrink=5, max_tiles=9, batch_tiles=9))
     assert batch.xy.tolist() == [[310, 620]]
-    assert (batch.tiles == 100).all()
+    assert (batch.tiles == TISSUE).all()
 
 
 def test_no_tissue_and_no_tiler_are_named(tmp_path: Path) -> None:
@@ -107,12 +101,12 @@ def write(path: Path, pixels: np.ndarray) -> Path:
 
 
 def speckled(height: int, width: int, *spots: tuple[int, int, int, int, int]) -> np.ndarray:
-    """A white slide with spots: (top, left, height, width, grey), textured a little."""
+    """A white slide with spots: (top, left, height, width, red), pink and textured a little."""
     pixels = np.full((height, width, 3), 255, np.uint8)
     rng = np.random.default_rng(2)
-    for top, left, high, wide, grey in spots:
-        noise = rng.integers(-6, 7, (high, wide, 3))
-        pixels[top : top + high, left : left + wide] = np.clip(grey + noise, 0, 255)
+    for top, left, high, wide, red in spots:
+        colour = np.array([red, red * 0.5, red * 0.8]) + rng.integers(-6, 7, (high, wide, 3))
+        pixels[top : top + high, left : left + wide] = np.clip(colour, 0, 255)
     return pixels
 
 
@@ -211,3 +205,36 @@ def test_box_means_are_means(height: int, width: int, fine: int, x: int, y: int,
     whole = round((x + wide) / fine) > left and round((y + high) / fine) > top
     expected = padded[top:bottom, left:right].mean() if whole else 0
     assert box_means(values, np.array([[x, y]]), (wide, high), fine)[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_repeated_section_is_left_out_on_request(tmp_path: Path) -> None:
+    """Two copies of one odd shape side by side, two tiles of each; other shapes both stay."""
+    shape = np.zeros((400, 400), bool)
+    shape[40:360, 60:160] = shape[260:360, 60:330] = True
+    copies, others = (np.full((480, 960, 3), 245, np.uint8) for _ in range(2))
+    for left, part in ((20, shape), (500, shape)):
+        copies[40:440, left : left + 400][part] = TISSUE
+    for left, part in ((20, shape), (500, shape[::-1])):
+        others[40:440, left : left + 400][part] = TISSUE
+    config = TilingConfig("patches", 32, 2, 99, 9, min_share=0.1, duplicates="drop")
+    for name in TILERS:
+        facts, batches = tiles_of(write(tmp_path / "copies.tif", copies), replace(config, name=name))
+        assert facts["duplicates_left_out"]
+        if name not in ("chunks", "strips"):
+            assert max(int(batch.xy[:, 0].max()) for batch in batches) < 500
+    facts, batches = tiles_of(write(tmp_path / "others.tif", others), config)
+    assert not facts["duplicates_left_out"]
+    assert max(int(batch.xy[:, 0].max()) for batch in batches) > 500
+
+
+@pytest.mark.parametrize("name", ["background", "reinhard", "macenko"])
+def test_colours_are_normalised_on_request(name: str, test_split: Path) -> None:
+    path = sorted((test_split / "test").glob("*.tif"))[0]
+    own, batches = tiles_of(path)
+    facts, normalised = tiles_of(path, replace(CONFIG, normalise=name))
+    assert facts["normalised"] in (name, "background")
+    assert [b.xy.tolist() for b in normalised] == [b.xy.tolist() for b in batches]
+    background = np.array(own["background"])
+    bare = np.concatenate([(b.tiles == background).all(axis=3) for b in batches])
+    assert np.concatenate([b.tiles for b in normalised])[bare].min(initial=255) >= 254
+    assert facts["background"] == own["background"]

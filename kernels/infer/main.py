@@ -32,8 +32,10 @@ sys.exit(main())
 PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import pyvips
-print(f"pyvips {pyvips.__version__}, libvips {pyvips.version(0)}.{pyvips.version(1)}: {pyvips.__file__}")
+import imagecodecs, pyvips, simplejpeg
+libvips = f"{pyvips.version(0)}.{pyvips.version(1)}"
+codecs = f"imagecodecs {imagecodecs.__version__}, simplejpeg {simplejpeg.__version__}"
+print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[1]}")
 """
 
 
@@ -150,7 +152,7 @@ def run_child(competition: Any, split: Path, code: Path, wheels: Path, started: 
 
 
 def install_wheels(datasets: list[tuple[Path, list[str]]], target: Path) -> None:
-    """Install every wheel of the wheels dataset into `target`, offline, and say what pyvips is then."""
+    """Install every wheel of the wheels dataset into `target`, offline, and say what reads the slides then."""
     found = [(folder, name) for folder, names in datasets for name in sorted(names) if name.endswith(".whl")]
     if not found:
         say("no wheels dataset: slides are read by OpenSlide")

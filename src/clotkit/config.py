@@ -25,6 +25,10 @@ class TilingConfig:
     shrink: int  # full-resolution pixels per tile pixel, along a side (chunks and strips: as the slide has it)
     max_tiles: int  # the K best by tissue
     batch_tiles: int  # tiles sent at a time: bounds the memory of both ends
+    min_share: float = 0.5  # least tissue share of a patch; relaxed where a slide has none
+    overlap: float = 0.0  # of patches and darkest squares with the next, as a share of their side
+    duplicates: str = "keep"  # or drop: of sections of the same clot only one is looked at
+    normalise: str = "none"  # colours: or background, reinhard, macenko
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,18 @@ def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
     """Make the dataclass `cls` of the mapping `raw`, table by table.
 
     `where` names the file and grows with the table's name in messages. Lists become tuples, ints pass as floats.
-    Raises ConfigError for an unknown, missing or mistyped key.
+    A field with a default may be left out. Raises ConfigError for an unknown, missing or mistyped key.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(raw) - set(fields))
-    missing = sorted(set(fields) - set(raw))
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(needed - set(raw))
     if unknown:
         raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
     if missing:
         raise ConfigError(f"{where}: missing key {', '.join(missing)}")
-    return cls(**{name: _convert(hints[name], raw[name], f"{where}: {name}") for name in fields})
+    return cls(**{name: _convert(hints[name], raw[name], f"{where}: {name}") for name in fields if name in raw})
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -116,6 +121,8 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         ("tiling.shrink", tiling.shrink, 1, 256),
         ("tiling.max_tiles", tiling.max_tiles, 1, 100_000),
         ("tiling.batch_tiles", tiling.batch_tiles, 1, 1024),
+        ("tiling.min_share", tiling.min_share, 0, 1),
+        ("tiling.overlap", tiling.overlap, 0, 0.9),
         ("model.dropout", recipe.model.dropout, 0, 0.95),
         ("training.epochs", training.epochs, 1, 10_000),
         ("training.batch_tiles", training.batch_tiles, 1, 4096),
@@ -125,3 +132,10 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise ConfigError(f"{where}: {name} is {value}; allowed: {low} to {high}")
+    words = [
+        ("tiling.duplicates", tiling.duplicates, ("keep", "drop")),
+        ("tiling.normalise", tiling.normalise, ("none", "background", "reinhard", "macenko")),
+    ]
+    for name, word, known in words:
+        if word not in known:
+            raise ConfigError(f"{where}: {name} is {word!r}; allowed: {', '.join(known)}")

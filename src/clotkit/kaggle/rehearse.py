@@ -217,7 +217,7 @@ def _run(stage: Stage, name: str, script: Path, python: Path, competition: Compe
     from_wheels = False
     with process, watch:
         for line in process.stdout or ():
-            from_wheels |= line.startswith("pyvips ") and "/wheels/" in line
+            from_wheels |= line.startswith("pyvips ") and "/wheels" in line
             log(f"  | {line.rstrip()}")
     stopped, peak_mb = watch.stopped, watch.peak_mb
     if stopped or process.returncode:

@@ -1,68 +1,107 @@
 """The tile index: where the tissue can be, from the compressed sizes of a slide's tiles, before a pixel is decoded.
 
-Near-empty background compresses to next to nothing, so a tiled slide's own table of byte counts is a map of it. It is a
-hint: `Index.sample` names tiles that it would skip, and the reader decodes those first. Where they are not background,
-or where the sizes tell nothing apart (strips, uncompressed tiles, noise), the slide is read whole.
+Near-empty background compresses to next to nothing, so a tiled slide's own table of byte counts is a map of it. It is
+a hint: a sample of the tiles that it would skip is decoded first. Tissue among them lowers the size that is skipped;
+where that leaves little to skip (noise, uncompressed tiles), there is no index, and every tile counts as wanted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-CODECS = {5, 7, 8, 32946}  # LZW, JPEG, deflate: their tiles' sizes follow their content
+from clotkit.slides.pixels import Colour
+from clotkit.slides.reader import Slide
+from clotkit.slides.tiff import SegmentTable
+
+Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
+Distance = Callable[[int, int], int]  # of a tile (row, column): largest grey-level distance from the background
+
+CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # their tiles' sizes follow their content
 DEVIATIONS = 4.0  # robust standard deviations above the commonest size: still background
 MARGIN, LEAST_BYTES = 1.25, 32  # and this much above it, where the sizes hardly vary
 LEAST_SKIPPED = 0.2  # of all tiles: below it the index saves nothing
 LARGEST, SPREAD = 16, 48  # tiles that are decoded to verify it: those nearest to being wanted, and an even spread
+SAMPLE_SHRINK = 8  # of those tiles: finer than what a tiler looks at
+LOWERINGS, LOWER = 8, 0.5  # how often, and to what part of its way from the mode to an offender, the limit falls
 
 
 @dataclass(frozen=True)
 class Index:
-    """Which tiles of a slide may have tissue: `wanted` bool[rows, columns], tiles of `side_px` in each direction."""
+    """Which tiles of a slide may have tissue: `wanted` bool[rows, columns], tiles of `side_px` in each direction.
+
+    The others lie within `within` grey levels of the background.
+    """
 
     side_px: int
-    counts: npt.NDArray[np.int64]  # [rows, columns] compressed bytes
-    wanted: npt.NDArray[np.bool_]  # [rows, columns]
+    wanted: npt.NDArray[np.bool_]
+    within: float
 
-    def sample(self) -> list[tuple[int, int]]:
-        """Tiles to decode before the others are skipped, (row, column): the largest of them, and an even spread."""
-        rows, columns = np.nonzero(~self.wanted)
-        order = np.argsort(-self.counts[rows, columns], kind="stable")
-        largest, rest = order[:LARGEST], np.sort(order[LARGEST:])  # the rest in the order of the slide
-        spread = rest[:: max(1, len(rest) // SPREAD)]
-        return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread])]
+    @property
+    def share(self) -> float:
+        """The share of the tiles that is wanted."""
+        return float(self.wanted.mean())
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """The wanted tiles as runs along a row: (row, first column, one past the last column)."""
-        for row, line in enumerate(self.wanted):
-            edges = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
-            yield from ((row, int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True))
+    def bounds(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
+        """The largest tissue share that squares of `side_px` can have, [n]: the area of the wanted tiles they touch."""
+        rows, columns = self.wanted.shape
+        sums = np.pad(self.wanted.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
+        left, top = (corners // self.side_px).T
+        right, bottom = -((-corners - side_px) // self.side_px).T
+        left, right, top, bottom = (
+            left.clip(0, columns),
+            right.clip(0, columns),
+            top.clip(0, rows),
+            bottom.clip(0, rows),
+        )
+        touched = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+        return np.asarray(np.minimum(touched * (self.side_px / side_px) ** 2, 1.0))
 
 
-def read_index(path: Path) -> Index | None:
-    """The index of a tiled TIFF's first page; None where its sizes cannot tell background from tissue."""
-    import tifffile
+def slide_index(slide: Slide, background: Colour, step: int) -> Index | None:
+    """The index of a slide for tissue that lies `step` grey levels from its background, or more; None without one."""
+    table = slide.table
+    if table is None or slide.in_rows or table.width_px % SAMPLE_SHRINK:
+        return None
+    side = table.width_px
 
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        side, length = int(page.tilewidth), int(page.tilelength)
-        if not page.is_tiled or side != length or int(page.compression) not in CODECS or page.planarconfig != 1:
+    def distance(row: int, column: int) -> int:
+        corner = (column * side, row * side)
+        (tile,) = slide.tiles([corner], side // SAMPLE_SHRINK, SAMPLE_SHRINK, background)
+        return int(np.abs(tile.astype(np.int16) - background).max())
+
+    return verified_index(table, distance, step / 2)
+
+
+def verified_index(table: SegmentTable, distance: Distance, most: float) -> Index | None:
+    """The index of a tiled slide, checked against decoded tiles; None where it would skip little.
+
+    `distance` decodes one tile; what is skipped lies within `most` grey levels of the background, as far as the sample
+    of it can tell. Raises what `distance` raises.
+    """
+    counts = table.counts
+    if not table.tiled or table.width_px != table.height_px or table.codec not in CODECS:
+        return None
+    known: dict[tuple[int, int], int] = {}
+    mode, limit = background_bytes(counts.ravel())
+    for _ in range(LOWERINGS):
+        wanted = counts > limit
+        if 1 - wanted.mean() < LEAST_SKIPPED:
             return None
-        shape = (-(-int(page.imagelength) // side), -(-int(page.imagewidth) // side))
-        counts = np.array(page.databytecounts, np.int64)
-    if counts.size != shape[0] * shape[1] or not counts.min():
-        return None
-    wanted = (counts > background_bytes(counts)).reshape(shape)
-    if 1 - wanted.mean() < LEAST_SKIPPED:
-        return None
-    return Index(side, counts.reshape(shape), wanted)
+        sample = _sample(counts, wanted)
+        for place in sample:
+            if place not in known:
+                known[place] = distance(*place)
+        offenders = [int(counts[place]) for place in sample if known[place] > most]
+        if not offenders:
+            return Index(table.width_px, wanted, most)
+        limit = mode + LOWER * (min(offenders) - mode)
+    return None
 
 
-def background_bytes(counts: npt.NDArray[np.int64]) -> float:
-    """The largest size that is still background: above the commonest one by its spread, which is taken from below it.
+def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The commonest size, and the largest that is still background: above it by its spread, which is taken from below.
 
     Background is the commonest thing on these slides (half of the largest tissue share ever seen is tissue).
     """
@@ -71,4 +110,13 @@ def background_bytes(counts: npt.NDArray[np.int64]) -> float:
     mode = float(np.median(counts[bins == values[frequency.argmax()]]))
     below = counts[counts <= mode]
     deviation = 1.4826 * float(np.median(mode - below))
-    return max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + LEAST_BYTES)
+    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + LEAST_BYTES)
+
+
+def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Tiles to decode before the others are skipped, (row, column): the largest of them, and an even spread."""
+    rows, columns = np.nonzero(~wanted)
+    order = np.argsort(-counts[rows, columns], kind="stable")
+    largest, rest = order[:LARGEST], np.sort(order[LARGEST:])  # the rest in the order of the slide
+    spread = rest[:: max(1, len(rest) // SPREAD)]
+    return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread])]

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from clotkit.errors import SlideError, SlideUnreadable, one_line
 
 # TIFF compression tags; the names are those of the TIFF specification and its registered extensions.
@@ -49,6 +52,27 @@ MOST_SIDE_PX, MOST_PX, MOST_TILE_PX = 1_000_000, 500 * 10**9, 2**26
 MOST_FOLD, MOST_FOLD_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
 SMALL_BYTES = 2**26  # raw: below this no expansion does harm
 
+# What slides.segments decodes without libvips: plain 8-bit RGB in these codecs, in segments of a bounded size.
+PLAIN_CODECS = {1, 5, 7, 8, 32946}
+RGB, YCBCR, JPEG = 2, 6, 7
+MOST_SEGMENT_BYTES = 48 * 2**20  # decoded: 128 rows of the widest slide are 39 MB
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """Where the tiles or strips of a page lie in the file, and how each is packed."""
+
+    tiled: bool
+    plain: bool  # 8-bit RGB that slides.segments can decode
+    codec: int
+    predictor: bool  # horizontal differencing, undone after decoding
+    ycbcr: bool  # JPEG data in YCbCr, else in RGB
+    jpeg_tables: bytes
+    width_px: int  # of a segment: a tile's side, or the whole row
+    height_px: int
+    offsets: npt.NDArray[np.int64]  # [rows, columns] in the file
+    counts: npt.NDArray[np.int64]  # [rows, columns] compressed bytes
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -60,6 +84,7 @@ class Layout:
     width_px: int = 0
     height_px: int = 0
     turn: int = 1  # the orientation, 1 where it is upright
+    segments: SegmentTable | None = None  # None where its table is not whole
 
 
 def read_layout(path: Path) -> Layout | None:
@@ -101,7 +126,49 @@ def _page_layout(page: Any, path: Path) -> Layout:
     if tiled and not 0 < (area := int(page.tilewidth) * int(page.tilelength)) <= MOST_TILE_PX:
         raise SlideUnreadable(f"a tile has {area:,} px; at most {MOST_TILE_PX:,} are read")
     extra = [int(value) for value in page.extrasamples]
-    return Layout(codec, tiled, extra[:1] != [0], width, height, int(page.tags.valueof("Orientation", default=1)))
+    turn = int(page.tags.valueof("Orientation", default=1))
+    plain = turn == 1 and bits == 8 and samples == 3 and kind == 1 and not extra
+    segments = _segments(page, plain, path.stat().st_size)
+    return Layout(codec, tiled, extra[:1] != [0], width, height, turn, segments)
+
+
+def _segments(page: Any, plain: bool, file_bytes: int) -> SegmentTable | None:
+    """The segments of a page whose samples lie together; None where the file does not hold them all."""
+    width, height, tiled, codec = (
+        int(page.imagewidth),
+        int(page.imagelength),
+        bool(page.is_tiled),
+        int(page.compression),
+    )
+    side = (int(page.tilewidth), int(page.tilelength)) if tiled else (width, min(int(page.rowsperstrip), height))
+    if min(side) < 1 or int(page.planarconfig) != 1:
+        return None
+    shape = (-(-height // side[1]), -(-width // side[0]))
+    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    if not len(offsets) == len(counts) == shape[0] * shape[1]:
+        return None
+    if counts.min() < 1 or offsets.min() < 8 or (offsets + counts).max() > file_bytes:
+        return None
+    return SegmentTable(
+        tiled=tiled,
+        plain=plain and _packed_plainly(page) and side[0] * side[1] * 3 <= MOST_SEGMENT_BYTES,
+        codec=codec,
+        predictor=int(page.predictor) == 2,
+        ycbcr=int(page.photometric) == YCBCR,
+        jpeg_tables=bytes(page.jpegtables or b"") if codec == JPEG else b"",
+        width_px=side[0],
+        height_px=side[1],
+        offsets=offsets.reshape(shape),
+        counts=counts.reshape(shape),
+    )
+
+
+def _packed_plainly(page: Any) -> bool:
+    """Whether slides.segments knows the codec of an 8-bit page of three samples, its colours and its packing."""
+    codec, photometric, predictor = int(page.compression), int(page.photometric), int(page.predictor)
+    colours = photometric in (RGB, YCBCR) if codec == JPEG else photometric == RGB
+    packing = predictor == 1 or (predictor == 2 and codec not in (1, JPEG))
+    return codec in PLAIN_CODECS and colours and packing and page.tags.valueof("FillOrder", default=1) == 1
 
 
 def check_size(width: int, height: int, bits: int, path: Path, fold: int) -> None:

@@ -10,12 +10,33 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import NoTissue
-from clotkit.slides.reader import Colour, Pixels
+from clotkit.slides.marks import marks
+from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.reader import Slide
 
-BORDER_SHARE = 0.05  # of the shorter side: the ring that is background on nearly every slide
+LATTICE = 9  # places along each side where the background is sampled: the outermost lie on the slide's border
+SAMPLE_PX, SAMPLE_SHRINK = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
+BORDER_SHARE = 0.05  # of the shorter side: samples of the border reach no deeper, where the slide has the pixels
 FLAT = 4  # grey levels between neighbours: below it a pixel has no texture
 MIN_TISSUE_SHARE = 5e-4  # the least tissue seen on a real slide is 1.1e-3 of it
 STEPS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as tissue: `step` grey levels from the background or more, and pen marks and shadows or not."""
+
+    step: int
+    with_marks: bool = False
+
+    def mask(self, pixels: Pixels, background: Colour) -> npt.NDArray[np.bool_]:
+        """Which pixels, uint8[h, w, 3], are tissue: bool[h, w]."""
+        found = distance(pixels, background) >= self.step
+        return found if self.with_marks or not found.any() else found & ~marks(pixels, background)
+
+
+# Tried in this order. A grey picture is all mark: with nothing else on the slide, marks are what there is to look at.
+RULES = tuple(Rule(step, with_marks) for with_marks in (False, True) for step in STEPS)
 
 
 @dataclass(frozen=True)
@@ -23,9 +44,8 @@ class TissueMap:
     """Tissue of one overview."""
 
     mask: npt.NDArray[np.bool_]  # [h, w] of the overview
-    distance: npt.NDArray[np.uint8]  # [h, w] largest channel difference from the background
     background: Colour
-    step: int  # grey levels from the background at which tissue was found
+    rule: Rule  # by which it was found
 
     @property
     def share(self) -> float:
@@ -33,39 +53,67 @@ class TissueMap:
         return float(self.mask.mean())
 
 
-def find_tissue(overview: Pixels) -> TissueMap:
-    """The tissue of an overview, uint8[h, w, 3]. Thresholds relax step by step until something is found.
+def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
+    """The tissue of an overview, uint8[h, w, 3]. Rules relax one by one until enough is found, or else any.
 
     Raises NoTissue when nothing differs from the background by the last step.
     """
-    background = estimate_background(overview)
-    difference = np.abs(overview.astype(np.int16) - np.array(background, np.int16))
-    distance = difference.max(axis=2).astype(np.uint8)  # [h, w, 3] -> [h, w]
-    for step in STEPS:
-        mask = distance >= step
-        if mask.mean() >= MIN_TISSUE_SHARE:
-            return TissueMap(mask, distance, background, step)
-    raise NoTissue(f"no tissue: nothing differs from the background {background} by {STEPS[-1]} grey levels or more")
+    for least in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
+        for rule in RULES:
+            mask = rule.mask(overview, background)
+            if mask.mean() >= least:
+                return TissueMap(mask, background, rule)
+    raise no_tissue(background)
 
 
-def estimate_background(overview: Pixels) -> Colour:
-    """The background colour of an overview, uint8[h, w, 3]: the mode of the border's pixels without texture.
+def distance(pixels: Pixels, background: Colour) -> npt.NDArray[np.uint8]:
+    """The largest channel difference from the background: uint8[h, w, 3] -> uint8[h, w]."""
+    colour = np.array(background, np.uint8)
+    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # in uint8: no sign to lose
+    return np.asarray(np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2]))
 
-    The whole overview takes the border's place where the border is all texture.
+
+def no_tissue(background: Colour) -> NoTissue:
+    """The error for a slide that is all background."""
+    return NoTissue(f"no tissue: nothing differs from the background {background} by {STEPS[-1]} grey levels or more")
+
+
+def sample_background(slide: Slide) -> Colour:
+    """The background colour of a slide: the commonest colour without texture of samples along its border.
+
+    Where the border is all texture, samples of the whole slide take its place.
     """
-    flat = _flat(overview)
-    ring = np.zeros(flat.shape, bool)
-    depth = max(1, round(min(flat.shape) * BORDER_SHARE))
-    ring[:depth] = ring[-depth:] = True
-    ring[:, :depth] = ring[:, -depth:] = True
-    for chosen in (ring & flat, flat, ring):
+    size = (slide.width_px, slide.height_px)
+    shrink = SAMPLE_SHRINK if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_SHRINK else 1
+    columns, rows = (_places(length, SAMPLE_PX * shrink, shrink) for length in size)
+    xy = [(x, y) for y in rows for x in columns]
+    flat, ringed, pixels = [], [], []
+    for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, shrink, (255, 255, 255)), strict=True):
+        part = tile[: (size[1] - y) // shrink, : (size[0] - x) // shrink]
+        pixels.append(part.reshape(-1, 3))
+        flat.append(_flat(part).ravel())
+        on_ring = x in (columns[0], columns[-1]) or y in (rows[0], rows[-1])
+        ringed.append(np.full(len(pixels[-1]), on_ring))
+    return _background_of(np.concatenate(pixels), np.concatenate(flat), np.concatenate(ringed))
+
+
+def _places(length_px: int, side_px: int, shrink: int) -> list[int]:
+    """Where samples begin along a side: evenly spread from end to end, each within one tile of a file."""
+    last = max(length_px - side_px, 0)
+    places = {round(last * i / (LATTICE - 1)) // side_px * side_px for i in range(LATTICE - 1)}
+    return sorted(places | {last // shrink * shrink})
+
+
+def _background_of(pixels: Pixels, flat: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool_]) -> Colour:
+    """The mode of uint8[n, 3]: of what is flat and on the ring, or flat, or all, whichever there is first."""
+    for chosen in (ring & flat, flat):
         if chosen.any():
-            return _mode(overview[chosen])
-    raise AssertionError("the ring of an overview is never empty")
+            return _mode(pixels[chosen])
+    return _mode(pixels)
 
 
-def _flat(overview: Pixels) -> npt.NDArray[np.bool_]:
-    grey = overview.mean(axis=2)  # [h, w, 3] -> [h, w]
+def _flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    grey = pixels.mean(axis=2)  # [h, w, 3] -> [h, w]
     across = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
     down = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
     return np.asarray(np.maximum(across, down) < FLAT)

@@ -1,0 +1,129 @@
+"""A slide seen from afar: its overview, and the tissue on it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.slides.index import Corners, Index, slide_index
+from clotkit.slides.pixels import Colour, Pixels, blank
+from clotkit.slides.reader import Slide
+from clotkit.slides.tissue import MIN_TISSUE_SHARE, STEPS, Rule, TissueMap, find_tissue
+
+Mask = npt.NDArray[np.bool_]
+
+BLOCK_PX = 1024  # side of what is read at a time; where the index wants nothing of it, it is not read at all
+OVERVIEW_PX = 32_000_000  # 96 MB: bounds the memory of a recipe with small tiles on a large slide
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An open slide, its background, and what of it is to be left out: a mask bool[h, w] at `mask_shrink`."""
+
+    slide: Slide
+    background: Colour
+    left_out: Mask | None = None
+    mask_shrink: int = 1
+
+    def left_out_share(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
+        """The share of squares that is left out, [n]."""
+        if self.left_out is None:
+            return np.zeros(len(corners))
+        return box_means(self.left_out, corners, (side_px, side_px), self.mask_shrink)
+
+    def left_out_at(self, shrink: int, shape: tuple[int, ...]) -> Mask:
+        """What is left out on an overview at `shrink`, bool[shape]."""
+        if self.left_out is None:
+            return np.zeros(shape, bool)
+        rows, columns = (
+            np.minimum(np.arange(length) * shrink // self.mask_shrink, limit - 1)
+            for length, limit in zip(shape, self.left_out.shape, strict=True)
+        )
+        return self.left_out[np.ix_(rows, columns)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A slide seen from afar: its overview uint8[h, w, 3], shrunk by `shrink`, and the tissue on it."""
+
+    slide: Slide
+    view: Pixels
+    shrink: int
+    tissue: TissueMap
+    skipped_share: float  # of the slide: what did not have to be read
+
+    def facts(self, least: float) -> dict[str, Any]:
+        """What the report says of the slide; `least` is the tissue share that was asked of a tile in the end."""
+        return {
+            "tissue_share": round(self.tissue.share, 5),
+            "tissue_step": self.tissue.rule.step,
+            "marks_are_tissue": self.tissue.rule.with_marks,
+            "min_share": least,
+            "skipped_share": round(self.skipped_share, 3),
+        }
+
+
+def look(scene: Scene, shrink: int) -> Look:
+    """The slide at `shrink`, or at the next double of it that keeps the overview within OVERVIEW_PX.
+
+    Raises NoTissue when there is nothing but background.
+    """
+    slide, background = scene.slide, scene.background
+    while -(-slide.width_px // shrink) * -(-slide.height_px // shrink) > OVERVIEW_PX:
+        shrink *= 2
+    for step in STEPS:
+        index = slide_index(slide, background, step)
+        view = overview(slide, shrink, background, index)
+        if index is None or Rule(step).mask(view, background).mean() >= MIN_TISSUE_SHARE:
+            break
+    view[scene.left_out_at(shrink, view.shape[:2])] = background
+    return Look(slide, view, shrink, find_tissue(view, background), 0.0 if index is None else 1 - index.share)
+
+
+def overview(slide: Slide, shrink: int, background: Colour, index: Index | None = None) -> Pixels:
+    """The whole slide, box-averaged: uint8[ceil(height / shrink), ceil(width / shrink), 3].
+
+    What an index does not want is `background`, and so is what lies beyond the edge.
+    """
+    cells = max(1, BLOCK_PX // shrink)
+    corners = grid(slide.width_px, slide.height_px, cells * shrink)
+    if index is not None:
+        corners = corners[index.bounds(corners, cells * shrink) > 0]
+    xy = [(int(x), int(y)) for x, y in corners]
+    view = blank(-(-slide.width_px // shrink), -(-slide.height_px // shrink), background)
+    for (x, y), tile in zip(xy, slide.tiles(xy, cells, shrink, background) if xy else (), strict=True):
+        part = view[y // shrink : y // shrink + cells, x // shrink : x // shrink + cells]
+        part[:] = tile[: part.shape[0], : part.shape[1]]
+    return view
+
+
+def grid(width_px: int, height_px: int, step_px: int, side_px: int | None = None) -> Corners:
+    """Corners of squares at every `step_px`, row by row, that cover the slide.
+
+    With `side_px`, larger than a step, the last ones reach beyond the edge by less than a step.
+    """
+    beyond = 0 if side_px is None else side_px - step_px
+    columns = np.arange(0, max(width_px - beyond, 1), step_px)
+    rows = np.arange(0, max(height_px - beyond, 1), step_px)
+    x, y = np.meshgrid(columns, rows)
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int64)
+
+
+def box_means(
+    values: npt.NDArray[Any], corners: Corners, size_px: tuple[int, int], shrink: int
+) -> npt.NDArray[np.float64]:
+    """Means of `values` [h, w], an overview at `shrink`, over boxes of `size_px` (width, height): [n].
+
+    What lies beyond the overview's edge counts as 0.
+    """
+    height, width = values.shape
+    sums = np.zeros((height + 1, width + 1))
+    sums[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    left, top = np.rint(corners.T / shrink).astype(np.int64)
+    right, bottom = (np.rint((corners.T + np.array(size_px)[:, None]) / shrink)).astype(np.int64)
+    area = np.maximum(right - left, 1) * np.maximum(bottom - top, 1)
+    left, right = left.clip(0, width), right.clip(0, width)
+    top, bottom = top.clip(0, height), bottom.clip(0, height)
+    total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return np.asarray(total / area, np.float64)
