@@ -206,10 +206,17 @@ def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) 
     reading = search.read(order.tolist())
     kept: list[tuple[float, float, int, float]] = []  # a heap: rank, spread, index, share
     held: dict[int, Pixels] = {}
+    asked = _shares(search.config)[0] if ranking.relaxes else 0.0
+
+    def none_better(following: int) -> bool:
+        """Whether neither this square nor any after it can be among the best, or have the share that is asked for."""
+        if len(kept) == most and kept[0][:2] > (highest[following], spread[following]):
+            return True
+        return ranking.relaxes and search.most >= asked and bool(highest[following] < tenths(asked))
+
     for following in order.tolist():
-        full = len(kept) == most and search.settled
-        if full and not in_rows and kept[0][:2] > (highest[following], spread[following]):
-            break  # neither this square nor any after it can be among the best
+        if not in_rows and search.settled and none_better(following):
+            break
         index, tile, share = next(reading)
         entry = (ranking.rank(tile, share), float(spread[index]), index, share)
         if share <= 0 or (len(kept) == most and entry < kept[0]):

@@ -14,7 +14,7 @@ from clotkit.slides.marks import marks
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
 
-LATTICE = 9  # places along each side where the background is sampled: the outermost lie on the slide's border
+LATTICE = (17, 5)  # columns and rows where the background is sampled: of rows few, for in strips each costs a whole one
 SAMPLE_PX, SAMPLE_SHRINK = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
 BORDER_SHARE = 0.05  # of the shorter side: samples of the border reach no deeper, where the slide has the pixels
 FLAT = 4  # grey levels between neighbours: below it a pixel has no texture
@@ -85,7 +85,7 @@ def sample_background(slide: Slide) -> Colour:
     """
     size = (slide.width_px, slide.height_px)
     shrink = SAMPLE_SHRINK if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_SHRINK else 1
-    columns, rows = (_places(length, SAMPLE_PX * shrink, shrink) for length in size)
+    columns, rows = (_places(px, count, SAMPLE_PX * shrink, shrink) for px, count in zip(size, LATTICE, strict=True))
     xy = [(x, y) for y in rows for x in columns]
     flat, ringed, pixels = [], [], []
     for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, shrink, (255, 255, 255)), strict=True):
@@ -97,10 +97,10 @@ def sample_background(slide: Slide) -> Colour:
     return _background_of(np.concatenate(pixels), np.concatenate(flat), np.concatenate(ringed))
 
 
-def _places(length_px: int, side_px: int, shrink: int) -> list[int]:
-    """Where samples begin along a side: evenly spread from end to end, each within one tile of a file."""
+def _places(length_px: int, count: int, side_px: int, shrink: int) -> list[int]:
+    """Where `count` samples begin along a side: evenly spread from end to end, each within one tile of a file."""
     last = max(length_px - side_px, 0)
-    places = {round(last * i / (LATTICE - 1)) // side_px * side_px for i in range(LATTICE - 1)}
+    places = {round(last * i / (count - 1)) // side_px * side_px for i in range(count - 1)}
     return sorted(places | {last // shrink * shrink})
 
 
