@@ -246,7 +246,7 @@ def _count(pieces: Any) -> int:
 
 
 LIMIT, OURS, OURS_EVERY = "libvips whole decode", "clotkit, 16 best", "clotkit, every tissue tile"
-KIT = ("tifffile", "imagecodecs", "simplejpeg")
+KIT = ("imagecodecs", "simplejpeg")
 CONTENDERS = {
     LIMIT: Contender(decode_whole, ("pyvips",), peer=False),
     OURS: Contender(ours_best, KIT, peer=False),

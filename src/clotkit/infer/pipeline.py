@@ -24,7 +24,7 @@ from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, set_oom_scor
 from clotkit.learn.models import Member, find_members, load_member
 from clotkit.splits import kind_of, read_sample_ids, read_slides
 
-PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "tifffile")
+PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 Log = Callable[[str], None]
 
 

@@ -11,7 +11,7 @@ from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, padded, shrun
 from clotkit.slides.segments import Segments
 from clotkit.slides.tiff import SegmentTable
 
-CACHE_BYTES = 2**24  # of shrunk segments: a row of them, for tiles that do not lie on the segments' own grid
+CACHE_BYTES = 2**22  # of shrunk segments: a row of the wanted ones, for tiles that do not lie on the segments' own grid
 
 
 class DirectSlide:

@@ -1,17 +1,19 @@
 """What a slide's header says, and what it may not say: read before a decoder is chosen or a pixel allocated.
 
-Standard library and tifffile only; what no slide has (float samples, a size that the file cannot hold) is refused here.
+What no slide has (float samples, a size that the file cannot hold) is refused here. Tags are read into arrays: a
+library that makes Python numbers of 300,000 tile offsets takes more memory for them than reading the slide does.
 """
 
-import logging
+import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.errors import SlideError, SlideUnreadable, one_line
+from clotkit.errors import SlideUnreadable, one_line
 
 # TIFF compression tags; the names are those of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
@@ -44,6 +46,20 @@ OTHER_CODECS = {
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
+
+# Tags of the first directory that are read, and how wide a number of each kind is.
+WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
+ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIG, PREDICTOR = 274, 277, 278, 284, 317
+TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 338, 339, 347
+STRIP_TABLE, TILE_TABLE = (273, 279), (324, 325)  # offsets and byte counts
+TAGS = {
+    *(WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES_PER_PIXEL),
+    *(ROWS_PER_STRIP, PLANAR_CONFIG, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES),
+    *(*STRIP_TABLE, *TILE_TABLE),
+}
+KINDS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+BIGTIFF, MOST_TAGS = 43, 4096
+Tags = dict[int, npt.NDArray[np.int64]]
 
 # What a file may claim to be. Real slides compress 2.4 to 159 fold; all white, deflate reaches 931, LZW 840, JPEG 511.
 # The other codecs have no such bound: a real ZSTD file has 6,214, white lossless WebP tiles of 1024 px have 31,566, and
@@ -89,73 +105,114 @@ class Layout:
 
 def read_layout(path: Path) -> Layout | None:
     """The layout of a TIFF, PNG or JPEG, None for other files. Raises SlideUnreadable for what no slide has."""
-    import tifffile
-
     try:
         with path.open("rb") as file:
             magic = file.read(8)
+            if not magic.startswith(TIFF_MAGIC):
+                return Layout() if magic.startswith(PICTURE_MAGIC) else None
+            tags = read_tags(file)
     except OSError as error:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
-    if not magic.startswith(TIFF_MAGIC):
-        return Layout() if magic.startswith(PICTURE_MAGIC) else None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it cannot read; the report says it once
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return _page_layout(tiff.pages.first, path)
-    except (MemoryError, SlideError):
-        raise
-    except Exception as error:
-        raise SlideUnreadable(
-            f"its TIFF directory cannot be read: {type(error).__name__}: {one_line(error)}"
-        ) from error
+    except (ValueError, struct.error) as error:
+        raise SlideUnreadable(f"its TIFF directory cannot be read: {one_line(error)}") from error
+    return _layout(tags, path)
 
 
-def _page_layout(page: Any, path: Path) -> Layout:
-    """The layout of a tifffile page, checked. Raises SlideUnreadable for what no slide has."""
-    codec, kind = int(page.compression), int(page.sampleformat)
-    bits, samples = page.bitspersample, int(page.samplesperpixel)
-    width, height = int(page.imagewidth), int(page.imagelength)
-    fold = MOST_FOLD if codec in BOUND_CODECS else MOST_FOLD_UNBOUND
-    check_size(width, height, samples * (bits if isinstance(bits, int) else max(bits)), path, fold)
-    if kind not in (1, 4) or bits not in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)):
+def read_tags(file: BinaryIO) -> Tags:
+    """The TAGS that a TIFF's first directory has, classic or BigTIFF. Raises ValueError or struct.error where it ends.
+
+    Source: Adobe, TIFF Revision 6.0, section 2; for BigTIFF the libtiff project's description of its design.
+    """
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack(f"{order}H", head[2:4])[0] == BIGTIFF
+    word, room, count_as = ("Q", 8, "Q") if big else ("I", 4, "H")
+    (start,) = struct.unpack(f"{order}{word}", head[room : 2 * room])
+    if not 8 <= start < size:
+        raise ValueError(f"it begins at byte {start:,} of {size:,}")
+    file.seek(start)
+    (count,) = struct.unpack(f"{order}{count_as}", file.read(struct.calcsize(count_as)))
+    if count > MOST_TAGS:
+        raise ValueError(f"{count:,} tags; {MOST_TAGS:,} are allowed")
+    entry = struct.Struct(f"{order}HH{word}{room}s")
+    tags: Tags = {}
+    for code, kind, number, value in entry.iter_unpack(_exactly(file, count * entry.size)):
+        if code in TAGS and kind in KINDS and code not in tags:
+            tags[code] = _values(file, np.dtype(order + KINDS[kind]), number, value, f"{order}{word}", size)
+    return tags
+
+
+def _values(
+    file: BinaryIO, kind: np.dtype[Any], number: int, value: bytes, word: str, file_bytes: int
+) -> npt.NDArray[np.int64]:
+    """The numbers of one tag: in the entry itself where they fit, else where it points to."""
+    size = number * kind.itemsize
+    if size <= len(value):
+        return np.frombuffer(value[:size], kind).astype(np.int64)
+    (start,) = struct.unpack(word, value)
+    if start + size > file_bytes:
+        raise ValueError(f"the values of a tag end at byte {start + size:,} of {file_bytes:,}")
+    file.seek(start)
+    return np.frombuffer(_exactly(file, size), kind).astype(np.int64)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"the file ends {size - len(data):,} bytes too early")
+    return data
+
+
+def _layout(tags: Tags, path: Path) -> Layout:
+    """The layout that tags say, checked. Raises SlideUnreadable for what no slide has."""
+    codec, samples = _one(tags, COMPRESSION, 1), _one(tags, SAMPLES_PER_PIXEL, 1)
+    width, height = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0)
+    depths = tags.get(BITS_PER_SAMPLE, np.ones(1, np.int64))[: max(samples, 1)]
+    bits, kind = int(depths.max(initial=1)), int(tags.get(SAMPLE_FORMAT, np.ones(1, np.int64)).max(initial=1))
+    check_size(width, height, samples * bits, path, MOST_FOLD if codec in BOUND_CODECS else MOST_FOLD_UNBOUND)
+    known = bits in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)) and (depths == bits).all()
+    if kind not in (1, 4) or not known:
         raise SlideUnreadable(
             f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples are no slide, {samples} a pixel; "
             "unsigned ones of 8 or 16 bits are read, of 1, 2 or 4 where a pixel has one"
         )
-    tiled = bool(page.is_tiled)
-    if tiled and not 0 < (area := int(page.tilewidth) * int(page.tilelength)) <= MOST_TILE_PX:
+    tiled = TILE_WIDTH in tags
+    if tiled and not 0 < (area := _one(tags, TILE_WIDTH, 0) * _one(tags, TILE_HEIGHT, 0)) <= MOST_TILE_PX:
         raise SlideUnreadable(f"a tile has {area:,} px; at most {MOST_TILE_PX:,} are read")
-    extra = [int(value) for value in page.extrasamples]
-    turn = int(page.tags.valueof("Orientation", default=1))
-    plain = turn == 1 and bits == 8 and samples == 3 and kind == 1 and not extra
-    segments = _segments(page, plain, path.stat().st_size)
-    return Layout(codec, tiled, extra[:1] != [0], width, height, turn, segments)
+    extra, turn = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
+    plain = turn == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
+    segments = _segments(tags, plain, path.stat().st_size)
+    return Layout(codec, tiled, extra[:1].tolist() != [0], width, height, turn, segments)
 
 
-def _segments(page: Any, plain: bool, file_bytes: int) -> SegmentTable | None:
+def _one(tags: Tags, code: int, default: int) -> int:
+    """The first number of a tag."""
+    return int(tags[code][0]) if len(tags.get(code, ())) else default
+
+
+def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     """The segments of a page whose samples lie together; None where the file does not hold them all."""
-    width, height, tiled, codec = (
-        int(page.imagewidth),
-        int(page.imagelength),
-        bool(page.is_tiled),
-        int(page.compression),
-    )
-    side = (int(page.tilewidth), int(page.tilelength)) if tiled else (width, min(int(page.rowsperstrip), height))
-    if min(side) < 1 or int(page.planarconfig) != 1:
+    width, height, tiled = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0), TILE_WIDTH in tags
+    strip = (width, min(_one(tags, ROWS_PER_STRIP, height), height))
+    side = (_one(tags, TILE_WIDTH, 0), _one(tags, TILE_HEIGHT, 0)) if tiled else strip
+    if min(side) < 1 or _one(tags, PLANAR_CONFIG, 1) != 1:
         return None
     shape = (-(-height // side[1]), -(-width // side[0]))
-    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    if not len(offsets) == len(counts) == shape[0] * shape[1]:
+    offsets, counts = (tags.get(code) for code in (TILE_TABLE if tiled else STRIP_TABLE))
+    if offsets is None or counts is None or not len(offsets) == len(counts) == shape[0] * shape[1]:
         return None
     if counts.min() < 1 or offsets.min() < 8 or (offsets + counts).max() > file_bytes:
         return None
+    codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,
-        plain=plain and _packed_plainly(page) and side[0] * side[1] * 3 <= MOST_SEGMENT_BYTES,
+        plain=plain and _packed_plainly(tags) and side[0] * side[1] * 3 <= MOST_SEGMENT_BYTES,
         codec=codec,
-        predictor=int(page.predictor) == 2,
-        ycbcr=int(page.photometric) == YCBCR,
-        jpeg_tables=bytes(page.jpegtables or b"") if codec == JPEG else b"",
+        predictor=_one(tags, PREDICTOR, 1) == 2,
+        ycbcr=_one(tags, PHOTOMETRIC, 0) == YCBCR,
+        jpeg_tables=tags[JPEG_TABLES].astype(np.uint8).tobytes() if codec == JPEG and JPEG_TABLES in tags else b"",
         width_px=side[0],
         height_px=side[1],
         offsets=offsets.reshape(shape),
@@ -163,12 +220,12 @@ def _segments(page: Any, plain: bool, file_bytes: int) -> SegmentTable | None:
     )
 
 
-def _packed_plainly(page: Any) -> bool:
+def _packed_plainly(tags: Tags) -> bool:
     """Whether slides.segments knows the codec of an 8-bit page of three samples, its colours and its packing."""
-    codec, photometric, predictor = int(page.compression), int(page.photometric), int(page.predictor)
+    codec, photometric, predictor = _one(tags, COMPRESSION, 1), _one(tags, PHOTOMETRIC, 0), _one(tags, PREDICTOR, 1)
     colours = photometric in (RGB, YCBCR) if codec == JPEG else photometric == RGB
     packing = predictor == 1 or (predictor == 2 and codec not in (1, JPEG))
-    return codec in PLAIN_CODECS and colours and packing and page.tags.valueof("FillOrder", default=1) == 1
+    return codec in PLAIN_CODECS and colours and packing and _one(tags, FILL_ORDER, 1) == 1
 
 
 def check_size(width: int, height: int, bits: int, path: Path, fold: int) -> None:
