@@ -19,6 +19,7 @@ from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.infer.pipeline import RunSettings, run
 from clotkit.infer.submission import check_submission
 from clotkit.learn.models import load_member
+from clotkit.splits import read_slides
 
 from .faults import misbehaving
 
@@ -222,19 +223,27 @@ def test_wrong_input_is_one_line_before_anything_is_written(
     [
         ("picture,patient_id\n", "no column image_id"),
         ("image_id,patient_id\n", "0 rows"),
-        ("image_id,patient_id\na_0,a\na_0,a\n", "image_id a_0 repeats"),
         ("image_id,patient_id\n../a,a\n", "is no file name"),
+        ("image_id\nsomething\n", "no image id of the form"),
     ],
 )
 def test_a_wrong_table_is_named(
     table: str, words: str, test_split: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:
-    from clotkit.splits import read_slides
-
     shutil.copyfile(test_split / "sample_submission.csv", tmp_path / "sample_submission.csv")
     (tmp_path / "test.csv").write_text(table)
     with pytest.raises(SplitError, match=words):
         read_slides(tmp_path, "test", strip_ai)
+
+
+def test_a_table_is_read_as_far_as_it_goes(test_split: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    """An id that repeats, and no column of patients."""
+    lines: list[str] = []
+    (tmp_path / "test.csv").write_text("image_id,center_id\nabcdef_1,3\n001122_0,4\nabcdef_1,5\n")
+    slides = read_slides(tmp_path, "test", strip_ai, lines.append)
+    assert [(slide.image_id, slide.patient_id) for slide in slides] == [("abcdef_1", "abcdef"), ("001122_0", "001122")]
+    assert "patients are taken from image_id" in lines[0]
+    assert "image_id abcdef_1 repeats" in lines[1]
 
 
 def test_a_damaged_member_is_one_line(
@@ -245,10 +254,88 @@ def test_a_damaged_member_is_one_line(
         load_member(weights, other.classes.names)
     (weights / "model.weights.h5").write_bytes(b"not HDF5")
     with pytest.raises(ConfigError, match="does not fit the network"):
-        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+        load_member(weights, strip_ai.classes.names)
     (weights.parent / "MANIFEST.json").write_text(json.dumps({"tiny/model.weights.h5": {"sha256": "0" * 64}}))
     with pytest.raises(ConfigError, match="sha256"):
-        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+        load_member(weights, strip_ai.classes.names)
     (weights / "calibration.json").unlink()
-    with pytest.raises(ConfigError, match=r"calibration\.json is missing"):
-        run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+    with pytest.raises(ConfigError, match=r"calibration\.json"):
+        load_member(weights, strip_ai.classes.names)
+
+
+def test_a_member_that_cannot_be_loaded_is_left_out_by_name(
+    test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
+) -> None:
+    """Its weight goes to the others; with none left, everything is at the fallback, and the file is valid."""
+    weights = tmp_path / "weights"
+    good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
+    run(settings_of(test_split, good, tmp_path / "good"), strip_ai, lambda _: None)
+    (bad / "model.weights.h5").write_bytes(b"not HDF5")
+    lines: list[str] = []
+    assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lines.append)["done"] == 4
+    assert any(line.startswith("member b left out: ") for line in lines)
+    assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
+    shutil.rmtree(good)
+    counts = run(settings_of(test_split, weights, tmp_path / "none"), strip_ai, lambda _: None)
+    assert counts == {"done": 0, "partial": 0, "fallback": 4}
+    assert check_submission(tmp_path / "none" / "submission.csv", test_split / "sample_submission.csv", strip_ai).valid
+
+
+def test_a_member_that_returns_nan_is_left_out_by_name(
+    test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
+) -> None:
+    from clotkit.config import load_recipe
+    from clotkit.learn import models
+
+    weights = tmp_path / "weights"
+    good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
+    recipe = load_recipe(bad / "recipe.toml")
+    model = models.build_model(recipe.model, recipe.tiling.tile_px, 2)
+    model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
+    model.save_weights(bad / models.WEIGHTS)
+    assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4
+    assert {line["reason"] for line in report_of(tmp_path / "out").values()} == {"member b left out: returned NaN"}
+    run(settings_of(test_split, good, tmp_path / "good"), strip_ai, lambda _: None)
+    assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    """The slides that are done are not read again, and the file is that of a run in one go."""
+    images = [f"good_{number}" for number in range(6)]
+    split = bare_split(tmp_path / "split", strip_ai, images)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(settings_of(split, member, whole), strip_ai, lambda _: None, work=misbehaving.work)
+    shutil.copytree(whole, out)
+    lines = (whole / "report.jsonl").read_text().splitlines(keepends=True)
+    (out / "report.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # the fourth line was cut by the kill
+    facts = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({"state": "running", "key": facts["key"]}))
+    said: list[str] = []
+    counts = run(settings_of(split, member, out, resume=True), strip_ai, said.append, work=misbehaving.work)
+    assert counts == {"done": 6, "partial": 0, "fallback": 0}
+    assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+    assert sorted(report_of(out)) == images
+    assert (out / "report.jsonl").read_text().startswith("".join(lines[:3]))
+    assert any("3 slides are done already" in line for line in said)
+    assert len([line for line in said if line.startswith("[")]) == 3
+
+
+def test_another_runs_report_is_not_gone_on_with(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    for name, images in (("one", ["good_0"]), ("two", ["good_0", "good_1"])):
+        split = bare_split(tmp_path / name, strip_ai, images)
+        settings = settings_of(split, member, tmp_path / "out", resume=True)
+        counts = run(settings, strip_ai, lambda _: None, work=misbehaving.work)
+        assert counts["done"] == len(images)
+
+
+def test_a_lost_slide_is_read_again_coarser(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
+    """Killed at the first try, sound at the second: partial, with both facts; killed twice: what had come, if any."""
+    images = ["once_0", "latekill_0", "kill_0", "good_0"]
+    split = bare_split(tmp_path / "split", strip_ai, images)
+    run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
+    report = report_of(tmp_path / "out")
+    assert (report["once_0"]["state"], report["once_0"]["tiles"]) == ("partial", 8)
+    assert report["once_0"]["reason"] == "its process died of SIGKILL; read again at 2 times the shrink"
+    assert (report["latekill_0"]["state"], report["latekill_0"]["tiles"]) == ("partial", 8)
+    assert (report["kill_0"]["state"], report["kill_0"]["tiles"]) == ("fallback", 0)
+    assert report["good_0"]["state"] == "done"

@@ -42,6 +42,7 @@ print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[
 def main() -> int:
     """Leave a valid submission.csv whatever happens to the child; 2 only when there is no competition data at all."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as scratch:
         code = unpack(Path(scratch) / "code")
         sys.path.insert(0, str(code))
@@ -62,10 +63,21 @@ def main() -> int:
         ended_well = False
         try:
             ended_well = run_child(competition, split, code, Path(scratch) / "wheels", started)
+        except Stopped:
+            say("told to stop (SIGTERM): the pipeline is stopped, what it had published stands")
         except Exception as error:  # noqa: BLE001 - the fallback file stands; nothing may take the kernel down
             say(f"the pipeline could not be run: {type(error).__name__}: {error}")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         finish(competition, split, ids, ended_well, started)
     return 0
+
+
+class Stopped(BaseException):
+    """SIGTERM has come."""
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise Stopped
 
 
 def unpack(folder: Path) -> Path:
@@ -118,37 +130,33 @@ def run_child(competition: Any, split: Path, code: Path, wheels: Path, started: 
     if weights is None:
         say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; the fallback stands")
         return False
-    left = SETTINGS.get("deadline_s", competition.limits.deadline_s) - (time.monotonic() - started)
-    say(f"weights: {weights}; {left:.0f} s until the deadline")
-    command = [
-        sys.executable,
-        "-I",
-        "-u",
-        "-c",
-        CHILD,
-        f"{code}:{wheels}",
-        "run",
-        str(split),
-        "--weights",
-        str(weights),
-        "--out",
-        str(WORKING),
-        "--deadline",
-        f"{max(left, 1):.0f}s",
-        "--competition",
-        SETTINGS["competition"],
-    ]
-    child = subprocess.Popen(command, start_new_session=True, cwd=WORKING)
+    deadline = started + SETTINGS.get("deadline_s", competition.limits.deadline_s)
+    say(f"weights: {weights}; {deadline - time.monotonic():.0f} s until the deadline")
+    command = [sys.executable, "-I", "-u", "-c", CHILD, f"{code}:{wheels}", "run", str(split)]
+    command += ["--weights", str(weights), "--out", str(WORKING), "--competition", SETTINGS["competition"]]
+    status = run_once(command, deadline)
+    if status in (0, 3):
+        return True
+    say(f"the pipeline ended with {name_of(status)}; what it had published stands")
+    if status < 0 and time.monotonic() < deadline:
+        say("it is started once more, from the slides that are done")
+        status = run_once([*command, "--resume"], deadline)
+        if status not in (0, 3):
+            say(f"the pipeline ended with {name_of(status)} again")
+    return status in (0, 3)
+
+
+def run_once(command: list[str], deadline: float) -> int:
+    """Run the pipeline in a session of its own until `deadline` (of time.monotonic) and GRACE_S; its exit status."""
+    left = max(deadline - time.monotonic(), 1)
+    child = subprocess.Popen([*command, "--deadline", f"{left:.0f}s"], start_new_session=True, cwd=WORKING)
     try:
-        status = child.wait(timeout=max(left, 1) + SETTINGS.get("grace_s", GRACE_S))
+        return child.wait(timeout=left + SETTINGS.get("grace_s", GRACE_S))
     except subprocess.TimeoutExpired:
         say("the pipeline did not end by its deadline: killed")
-        status = -signal.SIGKILL
+        return -signal.SIGKILL
     finally:
         kill_group(child)
-    if status not in (0, 3):
-        say(f"the pipeline ended with {name_of(status)}; what it had published stands")
-    return status in (0, 3)
 
 
 def install_wheels(datasets: list[tuple[Path, list[str]]], target: Path) -> None:

@@ -1,6 +1,7 @@
 """`clotkit VERB`: reads the command line, imports nothing heavy before it is needed."""
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -49,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"clotkit {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_phantom(verbs)
+    _add_plan(verbs)
+    _add_tile(verbs)
     _add_train(verbs)
     _add_run(verbs)
     _add_check(verbs)
@@ -106,6 +109,95 @@ def _phantom(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_plan(verbs: Verbs) -> None:
+    verb = _verb(verbs, "plan", "say what a run will take, before it: slides, tiles, minutes, memory, slides that fail")
+    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv or train.csv, and the slides")
+    what = verb.add_mutually_exclusive_group()
+    what.add_argument(
+        "--weights", type=Path, metavar="DIR", help="a member, or a folder of members: they are timed too"
+    )
+    what.add_argument(
+        "--recipe",
+        default="demo",
+        metavar="NAME",
+        help="without weights: a recipe that ships with the kit, or the path of a .toml (default: demo)",
+    )
+    verb.add_argument(
+        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
+    )
+    verb.add_argument(
+        "--memory",
+        type=megabytes,
+        metavar="SIZE",
+        help="address space of a slide's process, like 4GB (default: the competition's)",
+    )
+    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    verb.add_argument(
+        "--split-name", choices=("train", "test"), help="which table to read (default: test where there is one)"
+    )
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.infer.plan import PlanSettings, lines, plan_split
+
+    competition = load_competition(arguments.competition)
+    settings = PlanSettings(
+        split_dir=arguments.split,
+        weights_dir=arguments.weights,
+        recipe=arguments.recipe,
+        split=arguments.split_name,
+        jobs=arguments.jobs,
+        deadline_s=arguments.deadline or competition.limits.deadline_s,
+        memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+    )
+    plan = plan_split(settings, competition)
+    print(json.dumps(plan.to_json(), ensure_ascii=False) if arguments.json else "\n".join(lines(plan)))
+    return DONE if plan.sound else FALLBACKS
+
+
+def _add_tile(verbs: Verbs) -> None:
+    verb = _verb(verbs, "tile", "cut the tiles of a split into OUT, a shard a slide; what is up to date is left alone")
+    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with train.csv or test.csv, and the slides")
+    verb.add_argument("out", type=Path, metavar="OUT", help="the folder of the shards and of shards.csv")
+    verb.add_argument(
+        "--recipe", required=True, metavar="NAME", help="a recipe that ships with the kit, or the path of a .toml"
+    )
+    verb.add_argument(
+        "--split-name", choices=("train", "test"), help="which table to read (default: train where there is one)"
+    )
+    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    verb.add_argument(
+        "--memory",
+        type=megabytes,
+        metavar="SIZE",
+        help="address space of a slide's process, like 4GB (default: the competition's)",
+    )
+    verb.add_argument(
+        "--preview", action="store_true", help="draw each slide with its tiles, kept and rejected, into OUT/preview"
+    )
+    verb.set_defaults(verb=_tile)
+
+
+def _tile(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.learn.tile import TileSettings, tile_split
+
+    competition = load_competition(arguments.competition)
+    settings = TileSettings(
+        split_dir=arguments.split,
+        out=arguments.out,
+        recipe=arguments.recipe,
+        split=arguments.split_name,
+        jobs=arguments.jobs,
+        memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+        preview=arguments.preview,
+    )
+    return FALLBACKS if tile_split(settings, competition)["failed"] else DONE
+
+
 def _add_train(verbs: Verbs) -> None:
     verb = _verb(verbs, "train", "train a member from a recipe on a train split, with its calibration")
     verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
@@ -147,6 +239,7 @@ def _add_run(verbs: Verbs) -> None:
         help="address space of a slide's process, like 4GB (default: the competition's)",
     )
     verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    verb.add_argument("--resume", action="store_true", help="go on from the report that is in RUN_DIR")
     verb.set_defaults(verb=_run)
 
 
@@ -162,9 +255,10 @@ def _run(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         deadline_s=arguments.deadline or competition.limits.deadline_s,
         memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+        resume=arguments.resume,
     )
     counts = run(settings, competition)
-    return FALLBACKS if counts["partial"] + counts["fallback"] else DONE
+    return FALLBACKS if any(count for state, count in counts.items() if state != "done") else DONE
 
 
 def _add_check(verbs: Verbs) -> None:

@@ -1,8 +1,9 @@
 """A split folder: its table of slides, its sample submission. Standard library only; ids are strings, always."""
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +51,37 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def read_slides(split_dir: Path, split: str, competition: Competition) -> list[SlideRow]:
+def read_slides(
+    split_dir: Path, split: str, competition: Competition, log: Callable[[str], None] = print
+) -> list[SlideRow]:
     """The slides of a split, in the order of its table; a file that is missing on disk is not an error here.
 
-    Raises SplitError for a missing or malformed table, an image id that repeats, or a label that is no class.
+    Of an image id that repeats, the first row counts; where there is no column of patients, the image id says which
+    one it is. Raises SplitError for a missing or malformed table, or a label that is no class.
     """
     columns, path = competition.columns, competition.table_path(split_dir, split)
-    needed = [columns.image, columns.patient, *([columns.label] if split == "train" else [])]
-    rows = read_table(path, needed)
-    repeated = [image for image, count in Counter(row[columns.image] for row in rows).items() if count > 1]
+    rows = read_table(path, [columns.image, *([columns.label] if split == "train" else [])])
+    if columns.patient not in rows[0]:
+        log(f"{path}: no column {columns.patient}; patients are taken from {columns.image}")
+        for row in rows:
+            row[columns.patient] = patient_in(row[columns.image], competition)
+    images = [row[columns.image] for row in rows]
+    repeated = [image for image, count in Counter(images).items() if count > 1]
     if repeated:
-        raise SplitError(f"{path}: {columns.image} {repeated[0]} repeats; each may stand once")
-    return [_slide_row(row, split_dir, split, competition) for row in rows]
+        log(f"{path}: {columns.image} {', '.join(repeated)} repeats; the first row of each counts")
+    first = {row[columns.image]: row for row in reversed(rows)}
+    return [_slide_row(first[image], split_dir, split, competition) for image in dict.fromkeys(images)]
+
+
+def patient_in(image_id: str, competition: Competition) -> str:
+    """The patient's id within an image id. Raises SplitError where it does not have the competition's form."""
+    form = re.escape(competition.ids.image).replace(re.escape("{patient}"), f"(?P<patient>{competition.ids.patient})")
+    found = re.fullmatch(form.replace(re.escape("{number}"), "[0-9]+"), image_id)
+    if found is None:
+        raise SplitError(
+            f"{image_id}: is no image id of the form {competition.ids.image}, and there is no other column"
+        )
+    return found["patient"]
 
 
 def read_sample_ids(path: Path, competition: Competition) -> list[str]:

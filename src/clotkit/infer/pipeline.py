@@ -1,36 +1,43 @@
 """The run: slides of a test split in, submission.csv out, one report line a slide."""
 
+import hashlib
+import json
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clotkit import __version__
 from clotkit.competitions import Competition
-from clotkit.config import TilingConfig
-from clotkit.errors import UsageError
+from clotkit.errors import ClotkitError, UsageError, one_line
 from clotkit.files import publish_json, sha256
 from clotkit.infer import report
+from clotkit.infer.ahead import ahead
+from clotkit.infer.effort import Pace, again
 from clotkit.infer.ensemble import Probabilities, blend, patient_mean
+from clotkit.infer.report import SlideReport
+from clotkit.infer.scoring import Scorer, tilings_of
 from clotkit.infer.submission import write_submission
-from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, set_oom_score, stream, tile_task
+from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, as_it_is, set_oom_score, stream, tile_task
 from clotkit.learn.models import Member, find_members, load_member
-from clotkit.splits import kind_of, read_sample_ids, read_slides
+from clotkit.splits import SlideRow, kind_of, read_sample_ids, read_slides
 
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
+STALL_S = 120.0  # the largest slide's first batch takes 15 s on a slow core
 Log = Callable[[str], None]
+Scored = tuple[SlideReport, dict[str, Probabilities]]
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is asked to do; `deadline_s` counts from its start."""
+    """What a run is asked to do; `deadline_s` counts from its start. `resume`: go on from the report that is there."""
 
     split_dir: Path
     weights_dir: Path
@@ -38,63 +45,89 @@ class RunSettings:
     deadline_s: float
     memory_mb: int
     jobs: int
-
-
-@dataclass
-class _Tally:
-    """What has come of one slide so far: a sum of probabilities and a count of tiles for each tiling's members."""
-
-    sums: dict[str, Probabilities] = field(default_factory=dict)
-    tiles: dict[str, int] = field(default_factory=dict)
-
-    def add(self, member: str, probabilities: npt.NDArray[np.float32]) -> None:
-        self.sums[member] = self.sums.get(member, 0) + probabilities.sum(axis=0, dtype=np.float64)
-        self.tiles[member] = self.tiles.get(member, 0) + len(probabilities)
-
-    def means(self) -> dict[str, Probabilities]:
-        return {member: total / self.tiles[member] for member, total in self.sums.items()}
+    resume: bool = False
+    stall_s: float = STALL_S
 
 
 def run(settings: RunSettings, competition: Competition, log: Log = print, work: Work = tile_task) -> dict[str, int]:
     """Score a test split and return how many slides ended done, partial and fallback.
 
     RUN_DIR gets submission.csv (all fallback before anything heavy is imported, rewritten as slides finish),
-    report.jsonl and run.json. `work` is what a slide's process does: the seam for other engines and for faults.
-    Raises SplitError, ConfigError or UsageError before anything is written; no slide makes it raise.
+    report.jsonl and run.json. `work` is what a slide's process does: the seam for other engines and for faults. Where
+    the disk takes no more, the last submission stands and the counts have a fourth entry, `unwritten`.
+    Raises SplitError, ConfigError or UsageError before anything is written; no slide and no member makes it raise.
     """
     started = time.monotonic()
-    slides = read_slides(settings.split_dir, "test", competition)
+    slides = read_slides(settings.split_dir, "test", competition, log)
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
     folders = find_members(settings.weights_dir)
     _check_settings(settings)
-    _make_run_dir(settings.run_dir, competition.files.submission)
-    patient_of = {slide.image_id: slide.patient_id for slide in slides}
-    board = _Board(settings.run_dir / competition.files.submission, competition, ids, patient_of)
-    board.publish()
+    key = _key(competition, slides, folders)
+    earlier = _earlier(settings, key, log)
+    board = _Board(settings.run_dir / competition.files.submission, competition, ids, slides, log)
+    _make_run_dir(settings.run_dir, competition.files.submission, board, resume=bool(earlier))
     set_oom_score(500)
 
-    board.members = members = [load_member(folder, competition.classes.names) for folder in folders]
-    names = ", ".join(member.name for member in members)
-    log(f"{len(slides)} {kind_of(settings.split_dir)}slides, {len(ids)} patients, members: {names}")
-    tilings = tuple(dict.fromkeys(member.recipe.tiling for member in members))
-    tasks = [Task(slide.image_id, slide.path, tilings) for slide in sorted(slides, key=lambda slide: slide.size_bytes)]
-    limits = Limits(competition.limits.slide_s, settings.memory_mb, started + settings.deadline_s)
-    lines: list[report.SlideReport] = []
-    with report.ReportFile(settings.run_dir / report.REPORT) as file, _progress(len(tasks), log) as advance:
-        events = stream(tasks, limits, settings.jobs, work)
-        for line, means in _score(events, members, tilings, patient_of, competition):
+    board.members = members = _load(folders, competition, log)
+    _publish(settings.run_dir / report.RUN, {"state": "running", "key": key}, board)
+    _say_what_there_is(settings, slides, ids, members, log)
+    lines: list[SlideReport] = []
+    left = [slide for slide in slides if slide.image_id not in {line.image_id for line in earlier}]
+    with _report_file(settings.run_dir, earlier) as file, _progress(len(slides), log) as advance:
+        for line in earlier:
+            board.scored[line.image_id] = {name: np.array(values) for name, values in line.p.items()}
+        for line, means in _score(left, members, settings, competition, started, work):
             if means:
                 board.add(line.image_id, means)
-            file.add(line)
+            board.attempt(partial(file.add, line))
             lines.append(line)
             advance(line)
 
+    lines = [*earlier, *lines]
     counts = report.counts(lines)
-    _close(lines, counts, ids, board.patients(), log)
-    publish_json(
-        settings.run_dir / report.RUN, _facts(settings, competition, members, counts, time.monotonic() - started)
+    board.publish()
+    _close(lines, counts, board, log)
+    seconds = time.monotonic() - started
+    _publish(
+        settings.run_dir / report.RUN, _facts(settings, competition, members, counts, seconds) | {"key": key}, board
     )
-    return counts
+    return counts | ({"unwritten": 1} if board.unwritten else {})
+
+
+def _score(
+    slides: Sequence[SlideRow],
+    members: Sequence[Member],
+    settings: RunSettings,
+    competition: Competition,
+    started: float,
+    work: Work,
+) -> Iterator[Scored]:
+    """A line and the mean a member for each slide: all of them, smallest file first, then the lost ones once more."""
+    scorer = Scorer(members, {slide.image_id: slide.patient_id for slide in slides}, competition.limits.min_tiles)
+    ordered = sorted(slides, key=lambda slide: slide.size_bytes)
+    tasks = [Task(slide.image_id, slide.path, tilings_of(members)) for slide in ordered]
+    deadline = started + settings.deadline_s
+    limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline, settings.stall_s)
+    pace = Pace(len(tasks), deadline, competition.limits.min_tiles)
+    if not members:
+        yield from (scorer.end(Ended(task, "no member could be loaded", 0.0, 0.0)) for task in tasks)
+        return
+    lost: list[Ended] = []
+    for event in ahead(partial(stream, tasks, limits, settings.jobs, work, pace.prepare)):
+        if isinstance(event, Tiles):
+            scorer.add(event)
+            continue
+        pace.ended()
+        if event.lost and time.monotonic() < deadline:
+            scorer.postpone(event)
+            lost.append(event)
+        else:
+            yield scorer.end(event)
+    for event in ahead(partial(stream, [again(end.task) for end in lost], limits, 1, work, as_it_is)):
+        if isinstance(event, Tiles):
+            scorer.add(event)
+        else:
+            yield scorer.end(event)
 
 
 @dataclass
@@ -104,9 +137,11 @@ class _Board:
     path: Path
     competition: Competition
     ids: Sequence[str]
-    patient_of: dict[str, str]
+    slides: Sequence[SlideRow]
+    log: Log
     members: Sequence[Member] = ()
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
+    unwritten: str = ""  # why the last attempt to write failed
 
     def add(self, image_id: str, means: dict[str, Probabilities]) -> None:
         """Take a slide's mean a member, and publish."""
@@ -115,62 +150,93 @@ class _Board:
 
     def publish(self) -> None:
         """Write the submission: patients with a scored slide, the fallback for the others."""
+        self.attempt(self.write)
+
+    def write(self) -> None:
+        """The same; raises OSError where it cannot be written. What was there before then stands."""
         calibrations = {member.name: member.calibration for member in self.members}
         patients = patient_mean(self.scored, self.patient_of)
         known = {patient: blend(means, calibrations) for patient, means in patients.items()}
         write_submission(self.path, self.competition, self.ids, known)
 
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Write something; where the disk says no, say so once and go on: the next slide may find room."""
+        try:
+            write()
+        except OSError as error:
+            if not self.unwritten:
+                self.log(f"{self.path.parent}: {error.strerror}; what was written before stands, the run goes on")
+            self.unwritten = str(error.strerror)
+        else:
+            self.unwritten = ""
+
+    @property
+    def patient_of(self) -> dict[str, str]:
+        """The patient of each slide."""
+        return {slide.image_id: slide.patient_id for slide in self.slides}
+
     def patients(self) -> set[str]:
         """The patients with at least one scored slide."""
-        return {self.patient_of[image_id] for image_id in self.scored}
+        return {self.patient_of[image_id] for image_id, means in self.scored.items() if means}
 
 
-def _score(
-    events: Iterator[Tiles | Ended],
-    members: Sequence[Member],
-    tilings: Sequence[TilingConfig],
-    patient_of: dict[str, str],
-    competition: Competition,
-) -> Iterator[tuple[report.SlideReport, dict[str, Probabilities]]]:
-    """Predict batches as they come; at each slide's end yield its line and its mean a member (none for a fallback)."""
-    tallies: dict[str, _Tally] = {}
-    for event in events:
-        tally = tallies.setdefault(event.image_id, _Tally())
-        if isinstance(event, Tiles):
-            for member in members:
-                if member.recipe.tiling == tilings[event.tiling]:
-                    tally.add(member.name, member.predict(event.batch.tiles))
-            continue
-        state, reason = _judge(event, tally, len(members), competition.limits.min_tiles)
-        means = {} if state == "fallback" else tally.means()
-        yield (
-            report.SlideReport(
-                image_id=event.image_id,
-                patient_id=patient_of[event.image_id],
-                state=state,
-                reason=reason,
-                tiles=sum(tally.tiles.values()),
-                seconds=round(event.seconds, 2),
-                peak_mb=round(event.peak_mb, 1),
-                p={name: [round(float(value), 6) for value in mean] for name, mean in means.items()},
-                facts=event.facts,
-            ),
-            means,
-        )
-        del tallies[event.image_id]
+def _load(folders: Sequence[Path], competition: Competition, log: Log) -> list[Member]:
+    """The members that can be loaded; the others are left out, each with a line, and the mean is that of the rest."""
+    members = []
+    for folder in folders:
+        try:
+            members.append(load_member(folder, competition.classes.names))
+        except ClotkitError as error:
+            log(f"member {folder.name} left out: {error}")
+        except Exception as error:  # noqa: BLE001 - a member costs itself, whatever its file makes a library do
+            log(f"member {folder.name} left out: {type(error).__name__}: {one_line(error)}")
+    return members
 
 
-def _judge(
-    ended: Ended, tally: _Tally, members: int, min_tiles: int
-) -> tuple[Literal["done", "partial", "fallback"], str]:
-    """A slide's state and reason: what came before a crash counts when every member saw enough of it."""
-    if not all(np.isfinite(total).all() for total in tally.sums.values()):
-        return "fallback", "a member returned NaN"
-    if not ended.reason and tally.tiles:
-        return "done", ""
-    if len(tally.tiles) == members and min(tally.tiles.values()) >= min_tiles:
-        return "partial", ended.reason
-    return "fallback", ended.reason or "no tiles came"
+def _key(competition: Competition, slides: Sequence[SlideRow], folders: Sequence[Path]) -> str:
+    """What a report belongs to: the same competition, slides and weights."""
+    parts = [competition.slug, *sorted(f"{slide.image_id} {slide.size_bytes}" for slide in slides)]
+    for folder in folders:
+        parts += [f"{path.name} {path.stat().st_size} {folder.name}" for path in sorted(folder.iterdir())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _earlier(settings: RunSettings, key: str, log: Log) -> list[SlideReport]:
+    """The lines of the run that is gone on with; none where there is no such run, or it was another one."""
+    if not settings.resume:
+        return []
+    try:
+        if json.loads((settings.run_dir / report.RUN).read_text(encoding="utf-8")).get("key") != key:
+            log(f"{settings.run_dir}: holds the report of another run; this one starts afresh")
+            return []
+        lines = report.read_report(settings.run_dir / report.REPORT)
+    except (OSError, ValueError, ClotkitError):
+        return []
+    log(f"{len(lines)} slides are done already: going on from {settings.run_dir / report.REPORT}")
+    return lines
+
+
+def _report_file(run_dir: Path, kept: Sequence[SlideReport]) -> report.ReportFile:
+    try:
+        return report.ReportFile(run_dir / report.REPORT, kept)
+    except OSError as error:
+        raise UsageError(
+            f"{run_dir / report.REPORT}: cannot be written: {error.strerror}; name another folder"
+        ) from error
+
+
+def _publish(path: Path, value: dict[str, Any], board: _Board) -> None:
+    board.attempt(lambda: publish_json(path, value))
+
+
+def _say_what_there_is(
+    settings: RunSettings, slides: Sequence[SlideRow], ids: Sequence[str], members: Sequence[Member], log: Log
+) -> None:
+    strangers = sorted({slide.patient_id for slide in slides} - set(ids))
+    if strangers:
+        log(f"patients that the sample submission does not ask for: {', '.join(strangers)}")
+    names = ", ".join(member.name for member in members) or "none: everything stays at the fallback"
+    log(f"{len(slides)} {kind_of(settings.split_dir)}slides, {len(ids)} patients, members: {names}")
 
 
 def _check_settings(settings: RunSettings) -> None:
@@ -181,8 +247,8 @@ def _check_settings(settings: RunSettings) -> None:
         raise UsageError(f"--deadline is {settings.deadline_s:g} s; more than 0 is needed")
 
 
-def _make_run_dir(run_dir: Path, submission: str) -> None:
-    """Make RUN_DIR, or take one that a run has used; refuse a folder that holds something else."""
+def _make_run_dir(run_dir: Path, submission: str, board: _Board, resume: bool) -> None:
+    """Make RUN_DIR, or take one that a run has used, with a submission in it; refuse one that holds something else."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         foreign = sorted(
@@ -190,7 +256,9 @@ def _make_run_dir(run_dir: Path, submission: str) -> None:
         )
         if foreign and not (run_dir / report.REPORT).exists() and not (run_dir / submission).exists():
             raise UsageError(f"{run_dir}: holds {foreign[0]}, which no run wrote; name an empty or a new folder")
-        (run_dir / report.RUN).unlink(missing_ok=True)
+        if not resume:  # then the one that is there is the better one until more is known
+            board.write()
+            (run_dir / report.RUN).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{run_dir}: cannot be used as a run folder: {error.strerror}; name another") from error
 
@@ -221,18 +289,18 @@ class _progress:  # noqa: N801 - used as a function
         self._bar.close()
 
 
-def _close(
-    lines: Sequence[report.SlideReport], counts: dict[str, int], ids: Sequence[str], scored: set[str], log: Log
-) -> None:
+def _close(lines: Sequence[SlideReport], counts: dict[str, int], board: _Board, log: Log) -> None:
     for row in report.table(lines):
         log(row)
-    missing = [patient for patient in ids if patient not in scored]
+    missing = [patient for patient in board.ids if patient not in board.patients()]
     if missing:
         log(f"patients at the fallback: {', '.join(missing)}")
+    if board.unwritten:
+        log(f"{board.path}: not the latest: {board.unwritten}")
     log(
         f"{len(lines)} slides: "
         + ", ".join(f"{count} {state}" for state, count in counts.items())
-        + f"; {len(ids) - len(missing)} of {len(ids)} patients scored"
+        + f"; {len(board.ids) - len(missing)} of {len(board.ids)} patients scored"
     )
 
 
@@ -240,6 +308,7 @@ def _facts(
     settings: RunSettings, competition: Competition, members: Sequence[Member], counts: dict[str, int], seconds: float
 ) -> dict[str, Any]:
     return {
+        "state": "ended",
         "clotkit": __version__,
         "python": platform.python_version(),
         "packages": dict(_versions()),

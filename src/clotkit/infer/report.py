@@ -4,14 +4,17 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from clotkit.errors import SplitError
+from clotkit.files import publish_text
 
 REPORT, RUN = "report.jsonl", "run.json"  # in a run's folder, beside the submission
+State = Literal["done", "partial", "fallback"]
 STATES = ("done", "partial", "fallback")
 
 
@@ -21,7 +24,7 @@ class SlideReport:
 
     image_id: str
     patient_id: str
-    state: Literal["done", "partial", "fallback"]
+    state: State
     reason: str
     tiles: int
     seconds: float
@@ -33,15 +36,28 @@ class SlideReport:
 class ReportFile:
     """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
 
-    def __init__(self, path: Path) -> None:
-        """Start the file anew."""
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, kept: Sequence[SlideReport] = ()) -> None:
+        """Start the file anew, with the lines that are kept of an older one."""
+        publish_text(path, "".join(_text(line) for line in kept))
+        self._file: BinaryIO = path.open("ab")
 
     def add(self, line: SlideReport) -> None:
-        """Append a line, flushed and fsynced."""
-        self._file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Append a line, flushed and fsynced. Raises OSError where the disk is full; the file then stays whole."""
+        whole = self._file.tell()
+        try:
+            self._file.write(_text(line).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file = self._cut(whole)
+            raise
+
+    def _cut(self, whole: int) -> BinaryIO:
+        """The file again, without what was written in part, and without a buffer that would try it once more."""
+        with suppress(OSError):
+            self._file.close()
+        os.truncate(self._file.name, whole)
+        return Path(self._file.name).open("ab")
 
     def __enter__(self) -> "ReportFile":
         return self
@@ -50,6 +66,10 @@ class ReportFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _text(line: SlideReport) -> str:
+    return json.dumps(asdict(line), ensure_ascii=False) + "\n"
 
 
 def read_report(path: Path) -> list[SlideReport]:

@@ -12,7 +12,7 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,48 +25,66 @@ from clotkit.slides.tiling import Batch, tile_slide
 
 MB = 2**20
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
+BEAT_S = 0.5
 SHARE = 4.0  # a slide may take this many times its fair share of the time left
-FACTS, BATCH, DONE, FAILED = "facts", "batch", "done", "failed"
+FACTS, BATCH, DONE, FAILED, STARVED = "facts", "batch", "done", "failed", "starved"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One slide to tile, once per distinct tiling."""
+    """One slide to tile, once per distinct tiling; `effort` is the caller's own mark (infer.effort)."""
 
     image_id: str
     path: Path
     tilings: tuple[TilingConfig, ...]
+    effort: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a slide may cost. `deadline` is a time.monotonic() value, or infinity."""
+    """What a slide may cost; `stall_s` is the longest wait for its next batch.
+
+    `deadline` is a time.monotonic() value, or infinity.
+    """
 
     slide_s: float
     memory_mb: int
     deadline: float = float("inf")
+    stall_s: float = float("inf")
 
 
 @dataclass(frozen=True)
 class Tiles:
     """A batch of a slide, cut with `tilings[tiling]` of its task."""
 
-    image_id: str
+    task: Task
     tiling: int
     batch: Batch
+
+    @property
+    def image_id(self) -> str:
+        """The slide's id."""
+        return self.task.image_id
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A slide's end: `reason` is empty when every tile came."""
+    """A slide's end: `reason` is empty when every tile came; `lost` when its process was, not its file at fault."""
 
-    image_id: str
+    task: Task
     reason: str
     seconds: float
     peak_mb: float
     facts: dict[str, Any] = field(default_factory=dict)
+    lost: bool = False
+
+    @property
+    def image_id(self) -> str:
+        """The slide's id."""
+        return self.task.image_id
 
 
+Prepare = Callable[[Task], Task]
 Work = Callable[[Task], Iterator[tuple[int, dict[str, Any] | Batch]]]
 
 
@@ -77,22 +95,40 @@ def tile_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
             yield index, piece
 
 
-def stream(tasks: Sequence[Task], limits: Limits, jobs: int, work: Work = tile_task) -> Iterator[Tiles | Ended]:
+def as_it_is(task: Task) -> Task:
+    """The task itself: nothing is changed before its turn."""
+    return task
+
+
+def never() -> bool:
+    """False: nothing stops the stream."""
+    return False
+
+
+def stream(
+    tasks: Sequence[Task],
+    limits: Limits,
+    jobs: int,
+    work: Work = tile_task,
+    prepare: Prepare = as_it_is,
+    stopped: Callable[[], bool] = never,
+) -> Generator[Tiles | Ended, None, None]:
     """Run every task in a process of its own, `jobs` at a time, and yield batches as they come, then each task's end.
 
-    `work` runs in the child and must be importable by name. Every task ends exactly once, whatever its process does;
-    tasks not begun by the deadline end without a process. Closing the generator kills what runs.
+    `work` runs in the child and must be importable by name; `prepare` may change a task when its turn comes. Every task
+    ends exactly once, whatever its process does; tasks not begun by the deadline end without a process. Closing the
+    generator kills what runs, and so does `stopped`, which is asked every BEAT_S, for whoever cannot close it.
     """
     waiting, running = deque(tasks), dict[Connection, _Child]()
     try:
-        while waiting or running:
+        while (waiting or running) and not stopped():
             while waiting and len(running) < jobs:
                 now = time.monotonic()
                 if now >= limits.deadline:
-                    yield Ended(waiting.popleft().image_id, "the run's deadline came before its turn", 0.0, 0.0)
+                    yield Ended(waiting.popleft(), "the run's deadline came before its turn", 0.0, 0.0)
                     continue
                 limit = slide_limit_s(limits, now, jobs, len(waiting) + len(running))
-                child = _Child(waiting.popleft(), work, limit, limits.memory_mb)
+                child = _Child(prepare(waiting.popleft()), work, limit, limits)
                 running[child.reader] = child
             yield from _turn(running, limits.deadline)
     finally:
@@ -111,8 +147,8 @@ def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tile
     """Wait for one message or limit and yield what it gives; ended children leave `running`."""
     if not running:
         return
-    next_limit = min(child.limit for child in running.values())
-    for ready in wait(list(running), timeout=max(0.0, next_limit - time.monotonic())):
+    next_limit = min(child.due for child in running.values())
+    for ready in wait(list(running), timeout=min(BEAT_S, max(0.0, next_limit - time.monotonic()))):
         reader = ready if isinstance(ready, Connection) else None
         if reader is not None and (event := running[reader].receive()) is not None:
             if isinstance(event, Ended):
@@ -121,7 +157,7 @@ def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tile
     for reader, child in list(running.items()):
         now = time.monotonic()
         # A child with something in its pipe waits for us, not we for it: only the run's deadline ends that.
-        if now >= child.limit and (now >= deadline or not reader.poll()):
+        if now >= child.due and (now >= deadline or not reader.poll()):
             del running[reader]
             yield child.overdue()
 
@@ -129,34 +165,42 @@ def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tile
 class _Child:
     """A slide's process, seen from the parent."""
 
-    def __init__(self, task: Task, work: Work, limit_s: float, memory_mb: int) -> None:
+    def __init__(self, task: Task, work: Work, limit_s: float, limits: Limits) -> None:
         context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
         self.task, self.limit_s, self.facts = task, limit_s, dict[str, Any]()
         self.reader, writer = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(
-            target=_child_main, args=(work, task, writer, memory_mb, os.getpid()), daemon=True
+            target=_child_main, args=(work, task, writer, limits.memory_mb, os.getpid()), daemon=True
         )
-        self.started = time.monotonic()
-        self.limit = self.started + limit_s
-        self.peak_mb, self.memory_mb = 0.0, memory_mb
+        self.started = self.heard = time.monotonic()
+        self.limit, self.stall_s = self.started + limit_s, limits.stall_s
+        self.peak_mb = 0.0
         self.process.start()
         writer.close()
+
+    @property
+    def due(self) -> float:
+        """When it has had its time: a time.monotonic() value."""
+        return min(self.limit, self.heard + self.stall_s)
 
     def receive(self) -> Tiles | Ended | None:
         try:
             kind, value = self.reader.recv()
         except (EOFError, OSError):
             return self._died()
+        self.heard = time.monotonic()
         if kind == BATCH:
-            return Tiles(self.task.image_id, *value)
+            return Tiles(self.task, *value)
         if kind == FACTS:
             self.facts.update(value)
             return None
         reason, self.peak_mb = value
-        return self._end(reason if kind == FAILED else "")
+        return self._end(reason if kind != DONE else "", lost=kind == STARVED)
 
     def overdue(self) -> Ended:
-        return self._end(f"time limit: {self.limit_s:.0f} s without an end")
+        if self.due < self.limit:
+            return self._end(f"stalled: {self.stall_s:.0f} s without a batch", lost=True)
+        return self._end(f"time limit: {self.limit_s:.0f} s without an end", lost=True)
 
     def kill(self) -> None:
         """SIGKILL, because native code does not heed SIGTERM; the pipe is closed first so that no join can block."""
@@ -169,12 +213,12 @@ class _Child:
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
-            return self._end(f"its process died of {signal.Signals(-code).name}")
-        return self._end(f"its process ended without a word, exit code {code}")
+            return self._end(f"its process died of {signal.Signals(-code).name}", lost=True)
+        return self._end(f"its process ended without a word, exit code {code}", lost=True)
 
-    def _end(self, reason: str) -> Ended:
+    def _end(self, reason: str, lost: bool = False) -> Ended:
         self.kill()
-        return Ended(self.task.image_id, reason, time.monotonic() - self.started, self.peak_mb, self.facts)
+        return Ended(self.task, reason, time.monotonic() - self.started, self.peak_mb, self.facts, lost)
 
 
 def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
@@ -186,22 +230,23 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
             writer.send((BATCH, (index, piece)) if isinstance(piece, Batch) else (FACTS, piece))
         last = (DONE, ("", peak_mb()))
     except MemoryError:
-        last = (FAILED, (f"memory limit: {memory_mb} MB were not enough", peak_mb()))
+        last = (STARVED, (f"memory limit: {memory_mb} MB were not enough", peak_mb()))
     except ClotkitError as error:
-        last = (FAILED, (_within(str(error), memory_mb), peak_mb()))
+        last = _failed(str(error), memory_mb)
     except BrokenPipeError:
         return  # the parent has given this slide up
     except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide alone and is named in the report
-        last = (FAILED, (f"{type(error).__name__}: {error}".splitlines()[0], peak_mb()))
+        last = _failed(f"{type(error).__name__}: {error}".splitlines()[0], memory_mb)
     writer.send(last)
     writer.close()
     os._exit(0)  # native libraries may hang or crash in their own clean-up; everything is sent
 
 
-def _within(reason: str, memory_mb: int) -> str:
-    """Name the memory limit where a native library only says that it could not allocate."""
-    starved = any(word in reason.lower() for word in ("allocate", "out of memory", "malloc"))
-    return f"memory limit: {memory_mb} MB were not enough ({reason})" if starved else reason
+def _failed(reason: str, memory_mb: int) -> tuple[str, tuple[str, float]]:
+    """The last message for an error; the memory limit is named where a library only says that it could not allocate."""
+    if any(word in reason.lower() for word in ("allocate", "out of memory", "malloc")):
+        return STARVED, (f"memory limit: {memory_mb} MB were not enough ({reason})", peak_mb())
+    return FAILED, (reason, peak_mb())
 
 
 def _limit(memory_mb: int) -> None:

@@ -42,9 +42,12 @@ MODULES = (
     "learn/__init__.py",
     "learn/models.py",
     "infer/__init__.py",
+    "infer/ahead.py",
+    "infer/effort.py",
     "infer/ensemble.py",
     "infer/pipeline.py",
     "infer/report.py",
+    "infer/scoring.py",
     "infer/submission.py",
     "infer/workers.py",
 )

@@ -1,0 +1,130 @@
+"""From batches to slides: predict them as they come, and judge each slide when its last tile has come."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.config import TilingConfig
+from clotkit.errors import one_line
+from clotkit.infer.effort import AGAIN, EVERYTHING, ONE_MEMBER, SAID
+from clotkit.infer.ensemble import Probabilities
+from clotkit.infer.report import SlideReport, State
+from clotkit.infer.workers import Ended, Tiles
+from clotkit.learn.models import Member
+
+DIGITS = 9  # of the probabilities in the report: a run that goes on from it writes the same submission
+
+
+@dataclass
+class Tally:
+    """What has come of one slide: for each member a sum of probabilities and a count of tiles, or why it is out."""
+
+    sums: dict[str, Probabilities] = field(default_factory=dict)
+    tiles: dict[str, int] = field(default_factory=dict)
+    out: dict[str, str] = field(default_factory=dict)
+
+    def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
+        """Add a batch, uint8[n, H, W, 3], as one member sees it; a member that fails on it is out for this slide."""
+        if member.name in self.out:
+            return
+        try:
+            probabilities = member.predict(tiles)  # -> [n, C]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide one member and is named
+            self.out[member.name] = f"{type(error).__name__}: {one_line(error)}"
+            return
+        if not np.isfinite(probabilities).all():
+            self.out[member.name] = "returned NaN"
+            return
+        self.sums[member.name] = self.sums.get(member.name, 0) + probabilities.sum(axis=0, dtype=np.float64)
+        self.tiles[member.name] = self.tiles.get(member.name, 0) + len(probabilities)
+
+    def seen(self) -> dict[str, int]:
+        """Tiles a member, of those that are not out."""
+        return {name: count for name, count in self.tiles.items() if name not in self.out}
+
+    def means(self) -> dict[str, Probabilities]:
+        """The mean over tiles a member, [C] each."""
+        return {name: np.round(self.sums[name] / count, DIGITS) for name, count in self.seen().items()}
+
+    def said_out(self) -> list[str]:
+        """A phrase for each member that is out."""
+        return [f"member {name} left out: {why}" for name, why in sorted(self.out.items())]
+
+
+@dataclass(frozen=True)
+class First:
+    """A first try that was lost: what had come of it by then, and why it ended."""
+
+    tally: Tally
+    ended: Ended
+
+
+class Scorer:
+    """The slides of a run on their way from batches to report lines."""
+
+    def __init__(self, members: Sequence[Member], patient_of: Mapping[str, str], min_tiles: int) -> None:
+        """`members` in the order of the tilings of each task: tilings[i] is that of `tilings_of(members)[i]`."""
+        self._members, self._patient_of, self._min_tiles = members, patient_of, min_tiles
+        self._tilings = tilings_of(members)
+        self._tallies: dict[str, Tally] = {}
+        self._first: dict[str, First] = {}
+
+    def add(self, tiles: Tiles) -> None:
+        """Predict a batch with every member that looks at such tiles."""
+        tally = self._tallies.setdefault(tiles.image_id, Tally())
+        members = self._members[:1] if tiles.task.effort == ONE_MEMBER else self._members
+        for member in members:
+            if self._tilings.index(member.recipe.tiling) == tiles.tiling:
+                tally.predict(member, tiles.batch.tiles)
+
+    def postpone(self, ended: Ended) -> None:
+        """Keep what came of a first try until the second one has ended."""
+        self._first[ended.image_id] = First(self._tallies.pop(ended.image_id, Tally()), ended)
+
+    def end(self, ended: Ended) -> tuple[SlideReport, dict[str, Probabilities]]:
+        """A slide's line, and its mean a member (none for a fallback)."""
+        tally = self._tallies.pop(ended.image_id, Tally())
+        first = self._first.pop(ended.image_id, None)
+        state, reasons = self._judge(ended, tally)
+        if first is not None:
+            reasons = [first.ended.reason, *reasons]
+            if state == "fallback" and self._enough(first.tally, EVERYTHING):
+                state, tally = "partial", first.tally
+        means = {} if state == "fallback" else tally.means()
+        line = SlideReport(
+            image_id=ended.image_id,
+            patient_id=self._patient_of[ended.image_id],
+            state=state,
+            reason="; ".join(dict.fromkeys(reasons)),
+            tiles=sum(tally.tiles.values()),
+            seconds=round(ended.seconds + (first.ended.seconds if first else 0), 2),
+            peak_mb=round(max(ended.peak_mb, first.ended.peak_mb if first else 0), 1),
+            p={name: [float(value) for value in mean] for name, mean in means.items()},
+            facts=ended.facts or (first.ended.facts if first else {}),
+        )
+        return line, means
+
+    def _judge(self, ended: Ended, tally: Tally) -> tuple[State, list[str]]:
+        """A slide's state and the reasons for it: what came before a crash counts when there is enough of it."""
+        reasons = [ended.reason] if ended.reason else []
+        if ended.task.effort in SAID and not (ended.reason and ended.task.effort == AGAIN):
+            reasons.append(SAID[ended.task.effort])
+        reasons += tally.said_out()
+        if not ended.reason and tally.seen():
+            return ("partial" if reasons else "done"), reasons
+        if ended.reason and self._enough(tally, ended.task.effort):
+            return "partial", reasons
+        return "fallback", reasons or ["no tiles came"]
+
+    def _enough(self, tally: Tally, effort: int) -> bool:
+        """Whether every member that was asked, and is not out, has seen min_tiles tiles."""
+        asked = 1 if effort == ONE_MEMBER else len(self._members)
+        seen = tally.seen()
+        return bool(seen) and len(seen) + len(tally.out) == asked and min(seen.values()) >= self._min_tiles
+
+
+def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
+    """The distinct tilings of members, in their order."""
+    return tuple(dict.fromkeys(member.recipe.tiling for member in members))

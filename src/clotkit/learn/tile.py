@@ -1,0 +1,311 @@
+"""`clotkit tile`: a shard a slide, each cut in the slide's own process, and shards.csv, which lists them.
+
+What is up to date is left alone, a slide that fails costs itself alone, and a run that is killed leaves nothing that
+passes for whole. No TensorFlow here.
+"""
+
+import csv
+import fcntl
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clotkit.competitions import Competition
+from clotkit.config import TilingConfig, load_recipe
+from clotkit.errors import ConfigError, SplitError, UsageError
+from clotkit.files import publish_text
+from clotkit.infer.workers import Ended, Limits, Task, Work, stream
+from clotkit.learn.shards import frame_of, shard_key, shard_key_of, write_shard
+from clotkit.slides.tiling import TILERS, Batch, tile_slide
+from clotkit.splits import SlideRow, kind_of, read_slides, read_table
+
+TABLE, PREVIEWS = "shards.csv", "preview"
+DONE, FAILED = "done", "failed"
+LEAST_MEMORY_MB = 512
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """A row of shards.csv: `file` is None and `tiles` 0 where the slide gave no shard, and `reason` says why."""
+
+    image_id: str
+    patient_id: str
+    label: int | None  # a class index; None in a test split
+    file: Path | None
+    tiles: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """What `clotkit tile` is asked for; `split` None takes train where there is one, else test."""
+
+    split_dir: Path
+    out: Path
+    recipe: str
+    split: str | None
+    jobs: int
+    memory_mb: int  # address space of a slide's process
+    preview: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask(Task):
+    """A slide whose tiles go to the file `shard` under `key`, and its picture to `preview` where one is wanted."""
+
+    shard: Path
+    key: str
+    preview: Path | None
+
+
+def tile_split(
+    settings: TileSettings, competition: Competition, log: Log = print, work: Work | None = None
+) -> dict[str, int]:
+    """Write a shard a slide into the folder `out`, and shards.csv; return how many are new, up to date, and failed.
+
+    Shards that are whole and have the key that they must have are left alone; without other work no process is started.
+    A slide that fails costs itself alone and is named to `log`. `work` is what a slide's process does (shard_task).
+    Raises UsageError, ConfigError or SplitError, before a shard is touched, for wrong input.
+    """
+    tiling = load_recipe(settings.recipe).tiling
+    _check(settings, tiling)
+    split = settings.split or split_of(settings.split_dir, competition, ("train", "test"))
+    slides = read_slides(settings.split_dir, split, competition)
+    with _alone(settings.out, slides) as out:
+        tasks = [_task(slide, tiling, out, settings.preview) for slide in slides]
+        fresh = [task for task in tasks if not _is_up_to_date(task)]
+        kept = len(tasks) - len(fresh)
+        if kept:
+            log(f"{kept} {'shard is' if kept == 1 else 'shards are'} up to date")
+        reasons: dict[str, str] = {}
+        if fresh:
+            log(f"{len(fresh)} of {len(slides)} {kind_of(settings.split_dir)}slides to tile, recipe {settings.recipe}")
+            (out / TABLE).unlink(missing_ok=True)  # it would speak of shards that this run replaces
+            limits = Limits(competition.limits.slide_s, settings.memory_mb)
+            reasons = _run(sorted(fresh, key=_largest_first), limits, settings.jobs, work or shard_task, log)
+        rows = [_row(slide, task, reasons) for slide, task in zip(slides, tasks, strict=True)]
+        _discard_others(tasks, out)
+        _publish_table(out / TABLE, rows, competition)
+    failed = sum(bool(row.reason) for row in rows)
+    tiles = sum(row.tiles for row in rows)
+    log(f"{out}: {sum(row.file is not None for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
+    return {"new": len(fresh) - failed, "up_to_date": kept, "failed": failed}
+
+
+def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) -> str:
+    """The first of the splits in `order` whose table stands in the folder. Raises SplitError where none does."""
+    tables = {split: competition.table_path(split_dir, split) for split in order}
+    for split, path in tables.items():
+        if path.is_file():
+            return split
+    names = " nor ".join(path.name for path in tables.values())
+    raise SplitError(f"{split_dir}: has neither {names}; a split folder has one of them")
+
+
+def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a slide's process: cut, write and publish its shard and its preview; only facts go to the parent.
+
+    Raises SlideError when the slide gives no tiles.
+    """
+    assert isinstance(task, ShardTask)
+    if shard_key_of(task.shard) != task.key:
+        yield 0, {"tiles": write_shard(task.shard, tile_slide(task.path, task.tilings[0]), task.key)}
+    if task.preview is not None:
+        from clotkit.slides.preview import preview_key, preview_key_of, write_preview
+
+        frame = frame_of(task.shard)
+        if frame is not None and preview_key_of(task.preview) != preview_key(task.key):
+            write_preview(task.preview, task.path, task.tilings[0], frame.xy, task.key)
+
+
+def read_shard_rows(out: Path, competition: Competition) -> list[ShardRow]:
+    """The rows of the shards.csv in a folder that `clotkit tile` has filled, failed slides too.
+
+    Raises SplitError when it is missing or malformed: the folder's last run did not come to its end.
+    """
+    columns, names = competition.columns, competition.classes.names
+    path = out / TABLE
+    rows = read_table(path, [columns.image, columns.patient, "file", "tiles", "key", "reason"])
+    found = []
+    for row in rows:
+        label = row.get(columns.label)
+        if not row["tiles"].isdecimal() or (label is not None and label not in names):
+            raise SplitError(f"{path}: {row[columns.image]} has {row['tiles']!r} tiles and label {label!r}")
+        found.append(
+            ShardRow(
+                row[columns.image],
+                row[columns.patient],
+                None if label is None else names.index(label),
+                out / row["file"] if row["file"] else None,
+                int(row["tiles"]),
+                row["key"],
+                row["reason"],
+            )
+        )
+    return found
+
+
+def _check(settings: TileSettings, tiling: TilingConfig) -> None:
+    if tiling.name not in TILERS:
+        raise ConfigError(
+            f"recipe {settings.recipe}: tiling.name is {tiling.name!r}; known: {', '.join(sorted(TILERS))}"
+        )
+    if settings.jobs < 1:
+        raise UsageError(f"--jobs is {settings.jobs}; at least 1 is needed")
+    if settings.memory_mb < LEAST_MEMORY_MB:
+        raise UsageError(f"--memory is {settings.memory_mb} MB; at least {LEAST_MEMORY_MB} is needed")
+
+
+@contextmanager
+def _alone(out: Path, slides: Sequence[SlideRow]) -> Iterator[Path]:
+    """Make the folder and hold it for this run: two at a time would sweep away each other's temporary files.
+
+    What killed processes left half-written is swept before and after. Raises UsageError for a folder that is not to be
+    had, or not to be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be used as a folder of shards: {error.strerror}; name another") from error
+    try:
+        with suppress(OSError):  # a file system without locks; BlockingIOError, which says held, is raised below
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{out}: another clotkit tile is at work there; wait for it, or name another"
+                ) from None
+        _sweep(out, slides)
+        yield out
+        _sweep(out, slides)
+    except BrokenPipeError:
+        raise  # of the log: whoever read it is gone
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or out}: cannot be written: {error.strerror}; free it, or name another"
+        ) from error
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def _sweep(out: Path, slides: Sequence[SlideRow]) -> None:
+    """Remove the temporary files (see files.publishing) of processes that were killed."""
+    wanted = {slide.image_id for slide in slides}  # one of them may begin with a dot
+    for path in [*out.glob(".*.npy"), *out.glob(".*.csv"), *(out / PREVIEWS).glob(".*.jpg")]:
+        if path.stem not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _task(slide: SlideRow, tiling: TilingConfig, out: Path, preview: bool) -> ShardTask:
+    try:
+        key = shard_key(slide.path, tiling)
+    except OSError:
+        key = ""  # no shard has it: the slide's process will say what is wrong
+    picture = out / PREVIEWS / f"{slide.image_id}.jpg" if preview else None
+    shard = out / f"{slide.image_id}.npy"
+    return ShardTask(slide.image_id, slide.path, (tiling,), shard=shard, key=key, preview=picture)
+
+
+def _is_up_to_date(task: ShardTask) -> bool:
+    if shard_key_of(task.shard) != task.key:
+        return False
+    if task.preview is None:
+        return True
+    from clotkit.slides.preview import preview_key, preview_key_of
+
+    return preview_key_of(task.preview) == preview_key(task.key)
+
+
+def _largest_first(task: ShardTask) -> int:
+    """Sorts the slide that takes longest to the front, so that no core waits for it at the end."""
+    try:
+        return -task.path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _run(tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, log: Log) -> dict[str, str]:
+    """Run the tasks and return the reasons of those that failed, by image id."""
+    for task in tasks:
+        if task.preview is not None:
+            task.preview.parent.mkdir(exist_ok=True)
+    reasons: dict[str, str] = {}
+    running = stream(tasks, limits, jobs, work)
+    with _progress(len(tasks), log) as advance, closing(running) as events:  # closed, it kills what still runs
+        for event in events:
+            if isinstance(event, Ended):
+                advance(event)
+                if event.reason:
+                    reasons[event.image_id] = event.reason
+    return reasons
+
+
+@contextmanager
+def _progress(total: int, log: Log) -> Iterator[Callable[[Ended], None]]:
+    """A tqdm bar on a terminal, a plain line a slide elsewhere; a slide that fails gets its line on both."""
+    from tqdm import tqdm
+
+    done = Counter[str]()
+    with tqdm(total=total, unit="slide", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(ended: Ended) -> None:
+            done["slides"] += 1
+            said = ended.reason and f"failed: {ended.reason}"
+            if said or bar.disable:
+                said = said or f"{ended.facts.get('tiles', 'no new')} tiles, {ended.seconds:.1f} s"
+                with bar.external_write_mode():
+                    log(f"[{done['slides']}/{total}] {ended.image_id} {said}")
+            bar.update()
+
+        yield advance
+
+
+def _row(slide: SlideRow, task: ShardTask, reasons: dict[str, str]) -> ShardRow:
+    """What became of a slide, read off the disk: no message of a process makes a shard that is not there."""
+    reason = reasons.get(slide.image_id, "")
+    frame = frame_of(task.shard)
+    if frame is None or frame.key != task.key:
+        reason = reason or "its process ended without a shard"
+        return ShardRow(slide.image_id, slide.patient_id, slide.label, None, 0, "", reason)
+    return ShardRow(slide.image_id, slide.patient_id, slide.label, task.shard, frame.count, frame.key, reason)
+
+
+def _discard_others(tasks: Sequence[ShardTask], out: Path) -> None:
+    """Remove shards and previews of these slides that have another key: the old ones of slides that failed now.
+
+    Those of a slide that is not there stay: its disk may only be away, and shards.csv does not name them.
+    """
+    from clotkit.slides.preview import preview_key, preview_key_of
+
+    for task in (task for task in tasks if task.key):
+        if shard_key_of(task.shard) != task.key:
+            task.shard.unlink(missing_ok=True)
+        picture = out / PREVIEWS / f"{task.image_id}.jpg"
+        if picture.exists() and preview_key_of(picture) != preview_key(task.key):
+            picture.unlink()
+
+
+def _publish_table(path: Path, rows: Sequence[ShardRow], competition: Competition) -> None:
+    """Publish shards.csv, unless it stands there as it must be."""
+    columns, names = competition.columns, competition.classes.names
+    labelled = any(row.label is not None for row in rows)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    label = [columns.label] if labelled else []
+    table.writerow([columns.image, columns.patient, *label, "file", "tiles", "key", "state", "reason"])
+    for row in rows:
+        named = [names[row.label]] if row.label is not None else []
+        file, state = (row.file.name, DONE) if row.file else ("", FAILED)
+        table.writerow([row.image_id, row.patient_id, *named, file, row.tiles, row.key, state, row.reason])
+    if not path.exists() or path.read_bytes() != text.getvalue().encode():
+        publish_text(path, text.getvalue())

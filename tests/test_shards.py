@@ -1,0 +1,127 @@
+"""Shards: read back as written, and never taken for whole when they are not."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clotkit.config import TilingConfig
+from clotkit.errors import NoTissue, SlideUnreadable
+from clotkit.learn.shards import code_version, read_shard, shard_key, shard_key_of, write_shard
+from clotkit.slides.tiling import Batch
+
+TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_what_is_written_is_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    side = data.draw(st.integers(1, 9))
+    sizes = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any))
+    pieces: list[dict[str, Any] | Batch] = [
+        Batch(
+            data.draw(arrays(np.uint8, (count, side, side, 3))), data.draw(arrays(np.int32, (count, 2)))
+        )
+        for count in sizes
+    ]  # fmt: skip
+    names = st.text(max_size=5)
+    facts = data.draw(st.dictionaries(names, st.integers() | names | st.lists(st.booleans()), max_size=3))
+    place = data.draw(st.integers(0, len(pieces)))
+    path = tmp_path_factory.mktemp("shard") / "a.npy"
+    batches = [piece for piece in pieces if isinstance(piece, Batch)]
+    assert write_shard(path, [*pieces[:place], facts, *pieces[place:]], "the key") == sum(sizes)
+    shard = read_shard(path)
+    assert np.array_equal(shard.tiles, np.concatenate([batch.tiles for batch in batches]))
+    assert np.array_equal(shard.xy, np.concatenate([batch.xy for batch in batches]))
+    assert (shard.tiles.dtype, shard.xy.dtype, shard.facts) == (np.uint8, np.int32, facts)
+    assert shard.key == shard_key_of(path) == "the key"
+    assert np.array_equal(np.load(path, mmap_mode="r"), shard.tiles)
+    assert [file.name for file in path.parent.iterdir()] == ["a.npy"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound shard of three tiles; nothing may write into it."""
+    path = tmp_path_factory.mktemp("whole") / "a.npy"
+    rng = np.random.default_rng(1)
+    tiles = rng.integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    write_shard(path, [Batch(tiles, np.zeros((3, 2), np.int32)), {"decoder": "none"}], "key")
+    return path
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0), flip=st.integers(1, 255))
+def test_no_changed_byte_goes_unseen(whole: Path, tmp_path: Path, place: int, flip: int) -> None:
+    damaged = bytearray(whole.read_bytes())
+    damaged[place % len(damaged)] ^= flip
+    (tmp_path / "a.npy").write_bytes(damaged)
+    with pytest.raises(SlideUnreadable, match="not a whole shard; delete it") as raised:
+        read_shard(tmp_path / "a.npy")
+    assert "\n" not in str(raised.value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.integers(0, 2**12), more=st.binary(max_size=300))
+def test_a_shard_that_is_cut_or_grown_is_none(whole: Path, tmp_path: Path, length: int, more: bytes) -> None:
+    sound = whole.read_bytes()
+    (tmp_path / "a.npy").write_bytes(changed := sound[:length] + more)
+    if changed != sound:
+        assert shard_key_of(tmp_path / "a.npy") is None
+        with pytest.raises(SlideUnreadable, match="not a whole shard"):
+            read_shard(tmp_path / "a.npy", verify=False)
+
+
+def test_what_is_no_shard_is_refused_in_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "plain.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(SlideUnreadable, match="not a whole shard"):
+        read_shard(tmp_path / "plain.npy")
+    with pytest.raises(SlideUnreadable, match="No such file"):
+        read_shard(tmp_path / "none.npy")
+    with pytest.raises(SlideUnreadable, match="Is a directory"):
+        read_shard(tmp_path)
+
+
+def test_no_tile_no_shard(tmp_path: Path) -> None:
+    with pytest.raises(NoTissue):
+        write_shard(tmp_path / "a.npy", [{"decoder": "none"}], "key")
+    with pytest.raises(ValueError, match="a batch is"):
+        write_shard(tmp_path / "a.npy", [Batch(np.zeros((1, 4, 5, 3), np.uint8), np.zeros((1, 2), np.int32))], "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_are_read_where_they_lie(whole: Path) -> None:
+    tiles = read_shard(whole).tiles
+    assert isinstance(tiles, np.memmap)
+    assert not tiles.flags.writeable
+
+
+def test_the_key_follows_what_a_shard_is_made_from(tmp_path: Path) -> None:
+    slide = tmp_path / "a.tif"
+    slide.write_bytes(b"12")
+    os.utime(slide, ns=(0, 1_000_000_000))
+    key = shard_key(slide, TILING)
+    assert key == shard_key(slide, TILING)
+    assert key != shard_key(slide, TilingConfig("patches", tile_px=32, shrink=8, max_tiles=7, batch_tiles=4))
+    os.utime(slide, ns=(0, 1_000_000_001))
+    later = shard_key(slide, TILING)
+    slide.write_bytes(b"123")
+    os.utime(slide, ns=(0, 1_000_000_001))
+    assert len({key, later, shard_key(slide, TILING)}) == 3
+
+
+def test_the_code_that_cuts_is_part_of_the_key(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "same", "cuts", "draws")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "tiling.py").write_text("cuts = 1\n")
+        (folder / "preview.py").write_text("draws = 1\n")
+    (tmp_path / "cuts" / "tiling.py").write_text("cuts = 2\n")
+    (tmp_path / "draws" / "preview.py").write_text("draws = 2\n")
+    one, same, cuts, draws = (code_version(folder, "1.0") for folder in folders)
+    assert one == same == draws != cuts
+    assert one != code_version(folders[0], "1.1")

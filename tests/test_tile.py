@@ -1,0 +1,336 @@
+"""`clotkit tile`: shards whole or absent, made again exactly when what they are made from changes."""
+
+import csv
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.config import TilingConfig, load_recipe
+from clotkit.errors import SplitError, UsageError
+from clotkit.infer.workers import Ended, Limits, Task, Work, stream
+from clotkit.learn.shards import read_shard, write_shard
+from clotkit.learn.tile import ShardTask, TileSettings, read_shard_rows, shard_task, tile_split
+from clotkit.slides.tiling import Batch, tile_slide
+
+from .conftest import RECIPE
+
+TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+DOOMED = "doomed"  # a file beside OUT that names the slide whose process is killed
+
+
+def killed_midway(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a slide's process that is killed after its first batch is written, for the slide named in DOOMED."""
+    assert isinstance(task, ShardTask)
+    doomed = task.shard.parents[1] / DOOMED
+
+    def dying() -> Iterator[dict[str, Any] | Batch]:
+        for piece in tile_slide(task.path, task.tilings[0]):
+            yield piece
+            if isinstance(piece, Batch):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if task.image_id == doomed.read_text():
+        write_shard(task.shard, dying(), task.key)
+    yield from shard_task(task)
+
+
+def killed_at_once(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a run that must start no process: nothing comes of it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from shard_task(task)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def split(test_split: Path, tmp_path: Path) -> Path:
+    """A test split of four sound slides, to be written into."""
+    return Path(shutil.copytree(test_split, tmp_path / "split"))
+
+
+@pytest.fixture(scope="module")
+def cut_once(test_split: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards and previews of that split; nothing may write into it."""
+    folder = tmp_path_factory.mktemp("cut_once")
+    (folder / "tiny.toml").write_text(RECIPE)
+    wanted = TileSettings(test_split, folder / "out", str(folder / "tiny.toml"), None, 2, 2048, preview=True)
+    assert tile_split(wanted, strip_ai, lambda _: None) == {"new": 4, "up_to_date": 0, "failed": 0}
+    return folder / "out"
+
+
+@pytest.fixture
+def out(cut_once: Path, tmp_path: Path) -> Path:
+    """A copy of these shards, to be written into; copies keep the times of the slides, which the keys have in them."""
+    return Path(shutil.copytree(cut_once, tmp_path / "out"))
+
+
+@pytest.fixture
+def tile(split: Path, recipe: Path, strip_ai: Competition, tmp_path: Path) -> Callable[..., dict[str, int]]:
+    """Tile that split into tmp_path/out; `lines` gets the log."""
+
+    def run(lines: list[str] | None = None, work: Work | None = None, preview: bool = False) -> dict[str, int]:
+        said = [] if lines is None else lines
+        wanted = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview)
+        return tile_split(wanted, strip_ai, said.append, work)
+
+    return run
+
+
+def contents(out: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes of every file below a folder."""
+    return {
+        str(path.relative_to(out)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in out.rglob("*")
+        if path.is_file()
+    }
+
+
+def data_of(out: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder."""
+    return {path: data for path, (_, data) in contents(out).items()}
+
+
+def slides_of(split: Path) -> list[Path]:
+    return sorted((split / "test").glob("*.tif"))
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "shards.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_slide_gets_the_tiles_of_its_recipe(
+    tile: Callable[..., dict[str, int]], split: Path, recipe: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    assert tile(lines) == {"new": 4, "up_to_date": 0, "failed": 0}
+    assert len([line for line in lines if line.startswith("[")]) == 4
+    for slide in slides_of(split):
+        pieces = list(tile_slide(slide, load_recipe(recipe).tiling))
+        shard = read_shard(tmp_path / "out" / f"{slide.stem}.npy")
+        batches = [piece for piece in pieces if isinstance(piece, Batch)]
+        assert np.array_equal(shard.tiles, np.concatenate([batch.tiles for batch in batches]))
+        assert np.array_equal(shard.xy, np.concatenate([batch.xy for batch in batches]))
+        assert shard.facts["width_px"] == 1280
+    rows = table(tmp_path / "out")
+    assert list(rows[0]) == ["image_id", "patient_id", "file", "tiles", "key", "state", "reason"]
+    assert {row["image_id"] for row in rows} == {slide.stem for slide in slides_of(split)}
+    assert {(row["state"], row["reason"]) for row in rows} == {("done", "")}
+    found = read_shard_rows(tmp_path / "out", strip_ai)
+    assert [(row.tiles, row.key) for row in found] == [(int(row["tiles"]), row["key"]) for row in rows]
+    assert all(row.file is not None and read_shard(row.file).key == row.key for row in found)
+
+
+def test_a_second_run_does_nothing(tile: Callable[..., dict[str, int]], out: Path) -> None:
+    before, lines = contents(out), list[str]()
+    assert tile(lines, killed_at_once, preview=True) == {"new": 0, "up_to_date": 4, "failed": 0}
+    assert contents(out) == before
+    assert lines[0] == "4 shards are up to date"
+    assert tile(lines, killed_at_once) == {"new": 0, "up_to_date": 4, "failed": 0}
+    assert contents(out) == before
+
+
+def test_the_same_slides_give_the_same_bytes(
+    tile: Callable[..., dict[str, int]], cut_once: Path, tmp_path: Path
+) -> None:
+    tile(preview=True)
+    assert data_of(tmp_path / "out") == data_of(cut_once)
+
+
+def test_another_recipe_makes_them_again(tile: Callable[..., dict[str, int]], out: Path, recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("max_tiles = 6", "max_tiles = 1"))
+    assert tile(preview=True) == {"new": 4, "up_to_date": 0, "failed": 0}
+    assert {len(read_shard(path).tiles) for path in out.glob("*.npy")} == {1}
+    recipe.write_text(recipe.read_text().replace("epochs = 2", "epochs = 9"))  # cuts nothing
+    assert tile(work=killed_at_once, preview=True)["up_to_date"] == 4
+
+
+def test_a_touched_slide_is_tiled_again_alone(tile: Callable[..., dict[str, int]], split: Path, out: Path) -> None:
+    before = contents(out)
+    slide = slides_of(split)[1]
+    os.utime(slide, ns=(0, slide.stat().st_mtime_ns + 1))
+    assert tile() == {"new": 1, "up_to_date": 3, "failed": 0}
+    after = contents(out)
+    changed = {path for path in before if before[path] != after.get(path)}
+    # its picture shows the old slide: it goes, and comes back when previews are asked for
+    assert changed == {f"{slide.stem}.npy", "shards.csv", f"preview/{slide.stem}.jpg"}
+    assert set(before) - set(after) == {f"preview/{slide.stem}.jpg"}
+
+
+def test_a_cut_shard_and_a_missing_preview_are_made_again(tile: Callable[..., dict[str, int]], out: Path) -> None:
+    before = data_of(out)
+    shards = sorted(out.glob("*.npy"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-1])
+    (out / "preview" / f"{shards[1].stem}.jpg").unlink()
+    untouched = shards[1].stat().st_mtime_ns
+    assert tile(preview=True) == {"new": 2, "up_to_date": 2, "failed": 0}
+    assert shards[1].stat().st_mtime_ns == untouched
+    assert data_of(out) == before
+
+
+def test_bad_slides_cost_themselves_alone(
+    tile: Callable[..., dict[str, int]], split: Path, out: Path, strip_ai: Competition
+) -> None:
+    damaged, missing, *good = slides_of(split)
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    missing.unlink()
+    lines: list[str] = []
+    assert tile(lines, preview=True) == {"new": 0, "up_to_date": 2, "failed": 2}
+    (of_damaged,) = [line for line in lines if damaged.stem in line]
+    (of_missing,) = [line for line in lines if missing.stem in line]
+    assert " failed: " in of_damaged
+    assert "failed: the file is missing" in of_missing
+    # the old shard of a slide that has changed is gone; that of a slide that is away stays, and is not listed
+    kept = sorted(slide.stem for slide in [missing, *good])
+    assert sorted(path.stem for path in out.glob("*.npy")) == kept
+    assert sorted(path.stem for path in (out / "preview").iterdir()) == kept
+    rows = {row["image_id"]: row for row in table(out)}
+    assert {name for name, row in rows.items() if row["state"] == "failed"} == {damaged.stem, missing.stem}
+    assert all(not rows[slide.stem]["file"] and rows[slide.stem]["reason"] for slide in (damaged, missing))
+    failed = [row for row in read_shard_rows(out, strip_ai) if row.file is None]
+    assert {row.image_id for row in failed} == {damaged.stem, missing.stem}
+
+
+def test_a_process_killed_while_it_writes_leaves_no_shard(
+    tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path
+) -> None:
+    doomed = slides_of(split)[2].stem
+    (tmp_path / DOOMED).write_text(doomed)
+    lines: list[str] = []
+    assert tile(lines, killed_midway) == {"new": 3, "up_to_date": 0, "failed": 1}
+    assert any(doomed in line and "SIGKILL" in line for line in lines)
+    sound = {f"{slide.stem}.npy" for slide in slides_of(split)} - {f"{doomed}.npy"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == sound | {"shards.csv"}
+    (tmp_path / DOOMED).write_text("")
+    assert tile(lines, killed_midway) == {"new": 1, "up_to_date": 3, "failed": 0}
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 4
+
+
+def test_what_a_killed_run_left_is_harmless(tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path) -> None:
+    """The whole run is killed while a slide's process writes: its temporary file and no shards.csv are left."""
+    out, slide = tmp_path / "out", slides_of(split)[0]
+    (tmp_path / DOOMED).write_text(slide.stem)
+    (out / "preview").mkdir(parents=True)
+    task = ShardTask(slide.stem, slide, (TILING,), shard=out / f"{slide.stem}.npy", key="key", preview=None)
+    (ended,) = stream([task], Limits(60, 2048), 1, killed_midway)
+    assert isinstance(ended, Ended)
+    assert "SIGKILL" in ended.reason
+    (left,) = [path for path in out.iterdir() if path.is_file()]
+    assert left.name.startswith(f".{slide.stem}")
+    assert left.stat().st_size > 0
+    (out / "preview" / f".{slide.stem}.abcdefgh.jpg").write_bytes(b"half")
+    assert tile() == {"new": 4, "up_to_date": 0, "failed": 0}
+    assert not list(out.rglob(".*"))
+
+
+def test_a_process_that_makes_nothing_is_not_believed(tile: Callable[..., dict[str, int]], tmp_path: Path) -> None:
+    assert tile(work=idle) == {"new": 0, "up_to_date": 0, "failed": 4}
+    assert {row["reason"] for row in table(tmp_path / "out")} == {"its process ended without a shard"}
+
+
+def idle(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a slide's process that says it is done and has done nothing."""
+    yield 0, {"tiles": 6}
+
+
+def test_tiles_are_cut_without_tensorflow() -> None:
+    code = "import sys, clotkit.learn.tile, clotkit.slides.preview; print({'tensorflow', 'keras'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "set()"
+
+
+def test_two_runs_do_not_share_a_folder(tile: Callable[..., dict[str, int]], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    handle = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UsageError, match="another clotkit tile is at work"):
+            tile()
+    finally:
+        os.close(handle)
+
+
+def test_a_train_split_is_found_and_its_labels_listed(
+    make_split: Callable[..., Path], strip_ai: Competition, recipe: Path, tmp_path: Path
+) -> None:
+    data = make_split(tmp_path / "both", strip_ai, split="train", slides=2)
+    make_split(data, strip_ai, split="test", slides=1)
+    assert main(["tile", str(data), str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
+    rows = table(tmp_path / "out")
+    assert len(rows) == 2
+    assert {row["label"] for row in rows} <= set(strip_ai.classes.names)
+    listed = read_shard_rows(tmp_path / "out", strip_ai)
+    assert [strip_ai.classes.names[row.label or 0] for row in listed] == [row["label"] for row in rows]
+    words = ["tile", str(data), str(tmp_path / "test"), "--recipe", str(recipe), "--split-name", "test", "--jobs", "1"]
+    assert main(words) == 0
+    assert len(table(tmp_path / "test")) == 1
+
+
+def test_another_competition_has_its_own_columns(
+    make_split: Callable[..., Path], other: Competition, other_toml: Path, recipe: Path, tmp_path: Path
+) -> None:
+    data = make_split(tmp_path / "data", other, slides=1)
+    words = ["tile", str(data), str(tmp_path / "out"), "--recipe", str(recipe), "--competition", str(other_toml)]
+    assert main(words) == 0
+    assert list(table(tmp_path / "out")[0])[:2] == ["picture", "person"]
+    with pytest.raises(SplitError, match="cannot be read"):
+        read_shard_rows(tmp_path, other)
+
+
+def test_exit_code_3_where_a_slide_failed(
+    split: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = slides_of(split)[0]
+    slide.write_bytes(b"no slide at all")
+    words = ["tile", str(split), str(tmp_path / "out"), "--recipe", str(recipe), "--memory", "2GB", "--preview"]
+    assert main(words) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert len([line for line in said if slide.stem in line and "failed: " in line]) == 1
+    assert said[-1].startswith(f"{tmp_path / 'out'}: 3 of 4 slides, ")
+    assert said[-1].endswith(" tiles, 1 failed")
+    slide.unlink()
+    shutil.copyfile(slides_of(split)[0], slide)
+    assert main(words) == 0
+    assert "3 shards are up to date" in capsys.readouterr().out
+
+
+def test_wrong_input_ends_with_2_in_one_line(
+    split: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(RECIPE.replace('"patches"', '"crumbs"'))
+    sound = {"split": str(split), "out": str(tmp_path / "new"), "--recipe": str(recipe)}
+    cases = [
+        ({"split": str(tmp_path / "none")}, "neither train.csv nor test.csv"),
+        ({"out": str(tmp_path / "file")}, "cannot be used as a folder of shards"),
+        ({"out": str(tmp_path / "file" / "below")}, "cannot be used as a folder of shards"),
+        ({"--recipe": "unknown"}, "recipe unknown"),
+        ({"--recipe": str(wrong)}, "crumbs"),
+        ({"--split-name": "train"}, "train.csv"),
+        ({"--jobs": "0"}, "--jobs is 0"),
+        ({"--memory": "100MB"}, "--memory is 100 MB"),
+    ]
+    for change, told in cases:
+        given = sound | change
+        words = [given.pop("split"), given.pop("out"), *(word for pair in given.items() for word in pair)]
+        assert main(["tile", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+    assert not (tmp_path / "new").exists()
