@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test lint weights-demo wheels submit bundle bench lock clean
+.PHONY: help setup setup-dev dry-run test test-faults full-set lint weights-demo wheels submit bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -86,6 +86,12 @@ test: $(VENV)/.dev build/.wheels  ## run the tests
 
 bench: $(VENV)/.dev  ## measure the tiler against other readers: build/bench.json; fails on a missed target; SIDE=10000 for a short one
 	$(BIN)/python -m bench --side $(SIDE)
+
+test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
+	$(BIN)/python -m pytest -q -m slow_faults
+
+full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
+	$(BIN)/python -m bench.full_set
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .

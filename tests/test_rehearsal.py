@@ -2,24 +2,18 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
-from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
-from clotkit.kaggle.bundle import build_bundle
 from clotkit.kaggle.rehearse import MOUNTS, NAMESPACE, namespaces_work, rehearse
 
 from .conftest import ROOT
@@ -83,112 +77,6 @@ def test_another_competition_is_rehearsed_too(
     assert not clean
     assert rows_of(tmp_path / "out" / "answer.csv")[0] == ["person", "blue", "green", "white"]
     assert "passed with fallbacks" in lines[-1]
-
-
-@pytest.fixture
-def kernel_root(test_split: Path, member: Path, tmp_path: Path) -> Path:
-    """A Kaggle of our own: the input in the old layout, without wheels (the kernel then reads with OpenSlide)."""
-    root = tmp_path / "kaggle"
-    for folder in ("input/data", "working", "src"):
-        (root / folder).mkdir(parents=True)
-    (root / "input" / "mayo-clinic-strip-ai").symlink_to(test_split)
-    shutil.copytree(member, root / "input" / "weights" / "tiny")
-    (root / "src" / "script.py").write_text(build_bundle(KERNEL, "strip_ai"))
-    return root
-
-
-def start(root: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-I", str(root / "src" / "script.py")], cwd=root / "working", text=True,
-        env={"PATH": os.environ["PATH"], "CLOTKIT_KAGGLE_ROOT": str(root)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def valid(root: Path, competition: Competition) -> bool:
-    sample = root / "input" / "mayo-clinic-strip-ai" / "sample_submission.csv"
-    return check_submission(root / "working" / "submission.csv", sample, competition).valid
-
-
-def test_a_kernel_without_wheels_reads_with_openslide(kernel_root: Path, strip_ai: Competition) -> None:
-    kernel = start(kernel_root)
-    said, _ = kernel.communicate(timeout=FOREVER_S)
-    assert kernel.returncode == 0, said
-    assert "no wheels dataset" in said
-    assert "submission.csv: valid" in said
-    assert valid(kernel_root, strip_ai)
-
-
-def test_the_kernel_survives_the_death_of_its_pipeline(kernel_root: Path, strip_ai: Competition) -> None:
-    """SIGKILL for the child that holds TensorFlow, as soon as it lives."""
-    kernel = start(kernel_root)
-    assert kernel.stdout is not None
-    said = []
-    for line in kernel.stdout:
-        said.append(line)
-        if "until the deadline" in line:
-            child = next_child(kernel.pid)
-            child.send_signal(signal.SIGKILL)
-    kernel.stdout.close()
-    assert kernel.wait() == 0, said
-    assert any("SIGKILL" in line for line in said)
-    assert valid(kernel_root, strip_ai)
-    assert not [path.name for path in (kernel_root / "working").iterdir() if path.name.startswith(".")]
-
-
-def next_child(pid: int) -> psutil.Process:
-    """The first child of a process, waited for."""
-    while not (children := psutil.Process(pid).children()):
-        pass
-    return children[0]
-
-
-def test_a_kernel_that_is_killed_leaves_a_valid_file(kernel_root: Path, strip_ai: Competition) -> None:
-    kernel = start(kernel_root)
-    assert kernel.stdout is not None
-    with kernel.stdout:
-        assert any("until the deadline" in line for line in kernel.stdout)
-        orphans = psutil.Process(kernel.pid).children(recursive=True)
-        kernel.kill()
-        kernel.wait()
-    assert valid(kernel_root, strip_ai)
-    for process in orphans:
-        process.kill()
-    psutil.wait_procs(orphans, timeout=10)
-    assert valid(kernel_root, strip_ai)
-
-
-def test_the_kernel_ends_a_pipeline_that_hangs(kernel_root: Path, strip_ai: Competition) -> None:
-    """Reading the member's metrics blocks for ever: a pipe that nobody writes to stands in their place."""
-    metrics = kernel_root / "input" / "weights" / "tiny" / "metrics.json"
-    metrics.unlink()
-    os.mkfifo(metrics)
-    script = kernel_root / "src" / "script.py"
-    short = "SETTINGS: dict[str, Any] = {'deadline_s': 2, 'grace_s': 1, "
-    script.write_text(script.read_text().replace("SETTINGS: dict[str, Any] = {", short))
-    kernel = start(kernel_root)
-    said, _ = kernel.communicate(timeout=FOREVER_S)
-    assert kernel.returncode == 0
-    assert "did not end by its deadline: killed" in said
-    assert valid(kernel_root, strip_ai)
-
-
-def test_a_kernel_without_weights_leaves_the_fallback(kernel_root: Path, strip_ai: Competition) -> None:
-    shutil.rmtree(kernel_root / "input" / "weights")
-    kernel = start(kernel_root)
-    said, _ = kernel.communicate(timeout=FOREVER_S)
-    assert kernel.returncode == 0
-    assert "attach the weights dataset" in said
-    assert valid(kernel_root, strip_ai)
-
-
-def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:
-    (kernel_root / "input" / "mayo-clinic-strip-ai").unlink()
-    kernel = start(kernel_root)
-    said, _ = kernel.communicate(timeout=FOREVER_S)
-    assert kernel.returncode == 2
-    assert "attach the competition's data" in said
-    assert "input/weights/tiny" in said
 
 
 def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path) -> bool:

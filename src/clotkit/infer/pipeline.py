@@ -86,6 +86,9 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     lines = [*earlier, *lines]
     counts = report.counts(lines)
     board.publish()
+    for member in members:
+        for note in member.notes:
+            log(f"member {member.name}: {note}")
     _close(lines, counts, board, log)
     seconds = time.monotonic() - started
     _publish(
@@ -322,7 +325,12 @@ def _facts(
             "jobs": settings.jobs,
         },
         "members": {
-            member.name: {"recipe": member.recipe.name, "weights_sha256": member.weights_sha256} for member in members
+            member.name: {
+                "recipe": member.recipe.name,
+                "weights_sha256": member.weights_sha256,
+                "notes": member.notes,
+            }
+            for member in members
         },
         "seconds": round(seconds, 1),
         "slides": counts,

@@ -41,6 +41,7 @@ MODULES = (
     "slides/tiling.py",
     "learn/__init__.py",
     "learn/models.py",
+    "learn/predict.py",
     "infer/__init__.py",
     "infer/ahead.py",
     "infer/effort.py",

@@ -9,34 +9,41 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from clotkit.config import ModelConfig, Recipe, load_recipe
 from clotkit.errors import ConfigError, one_line
 from clotkit.files import sha256
 from clotkit.infer.ensemble import Calibration
+from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 MANIFEST = "MANIFEST.json"  # beside the member folders
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its start; small recipes train for fewer
-Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
+FULL, HALF = "float32", "mixed_float16"  # as Keras names its policies
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained network, ready to predict: uint8[n, H, W, 3] -> float32[n, C], each row summing to 1."""
+    """One trained network, ready to predict: uint8[n, H, W, 3] -> float32[n, C], each row summing to 1.
+
+    `notes` are lines for the report, empty when all is well; predicting may add one.
+    """
 
     name: str
     recipe: Recipe
     calibration: Calibration
     weights_sha256: str
     predict: Predict
+    notes: list[str] = field(default_factory=list)
 
 
 def find_members(weights_dir: Path) -> list[Path]:
@@ -58,7 +65,7 @@ def find_members(weights_dir: Path) -> list[Path]:
 
 
 def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
-    """Build a member's network from its recipe and load its weights.
+    """Build a member's network from its recipe and load its weights, once on every GPU, or on the CPU without one.
 
     Raises ConfigError when a file is missing or damaged, when its classes are not `classes`, or when its hash is not
     the one in MANIFEST.json beside the folder (where there is such a file).
@@ -69,12 +76,9 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")
     calibration = Calibration.from_json(_json(folder / CALIBRATION), str(folder / CALIBRATION))
     digest = _checked_hash(folder)
-    model = build_model(recipe.model, recipe.tiling.tile_px, len(classes))
-    try:
-        model.load_weights(folder / WEIGHTS)
-    except Exception as error:
-        raise ConfigError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
-    return Member(folder.name, recipe, calibration, digest, predictor(model, recipe.tiling.batch_tiles))
+    start_keras()
+    predict = _on_all_devices(folder, recipe, len(classes))
+    return Member(folder.name, recipe, calibration, digest, predict, predict.notes)
 
 
 def build_model(config: ModelConfig, tile_px: int, classes: int) -> Any:
@@ -92,8 +96,12 @@ def build_model(config: ModelConfig, tile_px: int, classes: int) -> Any:
 
 @cache
 def start_keras() -> None:
-    """Import Keras and its backend, and touch the device, without the dozen lines that TensorFlow greets with."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Import Keras and its backend, and touch the device, without the dozen lines that TensorFlow greets with.
+
+    A GPU's memory is taken as it is needed: by default a process takes all of it, and nothing beside it can run.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with _quiet():
         import keras
 
@@ -133,7 +141,7 @@ def _cnn(config: ModelConfig, tile_px: int, classes: int) -> Any:
     blocks += [
         layers.GlobalAveragePooling2D(),  # [n, h, w, c] -> [n, c]
         layers.Dropout(config.dropout),
-        layers.Dense(classes, activation="softmax"),
+        layers.Dense(classes, activation="softmax", dtype=FULL),  # in half precision rows would not sum to 1
     ]
     return Sequential(blocks)
 
@@ -141,18 +149,76 @@ def _cnn(config: ModelConfig, tile_px: int, classes: int) -> Any:
 BUILDERS: dict[str, Callable[[ModelConfig, int, int], Any]] = {"cnn": _cnn}
 
 
-def predictor(model: Any, batch: int) -> Predict:
-    """Predict in batches of one size: the last is padded, because every new shape costs a trace."""
+def predictor(model: Any, batch: int) -> Predictor:
+    """Predict with one model, wherever its weights are, in batches of one size; see Predictor."""
+    return Predictor([model.predict_on_batch], batch)
 
-    def predict(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        parts = []
-        for start in range(0, len(tiles), batch):
-            part = tiles[start : start + batch]
-            padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-            parts.append(np.asarray(model.predict_on_batch(padded), np.float32)[: len(part)])
-        return np.concatenate(parts)
 
-    return predict
+def _on_all_devices(folder: Path, recipe: Recipe, classes: int) -> Predictor:
+    """The member's network on every device, in half precision where that is a GPU and exact enough."""
+    devices, load = list_devices(), partial(_load, folder, recipe, classes)
+    forward, precision, notes = load(devices[0], FULL), FULL, list[str]()
+    if devices[0].startswith("gpu"):
+        try:
+            half = load(devices[0], HALF)
+            precision, notes = _precision(forward, half, recipe)
+            forward = half if precision == HALF else forward
+        except Exception as error:  # noqa: BLE001 - what only makes it faster may not cost the member
+            notes = [f"computes in {FULL}: {HALF} failed: {one_line(error)}"]
+    others = [load(device, precision) for device in devices[1:]]
+    return Predictor([forward, *others], recipe.tiling.batch_tiles, notes)
+
+
+def list_devices() -> list[str]:
+    """The GPUs, or else the CPU, as keras.device takes them: gpu:0, gpu:1."""
+    import keras
+
+    return list(keras.distribution.list_devices())
+
+
+def _precision(full: Forward, half: Forward, recipe: Recipe) -> tuple[str, list[str]]:
+    """HALF where it changes no probability by MOST_DIFFERENCE; else FULL, and a note with the difference."""
+    tiling = recipe.tiling
+    one, other = (Predictor([forward], tiling.batch_tiles) for forward in (full, half))
+    difference = largest_difference(one, other, tiling.tile_px, tiling.batch_tiles)
+    if difference < MOST_DIFFERENCE:
+        return HALF, []
+    return FULL, [f"computes in {FULL}: {HALF} would change a probability by {difference:.1g}"]
+
+
+def _load(folder: Path, recipe: Recipe, classes: int, device: str, precision: str) -> Forward:
+    """The member's network on one device, as a function of one batch. Raises ConfigError for weights of another."""
+    import keras
+
+    with keras.device(device), _computing_in(precision):
+        model = build_model(recipe.model, recipe.tiling.tile_px, classes)
+        try:
+            model.load_weights(folder / WEIGHTS)
+        except Exception as error:
+            raise ConfigError(
+                f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}"
+            ) from error
+    if keras.backend.backend() == "tensorflow":
+        model.jit_compile = False  # Keras turns XLA on by itself where there is a GPU: a compilation for every shape
+
+    def forward(tiles: Tiles) -> Any:
+        with keras.device(device):  # the scope of a thread: weights alone do not decide where it runs
+            return model.predict_on_batch(tiles)
+
+    return forward
+
+
+@contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Layers made inside compute in `precision`; the weights are float32 in each."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _checked_hash(folder: Path) -> str:

@@ -1,0 +1,169 @@
+"""A hidden test set in full, `python -m bench.full_set`: 280 slides, one in twenty of them broken, through the kernel.
+
+The slides have the real ones' size distribution at an eighth of their sides. What it must show: no patient with a sound
+slide is lost, the pipeline's memory is flat, and the run ends well inside its deadline; then what the real sizes would
+take, from what each slide took here. Exit code 1 when one of these does not hold; build/full_set.json has the figures.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from clotkit.competitions import load_competition
+from clotkit.files import publish_json
+from clotkit.infer.report import SlideReport, counts, read_report
+from clotkit.infer.submission import check_submission
+from clotkit.kaggle.bundle import write_bundle
+from clotkit.slides.phantom import write_split
+from clotkit.splits import SlideRow, read_slides
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = 8  # the real slides' sides over these
+FAULTY = 20  # one slide in so many is broken
+FLAT = 1.1  # the pipeline's memory over the second half of the slides, over that of the first, at most
+FAULTS = ("truncated", "empty", "text", "damaged", "missing")
+
+
+def main() -> int:
+    """Draw the split unless it stands, run the kernel over it, say what it shows. Returns the exit code."""
+    options = _options()
+    split = faulty_split(options.folder / f"split-{options.slides}-{options.seed}", options.slides, options.seed)
+    stage(options.folder / "kaggle", split, options.weights)
+    seconds, memory = run_kernel(options.folder / "kaggle")
+    facts = shown(options.folder / "kaggle", split, seconds, memory)
+    publish_json(options.out, facts)
+    print(json.dumps(facts, indent=2))
+    return 0 if facts["holds"] else 1
+
+
+def _options() -> argparse.Namespace:
+    line = argparse.ArgumentParser(prog="python -m bench.full_set", description=__doc__)
+    line.add_argument("--slides", type=int, default=280)
+    line.add_argument("--seed", type=int, default=280)
+    line.add_argument("--weights", type=Path, default=ROOT / "weights" / "demo")
+    line.add_argument("--folder", type=Path, default=ROOT / "build" / "full-set")
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "full_set.json")
+    return line.parse_args()
+
+
+def faulty_split(folder: Path, slides: int, seed: int) -> Path:
+    """A synthetic test split of which every twentieth slide is then broken, each fault in turn."""
+    competition = load_competition()
+    if not (folder / "broken.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_split(folder, "test", slides, seed, competition, size="small", log=lambda _: None)
+        rows = read_slides(folder, "test", competition)[FAULTY // 2 :: FAULTY]
+        broken = {row.image_id: FAULTS[number % len(FAULTS)] for number, row in enumerate(rows)}
+        for row in rows:
+            break_slide(row.path, broken[row.image_id])
+        publish_json(folder / "broken.json", broken)
+    return folder
+
+
+def break_slide(path: Path, fault: str) -> None:
+    """Do to a slide's file what has happened to real ones."""
+    data = bytearray(path.read_bytes())
+    if fault == "truncated":
+        data = data[: len(data) // 2]
+    elif fault == "damaged":
+        data[len(data) // 3 : len(data) // 3 * 2] = os.urandom(len(data) // 3 * 2 - len(data) // 3)
+    elif fault == "text":
+        data = bytearray(b"<html>404 not found</html>\n")
+    path.unlink()
+    if fault != "missing":
+        path.write_bytes(b"" if fault == "empty" else bytes(data))
+
+
+def stage(root: Path, split: Path, weights: Path) -> None:
+    """Kaggle's folders, with the wheels where they have been collected."""
+    shutil.rmtree(root, ignore_errors=True)
+    for name in ("input/datasets", "working", "src"):
+        (root / name).mkdir(parents=True)
+    (root / "input" / load_competition().slug).symlink_to(split.resolve())
+    (root / "input" / "datasets" / "weights").symlink_to(weights.resolve())
+    wheels = ROOT / "build" / "wheels"
+    if wheels.is_dir():
+        (root / "input" / "datasets" / "wheels").symlink_to(wheels)
+    write_bundle(ROOT / "kernels" / "infer", "strip_ai", root / "src" / "script.py")
+
+
+def run_kernel(root: Path) -> tuple[float, list[float]]:
+    """Run the kernel to its end: the seconds it took, and the pipeline's memory in MB as each slide ended."""
+    started, memory = time.monotonic(), []
+    environment = {"PATH": os.environ["PATH"], "HOME": str(root), "CLOTKIT_KAGGLE_ROOT": str(root)}
+    command = [sys.executable, "-I", str(root / "src" / "script.py")]
+    with subprocess.Popen(command, cwd=root / "working", env=environment, text=True, stdout=subprocess.PIPE) as kernel:
+        for line in kernel.stdout or ():
+            if line.startswith("[") and (pipeline := psutil.Process(kernel.pid).children()):
+                memory.append(pipeline[0].memory_info().rss / 2**20)
+            if not line.startswith("["):
+                print(f"  | {line.rstrip()}", file=sys.stderr)
+    if kernel.returncode:
+        raise SystemExit(f"the kernel ended with {kernel.returncode}")
+    return time.monotonic() - started, memory
+
+
+def shown(root: Path, split: Path, seconds: float, memory: list[float]) -> dict[str, Any]:
+    """What the run showed, and whether it holds."""
+    competition = load_competition()
+    lines = {line.image_id: line for line in read_report(root / "working" / "report.jsonl")}
+    slides = read_slides(split, "test", competition)
+    broken = json.loads((split / "broken.json").read_text())
+    lost = sorted(set(lost_patients(slides, lines, broken)))
+    half = len(memory) // 2
+    growth = max(memory[half:]) / max(memory[:half])
+    verdict = check_submission(root / "working" / "submission.csv", competition.sample_path(split), competition)
+    projected = projection(slides, lines)
+    holds = verdict.valid and not lost and growth <= FLAT and projected["hours"] * 3600 < competition.limits.deadline_s
+    return {
+        "slides": len(slides),
+        "broken": len(broken),
+        "sides_over": SIDES,
+        "states": counts(list(lines.values())),
+        "patients": len(verdict.rows),
+        "lost_patients": lost,
+        "valid": verdict.valid,
+        "seconds": round(seconds, 1),
+        "pipeline_mb": {"first_half": round(max(memory[:half])), "second_half": round(max(memory[half:]))},
+        "slide_mb": round(max(line.peak_mb for line in lines.values())),
+        "projection": projected,
+        "holds": holds,
+    }
+
+
+def lost_patients(slides: list[SlideRow], lines: dict[str, SlideReport], broken: dict[str, str]) -> Iterator[str]:
+    """Patients with a sound slide that none of their slides gave a probability for."""
+    for slide in slides:
+        own = [other.image_id for other in slides if other.patient_id == slide.patient_id]
+        if slide.image_id not in broken and not any(lines[image_id].p for image_id in own):
+            yield slide.patient_id
+
+
+def projection(slides: list[SlideRow], lines: dict[str, SlideReport]) -> dict[str, float]:
+    """Slide seconds as a constant and a part per Mpx, fitted here, at the real sizes: hours on this many cores."""
+    done = [lines[slide.image_id] for slide in slides if lines[slide.image_id].state == "done"]
+    mpx = np.array([line.facts["width_px"] * line.facts["height_px"] / 1e6 for line in done])
+    per_mpx, constant = np.polyfit(mpx, [line.seconds for line in done], 1)
+    total_s = len(slides) * max(constant, 0) + max(per_mpx, 0) * mpx.sum() * SIDES**2 * len(slides) / len(done)
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "s_per_slide": round(float(constant), 3),
+        "s_per_mpx": round(float(per_mpx), 5),
+        "real_mpx_mean": round(float(mpx.mean()) * SIDES**2),
+        "hours": round(float(total_s) / cores / 3600, 2),
+        "cores": cores,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

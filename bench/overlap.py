@@ -1,0 +1,398 @@
+"""Decoding ahead of the model: a run's wall time against decoding alone and the model alone, `python -m bench.overlap`.
+
+Every measurement is a process of its own (`--one KIND`), timed from after its imports; the kinds take turns, round by
+round. Four scenes, because on a CPU the slides' processes and the network want the same cores:
+
+waiting      slides and a network that only wait: the run's own order of things, whatever else the machine does. No run
+             is faster than the slower of the two alone (`max alone`).
+a device     real slides, as many at a time as there are cores, and a network that only waits, as the parent does for a
+             GPU: the same bound.
+a core each  one slide at a time, a convolutional network and one TensorFlow thread: the same bound.
+all cores    as many slides at a time as there are cores, TensorFlow's own number of threads: each alone takes every
+             core already, so no run is faster than the CPU seconds of both over the cores (`CPU bound`).
+
+The network waits as long, or is as wide, as makes it cost about what decoding costs. Exit code 1 when a target is
+missed.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.__main__ import LIMIT_S, ROOT, _cpu_s, header
+from clotkit.competitions import load_competition
+from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, stream, tile_task
+from clotkit.slides.tiling import Batch
+from clotkit.splits import read_slides
+
+SEED = 309
+MOST_RATIO = 1.15  # of a run's wall time over the bound of its scene
+BATCH_TILES = 8
+WAIT_S = 0.2  # of a batch of a slide that waits
+WIDTHS = (8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)  # of the network's first layer
+CLASSES = load_competition().classes.names
+CORES = len(os.sched_getaffinity(0))
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+
+class Scene(NamedTuple):
+    """Slides at a time, the environment, what slides and network are (real, cnn or waiting), the bound asked for."""
+
+    jobs: int
+    environment: dict[str, str]
+    slides: str
+    network: str
+    asked_for: str
+
+
+SCENES = {
+    "waiting": Scene(2, {}, "waiting", "waiting", "ratio_to_max_alone"),
+    "a device": Scene(CORES, {}, "real", "waiting", "ratio_to_max_alone"),
+    "a core each": Scene(1, ONE_THREAD, "real", "cnn", "ratio_to_max_alone"),
+    "all cores": Scene(CORES, {}, "real", "cnn", "ratio_to_cpu_bound"),
+}
+KINDS = ("decode", "model", "run")
+
+RECIPE = """\
+name = "{network}-{size}"
+
+[tiling]
+name = "patches"
+tile_px = 128
+shrink = 4
+max_tiles = 48
+batch_tiles = {batch_tiles}
+
+[model]
+name = "{network}"
+filters = [{size}, {double}, {double}]
+dropout = 0.0
+
+[training]
+seed = 1
+epochs = 1
+batch_tiles = 8
+learning_rate = 1e-3
+folds = 2
+"""
+
+CAPTION = """\
+decode: the slides' processes, with nobody predicting. model: the same tiles in the same batches, from memory. run:
+clotkit run. Seconds from after the imports, medians of {rounds}; others: cores that other programs had meanwhile, which
+spoils a figure when it is not near 0."""
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Run the benchmark, or one measurement of it. Returns the exit code."""
+    options = _options()
+    if options.one:
+        print(json.dumps(measure(options.one, options.folder, options.member, options.jobs, options.waiting)))
+        return 0
+    split = draw(options.folder / f"overlap-{options.slides}-{options.size}", options.slides, options.size)
+    rows = [scene(name, split, options.rounds) for name in options.scenes]
+    lines = [target(row) for row in rows]
+    print(header(), "", *table(rows), "", CAPTION.format(rounds=options.rounds), "", sep="\n")
+    print("Targets:", *(text for _, text in lines), sep="\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(met for met, _ in lines) else 1
+
+
+def _options() -> argparse.Namespace:
+    line = argparse.ArgumentParser(prog="python -m bench.overlap", description=str(__doc__).splitlines()[0])
+    line.add_argument("--slides", type=int, default=24, help="of the phantom split (default 24)")
+    line.add_argument("--size", default="6000x9000", help="of each, WxH in px (default 6000x9000)")
+    line.add_argument("--rounds", type=int, default=3, help="measurements of each kind (default 3)")
+    line.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES), metavar="SCENE")
+    line.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where the slides are kept")
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "overlap.json", help="the rows, as JSON")
+    line.add_argument("--one", choices=(*KINDS, "widths"), help="one measurement on the split --folder, as JSON")
+    line.add_argument("--member", type=Path, help="of that measurement")
+    line.add_argument("--jobs", type=int, default=1, help="slides at a time of that measurement")
+    line.add_argument("--waiting", action="store_true", help="its slides wait and are not read")
+    return line.parse_args()
+
+
+def draw(folder: Path, slides: int, size: str) -> Path:
+    """The phantom split, drawn unless it stands there."""
+    from clotkit.slides.phantom import write_split
+
+    if not (folder / "test.csv").exists():  # the table is written last
+        write_split(folder, "test", slides, SEED, load_competition(), size=size, log=_say)
+    return folder
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def scene(name: str, split: Path, rounds: int) -> Row:
+    """The medians of one scene: seconds a kind, the network, the bounds and the ratios to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = fitting_size(SCENES[name], split, Path(folder))
+        member = write_member(Path(folder) / "member", SCENES[name].network, size)
+        measured: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+        for _ in range(rounds):
+            for kind in KINDS:
+                measured[kind].append(_in_a_process(kind, split, member, SCENES[name]))
+                _say(f"{name}, {kind}: {measured[kind][-1]}")
+    kinds = {kind: _medians(rows) for kind, rows in measured.items()}
+    return {"scene": name, **SCENES[name]._asdict(), "cores": CORES, "size": size, **kinds, **bounds(kinds)}
+
+
+def fitting_size(scene: Scene, split: Path, folder: Path) -> int:
+    """The network that costs what decoding costs: microseconds to wait for a batch, or the width of the first layer."""
+    member = write_member(folder / "first", scene.network, WIDTHS[0])
+    decode = _in_a_process("decode", split, member, scene)
+    if scene.network == "waiting":
+        return round(1e6 * decode["wall_s"] / decode["batches"])
+    costs = _in_a_process("widths", split, member, scene)
+    return nearest_width(decode["wall_s"] / decode["batches"], costs["batch_s"])
+
+
+def write_member(folder: Path, network: str, size: int) -> Path:
+    """An untrained member; by a process of its own, so that this one stays without TensorFlow."""
+    code = "import sys; from bench.overlap import save_member; save_member(*sys.argv[1:3], int(sys.argv[3]))"
+    subprocess.run([sys.executable, "-c", code, str(folder), network, str(size)], cwd=ROOT, check=True)
+    return folder
+
+
+def save_member(where: str, network: str, size: int) -> None:
+    """Write the files of a member whose network is a cnn of this width, or waits so many microseconds a batch."""
+    from clotkit.infer.ensemble import Calibration
+    from clotkit.learn import models
+
+    folder = Path(where)
+    folder.mkdir(parents=True)
+    (folder / models.RECIPE).write_text(recipe_text(network, size))
+    (folder / models.METRICS).write_text(json.dumps({"classes": CLASSES}))
+    identity = Calibration(slope=1.0, offsets=(0.0,) * len(CLASSES), floor=0.01)
+    (folder / models.CALIBRATION).write_text(json.dumps(identity.to_json()))
+    untrained(folder).save_weights(folder / models.WEIGHTS)
+
+
+def recipe_text(network: str, size: int) -> str:
+    """The recipe of such a member."""
+    return RECIPE.format(network=network, size=size, double=2 * size, batch_tiles=BATCH_TILES)
+
+
+def untrained(member: Path) -> Any:
+    """The network of a member's recipe."""
+    from clotkit.config import load_recipe
+    from clotkit.learn import models
+
+    models.BUILDERS["waiting"] = _waiting
+    recipe = load_recipe(member / models.RECIPE)
+    return models.build_model(recipe.model, recipe.tiling.tile_px, len(CLASSES))
+
+
+def _waiting(config: Any, tile_px: int, classes: int) -> Any:
+    """The mean colour through a dense layer, [n, h, w, 3] -> [n, C], after a wait without a core, as for a GPU."""
+    import tensorflow as tf
+    from keras import Sequential, layers
+
+    def wait(values: np.ndarray) -> np.ndarray:
+        time.sleep(config.filters[0] / 1e6)
+        return values
+
+    class Wait(layers.Layer):  # type: ignore[misc]
+        def call(self, values: Any) -> Any:
+            return tf.ensure_shape(tf.numpy_function(wait, [values], values.dtype), values.shape)
+
+    return Sequential(
+        [
+            layers.Input((tile_px, tile_px, 3)),
+            layers.GlobalAveragePooling2D(),
+            layers.Rescaling(1 / 255),
+            layers.Dense(classes, activation="softmax"),
+            Wait(),
+        ]
+    )
+
+
+def nearest_width(wanted_s: float, batch_s: Mapping[str, float]) -> int:
+    """The width whose seconds a batch are nearest to those wanted, as a ratio."""
+    return int(min(batch_s, key=lambda width: abs(math.log(batch_s[width] / wanted_s))))
+
+
+def _in_a_process(kind: str, split: Path, member: Path, scene: Scene) -> Row:
+    command = [sys.executable, "-m", "bench.overlap", "--one", kind, "--folder", str(split)]
+    command += ["--member", str(member), "--jobs", str(scene.jobs)]
+    command += ["--waiting"] if scene.slides == "waiting" else []
+    environment = os.environ | scene.environment
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=True
+    )
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def measure(kind: str, split: Path, member: Path, jobs: int, waiting: bool = False) -> Row:
+    """The figures of one kind in this process: wall and CPU seconds (children included), tiles, other programs' cores.
+
+    The kind `widths` gives seconds a batch for each of WIDTHS instead.
+    """
+    if kind == "widths":
+        return {"batch_s": batch_costs(member)}
+    from bench.overlap import waiting_tiles  # by its own name: this module may be __main__, which a child lacks
+
+    slides = waiting_tiles if waiting else tile_task
+    work = {"decode": decode_alone, "model": model_alone, "run": whole_run}[kind](split, member, jobs, slides)
+    cpu_s, busy_s, wall_s = _cpu_s(), _busy_s(), time.perf_counter()
+    done = work()
+    cpu_s, busy_s, wall_s = _cpu_s() - cpu_s, _busy_s() - busy_s, time.perf_counter() - wall_s
+    others = max(0.0, busy_s - cpu_s) / wall_s
+    return {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), **done, "others": round(others, 2)}
+
+
+def _busy_s() -> float:
+    """CPU seconds of the whole machine since it started, idle and waiting left out."""
+    user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + sum(interrupts[:2])) / os.sysconf("SC_CLK_TCK")
+
+
+def decode_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
+    """Everything but the network. Returns the work, which returns how many tiles and batches it did."""
+    return lambda: _counts(batches(split, member, jobs, slides))
+
+
+def _counts(parts: Sequence[np.ndarray]) -> Row:
+    return {"tiles": sum(map(len, parts)), "batches": len(parts)}
+
+
+def batches(split: Path, member: Path, jobs: int, work: Work) -> list[np.ndarray]:
+    """The tiles of every slide, uint8[n, H, W, 3] a batch, in the order in which they come."""
+    from clotkit.config import load_recipe
+
+    competition, tiling = load_competition(), load_recipe(member / "recipe.toml").tiling
+    rows = sorted(read_slides(split, "test", competition), key=lambda row: row.size_bytes)
+    tasks = [Task(row.image_id, row.path, (tiling,)) for row in rows]
+    limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
+    found = []
+    for event in stream(tasks, limits, jobs, work):
+        if isinstance(event, Tiles):
+            found.append(event.batch.tiles)
+        elif isinstance(event, Ended) and event.reason:
+            raise RuntimeError(f"{event.image_id}: {event.reason}")
+    return found
+
+
+def waiting_tiles(task: Task) -> Iterator[tuple[int, Batch]]:
+    """Four grey batches, each after WAIT_S without a core; no file is read."""
+    shape = (BATCH_TILES, task.tilings[0].tile_px, task.tilings[0].tile_px, 3)
+    for grey in (100, 130, 160, 190):
+        time.sleep(WAIT_S)
+        yield 0, Batch(np.full(shape, grey, np.uint8), np.zeros((BATCH_TILES, 2), np.int32))
+
+
+def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
+    """Loading the member and predicting what a run predicts, from memory."""
+    from clotkit.learn.models import load_member
+
+    tiles = batches(split, member, jobs, slides)
+    untrained(member)
+
+    def work() -> Row:
+        predict = load_member(member, CLASSES).predict
+        return _counts([predict(batch) for batch in tiles])
+
+    return work
+
+
+def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
+    """`clotkit run`, after the import of Keras."""
+    from clotkit.infer.pipeline import RunSettings, run
+    from clotkit.infer.report import read_report
+
+    competition = load_competition()
+    untrained(member)
+
+    def work() -> Row:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = RunSettings(split, member, Path(folder), float(LIMIT_S), 4096, jobs)
+            counts = run(settings, competition, log=lambda _: None, work=slides)
+            if counts["partial"] or counts["fallback"]:
+                raise RuntimeError(f"not every slide was scored: {counts}")
+            return {"tiles": sum(line.tiles for line in read_report(Path(folder) / "report.jsonl"))}
+
+    return work
+
+
+def batch_costs(member: Path) -> dict[str, float]:
+    """Seconds a batch of each width: the least of three, after the first call."""
+    from clotkit.learn.models import RECIPE as NAME
+    from clotkit.learn.models import predictor
+
+    tiles = np.random.default_rng(SEED).integers(0, 256, (BATCH_TILES, 128, 128, 3)).astype(np.uint8)
+    costs = {}
+    for width in WIDTHS:
+        (member / NAME).write_text(recipe_text("cnn", width))
+        predict = predictor(untrained(member), len(tiles))
+        predict(tiles)
+        costs[str(width)] = min(_seconds(lambda: predict(tiles)) for _ in range(3))  # noqa: B023 - used at once
+    return costs
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _medians(rows: list[Row]) -> Row:
+    return {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
+
+
+def bounds(kinds: Mapping[str, Row]) -> Row:
+    """The least wall seconds, counted both ways, and the run's ratio to each."""
+    decode, model, run = (kinds[kind] for kind in KINDS)
+    max_alone_s = max(decode["wall_s"], model["wall_s"])
+    cpu_bound_s = max(max_alone_s, (decode["cpu_s"] + model["cpu_s"]) / CORES)
+    return {
+        "max_alone_s": round(max_alone_s, 3),
+        "cpu_bound_s": round(cpu_bound_s, 3),
+        "ratio_to_max_alone": round(run["wall_s"] / max_alone_s, 3),
+        "ratio_to_cpu_bound": round(run["wall_s"] / cpu_bound_s, 3),
+    }
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The rows as lines of text."""
+    columns = ("scene", "kind", "slides at a time", "tiles", "wall s", "CPU s", "others")
+    lines = ["{:12} {:7} {:>16} {:>6} {:>8} {:>8} {:>7}".format(*columns)]
+    for row in rows:
+        for kind in KINDS:
+            one = row[kind]
+            lines.append(
+                f"{row['scene']:12} {kind:7} {row['jobs']:16} {one['tiles']:6.0f} {one['wall_s']:8.2f} "
+                f"{one['cpu_s']:8.2f} {one['others']:7.2f}"
+            )
+        lines.append(
+            f"{row['scene']:12} run over max alone ({row['max_alone_s']:.2f} s): {row['ratio_to_max_alone']:.2f}; "
+            f"over CPU bound ({row['cpu_bound_s']:.2f} s): {row['ratio_to_cpu_bound']:.2f}"
+        )
+    return lines
+
+
+def target(row: Row) -> tuple[bool, str]:
+    """Whether a scene's target is met, and a line that says so with both figures."""
+    reached = row[row["asked_for"]]
+    met = reached <= MOST_RATIO
+    what = row["asked_for"].replace("ratio_to_", "run over ").replace("_", " ")
+    return met, f"{'met   ' if met else 'MISSED'} {row['scene']}: {what}: {reached:.2f}, wanted at most {MOST_RATIO}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

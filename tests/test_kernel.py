@@ -1,0 +1,206 @@
+"""The kernel's supervisor: whatever its pipeline does, a valid submission.csv is left and it ends with 0."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from clotkit.competitions import Competition
+from clotkit.infer.report import read_report
+from clotkit.infer.submission import check_submission
+from clotkit.kaggle.bundle import build_bundle
+
+from .conftest import ROOT
+
+KERNEL = ROOT / "kernels" / "infer"
+FOREVER_S = 120
+
+
+@pytest.fixture
+def kernel_root(test_split: Path, member: Path, tmp_path: Path) -> Path:
+    """A Kaggle of our own: the input in the old layout, without wheels (the kernel then reads with OpenSlide)."""
+    root = tmp_path / "kaggle"
+    for folder in ("input/data", "working", "src"):
+        (root / folder).mkdir(parents=True)
+    (root / "input" / "mayo-clinic-strip-ai").symlink_to(test_split)
+    shutil.copytree(member, root / "input" / "weights" / "tiny")
+    (root / "src" / "script.py").write_text(build_bundle(KERNEL, "strip_ai"))
+    return root
+
+
+def start(root: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-I", str(root / "src" / "script.py")], cwd=root / "working", text=True,
+        env={"PATH": os.environ["PATH"], "CLOTKIT_KAGGLE_ROOT": str(root)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def valid(root: Path, competition: Competition) -> bool:
+    sample = root / "input" / "mayo-clinic-strip-ai" / "sample_submission.csv"
+    return check_submission(root / "working" / "submission.csv", sample, competition).valid
+
+
+def test_a_kernel_without_wheels_reads_with_openslide(kernel_root: Path, strip_ai: Competition) -> None:
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0, said
+    assert "no wheels dataset" in said
+    assert "submission.csv: valid" in said
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_pipeline_that_is_killed_is_started_once_more(kernel_root: Path, strip_ai: Competition) -> None:
+    """SIGKILL for the child that holds TensorFlow, once as soon as it lives: the slides are scored all the same."""
+    said = killed_at(kernel_root, ["until the deadline"])
+    assert any("SIGKILL; what it had published stands" in line for line in said)
+    assert any("started once more" in line for line in said)
+    assert states(kernel_root) == ["done"] * 4
+    assert valid(kernel_root, strip_ai)
+    assert not [path.name for path in (kernel_root / "working").iterdir() if path.name.startswith(".")]
+
+
+def test_the_second_pipeline_goes_on_where_the_first_was(kernel_root: Path, strip_ai: Competition) -> None:
+    said = killed_at(kernel_root, ["[2/4]"])
+    assert any("slides are done already" in line for line in said)
+    assert states(kernel_root) == ["done"] * 4
+    lines = [line for line in said if "] " in line and " done, " in line]
+    assert 4 <= len(lines) <= 5  # one that ended as the kill came may be told twice, no more
+
+
+def test_a_pipeline_that_is_killed_twice_leaves_what_there_was(kernel_root: Path, strip_ai: Competition) -> None:
+    said = killed_at(kernel_root, ["[1/4]", "going on from"])
+    assert any("SIGKILL again" in line for line in said)
+    assert states(kernel_root)
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_kernel_that_is_told_to_stop_leaves_a_checked_file(kernel_root: Path, strip_ai: Competition) -> None:
+    kernel = start(kernel_root)
+    assert kernel.stdout is not None
+    said = []
+    for line in kernel.stdout:
+        said.append(line)
+        if "[1/4]" in line:
+            pipeline = next_child(kernel.pid)
+            kernel.send_signal(signal.SIGTERM)
+    kernel.stdout.close()
+    assert kernel.wait() == 0
+    assert any("told to stop" in line for line in said)
+    assert any(line.startswith("submission.csv: valid") for line in said)
+    assert not pipeline.is_running()
+    assert valid(kernel_root, strip_ai)
+
+
+@pytest.mark.slow_faults
+def test_fifty_kills_at_any_instant(kernel_root: Path, strip_ai: Competition) -> None:
+    """At each, the file on disk is valid; in the end, what was scored before a kill is still there."""
+    rng, kills = np.random.default_rng(50), 0
+    while kills < 50:
+        shutil.rmtree(kernel_root / "working")
+        (kernel_root / "working").mkdir()
+        kernel = start(kernel_root)
+        drain = threading.Thread(target=lambda file=kernel.stdout: [None for _ in file])
+        drain.start()
+        for delay_s in rng.uniform(0.0, 4.0, 2):
+            with suppress(subprocess.TimeoutExpired):
+                kernel.wait(timeout=float(delay_s))
+            if kernel.poll() is None and (children := psutil.Process(kernel.pid).children()):
+                with suppress(psutil.NoSuchProcess):
+                    children[0].kill()
+                kills += 1
+                assert not (kernel_root / "working" / "submission.csv").exists() or valid(kernel_root, strip_ai)
+                before = scored(kernel_root)
+        drain.join()
+        assert kernel.stdout is not None
+        kernel.stdout.close()
+        assert kernel.wait() == 0
+        assert valid(kernel_root, strip_ai)
+        assert before <= scored(kernel_root)
+
+
+def killed_at(root: Path, words: list[str]) -> list[str]:
+    """Run the kernel, SIGKILL its pipeline at the first line with each of the words in turn; what the kernel said."""
+    kernel = start(root)
+    assert kernel.stdout is not None
+    said, left = [], list(words)
+    for line in kernel.stdout:
+        said.append(line)
+        if left and left[0] in line:
+            left.pop(0)
+            next_child(kernel.pid).send_signal(signal.SIGKILL)
+    kernel.stdout.close()
+    assert kernel.wait() == 0, said
+    return said
+
+
+def states(root: Path) -> list[str]:
+    return [line.state for line in read_report(root / "working" / "report.jsonl")]
+
+
+def scored(root: Path) -> set[str]:
+    path = root / "working" / "report.jsonl"
+    return {line.image_id for line in read_report(path)} if path.exists() else set()
+
+
+def next_child(pid: int) -> psutil.Process:
+    """The first child of a process, waited for."""
+    while not (children := psutil.Process(pid).children()):
+        pass
+    return children[0]
+
+
+def test_a_kernel_that_is_killed_leaves_a_valid_file(kernel_root: Path, strip_ai: Competition) -> None:
+    kernel = start(kernel_root)
+    assert kernel.stdout is not None
+    with kernel.stdout:
+        assert any("until the deadline" in line for line in kernel.stdout)
+        orphans = psutil.Process(kernel.pid).children(recursive=True)
+        kernel.kill()
+        kernel.wait()
+    assert valid(kernel_root, strip_ai)
+    for process in orphans:
+        process.kill()
+    psutil.wait_procs(orphans, timeout=10)
+    assert valid(kernel_root, strip_ai)
+
+
+def test_the_kernel_ends_a_pipeline_that_hangs(kernel_root: Path, strip_ai: Competition) -> None:
+    """Reading the member's metrics blocks for ever: a pipe that nobody writes to stands in their place."""
+    metrics = kernel_root / "input" / "weights" / "tiny" / "metrics.json"
+    metrics.unlink()
+    os.mkfifo(metrics)
+    script = kernel_root / "src" / "script.py"
+    short = "SETTINGS: dict[str, Any] = {'deadline_s': 2, 'grace_s': 1, "
+    script.write_text(script.read_text().replace("SETTINGS: dict[str, Any] = {", short))
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0
+    assert "did not end by its deadline: killed" in said
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_kernel_without_weights_leaves_the_fallback(kernel_root: Path, strip_ai: Competition) -> None:
+    shutil.rmtree(kernel_root / "input" / "weights")
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0
+    assert "attach the weights dataset" in said
+    assert valid(kernel_root, strip_ai)
+
+
+def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:
+    (kernel_root / "input" / "mayo-clinic-strip-ai").unlink()
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 2
+    assert "attach the competition's data" in said
+    assert "input/weights/tiny" in said

@@ -1,0 +1,170 @@
+"""Prediction: the same figures whatever the batch, smaller batches when memory runs out, every device at work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clotkit.competitions import Competition
+from clotkit.learn.models import FULL, HALF, Member, _load, _precision, load_member, predictor
+from clotkit.learn.predict import Predictor, is_out_of_memory, largest_difference, noise
+
+from .conftest import ROOT
+
+SUMS = np.array([1e-6, 2e-6], np.float32)  # per grey level
+
+
+class Starved:
+    """A network that holds no more than `most` tiles; it notes the batches that it was given."""
+
+    def __init__(self, most: int, error: type[Exception] | None = None) -> None:
+        self.most, self.error, self.seen = most, error, list[int]()
+
+    def predict_on_batch(self, tiles: np.ndarray) -> np.ndarray:
+        self.seen.append(len(tiles))
+        if len(tiles) > self.most:
+            if self.error is not None:
+                raise self.error("CUDA_ERROR_OUT_OF_MEMORY while autotuning")
+            import tensorflow as tf
+
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,64,64,16]")
+        return tiles.sum(axis=(1, 2, 3), dtype=np.float32)[:, None] * SUMS
+
+
+def plain(tiles: np.ndarray) -> np.ndarray:
+    return np.asarray(Starved(10_000).predict_on_batch(tiles))
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, MemoryError])
+def test_memory_that_runs_out_halves_the_batch_for_good_and_says_so_once(error: type[Exception] | None) -> None:
+    model, tiles = Starved(3, error), noise(16, 11)
+    predict = predictor(model, 8)
+    assert predict.notes == []
+    assert predict(tiles) == pytest.approx(plain(tiles))
+    assert model.seen == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert predict(tiles[:3]) == pytest.approx(plain(tiles[:3]))
+    assert model.seen[8:] == [2, 2]
+    assert predict.notes == ["memory ran out with batches of 8 tiles; 2 at a time since then"]
+
+
+def test_a_single_tile_that_does_not_fit_is_an_error() -> None:
+    model = Starved(0)
+    with pytest.raises(Exception, match="OOM") as caught:
+        predictor(model, 4)(noise(16, 4))
+    assert is_out_of_memory(caught.value)
+    assert model.seen == [4, 2, 1]
+
+
+def test_another_error_passes_through_at_once() -> None:
+    calls = []
+
+    def forward(tiles: np.ndarray) -> np.ndarray:
+        calls.append(len(tiles))
+        raise ValueError("no room to zoom in the bloom")
+
+    with pytest.raises(ValueError, match="zoom"):
+        Predictor([forward], 8)(noise(16, 8))
+    assert calls == [8]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("OOM when allocating tensor", True),
+        ("RESOURCE_EXHAUSTED: ran out", True),
+        ("CUDNN_STATUS_ALLOC_FAILED", True),
+        ("Failed to allocate 2147483648 bytes", True),
+        ("could not allocate scratch", True),
+        ("zoom level out of range", False),
+    ],
+)
+def test_what_counts_as_out_of_memory(words: str, wanted: bool) -> None:
+    assert is_out_of_memory(RuntimeError(words)) is wanted
+
+
+def test_devices_share_the_tiles_and_shrink_together() -> None:
+    one, two, tiles = Starved(10), Starved(2), noise(16, 13)
+    predict = Predictor([one.predict_on_batch, two.predict_on_batch], 8)
+    for count in (0, 1, 2, 5, 13):
+        assert predict(tiles[:count]) == pytest.approx(plain(tiles[:count]))
+    assert set(one.seen) <= {4, 2}
+    assert 4 in two.seen
+    assert set(two.seen[-2:]) == {2}
+    assert predict.notes == ["memory ran out with batches of 4 tiles; 2 at a time since then"]
+
+
+def test_a_tile_gets_the_same_figures_in_any_company(member: Path, strip_ai: Competition) -> None:
+    loaded = load_member(member, strip_ai.classes.names)
+    assert loaded.notes == []
+    tiles = noise(32, 10)
+    together = loaded.predict(tiles)
+    assert together.dtype == np.float32
+    assert together.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    for order in (slice(0, 1), slice(9, None), slice(3, 8), slice(None, None, -1)):
+        assert loaded.predict(tiles[order]) == pytest.approx(together[order], abs=1e-6)
+    assert loaded.predict(tiles[:0]).shape == (0, 2)
+
+
+def test_a_member_needs_no_notes() -> None:
+    from clotkit.config import load_recipe
+    from clotkit.infer.ensemble import Calibration
+
+    member = Member("m", load_recipe("demo"), Calibration(1.0, (0.0, 0.0), 0.0), "", plain)
+    assert member.notes == []
+
+
+def test_half_precision_is_taken_where_it_is_exact_enough(member: Path, strip_ai: Competition) -> None:
+    from clotkit.config import load_recipe
+
+    recipe = load_recipe(member / "recipe.toml")
+    full, half = (_load(member, recipe, 2, "cpu:0", precision) for precision in (FULL, HALF))
+    sample = noise(32, 4)
+    assert np.abs(np.asarray(half(sample)) - np.asarray(full(sample))).max() > 0  # it did compute in float16
+    assert np.asarray(half(sample)).sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert _precision(full, half, recipe) == (HALF, [])
+    precision, notes = _precision(full, lambda tiles: np.asarray(full(tiles)) + 0.004, recipe)
+    assert (precision, notes) == (FULL, ["computes in float32: mixed_float16 would change a probability by 0.004"])
+    import keras
+
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_network_that_gives_nan_is_not_exact() -> None:
+    assert largest_difference(plain, lambda tiles: plain(tiles) * np.float32("nan"), 16, 4) == float("inf")
+    assert largest_difference(plain, plain, 16, 4) == 0
+
+
+TWO = """
+import os
+import sys
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.debugging.set_log_device_placement(True)
+from clotkit.learn import models
+from clotkit.learn.predict import noise
+member = models.load_member(Path(sys.argv[1]), ("CE", "LAA"))
+assert models.list_devices() == ["cpu:0", "cpu:1"], models.list_devices()
+np.save(sys.argv[2], member.predict(noise(32, 7)))
+print("memory growth:", os.environ["TF_FORCE_GPU_ALLOW_GROWTH"])
+"""
+
+
+def test_two_devices_both_compute(member: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    """Two logical CPUs stand in for two GPUs: TensorFlow's own log says where each convolution was put."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    command = [sys.executable, "-c", TWO, str(member), str(tmp_path / "p.npy")]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment | {"TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True, check=True
+    )
+    convolutions = [line for line in ended.stdout.splitlines() if "(Conv2D)" in line]
+    for device in ("CPU:0", "CPU:1"):
+        assert any(line.endswith(device) for line in convolutions), device
+    assert "memory growth: true" in ended.stdout
+    expected = load_member(member, strip_ai.classes.names).predict(noise(32, 7))
+    assert np.load(tmp_path / "p.npy") == pytest.approx(expected, abs=1e-6)
