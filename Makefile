@@ -98,11 +98,12 @@ lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
-	for name in runtime build dev wheels; do \
+	for name in runtime build dev; do \
 		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
-	uv pip compile -q --universal --no-deps --python-version 3.11 --generate-hashes --no-header \
-		requirements/wheels-source.in -o requirements/wheels-source.txt
+	for name in wheels wheels-source; do \
+		uv pip compile -q --universal --no-deps --python-version 3.11 --generate-hashes --no-header \
+			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 
 clean:  ## remove build/ (not .venv)
 	rm -rf build

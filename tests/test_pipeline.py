@@ -103,7 +103,7 @@ def test_each_fault_costs_its_slide_and_is_named(tmp_path: Path, member: Path, s
     images = ["good_0", "kill_0", "latesegv_0", "refuse_0", "mixed_0", "raise_0"]
     split = bare_split(tmp_path / "split", strip_ai, images, extra_patients=("ffffff",))
     counts = run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
-    assert counts == {"done": 2, "partial": 1, "fallback": 3}
+    assert counts == {"done": 2, "partial": 1, "fallback": 3, "unscored": 4}
     report = report_of(tmp_path / "out")
     assert "SIGKILL" in report["kill_0"]["reason"]
     assert report["latesegv_0"]["state"] == "partial"
@@ -277,7 +277,7 @@ def test_a_member_that_cannot_be_loaded_is_left_out_by_name(
     assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
     shutil.rmtree(good)
     counts = run(settings_of(test_split, weights, tmp_path / "none"), strip_ai, lambda _: None)
-    assert counts == {"done": 0, "partial": 0, "fallback": 4}
+    assert counts == {"done": 0, "partial": 0, "fallback": 4, "unscored": 2}
     assert check_submission(tmp_path / "none" / "submission.csv", test_split / "sample_submission.csv", strip_ai).valid
 
 

@@ -33,6 +33,9 @@ PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import imagecodecs, pyvips, simplejpeg
+for module in (imagecodecs, pyvips, simplejpeg):
+    if not module.__file__.startswith(sys.argv[1]):
+        sys.exit(f"{module.__name__} comes from {module.__file__}, not from the wheels")
 libvips = f"{pyvips.version(0)}.{pyvips.version(1)}"
 codecs = f"imagecodecs {imagecodecs.__version__}, simplejpeg {simplejpeg.__version__}"
 print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[1]}")
@@ -42,6 +45,7 @@ print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[
 def main() -> int:
     """Leave a valid submission.csv whatever happens to the child; 2 only when there is no competition data at all."""
     started = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is a file that a stop would leave
     signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as scratch:
         code = unpack(Path(scratch) / "code")
@@ -62,6 +66,7 @@ def main() -> int:
         say(f"fallback submission for {len(ids)} patients of {split}")
         ended_well = False
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             ended_well = run_child(competition, split, code, Path(scratch) / "wheels", started)
         except Stopped:
             say("told to stop (SIGTERM): the pipeline is stopped, what it had published stands")

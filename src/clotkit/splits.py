@@ -40,9 +40,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+            found = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SplitError(f"{path}: cannot be read: {_why(error)}; a split folder has it") from error
-    found = list(reader.fieldnames or [])
     missing = [column for column in columns if column not in found]
     if missing:
         raise SplitError(f"{path}: no column {', '.join(missing)}; columns found: {', '.join(found) or 'none'}")

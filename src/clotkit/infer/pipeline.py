@@ -31,6 +31,7 @@ from clotkit.splits import SlideRow, kind_of, read_sample_ids, read_slides
 
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 STALL_S = 120.0  # the largest slide's first batch takes 15 s on a slow core
+CLOSING_S, CLOSING_SHARE = 2.0, 0.05  # of the deadline, kept for the last writes
 Log = Callable[[str], None]
 Scored = tuple[SlideReport, dict[str, Probabilities]]
 
@@ -54,7 +55,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
 
     RUN_DIR gets submission.csv (all fallback before anything heavy is imported, rewritten as slides finish),
     report.jsonl and run.json. `work` is what a slide's process does: the seam for other engines and for faults. Where
-    the disk takes no more, the last submission stands and the counts have a fourth entry, `unwritten`.
+    patients of the sample have no score, or the disk took no more and an older submission stands, the counts have the
+    entries `unscored` and `unwritten` besides.
     Raises SplitError, ConfigError or UsageError before anything is written; no slide and no member makes it raise.
     """
     started = time.monotonic()
@@ -94,7 +96,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     _publish(
         settings.run_dir / report.RUN, _facts(settings, competition, members, counts, seconds) | {"key": key}, board
     )
-    return counts | ({"unwritten": 1} if board.unwritten else {})
+    return counts | board.falls_short()
 
 
 def _score(
@@ -109,7 +111,7 @@ def _score(
     scorer = Scorer(members, {slide.image_id: slide.patient_id for slide in slides}, competition.limits.min_tiles)
     ordered = sorted(slides, key=lambda slide: slide.size_bytes)
     tasks = [Task(slide.image_id, slide.path, tilings_of(members)) for slide in ordered]
-    deadline = started + settings.deadline_s
+    deadline = started + settings.deadline_s - min(CLOSING_S, CLOSING_SHARE * settings.deadline_s)
     limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline, settings.stall_s)
     pace = Pace(len(tasks), deadline, competition.limits.min_tiles)
     if not members:
@@ -177,6 +179,11 @@ class _Board:
     def patient_of(self) -> dict[str, str]:
         """The patient of each slide."""
         return {slide.image_id: slide.patient_id for slide in self.slides}
+
+    def falls_short(self) -> dict[str, int]:
+        """What makes the file less than the slides' states say: patients without a score, a write that failed."""
+        found = {"unscored": len(set(self.ids) - self.patients()), "unwritten": int(bool(self.unwritten))}
+        return {name: count for name, count in found.items() if count}
 
     def patients(self) -> set[str]:
         """The patients with at least one scored slide."""

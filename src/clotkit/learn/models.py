@@ -49,7 +49,7 @@ class Member:
 def find_members(weights_dir: Path) -> list[Path]:
     """The member folders of `weights_dir`: itself, or those right inside it, sorted by name.
 
-    Raises ConfigError when there is none, or when a folder lacks one of the files that a member needs.
+    Raises ConfigError when there is none.
     """
     if (weights_dir / RECIPE).is_file():
         folders = [weights_dir]
@@ -57,10 +57,6 @@ def find_members(weights_dir: Path) -> list[Path]:
         folders = sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
     if not folders:
         raise ConfigError(f"{weights_dir}: no member here; a member folder has {RECIPE}, {WEIGHTS} and {CALIBRATION}")
-    for folder in folders:
-        for name in (WEIGHTS, CALIBRATION):
-            if not (folder / name).is_file():
-                raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
     return folders
 
 
@@ -70,6 +66,9 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     Raises ConfigError when a file is missing or damaged, when its classes are not `classes`, or when its hash is not
     the one in MANIFEST.json beside the folder (where there is such a file).
     """
+    for name in (WEIGHTS, CALIBRATION):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
     recipe = load_recipe(folder / RECIPE)
     trained = tuple(_json(folder / METRICS).get("classes", ()))
     if trained != classes:
@@ -223,11 +222,13 @@ def _computing_in(precision: str) -> Iterator[None]:
 
 def _checked_hash(folder: Path) -> str:
     digest, manifest = sha256(folder / WEIGHTS), folder.parent / MANIFEST
-    if manifest.is_file():
-        wanted = _json(manifest).get(f"{folder.name}/{WEIGHTS}", {}).get("sha256", digest)
-        if wanted != digest:
+    listed = _json(manifest) if manifest.is_file() else {}
+    for name in (WEIGHTS, RECIPE, CALIBRATION):
+        found = sha256(folder / name)
+        wanted = listed.get(f"{folder.name}/{name}", {}).get("sha256", found)
+        if wanted != found:
             raise ConfigError(
-                f"{folder / WEIGHTS}: sha256 is {digest[:12]}…, {MANIFEST} says {wanted[:12]}…; "
+                f"{folder / name}: sha256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; "
                 "fetch the weights again or run make weights-demo"
             )
     return digest

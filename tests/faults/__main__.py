@@ -1,0 +1,112 @@
+"""Make every fault and print docs/faults.md with what was seen: python -m tests.faults > docs/faults.md
+
+The table is what the tests of test_table.py saw. Nothing is printed unless every one of them passed, or was skipped
+for a reason that the table then gives.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from .cases import CASES, Case
+
+MOST = 130
+
+HEAD = """# What happens when
+
+Every row is a test that makes the fault happen for real, among healthy slides that must come out as if nothing were.
+"Fallback" is the constant of the competition's TOML (0.5 / 0.5 for STRIP AI), after the patient's other slides; "done"
+and "partial" slides count in full. While a run goes on, its submission.csv is checked whenever it has changed.
+
+`clotkit run` ends with 0 when all slides are done, with 3 when some are not, with 2 and one line when it could not
+start ("refused"). The kernel ends with 0 in every row.
+
+Made with `python -m tests.faults > docs/faults.md`; `make test` runs most of it, `make test-faults` the slow rest.
+
+| fault | outcome | reason, or what the run says | in |
+|---|---|---|---|
+"""
+
+TAIL = """
+## More of slides
+
+| fault | outcome | test |
+|---|---|---|
+| float, signed, 32-bit samples | fallback: 32-bit float samples are no slide, … | test_odd_slides |
+| a codec that nothing reads (LERC, …) | fallback: compression LERC is not read by libvips, and OpenSlide says: … | test_reader |
+| a size that the file cannot hold | fallback: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
+| palette, turned; PNG, JPEG | read as 8-bit RGB, upright | test_odd_slides |
+| pen marks, shadows | left out while there is other tissue | test_tissue, test_marks |
+| less tissue than on any real slide | its tiles | test_tissue |
+
+## More of the run
+
+| fault | outcome | test |
+|---|---|---|
+| SIGKILL of the run, before or after the first slide | submission.csv on disk is valid, with what was scored; report.jsonl has whole lines | test_pipeline |
+| the kernel's child hangs | it is killed a minute after the deadline; the file is checked, the kernel ends with 0 | test_rehearsal |
+| SIGKILL of the kernel | submission.csv on disk is valid | test_rehearsal |
+| the parent dies while a slide hangs | the slide's process dies with it | faults/test_workers |
+| wheels that pip refuses | slides are read by OpenSlide | test_rehearsal |
+| no competition data | what is mounted is printed; exit code 2 | test_rehearsal |
+| an image id that is no file name | one line, exit code 2, nothing written | test_pipeline |
+| a run folder that holds something else | one line, exit code 2, nothing written | test_pipeline |
+
+## The rehearsal refuses
+
+A kernel that ends with another code than 0, imports the repository or what the wheels should bring, opens a
+connection, writes to its inputs, leaves files besides submission.csv, report.jsonl and run.json, passes the memory or
+wall limit, or gives different submissions in the two layouts (test_rehearsal).
+"""  # noqa: E501 - a row of a table is one line
+
+
+class Seen:
+    """What the tests saw: (state, reason) for each case and run."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take what a test recorded."""
+        found = dict(report.user_properties)
+        if "case" in found:
+            case, run, state, reason = (str(found[name]) for name in ("case", "run", "state", "reason"))
+            self.outcomes[case, run] = (state, reason)
+
+
+def row(case: Case, seen: Seen) -> str:
+    """A case's row: what came of it in its runs, which agree."""
+    outcomes = {run: seen.outcomes[case.name, run] for run in case.runs if (case.name, run) in seen.outcomes}
+    state, reason = next(iter(outcomes.values()), ("not made here", ""))
+    where = ", ".join(dict.fromkeys(place(run) for run in case.runs))
+    return f"| {case.name} | {state} | {shown(reason)} | {where} |"
+
+
+def shown(reason: str) -> str:
+    """A reason as a table's cell: its first MOST letters, without what Markdown would take for its own."""
+    text = reason.removeprefix("clotkit: ").replace("|", "/").replace("<", "&lt;")
+    return text if len(text) <= MOST else f"{text[:MOST].rstrip()} …"
+
+
+def place(run: str) -> str:
+    """Where a run is made: the kernel's have plans of that name or of its signals."""
+    from .test_table import PLANS
+
+    return "kernel" if PLANS[run].kernel else "run"
+
+
+def main() -> int:
+    """Print the document; nothing of it when a test fails."""
+    seen = Seen()
+    table = Path(__file__).with_name("test_table.py")
+    with contextlib.redirect_stdout(sys.stderr):
+        code = pytest.main([str(table), "-q", "-m", "", "-k", "not the_document"], plugins=[seen])
+    if code == 0:
+        print(HEAD + "\n".join(row(case, seen) for case in CASES) + "\n" + TAIL, end="")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
