@@ -193,7 +193,10 @@ def _one(tags: Tags, code: int, default: int) -> int:
 
 
 def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
-    """The segments of a page whose samples lie together; None where the file does not hold them all."""
+    """The segments of a page whose samples lie together; None where there is no whole table of them.
+
+    Raises SlideUnreadable where they lie beyond the end of the file.
+    """
     width, height, tiled = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0), TILE_WIDTH in tags
     strip = (width, min(_one(tags, ROWS_PER_STRIP, height), height))
     side = (_one(tags, TILE_WIDTH, 0), _one(tags, TILE_HEIGHT, 0)) if tiled else strip
@@ -203,8 +206,10 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     offsets, counts = (tags.get(code) for code in (TILE_TABLE if tiled else STRIP_TABLE))
     if offsets is None or counts is None or not len(offsets) == len(counts) == shape[0] * shape[1]:
         return None
-    if counts.min() < 1 or offsets.min() < 8 or (offsets + counts).max() > file_bytes:
+    if counts.min() < 1 or offsets.min() < 8:
         return None
+    if (end := int((offsets + counts).max())) > file_bytes:
+        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,}, it has {file_bytes:,}")
     codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,
