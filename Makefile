@@ -84,8 +84,8 @@ weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the
 test: $(VENV)/.dev build/.wheels  ## run the tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev  ## measure the tiler against other readers: build/bench.json; fails on a missed target; SIDE=10000 for a short one
-	$(BIN)/python -m bench --side $(SIDE)
+bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
+	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
 	$(BIN)/python -m pytest -q -m slow_faults

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,17 @@ def make_member() -> Callable[..., Path]:
 def member(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained member for the competition that the kit ships for."""
     return make_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The path of the small recipe."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def split(test_split: Path, tmp_path: Path) -> Path:
+    """A test split of four sound slides, to be written into."""
+    return Path(shutil.copytree(test_split, tmp_path / "split"))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,19 +27,6 @@ from .conftest import RECIPE
 
 TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
 TISSUE, BACKGROUND = (150, 60, 90), (245, 245, 245)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def split(test_split: Path, tmp_path: Path) -> Path:
-    """A test split of four sound slides, to be written into."""
-    return Path(shutil.copytree(test_split, tmp_path / "split"))
 
 
 @pytest.fixture

@@ -51,19 +51,6 @@ def killed_at_once(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     yield from shard_task(task)
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
-def split(test_split: Path, tmp_path: Path) -> Path:
-    """A test split of four sound slides, to be written into."""
-    return Path(shutil.copytree(test_split, tmp_path / "split"))
-
-
 @pytest.fixture(scope="module")
 def cut_once(test_split: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards and previews of that split; nothing may write into it."""

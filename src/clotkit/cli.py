@@ -72,6 +72,22 @@ def _verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
     return verb
 
 
+def _deadline(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
+    )
+
+
+def _slides_at_a_time(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--memory",
+        type=megabytes,
+        metavar="SIZE",
+        help="address space of a slide's process, like 4GB (default: the competition's)",
+    )
+    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+
+
 def _add_phantom(verbs: Verbs) -> None:
     verb = _verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
     verb.add_argument(
@@ -122,16 +138,8 @@ def _add_plan(verbs: Verbs) -> None:
         metavar="NAME",
         help="without weights: a recipe that ships with the kit, or the path of a .toml (default: demo)",
     )
-    verb.add_argument(
-        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
-    )
-    verb.add_argument(
-        "--memory",
-        type=megabytes,
-        metavar="SIZE",
-        help="address space of a slide's process, like 4GB (default: the competition's)",
-    )
-    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    _deadline(verb)
+    _slides_at_a_time(verb)
     verb.add_argument(
         "--split-name", choices=("train", "test"), help="which table to read (default: test where there is one)"
     )
@@ -168,13 +176,7 @@ def _add_tile(verbs: Verbs) -> None:
     verb.add_argument(
         "--split-name", choices=("train", "test"), help="which table to read (default: train where there is one)"
     )
-    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
-    verb.add_argument(
-        "--memory",
-        type=megabytes,
-        metavar="SIZE",
-        help="address space of a slide's process, like 4GB (default: the competition's)",
-    )
+    _slides_at_a_time(verb)
     verb.add_argument(
         "--preview", action="store_true", help="draw each slide with its tiles, kept and rejected, into OUT/preview"
     )
@@ -229,16 +231,8 @@ def _add_run(verbs: Verbs) -> None:
     verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides")
     verb.add_argument("--weights", type=Path, required=True, metavar="DIR", help="a member, or a folder of members")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
-    verb.add_argument(
-        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
-    )
-    verb.add_argument(
-        "--memory",
-        type=megabytes,
-        metavar="SIZE",
-        help="address space of a slide's process, like 4GB (default: the competition's)",
-    )
-    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    _deadline(verb)
+    _slides_at_a_time(verb)
     verb.add_argument("--resume", action="store_true", help="go on from the report that is in RUN_DIR")
     verb.set_defaults(verb=_run)
 
