@@ -64,6 +64,15 @@ def test_tiles_sent_before_a_crash_have_arrived() -> None:
     assert tiles == {"latekill_0": 8, "latesegv_0": 8, "latehang_0": 8}
 
 
+def test_a_slide_that_sends_nothing_more_has_stalled() -> None:
+    """Long before its own limit; one that goes on sending is not stopped for it."""
+    limits = Limits(600.0, 2048, deadline=time.monotonic() + 8, stall_s=3.0)
+    ends, tiles = reasons(["latehang_0", "hang_0", "flood_0", "good_0"], limits, jobs=4)
+    assert ends["hang_0"] == ends["latehang_0"] == "stalled: 3 s without a batch"
+    assert "time limit" in ends["flood_0"]
+    assert (ends["good_0"], tiles["good_0"]) == ("", 8)
+
+
 def test_a_slide_without_end_meets_the_deadline() -> None:
     ends, tiles = reasons(["flood_0", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 3))
     assert "time limit" in ends["flood_0"]
