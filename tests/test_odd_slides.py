@@ -16,6 +16,7 @@ from PIL import Image
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.infer.workers import Ended, Task, stream
 from clotkit.slides.reader import open_slide
+from clotkit.slides.tissue import find_tissue, sample_background
 from clotkit.slides.views import overview
 
 from .odd_work import FOLDERS, HARM, LIMITS, SHARED, TILING, outcomes, pillow, work
@@ -105,7 +106,7 @@ def read(path: Path) -> Pixels:
     slide = open_slide(path)
     corners = [(x, y) for y in range(0, slide.height_px, 40) for x in range(0, slide.width_px, 40)]
     whole = np.zeros((slide.height_px + 40, slide.width_px + 40, 3), np.uint8)
-    for (x, y), tile in zip(corners, slide.tiles(corners, 40, 1, (1, 2, 3)), strict=True):
+    for (x, y), tile in zip(corners, slide.tiles(corners, 40, 1, (255, 255, 255)), strict=True):
         whole[y : y + 40, x : x + 40] = tile
     pixels = whole[: slide.height_px, : slide.width_px]
     np.testing.assert_array_equal(pixels, overview(slide, 1, (255, 255, 255)))
@@ -143,6 +144,24 @@ def test_premultiplied_colours_are_themselves_again(tmp_path: Path) -> None:
     pixels[:] = (60, 30, 10, 128)  # 120, 60, 20 at half opacity
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
     assert np.abs(read(tmp_path / "a.tif")[5, 5].astype(int) - (187, 157, 137)).max() <= 1
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_what_is_transparent_is_no_tissue_on_a_tinted_background(tiled: bool, tmp_path: Path) -> None:
+    """It shows the slide's own background, so that a hole in a lilac slide is not a white spot."""
+    pixels = np.zeros((600, 800, 4), np.uint8)
+    pixels[:] = (234, 216, 254, 255)
+    pixels[100:200, 100:300] = (0, 0, 0, 0)
+    pixels[300:450, 400:600] = (180, 80, 130, 255)
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"], **(TILES if tiled else {})
+    )
+    slide = open_slide(tmp_path / "a.tif")
+    background = sample_background(slide)
+    assert background == (234, 216, 254)
+    mask = find_tissue(overview(slide, 10, background), background).mask
+    assert not mask[9:21, 9:31].any()
+    assert mask[31:44, 41:59].all()
 
 
 def test_a_transparent_picture_is_white(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_both_decoders_agree(layout: str, save: Callable[[str], Path]) -> None:
     [
         (np.full((80, 90), 77, np.uint8), (77, 77, 77)),
         (np.full((80, 90, 3), 77 * 257, np.uint16), (77, 77, 77)),
-        (np.dstack([np.full((80, 90, 3), 10, np.uint8), np.zeros((80, 90), np.uint8)]), (255, 255, 255)),
+        (np.dstack([np.full((80, 90, 3), 10, np.uint8), np.zeros((80, 90), np.uint8)]), (255, 0, 255)),
     ],
     ids=["grey", "16 bit", "transparent"],
 )

@@ -39,7 +39,8 @@ class Slide(Protocol):
         """The tiles with the given top left corners, uint8[tile_px, tile_px, 3] each, box-averaged by `shrink`.
 
         `xy` is in full-resolution pixels, multiples of `shrink`, and sorted by y where the slide is read in rows; what
-        lies beyond the slide's edge is `background`. Raises SlideUnreadable when the data are damaged.
+        lies beyond the slide's edge, or behind transparent pixels, is `background`. Raises SlideUnreadable when the
+        data are damaged.
         """
         ...
 
@@ -116,7 +117,7 @@ class VipsSlide:
     def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
         """See Slide.tiles."""
         size = (self.width_px, self.height_px)
-        region = self._vips.Region.new(self._open("sequential" if self.in_rows else "random"))
+        region = self._vips.Region.new(self._open("sequential" if self.in_rows else "random", background))
 
         def read(x: int, y: int, width: int, height: int) -> Pixels:
             return np.frombuffer(region.fetch(x, y, width, height), np.uint8).reshape(height, width, 3)
@@ -133,7 +134,7 @@ class VipsSlide:
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
-    def _open(self, access: str) -> Any:
+    def _open(self, access: str, behind: Colour = (255, 255, 255)) -> Any:
         try:
             image = self._load(access)
             turn = image.get("orientation") if image.get_typeof("orientation") else 1
@@ -145,15 +146,15 @@ class VipsSlide:
                     )
                 self._turned = True
                 image = self._load("random").autorot()
-            return self._rgb(image)
+            return self._rgb(image, behind)
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
     def _load(self, access: str) -> Any:
         return self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
 
-    def _rgb(self, image: Any) -> Any:
-        """8-bit RGB without a colour profile; transparency shows white."""
+    def _rgb(self, image: Any, behind: Colour) -> Any:
+        """8-bit RGB without a colour profile; transparency shows what is behind."""
         if image.format not in ("uchar", "ushort"):
             raise SlideUnreadable(f"{image.format} samples are no slide; unsigned ones of 8 or 16 bits are read")
         colours = COLOUR_BANDS.get(image.interpretation, 0)
@@ -171,7 +172,7 @@ class VipsSlide:
         if colours == 1:
             image = image.bandjoin([image, image])
         image = image.copy(interpretation="srgb")
-        return image if alpha is None else image.bandjoin(alpha).flatten(background=[255.0])
+        return image if alpha is None else image.bandjoin(alpha).flatten(background=list(behind))
 
 
 class OpenSlideSlide:
