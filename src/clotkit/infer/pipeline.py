@@ -66,7 +66,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     _check_settings(settings)
     key = _key(competition, slides, folders)
     earlier = _earlier(settings, key, log)
-    board = _Board(settings.run_dir / competition.files.submission, competition, ids, slides, log)
+    patient_of = {slide.image_id: slide.patient_id for slide in slides}
+    board = _Board(settings.run_dir / competition.files.submission, competition, ids, patient_of, log)
     _make_run_dir(settings.run_dir, competition.files.submission, board, resume=bool(earlier))
     set_oom_score(500)
 
@@ -74,7 +75,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     _publish(settings.run_dir / report.RUN, {"state": "running", "key": key}, board)
     _say_what_there_is(settings, slides, ids, members, log)
     lines: list[SlideReport] = []
-    left = [slide for slide in slides if slide.image_id not in {line.image_id for line in earlier}]
+    known = {line.image_id for line in earlier}
+    left = [slide for slide in slides if slide.image_id not in known]
     with _report_file(settings.run_dir, earlier) as file, _progress(len(slides), log) as advance:
         for line in earlier:
             board.scored[line.image_id] = {name: np.array(values) for name, values in line.p.items()}
@@ -142,7 +144,7 @@ class _Board:
     path: Path
     competition: Competition
     ids: Sequence[str]
-    slides: Sequence[SlideRow]
+    patient_of: dict[str, str]  # the patient of each slide
     log: Log
     members: Sequence[Member] = ()
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
@@ -174,11 +176,6 @@ class _Board:
             self.unwritten = str(error.strerror)
         else:
             self.unwritten = ""
-
-    @property
-    def patient_of(self) -> dict[str, str]:
-        """The patient of each slide."""
-        return {slide.image_id: slide.patient_id for slide in self.slides}
 
     def falls_short(self) -> dict[str, int]:
         """What makes the file less than the slides' states say: patients without a score, a write that failed."""
@@ -302,7 +299,8 @@ class _progress:  # noqa: N801 - used as a function
 def _close(lines: Sequence[SlideReport], counts: dict[str, int], board: _Board, log: Log) -> None:
     for row in report.table(lines):
         log(row)
-    missing = [patient for patient in board.ids if patient not in board.patients()]
+    scored = board.patients()
+    missing = [patient for patient in board.ids if patient not in scored]
     if missing:
         log(f"patients at the fallback: {', '.join(missing)}")
     if board.unwritten:
