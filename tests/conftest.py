@@ -120,6 +120,15 @@ def test_split(
 
 
 @pytest.fixture(scope="session")
+def slides(
+    make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Five slides of other backgrounds and shapes than those of `test_split`; nothing may write beside them."""
+    split = make_split(tmp_path_factory.mktemp("slides") / "split", strip_ai, slides=5, seed=11)
+    return sorted((split / "test").glob("*.tif"))
+
+
+@pytest.fixture(scope="session")
 def make_member() -> Callable[..., Path]:
     """Write a member with seeded, untrained weights and return its folder."""
 

@@ -1,6 +1,5 @@
 """The tile index: what it skips, what makes it step aside, and that the overview stays that of a whole reading."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pyvips
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clotkit.competitions import Competition
 from clotkit.slides.index import Index, background_bytes, slide_index, verified_index
 from clotkit.slides.reader import open_slide
 from clotkit.slides.tiff import SegmentTable
@@ -21,15 +19,6 @@ SAVED: dict[str, dict[str, object]] = {
     "lzw": {"compression": "lzw", "tile_width": 128, "tile_height": 128},
     "jpeg": {"compression": "jpeg", "Q": 85, "tile_width": 256, "tile_height": 256},
 }
-
-
-@pytest.fixture(scope="module")
-def slides(
-    make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
-    """Slides of other backgrounds and shapes than the shared split's."""
-    split = make_split(tmp_path_factory.mktemp("index") / "split", strip_ai, slides=6, seed=11)
-    return sorted((split / "test").glob("*.tif"))
 
 
 @pytest.mark.parametrize("layout", SAVED)

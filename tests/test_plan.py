@@ -189,6 +189,16 @@ def test_a_search_never_finds_more_than_there_is(data: st.DataObject) -> None:
     assert (tiles > 0) == (shares.max() > 0)
 
 
+def test_a_search_leaves_out_what_cannot_have_the_share_asked_for() -> None:
+    """As that of slides.squares: once one square has it, those whose bound is below it are not read."""
+    bounds = np.array([0.2, 0.9, 0.45, 0.9, 0.3, 0.6])
+    config = replace(TILING, max_tiles=5, min_share=0.5)
+    read, tiles = searched(config, bounds, bounds)
+    assert (sorted(read.tolist()), tiles) == ([1, 3, 5], 3)
+    read, tiles = searched(config, bounds, bounds / 2)
+    assert (len(read), tiles) == (6, 3)  # none has it: all but one are read for the five best, and a quarter is asked
+
+
 @pytest.mark.parametrize(
     ("slides", "jobs", "seconds"),
     [

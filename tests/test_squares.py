@@ -1,6 +1,5 @@
 """The fast way to tile against the plain one, tile for tile, on every layout; and what a search may leave undone."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ CONFIGS = {
     "large shrink": TilingConfig("patches", tile_px=16, shrink=24, max_tiles=6, batch_tiles=4),
     "darkest": TilingConfig("darkest", tile_px=32, shrink=4, max_tiles=5, batch_tiles=3),
 }
-
-
-@pytest.fixture(scope="module")
-def slides(
-    make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
-    """Slides of other backgrounds and shapes than the shared split's."""
-    split = make_split(tmp_path_factory.mktemp("squares") / "split", strip_ai, slides=5, seed=11)
-    return sorted((split / "test").glob("*.tif"))
 
 
 def cuts(path: Path, config: TilingConfig) -> tuple[dict[str, Any], list[tuple[tuple[int, int], np.ndarray]]]:

@@ -15,12 +15,13 @@ SYNTHETIC = "phantom.json"  # marks a split whose slides are drawn
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide of a split; `label` is a class index, None in a test split."""
+    """One slide of a split; `label` is a class index, None in a test split; `centre` "" where the table has none."""
 
     image_id: str
     patient_id: str
     path: Path
     label: int | None
+    centre: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -49,6 +50,16 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if not rows:
         raise SplitError(f"{path}: 0 rows, at least 1 is needed")
     return rows
+
+
+def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) -> str:
+    """The first of the splits in `order` whose table stands in the folder. Raises SplitError where none does."""
+    tables = {split: competition.table_path(split_dir, split) for split in order}
+    for split, path in tables.items():
+        if path.is_file():
+            return split
+    names = " nor ".join(path.name for path in tables.values())
+    raise SplitError(f"{split_dir}: has neither {names}; a split folder has one of them")
 
 
 def read_slides(
@@ -114,7 +125,8 @@ def _slide_row(row: dict[str, str], split_dir: Path, split: str, competition: Co
     if not image_id or "/" in image_id or image_id in {".", ".."}:
         raise SplitError(f"{competition.table_path(split_dir, split)}: {columns.image} {image_id!r} is no file name")
     path = competition.slide_path(split_dir, split, image_id)
-    return SlideRow(image_id, row[columns.patient], path, None if label is None else names.index(label))
+    index = None if label is None else names.index(label)
+    return SlideRow(image_id, row[columns.patient], path, index, row.get(columns.center, ""))
 
 
 def _why(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,18 @@ from clotkit.infer.ensemble import Probabilities, blend, patient_mean
 from clotkit.infer.report import SlideReport
 from clotkit.infer.scoring import Scorer, tilings_of
 from clotkit.infer.submission import write_submission
-from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, as_it_is, set_oom_score, stream, tile_task
+from clotkit.infer.workers import (
+    Ended,
+    Limits,
+    Task,
+    Tiles,
+    Work,
+    as_it_is,
+    check_limits,
+    set_oom_score,
+    stream,
+    tile_task,
+)
 from clotkit.learn.models import Member, find_members, load_member
 from clotkit.splits import SlideRow, kind_of, read_sample_ids, read_slides
 
@@ -77,7 +87,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     lines: list[SlideReport] = []
     known = {line.image_id for line in earlier}
     left = [slide for slide in slides if slide.image_id not in known]
-    with _report_file(settings.run_dir, earlier) as file, _progress(len(slides), log) as advance:
+    with _report_file(settings.run_dir, earlier) as file, report.progress(len(slides), log) as advance:
         for line in earlier:
             board.scored[line.image_id] = {name: np.array(values) for name, values in line.p.items()}
         for line, means in _score(left, members, settings, competition, started, work):
@@ -85,7 +95,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
                 board.add(line.image_id, means)
             board.attempt(partial(file.add, line))
             lines.append(line)
-            advance(line)
+            advance(_said(line), False)
 
     lines = [*earlier, *lines]
     counts = report.counts(lines)
@@ -247,9 +257,7 @@ def _say_what_there_is(
 
 
 def _check_settings(settings: RunSettings) -> None:
-    for name, value, least in (("--jobs", settings.jobs, 1), ("--memory", settings.memory_mb, 512)):
-        if value < least:
-            raise UsageError(f"{name} is {value}{' MB' if name == '--memory' else ''}; at least {least} is needed")
+    check_limits(settings.jobs, settings.memory_mb)
     if settings.deadline_s <= 0:
         raise UsageError(f"--deadline is {settings.deadline_s:g} s; more than 0 is needed")
 
@@ -270,30 +278,9 @@ def _make_run_dir(run_dir: Path, submission: str, board: _Board, resume: bool) -
         raise UsageError(f"{run_dir}: cannot be used as a run folder: {error.strerror}; name another") from error
 
 
-class _progress:  # noqa: N801 - used as a function
-    """A tqdm bar on a terminal, a plain line a slide elsewhere."""
-
-    def __init__(self, total: int, log: Log) -> None:
-        from tqdm import tqdm
-
-        self._total, self._done, self._log = total, 0, log
-        self._bar = tqdm(total=total, unit="slide", disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> Callable[[report.SlideReport], None]:
-        return self._advance
-
-    def _advance(self, line: report.SlideReport) -> None:
-        self._done += 1
-        self._bar.update()
-        if self._bar.disable:
-            why = f": {line.reason}" if line.reason else ""
-            self._log(
-                f"[{self._done}/{self._total}] {line.image_id} {line.state}, {line.tiles} tiles, "
-                f"{line.seconds:.1f} s{why}"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+def _said(line: SlideReport) -> str:
+    why = f": {line.reason}" if line.reason else ""
+    return f"{line.image_id} {line.state}, {line.tiles} tiles, {line.seconds:.1f} s{why}"
 
 
 def _close(lines: Sequence[SlideReport], counts: dict[str, int], board: _Board, log: Log) -> None:

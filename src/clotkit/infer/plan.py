@@ -22,17 +22,14 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
-from clotkit.errors import ConfigError, UsageError
-from clotkit.infer.workers import Ended, Limits, Task, Work, peak_mb, stream
+from clotkit.infer.workers import Ended, Limits, Task, Work, check_limits, peak_mb, stream
 from clotkit.learn.models import RECIPE, find_members, load_member
-from clotkit.learn.tile import split_of
 from clotkit.slides.forecast import forecast
-from clotkit.slides.tiling import TILERS, Batch
-from clotkit.splits import SlideRow, kind_of, read_slides
+from clotkit.slides.tiling import Batch, check_tiler
+from clotkit.splits import SlideRow, kind_of, read_slides, split_of
 
 PROBE_S = 30.0  # that a slide's process may take here
 SHOWN = 5  # slides in the table, those that take longest
-LEAST_MEMORY_MB = 512
 MB = 2**20
 
 
@@ -140,10 +137,11 @@ def plan_split(settings: PlanSettings, competition: Competition, work: Work | No
     `work` is what a slide's process does (plan_task). TensorFlow is imported only if there are weights. Raises
     UsageError, ConfigError or SplitError for wrong input; no slide makes it raise.
     """
-    _check(settings)
+    check_limits(settings.jobs, settings.memory_mb)
     folders = [] if settings.weights_dir is None else find_members(settings.weights_dir)
     recipes = [load_recipe(folder / RECIPE) for folder in folders] or [load_recipe(settings.recipe)]
-    _check_tilers(recipes)
+    for recipe in recipes:
+        check_tiler(recipe.tiling, recipe.name)
     split = settings.split or split_of(settings.split_dir, competition, ("test", "train"))
     slides = read_slides(settings.split_dir, split, competition)
     slides = sorted(slides, key=lambda slide: slide.size_bytes)  # as a run takes them
@@ -169,7 +167,8 @@ def plan_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 def wall_seconds(slides: Sequence[tuple[float, float]], jobs: int) -> float:
     """Seconds until the last of `slides` is done, `jobs` at a time: each (seconds in its process, of predicting it).
 
-    The parent predicts them one by one, and a slide's place is free for the next once it is predicted.
+    The parent predicts them one by one. In a run a slide's place is free once it is decoded (infer.ahead), here once it
+    is predicted: the more of the time is the network's, the sooner a run is done than this says.
     """
     waiting, running, now = list(reversed(slides)), list[tuple[float, float]](), 0.0
     while waiting or running:
@@ -232,21 +231,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}
     return [_rounded(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _check(settings: PlanSettings) -> None:
-    if settings.jobs < 1:
-        raise UsageError(f"--jobs is {settings.jobs}; at least 1 is needed")
-    if settings.memory_mb < LEAST_MEMORY_MB:
-        raise UsageError(f"--memory is {settings.memory_mb} MB; at least {LEAST_MEMORY_MB} is needed")
-
-
-def _check_tilers(recipes: Sequence[Recipe]) -> None:
-    for recipe in recipes:
-        if recipe.tiling.name not in TILERS:
-            raise ConfigError(
-                f"recipe {recipe.name}: tiling.name is {recipe.tiling.name!r}; known: {', '.join(sorted(TILERS))}"
-            )
 
 
 def _probe(

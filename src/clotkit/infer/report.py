@@ -1,11 +1,16 @@
-"""What a run leaves to read: report.jsonl, a line a slide, and the table at the end. Standard library only."""
+"""What a run gives to read: its progress, report.jsonl, a line a slide, and the table at the end.
+
+What is imported with it is the standard library only.
+"""
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal
@@ -83,6 +88,27 @@ def read_report(path: Path) -> list[SlideReport]:
         raise SplitError(f"{path}: cannot be read: {error.strerror}; clotkit run writes it") from error
     complete = text[: text.rfind("\n") + 1]
     return [SlideReport(**json.loads(line)) for line in complete.splitlines()]
+
+
+@contextmanager
+def progress(total: int, log: Callable[[str], None]) -> Iterator[Callable[[str, bool], None]]:
+    """A tqdm bar of slides on a terminal, a plain line a slide elsewhere; what it yields is called as each ends.
+
+    It is given what is said of the slide, and whether that is a line on a terminal too.
+    """
+    from tqdm import tqdm
+
+    number = count(1)
+    with tqdm(total=total, unit="slide", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(said: str, always: bool) -> None:
+            done = next(number)
+            if always or bar.disable:
+                with bar.external_write_mode():
+                    log(f"[{done}/{total}] {said}")
+            bar.update()
+
+        yield advance
 
 
 def table(lines: Sequence[SlideReport]) -> Iterator[str]:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.config import TilingConfig
-from clotkit.errors import ClotkitError
+from clotkit.errors import ClotkitError, UsageError
 from clotkit.slides.tiling import Batch, tile_slide
 
 MB = 2**20
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
 BEAT_S = 0.5
+LEAST_MEMORY_MB = 512  # that a slide's process can do anything with
 SHARE = 4.0  # a slide may take this many times its fair share of the time left
 FACTS, BATCH, DONE, FAILED, STARVED = "facts", "batch", "done", "failed", "starved"
 
@@ -93,6 +94,14 @@ def tile_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     for index, tiling in enumerate(task.tilings):
         for piece in tile_slide(task.path, tiling):
             yield index, piece
+
+
+def check_limits(jobs: int, memory_mb: int) -> None:
+    """Raise UsageError where `--jobs` or `--memory` leaves no slide's process anything to work with."""
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs}; at least 1 is needed")
+    if memory_mb < LEAST_MEMORY_MB:
+        raise UsageError(f"--memory is {memory_mb} MB; at least {LEAST_MEMORY_MB} is needed")
 
 
 def as_it_is(task: Task) -> Task:

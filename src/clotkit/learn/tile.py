@@ -8,8 +8,6 @@ import csv
 import fcntl
 import io
 import os
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,16 +16,16 @@ from typing import Any
 
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
-from clotkit.errors import ConfigError, SplitError, UsageError
+from clotkit.errors import SplitError, UsageError
 from clotkit.files import publish_text
-from clotkit.infer.workers import Ended, Limits, Task, Work, stream
+from clotkit.infer.report import progress
+from clotkit.infer.workers import Ended, Limits, Task, Work, check_limits, stream
 from clotkit.learn.shards import frame_of, shard_key, shard_key_of, write_shard
-from clotkit.slides.tiling import TILERS, Batch, tile_slide
-from clotkit.splits import SlideRow, kind_of, read_slides, read_table
+from clotkit.slides.tiling import Batch, check_tiler, tile_slide
+from clotkit.splits import SlideRow, kind_of, read_slides, read_table, split_of
 
 TABLE, PREVIEWS = "shards.csv", "preview"
 DONE, FAILED = "done", "failed"
-LEAST_MEMORY_MB = 512
 
 Log = Callable[[str], None]
 
@@ -77,7 +75,8 @@ def tile_split(
     Raises UsageError, ConfigError or SplitError, before a shard is touched, for wrong input.
     """
     tiling = load_recipe(settings.recipe).tiling
-    _check(settings, tiling)
+    check_tiler(tiling, settings.recipe)
+    check_limits(settings.jobs, settings.memory_mb)
     split = settings.split or split_of(settings.split_dir, competition, ("train", "test"))
     slides = read_slides(settings.split_dir, split, competition)
     with _alone(settings.out, slides) as out:
@@ -91,7 +90,9 @@ def tile_split(
             log(f"{len(fresh)} of {len(slides)} {kind_of(settings.split_dir)}slides to tile, recipe {settings.recipe}")
             (out / TABLE).unlink(missing_ok=True)  # it would speak of shards that this run replaces
             limits = Limits(competition.limits.slide_s, settings.memory_mb)
-            reasons = _run(sorted(fresh, key=_largest_first), limits, settings.jobs, work or shard_task, log)
+            size_of = {slide.image_id: slide.size_bytes for slide in slides}
+            fresh.sort(key=lambda task: -size_of[task.image_id])  # so that no core waits for the longest at the end
+            reasons = _run(fresh, limits, settings.jobs, work or shard_task, log)
         rows = [_row(slide, task, reasons) for slide, task in zip(slides, tasks, strict=True)]
         _discard_others(tasks, out)
         _publish_table(out / TABLE, rows, competition)
@@ -99,16 +100,6 @@ def tile_split(
     tiles = sum(row.tiles for row in rows)
     log(f"{out}: {sum(row.file is not None for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
     return {"new": len(fresh) - failed, "up_to_date": kept, "failed": failed}
-
-
-def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) -> str:
-    """The first of the splits in `order` whose table stands in the folder. Raises SplitError where none does."""
-    tables = {split: competition.table_path(split_dir, split) for split in order}
-    for split, path in tables.items():
-        if path.is_file():
-            return split
-    names = " nor ".join(path.name for path in tables.values())
-    raise SplitError(f"{split_dir}: has neither {names}; a split folder has one of them")
 
 
 def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
@@ -152,17 +143,6 @@ def read_shard_rows(out: Path, competition: Competition) -> list[ShardRow]:
             )
         )
     return found
-
-
-def _check(settings: TileSettings, tiling: TilingConfig) -> None:
-    if tiling.name not in TILERS:
-        raise ConfigError(
-            f"recipe {settings.recipe}: tiling.name is {tiling.name!r}; known: {', '.join(sorted(TILERS))}"
-        )
-    if settings.jobs < 1:
-        raise UsageError(f"--jobs is {settings.jobs}; at least 1 is needed")
-    if settings.memory_mb < LEAST_MEMORY_MB:
-        raise UsageError(f"--memory is {settings.memory_mb} MB; at least {LEAST_MEMORY_MB} is needed")
 
 
 @contextmanager
@@ -226,14 +206,6 @@ def _is_up_to_date(task: ShardTask) -> bool:
     return preview_key_of(task.preview) == preview_key(task.key)
 
 
-def _largest_first(task: ShardTask) -> int:
-    """Sorts the slide that takes longest to the front, so that no core waits for it at the end."""
-    try:
-        return -task.path.stat().st_size
-    except OSError:
-        return 0
-
-
 def _run(tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, log: Log) -> dict[str, str]:
     """Run the tasks and return the reasons of those that failed, by image id."""
     for task in tasks:
@@ -241,33 +213,15 @@ def _run(tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, log:
             task.preview.parent.mkdir(exist_ok=True)
     reasons: dict[str, str] = {}
     running = stream(tasks, limits, jobs, work)
-    with _progress(len(tasks), log) as advance, closing(running) as events:  # closed, it kills what still runs
+    with progress(len(tasks), log) as advance, closing(running) as events:  # closed, it kills what still runs
         for event in events:
             if isinstance(event, Ended):
-                advance(event)
+                tiles = f"{event.facts.get('tiles', 'no new')} tiles, {event.seconds:.1f} s"
+                said = f"failed: {event.reason}" if event.reason else tiles
+                advance(f"{event.image_id} {said}", bool(event.reason))
                 if event.reason:
                     reasons[event.image_id] = event.reason
     return reasons
-
-
-@contextmanager
-def _progress(total: int, log: Log) -> Iterator[Callable[[Ended], None]]:
-    """A tqdm bar on a terminal, a plain line a slide elsewhere; a slide that fails gets its line on both."""
-    from tqdm import tqdm
-
-    done = Counter[str]()
-    with tqdm(total=total, unit="slide", disable=not sys.stderr.isatty()) as bar:
-
-        def advance(ended: Ended) -> None:
-            done["slides"] += 1
-            said = ended.reason and f"failed: {ended.reason}"
-            if said or bar.disable:
-                said = said or f"{ended.facts.get('tiles', 'no new')} tiles, {ended.seconds:.1f} s"
-                with bar.external_write_mode():
-                    log(f"[{done['slides']}/{total}] {ended.image_id} {said}")
-            bar.update()
-
-        yield advance
 
 
 def _row(slide: SlideRow, task: ShardTask, reasons: dict[str, str]) -> ShardRow:

@@ -6,8 +6,6 @@ in rows. The tissue in these cells stands for that of the cells near them, and t
 it. Where rows cannot be had but from the top (libvips), one block is timed and all of the slide counts as tissue.
 """
 
-import gc
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +19,10 @@ from clotkit.config import TilingConfig
 from clotkit.slides.bands import BLOCK_BYTES
 from clotkit.slides.direct import CACHE_BYTES
 from clotkit.slides.index import LARGEST, SPREAD, Corners, Index, slide_index
-from clotkit.slides.pieces import INFORMATIVE, spread
+from clotkit.slides.pieces import INFORMATIVE, piece_grid, piece_shrink
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.slides.squares import HELD_BYTES, SHARES, spread_order, step_px, tenths
+from clotkit.slides.squares import HELD_BYTES, Best, relaxed, step_px, tenths
 from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.slides.tissue import (
     LATTICE,
@@ -35,7 +33,7 @@ from clotkit.slides.tissue import (
     STEPS,
     sample_background,
 )
-from clotkit.slides.views import BLOCK_PX, OVERVIEW_PX, grid
+from clotkit.slides.views import BLOCK_PX, bounded_shrink, grid, overview_px
 
 T = TypeVar("T")
 
@@ -92,7 +90,6 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     """
     if path.is_file() and path.stat().st_size:
         yield _header(read_layout(path))
-        gc.collect()  # tifffile's pages are a cycle: what a run reads once would be in memory twice
     slide, opened_s = _timed(lambda: open_slide(path))
     yield {
         "decoder": slide.decoder,
@@ -326,27 +323,20 @@ def searched(config: TilingConfig, bounds: Floats, shares: Floats) -> tuple[npt.
     if most >= len(candidates):
         found = shares[candidates]
         return candidates, int(((found > 0) & (found >= _least(config, found))).sum())
-    spread, highest, ranks = -spread_order(len(bounds)), tenths(bounds), tenths(shares)
-    kept: list[tuple[float, float, float]] = []  # a heap: rank, spread, share
-    order, reads = candidates[np.lexsort((-spread[candidates], -highest[candidates]))], 0
-    for index in order:
-        if len(kept) == most and kept[0][:2] > (highest[index], spread[index]):
+    best, ranks, reads = Best(most, tenths(bounds), config.min_share), tenths(shares), 0
+    order = best.order(candidates)
+    for index in order.tolist():
+        if best.none_better(index):
             break
         reads += 1
-        if shares[index] > 0:
-            entry = (float(ranks[index]), float(spread[index]), float(shares[index]))
-            if len(kept) < most:
-                heapq.heappush(kept, entry)
-            else:
-                heapq.heappushpop(kept, entry)
-    found = np.array([share for _, _, share in kept])
+        best.offer(index, float(ranks[index]), float(shares[index]))
+    found = np.array([share for _, _, _, share in best.kept])
     return order[:reads], int((found >= _least(config, found)).sum())
 
 
 def _least(config: TilingConfig, shares: Floats) -> float:
     """The tissue share that is asked of a square in the end: relaxed until one has it."""
-    most = float(shares.max(initial=0.0))
-    return next(least for least in (config.min_share, *SHARES) if most >= least)
+    return relaxed(config, float(shares.max(initial=0.0)))
 
 
 def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
@@ -356,9 +346,7 @@ def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
     least = 0.0 if config.name == "windows" else INFORMATIVE - 1e-12
     tiles = max(1, min(config.max_tiles, int((shares > least).sum())))
     most = max(1, min(config.max_tiles, len(corners)))
-    shrink = config.shrink if config.name == "windows" else 1 << max(0, (min(size) // config.tile_px).bit_length() - 1)
-    while _view_px(slide, shrink) > OVERVIEW_PX:
-        shrink *= 2
+    shrink = bounded_shrink(slide, config.shrink if config.name == "windows" else piece_shrink(size, config.tile_px))
     corners = grid(slide.width_px, slide.height_px, BLOCK_PX)
     bounds = np.ones(len(corners)) if probe.index is None else probe.index.bounds(corners, BLOCK_PX)
     corners, bounds = corners[bounds > 0], bounds[bounds > 0]
@@ -369,7 +357,7 @@ def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
         each_s = bounds * probe.cell_s + (1 - bounds) * probe.idle_s
         decode_s = float((probe.call_s + _cells_of(corners, BLOCK_PX, probe.cell_px) * each_s).sum())
         decode_s += again * tiles * (config.tile_px * config.shrink / probe.cell_px) ** 2 * probe.cell_s
-    view_px = _view_px(slide, shrink)
+    view_px = overview_px(slide, shrink)
     kept_bytes = _kept_bytes(slide, shrink, 3 * view_px, 3 * slide.width_px * BLOCK_PX // shrink**2)
     extra_mb = _extra_mb(config, tiles, 0, kept_bytes) + VIEW_BYTES * view_px / MB
     return Forecast(tiles, most, len(corners), probe.opening_s + decode_s, extra_mb)
@@ -380,25 +368,13 @@ def _piece_grid(slide: Slide, config: TilingConfig) -> tuple[Corners, tuple[int,
     if config.name == "windows":
         side = config.tile_px * config.shrink
         return grid(slide.width_px, slide.height_px, side), (side, side)
-    long, short = max(slide.width_px, slide.height_px), min(slide.width_px, slide.height_px)
-    if config.name == "chunks":
-        offsets, length = spread(long, short, -(-long // short)), short
-    else:
-        count = max(1, round(round(long / short, 2)))
-        offsets, length = [i * long // count for i in range(count)], -(-long // count)
-    wide = slide.width_px >= slide.height_px
-    corners = np.array([(offset, 0) if wide else (0, offset) for offset in offsets], np.int64)
-    return corners, (length, short) if wide else (short, length)
+    return piece_grid(config.name, slide.width_px, slide.height_px)
 
 
 def _cells_of(corners: Corners, side_px: int, cell_px: int) -> Floats:
     """How many cells squares of `side_px` touch, [n]: more than their area where they lie across the cells."""
     touched = -((-corners - side_px) // cell_px) - corners // cell_px  # [n, 2] columns and rows of cells
     return np.asarray(touched.prod(axis=1), np.float64)
-
-
-def _view_px(slide: Slide, shrink: int) -> int:
-    return -(-slide.width_px // shrink) * -(-slide.height_px // shrink)
 
 
 def _extra_mb(config: TilingConfig, tiles: int, held: int, reader_bytes: int) -> float:

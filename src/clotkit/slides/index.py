@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.pixels import Colour
+from clotkit.slides.pixels import Colour, box_sums
 from clotkit.slides.reader import Slide
 from clotkit.slides.tiff import SegmentTable
 
@@ -45,17 +45,9 @@ class Index:
 
     def bounds(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
         """The largest tissue share that squares of `side_px` can have, [n]: the area of the wanted tiles they touch."""
-        rows, columns = self.wanted.shape
-        sums = np.pad(self.wanted.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
         left, top = (corners // self.side_px).T
         right, bottom = -((-corners - side_px) // self.side_px).T
-        left, right, top, bottom = (
-            left.clip(0, columns),
-            right.clip(0, columns),
-            top.clip(0, rows),
-            bottom.clip(0, rows),
-        )
-        touched = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+        touched = box_sums(self.wanted, top, bottom, left, right)
         return np.asarray(np.minimum(touched * (self.side_px / side_px) ** 2, 1.0))
 
 

@@ -1,6 +1,6 @@
 """Tilers that choose on an overview: windows, chunks and strips."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +46,7 @@ def chunks(scene: Scene, config: TilingConfig) -> Cuts:
     those without tissue are left out, and of the others `max_tiles` stay. Source: the chunks of the STRIP AI system
     "Approach 1", which read them whole.
     """
-    long, short = _sides(scene)
-    return _along(scene, config, spread(long, short, -(-long // short)), short)
+    return _along(scene, config, piece_grid("chunks", scene.slide.width_px, scene.slide.height_px))
 
 
 def strips(scene: Scene, config: TilingConfig) -> Cuts:
@@ -55,9 +54,28 @@ def strips(scene: Scene, config: TilingConfig) -> Cuts:
 
     Source: the strips of the STRIP AI system "Approach 2"; here what its division left over is spread evenly.
     """
-    long, short = _sides(scene)
-    count = max(1, round(round(long / short, 2)))
-    return _along(scene, config, [i * long // count for i in range(count)], -(-long // count))
+    return _along(scene, config, piece_grid("strips", scene.slide.width_px, scene.slide.height_px))
+
+
+def piece_grid(name: str, width_px: int, height_px: int) -> tuple[Corners, tuple[int, int]]:
+    """Corners [n, 2] and (width, height) of the pieces that chunks or strips, by their `name`, choose from.
+
+    They follow each other along the slide's long side, each across the whole short one; full-resolution pixels.
+    """
+    long, short = max(width_px, height_px), min(width_px, height_px)
+    if name == "chunks":
+        offsets, length = spread(long, short, -(-long // short)), short
+    else:
+        count = max(1, round(round(long / short, 2)))
+        offsets, length = [i * long // count for i in range(count)], -(-long // count)
+    wide = width_px >= height_px
+    corners = np.array([(offset, 0) if wide else (0, offset) for offset in offsets], np.int64)
+    return corners, (length, short) if wide else (short, length)
+
+
+def piece_shrink(size_px: tuple[int, int], tile_px: int) -> int:
+    """The largest power of 2 at which pieces of `size_px` still have a tile's pixels along their shorter side, or 1."""
+    return int(1 << max(0, (min(size_px) // tile_px).bit_length() - 1))
 
 
 def spread(long_px: int, side_px: int, count: int) -> list[int]:
@@ -65,12 +83,6 @@ def spread(long_px: int, side_px: int, count: int) -> list[int]:
     if count == 1:
         return [0]
     return [round(i * (long_px - side_px) / (count - 1)) for i in range(count)]
-
-
-def _sides(scene: Scene) -> tuple[int, int]:
-    """The long side of the slide and the short one, px."""
-    slide = scene.slide
-    return max(slide.width_px, slide.height_px), min(slide.width_px, slide.height_px)
 
 
 def _apart(corners: Corners, share: npt.NDArray[np.float64], side_px: int, least: float, most: int) -> list[int]:
@@ -100,16 +112,13 @@ def _windows_at(seen: Look, corners: Corners, config: TilingConfig) -> Iterator[
         yield (x, y), tile
 
 
-def _along(scene: Scene, config: TilingConfig, offsets: Sequence[int], length_px: int) -> Cuts:
-    """Pieces of `length_px` across the whole short side, at `offsets` along the long one, each resized to one tile.
+def _along(scene: Scene, config: TilingConfig, pieces: tuple[Corners, tuple[int, int]]) -> Cuts:
+    """The pieces, corners [n, 2] and one (width, height), that have tissue in them, each resized to one tile.
 
     They are cut from an overview of at least tile_px a side: nothing is ever held at full resolution.
     """
-    wide = scene.slide.width_px >= scene.slide.height_px
-    _, short = _sides(scene)
-    seen = look(scene, int(1 << max(0, (min(short, length_px) // config.tile_px).bit_length() - 1)))
-    corners = np.array([(offset, 0) if wide else (0, offset) for offset in offsets], np.int64)
-    size = (length_px, short) if wide else (short, length_px)
+    corners, size = pieces
+    seen = look(scene, piece_shrink(size, config.tile_px))
     share = box_means(seen.tissue.mask, corners, size, seen.shrink)
     if not share.max():
         raise NoTissue("no tissue in any piece of the slide")

@@ -1,4 +1,4 @@
-"""What every room of slides/ knows of pixels: their types, and the one way in which they are shrunk."""
+"""What every room of slides/ knows of pixels: their types, and the one way in which they are shrunk, or added up."""
 
 from collections.abc import Callable
 from itertools import product
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
+Places = npt.NDArray[np.int64]  # rows or columns
 
 BLOCK_PX = 1024  # side of what is held at full resolution while a tile is shrunk, 3 MB
 FEW = 16  # rows or columns of a box that are added faster one by one
@@ -51,6 +52,22 @@ def _sum(values: npt.NDArray[Any], wide: type[np.unsignedinteger[Any]]) -> npt.N
     for index in range(1, values.shape[1]):
         total += values[:, index]
     return total
+
+
+def box_sums(
+    values: npt.NDArray[Any], top: Places, bottom: Places, left: Places, right: Places
+) -> npt.NDArray[np.float64]:
+    """Sums of `values` [h, w] over boxes, by a summed-area table: of the shape that their sides broadcast to.
+
+    A box has the rows from `top` to `bottom` and the columns from `left` to `right`, the ends left out; what lies
+    beyond the values counts as 0. Exact for whole numbers and masks.
+    """
+    height, width = values.shape
+    sums = np.zeros((height + 1, width + 1))
+    sums[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    top, bottom = top.clip(0, height), bottom.clip(0, height)
+    left, right = left.clip(0, width), right.clip(0, width)
+    return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
 
 def padded(pixels: Pixels, shrink: int, background: Colour) -> Pixels:

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
 from clotkit.files import publishing
-from clotkit.slides.pixels import Pixels
+from clotkit.slides.pieces import piece_grid
+from clotkit.slides.pixels import Pixels, box_sums
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.slides.squares import step_px
 from clotkit.slides.tissue import sample_background
@@ -21,6 +22,7 @@ LONG_PX = 1600  # of a preview's long side, at most
 LEAST_BOX_PX = 2.0  # on the preview: smaller squares cannot be told apart, and there may be millions of them
 WIDE_BOX_PX = 12  # on the preview: from here on kept tiles have lines of 2 px
 GRIDS = ("patches", "darkest")  # tilers that choose among the squares of a grid
+PIECES = ("chunks", "strips")  # tilers that cut across the whole slide
 KEPT, REJECTED, OUTLINE = (0, 90, 255), (225, 0, 0), (0, 110, 40)  # blue, red, dark green
 QUALITY = 88
 
@@ -65,12 +67,8 @@ def preview_shrink(width_px: int, height_px: int) -> int:
 
 def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[int, int]:
     """Width and height of what a kept tile shows of a slide, full-resolution pixels."""
-    long, short = max(width_px, height_px), min(width_px, height_px)
-    if tiling.name == "chunks":
-        return short, short
-    if tiling.name == "strips":
-        length = -(-long // max(1, round(round(long / short, 2))))
-        return (length, short) if width_px >= height_px else (short, length)
+    if tiling.name in PIECES:
+        return piece_grid(tiling.name, width_px, height_px)[1]
     side = tiling.tile_px * tiling.shrink
     return side, side
 
@@ -129,16 +127,11 @@ def _seen(slide: Slide, shrink: int) -> tuple[Pixels, Mask]:
 
 
 def _squares_with_tissue(mask: Mask, shrink: int, size_px: tuple[int, int], side_px: int, step_px: int) -> Mask:
-    """Which squares of the grid have a pixel of `mask` in them, bool[rows, columns], by a summed-area table."""
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    sums[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+    """Which squares of the grid have a pixel of `mask` in them, bool[rows, columns]."""
     lefts, tops = (np.arange(0, px, step_px) for px in size_px)
-    left, right = lefts // shrink, np.minimum(-(-(lefts + side_px) // shrink), mask.shape[1])
-    top, bottom = tops // shrink, np.minimum(-(-(tops + side_px) // shrink), mask.shape[0])
-    found = (
-        sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)] + sums[np.ix_(top, left)]
-    )
-    return np.asarray(found > 0)
+    left, right = lefts // shrink, -(-(lefts + side_px) // shrink)
+    top, bottom = (tops // shrink)[:, None], -(-(tops + side_px) // shrink)[:, None]
+    return np.asarray(box_sums(mask, top, bottom, left, right) > 0)
 
 
 def _boxes(picture: Image.Image, xy: Corners, size_px: tuple[int, int], shrink: int, colour: tuple[int, ...]) -> None:

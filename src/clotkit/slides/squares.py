@@ -17,7 +17,7 @@ from clotkit.config import TilingConfig
 from clotkit.slides.index import Corners, slide_index
 from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.slides.tissue import MIN_TISSUE_SHARE, RULES, Rule, distance, no_tissue
-from clotkit.slides.views import Scene, grid
+from clotkit.slides.views import Scene, grid, tissue_facts
 
 CELLS = 16  # along a tile's side, at least: its tissue share is then known to 1/256
 SHARES = (0.5, 0.25, 0.1, 0.0)  # the least tissue share of a tile relaxes by these until a slide gives one
@@ -119,20 +119,15 @@ class _Search:
 
     def relax(self) -> float:
         """The least tissue share that some square seen has: the one asked for, or the next of SHARES below it."""
-        self.least = next(least for least in _shares(self.config) if self.most >= least)
+        self.least = relaxed(self.config, self.most)
         return self.least
 
     def facts(self) -> dict[str, Any]:
         """What the report says of it. The tissue of squares not looked at is estimated from their bounds."""
         area_px = self.scene.slide.width_px * self.scene.slide.height_px
         per_bound = self.seen_px / self.seen_bounds if self.seen_bounds else 0.0
-        return {
-            "tissue_share": round(min(per_bound * float(self.bounds.sum()) / area_px, 1.0), 5),
-            "tissue_step": self.rule.step,
-            "marks_are_tissue": self.rule.with_marks,
-            "min_share": self.least,
-            "skipped_share": round(1 - self.seen / len(self.bounds), 3),
-        }
+        tissue_share = min(per_bound * float(self.bounds.sum()) / area_px, 1.0)
+        return tissue_facts(self.rule, tissue_share, self.least, 1 - self.seen / len(self.bounds))
 
 
 def _squares(scene: Scene, config: TilingConfig, ranking: Ranking) -> Cuts:
@@ -174,7 +169,7 @@ def _cut(search: _Search, ranking: Ranking) -> Generator[dict[str, Any] | Cut, N
 
 def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) -> Generator[Cut, None, bool]:
     """Every square with enough tissue, as they come; the first ones wait until the step and the share are settled."""
-    wanted = _shares(search.config)[0] if ranking.relaxes else 0.0
+    wanted = search.config.min_share if ranking.relaxes else 0.0
     waiting: list[tuple[int, float]] = []
     held: dict[int, Pixels] = {}
     ready = False
@@ -197,39 +192,62 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
     return search.settled
 
 
+class Best:
+    """The `most` squares of the highest rank among those offered; of equal ones, those that spread over the slide.
+
+    `highest` [n] is the best rank that each square can have. Where `asked` is given, squares are known to be left out
+    once one has that tissue share and they cannot.
+    """
+
+    def __init__(self, most: int, highest: npt.NDArray[np.float64], asked: float | None) -> None:
+        self._most, self._highest, self._asked = most, highest, asked
+        self._spread = -spread_order(len(highest))  # the larger, the sooner
+        self._largest_share = 0.0
+        self.kept: list[tuple[float, float, int, float]] = []  # a heap: rank, spread, index, share
+
+    def order(self, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The candidates, those first that can be best."""
+        return candidates[np.lexsort((-self._spread[candidates], -self._highest[candidates]))]
+
+    def offer(self, index: int, rank: float, share: float) -> int | None:
+        """Take a square in; returns the one that is out for it, itself if it is not good enough, None if none is."""
+        self._largest_share = max(self._largest_share, share)
+        entry = (rank, float(self._spread[index]), index, share)
+        if share <= 0:
+            return index
+        if len(self.kept) < self._most:
+            heapq.heappush(self.kept, entry)
+            return None
+        return heapq.heappushpop(self.kept, entry)[2]
+
+    def none_better(self, following: int) -> bool:
+        """Whether neither this square nor any after it, in `order`, can be among them, or have what is asked."""
+        if len(self.kept) == self._most and self.kept[0][:2] > (self._highest[following], self._spread[following]):
+            return True
+        if self._asked is None or self._largest_share < self._asked:
+            return False
+        return bool(self._highest[following] < tenths(self._asked))
+
+
 def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) -> Generator[Cut, None, bool]:
     """The K squares of the highest rank, sorted by row."""
-    most, spread = search.config.max_tiles, -spread_order(len(search.corners))  # the larger, the sooner
-    highest = ranking.best(search.bounds)
-    in_rows = search.scene.slide.in_rows
-    order = candidates if in_rows else candidates[np.lexsort((-spread[candidates], -highest[candidates]))]
-    reading = search.read(order.tolist())
-    kept: list[tuple[float, float, int, float]] = []  # a heap: rank, spread, index, share
+    most, in_rows = search.config.max_tiles, search.scene.slide.in_rows
+    best = Best(most, ranking.best(search.bounds), search.config.min_share if ranking.relaxes else None)
+    order = (candidates if in_rows else best.order(candidates)).tolist()
+    reading = search.read(order)
     held: dict[int, Pixels] = {}
-    asked = _shares(search.config)[0] if ranking.relaxes else 0.0
-
-    def none_better(following: int) -> bool:
-        """Whether neither this square nor any after it can be among the best, or have the share that is asked for."""
-        if len(kept) == most and kept[0][:2] > (highest[following], spread[following]):
-            return True
-        return ranking.relaxes and search.most >= asked and bool(highest[following] < tenths(asked))
-
-    for following in order.tolist():
-        if not in_rows and search.settled and none_better(following):
+    for following in order:
+        if not in_rows and search.settled and best.none_better(following):
             break
         index, tile, share = next(reading)
-        entry = (ranking.rank(tile, share), float(spread[index]), index, share)
-        if share <= 0 or (len(kept) == most and entry < kept[0]):
-            continue
-        if tile.nbytes * most <= HELD_BYTES:
+        out = best.offer(index, ranking.rank(tile, share), share)
+        if out != index and tile.nbytes * most <= HELD_BYTES:
             held[index] = tile
-        if len(kept) < most:
-            heapq.heappush(kept, entry)
-        else:
-            held.pop(heapq.heapreplace(kept, entry)[2], None)
+        if out is not None:
+            held.pop(out, None)
     if search.settled:
         least = search.relax() if ranking.relaxes else 0.0
-        yield from _emit(search, sorted(index for _, _, index, share in kept if share >= least), held)
+        yield from _emit(search, sorted(index for _, _, index, share in best.kept if share >= least), held)
     return search.settled
 
 
@@ -249,6 +267,6 @@ def step_px(config: TilingConfig) -> int:
     return max(1, round(config.tile_px * (1 - config.overlap))) * config.shrink
 
 
-def _shares(config: TilingConfig) -> list[float]:
-    """The least tissue shares asked of a square, one after the other."""
-    return [config.min_share, *(share for share in SHARES if share < config.min_share)]
+def relaxed(config: TilingConfig, most: float) -> float:
+    """The least tissue share asked of a square where `most` is the largest: the recipe's, or the next of SHARES."""
+    return next(least for least in (config.min_share, *SHARES) if most >= least)

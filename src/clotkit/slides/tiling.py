@@ -47,9 +47,15 @@ def tile_slide(path: Path, config: TilingConfig) -> Iterator[dict[str, Any] | Ba
 
     Raises SlideError (see errors) when the slide gives no tiles, ConfigError for an unknown tiler.
     """
-    if config.name not in TILERS:
-        raise ConfigError(f"tiling.name is {config.name!r}; known: {', '.join(sorted(TILERS))}")
+    check_tiler(config)
     yield from cut_slide(open_slide(path), config)
+
+
+def check_tiler(config: TilingConfig, recipe: str = "") -> None:
+    """Raise ConfigError where the recipe, of that name if it has one, asks for an unknown tiler."""
+    if config.name not in TILERS:
+        where = f"recipe {recipe}: " if recipe else ""
+        raise ConfigError(f"{where}tiling.name is {config.name!r}; known: {', '.join(sorted(TILERS))}")
 
 
 def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.index import Corners, Index, slide_index
-from clotkit.slides.pixels import Colour, Pixels, blank
+from clotkit.slides.pixels import Colour, Pixels, blank, box_sums
 from clotkit.slides.reader import Slide
 from clotkit.slides.tissue import MIN_TISSUE_SHARE, STEPS, Rule, TissueMap, find_tissue
 
@@ -55,23 +55,27 @@ class Look:
 
     def facts(self, least: float) -> dict[str, Any]:
         """What the report says of the slide; `least` is the tissue share that was asked of a tile in the end."""
-        return {
-            "tissue_share": round(self.tissue.share, 5),
-            "tissue_step": self.tissue.rule.step,
-            "marks_are_tissue": self.tissue.rule.with_marks,
-            "min_share": least,
-            "skipped_share": round(self.skipped_share, 3),
-        }
+        return tissue_facts(self.tissue.rule, self.tissue.share, least, self.skipped_share)
+
+
+def tissue_facts(rule: Rule, tissue_share: float, least: float, skipped_share: float) -> dict[str, Any]:
+    """What the report says of a slide's tissue, found by `rule`, whichever tiler has looked for it.
+
+    `least` is the tissue share that was asked of a tile in the end, `skipped_share` the part that was not read.
+    """
+    return {
+        "tissue_share": round(tissue_share, 5),
+        "tissue_step": rule.step,
+        "marks_are_tissue": rule.with_marks,
+        "min_share": least,
+        "skipped_share": round(skipped_share, 3),
+    }
 
 
 def look(scene: Scene, shrink: int) -> Look:
-    """The slide at `shrink`, or at the next double of it that keeps the overview within OVERVIEW_PX.
-
-    Raises NoTissue when there is nothing but background.
-    """
+    """The slide at `shrink`, or coarser (bounded_shrink). Raises NoTissue when there is nothing but background."""
     slide, background = scene.slide, scene.background
-    while -(-slide.width_px // shrink) * -(-slide.height_px // shrink) > OVERVIEW_PX:
-        shrink *= 2
+    shrink = bounded_shrink(slide, shrink)
     for step in STEPS:
         index = slide_index(slide, background, step)
         view = overview(slide, shrink, background, index)
@@ -79,6 +83,18 @@ def look(scene: Scene, shrink: int) -> Look:
             break
     view[scene.left_out_at(shrink, view.shape[:2])] = background
     return Look(slide, view, shrink, find_tissue(view, background), 0.0 if index is None else 1 - index.share)
+
+
+def bounded_shrink(slide: Slide, shrink: int) -> int:
+    """`shrink`, or the next double of it that keeps an overview of the slide within OVERVIEW_PX."""
+    while overview_px(slide, shrink) > OVERVIEW_PX:
+        shrink *= 2
+    return shrink
+
+
+def overview_px(slide: Slide, shrink: int) -> int:
+    """How many pixels an overview at `shrink` has."""
+    return -(-slide.width_px // shrink) * -(-slide.height_px // shrink)
 
 
 def overview(slide: Slide, shrink: int, background: Colour, index: Index | None = None) -> Pixels:
@@ -117,13 +133,7 @@ def box_means(
 
     What lies beyond the overview's edge counts as 0.
     """
-    height, width = values.shape
-    sums = np.zeros((height + 1, width + 1))
-    sums[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
     left, top = np.rint(corners.T / shrink).astype(np.int64)
     right, bottom = (np.rint((corners.T + np.array(size_px)[:, None]) / shrink)).astype(np.int64)
     area = np.maximum(right - left, 1) * np.maximum(bottom - top, 1)
-    left, right = left.clip(0, width), right.clip(0, width)
-    top, bottom = top.clip(0, height), bottom.clip(0, height)
-    total = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    return np.asarray(total / area, np.float64)
+    return np.asarray(box_sums(values, top, bottom, left, right) / area)
