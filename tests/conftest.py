@@ -140,7 +140,7 @@ def make_member() -> Callable[..., Path]:
         folder.mkdir(parents=True)
         (folder / "recipe.toml").write_text(recipe)
         settings = load_recipe(folder / "recipe.toml")
-        model = models.build_model(settings.model, settings.tiling.tile_px, len(classes))
+        _, model = models.build_member(settings, len(classes))
         rng = np.random.default_rng(seed)
         model.set_weights([rng.normal(0.1, 0.3, value.shape) ** 2 for value in model.get_weights()])
         model.save_weights(folder / models.WEIGHTS)

@@ -18,8 +18,16 @@ MODULES = {
 KEPT = {
     "pyvips": {"clotkit.slides.reader"},
     "openslide": {"clotkit.slides.reader"},
-    "tensorflow": set(),
-    "keras": {"clotkit.learn.models", "clotkit.learn.train"},
+    "tensorflow": {"clotkit.learn.devices", "clotkit.learn.heat"},
+    "keras": {
+        "clotkit.learn.augment", "clotkit.learn.backbones", "clotkit.learn.devices", "clotkit.learn.evaluate",
+        "clotkit.learn.fit", "clotkit.learn.heat", "clotkit.learn.models", "clotkit.learn.networks",
+        "clotkit.learn.train",
+    },
+    "matplotlib": {"clotkit.learn.plots"},
+    "imblearn": {"clotkit.learn.fit"},
+    "imagehash": {"clotkit.learn.twins"},
+    "jinja2": {"clotkit.learn.errors_page"},
     "multiprocessing": {"clotkit.infer.workers"},
     "signal": {"clotkit.infer.workers"},
     "resource": {"clotkit.infer.workers"},

@@ -41,7 +41,7 @@ def test_a_mistake_in_a_recipe_is_named(change: tuple[str, str], words: str, tmp
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ConfigError, match="known: demo"):
+    with pytest.raises(ConfigError, match=r"known: .*demo"):
         load_recipe("demoo")
     with pytest.raises(ConfigError, match="known: strip_ai"):
         load_competition("strip")

@@ -120,7 +120,7 @@ def test_half_precision_is_taken_where_it_is_exact_enough(member: Path, strip_ai
     from clotkit.config import load_recipe
 
     recipe = load_recipe(member / "recipe.toml")
-    full, half = (_load(member, recipe, 2, "cpu:0", precision) for precision in (FULL, HALF))
+    full, half = (_load(member, recipe, 2, 1, "cpu:0", precision) for precision in (FULL, HALF))
     sample = noise(32, 4)
     assert np.abs(np.asarray(half(sample)) - np.asarray(full(sample))).max() > 0  # it did compute in float16
     assert np.asarray(half(sample)).sum(axis=1) == pytest.approx(1, abs=1e-6)

@@ -290,7 +290,7 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
     weights = tmp_path / "weights"
     good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
     recipe = load_recipe(bad / "recipe.toml")
-    model = models.build_model(recipe.model, recipe.tiling.tile_px, 2)
+    _, model = models.build_member(recipe, 2)
     model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
     model.save_weights(bad / models.WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4

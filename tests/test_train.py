@@ -1,8 +1,14 @@
-"""Training, small and real: folds by patient, a member that loads, the same result for the same seed."""
+"""Training, small and real: folds by patient, a member that loads, the same for the same seed, on after a kill."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,12 +16,62 @@ import pytest
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, UsageError
 from clotkit.learn.manifest import write_manifest
 from clotkit.learn.models import load_member
-from clotkit.learn.train import TileSet, augment, out_of_fold_parts, train
+from clotkit.learn.train import TrainSettings, train
 
 from .conftest import RECIPE, ROOT
+
+SIDE_PX = 16
+COLOURS = """
+name = "colours"
+
+[data]
+source = "npz"
+split = "{split}"
+classes = ["red", "blue"]
+
+[tiling]
+name = "whole"
+tile_px = 16
+shrink = 1
+max_tiles = 1
+batch_tiles = 16
+
+[model]
+name = "cnn"
+filters = [4]
+dropout = 0.2
+
+[augment]
+turns = true
+shift = 0.1
+
+[training]
+seed = 3
+epochs = {epochs}
+batch_tiles = 16
+learning_rate = 1e-2
+folds = 3
+{training}
+"""
+
+
+def colours(folder: Path, split: str = "given", epochs: int = 3, training: str = "") -> str:
+    """A recipe for noisy pictures that are red or blue, and the pictures; the path of the recipe."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 40), ("val", 16), ("test", 16)):
+        labels = np.arange(count) % 2
+        pictures = rng.integers(0, 160, (count, SIDE_PX, SIDE_PX, 3))
+        pictures[labels == 0, :, :, 0] += 40
+        pictures[labels == 1, :, :, 2] += 40
+        arrays |= {f"{part}_images": pictures.astype(np.uint8), f"{part}_labels": labels[:, None]}
+    np.savez(folder / "colours.npz", **arrays)
+    path = folder / "colours.toml"
+    path.write_text(COLOURS.format(split=split, epochs=epochs, training=training))
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -25,58 +81,156 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_member_is_trained_and_runs(
-    make_split: Callable[..., Path], recipe: str, tmp_path: Path, strip_ai: Competition, test_split: Path
-) -> None:
-    data = make_split(tmp_path / "train", strip_ai, split="train", slides=8)
-    (data / "train" / "broken").touch()
+@pytest.fixture(scope="module")
+def made(
+    make_split: Callable[..., Path], recipe: str, tmp_path_factory: pytest.TempPathFactory, strip_ai: Competition
+) -> tuple[Path, Path, list[str]]:
+    """A train split with one broken slide, the folder of two members trained on it, and what was said."""
+    folder = tmp_path_factory.mktemp("made")
+    data = make_split(folder / "train", strip_ai, split="train", slides=8)
     broken = sorted((data / "train").glob("*.tif"))[0]
     broken.write_bytes(broken.read_bytes()[:2000])
-    lines: list[str] = []
+    lines = [broken.stem]
     for name in ("one", "two"):
-        train(recipe, data, tmp_path / "weights" / name, strip_ai, folds=None, limit=None, log=lines.append)
-    one, two = (json.loads((tmp_path / "weights" / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert f"{broken.stem} is left out" in lines[0]
-    assert one["slides"] == 7
-    assert one["data"].startswith("synthetic, seed 5")
-    assert one["out_of_fold"] == pytest.approx(two["out_of_fold"], abs=1e-3)
-    assert write_manifest(tmp_path / "weights") == 2
-    assert load_member(tmp_path / "weights" / "one", strip_ai.classes.names).recipe.name == "tiny"
-    out = tmp_path / "run"
-    assert main(["run", str(test_split), "--weights", str(tmp_path / "weights" / "one"), "--out", str(out)]) == 0
-    history = pd.read_csv(tmp_path / "weights" / "one" / "history.csv")
+        train(TrainSettings(recipe, data, folder / "weights" / name), strip_ai, lines.append)
+    return data, folder / "weights", lines
+
+
+def metrics_of(member: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((member / "metrics.json").read_text())
+    return found
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], within: float) -> None:
+    """Two members' metrics: numbers within so much of each other, all else equal."""
+    assert set(one) == set(other)
+    for name, value in one.items():
+        if isinstance(value, dict):
+            assert_same(value, other[name], within)
+        elif isinstance(value, float):
+            assert other[name] == pytest.approx(value, abs=within), name
+        else:
+            assert other[name] == value, name
+
+
+def test_a_member_is_trained_and_runs(
+    made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
+) -> None:
+    _, weights, lines = made
+    one, two = (metrics_of(weights / name) for name in ("one", "two"))
+    assert any(f"{lines[0]} is left out" in line for line in lines[1:])
+    assert one["material"]["images"] == 7
+    assert str(one["data"]).startswith("synthetic, seed 5")
+    assert_same(one, two, within=1e-3)
+    assert write_manifest(weights) == 2
+    assert load_member(weights / "one", strip_ai.classes.names).recipe.name == "tiny"
+    assert main(["run", str(test_split), "--weights", str(weights / "one"), "--out", str(tmp_path / "run")]) == 0
+    history = pd.read_csv(weights / "one" / "history.csv")
     assert len(history) == (2 + 1) * 2  # folds and the final network, two epochs each
+    assert not (weights / "one" / ".training").exists()
+    assert "Not for clinical use" in (weights / "one" / "README.md").read_text()
+
+
+def test_what_cannot_be_trained_is_said_before_a_file_is_written(
+    made: tuple[Path, Path, list[str]], recipe: str, tmp_path: Path, strip_ai: Competition
+) -> None:
+    data = made[0]
     with pytest.raises(ConfigError, match="--folds is 50"):
-        train(recipe, data, tmp_path / "many", strip_ai, folds=50, limit=None, log=lines.append)
-    assert not (tmp_path / "many").exists()
+        train(TrainSettings(recipe, data, tmp_path / "many", folds=50), strip_ai, print)
+    with pytest.raises(UsageError, match="--limit is 0"):
+        train(TrainSettings(recipe, data, tmp_path / "many", limit=0), strip_ai, print)
+    text = RECIPE.replace('name = "cnn"\nfilters = [4, 8]', 'name = "vgg16"\nfreeze = true\nweights = "imagenet"')
+    (tmp_path / "vgg.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"vgg16.*notop\.h5"):
+        train(TrainSettings(str(tmp_path / "vgg.toml"), data, tmp_path / "many"), strip_ai, print)
+    assert not (tmp_path / "many" / "metrics.json").exists()
 
 
-def test_no_patient_is_on_both_sides_of_a_fold() -> None:
-    rng = np.random.default_rng(0)
-    patients = np.repeat(np.arange(12), 5).astype(str)
-    tiles = TileSet(
-        rng.integers(0, 255, (60, 4, 4, 3)).astype(np.uint8), np.repeat(np.arange(12) % 2, 5), patients, patients
-    )
-    held_out: list[str] = []
-    for seen, held in out_of_fold_parts(tiles, 3, seed=1):
-        assert not set(seen.patients) & set(held.patients)
-        assert len(set(held.labels)) == 2
-        held_out += sorted(set(held.patients))
-    assert sorted(held_out) == sorted(set(patients))
+def test_slides_that_were_trained_on_are_said_to_be(
+    made: tuple[Path, Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, weights, _ = made
+    command = ["evaluate", str(weights / "one"), "--data", str(data), "--out", str(tmp_path / "e"), "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["in_sample"] is True
+    assert found["unit"] == "patient"
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {
+        "metrics.json", "predictions.csv", "confusion.png", "roc.png", "calibration.png", "errors.html",
+    }  # fmt: skip
 
 
-def test_augmentation_keeps_shape_range_and_its_input() -> None:
-    tiles = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
-    before = tiles.copy()
-    augmented = augment(tiles, np.random.default_rng(2))
-    assert augmented.shape == tiles.shape
-    assert augmented.dtype == np.float32
-    assert augmented.min() >= 0
-    assert augmented.max() <= 255
-    assert np.array_equal(tiles, before)
-    assert np.array_equal(augmented, augment(tiles, np.random.default_rng(2)))
-    means = augmented.mean(axis=(1, 2)) / tiles.mean(axis=(1, 2))
-    assert 0.85 < means.min() <= means.max() < 1.15
+@pytest.mark.parametrize(
+    ("split", "training"),
+    [
+        ("given", ""),
+        ("holdout", 'schedule = "plateau"\nwatch = 0.2'),
+        ("folds", 'final = "folds"\nbalance = "oversample"'),
+        ("folds", 'final = "folds"\nbalance = "synthetic"\nlabel_smoothing = 0.1\npatience = 2\nwatch = 0.2'),
+    ],
+)
+def test_the_shipped_weights_give_the_figures_again(
+    split: str, training: str, tmp_path: Path, strip_ai: Competition, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = colours(tmp_path, split, training=training)
+    data, member = tmp_path / "colours.npz", tmp_path / "member"
+    metrics = train(TrainSettings(recipe, data, member), strip_ai, lambda _: None)
+    assert main(["evaluate", str(member), "--data", str(data), "--out", str(tmp_path / "e"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["in_sample"] is False
+    shared = set(metrics) & set(found) - {"data"}
+    assert_same({name: found[name] for name in shared}, {name: metrics[name] for name in shared}, within=1e-5)
+    assert found["n"] == {"given": 16, "holdout": 11, "folds": 72}[split]
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, strip_ai: Competition) -> None:
+    recipe = colours(tmp_path, epochs=30, training='schedule = "plateau"\nplateau_epochs = 1')
+    data = tmp_path / "colours.npz"
+    command = [sys.executable, "-m", "clotkit.cli", "train", recipe, "--data", str(data), "--out"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    history = tmp_path / "killed" / ".training" / "0-0" / "history.csv"
+    end = time.monotonic() + 120
+    while not (history.is_file() and len(history.read_text().splitlines()) > 3):
+        assert killed.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    epochs = len(pd.read_csv(history))
+    assert epochs < 30
+    again = subprocess.run([*command, str(tmp_path / "killed")], capture_output=True, text=True, check=True)
+    assert "goes on from where an earlier run stood" in again.stdout
+    subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, check=True)
+    one, other = (pd.read_csv(tmp_path / name / "history.csv") for name in ("killed", "whole"))
+    pd.testing.assert_frame_equal(one, other, atol=1e-4)
+    found, wanted = (metrics_of(tmp_path / name) for name in ("killed", "whole"))
+    assert_same(found, wanted, within=1e-4)
+
+
+def test_the_state_of_another_recipe_is_not_gone_on_from(tmp_path: Path, strip_ai: Competition) -> None:
+    state = tmp_path / "member" / ".training"
+    state.mkdir(parents=True)
+    (state / "key").write_text("another")
+    (state / "0-0").mkdir()
+    (state / "0-0" / "history.csv").write_text("epoch,loss\n1,9.0\n")
+    lines: list[str] = []
+    train(TrainSettings(colours(tmp_path), tmp_path / "colours.npz", tmp_path / "member"), strip_ai, lines.append)
+    assert not any("goes on" in line for line in lines)
+    assert len(pd.read_csv(tmp_path / "member" / "history.csv")) == 3
+
+
+def test_attention_is_trained_on_slides_and_runs(
+    made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
+) -> None:
+    text = RECIPE.replace(
+        'name = "cnn"\nfilters = [4, 8]', 'name = "efficientnet_lite0"\nfreeze = true\nattention_units = 8'
+    ).replace("folds = 2", 'folds = 2\nfrozen_views = 2\nfinal = "all"\n\n[inference]\npool = "attention"\nviews = 2')
+    (tmp_path / "mil.toml").write_text(text)
+    metrics = train(TrainSettings(str(tmp_path / "mil.toml"), made[0], tmp_path / "mil"), strip_ai, lambda _: None)
+    assert metrics["unit"] == "patient"
+    assert np.isfinite(metrics["weighted_log_loss"])
+    assert main(["run", str(test_split), "--weights", str(tmp_path / "mil"), "--out", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "report.jsonl").read_text().splitlines()]
+    assert all(sum(line["p"]["mil"]) == pytest.approx(1) for line in lines)
 
 
 def test_the_member_that_ships_is_what_its_manifest_says(strip_ai: Competition) -> None:
@@ -85,5 +239,5 @@ def test_the_member_that_ships_is_what_its_manifest_says(strip_ai: Competition) 
     assert manifest["demo/model.weights.h5"]["sha256"] == member.weights_sha256
     assert manifest["demo/model.weights.h5"]["bytes"] < 5 * 2**20
     assert "synthetic" in manifest["demo/model.weights.h5"]["provenance"]
-    metrics = json.loads((ROOT / "weights" / "demo" / "metrics.json").read_text())
-    assert metrics["out_of_fold"]["log_loss_raw"] < metrics["constant"]
+    metrics = metrics_of(ROOT / "weights" / "demo")
+    assert metrics["weighted_log_loss"] < metrics["constant"]

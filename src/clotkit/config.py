@@ -32,12 +32,57 @@ class TilingConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Where labelled pictures come from, and how they are split. For slides the competition says the rest."""
+
+    source: str = "slides"  # a competition's split; or npz (MedMNIST), folders (one a class), table (a CSV of files)
+    split: str = "folds"  # of patients; or centres (folds of centres), holdout (70/15/15 of patients), given
+    classes: tuple[str, ...] = ()  # by class index; folders are named so; slides: the competition's
+    positive: str = ""  # the class that sensitivity is of; the last one where it is not said
+    table: str = "metadata.csv"  # of source table; of folders only where there is one
+    file_column: str = "file"  # paths from the folder of the table
+    label_column: str = "label"
+    patient_column: str = "patient"  # a table without it: every file is a patient
+    centre_column: str = "centre"
+    near_duplicates: str = "group"  # or keep: near-identical pictures count as one patient
+    duplicate_bits: int = 4  # of 64 by which the perceptual hashes of two near-identical pictures may differ
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The network: a stack of convolution blocks, or what learn.models knows by name."""
+    """One network: a name that learn.networks knows, and what may vary."""
 
     name: str
-    filters: tuple[int, ...]
-    dropout: float
+    filters: tuple[int, ...] = ()  # channels of each block of a cnn
+    convolutions: int = 1  # in each block of a cnn
+    head: tuple[int, ...] = ()  # units of the dense layers between the features and the classes
+    dropout: float = 0.0
+    input_px: int = 0  # tiles are resized to this side inside the network; 0: as they come
+    weights: str = "none"  # to begin with; or imagenet
+    cut: str = ""  # the backbone ends with this layer of it; empty: with its last
+    freeze: bool = False  # the backbone keeps its weights
+    unfreeze_top: int = 0  # but for this many of its layers, from the top
+    share: float = 1.0  # in the mean of several networks
+    copies: int = 1  # networks like this one, each from a seed of its own
+    attention_units: int = 64  # of the gated attention, where inference.pool asks for it
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What chance does to a tile before the network sees it, afresh in every epoch."""
+
+    turns: bool = True  # one of the eight turns and mirrors
+    mirror: bool = False  # left and right only
+    rotate_deg: float = 0.0  # up to this angle, either way
+    scale: float = 0.0  # up to this share larger or smaller
+    shift: float = 0.0  # up to this share of the side, either way, down and across
+    shear_deg: float = 0.0
+    gain: float = 0.1  # of each channel
+    brightness: float = 0.0  # share of 255 added to all channels
+    contrast: float = 0.0
+    stain: float = 0.0  # of haematoxylin, eosin and the rest, each by itself
+    blur: float = 0.0  # share of tiles that are smoothed
+    erase: float = 0.0  # largest side of a grey square, as a share of the tile's
 
 
 @dataclass(frozen=True)
@@ -48,18 +93,112 @@ class TrainingConfig:
     epochs: int
     batch_tiles: int
     learning_rate: float
-    folds: int  # for the out-of-fold predictions that calibration is fitted on
+    folds: int = 5  # for the out-of-fold predictions that calibration is fitted on
+    loss: str = "categorical"  # cross-entropy; or binary
+    balance: str = "weights"  # of the classes; or patients (they too), oversample, synthetic (SMOTE), none
+    class_weights: tuple[float, ...] = ()  # by class index; empty: as balance says
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # or constant, plateau
+    plateau_epochs: int = 3
+    plateau_factor: float = 0.2
+    least_rate: float = 1e-6
+    patience: int = 0  # epochs without a better loss before training stops; 0: never
+    keep: str = "best"  # of the epochs that with the lowest watched loss; or last
+    watch: float = 0.0  # share of the training patients set apart to choose the epoch by, where none are given
+    final: str = "all"  # what ships: a network trained on all patients; or folds, the networks of the folds
+    frozen_views: int = 8  # augmented copies of a tile whose features are computed once, under a frozen backbone
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a trained network is asked."""
+
+    pool: str = "mean"  # of a slide's tiles: mean of their probabilities, or attention
+    views: int = 1  # 1, 2 (mirrored) or 8 (turned and mirrored): the mean over them
+    floor: float = 0.02  # no calibrated probability goes below: one wrong answer costs at most -ln 0.02 = 3.9
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What the model card says beyond the figures: a sentence or two each."""
+
+    use: str = ""
+    data: str = ""
+    licence: str = ""
+    limits: str = ""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One member's recipe; a copy of it travels with the weights."""
+    """One member's recipe; a copy of it travels with the weights. `model` has one entry, or several to be averaged."""
 
     name: str
     tiling: TilingConfig
-    model: ModelConfig
+    model: tuple[ModelConfig, ...]
     training: TrainingConfig
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    inference: InferenceConfig = InferenceConfig()
+    card: CardConfig = CardConfig()
 
+
+BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; of lists: of every entry
+    "tile_px": (16, 2048),
+    "shrink": (1, 256),
+    "max_tiles": (1, 100_000),
+    "min_share": (0, 1),
+    "overlap": (0, 0.9),
+    "duplicate_bits": (0, 32),
+    "filters": (1, 4096),
+    "convolutions": (1, 8),
+    "head": (1, 8192),
+    "dropout": (0, 0.95),
+    "input_px": (0, 2048),
+    "unfreeze_top": (0, 10_000),
+    "copies": (1, 100),
+    "share": (0, 1e6),
+    "attention_units": (1, 4096),
+    "rotate_deg": (0, 180),
+    "scale": (0, 0.9),
+    "shift": (0, 0.9),
+    "shear_deg": (0, 60),
+    "gain": (0, 0.9),
+    "brightness": (0, 0.9),
+    "contrast": (0, 0.9),
+    "stain": (0, 0.9),
+    "blur": (0, 1),
+    "erase": (0, 0.9),
+    "epochs": (1, 10_000),
+    "batch_tiles": (1, 4096),
+    "learning_rate": (1e-7, 1),
+    "folds": (2, 100),
+    "class_weights": (0, 1e6),
+    "label_smoothing": (0, 0.5),
+    "weight_decay": (0, 1),
+    "plateau_epochs": (1, 1000),
+    "plateau_factor": (0.01, 0.99),
+    "least_rate": (0, 1),
+    "patience": (0, 10_000),
+    "watch": (0, 0.5),
+    "frozen_views": (0, 1000),
+    "floor": (0, 0.25),
+}
+WORDS: dict[str, tuple[str | int, ...]] = {
+    "duplicates": ("keep", "drop"),
+    "near_duplicates": ("group", "keep"),
+    "normalise": ("none", "background", "reinhard", "macenko"),
+    "source": ("slides", "npz", "folders", "table"),
+    "split": ("folds", "centres", "holdout", "given"),
+    "weights": ("none", "imagenet"),
+    "loss": ("categorical", "binary"),
+    "balance": ("weights", "patients", "oversample", "synthetic", "none"),
+    "final": ("all", "folds"),
+    "keep": ("best", "last"),
+    "schedule": ("cosine", "constant", "plateau"),
+    "pool": ("mean", "attention"),
+    "views": (1, 2, 8),
+}
 
 RECIPES = Path(__file__).parent / "learn" / "recipes"
 
@@ -69,7 +208,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
     Raises ConfigError for an unknown name, an unreadable file, or an unknown, missing, mistyped or impossible value.
     """
-    path = Path(name_or_path) if str(name_or_path).endswith(".toml") else RECIPES / f"{name_or_path}.toml"
+    path = recipe_path(name_or_path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,6 +219,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     recipe = typed(Recipe, raw, str(path))
     _check_recipe(recipe, str(path))
     return recipe
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file of a recipe: the path itself, or that of one that ships with the kit."""
+    return Path(name_or_path) if str(name_or_path).endswith(".toml") else RECIPES / f"{name_or_path}.toml"
 
 
 def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
@@ -103,8 +247,10 @@ def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return typed(hint, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+    if typing.get_origin(hint) is tuple and isinstance(value, list | dict):
         item = typing.get_args(hint)[0]
+        if isinstance(value, dict):  # [model] says the same as a single [[model]]
+            return (_convert(item, value, where),)
         return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -115,27 +261,33 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _check_recipe(recipe: Recipe, where: str) -> None:
-    tiling, training = recipe.tiling, recipe.training
-    bounds: list[tuple[str, float, float, float]] = [
-        ("tiling.tile_px", tiling.tile_px, 16, 2048),
-        ("tiling.shrink", tiling.shrink, 1, 256),
-        ("tiling.max_tiles", tiling.max_tiles, 1, 100_000),
-        ("tiling.batch_tiles", tiling.batch_tiles, 1, 1024),
-        ("tiling.min_share", tiling.min_share, 0, 1),
-        ("tiling.overlap", tiling.overlap, 0, 0.9),
-        ("model.dropout", recipe.model.dropout, 0, 0.95),
-        ("training.epochs", training.epochs, 1, 10_000),
-        ("training.batch_tiles", training.batch_tiles, 1, 4096),
-        ("training.learning_rate", training.learning_rate, 1e-7, 1),
-        ("training.folds", training.folds, 2, 100),
-    ]
-    for name, value, low, high in bounds:
-        if not low <= value <= high:
-            raise ConfigError(f"{where}: {name} is {value}; allowed: {low} to {high}")
-    words = [
-        ("tiling.duplicates", tiling.duplicates, ("keep", "drop")),
-        ("tiling.normalise", tiling.normalise, ("none", "background", "reinhard", "macenko")),
-    ]
-    for name, word, known in words:
-        if word not in known:
-            raise ConfigError(f"{where}: {name} is {word!r}; allowed: {', '.join(known)}")
+    for table in ("tiling", "training", "data", "augment", "inference"):
+        _check_table(getattr(recipe, table), table, where)
+    if not recipe.model:
+        raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
+    for index, model in enumerate(recipe.model):
+        _check_table(model, "model" if len(recipe.model) == 1 else f"model[{index}]", where)
+    if sum(model.share for model in recipe.model) <= 0:
+        raise ConfigError(f"{where}: the shares of the models sum to 0; their sum must be positive")
+    if recipe.data.positive and recipe.data.classes and recipe.data.positive not in recipe.data.classes:
+        raise ConfigError(
+            f"{where}: data.positive is {recipe.data.positive!r}; allowed: {', '.join(recipe.data.classes)}"
+        )
+    frozen = all(model.freeze and not model.unfreeze_top for model in recipe.model) and recipe.training.frozen_views
+    if recipe.inference.pool == "attention" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
+        raise ConfigError(f"{where}: inference.pool is 'attention'; it takes one network, frozen, with frozen_views")
+    if recipe.training.balance == "synthetic" and frozen:
+        raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
+
+
+def _check_table(table: Any, name: str, where: str) -> None:
+    """Raise ConfigError for a number outside its bounds, or a word that is not one of those known."""
+    for key, (low, high) in BOUNDS.items():
+        value = getattr(table, key, low)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, str) and not low <= number <= high:
+                raise ConfigError(f"{where}: {name}.{key} is {number}; allowed: {low} to {high}")
+    for key, known in WORDS.items():
+        word = getattr(table, key, known[0])
+        if isinstance(word, str | int) and word not in known:
+            raise ConfigError(f"{where}: {name}.{key} is {word!r}; allowed: {', '.join(map(str, known))}")

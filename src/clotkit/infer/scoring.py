@@ -10,6 +10,7 @@ from clotkit.config import TilingConfig
 from clotkit.errors import one_line
 from clotkit.infer.effort import AGAIN, EVERYTHING, ONE_MEMBER, SAID
 from clotkit.infer.ensemble import Probabilities
+from clotkit.infer.pooling import pooled
 from clotkit.infer.report import SlideReport, State
 from clotkit.infer.workers import Ended, Tiles
 from clotkit.learn.models import Member
@@ -19,10 +20,10 @@ DIGITS = 9  # of the probabilities in the report: a run that goes on from it wri
 
 @dataclass
 class Tally:
-    """What has come of one slide: for each member a sum of probabilities and a count of tiles, or why it is out."""
+    """What has come of one slide: for each member a row a tile, and how it pools them, or why it is out."""
 
-    sums: dict[str, Probabilities] = field(default_factory=dict)
-    tiles: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # batches of [n, C], of [n, C + 1]
+    pools: dict[str, str] = field(default_factory=dict)
     out: dict[str, str] = field(default_factory=dict)
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
@@ -30,23 +31,30 @@ class Tally:
         if member.name in self.out:
             return
         try:
-            probabilities = member.predict(tiles)  # -> [n, C]
+            rows = member.predict(tiles)  # -> [n, C], under attention [n, C + 1]
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide one member and is named
             self.out[member.name] = f"{type(error).__name__}: {one_line(error)}"
             return
-        if not np.isfinite(probabilities).all():
+        if not np.isfinite(rows).all():
             self.out[member.name] = "returned NaN"
             return
-        self.sums[member.name] = self.sums.get(member.name, 0) + probabilities.sum(axis=0, dtype=np.float64)
-        self.tiles[member.name] = self.tiles.get(member.name, 0) + len(probabilities)
+        self.rows.setdefault(member.name, []).append(rows)
+        self.pools[member.name] = member.recipe.inference.pool
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """Tiles a member."""
+        return {name: sum(map(len, batches)) for name, batches in self.rows.items()}
 
     def seen(self) -> dict[str, int]:
         """Tiles a member, of those that are not out."""
         return {name: count for name, count in self.tiles.items() if name not in self.out}
 
     def means(self) -> dict[str, Probabilities]:
-        """The mean over tiles a member, [C] each."""
-        return {name: np.round(self.sums[name] / count, DIGITS) for name, count in self.seen().items()}
+        """The slide's probabilities a member, [C] each: its tiles pooled as its recipe says."""
+        return {
+            name: np.round(pooled(np.concatenate(self.rows[name]), self.pools[name]), DIGITS) for name in self.seen()
+        }
 
     def said_out(self) -> list[str]:
         """A phrase for each member that is out."""

@@ -32,4 +32,5 @@ def write_manifest(folder: Path) -> int:
 
 def _provenance(member: Path) -> str:
     metrics = json.loads((member / METRICS).read_text(encoding="utf-8"))
-    return f"recipe {metrics['recipe']}, seed {metrics['seed']}, {metrics['slides']} slides: {metrics['data']}"
+    images = metrics["material"]["images"]
+    return f"recipe {metrics['recipe']}, seed {metrics['seed']}, {images} images: {metrics['data']}"

@@ -1,4 +1,4 @@
-"""Networks, built from their recipe: one of the two places with Keras (the other trains them).
+"""Members: a trained committee of networks, built from its recipe, its weights loaded onto every device.
 
 A member ships its weights and its recipe, not a saved model: a .keras file of a newer Keras does not load in Kaggle's.
 """
@@ -7,22 +7,24 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from clotkit.config import ModelConfig, Recipe, load_recipe
+import numpy as np
+
+from clotkit.config import Recipe, load_recipe
 from clotkit.errors import ConfigError, one_line
 from clotkit.files import sha256
 from clotkit.infer.ensemble import Calibration
-from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference
+from clotkit.learn.networks import Network, build_committee
+from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference, views_of
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 MANIFEST = "MANIFEST.json"  # beside the member folders
-BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its start; small recipes train for fewer
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -66,31 +68,25 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     Raises ConfigError when a file is missing or damaged, when its classes are not `classes`, or when its hash is not
     the one in MANIFEST.json beside the folder (where there is such a file).
     """
-    for name in (WEIGHTS, CALIBRATION):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
-    recipe = load_recipe(folder / RECIPE)
-    trained = tuple(_json(folder / METRICS).get("classes", ()))
+    recipe, metrics, calibration = read_parts(folder)
+    trained = tuple(metrics.get("classes", ()))
     if trained != classes:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")
-    calibration = Calibration.from_json(_json(folder / CALIBRATION), str(folder / CALIBRATION))
-    digest = _checked_hash(folder)
     start_keras()
-    predict = _on_all_devices(folder, recipe, len(classes))
-    return Member(folder.name, recipe, calibration, digest, predict, predict.notes)
+    predict = _on_all_devices(folder, recipe, len(classes), int(metrics.get("networks_of_folds", 1)))
+    fitted = Calibration.from_json(calibration, str(folder / CALIBRATION))
+    return Member(folder.name, recipe, fitted, sha256(folder / WEIGHTS), predict, predict.notes)
 
 
-def build_model(config: ModelConfig, tile_px: int, classes: int) -> Any:
-    """The network of a recipe: uint8 or float tiles [n, tile_px, tile_px, 3] in, softmax probabilities [n, C] out.
+def build_member(recipe: Recipe, classes: int, folds: int = 1) -> tuple[list[Network], Any]:
+    """A recipe's networks with fresh weights, `folds` times, and the model of them all.
 
-    Pixels are scaled inside the model, so that no caller can forget it or do it twice. Raises ConfigError for an
-    unknown name.
+    The model takes tiles [n, tile_px, tile_px, 3] in 0..255 and gives the mean of the networks' probabilities [n, C],
+    or under attention logits [n, C + 1]. Raises ConfigError for a recipe that makes no network.
     """
-    builder = BUILDERS.get(config.name)
-    if builder is None:
-        raise ConfigError(f"model.name is {config.name!r}; known: {', '.join(sorted(BUILDERS))}")
     start_keras()
-    return builder(config, tile_px, classes)
+    configs = [replace(config, weights="none") for config in recipe.model] * folds
+    return build_committee(configs, recipe.tiling.tile_px, classes, recipe.inference.pool)
 
 
 @cache
@@ -125,37 +121,30 @@ def _quiet() -> Iterator[None]:
             os.close(plain)
 
 
-def _cnn(config: ModelConfig, tile_px: int, classes: int) -> Any:
-    """Convolution, batch normalisation, ReLU and max pooling, once per entry of `filters`; then one dense layer."""
-    from keras import Sequential, layers
+def predictor(model: Any, batch: int, views: int = 1) -> Predictor:
+    """Predict with one model, wherever its weights are, in batches of one size: the mean over views; see Predictor."""
 
-    blocks: list[Any] = [layers.Input((tile_px, tile_px, 3)), layers.Rescaling(1 / 127.5, offset=-1)]
-    for filters in config.filters:  # [n, h, w, c] -> [n, h / 2, w / 2, filters]
-        blocks += [
-            layers.Conv2D(filters, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(momentum=BN_MOMENTUM),
-            layers.ReLU(),
-            layers.MaxPooling2D(),
-        ]
-    blocks += [
-        layers.GlobalAveragePooling2D(),  # [n, h, w, c] -> [n, c]
-        layers.Dropout(config.dropout),
-        layers.Dense(classes, activation="softmax", dtype=FULL),  # in half precision rows would not sum to 1
-    ]
-    return Sequential(blocks)
+    def forward(tiles: Tiles) -> Any:
+        return np.mean([model.predict_on_batch(view) for view in views_of(tiles, views)], axis=0)
+
+    return Predictor([forward], batch)
 
 
-BUILDERS: dict[str, Callable[[ModelConfig, int, int], Any]] = {"cnn": _cnn}
+def read_parts(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
+    """A member's recipe, metrics and calibration as their files have them, once all files are there and unchanged.
+
+    Raises ConfigError when one is missing, cannot be read, or has not the hash of MANIFEST.json beside the folder.
+    """
+    for name in (WEIGHTS, CALIBRATION):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
+    _check_hashes(folder)
+    return load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION)
 
 
-def predictor(model: Any, batch: int) -> Predictor:
-    """Predict with one model, wherever its weights are, in batches of one size; see Predictor."""
-    return Predictor([model.predict_on_batch], batch)
-
-
-def _on_all_devices(folder: Path, recipe: Recipe, classes: int) -> Predictor:
+def _on_all_devices(folder: Path, recipe: Recipe, classes: int, folds: int) -> Predictor:
     """The member's network on every device, in half precision where that is a GPU and exact enough."""
-    devices, load = list_devices(), partial(_load, folder, recipe, classes)
+    devices, load = list_devices(), partial(_load, folder, recipe, classes, folds)
     forward, precision, notes = load(devices[0], FULL), FULL, list[str]()
     if devices[0].startswith("gpu"):
         try:
@@ -185,24 +174,30 @@ def _precision(full: Forward, half: Forward, recipe: Recipe) -> tuple[str, list[
     return FULL, [f"computes in {FULL}: {HALF} would change a probability by {difference:.1g}"]
 
 
-def _load(folder: Path, recipe: Recipe, classes: int, device: str, precision: str) -> Forward:
+def load_networks(folder: Path, recipe: Recipe, classes: int, folds: int) -> tuple[list[Network], Any]:
+    """A member's networks with their weights, and the model of them all. Raises ConfigError for weights of another."""
+    networks, model = build_member(recipe, classes, folds)
+    try:
+        model.load_weights(folder / WEIGHTS)
+    except Exception as error:
+        raise ConfigError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
+    return networks, model
+
+
+def _load(folder: Path, recipe: Recipe, classes: int, folds: int, device: str, precision: str) -> Forward:
     """The member's network on one device, as a function of one batch. Raises ConfigError for weights of another."""
     import keras
 
     with keras.device(device), _computing_in(precision):
-        model = build_model(recipe.model, recipe.tiling.tile_px, classes)
-        try:
-            model.load_weights(folder / WEIGHTS)
-        except Exception as error:
-            raise ConfigError(
-                f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}"
-            ) from error
+        _, model = load_networks(folder, recipe, classes, folds)
     if keras.backend.backend() == "tensorflow":
         model.jit_compile = False  # Keras turns XLA on by itself where there is a GPU: a compilation for every shape
 
     def forward(tiles: Tiles) -> Any:
         with keras.device(device):  # the scope of a thread: weights alone do not decide where it runs
-            return model.predict_on_batch(tiles)
+            views = views_of(tiles, recipe.inference.views)
+            rows = [model.predict_on_batch(view) for view in views]  # [n, C] each
+            return rows[0] if len(rows) == 1 else np.mean(rows, axis=0)
 
     return forward
 
@@ -220,8 +215,8 @@ def _computing_in(precision: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _checked_hash(folder: Path) -> str:
-    digest, manifest = sha256(folder / WEIGHTS), folder.parent / MANIFEST
+def _check_hashes(folder: Path) -> None:
+    manifest = folder.parent / MANIFEST
     listed = _json(manifest) if manifest.is_file() else {}
     for name in (WEIGHTS, RECIPE, CALIBRATION):
         found = sha256(folder / name)
@@ -231,7 +226,6 @@ def _checked_hash(folder: Path) -> str:
                 f"{folder / name}: sha256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; "
                 "fetch the weights again or run make weights-demo"
             )
-    return digest
 
 
 def _json(path: Path) -> Any:

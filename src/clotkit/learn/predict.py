@@ -96,6 +96,14 @@ def noise(tile_px: int, tiles: int) -> Tiles:
     return np.asarray(np.clip(colour + grain, 0, 255), np.uint8)
 
 
+def views_of(tiles: Tiles, views: int) -> list[Tiles]:
+    """The tiles [n, S, S, 3] as they are, and mirrored (2 views), and in all eight turns and mirrors (8)."""
+    turns = 4 if views == 8 else 1
+    turned = [np.rot90(tiles, turn, (1, 2)) for turn in range(turns)]
+    mirrored = [view[:, :, ::-1] for view in turned] if views > 1 else []
+    return [np.ascontiguousarray(view) for view in [*turned, *mirrored]]
+
+
 def _padded(part: Tiles, batch_tiles: int) -> Tiles:
     """[n, H, W, 3] -> [batch_tiles, H, W, 3], black tiles at the end."""
     if len(part) == batch_tiles:

@@ -1,11 +1,12 @@
-"""Training a member: tiles of a train split, out-of-fold predictions by patient, calibration, the final network."""
+"""Training a member: labelled tiles, folds, networks for each, the calibration, and what ships."""
 
+import hashlib
 import json
-import math
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,254 +15,285 @@ import numpy.typing as npt
 import pandas as pd
 
 from clotkit.competitions import Competition
-from clotkit.config import Recipe, TrainingConfig, load_recipe
-from clotkit.errors import ConfigError, SplitError
-from clotkit.files import publish_json, publish_text, publishing
-from clotkit.infer.workers import Ended, Limits, Task, Tiles, stream
-from clotkit.learn import models
-from clotkit.learn.calibrate import fit_calibration
-from clotkit.metric import balanced_log_loss
-from clotkit.splits import SYNTHETIC, SlideRow, read_slides
+from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
+from clotkit.errors import UsageError
+from clotkit.files import publish_text
+from clotkit.learn import devices
+from clotkit.learn.contours import MARKER
+from clotkit.learn.fit import Features, Told, features_of, fit, forget, is_frozen
+from clotkit.learn.folds import Fold, make_folds
+from clotkit.learn.member import TRAINED, WATCHED, Trained, write_member
+from clotkit.learn.models import predictor, start_keras
+from clotkit.learn.networks import Network, build_network
+from clotkit.learn.scores import (
+    Aim,
+    aim_of,
+    calibrated_on,
+    constant,
+    cross_calibrated,
+    mean_rows,
+    predicted_images,
+    score,
+    units_of,
+)
+from clotkit.learn.sources import read_source
+from clotkit.learn.tiles import TileSet
+from clotkit.learn.twins import group_twins
+from clotkit.splits import SYNTHETIC
 
 Log = Callable[[str], None]
+DESCRIBED = ("seed", "size", "separation", "pictures")  # of what a synthetic split's marker says
+LINE_S = 20.0
+STATE = ".training"  # in the member's folder: what a killed run goes on from
+ESTIMATES = {  # what the figures are of, by the split's rule
+    "folds": "out of fold, by patient",
+    "centres": "out of fold, by centre",
+    "holdout": "patients held out",
+    "given": "the test part",
+}
 
 
 @dataclass(frozen=True)
-class TileSet:
-    """Tiles in memory: `tiles` uint8[n, H, W, 3], and for each its class index, patient and slide."""
+class TrainSettings:
+    """What `clotkit train` is asked for; `folds` None takes the recipe's, `limit` None takes all images."""
 
-    tiles: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    patients: npt.NDArray[np.str_]
-    images: npt.NDArray[np.str_]
-
-    def where(self, chosen: npt.NDArray[np.bool_]) -> "TileSet":
-        """The tiles that a boolean mask [n] picks."""
-        return TileSet(self.tiles[chosen], self.labels[chosen], self.patients[chosen], self.images[chosen])
+    recipe: str
+    data: Path
+    out: Path
+    folds: int | None = None
+    limit: int | None = None
+    backbones: Path | None = None
 
 
-def train(
-    recipe_name: str, data: Path, out: Path, competition: Competition, folds: int | None, limit: int | None, log: Log
-) -> dict[str, Any]:
-    """Train `recipe_name` on the train split `data`; write the member folder `out` and return its metrics.
+def train(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
+    """Train a recipe on its data; write the member folder `out` and return its metrics.
 
-    Folds are stratified and by patient (a split by tile leaks patients); the calibration is fitted on their
-    out-of-fold predictions; the network that ships is trained on everything. Raises ConfigError or SplitError.
+    Patients are on one side of every split; the figures are of those that no network had seen, calibrated on others.
+    A run that was killed goes on where it stood when the same command is given again. Raises ConfigError, SplitError
+    or UsageError, before a file is written, for wrong input.
     """
     started = time.monotonic()
-    recipe, source = load_recipe(recipe_name), _recipe_path(recipe_name)
-    slides = _limited(read_slides(data, "train", competition), limit)
-    tiles = _read_tiles(slides, recipe, competition, log)
-    folds = _possible_folds(folds or recipe.training.folds, tiles, competition)
-
-    oof, history = _out_of_fold(tiles, recipe, competition, folds, log)
-    labels = oof["label"].to_numpy(np.int64)
-    raw = oof[list(competition.classes.names)].to_numpy(np.float64)
-    calibration = fit_calibration(raw, labels, competition)
-    model, final = _fit(tiles, recipe, len(competition.classes.names), recipe.training.seed)
-    history.append(final.assign(fold="all"))
-
-    metrics = {
-        "classes": list(competition.classes.names),
-        "competition": competition.slug,
-        "data": _describe(data),
-        "recipe": recipe.name,
-        "patients": len(oof),
-        "slides": len(np.unique(tiles.images)),
-        "tiles": len(tiles.tiles),
-        "folds": folds,
-        "seed": recipe.training.seed,
-        "out_of_fold": _scores(raw, calibration.apply(raw), labels, competition),
-        "constant": round(float(np.log(len(competition.classes.names))), 4),
-    }
-    _write_member(out, recipe, source, model, calibration.to_json(), metrics, pd.concat(history), oof)
-    log(f"{out}: {metrics['out_of_fold']} on {len(oof)} patients, {time.monotonic() - started:.0f} s")
+    recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
+    tiles = read_grouped(recipe, settings.data, competition, settings.limit, log)
+    aim = aim_of(recipe, tiles.labels, tiles.classes, competition)
+    folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
+    start_keras()
+    run = _Run(recipe, tiles, aim, settings.backbones, _state(settings.out, source, tiles, folds, log), log)
+    trained = run.on_folds(folds)
+    metrics = _metrics(trained, recipe, tiles, aim, settings.data, competition, len(folds))
+    write_member(settings.out, recipe, source, trained, metrics)
+    forget(settings.out / STATE)
+    log(f"{settings.out}: {summary(metrics)}; {time.monotonic() - started:.0f} s")
     return metrics
 
 
-def _describe(data: Path) -> str:
-    """What the member was trained on: a synthetic split says so, and how to make it again."""
-    marker = data / SYNTHETIC
-    if not marker.is_file():
-        return data.name
-    facts = json.loads(marker.read_text(encoding="utf-8"))["splits"]["train"]
-    return f"synthetic, seed {facts['seed']}, size {facts['size']}, separation {facts['separation']:g}"
-
-
-def _recipe_path(name: str) -> Path:
-    from clotkit.config import RECIPES
-
-    return Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-
-
-def _limited(slides: list[SlideRow], limit: int | None) -> list[SlideRow]:
-    if limit is None:
-        return slides
-    return [
-        slide
-        for label in sorted({slide.label or 0 for slide in slides})
-        for slide in [row for row in slides if row.label == label][:limit]
+def summary(metrics: dict[str, Any]) -> str:
+    """The figures that matter, on one line."""
+    shown = ("accuracy", "balanced_accuracy", "auc", "weighted_log_loss")
+    said = [
+        f"{name.replace('_', ' ')} {metrics[name]:.4f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+        for name in shown
+        if metrics.get(name) is not None and metrics.get(f"{name}_low") is not None
     ]
+    return ", ".join(said) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
 
 
-def _read_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Competition, log: Log) -> TileSet:
-    """The tiles of every slide, each slide in a process of its own; a slide that fails is left out by name."""
-    by_id = {slide.image_id: slide for slide in slides}
-    tasks = [Task(slide.image_id, slide.path, (recipe.tiling,)) for slide in slides]
-    found: dict[str, list[npt.NDArray[np.uint8]]] = {image_id: [] for image_id in by_id}
-    limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
-    for event in stream(tasks, limits, os.cpu_count() or 1):
-        if isinstance(event, Tiles):
-            found[event.image_id].append(event.batch.tiles)
-        elif isinstance(event, Ended) and event.reason:
-            log(f"{event.image_id} is left out: {event.reason}")
-            found[event.image_id] = []
-    kept = [(by_id[image_id], np.concatenate(batches)) for image_id, batches in found.items() if batches]
-    if not kept:
-        raise SplitError(f"none of the {len(slides)} slides gave a tile; the lines above say why")
-    log(f"{sum(len(tiles) for _, tiles in kept)} tiles of {len(kept)} slides")
-    return TileSet(
-        tiles=np.concatenate([tiles for _, tiles in kept]),
-        labels=np.concatenate([np.full(len(tiles), slide.label, np.int64) for slide, tiles in kept]),
-        patients=np.concatenate([np.full(len(tiles), slide.patient_id) for slide, tiles in kept]),
-        images=np.concatenate([np.full(len(tiles), slide.image_id) for slide, tiles in kept]),
+def read_grouped(recipe: Recipe, data: Path, competition: Competition, limit: int | None, log: Log) -> TileSet:
+    """The recipe's labelled tiles; pictures that are near-identical count as one patient, unless it says otherwise.
+
+    Raises UsageError for a limit below 1, and what read_source raises.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit is {limit}; at least 1 image a class is needed")
+    tiles = read_source(recipe, data, competition, limit, log)
+    if recipe.data.source != "slides" and recipe.data.near_duplicates == "group":
+        tiles = group_twins(tiles, recipe.data.duplicate_bits, log)
+    log(f"{len(tiles)} tiles of {len(set(tiles.images))} images, {len(set(tiles.patients))} patients")
+    return tiles
+
+
+def _state(out: Path, source: str, tiles: TileSet, folds: Sequence[Fold], log: Log) -> Path:
+    """The folder of what is done so far; an earlier one stays if it is of the same recipe, data and folds."""
+    digest = hashlib.sha256(source.encode())
+    for array in (tiles.tiles, tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.watch))):
+        digest.update(np.ascontiguousarray(array).data)
+    state, key = out / STATE, digest.hexdigest()
+    named = state / "key"
+    if named.is_file() and named.read_text(encoding="utf-8") == key:
+        log(f"{out}: goes on from where an earlier run stood")
+        return state
+    forget(state)
+    state.mkdir(parents=True)
+    publish_text(named, key)
+    return state
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One recipe on one set of tiles; what a frozen backbone makes of them is computed once for all folds."""
+
+    recipe: Recipe
+    tiles: TileSet
+    aim: Aim
+    backbones: Path | None
+    state: Path
+    log: Log
+    bases: dict[ModelConfig, tuple[Network, Features]] = field(default_factory=dict)
+
+    def on_folds(self, folds: Sequence[Fold]) -> Trained:
+        """Train on every fold, and on everything where the recipe wants that to ship; calibrate what ships."""
+        networks: list[list[Network]] = []
+        histories, held, watched = [], [], []
+        for number, fold in enumerate(folds):
+            found, history = self._committee(str(number), fold.train, fold.watch)
+            networks.append(found)
+            histories.append(history.assign(fold=number))
+            held.append(self._predicted(found, fold.held).assign(fold=number))
+            watched.append(self._predicted(found, fold.watch))
+            self.log(_said(f"fold {number + 1} of {len(folds)}", fold, history))
+        out_of_fold = pd.concat(held, ignore_index=True)
+        units = units_of(out_of_fold, self.aim)
+        if len(folds) == 1:
+            calibration = calibrated_on(units_of(watched[0], self.aim), self.aim)  # none to speak of without any
+            crossed = [calibration]
+        else:
+            calibration = calibrated_on(units, self.aim)
+            crossed = [calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))]
+        scored = cross_calibrated(units, crossed, self.aim)
+        if len(folds) > 1 and self.recipe.training.final == "all":
+            watch = folds[0].watch
+            found, history = self._committee("all", ~watch, watch)
+            networks, histories = [found], [*histories, history.assign(fold="all")]
+        history = pd.concat(histories, ignore_index=True)
+        return Trained(networks, history, out_of_fold, scored, calibration, crossed, _split(self.tiles, folds))
+
+    def _committee(
+        self, name: str, train: npt.NDArray[np.bool_], watch: npt.NDArray[np.bool_]
+    ) -> tuple[list[Network], pd.DataFrame]:
+        """The recipe's networks, trained on some of the tiles, and their histories."""
+        networks, histories = [], []
+        for number, config in enumerate(expanded(self.recipe.model)):
+            seed = self.recipe.training.seed + 1000 * number + (0 if name == "all" else int(name) + 1)
+            base, features = self._base(config)
+            with devices.training():
+                network = self._network(config, seed, base)
+                parts = None if features is None else (features.where(train), features.where(watch))
+                seen, watched = self.tiles.where(train), self.tiles.where(watch)
+                title, state = f"{config.name}, fold {name}", self.state / f"{name}-{number}"
+                with _epochs(title, self.recipe.training.epochs, self.log) as told:
+                    history = fit(network, seen, watched, self.recipe, seed, state, parts, told)
+            networks.append(network)
+            histories.append(history.assign(network=number))
+        return networks, pd.concat(histories, ignore_index=True)
+
+    def _network(self, config: ModelConfig, seed: int, base: Network | None) -> Network:
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        recipe, classes = self.recipe, len(self.tiles.classes)
+        return build_network(config, recipe.tiling.tile_px, classes, recipe.inference.pool, self.backbones, base)
+
+    def _base(self, config: ModelConfig) -> tuple[Network | None, Features | None]:
+        """A frozen backbone, the same for all folds, and its features of all tiles; nothing where it learns."""
+        if not is_frozen(config, self.recipe):
+            return None, None
+        if config not in self.bases:
+            network = self._network(config, self.recipe.training.seed, None)
+            self.log(f"{config.name} is frozen: its features of {len(self.tiles)} tiles are computed once")
+            self.bases[config] = network, features_of(network, self.tiles.tiles, self.recipe)
+        return self.bases[config]
+
+    def _predicted(self, networks: Sequence[Network], chosen: npt.NDArray[np.bool_]) -> pd.DataFrame:
+        """One row an image of the chosen tiles."""
+        tiles, recipe = self.tiles.where(chosen), self.recipe
+        batch, views = recipe.training.batch_tiles, recipe.inference.views
+        shares = [config.share for config in expanded(recipe.model)]
+        rows = [predictor(network.model, batch, views)(tiles.tiles) for network in networks]  # [n, C] each
+        return predicted_images(mean_rows(rows, shares), tiles, recipe.inference)
+
+
+@contextmanager
+def _epochs(title: str, total: int, log: Log) -> Iterator[Told]:
+    """A tqdm bar of epochs on a terminal; elsewhere a line, at most one in LINE_S seconds."""
+    from tqdm import tqdm
+
+    last = time.monotonic()
+    with tqdm(total=total, desc=title, unit="epoch", disable=not sys.stderr.isatty()) as bar:
+
+        def told(epoch: int, row: dict[str, float]) -> None:
+            nonlocal last
+            losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", "val_loss") if name in row)
+            bar.set_postfix_str(losses, refresh=False)
+            bar.update(epoch - bar.n)
+            if bar.disable and time.monotonic() - last > LINE_S:
+                last = time.monotonic()
+                log(f"{title}: epoch {epoch} of {total}, {losses}")
+
+        yield told
+
+
+def expanded(configs: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """One entry a network: each config as often as it wants copies."""
+    return [config for config in configs for _ in range(config.copies)]
+
+
+def _said(name: str, fold: Fold, history: pd.DataFrame) -> str:
+    last = history.iloc[-1]
+    return (
+        f"{name}: {int(fold.train.sum())} tiles to train, {int(fold.held.sum())} held out, "
+        f"{int(last['epoch'])} epochs, last loss {last['loss']:.3f}"
     )
 
 
-def _possible_folds(folds: int, tiles: TileSet, competition: Competition) -> int:
-    patients = pd.DataFrame({"patient": tiles.patients, "label": tiles.labels}).drop_duplicates()
-    counts = np.bincount(patients["label"], minlength=len(competition.classes.names))
-    rarest = int(counts.argmin())
-    if counts[rarest] < folds:
-        raise ConfigError(
-            f"--folds is {folds}, but class {competition.classes.names[rarest]} has only "
-            f"{counts[rarest]} patients; at most that many folds, at least 2"
-        )
-    return folds
+def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
+    """A row an image, and its fold: the number of the one that held it; with one fold also train and watch."""
+    table = pd.DataFrame({"image": tiles.images, "fold": ""})
+    for number, fold in enumerate(folds):
+        if len(folds) == 1:
+            table.loc[fold.train, "fold"] = TRAINED
+            table.loc[fold.watch, "fold"] = WATCHED
+        table.loc[fold.held, "fold"] = str(number)
+    return table.drop_duplicates()
 
 
-def _out_of_fold(
-    tiles: TileSet, recipe: Recipe, competition: Competition, folds: int, log: Log
-) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
-    """Predictions for patients that the network has not seen: one row a patient (label, p a class), and histories."""
-    names, parts, histories = list(competition.classes.names), [], []
-    for fold, (seen, held) in enumerate(out_of_fold_parts(tiles, folds, recipe.training.seed)):
-        model, history = _fit(seen, recipe, len(names), recipe.training.seed + fold + 1)
-        predict = models.predictor(model, recipe.training.batch_tiles)
-        frame = pd.DataFrame(predict(held.tiles), columns=names)
-        parts.append(frame.assign(patient=held.patients, image=held.images, label=held.labels))
-        histories.append(history.assign(fold=fold))
-        log(
-            f"fold {fold + 1} of {folds}: {len(seen.tiles)} tiles to train, {len(held.tiles)} held out, "
-            f"last loss {history['loss'].iloc[-1]:.3f}"
-        )
-    by_slide = pd.concat(parts).groupby(["patient", "image"], as_index=False).mean()
-    return by_slide.drop(columns="image").groupby("patient", as_index=False).mean(), histories
+def _describe(data: Path) -> str:
+    """What the member was trained on: drawn slides and pictures say so, and how to make them again."""
+    marker = next((data / name for name in (SYNTHETIC, MARKER) if (data / name).is_file()), None)
+    if marker is None:
+        return data.name
+    facts = json.loads(marker.read_text(encoding="utf-8"))
+    facts = facts["splits"]["train"] if "splits" in facts else facts
+    return "synthetic, " + ", ".join(f"{name} {value}" for name, value in facts.items() if name in DESCRIBED)
 
 
-def out_of_fold_parts(tiles: TileSet, folds: int, seed: int) -> Iterator[tuple[TileSet, TileSet]]:
-    """Tiles to train on and tiles held out, fold by fold: stratified, and every patient on one side only."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for seen, _ in splitter.split(tiles.tiles, tiles.labels, tiles.patients):
-        chosen = np.zeros(len(tiles.tiles), bool)
-        chosen[seen] = True
-        yield tiles.where(chosen), tiles.where(~chosen)
-
-
-def _fit(tiles: TileSet, recipe: Recipe, classes: int, seed: int) -> tuple[Any, pd.DataFrame]:
-    """Train a fresh network; classes are weighted equally, however many tiles each has."""
-    models.start_keras()
-    import keras
-
-    config = recipe.training
-    keras.utils.set_random_seed(seed)
-    model = models.build_model(recipe.model, recipe.tiling.tile_px, classes)
-    batches = math.ceil(len(tiles.tiles) / config.batch_tiles)
-    schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, batches * config.epochs)
-    model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
-    history = model.fit(_feed(tiles, config, classes, seed), epochs=config.epochs, verbose=0)
-    frame = pd.DataFrame(history.history).round(5)
-    frame.insert(0, "epoch", range(1, len(frame) + 1))
-    return model, frame
-
-
-def _feed(tiles: TileSet, config: TrainingConfig, classes: int, seed: int) -> Any:
-    """Shuffled, augmented, class-weighted batches as a keras.utils.PyDataset, the same ones for the same seed."""
-    import keras
-
-    counts = np.bincount(tiles.labels, minlength=classes)
-    weights = (len(tiles.labels) / (classes * counts))[tiles.labels].astype(np.float32)
-
-    class Feed(keras.utils.PyDataset):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.epoch = 0
-            self.on_epoch_end()
-
-        def __len__(self) -> int:
-            return math.ceil(len(tiles.labels) / config.batch_tiles)
-
-        def on_epoch_end(self) -> None:
-            self.order = np.random.default_rng([seed, self.epoch]).permutation(len(tiles.labels))
-            self.epoch += 1
-
-        def __getitem__(self, index: int) -> tuple[Any, ...]:
-            chosen = self.order[index * config.batch_tiles : (index + 1) * config.batch_tiles]
-            rng = np.random.default_rng([seed, self.epoch, index])
-            return augment(tiles.tiles[chosen], rng), tiles.labels[chosen], weights[chosen]
-
-    return Feed()
-
-
-def augment(tiles: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """One of the eight turns and mirrors a tile, and a gain a channel of up to 10 %: uint8 -> float32 [n, H, W, 3].
-
-    Outside the model, because Keras applies a random layer inside it whenever the model is called or exported.
-    """
-    turned = [np.rot90(tile, int(rng.integers(4)))[:, :: int(rng.choice((-1, 1)))] for tile in tiles]
-    gains = rng.uniform(0.9, 1.1, (len(tiles), 1, 1, 3)).astype(np.float32)
-    return np.asarray(np.clip(np.stack(turned).astype(np.float32) * gains, 0, 255), np.float32)
-
-
-def _scores(
-    raw: npt.NDArray[np.float64],
-    calibrated: npt.NDArray[np.float64],
-    labels: npt.NDArray[np.int64],
-    competition: Competition,
-) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
-    weights, clip = competition.classes.weights, competition.metric.clip
-    auc = roc_auc_score(labels, raw[:, 1]) if raw.shape[1] == 2 else roc_auc_score(labels, raw, multi_class="ovr")
+def _metrics(
+    trained: Trained, recipe: Recipe, tiles: TileSet, aim: Aim, data: Path, competition: Competition, folds: int
+) -> dict[str, Any]:
+    raw = units_of(trained.out_of_fold, aim)
+    slides = {}
+    if aim.by_patient:
+        by_slide = replace(aim, by_patient=False)
+        slides = {"per_slide": score(cross_calibrated(trained.out_of_fold, trained.crossed, by_slide), by_slide)}
     return {
-        "log_loss_raw": round(balanced_log_loss(raw.tolist(), labels.tolist(), weights, clip), 4),
-        "log_loss_calibrated_in_sample": round(
-            balanced_log_loss(calibrated.tolist(), labels.tolist(), weights, clip), 4
-        ),
-        "auc": round(float(auc), 4),
+        "classes": list(tiles.classes),
+        "positive": aim.positive,
+        "competition": competition.slug if recipe.data.source == "slides" else None,
+        "data": _describe(data),
+        "recipe": recipe.name,
+        "seed": recipe.training.seed,
+        "folds": folds,
+        "networks_of_folds": len(trained.networks),
+        "material": {
+            "patients": len(set(tiles.patients)),
+            "images": len(set(tiles.images)),
+            "tiles": len(tiles),
+        },
+        "unit": "patient" if aim.by_patient else "image",
+        "estimate": ESTIMATES[recipe.data.split],
+        "class_weights": list(aim.weights),
+        "clip": aim.clip,
+        "constant": round(constant(aim), 6),
+        "weighted_log_loss_uncalibrated": score(raw, aim)["weighted_log_loss"],
+        **score(trained.scored, aim),
+        **slides,
     }
-
-
-def _write_member(
-    out: Path,
-    recipe: Recipe,
-    source: Path,
-    model: Any,
-    calibration: dict[str, Any],
-    metrics: dict[str, Any],
-    history: pd.DataFrame,
-    oof: pd.DataFrame,
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    # A fresh network with the same weights: a compiled one would save its optimizer's state too.
-    bare = models.build_model(recipe.model, recipe.tiling.tile_px, len(metrics["classes"]))
-    bare.set_weights(model.get_weights())
-    with publishing(out / models.WEIGHTS) as temporary:
-        bare.save_weights(temporary, overwrite=True)
-    publish_text(out / models.RECIPE, source.read_text(encoding="utf-8"))
-    publish_json(out / models.CALIBRATION, calibration)
-    publish_json(out / models.METRICS, metrics)
-    publish_text(out / "history.csv", history.to_csv(index=False, lineterminator="\n"))
-    publish_text(out / "oof.csv", oof.round(6).to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,113 @@
+"""Augmentation: the same for the same draw, in range, its input untouched, each part doing what it says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clotkit.config import AugmentConfig
+from clotkit.learn.augment import augment
+from clotkit.learn.predict import views_of
+
+STILL = AugmentConfig(turns=False, gain=0)
+
+
+def tiles_of(seed: int, count: int = 5, side_px: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, side_px // 4, side_px // 4, 3))
+    return np.kron(coarse, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.builds(
+        AugmentConfig,
+        turns=st.booleans(),
+        mirror=st.booleans(),
+        rotate_deg=st.floats(0, 180),
+        scale=st.floats(0, 0.9),
+        shift=st.floats(0, 0.9),
+        shear_deg=st.floats(0, 60),
+        gain=st.floats(0, 0.9),
+        brightness=st.floats(0, 0.9),
+        contrast=st.floats(0, 0.9),
+        stain=st.floats(0, 0.9),
+        blur=st.floats(0, 1),
+        erase=st.floats(0, 0.9),
+    ),
+    st.integers(0, 1000),
+)
+def test_any_augmentation_keeps_shape_range_and_its_input(config: AugmentConfig, seed: int) -> None:
+    tiles = tiles_of(seed)
+    before = tiles.copy()
+    changed = augment(tiles, config, np.random.default_rng(seed))
+    assert changed.shape == tiles.shape
+    assert changed.dtype == np.float32
+    assert np.isfinite(changed).all()
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+    assert np.array_equal(tiles, before)
+    assert np.array_equal(changed, augment(tiles, config, np.random.default_rng(seed)))
+
+
+def test_nothing_asked_nothing_changed() -> None:
+    tiles = tiles_of(1)
+    assert np.array_equal(augment(tiles, STILL, np.random.default_rng(0)), tiles)
+
+
+def test_turns_are_one_of_eight() -> None:
+    tiles = tiles_of(2, 64)
+    turned = augment(tiles, AugmentConfig(turns=True, gain=0), np.random.default_rng(3))
+    which = [
+        next(i for i, view in enumerate(views_of(tile[None], 8)) if np.array_equal(view[0], new))
+        for tile, new in zip(tiles, turned, strict=True)
+    ]
+    assert set(which) == set(range(8))
+
+
+@pytest.mark.parametrize(
+    "config", [AugmentConfig(turns=False, gain=0.1), AugmentConfig(turns=False, gain=0, brightness=0.05)]
+)
+def test_colours_change_within_bounds(config: AugmentConfig) -> None:
+    tiles = np.full((50, 8, 8, 3), 120, np.uint8)
+    means = augment(tiles, config, np.random.default_rng(2)).mean(axis=(1, 2)) / 120
+    assert 0.88 < means.min() < 0.97
+    assert 1.03 < means.max() < 1.12
+
+
+def test_a_quarter_turn_by_resampling_is_a_quarter_turn() -> None:
+    tiles = tiles_of(4, 1)
+    bent = [
+        augment(tiles, AugmentConfig(turns=False, gain=0, rotate_deg=180), np.random.default_rng(seed))
+        for seed in range(300)
+    ]
+    nearest = min(np.abs(one - np.rot90(tiles, 1, (1, 2))).mean() for one in bent)
+    other = np.abs(bent[0] - np.rot90(tiles, 1, (1, 2))).mean()
+    assert nearest < 8 < other
+
+
+def test_a_shift_moves_by_its_share_at_most() -> None:
+    tiles = np.zeros((200, 20, 20, 3), np.uint8)
+    tiles[:, 10, 10] = 255
+    moved = augment(tiles, AugmentConfig(turns=False, gain=0, shift=0.2), np.random.default_rng(0))[..., 0]
+    rows, columns = (moved.sum(axis=axis) @ np.arange(20) / moved.sum(axis=(1, 2)) for axis in (2, 1))
+    for centre in (rows, columns):
+        assert np.abs(centre - 10).max() <= 4.01
+        assert np.abs(centre - 10).max() > 3
+
+
+def test_stains_change_tissue_and_leave_white() -> None:
+    config = AugmentConfig(turns=False, gain=0, stain=0.3)
+    purple = np.full((40, 4, 4, 3), (150, 80, 170), np.uint8)
+    changed = augment(purple, config, np.random.default_rng(1))
+    assert changed.std(axis=0).max() > 10
+    white = augment(np.full((40, 4, 4, 3), 255, np.uint8), config, np.random.default_rng(1))
+    assert white.min() > 230
+
+
+def test_views_undo_nothing_and_lose_nothing() -> None:
+    tiles = tiles_of(5)
+    assert [len(views_of(tiles, views)) for views in (1, 2, 8)] == [1, 2, 8]
+    assert np.array_equal(views_of(tiles, 1)[0], tiles)
+    assert len({view.tobytes() for view in views_of(tiles, 8)}) == 8
+    assert all(np.array_equal(np.sort(view, axis=None), np.sort(tiles, axis=None)) for view in views_of(tiles, 8))

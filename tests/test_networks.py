@@ -1,0 +1,283 @@
+"""Networks: each builds and gives probabilities; what is scaled, frozen, named and shared is what it should be."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clotkit.config import ModelConfig
+from clotkit.errors import ConfigError
+from clotkit.infer.pooling import pool_attention, pool_logits
+from clotkit.learn.networks import KINDS, Network, build_committee, build_network
+from clotkit.learn.predict import noise
+
+from .conftest import ROOT
+
+SIDES = {"inceptionv3": 75}
+PARAMETERS = {  # without the classifier, as keras.applications' documentation and summaries have them
+    "resnet50": 23_587_712,
+    "resnet101": 42_658_176,
+    "vgg16": 14_714_688,
+    "vgg19": 20_024_384,
+    "inceptionv3": 21_802_784,
+    "efficientnetb0": 4_049_571,
+    "efficientnetb1": 6_575_239,
+    "efficientnet_lite0": 3_413_024,
+}
+
+
+def config(name: str, **settings: object) -> ModelConfig:
+    return replace(ModelConfig(name, filters=(4, 8) if name.startswith("cnn") else ()), **settings)
+
+
+def ask(model: Any, tiles: np.ndarray) -> np.ndarray:
+    """What a model gives, without the seconds that compiling it takes."""
+    return np.asarray(model(tiles.astype(np.float32), training=False))
+
+
+def cnn(side: int = 16, classes: int = 3, pool: str = "mean", **settings: object) -> Network:
+    return build_network(config("cnn", **settings), side, classes, pool)
+
+
+def shake(model: Any, seed: int = 1) -> None:
+    """Give every weight a random value: fresh networks have biases of 0 and statistics of 0 and 1."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.normal(0.1, 0.3, value.shape) ** 2 for value in model.get_weights()])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_name_builds_gives_probabilities_and_has_the_published_size(name: str) -> None:
+    side = SIDES.get(name, 32)
+    network = build_network(config(name, head=(8,), dropout=0.2), side, 2)
+    tiles = noise(side, 2)
+    p = ask(network.model, tiles)
+    assert p.shape == (2, 2)
+    assert p.dtype == np.float32
+    assert p.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    features = ask(network.features, tiles)
+    assert network.maps.output.shape[1:3] == network.maps.output.shape[2:0:-1]
+    assert ask(network.head, features) == pytest.approx(p, abs=1e-5)
+    if name in PARAMETERS:
+        assert network.features.count_params() == PARAMETERS[name]
+        width = features.shape[1]
+        assert network.head.count_params() == width * 8 + 8 + 4 * 8 + 8 * 2 + 2
+    assert not [layer.name for layer in network.model.layers if "random" in type(layer).__name__.lower()]
+
+
+def scaled(network: Network, tiles: np.ndarray) -> np.ndarray:
+    """What the network makes of the pixels before its first convolution or its backbone."""
+    import keras
+
+    model = network.maps
+    backbone = model.layers[-1] if isinstance(model.layers[-1], keras.Model) else None
+    if backbone is not None and backbone.name.startswith("efficientnetb"):
+        return np.asarray(keras.Model(backbone.input, backbone.layers[2].output)(tiles.astype(np.float32)))
+    layer = model.get_layer("scale")
+    return np.asarray(keras.Model(model.input, layer.output)(tiles.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("resnet50", "resnet"), ("vgg16", "vgg16"), ("inceptionv3", "inception_v3"), ("cnn", "inception_v3")],
+)
+def test_pixels_are_scaled_as_keras_scales_them(name: str, module: str) -> None:
+    import keras
+
+    side = SIDES.get(name, 32)
+    tiles = noise(side, 2)
+    wanted = getattr(keras.applications, module).preprocess_input(tiles.astype(np.float32))
+    assert scaled(build_network(config(name), side, 2), tiles) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_pixels_are_scaled_as_the_other_originals_scale_them() -> None:
+    tiles = noise(32, 2).astype(np.float64)
+    lite0 = scaled(build_network(config("efficientnet_lite0"), 32, 2), tiles)
+    assert lite0 == pytest.approx((tiles - 127) / 128, abs=1e-6)
+    assert scaled(build_network(config("cnn_flat"), 32, 2), tiles) == pytest.approx(tiles / 255, abs=1e-6)
+    wanted = (tiles / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    assert scaled(build_network(config("efficientnetb0"), 32, 2), tiles) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_tiles_of_another_side_are_resized_with_antialiasing() -> None:
+    plain, resizing = cnn(16), cnn(64, input_px=16)
+    resizing.model.set_weights(plain.model.get_weights())
+    tiles = np.repeat(np.repeat(noise(16, 2), 4, axis=1), 4, axis=2)
+    small = np.asarray(resizing.model.get_layer("resize")(tiles.astype(np.float32)))
+    assert ask(resizing.model, tiles) == pytest.approx(ask(plain.model, small), abs=1e-5)
+    checkers = np.indices((64, 64)).sum(axis=0) % 2 * np.float32(255)
+    grey = np.asarray(resizing.model.get_layer("resize")(np.stack([checkers] * 3, axis=-1)[None]))
+    assert grey[:, 2:-2, 2:-2] == pytest.approx(127.5, abs=2)  # without antialiasing: 0 or 255
+
+
+def test_blocks_pool_while_the_map_stays_at_least_two_wide() -> None:
+    assert cnn(16, filters=(4, 4, 4)).maps.output.shape == (None, 2, 2, 4)
+    assert cnn(16, filters=(4, 4, 4, 4, 6)).maps.output.shape == (None, 2, 2, 6)
+    two = cnn(16, filters=(4, 6), convolutions=2)
+    assert two.features.count_params() == 9 * (3 * 4 + 4 * 4 + 4 * 6 + 6 * 6) + 4 * (4 + 4 + 6 + 6)
+
+
+def test_the_shipped_member_s_weights_fit_the_cnn() -> None:
+    network = build_network(ModelConfig("cnn", filters=(16, 32, 64), dropout=0.3), 128, 2)
+    network.model.load_weights(ROOT / "weights" / "demo" / "model.weights.h5")
+    assert ask(network.model, noise(128, 2)).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_frozen_backbone_has_nothing_to_train_but_the_head() -> None:
+    network = build_network(config("efficientnet_lite0", freeze=True, head=(8,)), 32, 2)
+    assert network.features.trainable_weights == []
+    assert len(network.model.trainable_weights) == 2 + 2 + 2  # dense, batch normalisation, dense
+
+
+def test_open_layers_are_the_top_ones_and_no_batch_normalisation() -> None:
+    network = build_network(config("efficientnet_lite0", freeze=True, unfreeze_top=3), 32, 2)
+    backbone = network.maps.layers[-1]
+    opened = [layer.name for layer in backbone.layers if layer.trainable_weights]
+    assert opened == ["block15_depthwise", "block15_project", "head"]
+    assert len(network.features.trainable_weights) == 3
+    assert len(network.model.trainable_weights) == 3 + 2
+
+
+@pytest.mark.parametrize("opened", [0, 2])
+def test_training_changes_neither_statistics_nor_features_of_a_frozen_backbone(opened: int) -> None:
+    network = build_network(config("efficientnetb0", freeze=True, unfreeze_top=opened), 32, 2)
+    tiles = noise(32, 4)
+    before = network.features.get_weights()
+    trained = np.asarray(network.features(tiles.astype(np.float32), training=True))
+    assert np.array_equal(trained, ask(network.features, tiles))
+    for ours, theirs in zip(before, network.features.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_training_changes_the_statistics_where_nothing_is_frozen() -> None:
+    network = build_network(config("efficientnet_lite0"), 32, 2)
+    norm = network.maps.layers[-1].get_layer("head_bn")
+    before = np.asarray(norm.moving_variance)
+    network.model(noise(32, 4).astype(np.float32), training=True)
+    assert not np.array_equal(before, np.asarray(norm.moving_variance))
+
+
+@pytest.mark.parametrize("name", ["cnn", "inceptionv3", "efficientnetb0", "efficientnet_lite0"])
+def test_two_builds_have_the_same_names_and_load_each_other_s_weights(name: str, tmp_path: Path) -> None:
+    side = SIDES.get(name, 32)
+    one, two = (build_network(config(name, head=(8,)), side, 2) for _ in range(2))
+    assert names(one.model) == names(two.model)
+    one.model.save_weights(tmp_path / "one.weights.h5")
+    two.model.load_weights(tmp_path / "one.weights.h5")
+    for ours, theirs in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+    tiles = noise(side, 2)
+    assert np.array_equal(ask(one.model, tiles), ask(two.model, tiles))
+
+
+def names(model: Any) -> list[str]:
+    """The names of a model's layers, and of those inside."""
+    return [name for layer in model.layers for name in (layer.name, *names(layer))] if hasattr(model, "layers") else []
+
+
+def test_a_committee_is_the_mean_weighted_by_shares_and_loads_as_one(tmp_path: Path) -> None:
+    configs = (config("cnn", share=3.0, copies=2), config("cnn_flat", share=2.0))
+    networks, model = build_committee(configs, 32, 2)
+    assert len(networks) == 3
+    shake(model)
+    tiles = noise(32, 4)
+    p = ask(model, tiles)
+    one, two, three = (ask(network.model, tiles) for network in networks)
+    assert not np.allclose(one, two, atol=1e-3)
+    assert p == pytest.approx((3 * one + 3 * two + 2 * three) / 8, abs=1e-6)
+    model.save_weights(tmp_path / "m.weights.h5")
+    _, again = build_committee(configs, 32, 2)
+    again.load_weights(tmp_path / "m.weights.h5")
+    assert np.array_equal(ask(again, tiles), p)
+    assert names(model) == names(again)
+
+
+def test_a_committee_of_one_is_that_network() -> None:
+    networks, model = build_committee([config("cnn")], 16, 2, "attention")
+    assert len(networks) == 1
+    assert model is networks[0].model
+
+
+def test_attention_rows_give_what_gated_attention_over_the_features_gives() -> None:
+    network = cnn(16, 3, "attention", attention_units=5)
+    shake(network.model)
+    tiles = noise(16, 6)
+    rows = ask(network.model, tiles)
+    assert rows.shape == (6, 4)
+    h = ask(network.features, tiles).astype(np.float64)
+    w, b = (np.asarray(value, np.float64) for value in network.head.get_layer("classes").get_weights())
+    v, v0 = network.head.get_layer("attention_v").get_weights()
+    u, u0 = network.head.get_layer("attention_u").get_weights()
+    (weight,) = network.head.get_layer("attention_w").get_weights()
+    attention = (np.tanh(h @ v + v0) / (1 + np.exp(-(h @ u + u0)))) @ weight  # [n, 1]
+    shares = np.exp(attention) / np.exp(attention).sum()
+    pooled = (shares * h).sum(axis=0)  # [D]: the slide's one feature
+    logits = pooled @ w + b
+    assert np.ptp(shares) > 1e-4
+    assert pool_logits(rows) == pytest.approx(logits, abs=1e-4)
+    assert pool_attention(rows) == pytest.approx(np.exp(logits) / np.exp(logits).sum(), abs=1e-4)
+
+
+def test_the_flat_network_s_one_unit_gives_both_probabilities() -> None:
+    network = build_network(config("cnn_flat", filters=(4, 6)), 28, 2)
+    assert network.maps.output.shape == (None, 5, 5, 6)
+    assert network.features.output.shape == (None, 150)
+    assert network.head.count_params() == 151
+
+
+def test_half_precision_gives_rows_that_sum_to_one() -> None:
+    import keras
+
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        network = build_network(config("efficientnetb0", head=(8,)), 32, 2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    p = ask(network.model, noise(32, 3))
+    assert p.dtype == np.float32
+    assert p.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert network.maps.layers[-1].compute_dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "classes", "message"),
+    [
+        ({"name": "resnet49"}, 32, 2, "model.name is 'resnet49'; known: cnn, cnn_flat, eff"),
+        ({"freeze": True}, 32, 2, "freeze is True"),
+        ({"weights": "imagenet"}, 32, 2, "weights is 'imagenet'"),
+        ({"filters": ()}, 32, 2, "filters is empty"),
+        ({"name": "vgg16", "unfreeze_top": 2}, 32, 2, "unfreeze_top is 2, which needs freeze"),
+        ({"name": "vgg16", "freeze": True, "unfreeze_top": 14}, 32, 2, "unfreeze_top is 14; it has 13 layers"),
+        ({"name": "inceptionv3"}, 64, 2, "its input is 64 px, at least 75"),
+        ({"name": "inceptionv3", "input_px": 74}, 96, 2, "its input is 74 px"),
+        ({"name": "cnn_flat"}, 32, 3, "3 classes"),
+        ({"name": "cnn_flat"}, 8, 2, "the map is 3 px before block 2 of 2"),
+        ({"name": "vgg16", "weights": "imagenet"}, 32, 2, "no vgg16_weights"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    settings: dict[str, object], side: int, classes: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_network(config(**{"name": "cnn"} | settings), side, classes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("shares", "pool"), [((1.0, 1.0), "attention"), ((0.0, 0.0), "mean"), ((), "mean")])
+def test_a_committee_that_makes_no_sense_is_refused(shares: tuple[float, ...], pool: str) -> None:
+    with pytest.raises(ConfigError, match=f"{len(shares)} networks"):
+        build_committee([config("cnn", share=share) for share in shares], 16, 2, pool)
+
+
+def test_a_backbone_ends_where_it_is_cut() -> None:
+    config = ModelConfig("efficientnet_lite0", freeze=True, cut="block10_add")
+    network, whole = build_network(config, 64, 2), build_network(replace(config, cut=""), 64, 2)
+    assert network.maps.output.shape == (None, 4, 4, 112)
+    assert network.model.count_params() < whole.model.count_params() / 4
+    tiles = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    assert network.model.predict_on_batch(tiles).shape == (2, 2)
+    with pytest.raises(ConfigError, match=r"cut is 'block99_add'.*block10_add"):
+        build_network(replace(config, cut="block99_add"), 64, 2)
+    with pytest.raises(ConfigError, match="it has no backbone"):
+        build_network(ModelConfig("cnn", filters=(4,), cut="block0_relu"), 64, 2)

@@ -1,0 +1,323 @@
+"""Sources: the same TileSet from slides, a MedMNIST file, folders and a table; a mistake in any of them is named."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from clotkit.competitions import Competition
+from clotkit.config import DataConfig, ModelConfig, Recipe, TilingConfig, TrainingConfig, load_recipe
+from clotkit.errors import ClotkitError, ConfigError, SplitError
+from clotkit.learn.sources import read_source
+from clotkit.learn.tiles import TileSet
+from clotkit.splits import read_slides
+
+from .conftest import ROOT
+
+DATA = ROOT.parent / "shared" / "data"
+CLASSES = ("no", "yes")
+
+Read = Callable[..., TileSet]
+
+
+def recipe_of(data: DataConfig, name: str = "whole", tile_px: int = 16) -> Recipe:
+    tiling = TilingConfig(name, tile_px, shrink=1, max_tiles=4, batch_tiles=8)
+    training = TrainingConfig(seed=1, epochs=1, batch_tiles=8, learning_rate=1e-3)
+    return Recipe("trial", tiling, (ModelConfig("cnn"),), training, data)
+
+
+def grey(level: int, side: int = 16) -> npt.NDArray[np.uint8]:
+    return np.full((side, side, 3), level, np.uint8)
+
+
+def draw(path: Path, level: int, side: int = 16) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grey(level, side)).save(path)
+
+
+@pytest.fixture
+def read(strip_ai: Competition) -> Read:
+    """Read a source by the settings of its recipe; `lines` gets the log."""
+
+    def run(
+        data: Path, source: str, *, limit: int | None = None, lines: list[str] | None = None, tiler: str = "whole",
+        classes: tuple[str, ...] = CLASSES, **settings: str,
+    ) -> TileSet:  # fmt: skip
+        config = DataConfig(source=source, classes=classes, **settings)  # type: ignore[arg-type]
+        return read_source(recipe_of(config, tiler), data, strip_ai, limit, ([] if lines is None else lines).append)
+
+    return run
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Folders of a class each, with things beside the pictures; the grey level says which picture it is."""
+    for index, name in enumerate(("no/b.png", "no/a.PNG", "no/deeper/c.jpg", "yes/d.bmp", "yes/e.tif")):
+        draw(tmp_path / "data" / name, 10 * index)
+    (tmp_path / "data" / "no" / "notes.txt").write_text("no picture")
+    (tmp_path / "data" / "no" / "._b.png").write_text("no picture either")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def write_npz(tmp_path: Path) -> Callable[..., Path]:
+    """Write a MedMNIST file of 4 train, 2 val and 2 test pictures, with some arrays changed."""
+
+    def write(**changes: npt.NDArray[np.generic] | None) -> Path:
+        arrays: dict[str, npt.NDArray[np.generic] | None] = {}
+        for index, (part, count) in enumerate((("train", 4), ("val", 2), ("test", 2))):
+            arrays[f"{part}_images"] = np.full((count, 16, 16), 50 * index, np.uint8)
+            arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)[:, None] % 2
+        kept = {name: array for name, array in (arrays | changes).items() if array is not None}
+        (tmp_path / "npz").mkdir(exist_ok=True)
+        np.savez_compressed(tmp_path / "npz" / "data.npz", **kept)
+        return tmp_path / "npz"
+
+    return write
+
+
+def check(tiles: TileSet) -> None:
+    """What holds of every TileSet."""
+    assert tiles.tiles.dtype == np.uint8
+    assert tiles.tiles.shape[1:] == (16, 16, 3)
+    assert tiles.labels.dtype == np.int64
+    for column in (tiles.labels, tiles.patients, tiles.images, tiles.centres, tiles.parts):
+        assert column.shape == (len(tiles),)
+
+
+def test_folders(read: Read, folders: Path) -> None:
+    lines: list[str] = []
+    (folders / "maybe").mkdir()
+    tiles = read(folders, "folders", lines=lines)
+    check(tiles)
+    assert tiles.images.tolist() == ["no/a.PNG", "no/b.png", "no/deeper/c.jpg", "yes/d.bmp", "yes/e.tif"]
+    assert tiles.patients.tolist() == tiles.images.tolist()
+    assert tiles.labels.tolist() == [0, 0, 0, 1, 1]
+    assert tiles.tiles[:, 0, 0, 0].tolist() == [10, 0, 20, 30, 40]
+    assert set(tiles.parts) == set(tiles.centres) == {""}
+    assert tiles.classes == CLASSES
+    assert lines == [
+        f"{folders}: folder maybe is no class and is left out; classes: no, yes",
+        "5 tiles of 5 pictures",
+    ]
+
+
+def test_the_order_of_classes_is_the_recipes(read: Read, folders: Path) -> None:
+    tiles = read(folders, "folders", classes=("yes", "no"))
+    assert tiles.labels.tolist() == [0, 0, 1, 1, 1]
+    assert tiles.images[0] == "yes/d.bmp"
+
+
+def test_a_table_in_folders_says_whose_the_pictures_are(read: Read, folders: Path) -> None:
+    rows = ["file,patient,centre", "no/a.PNG,p,x", "./no/b.png,p,x", "no/deeper/c.jpg,q,y", "yes/d.bmp,r,y",
+            "yes/e.tif,s,x", "yes/gone.png,t,x"]  # fmt: skip
+    (folders / "metadata.csv").write_text("\n".join(rows))
+    tiles = read(folders, "folders")
+    assert tiles.patients.tolist() == list("ppqrs")
+    assert tiles.centres.tolist() == list("xxyyx")
+    (folders / "metadata.csv").write_text("\n".join(rows[:-3]))
+    with pytest.raises(SplitError, match=r"2 of 5 pictures have no row; add yes/d\.bmp"):
+        read(folders, "folders")
+
+
+def test_a_table(read: Read, folders: Path) -> None:
+    rows = ["path,what,who,site,part", "yes/d.bmp,yes,p,x,train", "no/a.PNG,no,q,x,val", "no/b.png,no,p,,test"]
+    (folders / "list.csv").write_text("\ufeff" + "\r\n".join(rows), encoding="utf-8")
+    names = {"file_column": "path", "label_column": "what", "patient_column": "who", "centre_column": "site"}
+    lines: list[str] = []
+    for data, table in ((folders, "list.csv"), (folders / "list.csv", "other.csv")):
+        tiles = read(data, "table", lines=lines, table=table, **names)
+        check(tiles)
+        assert tiles.images.tolist() == ["yes/d.bmp", "no/a.PNG", "no/b.png"]
+        assert tiles.labels.tolist() == [1, 0, 0]
+        assert tiles.patients.tolist() == ["p", "q", "p"]
+        assert tiles.centres.tolist() == ["x", "x", ""]
+        assert tiles.parts.tolist() == ["train", "val", "test"]
+    assert lines[0] == "1 patients have pictures in more than one of the given parts, p first"
+
+
+def test_a_table_without_patients_makes_every_file_one(read: Read, folders: Path) -> None:
+    (folders / "metadata.csv").write_text("file,label\nno/a.PNG,no\nyes/d.bmp,yes\n")
+    lines: list[str] = []
+    assert read(folders, "table", lines=lines).patients.tolist() == ["no/a.PNG", "yes/d.bmp"]
+    assert "no column patient; every file counts as a patient" in lines[0]
+    with pytest.raises(SplitError, match="no column who; columns found: file, label"):
+        read(folders, "table", patient_column="who")
+
+
+def test_npz(read: Read, write_npz: Callable[..., Path]) -> None:
+    folder = write_npz()
+    for data in (folder, folder / "data.npz"):
+        tiles = read(data, "npz")
+        check(tiles)
+        assert tiles.parts.tolist() == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+        assert tiles.images.tolist()[3:6] == ["train_3", "val_0", "val_1"]
+        assert tiles.patients.tolist() == tiles.images.tolist()
+        assert tiles.labels.tolist() == [0, 1] * 4
+        assert np.array_equal(tiles.tiles[4], grey(50))
+
+
+def test_coloured_npz_and_flat_labels(read: Read, write_npz: Callable[..., Path]) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    tiles = read(write_npz(test_images=colours, test_labels=np.array([1, 0])), "npz")
+    assert np.array_equal(tiles.tiles[-2:], colours)
+    assert tiles.labels.tolist()[-2:] == [1, 0]
+
+
+def test_limit_is_of_each_class_in_each_part(read: Read, write_npz: Callable[..., Path], folders: Path) -> None:
+    assert read(write_npz(), "npz", limit=1).images.tolist() == [
+        "train_0", "train_1", "val_0", "val_1", "test_0", "test_1"
+    ]  # fmt: skip
+    assert read(folders, "folders", limit=1).images.tolist() == ["no/a.PNG", "yes/d.bmp"]
+    assert len(read(folders, "folders", limit=9)) == 5
+
+
+def test_pictures_of_several_tiles(read: Read, tmp_path: Path) -> None:
+    draw(tmp_path / "no" / "a.png", 200, side=32)
+    draw(tmp_path / "yes" / "b.png", 100, side=16)
+    tiles = read(tmp_path, "folders", tiler="parts")
+    check(tiles)
+    assert tiles.images.tolist() == ["no/a.png"] * 4 + ["yes/b.png"]
+    assert tiles.labels.tolist() == [0] * 4 + [1]
+    edges = read(tmp_path, "folders", tiler="edges")
+    assert edges.tiles[:, 0, 0, 0].tolist() == [200] * 4 + [0]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_by_name(read: Read, folders: Path) -> None:
+    (folders / "no" / "b.png").write_bytes((folders / "no" / "b.png").read_bytes()[:45])
+    lines: list[str] = []
+    assert read(folders, "folders", lines=lines).images.tolist()[:2] == ["no/a.PNG", "no/deeper/c.jpg"]
+    assert lines[0].startswith("no/b.png is left out: ")
+    for path in (folders / "yes").iterdir():
+        path.write_text("")
+    with pytest.raises(SplitError, match="class yes has 0 readable pictures"):
+        read(folders, "folders")
+    for path in folders.rglob("*.*"):
+        path.write_text("")
+    with pytest.raises(SplitError, match="none of the 5 pictures can be read"):
+        read(folders, "folders")
+
+
+def test_slides_are_as_before_with_their_centres(
+    make_split: Callable[..., Path], strip_ai: Competition, recipe: Path, tmp_path: Path
+) -> None:
+    data = make_split(tmp_path / "train", strip_ai, split="train", slides=4)
+    slides = {slide.image_id: slide for slide in read_slides(data, "train", strip_ai)}
+    many = max((0, 1), key=[slide.label for slide in slides.values()].count)
+    broken = next(slide for slide in slides.values() if slide.label == many)
+    broken.path.write_bytes(broken.path.read_bytes()[:2000])
+    lines: list[str] = []
+    tiles = read_source(load_recipe(recipe), data, strip_ai, None, lines.append)
+    assert tiles.classes == strip_ai.classes.names
+    for index in range(len(tiles)):
+        slide = slides[str(tiles.images[index])]
+        assert (tiles.labels[index], tiles.patients[index]) == (slide.label, slide.patient_id)
+        assert tiles.centres[index] == slide.centre != ""
+        assert tiles.parts[index] == ""
+    assert set(tiles.images) == set(slides) - {broken.image_id}
+    assert lines[0].startswith(f"{broken.image_id} is left out: ")
+    with pytest.raises(SplitError, match="has 0 slides, at least 1 is needed"):
+        read_source(load_recipe(recipe), data, strip_ai, 1, lines.append)  # the broken one is the first of its class
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "words"),
+    [
+        ("folders", {"tiler": "patches"}, "tiling.name is 'patches'; of source folders allowed: edges, parts, whole"),
+        ("slides", {"tiler": "whole"}, "tiling.name is 'whole'; of source slides allowed: chunks, darkest"),
+        ("folders", {"classes": ()}, "data.classes has 0 different names; of source folders at least 2 are needed"),
+        ("npz", {"classes": ("a", "a")}, "data.classes has 1 different names; of source npz at least 2"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_its_source(
+    read: Read, folders: Path, source: str, settings: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        read(folders, source, **settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("file,label\nno/a.PNG,no\nyes/x.png,yes\nyes/y.png,yes\n", "2 of 3 files are missing, "),
+        ("file,label\nno/a.PNG,no\nyes/d.bmp,Yes\n", "yes/d.bmp has label 'Yes'; data.classes: no, yes"),
+        ("file,label\nno/a.PNG,no\nno/b.png,no\n", "class yes has 0 pictures, at least 1 is needed; classes: no, yes"),
+        ("file,label\nno/a.PNG,no\n./no/a.PNG,yes\n", "file no/a.PNG stands 2 times"),
+        ("file,label\n,no\n", "file (empty) stands 1 times"),
+        ("file,label,patient\nno/a.PNG,no,\nyes/d.bmp,yes,p\n", "no/a.PNG has an empty patient"),
+        (
+            "file,label,part\nno/a.PNG,no,train\nyes/d.bmp,yes,all\n",
+            "yes/d.bmp has part 'all'; allowed: train, val, test",
+        ),
+        ("file,kind\nno/a.PNG,no\n", "no column label; columns found: file, kind"),
+        ("file,label\n", "0 rows, at least 1 is needed"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(read: Read, folders: Path, table: str, words: str) -> None:
+    (folders / "metadata.csv").write_text(table)
+    with pytest.raises(SplitError, match=re.escape(words)) as told:
+        read(folders, "table")
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_labels": None}, "no array val_labels; a MedMNIST file has images and labels of train, val, test"),
+        ({"val_labels": np.array([0, 2])}, "val_labels has 2; allowed: 0 to 1, the index in data.classes: no, yes"),
+        (
+            {"val_labels": np.array([0, 1, 1])},
+            "val_labels is int64[3]; allowed: one class index for each of 2 pictures",
+        ),
+        ({"val_labels": np.zeros((2, 14), np.uint8)}, "val_labels is uint8[2, 14]; allowed: one class index"),
+        ({"val_labels": np.array(["a", "b"])}, "val_labels is <U1[2]; allowed: one class index"),
+        ({"val_images": np.zeros((2, 8, 8, 8), np.uint8)}, "val_images is uint8[2, 8, 8, 8]; allowed: uint8[n, H, W]"),
+        ({"val_images": np.zeros((2, 8, 8))}, "val_images is float64[2, 8, 8]; allowed: uint8"),
+        ({"val_images": np.array([None, {}])}, "not a sound .npz: "),
+    ],
+)
+def test_a_mistake_in_an_npz_is_named(
+    read: Read, write_npz: Callable[..., Path], changes: dict[str, npt.NDArray[np.generic]], words: str
+) -> None:
+    with pytest.raises(SplitError, match=re.escape(words)) as told:
+        read(write_npz(**changes), "npz")
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_files_and_folders_that_are_not_there(
+    read: Read, write_npz: Callable[..., Path], folders: Path, tmp_path: Path
+) -> None:
+    folder = write_npz()
+    (folder / "data.npz").write_bytes((folder / "data.npz").read_bytes()[:500])
+    cases = [
+        (folder, "npz", "not a sound .npz"),
+        (folders, "npz", "0 .npz files, exactly 1 is needed"),
+        (tmp_path / "none", "npz", "0 .npz files"),
+        (tmp_path / "none", "folders", "no such folder; it holds a folder of pictures for each of no, yes"),
+        (tmp_path / "none", "table", "cannot be read: No such file"),
+    ]
+    for data, source, words in cases:
+        with pytest.raises(ClotkitError, match=re.escape(words)):
+            read(data, source)
+
+
+@pytest.mark.skipif(not (DATA / "breastmnist").is_dir(), reason="needs the breast pictures of the shared data")
+def test_breast_pictures(read: Read, strip_ai: Competition) -> None:
+    config = DataConfig(source="npz", classes=("malignant", "benign"))
+    tiles = read_source(recipe_of(config, tile_px=28), DATA / "breastmnist", strip_ai, None, lambda _: None)
+    assert [int((tiles.parts == part).sum()) for part in ("train", "val", "test")] == [546, 78, 156]
+    assert tiles.tiles.shape == (780, 28, 28, 3)
+
+
+@pytest.mark.skipif(not (DATA / "breakhis").is_dir(), reason="needs the BreakHis fields of the shared data")
+def test_breakhis_fields(strip_ai: Competition) -> None:
+    config = DataConfig(
+        source="table", classes=("benign", "malignant"), table="labels.csv", patient_column="patient_slide"
+    )
+    tiles = read_source(recipe_of(config), DATA / "breakhis", strip_ai, 20, lambda _: None)
+    assert len(tiles) == 40
+    assert 2 <= len(set(tiles.patients)) <= 27

@@ -1,0 +1,65 @@
+"""The members that ship: each loads, fits git, says what it is of and what it is not for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clotkit.competitions import Competition
+from clotkit.config import load_recipe
+from clotkit.learn.ask import ask, has_double_contour
+from clotkit.learn.contours import write_contours
+from clotkit.learn.figures import NAMES
+from clotkit.learn.models import find_members, read_parts
+
+from .conftest import ROOT
+
+MEMBERS = sorted(path.parent for path in (ROOT / "weights").glob("*/recipe.toml"))
+
+
+def test_the_members_are_those_that_are_promised() -> None:
+    assert {path.name for path in MEMBERS} == {"bloodmnist", "brain", "breastmnist", "demo", "double_contour"}
+    assert find_members(ROOT / "weights") == MEMBERS
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda path: path.name)
+def test_a_member_that_ships(member: Path) -> None:
+    recipe, metrics, calibration = read_parts(member)  # with the hashes of MANIFEST.json
+    assert recipe == load_recipe(member.name)
+    assert all((member / name).stat().st_size < 5 * 2**20 for name in ("model.weights.h5", "oof.csv"))
+    assert {"method", "slope", "offsets", "floor"} <= set(calibration)
+    for name in NAMES:
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    assert metrics["n"] > 20
+    assert metrics["weighted_log_loss"] < metrics["constant"]
+    card = (member / "README.md").read_text()
+    for words in ("Not for clinical use", "## Data", "Licence of the data", "## Limits", f"{metrics['accuracy']:.4f}"):
+        assert words in card
+    provenance = json.loads((ROOT / "weights" / "MANIFEST.json").read_text())[f"{member.name}/model.weights.h5"]
+    assert f"seed {metrics['seed']}" in provenance["provenance"]
+
+
+@pytest.mark.parametrize("name", ["bloodmnist", "breastmnist", "brain"])
+def test_a_member_answers_about_a_picture(name: str, tmp_path: Path, strip_ai: Competition) -> None:
+    rng = np.random.default_rng(2)
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (60, 50, 3)).astype(np.uint8)).save(path)
+    answers = ask(ROOT / "weights" / name, paths, strip_ai)
+    assert [answer.image for answer in answers] == paths
+    for answer in answers:
+        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert answer.label in answer.probabilities
+
+
+def test_the_double_contour_is_seen(tmp_path: Path, strip_ai: Competition) -> None:
+    write_contours(tmp_path / "fresh", 48, 77, lambda _: None)  # another seed than that of training
+    member = ROOT / "weights" / "double_contour"
+    said = {
+        name: [has_double_contour(path, member, strip_ai) for path in sorted((tmp_path / "fresh" / name).glob("*.png"))]
+        for name in ("no", "yes")
+    }
+    assert np.mean(said["yes"]) > 0.6
+    assert np.mean(said["no"]) < 0.2
