@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test test-faults full-set lint weights weights-demo weights-contours weights-real \
+.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real \
 	backbones wheels submit bundle bench lock clean
 SHELL := /bin/bash
 
@@ -117,6 +117,9 @@ bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
 	$(BIN)/python -m pytest -q -m slow_faults
+
+test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, the whole way on a small sample
+	$(BIN)/python -m pytest -q -m slow_recipes
 
 full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set

