@@ -218,13 +218,14 @@ def test_the_state_of_another_recipe_is_not_gone_on_from(tmp_path: Path, strip_a
     assert len(pd.read_csv(tmp_path / "member" / "history.csv")) == 3
 
 
-def test_attention_is_trained_on_slides_and_runs(
-    made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
+@pytest.mark.parametrize("pool", ["attention", "logits"])
+def test_a_head_that_sees_slides_whole_is_trained_and_runs(
+    pool: str, made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
 ) -> None:
     text = RECIPE.replace(
-        'name = "cnn"\nfilters = [4, 8]', 'name = "efficientnet_lite0"\nfreeze = true\nattention_units = 8'
-    ).replace("folds = 2", 'folds = 2\nfrozen_views = 2\nfinal = "all"\n\n[inference]\npool = "attention"\nviews = 2')
-    (tmp_path / "mil.toml").write_text(text)
+        'name = "cnn"\nfilters = [4, 8]', 'name = "efficientnet_lite0"\nfreeze = true\nstandardise = true'
+    ).replace("folds = 2", 'folds = 2\nfrozen_views = 2\nfinal = "all"\n\n[inference]\npool = "POOL"\nviews = 2')
+    (tmp_path / "mil.toml").write_text(text.replace("POOL", pool))
     metrics = train(TrainSettings(str(tmp_path / "mil.toml"), made[0], tmp_path / "mil"), strip_ai, lambda _: None)
     assert metrics["unit"] == "patient"
     assert np.isfinite(metrics["weighted_log_loss"])

@@ -115,7 +115,7 @@ class TrainingConfig:
 class InferenceConfig:
     """How a trained network is asked."""
 
-    pool: str = "mean"  # of a slide's tiles: mean of their probabilities, or attention
+    pool: str = "mean"  # of a slide's tiles: mean of their probabilities; of their logits; or attention
     views: int = 1  # 1, 2 (mirrored) or 8 (turned and mirrored): the mean over them
     floor: float = 0.02  # no calibrated probability goes below: one wrong answer costs at most -ln 0.02 = 3.9
 
@@ -197,7 +197,7 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "final": ("all", "folds"),
     "keep": ("best", "last"),
     "schedule": ("cosine", "constant", "plateau"),
-    "pool": ("mean", "attention"),
+    "pool": ("mean", "logits", "attention"),
     "views": (1, 2, 8),
 }
 
@@ -275,10 +275,11 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
             f"{where}: data.positive is {recipe.data.positive!r}; allowed: {', '.join(recipe.data.classes)}"
         )
     frozen = all(model.freeze and not model.unfreeze_top for model in recipe.model) and recipe.training.frozen_views
-    if recipe.inference.pool == "attention" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
-        raise ConfigError(f"{where}: inference.pool is 'attention'; it takes one network, frozen, with frozen_views")
-    if recipe.inference.pool == "attention" and recipe.training.final == "folds":
-        raise ConfigError(f"{where}: training.final is 'folds', inference.pool 'attention'; it takes final = \"all\"")
+    pool = recipe.inference.pool
+    if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
+        raise ConfigError(f"{where}: inference.pool is {pool!r}; it takes one network, frozen, with frozen_views")
+    if pool != "mean" and recipe.training.final == "folds":
+        raise ConfigError(f"{where}: training.final is 'folds', inference.pool {pool!r}; it takes final = \"all\"")
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
 

@@ -6,8 +6,8 @@ from clotkit.errors import ConfigError
 
 
 def pooled(rows: np.ndarray, pool: str) -> np.ndarray:
-    """A slide's probabilities float64[C] of its tiles' rows: "mean" of [n, C] probabilities, or pool_attention."""
-    if pool == "attention":
+    """A slide's probabilities float64[C] of its tiles' rows: "mean" of [n, C] probabilities, else pool_attention."""
+    if pool != "mean":
         return pool_attention(rows)
     mean: np.ndarray = rows.mean(axis=0, dtype=np.float64)
     return mean

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 Draw = Callable[[npt.NDArray[np.int64], np.random.Generator], npt.NDArray[Any]]
 Told = Callable[[int, dict[str, float]], None]
 HISTORY, DONE = "history.csv", "done"
-BAG_TILES = 16  # of a slide, drawn afresh for every step of attention
+BAG_TILES = 24  # of a slide, drawn afresh for every step of a head that sees slides whole
 WATCH_BATCH = 256
 
 
@@ -164,7 +164,7 @@ def _material(
     seed: int,
     features: tuple[Features, Features] | None,
 ) -> Material:
-    """Tiles for a network that learns as a whole; features for a head over a frozen backbone; bags for attention."""
+    """Tiles for a network that learns as a whole; features for a head over a frozen backbone, or bags of them."""
     config = recipe.training
     if features is None:
         seen = balanced(seen, config, seed)
@@ -174,7 +174,7 @@ def _material(
 
         return _weighed(network.model, cut, seen, watch.tiles, watch, config)
     views = features[0].views  # [views, n, D]
-    if recipe.inference.pool == "attention":
+    if recipe.inference.pool != "mean":
         return _bags(network, seen, watch, config, features)
 
     def draw(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[Any]:
@@ -196,7 +196,7 @@ def _weighed(
 def _bags(
     network: Network, seen: TileSet, watch: TileSet, config: TrainingConfig, features: tuple[Features, Features]
 ) -> Material:
-    """Bags of tile features, one a slide, for the attention head: BAG_TILES of its tiles, drawn afresh every step."""
+    """Bags of tile features, one a slide, for a head that sees slides whole: BAG_TILES of its tiles, ever afresh."""
     views, bags = features[0].views, bags_of(seen)  # [views, n, D]
     steady, watched = np.random.default_rng(0), bags_of(watch)
     inputs = np.array([features[1].plain[drawn(bag, 2 * BAG_TILES, steady)] for bag in watched])  # [w, K, D]

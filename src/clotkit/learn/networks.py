@@ -59,7 +59,7 @@ def build_network(
     normalisation, ReLU and dropout (only dropout where it is empty); then the classes' softmax. For pool "attention"
     the head gives logits instead, and with them the logit of gated attention (Ilse et al. 2018, "Attention-based deep
     multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases; infer.pooling.pool_attention
-    makes a slide's probabilities of them.
+    makes a slide's probabilities of them. For pool "logits" the attention is the same for every tile.
     config.freeze keeps the backbone's weights, and in training too it computes as it does in inference;
     config.unfreeze_top opens that many of its layers with weights, from the top: batch normalisation stays closed, its
     statistics with it (a small batch would spoil them), and is not counted.
@@ -79,13 +79,13 @@ def build_committee(
     That model gives the mean of their probabilities [n, C], each network weighted by its config's `share` (every copy
     has it whole); of a single network it is the network's own model. Networks of the same config whose backbone is
     frozen as a whole share it: it is computed once for all of them. Raises ConfigError as build_network does, and for
-    attention over several networks.
+    another pool than the mean over several networks.
     """
     members = [config for config in configs for _ in range(config.copies)]
     if len(members) == 1:
         network = build_network(members[0], tile_px, classes, pool, backbones)
         return [network], network.model
-    if not members or pool == "attention" or sum(config.share for config in members) <= 0:
+    if not members or pool != "mean" or sum(config.share for config in members) <= 0:
         raise ConfigError(
             f"model: {len(members)} networks, pool {pool!r}, shares that sum to {sum(c.share for c in members):g}; "
             "several networks need pool 'mean' and a positive sum; give at least 1"
@@ -169,7 +169,7 @@ def _kind(config: ModelConfig, tile_px: int, classes: int, pool: str) -> Kind:
         raise ConfigError(f"model {config.name}: unfreeze_top is {config.unfreeze_top}, which needs freeze = true")
     if side < kind.least_px:
         raise ConfigError(f"model {config.name}: its input is {side} px, at least {kind.least_px}; set input_px")
-    if config.name == "cnn_flat" and classes != 2 and pool != "attention":
+    if config.name == "cnn_flat" and classes != 2 and pool == "mean":
         raise ConfigError(f"model cnn_flat: {classes} classes; its one sigmoid unit tells 2 apart: use cnn")
     return kind
 
@@ -338,6 +338,8 @@ def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
     hidden = _hidden(config)
     if pool == "attention":
         last = _attention(config.attention_units, classes)
+    elif pool == "logits":
+        last = _even(classes)
     else:
         last = _sigmoid() if config.name == "cnn_flat" else _softmax(classes)
 
@@ -383,6 +385,20 @@ def _sigmoid() -> Stage:
     def apply(x: Any) -> Any:
         p = unit(x)  # [n, 1]
         return both([other(p), p])
+
+    return apply
+
+
+def _even(classes: int) -> Stage:
+    """Features [n, D] -> [n, C + 1]: the classes' logits, and the same attention for every tile."""
+    from keras import layers
+
+    logits = layers.Dense(classes, dtype=FULL, name="classes")
+    even = layers.Dense(1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FULL, name="attention_0")
+    both = layers.Concatenate(dtype=FULL, name="rows")
+
+    def apply(x: Any) -> Any:
+        return both([logits(x), even(x)])  # [n, C], [n, 1]
 
     return apply
 
