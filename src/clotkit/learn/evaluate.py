@@ -49,7 +49,8 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     asked = load_asked(settings.member)
     tiles = read_grouped(asked.recipe, settings.data, competition, settings.limit, log)
     if tiles.classes != asked.aim.classes:
-        raise SplitError(f"{settings.data}: its classes are {tiles.classes}; the member's: {asked.aim.classes}")
+        seen, wanted = ", ".join(tiles.classes), ", ".join(asked.aim.classes)
+        raise SplitError(f"{settings.data}: its classes are {seen}; the member's: {wanted}; give data of these")
     tiles, folds, in_sample = _unseen(tiles, asked, log)
     rows = asked.rows_of(tiles.tiles, folds)
     images = predicted_images(rows, tiles, asked.recipe.inference)

@@ -144,9 +144,10 @@ class _Run:
         """Train on every fold, and on everything where the recipe wants that to ship; calibrate what ships."""
         networks: list[list[Network]] = []
         histories, held, watched = [], [], []
+        ships_folds = len(folds) == 1 or self.recipe.training.final == "folds"
         for number, fold in enumerate(folds):
             found, history = self._committee(str(number), fold.train, fold.watch)
-            networks.append(found)
+            networks += [found] if ships_folds else []
             histories.append(history.assign(fold=number))
             held.append(self._predicted(found, fold.held).assign(fold=number))
             watched.append(self._predicted(found, fold.watch))
@@ -160,7 +161,7 @@ class _Run:
             calibration = calibrated_on(units, self.aim)
             crossed = [calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))]
         scored = cross_calibrated(units, crossed, self.aim)
-        if len(folds) > 1 and self.recipe.training.final == "all":
+        if not ships_folds:
             watch = folds[0].watch
             found, history = self._committee("all", ~watch, watch)
             networks, histories = [found], [*histories, history.assign(fold="all")]
