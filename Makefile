@@ -1,7 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real \
-	backbones wheels submit bundle bench lock clean
+.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real backbones wheels submit bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv

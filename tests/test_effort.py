@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clotkit.config import TilingConfig
+from clotkit.config import InferenceConfig, TilingConfig
 from clotkit.infer.effort import AGAIN, EVERYTHING, FEWER_TILES, ONE_MEMBER, Pace, again
 from clotkit.infer.scoring import Scorer, tilings_of
 from clotkit.infer.workers import Ended, Task, Tiles
@@ -59,7 +59,7 @@ class FakeMember:
 
     @property
     def recipe(self) -> Any:
-        return SimpleNamespace(tiling=self.tiling)
+        return SimpleNamespace(tiling=self.tiling, inference=InferenceConfig())
 
     def predict(self, tiles: np.ndarray) -> np.ndarray:
         self.asked.append(len(tiles))
