@@ -56,7 +56,9 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
 
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
-HEAVY = {"strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16"}  # networks of keras.applications
+HEAVY = {  # large networks, or much the same as another here
+    "strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16", "strip_ai", "breakhis", "phantom",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
