@@ -67,6 +67,11 @@ class ModelConfig:
     copies: int = 1  # networks like this one, each from a seed of its own
     attention_units: int = 64  # of the gated attention, where inference.pool asks for it
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the backbone stays as it is, all of it."""
+        return self.freeze and not self.unfreeze_top
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -274,7 +279,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: data.positive is {recipe.data.positive!r}; allowed: {', '.join(recipe.data.classes)}"
         )
-    frozen = all(model.freeze and not model.unfreeze_top for model in recipe.model) and recipe.training.frozen_views
+    frozen = all(model.is_frozen for model in recipe.model) and recipe.training.frozen_views
     pool = recipe.inference.pool
     if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
         raise ConfigError(f"{where}: inference.pool is {pool!r}; it takes one network, frozen, with frozen_views")

@@ -20,9 +20,9 @@ from clotkit.learn.figures import NAMES
 from clotkit.learn.heat import heat_maps
 from clotkit.learn.member import SPLIT, TRAINED, WATCHED
 from clotkit.learn.networks import Network
-from clotkit.learn.scores import Aim, calibrated, mean_rows, predicted_images, score, scored_of, units_of
+from clotkit.learn.scores import Aim, cross_calibrated, predicted_images, score, scored_of, units_of
 from clotkit.learn.tiles import TileSet
-from clotkit.learn.train import expanded, read_grouped
+from clotkit.learn.train import committee_rows, read_grouped
 
 Log = Callable[[str], None]
 UNKNOWN = -1  # the fold of an image that the member has never met
@@ -118,13 +118,7 @@ class Asked:
 
     def calibrated(self, units: pd.DataFrame) -> pd.DataFrame:
         """Units with calibrated probabilities: by the calibration of their fold, which they had no part in."""
-        parts = [
-            calibrated(
-                units[units["fold"] == fold], self.calibration if fold == UNKNOWN else self.crossed[fold], self.aim
-            )
-            for fold in units["fold"].unique()
-        ]
-        return pd.concat(parts).loc[units.index]
+        return cross_calibrated(units, {UNKNOWN: self.calibration, **dict(enumerate(self.crossed))}, self.aim)
 
     def network(self, fold: int) -> Network:
         """The first network that images of a fold are asked of."""
@@ -134,8 +128,7 @@ class Asked:
         batch, views = self.recipe.tiling.batch_tiles, self.recipe.inference.views
         if fold == UNKNOWN or len(self.networks) == 1:
             return models.predictor(self.model, batch, views)(tiles).astype(np.float64)
-        rows = [models.predictor(network.model, batch, views)(tiles) for network in self.networks[fold]]
-        return mean_rows(rows, [config.share for config in expanded(self.recipe.model)])
+        return committee_rows(self.networks[fold], tiles, self.recipe, batch)
 
 
 def load_asked(folder: Path) -> Asked:

@@ -256,7 +256,7 @@ def features_of(network: Network, tiles: npt.NDArray[np.uint8], recipe: Recipe) 
 
 def is_frozen(model: ModelConfig, recipe: Recipe) -> bool:
     """Whether the backbone stays as it is, so that its features can be computed once."""
-    return model.freeze and not model.unfreeze_top and recipe.training.frozen_views > 0
+    return model.is_frozen and recipe.training.frozen_views > 0
 
 
 def one_hot(labels: npt.NDArray[np.int64], classes: int) -> Floats:

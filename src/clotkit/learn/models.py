@@ -15,14 +15,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clotkit.config import Recipe, load_recipe
 from clotkit.errors import ConfigError, one_line
 from clotkit.files import sha256
 from clotkit.infer.ensemble import Calibration
 from clotkit.learn.networks import Network, build_committee
-from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference, views_of
+from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, in_views, largest_difference
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 MANIFEST = "MANIFEST.json"  # beside the member folders
@@ -69,14 +67,14 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     Raises ConfigError when a file is missing or damaged, when its classes are not `classes`, or when its hash is not
     the one in MANIFEST.json beside the folder (where there is such a file).
     """
-    recipe, metrics, calibration = read_parts(folder)
+    (recipe, metrics, calibration), digest = _checked_parts(folder)
     trained = tuple(metrics.get("classes", ()))
     if trained != classes:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")
     start_keras()
     predict = _on_all_devices(folder, recipe, len(classes), int(metrics.get("networks_of_folds", 1)))
     fitted = Calibration.from_json(calibration, str(folder / CALIBRATION))
-    return Member(folder.name, recipe, fitted, sha256(folder / WEIGHTS), predict, predict.notes)
+    return Member(folder.name, recipe, fitted, digest, predict, predict.notes)
 
 
 def build_member(recipe: Recipe, classes: int, folds: int = 1) -> tuple[list[Network], Any]:
@@ -125,11 +123,7 @@ def _quiet() -> Iterator[None]:
 
 def predictor(model: Any, batch: int, views: int = 1) -> Predictor:
     """Predict with one model, wherever its weights are, in batches of one size: the mean over views; see Predictor."""
-
-    def forward(tiles: Tiles) -> Any:
-        return np.mean([model.predict_on_batch(view) for view in views_of(tiles, views)], axis=0)
-
-    return Predictor([forward], batch)
+    return Predictor([in_views(model.predict_on_batch, views)], batch)
 
 
 def read_parts(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
@@ -137,11 +131,16 @@ def read_parts(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
 
     Raises ConfigError when one is missing, cannot be read, or has not the hash of MANIFEST.json beside the folder.
     """
+    return _checked_parts(folder)[0]
+
+
+def _checked_parts(folder: Path) -> tuple[tuple[Recipe, dict[str, Any], dict[str, Any]], str]:
+    """What read_parts gives, and the sha256 of the weights."""
     for name in (WEIGHTS, CALIBRATION):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
-    _check_hashes(folder)
-    return load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION)
+    digest = _checked_hash(folder)
+    return (load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION)), digest
 
 
 def _on_all_devices(folder: Path, recipe: Recipe, classes: int, folds: int) -> Predictor:
@@ -197,11 +196,9 @@ def _load(folder: Path, recipe: Recipe, classes: int, folds: int, device: str, p
 
     def forward(tiles: Tiles) -> Any:
         with keras.device(device):  # the scope of a thread: weights alone do not decide where it runs
-            views = views_of(tiles, recipe.inference.views)
-            rows = [model.predict_on_batch(view) for view in views]  # [n, C] each
-            return rows[0] if len(rows) == 1 else np.mean(rows, axis=0)
+            return model.predict_on_batch(tiles)
 
-    return forward
+    return in_views(forward, recipe.inference.views)
 
 
 @contextmanager
@@ -217,17 +214,21 @@ def _computing_in(precision: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _check_hashes(folder: Path) -> None:
-    manifest = folder.parent / MANIFEST
+def _checked_hash(folder: Path) -> str:
+    """The sha256 of the weights, once no file's differs from what MANIFEST.json says."""
+    digests, manifest = (
+        {name: sha256(folder / name) for name in (WEIGHTS, RECIPE, CALIBRATION)},
+        folder.parent / MANIFEST,
+    )
     listed = _json(manifest) if manifest.is_file() else {}
-    for name in (WEIGHTS, RECIPE, CALIBRATION):
-        found = sha256(folder / name)
+    for name, found in digests.items():
         wanted = listed.get(f"{folder.name}/{name}", {}).get("sha256", found)
         if wanted != found:
             raise ConfigError(
                 f"{folder / name}: sha256 is {found[:12]}…, {MANIFEST} says {wanted[:12]}…; "
                 "fetch the weights again or run make weights-demo"
             )
+    return digests[WEIGHTS]
 
 
 def _json(path: Path) -> Any:

@@ -81,7 +81,7 @@ def build_committee(
     frozen as a whole share it: it is computed once for all of them. Raises ConfigError as build_network does, and for
     another pool than the mean over several networks.
     """
-    members = [config for config in configs for _ in range(config.copies)]
+    members = expanded(configs)
     if len(members) == 1:
         network = build_network(members[0], tile_px, classes, pool, backbones)
         return [network], network.model
@@ -95,10 +95,15 @@ def build_committee(
     bases: dict[ModelConfig, Network] = {}
     for config, name in zip(members, names, strict=True):
         network = _build(config, tile_px, classes, pool, backbones, name, bases.get(config))
-        if config.freeze and not config.unfreeze_top:
+        if config.is_frozen:
             bases.setdefault(config, network)
         networks.append(network)
     return networks, _mean(networks, [config.share for config in members], tile_px)
+
+
+def expanded(configs: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """One entry a network: each config as often as it wants copies."""
+    return [config for config in configs for _ in range(config.copies)]
 
 
 def _mean(networks: list[Network], shares: list[float], tile_px: int) -> Any:

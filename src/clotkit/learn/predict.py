@@ -96,6 +96,13 @@ def noise(tile_px: int, tiles: int) -> Tiles:
     return np.asarray(np.clip(colour + grain, 0, 255), np.uint8)
 
 
+def in_views(forward: Forward, views: int) -> Forward:
+    """`forward` on each view of a batch, and the mean of what it gives."""
+    if views == 1:
+        return forward
+    return lambda tiles: np.mean([np.asarray(forward(view)) for view in views_of(tiles, views)], axis=0)
+
+
 def views_of(tiles: Tiles, views: int) -> list[Tiles]:
     """The tiles [n, S, S, 3] as they are, and mirrored (2 views), and in all eight turns and mirrors (8)."""
     turns = 4 if views == 8 else 1

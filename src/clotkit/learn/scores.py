@@ -1,6 +1,6 @@
 """From networks to figures: rows of tiles, images, patients, calibrated on others, scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,9 @@ def calibrated(units: pd.DataFrame, calibration: Calibration, aim: Aim) -> pd.Da
     return changed
 
 
-def cross_calibrated(units: pd.DataFrame, crossed: Sequence[Calibration], aim: Aim) -> pd.DataFrame:
-    """The same rows, those of fold k (their column `fold`) calibrated by `crossed[k]`, fitted on the other folds."""
-    parts = [calibrated(units[units["fold"] == fold], crossed[fold], aim) for fold in units["fold"].unique()]
+def cross_calibrated(units: pd.DataFrame, of_fold: Mapping[int, Calibration], aim: Aim) -> pd.DataFrame:
+    """The same rows, those of fold k (their column `fold`) calibrated by `of_fold[k]`, fitted on the other folds."""
+    parts = [calibrated(units[units["fold"] == fold], of_fold[fold], aim) for fold in units["fold"].unique()]
     return pd.concat(parts).loc[units.index]
 
 

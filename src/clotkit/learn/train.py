@@ -24,13 +24,14 @@ from clotkit.learn.fit import Features, Told, features_of, fit, forget, is_froze
 from clotkit.learn.folds import Fold, make_folds
 from clotkit.learn.member import TRAINED, WATCHED, Trained, write_member
 from clotkit.learn.models import predictor, start_keras
-from clotkit.learn.networks import Network, build_network
+from clotkit.learn.networks import Network, build_network, expanded
 from clotkit.learn.scores import (
     Aim,
     aim_of,
     calibrated_on,
     constant,
     cross_calibrated,
+    log_loss,
     mean_rows,
     predicted_images,
     score,
@@ -160,7 +161,7 @@ class _Run:
         else:
             calibration = calibrated_on(units, self.aim)
             crossed = [calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))]
-        scored = cross_calibrated(units, crossed, self.aim)
+        scored = cross_calibrated(units, dict(enumerate(crossed)), self.aim)
         if not ships_folds:
             watch = folds[0].watch
             found, history = self._committee("all", ~watch, watch)
@@ -207,10 +208,8 @@ class _Run:
     def _predicted(self, networks: Sequence[Network], chosen: npt.NDArray[np.bool_]) -> pd.DataFrame:
         """One row an image of the chosen tiles."""
         tiles, recipe = self.tiles.where(chosen), self.recipe
-        batch, views = recipe.training.batch_tiles, recipe.inference.views
-        shares = [config.share for config in expanded(recipe.model)]
-        rows = [predictor(network.model, batch, views)(tiles.tiles) for network in networks]  # [n, C] each
-        return predicted_images(mean_rows(rows, shares), tiles, recipe.inference)
+        rows = committee_rows(networks, tiles.tiles, recipe, recipe.training.batch_tiles)
+        return predicted_images(rows, tiles, recipe.inference)
 
 
 @contextmanager
@@ -233,9 +232,12 @@ def _epochs(title: str, total: int, log: Log) -> Iterator[Told]:
         yield told
 
 
-def expanded(configs: Sequence[ModelConfig]) -> list[ModelConfig]:
-    """One entry a network: each config as often as it wants copies."""
-    return [config for config in configs for _ in range(config.copies)]
+def committee_rows(
+    networks: Sequence[Network], tiles: npt.NDArray[np.uint8], recipe: Recipe, batch_tiles: int
+) -> npt.NDArray[np.float64]:
+    """What a recipe's networks say of tiles uint8 [n, S, S, 3], averaged by their shares: [n, C], or [n, C + 1]."""
+    rows = [predictor(network.model, batch_tiles, recipe.inference.views)(tiles) for network in networks]
+    return mean_rows(rows, [config.share for config in expanded(recipe.model)])
 
 
 def _said(name: str, fold: Fold, history: pd.DataFrame) -> str:
@@ -274,7 +276,11 @@ def _metrics(
     slides = {}
     if aim.by_patient:
         by_slide = replace(aim, by_patient=False)
-        slides = {"per_slide": score(cross_calibrated(trained.out_of_fold, trained.crossed, by_slide), by_slide)}
+        slides = {
+            "per_slide": score(
+                cross_calibrated(trained.out_of_fold, dict(enumerate(trained.crossed)), by_slide), by_slide
+            )
+        }
     return {
         "classes": list(tiles.classes),
         "positive": aim.positive,
@@ -294,7 +300,7 @@ def _metrics(
         "class_weights": list(aim.weights),
         "clip": aim.clip,
         "constant": round(constant(aim), 6),
-        "weighted_log_loss_uncalibrated": score(raw, aim)["weighted_log_loss"],
+        "weighted_log_loss_uncalibrated": round(log_loss(raw, aim), 6),
         **score(trained.scored, aim),
         **slides,
     }
