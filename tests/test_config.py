@@ -34,6 +34,8 @@ def test_the_recipe_in_a_member_is_the_one_it_was_trained_with() -> None:
         (("folds = 2", 'folds = 2\nbalance = "smote"'), "training.balance is 'smote'; allowed: weights, patients"),
         (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), "training.class_weights is -5.0; allowed: 0 to"),
         (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), "takes one network, frozen"),
+        (("dropout = 0.0", "standardise = true"), "standardise is true; it takes a frozen network"),
+        (("dropout = 0.0", "ridge = 1"), "ridge is set, inference.pool 'mean'"),
         (("dropout = 0.0", "share = 0"), "the shares of the models sum to 0"),
         (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), "data.positive is 'c'; allowed: a, b"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError
 from clotkit.infer.pooling import pool_attention, pool_logits
+from clotkit.learn.fit import standardise
 from clotkit.learn.networks import KINDS, Network, build_committee, build_network
 from clotkit.learn.predict import noise
 
@@ -217,6 +218,22 @@ def test_attention_rows_give_what_gated_attention_over_the_features_gives() -> N
     assert np.ptp(shares) > 1e-4
     assert pool_logits(rows) == pytest.approx(logits, abs=1e-4)
     assert pool_attention(rows) == pytest.approx(np.exp(logits) / np.exp(logits).sum(), abs=1e-4)
+
+
+def test_even_rows_give_the_logits_of_the_standardised_mean_feature() -> None:
+    network = cnn(16, 3, "logits", standardise=True, ridge=2.0)
+    shake(network.model)
+    tiles = noise(16, 6)
+    features = ask(network.features, tiles).astype(np.float64)
+    standardise(network, features.astype(np.float32), ["a", "a", "a", "a", "b", "b"])
+    means = np.array([features[:4].mean(axis=0), features[4:].mean(axis=0)])
+    w, b = (np.asarray(value, np.float64) for value in network.head.get_layer("classes").get_weights())
+    scaled = (means[0] - means.mean(axis=0)) / np.sqrt(means.var(axis=0) + 1e-3)
+    rows = ask(network.model, tiles[:4])
+    rows = np.column_stack([rows[:, :-1], np.zeros(4)])  # the even attention was shaken as well
+    assert pool_logits(rows) == pytest.approx(scaled @ w + b, abs=1e-3)
+    assert float(sum(network.head.losses)) == pytest.approx(2 * (w**2).sum(), rel=1e-4)
+    assert not network.head.get_layer("standardise").trainable_weights
 
 
 def test_the_flat_network_s_one_unit_gives_both_probabilities() -> None:

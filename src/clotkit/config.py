@@ -55,9 +55,10 @@ class ModelConfig:
     name: str
     filters: tuple[int, ...] = ()  # channels of each block of a cnn
     convolutions: int = 1  # in each block of a cnn
-    standardise: bool = False  # the features, by batch normalisation, before the head
+    standardise: bool = False  # the features of a frozen backbone, as the training's have it, before the head
     head: tuple[int, ...] = ()  # units of the dense layers between the features and the classes
     dropout: float = 0.0
+    ridge: float = 0.0  # on the squares of the classes' weights, where inference.pool is logits
     input_px: int = 0  # tiles are resized to this side inside the network; 0: as they come
     weights: str = "none"  # to begin with; or imagenet
     cut: str = ""  # the backbone ends with this layer of it; empty: with its last
@@ -160,6 +161,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; 
     "convolutions": (1, 8),
     "head": (1, 8192),
     "dropout": (0, 0.95),
+    "ridge": (0, 100),
     "input_px": (0, 2048),
     "unfreeze_top": (0, 10_000),
     "copies": (1, 100),
@@ -285,6 +287,10 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: inference.pool is {pool!r}; it takes one network, frozen, with frozen_views")
     if pool != "mean" and recipe.training.final == "folds":
         raise ConfigError(f"{where}: training.final is 'folds', inference.pool {pool!r}; it takes final = \"all\"")
+    if any(model.standardise for model in recipe.model) and not frozen:
+        raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_views")
+    if any(model.ridge for model in recipe.model) and pool != "logits":
+        raise ConfigError(f'{where}: model.ridge is set, inference.pool {pool!r}; it takes pool = "logits"')
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
 

@@ -16,7 +16,7 @@ import pandas as pd
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.files import publish_text, publishing
 from clotkit.learn.augment import augment
-from clotkit.learn.networks import Network
+from clotkit.learn.networks import STANDARDISE, Network
 from clotkit.learn.tiles import TileSet
 
 Floats = npt.NDArray[np.float32]
@@ -174,6 +174,7 @@ def _material(
 
         return _weighed(network.model, cut, seen, watch.tiles, watch, config)
     views = features[0].views  # [views, n, D]
+    standardise(network, features[0].plain, seen.images.tolist())
     if recipe.inference.pool != "mean":
         return _bags(network, seen, watch, config, features)
 
@@ -206,6 +207,17 @@ def _bags(
         return views[rng.integers(len(views), size=picked.shape), picked]  # [b, BAG_TILES, D]
 
     return _weighed(bag_model(network), draw, _one_each(seen, bags), inputs, _one_each(watch, watched), config)
+
+
+def standardise(network: Network, plain: Floats, images: list[str]) -> None:
+    """Give the head's normalisation, where it has one, the mean and the variance of the images' mean features.
+
+    `plain` [n, D] are the features of tiles, `images` [n] say whose they are.
+    """
+    if STANDARDISE in {layer.name for layer in network.head.layers}:
+        owner = np.array(images)
+        means = np.stack([plain[owner == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
+        network.head.get_layer(STANDARDISE).set_weights([means.mean(axis=0), means.var(axis=0)])
 
 
 def _one_each(tiles: TileSet, bags: list[npt.NDArray[np.int64]]) -> TileSet:

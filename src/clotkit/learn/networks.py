@@ -15,6 +15,7 @@ from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError, one_line
 from clotkit.learn.backbones import find_backbone, lite0_backbone
 
+STANDARDISE = "standardise"  # the layer that scales features: closed, its statistics are given
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its start; small recipes train for fewer
 FULL = "float32"  # of what may not be computed in half precision: pixels, means, probabilities
 BGR_MEANS = (103.939, 116.779, 123.68)  # of ImageNet: what ResNet and VGG subtract (keras.applications, mode caffe)
@@ -55,11 +56,12 @@ def build_network(
 ) -> Network:
     """The network of a recipe, for tiles of side `tile_px` and `classes` classes, with fresh weights or ImageNet's.
 
-    The head: with config.standardise the features' normalisation; for each of config.head a dense layer, batch
-    normalisation, ReLU and dropout (only dropout where it is empty); then the classes' softmax. For pool "attention"
-    the head gives logits instead, and with them the logit of gated attention (Ilse et al. 2018, "Attention-based deep
-    multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases; infer.pooling.pool_attention
-    makes a slide's probabilities of them. For pool "logits" the attention is the same for every tile.
+    The head: with config.standardise the features' normalisation (fit sets it); for each of config.head a dense layer,
+    batch normalisation, ReLU and dropout (only dropout where it is empty); then the classes' softmax. For pool
+    "attention" the head gives logits instead, and with them the logit of gated attention (Ilse et al. 2018,
+    "Attention-based deep multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases;
+    infer.pooling.pool_attention makes a slide's probabilities of them. For pool "logits" the attention is the same
+    for every tile, and config.ridge holds the classes' weights small.
     config.freeze keeps the backbone's weights, and in training too it computes as it does in inference;
     config.unfreeze_top opens that many of its layers with weights, from the top: batch normalisation stays closed, its
     statistics with it (a small batch would spoil them), and is not counted.
@@ -344,7 +346,7 @@ def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
     if pool == "attention":
         last = _attention(config.attention_units, classes)
     elif pool == "logits":
-        last = _even(classes)
+        last = _even(config.ridge, classes)
     else:
         last = _sigmoid() if config.name == "cnn_flat" else _softmax(classes)
 
@@ -361,7 +363,7 @@ def _hidden(config: ModelConfig) -> list[Any]:
 
     hidden: list[Any] = []
     if config.standardise:
-        hidden.append(layers.BatchNormalization(momentum=BN_MOMENTUM, center=False, scale=False, name="standardise"))
+        hidden.append(layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARDISE))
     for index, units in enumerate(config.head):
         hidden += [
             layers.Dense(units, name=f"head{index}_dense"),
@@ -394,11 +396,11 @@ def _sigmoid() -> Stage:
     return apply
 
 
-def _even(classes: int) -> Stage:
+def _even(ridge: float, classes: int) -> Stage:
     """Features [n, D] -> [n, C + 1]: the classes' logits, and the same attention for every tile."""
-    from keras import layers
+    from keras import layers, regularizers
 
-    logits = layers.Dense(classes, dtype=FULL, name="classes")
+    logits = layers.Dense(classes, kernel_regularizer=regularizers.L2(ridge), dtype=FULL, name="classes")
     even = layers.Dense(1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FULL, name="attention_0")
     both = layers.Concatenate(dtype=FULL, name="rows")
 
