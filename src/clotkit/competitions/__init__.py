@@ -37,10 +37,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Ids:
-    """The form of ids: `patient` is a regular expression, `image` has {patient} and {number} in it."""
+    """The form of ids: `patient` is a regular expression, `image` has {patient} and {number} in it.
+
+    `twins` are pairs "a = b" of image ids with the same pixels, in two tables.
+    """
 
     patient: str
     image: str
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,25 @@
-"""From tiles to patients: means over tiles, slides and members, and the calibration in between. numpy only."""
+"""From slides to patients: the members' means, calibrated and averaged, or what a fitted ensemble makes of them.
 
+numpy only.
+"""
+
+import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
+from clotkit.infer.blending import Committee, covariates_of
+from clotkit.infer.pooling import TILE_POOLS
 
 Probabilities = npt.NDArray[np.float64]
+ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
 TINY = 1e-4  # probabilities are clipped here before the logarithm: a net's 1.0 is not evidence without end
 
 
@@ -67,3 +77,62 @@ def blend(members: Mapping[str, Probabilities], calibrations: Mapping[str, Calib
     """One patient's probabilities: each member's, calibrated, then their plain mean."""
     calibrated = [calibrations[member].apply(members[member]) for member in sorted(members)]
     return [float(value) for value in np.mean(calibrated, axis=0)]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What `clotkit blend` has fitted to the members of a folder, and how their tiles are pooled for it."""
+
+    committee: Committee
+    tile_pools: Mapping[str, str]
+
+    def apply(
+        self,
+        slides: Mapping[str, Mapping[str, Probabilities]],
+        patient_of: Mapping[str, str],
+        sizes: Mapping[str, Mapping[str, float]],
+    ) -> dict[str, list[float]]:
+        """{image: {member: [2]}}, each image's patient and what is known of its size to {patient: [2]}.
+
+        A member that is missing on a slide is replaced by its expectation given the others; a slide that none of the
+        ensemble's members has seen does not count.
+        """
+        members = self.committee.members
+        images = [image for image in sorted(slides) if any(name in members for name in slides[image])]
+        if not images:
+            return {}
+        p = np.array(
+            [[slides[image][name][1] if name in slides[image] else np.nan for name in members] for image in images]
+        )
+        patients, owner = np.unique([patient_of[image] for image in images], return_inverse=True)
+        known = {name: [sizes.get(image, {}).get(name, 0.0) for image in images] for name in self.committee.covariates}
+        found = self.committee.apply(p, owner, covariates_of(owner, len(patients), known))
+        return {patient: [1 - value, value] for patient, value in zip(patients.tolist(), found.tolist(), strict=True)}
+
+
+def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | None:
+    """The ensemble of a folder of members; None where it has none.
+
+    Raises ConfigError for one that cannot be read, is of another competition, or names a pool that is not known.
+    """
+    path = weights_dir / ENSEMBLE
+    if not path.is_file():
+        return None
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        calibration = weights_dir / str(raw["calibration"])
+        committee = Committee.from_json(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
+        slug, positive, pools = raw["competition"], raw["positive"], dict(raw["tile_pools"])
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}; run clotkit blend again") from error
+    wanted = (competition.slug, competition.classes.names[-1])
+    if (slug, positive) != wanted:
+        raise ConfigError(f"{path}: is for {positive} of {slug}; wanted: {wanted[1]} of {wanted[0]}")
+    unknown = sorted(
+        {pool for pool in pools.values() if pool not in TILE_POOLS} | (set(pools) - set(committee.members))
+    )
+    if unknown:
+        raise ConfigError(
+            f"{path}: tile_pools has {unknown[0]!r}; pools: {', '.join(TILE_POOLS)}; run clotkit blend again"
+        )
+    return Ensemble(committee, pools)

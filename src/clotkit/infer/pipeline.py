@@ -5,7 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +15,13 @@ import numpy as np
 
 from clotkit import __version__
 from clotkit.competitions import Competition
-from clotkit.errors import ClotkitError, UsageError, one_line
+from clotkit.errors import ClotkitError, ConfigError, UsageError, one_line
 from clotkit.files import publish_json, sha256
 from clotkit.infer import report
 from clotkit.infer.ahead import ahead
+from clotkit.infer.blending import COVARIATES
 from clotkit.infer.effort import Pace, again
-from clotkit.infer.ensemble import Probabilities, blend, patient_mean
+from clotkit.infer.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
 from clotkit.infer.report import SlideReport
 from clotkit.infer.scoring import Scorer, tilings_of
 from clotkit.infer.submission import write_submission
@@ -72,16 +73,17 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     started = time.monotonic()
     slides = read_slides(settings.split_dir, "test", competition, log)
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
-    folders = find_members(settings.weights_dir)
+    ensemble, folders = find_ensemble(settings.weights_dir, competition)
     _check_settings(settings)
-    key = _key(competition, slides, folders)
+    key = _key(competition, slides, folders, settings.weights_dir)
     earlier = _earlier(settings, key, log)
     patient_of = {slide.image_id: slide.patient_id for slide in slides}
     board = _Board(settings.run_dir / competition.files.submission, competition, ids, patient_of, log)
     _make_run_dir(settings.run_dir, competition.files.submission, board, resume=bool(earlier))
     set_oom_score(500)
 
-    board.members = members = _load(folders, competition, log)
+    board.ensemble = ensemble
+    board.members = members = _load(folders, competition, log, ensemble)
     _publish(settings.run_dir / report.RUN, {"state": "running", "key": key}, board)
     _say_what_there_is(settings, slides, ids, members, log)
     lines: list[SlideReport] = []
@@ -89,10 +91,11 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     left = [slide for slide in slides if slide.image_id not in known]
     with _report_file(settings.run_dir, earlier) as file, report.progress(len(slides), log) as advance:
         for line in earlier:
-            board.scored[line.image_id] = {name: np.array(values) for name, values in line.p.items()}
+            board.take(line, {name: np.array(values) for name, values in line.p.items()})
         for line, means in _score(left, members, settings, competition, started, work):
             if means:
-                board.add(line.image_id, means)
+                board.take(line, means)
+                board.publish()
             board.attempt(partial(file.add, line))
             lines.append(line)
             advance(_said(line), False)
@@ -157,13 +160,15 @@ class _Board:
     patient_of: dict[str, str]  # the patient of each slide
     log: Log
     members: Sequence[Member] = ()
+    ensemble: Ensemble | None = None
+    sizes: dict[str, dict[str, float]] = field(default_factory=dict)  # of slides, for an ensemble that asks for them
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
     unwritten: str = ""  # why the last attempt to write failed
 
-    def add(self, image_id: str, means: dict[str, Probabilities]) -> None:
-        """Take a slide's mean a member, and publish."""
-        self.scored[image_id] = means
-        self.publish()
+    def take(self, line: SlideReport, means: dict[str, Probabilities]) -> None:
+        """Take a slide's mean a member, and what its line says of its size."""
+        self.scored[line.image_id] = means
+        self.sizes[line.image_id] = {name: line.facts[name] for name in COVARIATES if name in line.facts}
 
     def publish(self) -> None:
         """Write the submission: patients with a scored slide, the fallback for the others."""
@@ -171,10 +176,15 @@ class _Board:
 
     def write(self) -> None:
         """The same; raises OSError where it cannot be written. What was there before then stands."""
+        write_submission(self.path, self.competition, self.ids, self.known())
+
+    def known(self) -> dict[str, Sequence[float]]:
+        """The probabilities of every patient with a scored slide."""
+        if self.ensemble is not None:
+            return dict(self.ensemble.apply(self.scored, self.patient_of, self.sizes))
         calibrations = {member.name: member.calibration for member in self.members}
         patients = patient_mean(self.scored, self.patient_of)
-        known = {patient: blend(means, calibrations) for patient, means in patients.items()}
-        write_submission(self.path, self.competition, self.ids, known)
+        return {patient: blend(means, calibrations) for patient, means in patients.items()}
 
     def attempt(self, write: Callable[[], None]) -> None:
         """Write something; where the disk says no, say so once and go on: the next slide may find room."""
@@ -197,12 +207,37 @@ class _Board:
         return {self.patient_of[image_id] for image_id, means in self.scored.items() if means}
 
 
-def _load(folders: Sequence[Path], competition: Competition, log: Log) -> list[Member]:
-    """The members that can be loaded; the others are left out, each with a line, and the mean is that of the rest."""
+def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble | None, list[Path]]:
+    """The ensemble of a folder, if there is one, and its members' folders; of a folder without one, all that it has.
+
+    Raises ConfigError where there is no member, or an ensemble that cannot be read or has none of its members.
+    """
+    ensemble, folders = read_ensemble(weights_dir, competition), find_members(weights_dir)
+    if ensemble is None:
+        return None, folders
+    wanted = ensemble.committee.members
+    found = [folder for folder in folders if folder.name in wanted]
+    if not found:
+        raise ConfigError(
+            f"{weights_dir / ENSEMBLE}: blends {', '.join(wanted)}; found beside it: "
+            f"{', '.join(folder.name for folder in folders)}; put its members there"
+        )
+    return ensemble, found
+
+
+def _load(
+    folders: Sequence[Path], competition: Competition, log: Log, ensemble: Ensemble | None = None
+) -> list[Member]:
+    """The members that can be loaded; the others are left out, each with a line, and the rest stand in for them."""
     members = []
+    pools = ensemble.tile_pools if ensemble else {}
+    for name in ensemble.committee.members if ensemble else ():
+        if name not in {folder.name for folder in folders}:
+            log(f"member {name} left out: its folder is missing")
     for folder in folders:
         try:
-            members.append(load_member(folder, competition.classes.names))
+            member = load_member(folder, competition.classes.names)
+            members.append(replace(member, tile_pool=pools.get(member.name, "")))
         except ClotkitError as error:
             log(f"member {folder.name} left out: {error}")
         except Exception as error:  # noqa: BLE001 - a member costs itself, whatever its file makes a library do
@@ -210,11 +245,13 @@ def _load(folders: Sequence[Path], competition: Competition, log: Log) -> list[M
     return members
 
 
-def _key(competition: Competition, slides: Sequence[SlideRow], folders: Sequence[Path]) -> str:
+def _key(competition: Competition, slides: Sequence[SlideRow], folders: Sequence[Path], weights_dir: Path) -> str:
     """What a report belongs to: the same competition, slides and weights."""
     parts = [competition.slug, *sorted(f"{slide.image_id} {slide.size_bytes}" for slide in slides)]
     for folder in folders:
         parts += [f"{path.name} {path.stat().st_size} {folder.name}" for path in sorted(folder.iterdir())]
+    ensemble = weights_dir / ENSEMBLE
+    parts += [sha256(ensemble)] if ensemble.is_file() else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -324,6 +361,7 @@ def _facts(
             }
             for member in members
         },
+        "ensemble": sha256(settings.weights_dir / ENSEMBLE) if (settings.weights_dir / ENSEMBLE).is_file() else None,
         "seconds": round(seconds, 1),
         "slides": counts,
         "submission_sha256": sha256(settings.run_dir / competition.files.submission),

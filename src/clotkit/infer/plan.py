@@ -22,8 +22,9 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
+from clotkit.infer.pipeline import find_ensemble
 from clotkit.infer.workers import Ended, Limits, Task, Work, check_limits, peak_mb, stream
-from clotkit.learn.models import RECIPE, find_members, load_member
+from clotkit.learn.models import RECIPE, load_member
 from clotkit.slides.forecast import forecast
 from clotkit.slides.tiling import Batch, check_tiler
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of
@@ -138,7 +139,7 @@ def plan_split(settings: PlanSettings, competition: Competition, work: Work | No
     UsageError, ConfigError or SplitError for wrong input; no slide makes it raise.
     """
     check_limits(settings.jobs, settings.memory_mb)
-    folders = [] if settings.weights_dir is None else find_members(settings.weights_dir)
+    folders = [] if settings.weights_dir is None else find_ensemble(settings.weights_dir, competition)[1]
     recipes = [load_recipe(folder / RECIPE) for folder in folders] or [load_recipe(settings.recipe)]
     for recipe in recipes:
         check_tiler(recipe.tiling, recipe.name)

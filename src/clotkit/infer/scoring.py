@@ -10,7 +10,7 @@ from clotkit.config import TilingConfig
 from clotkit.errors import one_line
 from clotkit.infer.effort import AGAIN, EVERYTHING, ONE_MEMBER, SAID
 from clotkit.infer.ensemble import Probabilities
-from clotkit.infer.pooling import pooled
+from clotkit.infer.pooling import pooled_as
 from clotkit.infer.report import SlideReport, State
 from clotkit.infer.workers import Ended, Tiles
 from clotkit.learn.models import Member
@@ -20,10 +20,10 @@ DIGITS = 9  # of the probabilities in the report: a run that goes on from it wri
 
 @dataclass
 class Tally:
-    """What has come of one slide: for each member a row a tile, and how it pools them, or why it is out."""
+    """What has come of one slide: for each member a row a tile, or why it is out."""
 
     rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # batches of [n, C], of [n, C + 1]
-    pools: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)  # those that have rows
     out: dict[str, str] = field(default_factory=dict)
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
@@ -39,7 +39,7 @@ class Tally:
             self.out[member.name] = "returned NaN"
             return
         self.rows.setdefault(member.name, []).append(rows)
-        self.pools[member.name] = member.recipe.inference.pool
+        self.members[member.name] = member
 
     @property
     def tiles(self) -> dict[str, int]:
@@ -53,7 +53,11 @@ class Tally:
     def means(self) -> dict[str, Probabilities]:
         """The slide's probabilities a member, [C] each: its tiles pooled as its recipe says."""
         return {
-            name: np.round(pooled(np.concatenate(self.rows[name]), self.pools[name]), DIGITS) for name in self.seen()
+            name: np.round(
+                pooled_as(np.concatenate(self.rows[name]), member.recipe.inference.pool, member.tile_pool), DIGITS
+            )
+            for name, member in self.members.items()
+            if name not in self.out
         }
 
     def said_out(self) -> list[str]:

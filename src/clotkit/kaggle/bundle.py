@@ -46,6 +46,7 @@ MODULES = (
     "learn/predict.py",
     "infer/__init__.py",
     "infer/ahead.py",
+    "infer/blending.py",
     "infer/effort.py",
     "infer/ensemble.py",
     "infer/pipeline.py",

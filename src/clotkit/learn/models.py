@@ -45,6 +45,7 @@ class Member:
     weights_sha256: str
     predict: Predict
     notes: list[str] = field(default_factory=list)
+    tile_pool: str = ""  # of an ensemble's, where it is not the mean
 
 
 def find_members(weights_dir: Path) -> list[Path]:
