@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
@@ -45,7 +46,7 @@ def quiet(_line: str) -> None:
 class Study:
     """Labelled patients and members' predictions of their slides, drawn and written as files."""
 
-    def __init__(self, folder: Path, patients: int = 160, members: int = 3, strength: float = 1.0, seed: int = 0):
+    def __init__(self, folder: Path, patients: int = 280, members: int = 3, strength: float = 1.0, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.folder, self.rng = folder, rng
         self.label = (np.arange(patients) % 4 == 0).astype(int)  # a quarter is positive
@@ -109,23 +110,25 @@ def test_areas_under_the_curve_are_scikit_learn_s(study: Study) -> None:
 
 
 def test_fits_are_scikit_learn_s(study: Study, strip_ai: Competition) -> None:
+    """With a Gaussian prior of deviation 1 on the slope of the standardised link: its C of 1."""
     patients = patients_of(study, strip_ai)
     x = Pool(weights=(1 / 3,) * 3).apply(patients.p, patients.owner, len(patients.label))
-    design = logit(x)[:, None]
-    balanced = LogisticRegression(C=1e4, class_weight="balanced", tol=1e-8).fit(design, patients.label)
-    found = fit_balanced(x, patients)
-    assert found.log_odds(x) == pytest.approx(balanced.decision_function(design), abs=0.05)
-    plain = LogisticRegression(C=1e4, tol=1e-8).fit(design, patients.label)
+    design = StandardScaler().fit_transform(logit(x)[:, None])
+    balanced = LogisticRegression(C=1, tol=1e-9).fit(
+        design, patients.label, sample_weight=patients.balance * len(patients.label)
+    )
+    assert fit_balanced(x, patients).log_odds(x) == pytest.approx(balanced.decision_function(design), abs=1e-3)
+    plain = LogisticRegression(C=1, tol=1e-9).fit(design, patients.label)
     share = patients.label.mean()
     moved = plain.decision_function(design) - np.log(share / (1 - share))
-    assert fit_logistic(x, patients, ("logit",)).log_odds(x) == pytest.approx(moved, abs=0.05)
+    assert fit_logistic(x, patients, ("logit",)).log_odds(x) == pytest.approx(moved, abs=1e-3)
 
 
 @pytest.mark.parametrize("weigh", [constrained, greedy])
 def test_weights_prefer_the_member_that_knows(
     study: Study, strip_ai: Competition, weigh: Callable[[Patients], tuple[float, ...]]
 ) -> None:
-    study.p[:, 0] = expit(logit(study.p[:, 0]) + 2 * (study.label[study.owner] - 0.5))
+    study.p[:, 0] = expit(logit(study.p[:, 0]) + 0.8 * (study.label[study.owner] - 0.5))
     found = weigh(patients_of(study, strip_ai))
     assert sum(found) == pytest.approx(1)
     assert min(found) >= 0
@@ -151,7 +154,8 @@ def test_nothing_of_the_scored_patients_is_in_the_fit(study: Study, strip_ai: Co
     assert inside < nested
 
 
-def test_bounds_are_wide_for_evidence_and_narrow_for_noise(study: Study, strip_ai: Competition) -> None:
+def test_bounds_are_wide_for_evidence_and_narrow_for_noise(tmp_path: Path, strip_ai: Competition) -> None:
+    study = Study(tmp_path, patients=1200)
     patients = patients_of(study, strip_ai)
     low, high = bounds_of(study.rng.random(len(patients.label)), patients)
     assert 0.02 < low < 0.5 < high < 0.98
@@ -160,7 +164,7 @@ def test_bounds_are_wide_for_evidence_and_narrow_for_noise(study: Study, strip_a
     assert 0 < wider[0] < low
     assert high < wider[1] < 1
     # What one patient who is wrong beyond doubt can cost is bounded by what was seen of the others.
-    assert -np.log(wider[0]) * patients.balance.max() < 0.06
+    assert -np.log(wider[0]) * patients.balance.max() < 0.01
 
 
 def test_groups_stay_together(study: Study, strip_ai: Competition) -> None:
@@ -211,7 +215,7 @@ def test_tiles_are_pooled_as_suits_the_member(study: Study, strip_ai: Competitio
     found = study.label[study.owner] == 1
     values[found, 0] = study.rng.beta(8, 2, int(found.sum()))
     path = study.write("tiles", values.reshape(-1), [image for image in study.images for _ in range(tiles)])
-    material = read_material([path, *study.files()], study.labels, strip_ai)
+    material = read_material([path, *study.files()], study.labels, strip_ai, trusted=("tiles",))
     assert material.tile_pools == {"tiles": "max"}
     assert any("tiles of" in note for note in material.notes)
     blend(study.settings([path], out=tmp_path / "out"), strip_ai, quiet)
@@ -411,8 +415,6 @@ def test_half_of_the_published_members_gain_too(strip_ai: Competition, tmp_path:
 
 def test_the_reference_is_plain_platt_scaling(study: Study, strip_ai: Competition) -> None:
     patients = patients_of(study, strip_ai)
-    found = mean_platt().fitted(patients)
+    found = mean_platt().fitted(patients).apply(patients.p, patients.owner, patients.covariates)
     mean = Pool(weights=(1 / 3,) * 3).apply(patients.p, patients.owner, len(patients.label))
-    platt = LogisticRegression(C=1e4, class_weight="balanced", tol=1e-8).fit(logit(mean)[:, None], patients.label)
-    expected = platt.predict_proba(logit(mean)[:, None])[:, 1]
-    assert found.apply(patients.p, patients.owner, patients.covariates) == pytest.approx(expected, abs=0.005)
+    assert found == pytest.approx(expit(fit_balanced(mean, patients).log_odds(mean)))

@@ -24,6 +24,7 @@ from clotkit.learn.models import RECIPE
 
 FOLDS, REPEATS, SEED = 5, 10, 0
 SAME_ERRORS, JOIN_ERRORS = 2.0, 1.0  # standard errors of a paired difference
+LEAST_TO_CHOOSE = 50  # patients of the rarer class
 TAIL_SHARE, TAIL_PATIENTS = 0.05, 16  # at either end, that bound what may be said of any
 BEYOND = 0.005  # of a posterior: what patients rule out
 HIDDEN_PATIENTS, DRAWS = 235, 1000  # simulated hidden sets
@@ -107,22 +108,30 @@ def blend(settings: BlendSettings, competition: Competition, log: Log = print) -
 def fit(patients: Patients, groups: Ints, tried: Sequence[Way], seed: int) -> Fitted:
     """Fit every way, and choose among them by cross-validation within these patients.
 
-    Of the ways that are core, all are averaged that are within SAME_ERRORS of the best: patients cannot tell them
-    apart, and choosing one of them costs more than they differ by. Another one joins that is ahead of them all.
+    Of the ways that are core, all are averaged that are within SAME_ERRORS of the best and no worse than the usual one:
+    patients cannot tell them apart, and choosing one of them costs more than they differ by. Another one joins that is
+    ahead of them all. With fewer than LEAST_TO_CHOOSE patients of a class nothing is chosen: the usual way stands.
     """
     inner = np.zeros((len(tried), len(patients.label)))
     for learn, score in folds_of(patients, groups, seed + 1):
         inner[:, score] = _each(tried, patients.part(learn), patients.part(score))
-    terms = np.array([loss_terms(p, patients) for p in inner])  # [ways, n]
-    core = np.array([way.core for way in tried])
-    totals = terms.sum(axis=1)
-    best, best_core = int(totals.argmin()), int(np.where(core, totals, np.inf).argmin())
-    taken = core & (totals - totals[best] <= SAME_ERRORS * _errors(terms - terms[best]))
-    ahead = terms[best_core] - terms
-    taken |= ~core & (ahead.sum(axis=1) > JOIN_ERRORS * _errors(ahead))
-    taken[best] |= not taken.any()
+    taken = chosen(np.array([loss_terms(p, patients) for p in inner]), tried)
+    if np.bincount(patients.label, minlength=2).min() < LEAST_TO_CHOOSE:
+        taken = np.array([way.usual for way in tried])
     candidates = tuple(way.fitted(patients) for way in tried)
     return Fitted(candidates, taken, bounds_of(inner[taken].mean(axis=0), patients))
+
+
+def chosen(terms: Floats, tried: Sequence[Way]) -> npt.NDArray[np.bool_]:
+    """Which ways are averaged [ways], by their held-out loss terms [ways, n]: see fit."""
+    core, usual = (np.array([getattr(way, kind) for way in tried]) for kind in ("core", "usual"))
+    totals = terms.sum(axis=1)
+    best, best_core = int(totals.argmin()), int(np.where(core, totals, np.inf).argmin())
+    taken: npt.NDArray[np.bool_] = core & (totals - totals[best] <= SAME_ERRORS * _errors(terms - terms[best]))
+    taken &= totals <= totals[usual].min()
+    ahead = terms[best_core] - terms
+    taken |= ~core & (ahead.sum(axis=1) > JOIN_ERRORS * _errors(ahead))
+    return taken if taken.any() else usual
 
 
 def bounds_of(p: Floats, patients: Patients) -> tuple[float, float]:
@@ -221,9 +230,10 @@ def _figures(
         "auc": float(aucs(held.p.mean(axis=0)[:, None], label)[0]),
     }
     taken = [way.name for way, yes in zip(tried, fitted.taken, strict=True) if yes]
+    said = taken[0] if len(taken) == 1 else f"mean of {len(taken)} ways"
     return {
         **{name: None if value is None else round(float(value), 6) for name, value in figures.items()},
-        "method": f"mean of {len(taken)} ways, probabilities within {fitted.bounds[0]:.3f} to {fitted.bounds[1]:.3f}",
+        "method": f"{said}, probabilities within {fitted.bounds[0]:.3f} to {fitted.bounds[1]:.3f}",
         "members": list(material.members),
         "weights": _shares(material, fitted),
         "gain": _gain(held.usual, held.p, label, patients),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clotkit.infer.blending import LINKS, Candidate, Covariate, Floats, Ints, Logistic, Pool, Steps, expit, logit
 
-RIDGE = 1e-3  # on slopes of standardised links: keeps a perfect separation finite, moves nothing else
+SLOPE_DOUBT = 1.0  # deviation of the Gaussian prior of a slope of a standardised link: moves a few dozen patients only
 FLOORS = (0.1, 0.2, 0.3, 0.4)  # quantiles below which pooled probabilities are held to say no more than there
 PSEUDO_SLIDES = (1.0, 4.0)  # as if a patient's slides shared a half, a fifth of what makes them differ from others'
 RESCALED, CLIPPED = (0.15, 0.85), (0.25, 0.75)  # the competition's fifth place
@@ -126,7 +126,8 @@ Weigh = Callable[[Patients], tuple[float, ...]]
 class Way:
     """A candidate before it is fitted: how members weigh, the pool, the calibration.
 
-    The average is taken over the ways that are `core`; another one joins only where it is clearly better.
+    The average is taken over the ways that are `core`; another one joins only where it is clearly better. The `usual`
+    one is what stands where patients are too few to choose.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Way:
     pool: Pool
     fit: Fit
     core: bool = False
+    usual: bool = False
 
     def fitted(self, patients: Patients) -> Candidate:
         """The candidate that these patients give."""
@@ -153,7 +155,7 @@ def ways() -> Iterator[Way]:
         yield Way(f"mean, {said}, {link} above the {floor:.0%} quantile", alike, pool, fit, core=True)
     once, platt = Pool(pseudo_slides=1.0), partial(fit_logistic, links=("logit",))
     for link in LINKS:
-        yield Way(f"mean, {link}", alike, Pool(), partial(fit_logistic, links=(link,)))
+        yield Way(f"mean, {link}", alike, Pool(), partial(fit_logistic, links=(link,)), usual=link == "logit")
     yield Way("mean, beta", alike, Pool(), partial(fit_logistic, links=("logit", "complement")))
     yield Way("mean, isotonic shrunk to Platt", alike, Pool(), fit_isotonic)
     yield Way("mean, rescaled and clipped", alike, Pool(), fit_rescaled)
@@ -294,7 +296,7 @@ def _newton(design: Floats, label: Ints, weight: Floats) -> tuple[Floats, float]
     """Logistic regression of `label` on the columns of `design` [n, k]: slopes [k] and the intercept."""
     centre, scale = design.mean(axis=0), design.std(axis=0) + 1e-9
     full = np.column_stack([(design - centre) / scale, np.ones(len(design))])
-    ridge = np.append(np.full(design.shape[1], RIDGE), 1e-9)
+    ridge = np.append(np.full(design.shape[1], 1 / SLOPE_DOUBT**2 / len(design)), 1e-9)
     found = np.zeros(full.shape[1])
     for _ in range(NEWTON_STEPS):
         p = expit(full @ found)
