@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real backbones wheels submit bundle bench lock clean
+.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SPLIT ?=
 WEIGHTS ?= weights/demo
 LAYOUT ?= both
+KERNEL ?= infer
 SIDE ?= 10000 30000
 DATA ?=
 LITE0 := build/backbones/efficientnet_lite0_notop.weights.h5
@@ -73,8 +74,26 @@ build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/ph
 dry-run: build/.wheels build/phantom/test.csv  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
 	$(BIN)/clotkit rehearse --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)" --layout $(LAYOUT)
 
-submit: build/phantom/test.csv  ## create and validate submission.csv; SPLIT=DIR, WEIGHTS=DIR
-	$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)"
+# On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
+PUSHED := build/kernel/pushed.json
+PUSHING := $(filter kernel-push,$(MAKECMDGOALS))
+HERE := $(if $(PUSHING),,$(or $(SPLIT),$(filter-out file,$(origin WEIGHTS))))
+EMBEDDED := $(if $(or $(SPLIT),$(PUSHING),$(if $(HERE),,$(wildcard $(PUSHED)))),,build/phantom/test.csv)
+
+submit: $(VENV)/.runtime $(EMBEDDED)  ## after kernel-push: wait, check, submit, print the score; before it, or with SPLIT=DIR or WEIGHTS=DIR: create and validate submission.csv here
+	@if [ -z "$(HERE)" ] && [ -f $(PUSHED) ]; then \
+		echo "submit: on Kaggle, the kernel of $(PUSHED); with SPLIT or WEIGHTS it would be here"; \
+		$(BIN)/clotkit kaggle submit; \
+	else \
+		echo "submit: here, submission.csv; after make kernel-push it is on Kaggle"; \
+		$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)"; \
+	fi
+
+datasets-push: build/.wheels  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new
+	$(BIN)/clotkit kaggle datasets-push --weights "$(WEIGHTS)"
+
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)"
 
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
 	$(BIN)/clotkit bundle

@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from clotkit.competitions import Competition, load_competition
 
+from .delivery import client, clock, home, lines, server  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).resolve().parents[1]
 
 OTHER = """

@@ -1,4 +1,4 @@
-"""The client of Kaggle, driven through Kaggle's real library against a stub on loopback. Nothing here leaves it."""
+"""The client of Kaggle, driven through Kaggle's real library against a server on loopback. Nothing here leaves it."""
 
 import base64
 import io
@@ -8,139 +8,51 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from clotkit.competitions import Competition, load_competition
-from clotkit.errors import RemoteError, SplitError
+from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, SplitError, UsageError
 from clotkit.kaggle import client as module
-from clotkit.kaggle.client import Credentials, KaggleFiles, fetch_public_split, find_credentials
+from clotkit.kaggle.client import DryRun, Kaggle
+from clotkit.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credentials
+from clotkit.kaggle.public import download, fetch_public_split
+from clotkit.kaggle.uploads import ROUNDS, STARTS, upload
 
-SERVICE = "/api/v1/competitions.CompetitionApiService/"
+from .kaggle_server import Fault, KaggleServer, only_loopback
+
 TOKEN = "KGAT_0123456789abcdef"
 TABLE, SAMPLE, FIRST, SECOND = "test_list.csv", "sample.csv", "test_images/a_0.svs", "test_images/b_0.svs"
 
 
-@dataclass
-class Answer:
-    """One HTTP answer; `length` is the Content-Length where it lies, `hang` one that never comes."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    length: int | None = None
-    hang: bool = False
-
-
-def as_json(value: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
-
-
-HTML = Answer(200, b"<html>busy</html>", {"Content-Type": "text/html; charset=utf-8"})
-
-
-class Stub:
-    """Kaggle's API and the storage it redirects to: two servers of one handler, on two ports of loopback."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.listed: dict[str, int] = {}  # sizes that the list gives in place of the true ones
-        self.scripted: dict[str, list[Answer]] = {}  # by method [and file]: given first, the last one for ever
-        self.calls: list[tuple[str, Any, dict[str, str]]] = []
-        self.over = threading.Event()
-        self.servers = [self._server(), self._server()]
-        self.api, self.storage = [f"http://127.0.0.1:{server.server_port}" for server in self.servers]
-
-    def close(self) -> None:
-        self.over.set()
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
-
-    def asked(self, method: str) -> list[Any]:
-        return [said for name, said, _ in self.calls if name == method]
-
-    def answer(self, method: str, said: Any) -> Answer:
-        for key in (f"{method} {said.get('fileName')}", method):
-            if self.scripted.get(key):
-                return self.scripted[key].pop(0) if len(self.scripted[key]) > 1 else self.scripted[key][0]
-        if method == "GET":
-            return Answer(200, self.files[said["fileName"]], {"Content-Type": "application/octet-stream"})
-        if method == "ListDataFiles":
-            names, second = list(self.files), said.get("pageToken") == "p2"
-            page = names[3:] if second else names[:3]
-            listed = [
-                {
-                    "name": n,
-                    "ref": n,
-                    "totalBytes": self.listed.get(n, len(self.files[n])),
-                    "creationDate": "2022-07-07T19:18:05.123Z",
-                }
-                for n in page
-            ]
-            return as_json({"files": listed, "nextPageToken": "" if second else "p2"})
-        if said["fileName"] not in self.files:
-            return as_json({"code": 404, "message": "File not found"}, 404)
-        return Answer(302, headers={"Location": f"{self.storage}/signed/{said['fileName']}?Signature=secret"})
-
-    def _server(self) -> ThreadingHTTPServer:
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                method = self.path.removeprefix(SERVICE)
-                stub.calls.append((method, said, dict(self.headers)))
-                self.give(stub.answer(method, said))
-
-            def do_GET(self) -> None:
-                name = unquote(urlsplit(self.path).path).removeprefix("/signed/")
-                stub.calls.append(("GET", name, dict(self.headers)))
-                self.give(stub.answer("GET", {"fileName": name}))
-
-            def give(self, answer: Answer) -> None:
-                if answer.hang:
-                    stub.over.wait(10)
-                    self.close_connection = True
-                    return
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(answer.length or len(answer.body)))
-                self.end_headers()
-                self.wfile.write(answer.body)
-                self.close_connection = answer.length is not None
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing on stderr."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return server
-
-
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home; of the environment nothing that has to do with Kaggle or a proxy."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home; of the environment nothing that has to do with Kaggle or a proxy; no way out of this machine."""
     for name in list(os.environ):
-        if name.startswith("KAGGLE_") or name.lower().endswith("_proxy") or name == "XDG_CONFIG_HOME":
+        if (
+            name.startswith(("KAGGLE_", "CLOTKIT_KAGGLE"))
+            or name.lower().endswith("_proxy")
+            or name == "XDG_CONFIG_HOME"
+        ):
             monkeypatch.delenv(name)
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder / "config"))
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # should an endpoint get lost: still not production
-    return folder
+    with only_loopback() as tried:
+        yield folder
+    assert tried == []
 
 
 @pytest.fixture
@@ -152,17 +64,18 @@ def competition() -> Competition:
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    stub = Stub()
-    stub.files = {
-        TABLE: b"slide,patient\na_0,a\nb_0,b\n",
-        SAMPLE: b"patient,X,Y\na,0.5,0.5\nb,0.5,0.5\n",
-        "train_images/z_0.svs": b"never asked for",
-        FIRST: os.urandom(3 * 2**20 + 17),
-        SECOND: b"II*\0 a small one",
-    }
-    yield stub
-    stub.close()
+def server() -> Iterator[KaggleServer]:
+    with KaggleServer(competition="some-comp") as server:
+        server.competition.files = {
+            TABLE: b"slide,patient\na_0,a\nb_0,b\n",
+            SAMPLE: b"patient,X,Y\na,0.5,0.5\nb,0.5,0.5\n",
+            "train_images/z_0.svs": b"never asked for",
+            FIRST: os.urandom(3 * 2**20 + 17),
+            SECOND: b"II*\0 a small one",
+        }
+        server.page_limit = 3
+        yield server
+        assert server.leaks == []
 
 
 @pytest.fixture
@@ -171,13 +84,38 @@ def waits() -> list[float]:
 
 
 @pytest.fixture
-def client(stub: Stub, waits: list[float]) -> KaggleFiles:
-    return loopback(KaggleFiles(Credentials(TOKEN), stub.api, waits.append))
+def client(server: KaggleServer, waits: list[float]) -> Kaggle:
+    return Kaggle(Credentials(TOKEN), server.endpoint, waits.append, chance=lambda: 0.5)
 
 
-def loopback(client: KaggleFiles) -> KaggleFiles:
-    assert urlsplit(client.endpoint).hostname == "127.0.0.1"
-    return client
+@pytest.fixture
+def saying() -> Iterator[Callable[[Any], Kaggle]]:
+    """A client of a server that answers whatever it is asked with the same JSON."""
+    servers = []
+
+    def say(value: Any) -> Kaggle:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.dumps(value).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing on stderr."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return Kaggle(Credentials(TOKEN), f"http://127.0.0.1:{server.server_port}", lambda _: None)
+
+    yield say
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -191,55 +129,70 @@ def zipped(name: str, body: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def fails(client: Kaggle, tmp_path: Path, says: str, name: str = TABLE, size: int = 0) -> None:
+    with pytest.raises(RemoteError) as caught:
+        download(client, "some-comp", name, tmp_path / "out", size)
+    assert says in one_line(caught)
+    assert files_in(tmp_path / "out") == {}
+
+
+def one_line(caught: pytest.ExceptionInfo[RemoteError]) -> str:
+    said = str(caught.value)
+    assert len(said.splitlines()) == 1
+    assert "Signature" not in said
+    assert "upload_id" not in said
+    assert TOKEN not in said
+    return said
+
+
+# A competition's files
+
+
 def test_fetches_table_sample_and_the_tables_slides(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path
+    server: KaggleServer, client: Kaggle, competition: Competition, tmp_path: Path
 ) -> None:
     lines: list[str] = []
     out = tmp_path / "new" / "split"
     assert fetch_public_split(competition, out, client, lines.append) == out
-    assert files_in(out) == {name: body for name, body in stub.files.items() if "train" not in name}
+    assert files_in(out) == {name: body for name, body in server.competition.files.items() if "train" not in name}
     assert lines[2] == f"{FIRST}: fetched, {3 * 2**20 + 17} bytes"
-    assert stub.asked("ListDataFiles") == [
-        {"competitionName": "some-comp", "pageSize": 200, "pageToken": token} for token in ("", "p2")
-    ]
-    assert stub.asked("DownloadDataFile")[2] == {"competitionName": "some-comp", "fileName": FIRST}
-    for method, _, headers in stub.calls:  # the token goes to the API, never to the storage
-        assert headers.get("Authorization") == (None if method == "GET" else f"Bearer {TOKEN}")
-        assert headers["User-Agent"].startswith("clotkit/")
+    assert [page.get("pageToken") for page in server.asked("ListDataFiles")] == ["", "p3"]
+    assert server.asked("DownloadDataFile")[2] == {"competitionName": "some-comp", "fileName": FIRST}
+    for call in server.calls:  # the token goes to the API, never to the storage
+        assert call.headers.get("Authorization") == (None if call.method == "GET" else f"Bearer {TOKEN}")
+        assert call.headers["User-Agent"].startswith("clotkit/")
 
 
 def test_a_second_run_fetches_only_what_is_missing_or_of_another_size(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path
+    server: KaggleServer, client: Kaggle, competition: Competition, tmp_path: Path
 ) -> None:
     fetch_public_split(competition, tmp_path / "out", client)
-    stub.calls.clear()
+    server.calls.clear()
     lines: list[str] = []
     fetch_public_split(competition, tmp_path / "out", client, lines.append)
-    assert stub.asked("DownloadDataFile") == stub.asked("GET") == []
-    assert lines[-1] == f"{SECOND}: here already, {len(stub.files[SECOND])} bytes"
+    assert server.count("DownloadDataFile") == server.count("GET") == 0
+    assert lines[-1] == f"{SECOND}: here already, {len(server.competition.files[SECOND])} bytes"
     (tmp_path / "out" / SECOND).write_bytes(b"cut")
     fetch_public_split(competition, tmp_path / "out", client)
-    assert stub.asked("GET") == [SECOND]
-    assert (tmp_path / "out" / SECOND).read_bytes() == stub.files[SECOND]
+    assert [said["fileName"] for said in server.asked("GET")] == [SECOND]
+    assert (tmp_path / "out" / SECOND).read_bytes() == server.competition.files[SECOND]
 
 
 @pytest.mark.parametrize("listed_as_zipped", [False, True])
 def test_a_zip_of_the_file_is_unpacked(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path, listed_as_zipped: bool
+    server: KaggleServer, client: Kaggle, tmp_path: Path, listed_as_zipped: bool
 ) -> None:
-    want = dict(stub.files)
-    for name in (TABLE, FIRST):
-        stub.files[name] = zipped(Path(name).name, want[name])
-        stub.listed[name] = len(stub.files[name] if listed_as_zipped else want[name])
-    fetch_public_split(competition, tmp_path / "out", client)
-    got = files_in(tmp_path / "out")
-    assert got == {name: want[name] for name in (TABLE, SAMPLE, FIRST, SECOND)}
+    want = server.competition.files[FIRST]
+    server.competition.files[FIRST] = zipped("a_0.svs", want)
+    size = len(server.competition.files[FIRST] if listed_as_zipped else want)
+    assert download(client, "some-comp", FIRST, tmp_path / "out", size)
+    assert files_in(tmp_path / "out") == {FIRST: want}
 
 
-def test_a_file_that_is_a_zip_by_name_stays_one(stub: Stub, client: KaggleFiles, tmp_path: Path) -> None:
-    stub.files["extra.zip"] = zipped("extra.csv", b"1")
-    assert client.download("some-comp", "extra.zip", tmp_path / "out")
-    assert files_in(tmp_path / "out") == {"extra.zip": stub.files["extra.zip"]}
+def test_a_file_that_is_a_zip_by_name_stays_one(server: KaggleServer, client: Kaggle, tmp_path: Path) -> None:
+    server.competition.files["extra.zip"] = zipped("extra.csv", b"1")
+    assert download(client, "some-comp", "extra.zip", tmp_path / "out")
+    assert files_in(tmp_path / "out") == {"extra.zip": server.competition.files["extra.zip"]}
 
 
 @pytest.mark.parametrize(
@@ -250,126 +203,163 @@ def test_a_file_that_is_a_zip_by_name_stays_one(stub: Stub, client: KaggleFiles,
         (zipped(TABLE, b"x" * 99).replace(b"test_list", b"../t_list"), "zip of 1 files"),
     ],
 )
-def test_a_strange_zip_is_refused(stub: Stub, client: KaggleFiles, tmp_path: Path, body: bytes, says: str) -> None:
-    stub.files[TABLE] = body
+def test_a_strange_zip_is_refused(server: KaggleServer, client: Kaggle, tmp_path: Path, body: bytes, says: str) -> None:
+    server.competition.files[TABLE] = body
     fails(client, tmp_path, says)
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("fault", "says"),
     [
-        (as_json({"code": 401, "message": "Unauthenticated"}, 401), "Kaggle refused (401, Unauthenticated)"),
-        (as_json({"code": 403, "message": "You must accept the rules"}), "kaggle.com/competitions/some-comp/rules"),
-        (Answer(403), "kaggle.com/competitions/some-comp/rules"),
-        (as_json({"code": 404, "message": "Not found"}, 404), "check the competition's slug"),
-        (as_json({"code": 400, "message": "Bad\nname"}, 400), "Kaggle answered 400 (Bad name): see"),
-        (replace(HTML, status=503), "Kaggle answered 503"),
-        (HTML, "perhaps a web page"),
-        (replace(HTML, headers={"Content-Type": "application/json"}), "perhaps a web page"),
+        (Fault("", "status", None, status=401, message="Unauthenticated"), "Kaggle refused (401, Unauthenticated)"),
+        (Fault("", "status", None, status=403, message="accept"), "kaggle.com/competitions/some-comp/rules"),
+        (Fault("", "status", None, status=404, message="Not found"), "check the name"),
+        (Fault("", "status", None, status=400, message="Bad\nname"), "Kaggle answered 400 (Bad name): see"),
+        (Fault("", "status", None, status=409, message="taken"), "Kaggle answered 409 (taken)"),
     ],
 )
 @pytest.mark.parametrize("method", ["ListDataFiles", "DownloadDataFile"])
-def test_a_no_is_one_line_and_leaves_nothing(
-    stub: Stub,
-    client: KaggleFiles,
+def test_a_no_is_one_line_asked_once_and_leaves_nothing(
+    server: KaggleServer,
+    client: Kaggle,
     competition: Competition,
     tmp_path: Path,
     waits: list[float],
     method: str,
-    answer: Answer,
+    fault: Fault,
     says: str,
 ) -> None:
-    stub.scripted[method] = [answer]
+    server.faults.add(replace(fault, method=method))
     with pytest.raises(RemoteError) as caught:
         fetch_public_split(competition, tmp_path / "out", client)
     assert says in one_line(caught)
     assert files_in(tmp_path / "out") == {}
-    assert len(stub.asked(method)) == 1
+    assert server.count(method) == 1
     assert waits == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault("", "status", status=503), "Kaggle answered 503"),
+        (Fault("", "status", status=500), "Kaggle answered 500"),
+        (Fault("", "html"), "perhaps a web page"),
+        (Fault("", "html", status=502), "Kaggle answered 502"),
+        (Fault("", "reset"), "the connection failed 5 times (ConnectionError)"),
+        (Fault("", "truncated"), "the connection failed 5 times"),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_ends_as_one_line(
+    server: KaggleServer, client: Kaggle, waits: list[float], fault: Fault, says: str
+) -> None:
+    server.faults.add(replace(fault, method="ListDataFiles", times=2))
+    assert len(client.sizes("some-comp")) == 5
+    assert waits == [2, 4]
+    server.faults.add(replace(fault, method="ListDataFiles", times=None))
+    with pytest.raises(RemoteUnclear) as caught:
+        client.sizes("some-comp")
+    assert says in one_line(caught)
+    assert waits == [2, 4, 2, 4, 8, 16]
+
+
+def test_the_waits_have_jitter(server: KaggleServer) -> None:
+    waits: list[float] = []
+    chances = iter([0.0, 1.0, 0.25])
+    server.faults.add(Fault("GetCompetition", "status", 3, status=503))
+    Kaggle(Credentials(TOKEN), server.endpoint, waits.append, chance=lambda: next(chances)).competition("some-comp")
+    assert waits == [1, 6, 6]
+
+
 @pytest.mark.parametrize("said", [[], {}, {"code": 500}, {"files": [3]}, {"files": 3}, "no", 3, None])
-def test_json_that_is_no_list_of_files_is_refused(stub: Stub, client: KaggleFiles, said: Any) -> None:
-    stub.scripted["ListDataFiles"] = [as_json(said)]
-    with pytest.raises(RemoteError, match=r"not an answer of Kaggle's API|lists no files"):
-        client.sizes("some-comp")
+def test_json_that_is_no_list_of_files_is_refused(saying: Callable[[Any], Kaggle], said: Any) -> None:
+    with pytest.raises(RemoteError, match=r"not an answer of Kaggle's API|lists no files|answered 500"):
+        saying(said).sizes("some-comp")
 
 
-def test_a_list_without_end_is_refused(stub: Stub, client: KaggleFiles) -> None:
-    stub.scripted["ListDataFiles"] = [as_json({"files": [{"name": "a"}], "nextPageToken": "p2"})]
+def test_a_list_without_end_is_refused(saying: Callable[[Any], Kaggle]) -> None:
     with pytest.raises(RemoteError, match="goes in a circle"):
-        client.sizes("some-comp")
+        saying({"files": [{"name": "a"}], "nextPageToken": "p2"}).sizes("some-comp")
+
+
+def test_a_no_under_http_200_is_a_no(saying: Callable[[Any], Kaggle]) -> None:
+    with pytest.raises(RemoteMissing, match="no such thing"):
+        saying({"code": 404, "message": "gone"}).competition("some-comp")
 
 
 def test_waits_as_long_as_kaggle_asks_then_succeeds(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path, waits: list[float]
+    server: KaggleServer, client: Kaggle, tmp_path: Path, waits: list[float]
 ) -> None:
-    busy = {"code": 429, "message": "Too Many Requests"}
-    stub.scripted["ListDataFiles"] = [as_json(busy, 429, **{"Retry-After": "7"}), *pages(stub)]
-    redirect = stub.answer("DownloadDataFile", {"fileName": FIRST})
-    stub.scripted[f"DownloadDataFile {FIRST}"] = [Answer(429), as_json(busy), redirect]
-    fetch_public_split(competition, tmp_path / "out", client)
-    assert waits == [7, 2, 4]
-    assert (tmp_path / "out" / FIRST).read_bytes() == stub.files[FIRST]
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+    for headers in ({"Retry-After": "7"}, {}, {"Retry-After": date}, {"Retry-After": "soon"}):
+        server.faults.add(Fault("DownloadDataFile", "status", status=429, headers=headers))
+    assert download(client, "some-comp", FIRST, tmp_path / "out")
+    assert waits[:2] == [7.5, 4]
+    assert 35 < waits[2] < 41
+    assert waits[3] == 16
+    assert (tmp_path / "out" / FIRST).read_bytes() == server.competition.files[FIRST]
 
 
-def test_gives_up_when_kaggle_stays_busy(stub: Stub, client: KaggleFiles, waits: list[float]) -> None:
-    stub.scripted["ListDataFiles"] = [Answer(429, headers={"Retry-After": "86400"})]
+def test_gives_up_when_kaggle_stays_busy(server: KaggleServer, client: Kaggle, waits: list[float]) -> None:
+    server.faults.add(Fault("ListDataFiles", "status", None, status=429, headers={"Retry-After": "86400"}))
     with pytest.raises(RemoteError, match=r"slow down \(429\)"):
         client.sizes("some-comp")
-    assert waits == [module.LONGEST_WAIT_S] * (module.TRIES - 1)
+    assert waits == [module.LONGEST_WAIT_S + 0.5] * (module.TRIES - 1)
 
 
 def test_a_truncated_body_is_tried_again_and_leaves_nothing(
-    stub: Stub, client: KaggleFiles, tmp_path: Path, waits: list[float]
+    server: KaggleServer, client: Kaggle, tmp_path: Path, waits: list[float]
 ) -> None:
-    stub.scripted["GET"] = [Answer(200, b"slide,pat", length=5000)]
+    server.faults.add(Fault("GET", "truncated", module.TRIES))
     fails(client, tmp_path, "the connection failed 5 times (ChunkedEncodingError)")
     assert waits == [2, 4, 8, 16]
-    stub.scripted["GET"] = [Answer(200, b"x" * 4000, length=5000), Answer(200, stub.files[TABLE])]
-    assert client.download("some-comp", TABLE, tmp_path / "out", len(stub.files[TABLE]))
-    assert files_in(tmp_path / "out") == {TABLE: stub.files[TABLE]}
+    server.faults.add(Fault("GET", "truncated"))
+    assert download(client, "some-comp", TABLE, tmp_path / "out", len(server.competition.files[TABLE]))
+    assert files_in(tmp_path / "out") == {TABLE: server.competition.files[TABLE]}
 
 
 def test_another_length_than_listed_is_refused_and_the_old_file_stays(
-    stub: Stub, client: KaggleFiles, tmp_path: Path
+    server: KaggleServer, client: Kaggle, tmp_path: Path
 ) -> None:
-    fails(client, tmp_path, f"{len(stub.files[TABLE])} bytes came, Kaggle's list says 999", size=999)
+    fails(client, tmp_path, f"{len(server.competition.files[TABLE])} bytes came, Kaggle's list says 999", size=999)
     (tmp_path / "out" / TABLE).write_bytes(b"old")
     with pytest.raises(RemoteError):
-        client.download("some-comp", TABLE, tmp_path / "out", 999)
+        download(client, "some-comp", TABLE, tmp_path / "out", 999)
     assert files_in(tmp_path / "out") == {TABLE: b"old"}
 
 
-@pytest.mark.parametrize("method", ["ListDataFiles", "DownloadDataFile", "GET"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [*((method, "silent") for method in ("ListDataFiles", "DownloadDataFile", "GET")),
+     ("ListDataFiles", "slow"), ("GET", "slow")],
+)  # fmt: skip
 def test_silence_is_a_timeout(
-    stub: Stub, competition: Competition, tmp_path: Path, waits: list[float], method: str
+    server: KaggleServer, competition: Competition, tmp_path: Path, waits: list[float], method: str, kind: str
 ) -> None:
-    stub.scripted[method] = [Answer(hang=True)]
-    client = loopback(KaggleFiles(Credentials(TOKEN), stub.api, waits.append, timeout_s=(5, 0.1)))
-    with pytest.raises(RemoteError, match="ReadTimeout"):
+    server.faults.add(Fault(method, kind, None))
+    client = Kaggle(Credentials(TOKEN), server.endpoint, waits.append, timeout_s=(5, 0.1))
+    with pytest.raises(RemoteError, match=r"ReadTimeout|ConnectionError"):
         fetch_public_split(competition, tmp_path / "out", client)
     assert len(waits) == module.TRIES - 1
 
 
-@pytest.mark.parametrize("status", [403, 503])
-def test_an_expired_address_is_not_taken_for_the_file(
-    stub: Stub, client: KaggleFiles, tmp_path: Path, status: int
-) -> None:
-    stub.scripted["GET"] = [Answer(status, b"<Error>expired</Error>", {"Content-Type": "application/xml"})]
-    fails(client, tmp_path, f"Kaggle answered {status}")
-    stub.scripted["GET"] = [HTML]
+def test_an_expired_address_is_not_taken_for_the_file(server: KaggleServer, client: Kaggle, tmp_path: Path) -> None:
+    fault = server.faults.add(Fault("GET", "expired", None))
+    fails(client, tmp_path, "Kaggle answered 403")
+    fault.times = 0
+    server.faults.add(Fault("GET", "html", module.TRIES))
     fails(client, tmp_path, "perhaps a web page")
+    server.faults.add(Fault("GET", "expired"))
+    assert download(client, "some-comp", TABLE, tmp_path / "out")  # the second try got a fresh address
 
 
-def test_no_server_is_one_line(stub: Stub, waits: list[float]) -> None:
-    client = loopback(KaggleFiles(Credentials(TOKEN), "http://127.0.0.1:1", waits.append))
+def test_no_server_is_one_line(waits: list[float]) -> None:
+    client = Kaggle(Credentials(TOKEN), "http://127.0.0.1:1", waits.append)
     with pytest.raises(RemoteError) as caught:
         client.sizes("some-comp")
     assert "the connection failed 5 times (ConnectionError): check it" in one_line(caught)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(stub: Stub, client: KaggleFiles, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(client: Kaggle, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the system refuses the write, as a full disk would
     try:
@@ -378,17 +368,17 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(stub: Stub, client: KaggleFi
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_folder_that_is_a_file_is_one_line(client: KaggleFiles, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_one_line(client: Kaggle, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(RemoteError, match="choose another folder"):
-        client.download("some-comp", TABLE, tmp_path / "out")
+        download(client, "some-comp", TABLE, tmp_path / "out")
 
 
 @pytest.mark.parametrize("image_id", ["../../../evil", "..", "x/../../y"])
 def test_a_slide_that_leads_out_is_refused(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path, image_id: str
+    server: KaggleServer, client: Kaggle, competition: Competition, tmp_path: Path, image_id: str
 ) -> None:
-    stub.files[TABLE] = f"slide,patient\n{image_id},a\n".encode()
+    server.competition.files[TABLE] = f"slide,patient\n{image_id},a\n".encode()
     if image_id == "..":
         competition = replace(competition, files=replace(competition.files, slide="{split}/{image_id}/a.svs"))
     with pytest.raises(RemoteError, match="leads out of"):
@@ -397,36 +387,41 @@ def test_a_slide_that_leads_out_is_refused(
 
 
 @pytest.mark.parametrize("name", ["/etc/evil", "../evil", "a\\..\\evil", "a\0b", "", "."])
-def test_a_name_that_is_none_is_refused_unasked(stub: Stub, client: KaggleFiles, tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_none_is_refused_unasked(
+    server: KaggleServer, client: Kaggle, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(RemoteError, match="refused"):
-        client.download("some-comp", name, tmp_path / "out")
-    assert stub.calls == []
+        download(client, "some-comp", name, tmp_path / "out")
+    assert server.calls == []
 
 
 def test_a_table_without_image_ids_is_refused(
-    stub: Stub, client: KaggleFiles, competition: Competition, tmp_path: Path
+    server: KaggleServer, client: Kaggle, competition: Competition, tmp_path: Path
 ) -> None:
-    stub.files[TABLE] = b"id,patient\n1,a\n"
+    server.competition.files[TABLE] = b"id,patient\n1,a\n"
     with pytest.raises(SplitError, match="no column slide"):
         fetch_public_split(competition, tmp_path / "out", client)
 
 
-def test_a_large_file_takes_little_memory(stub: Stub, client: KaggleFiles, tmp_path: Path) -> None:
-    stub.files[FIRST] = bytes(64 * 2**20)
+def test_a_large_file_takes_little_memory(server: KaggleServer, client: Kaggle, tmp_path: Path) -> None:
+    server.competition.files[FIRST] = bytes(64 * 2**20)
     client.sizes("some-comp")  # the library's modules are loaded now
     tracemalloc.start()
     try:
-        client.download("some-comp", FIRST, tmp_path / "out", 64 * 2**20)
+        download(client, "some-comp", FIRST, tmp_path / "out", 64 * 2**20)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 8 * 2**20
 
 
+# Credentials and the endpoint
+
+
 def test_no_credentials_is_one_line(competition: Competition, tmp_path: Path) -> None:
     with pytest.raises(RemoteError) as caught:
         fetch_public_split(competition, tmp_path / "out")
-    assert one_line(caught) == module.NO_CREDENTIALS
+    assert one_line(caught) == NO_CREDENTIALS
     assert not (tmp_path / "out").exists()
 
 
@@ -455,13 +450,48 @@ def test_credentials_are_found_in_kaggles_order(home: Path, monkeypatch: pytest.
 
 
 def test_a_legacy_key_is_sent_as_such_whatever_the_environment_has(
-    stub: Stub, home: Path, monkeypatch: pytest.MonkeyPatch
+    server: KaggleServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", str(home))  # a folder: whoever looks for a token here fails
-    client = loopback(KaggleFiles(Credentials("k", "alice"), stub.api))
+    client = Kaggle(Credentials("k", "alice"), server.endpoint)
     client.sizes("some-comp")
     basic = "Basic " + base64.b64encode(b"alice:k").decode()
-    assert [headers["Authorization"] for _, _, headers in stub.calls] == [basic] * 2
+    assert [call.headers["Authorization"] for call in server.calls] == [basic] * 2
+    assert client.username == "alice"
+
+
+def test_of_a_token_kaggle_is_asked_once_whose_it_is(server: KaggleServer, client: Kaggle) -> None:
+    assert (client.username, client.username) == ("alice", "alice")
+    assert server.asked("IntrospectToken") == [{"token": TOKEN}]
+    with pytest.raises(RemoteError, match="not active"):
+        _ = Kaggle(Credentials("of-another-kind"), server.endpoint).username
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:7", "http://[::1]:7", "http://localhost:7", "https://127.8.8.8"]
+)
+def test_an_endpoint_on_this_machine_is_taken(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Kaggle(Credentials(TOKEN), endpoint).endpoint == endpoint
+    monkeypatch.setenv(module.ENDPOINT, endpoint)
+    assert Kaggle(Credentials(TOKEN)).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://10.0.0.1", "https://example.org", "http://localhost.example.org", "http://127.0.0.1@evil.org", "x", ""],
+)
+def test_any_other_endpoint_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(module.ENDPOINT, endpoint)
+    with pytest.raises(UsageError, match="not on this machine") as caught:
+        Kaggle(Credentials(TOKEN))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_signed_address_elsewhere_is_refused(saying: Callable[[Any], Kaggle]) -> None:
+    elsewhere = "https://storage.example.org/x?X-Goog-Signature=5ec7e7"
+    with pytest.raises(RemoteError, match="is not: refused") as caught:
+        saying({"token": "t", "createUrl": elsewhere}).start_upload("a.bin", 3)
+    one_line(caught)
 
 
 @pytest.mark.parametrize(
@@ -494,24 +524,188 @@ def test_a_token_too_long_for_a_path_is_one_line_without_the_secret(monkeypatch:
 
 
 def test_importing_the_client_loads_nothing_of_kaggle() -> None:
-    code = "import sys, clotkit.kaggle.client; print({'kaggle', 'kagglesdk', 'requests', 'urllib3'} & set(sys.modules))"
+    code = (
+        "import sys, clotkit.kaggle.client, clotkit.kaggle.verbs; "
+        "print({'kaggle', 'kagglesdk', 'requests', 'urllib3'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
 
 
-def pages(stub: Stub) -> list[Answer]:
-    return [stub.answer("ListDataFiles", {"pageToken": token}) for token in ("", "p2")]
+# Uploads
 
 
-def fails(client: KaggleFiles, tmp_path: Path, says: str, name: str = TABLE, size: int = 0) -> None:
-    with pytest.raises(RemoteError) as caught:
-        client.download("some-comp", name, tmp_path / "out", size)
-    assert says in one_line(caught)
-    assert files_in(tmp_path / "out") == {}
+@pytest.fixture
+def parcel(tmp_path: Path) -> Path:
+    path = tmp_path / "a.bin"
+    path.write_bytes(os.urandom(100_000))
+    return path
 
 
-def one_line(caught: pytest.ExceptionInfo[RemoteError]) -> str:
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert "Signature" not in said
-    return said
+def arrived(server: KaggleServer, token: str) -> bytes:
+    assert server.blobs[token].complete
+    return server.blobs[token].data
+
+
+def test_an_upload_arrives_whole_and_takes_no_secret_along(server: KaggleServer, client: Kaggle, parcel: Path) -> None:
+    token = upload(client, parcel, "a.bin")
+    assert arrived(server, token) == parcel.read_bytes()
+    assert server.asked("StartBlobUpload") == [{"type": "DATASET", "name": "a.bin", "contentLength": 100_000}]
+    assert (server.count("PUT"), server.leaks) == (1, [])
+
+
+@pytest.mark.parametrize("status", [503, 500, 429, 0])
+@pytest.mark.parametrize("kept", [0, 1, 50_000, 99_999])
+def test_an_upload_that_breaks_goes_on_where_it_was(
+    server: KaggleServer, client: Kaggle, parcel: Path, status: int, kept: int
+) -> None:
+    server.faults.add(Fault("PUT", "midway", status=status, n=kept))
+    assert arrived(server, upload(client, parcel, "a.bin")) == parcel.read_bytes()
+    ranges = [said.get("contentRange") for said in server.asked("PUT")]
+    rest = [f"bytes {kept}-99999/100000"] if kept else [None]
+    assert ranges == [None, "bytes */100000", *rest]
+    assert server.count("StartBlobUpload") == 1
+
+
+@pytest.mark.parametrize("kind", ["reset", "status"])
+def test_an_upload_whose_answer_is_lost_is_not_sent_again(
+    server: KaggleServer, client: Kaggle, parcel: Path, kind: str
+) -> None:
+    server.faults.add(Fault("PUT", kind, after_effect=True, status=503))
+    assert arrived(server, upload(client, parcel, "a.bin")) == parcel.read_bytes()
+    assert [said["bytes"] for said in server.asked("PUT")] == [100_000, 0]
+
+
+def test_an_upload_whose_address_expires_starts_again(server: KaggleServer, client: Kaggle, parcel: Path) -> None:
+    server.faults.add(Fault("PUT", "expired"))
+    assert arrived(server, upload(client, parcel, "a.bin")) == parcel.read_bytes()
+    assert server.count("StartBlobUpload") == 2
+    server.faults.add(Fault("PUT", "expired", None))
+    with pytest.raises(RemoteError, match=f"expired {STARTS} times") as caught:
+        upload(client, parcel, "a.bin")
+    one_line(caught)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 412])
+def test_an_upload_that_is_refused_is_not_repeated(
+    server: KaggleServer, client: Kaggle, parcel: Path, status: int
+) -> None:
+    server.faults.add(Fault("PUT", "status", status=status))
+    with pytest.raises(RemoteError, match=f"answered {status} to the upload") as caught:
+        upload(client, parcel, "a.bin")
+    one_line(caught)
+    assert server.count("PUT") == 1
+
+
+def test_an_upload_that_never_works_ends(
+    server: KaggleServer, client: Kaggle, parcel: Path, waits: list[float]
+) -> None:
+    server.faults.add(Fault("PUT", "reset", None))
+    with pytest.raises(RemoteError, match=f"not sent whole in {ROUNDS} rounds"):
+        upload(client, parcel, "a.bin")
+    assert len(waits) == ROUNDS
+
+
+def test_a_storage_that_says_nothing_is_not_waited_for_long(server: KaggleServer, parcel: Path) -> None:
+    client = Kaggle(Credentials(TOKEN), server.endpoint, lambda _: None, timeout_s=(5, 0.2))
+    server.faults.add(Fault("PUT", "silent"))
+    started = time.monotonic()
+    assert arrived(server, upload(client, parcel, "a.bin")) == parcel.read_bytes()
+    server.faults.add(Fault("GET", "silent"))
+    url = server.sign("a.bin", b"content")
+    assert client.fetch(url, parcel.with_name("b.bin"), "a.bin") == 7
+    assert time.monotonic() - started < 20
+
+
+# Calls that change something
+
+
+def submitting(client: Kaggle, server: KaggleServer) -> dict[str, Any]:
+    """Submit a version, with the look that the kit uses: by its description."""
+    server.kernels.clear()
+    client.save_kernel(
+        lambda: None,
+        {"slug": "alice/a-kernel", "text": "1", "language": "python", "kernel_type": "script", "new_title": "a kernel"},
+    )
+    server.end(server.kernels["alice/a-kernel"].versions[0])
+
+    def look() -> dict[str, Any] | None:
+        return next((one for one in client.submissions("some-comp") if one["description"] == "mine"), None)
+
+    return client.submit(
+        look,
+        {
+            "competition_name": "some-comp",
+            "kernel_owner": "alice",
+            "kernel_slug": "a-kernel",
+            "kernel_version": 1,
+            "file_name": "submission.csv",
+            "submission_description": "mine",
+        },
+    )
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "status"), [("reset", None), ("html", 200), ("html", 502), ("status", 500), ("status", 503)]
+)
+def test_what_may_have_been_done_is_looked_for_before_it_is_repeated(
+    server: KaggleServer, client: Kaggle, kind: str, status: int | None, after_effect: bool
+) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", kind, after_effect=after_effect, status=status))
+    assert submitting(client, server)["ref"] == 1001
+    assert len(server.submissions) == 1
+    assert server.count("CreateCodeSubmission") == (1 if after_effect else 2)
+    assert server.count("ListSubmissions") == (1 if after_effect else len(module.LOOKS_S))
+
+
+@pytest.mark.parametrize("kind", ["slow", "truncated", "silent"])
+def test_an_answer_that_does_not_come_whole_is_looked_for_too(server: KaggleServer, kind: str) -> None:
+    client = Kaggle(Credentials(TOKEN), server.endpoint, lambda _: None, timeout_s=(5, 0.2))
+    server.faults.add(Fault("CreateCodeSubmission", kind, after_effect=True))
+    assert submitting(client, server)["ref"] == 1001
+    assert (server.count("CreateCodeSubmission"), len(server.submissions)) == (1, 1)
+
+
+def test_busy_is_no_effect_and_repeated_at_once(server: KaggleServer, client: Kaggle, waits: list[float]) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", "status", status=429, headers={"Retry-After": "3"}))
+    submitting(client, server)
+    assert (waits, server.count("ListSubmissions")) == ([3.5], 0)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 409])
+def test_a_refusal_is_not_repeated(server: KaggleServer, client: Kaggle, status: int) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", "status", None, status=status, message="daily limit"))
+    with pytest.raises(RemoteError, match="daily limit") as caught:
+        submitting(client, server)
+    one_line(caught)
+    assert (server.count("CreateCodeSubmission"), server.submissions) == (1, [])
+
+
+def test_what_is_never_done_ends_as_one_line(server: KaggleServer, client: Kaggle) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", "reset", None))
+    with pytest.raises(RemoteError, match=f"sent {module.SENDS} times, and Kaggle shows nothing") as caught:
+        submitting(client, server)
+    one_line(caught)
+
+
+def test_what_cannot_be_looked_for_is_not_repeated(server: KaggleServer, client: Kaggle) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", "reset"))
+    server.faults.add(Fault("ListSubmissions", "status", None, status=503))
+    with pytest.raises(RemoteUnclear, match="looks again before it sends") as caught:
+        submitting(client, server)
+    one_line(caught)
+    assert server.count("CreateCodeSubmission") == 1
+
+
+def test_a_dry_run_shows_the_call_and_sends_nothing(server: KaggleServer, parcel: Path) -> None:
+    lines: list[str] = []
+    client = Kaggle(Credentials(TOKEN), server.endpoint, log=lines.append, dry=True)
+    assert upload(client, parcel, "a.bin") == "token of a.bin"
+    with pytest.raises(DryRun):
+        client.save_kernel(lambda: None, {"slug": "alice/a-kernel", "text": "x" * 1000, "enable_internet": False})
+    assert server.calls == []
+    assert lines[0] == "would upload a.bin, 100,000 bytes"
+    assert lines[1].startswith("would send kernels.KernelsApiService/SaveKernel {")
+    assert '"text": "1,000 bytes, sha256 44f8' in lines[1]
+    assert TOKEN not in "".join(lines)

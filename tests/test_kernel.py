@@ -1,11 +1,14 @@
 """The kernel's supervisor: whatever its pipeline does, a valid submission.csv is left and it ends with 0."""
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -195,6 +198,58 @@ def test_a_kernel_without_weights_leaves_the_fallback(kernel_root: Path, strip_a
     assert kernel.returncode == 0
     assert "attach the weights dataset" in said
     assert valid(kernel_root, strip_ai)
+
+
+def one_deeper(weights: Path) -> None:
+    """As Kaggle sometimes unpacks an archive: NAME/NAME/…"""
+    for name in ("tiny", "other"):
+        (weights / name / name).mkdir(parents=True, exist_ok=True)
+        for path in list((weights / name).iterdir()):
+            if path.is_file():
+                path.rename(weights / name / name / path.name)
+
+
+def packed(weights: Path) -> None:
+    """As it is uploaded, where Kaggle did not unpack it."""
+    for name in ("tiny", "other"):
+        shutil.make_archive(str(weights / name), "tar", weights / name)
+        shutil.rmtree(weights / name)
+
+
+@pytest.mark.parametrize("change", [lambda weights: None, one_deeper, packed])
+def test_members_are_found_however_kaggle_unpacked_them(
+    kernel_root: Path, strip_ai: Competition, change: Callable[[Path], None]
+) -> None:
+    weights = kernel_root / "input" / "weights"
+    shutil.copytree(weights / "tiny", weights / "other")
+    change(weights)
+    kernel = start(kernel_root)
+    said, _ = kernel.communicate(timeout=FOREVER_S)
+    assert kernel.returncode == 0, said
+    assert "members: other, tiny" in said, said
+    assert read_report(kernel_root / "working" / "report.jsonl")[0].state == "done"
+
+
+def test_what_belongs_to_all_members_comes_with_them(tmp_path: Path) -> None:
+    main = runpy.run_path(str(KERNEL / "main.py"), run_name="kernel")
+
+    def found(*names: str) -> tuple[Path | None, list[str]]:
+        top = Path(tempfile.mkdtemp(dir=tmp_path))
+        for name in names:
+            (top / "input" / name).parent.mkdir(parents=True, exist_ok=True)
+            (top / "input" / name).touch()
+        weights = main["find_weights"](list(main["walk"](top / "input")), top)
+        return weights and weights.relative_to(top), sorted(path.name for path in weights.iterdir()) if weights else []
+
+    assert found("x/a.whl") == (None, [])
+    assert found("w/MANIFEST.json", "w/a/recipe.toml") == (Path("input/w/a"), ["recipe.toml"])
+    beside = ["MANIFEST.json", "a", "b"]
+    assert found("w/MANIFEST.json", "w/a/recipe.toml", "w/b/recipe.toml") == (Path("input/w"), beside)
+    assert found("w/MANIFEST.json", "w/a/a/recipe.toml", "w/b/b/recipe.toml") == (Path("members"), beside)
+    ensemble = ["calibration.json", "ensemble.toml"]
+    assert found("w/ensemble.toml", "w/calibration.json", "w/a/recipe.toml") == (Path("input/w"), ["a", *ensemble])
+    deeper = found("w/ensemble.toml", "w/calibration.json", "w/a/a/recipe.toml", "w/a/a/calibration.json")
+    assert deeper == (Path("members"), ["a", *ensemble])
 
 
 def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:

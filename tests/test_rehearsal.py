@@ -13,7 +13,9 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
+from clotkit.files import sha256
 from clotkit.kaggle import environment
+from clotkit.kaggle.kernels import read_kernel
 from clotkit.kaggle.rehearse import MOUNTS, NAMESPACE, namespaces_work, rehearse
 
 from .conftest import ROOT
@@ -43,6 +45,10 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
     facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
     assert sorted(facts["layouts"]) == ["new", "old"]
+    assert sorted(facts["datasets"]) == ["clotkit-weights", "clotkit-wheels"]
+    assert facts["datasets"]["clotkit-weights"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
+    kernel = read_kernel(KERNEL, "strip_ai", tmp_path / "out")  # what is rehearsed may be pushed, and is what is pushed
+    assert kernel.source == (tmp_path / "out" / "script.py").read_text()
     assert any("network: off" in line for line in lines)
     assert any("simplejpeg" in line and line.endswith("/wheels") for line in lines)  # from the wheels dataset
     assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0

@@ -6,9 +6,11 @@ a fallback submission first, then the pipeline as a child under the deadline, th
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ SETTINGS: dict[str, Any] = {}
 
 ROOT = Path(os.environ.get("CLOTKIT_KAGGLE_ROOT", "/kaggle"))  # a rehearsal has its own
 INPUT, WORKING = ROOT / "input", ROOT / "working"
-WALK_DEPTH = 5
+WALK_DEPTH = 6
 PIP_LIMIT_S = 600
 GRACE_S = 60  # what the child gets beyond its deadline to close its files
 CHILD = """
@@ -131,7 +133,8 @@ def run_child(competition: Any, split: Path, code: Path, wheels: Path, started: 
     """Run the pipeline under the deadline; True when it ended by itself with a code that says so."""
     datasets = [(folder, names) for folder, names in walk(INPUT) if split not in (folder, *folder.parents)]
     install_wheels(datasets, wheels)
-    weights = find_weights(datasets)
+    scratch = wheels.parent
+    weights = find_weights(datasets, scratch) or find_weights(unpacked(datasets, scratch / "tars"), scratch)
     if weights is None:
         say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; the fallback stands")
         return False
@@ -200,12 +203,42 @@ def install_wheels(datasets: list[tuple[Path, list[str]]], target: Path) -> None
             return
 
 
-def find_weights(datasets: list[tuple[Path, list[str]]]) -> Path | None:
-    """The member's folder or, where there are several, the folder that holds them all."""
+def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path | None:
+    """The folder of a lone member; else one that has the members, and what belongs to all, right inside."""
     members = sorted(folder for folder, names in datasets if "recipe.toml" in names)
-    if len(members) <= 1:
-        return members[0] if members else None
-    return Path(os.path.commonpath(members))
+    if not members:
+        return None
+    above = {parent for member in members for parent in member.parents}
+    ensembles = [folder for folder, names in datasets if "ensemble.toml" in names]
+    if len(members) == 1 and not ensembles:
+        return members[0]
+    if {member.parent for member in members} == set(ensembles or [members[0].parent]):
+        return members[0].parent
+    gathered = scratch / "members"  # of a dataset that was unpacked with one more folder a member
+    gathered.mkdir(exist_ok=True)
+    beside = [folder / name for folder, names in datasets if folder in above for name in names if of_all(name)]
+    for path in [*members, *beside]:
+        if not (gathered / path.name).exists():
+            (gathered / path.name).symlink_to(path)
+    return gathered
+
+
+def of_all(name: str) -> bool:
+    """Whether a file beside the members may belong to all of them: the manifest, an ensemble."""
+    return name.endswith((".json", ".toml"))
+
+
+def unpacked(datasets: list[tuple[Path, list[str]]], target: Path) -> list[tuple[Path, list[str]]]:
+    """The folders of the datasets' tars, unpacked below `target`. Kaggle unpacks them itself, as a rule."""
+    for folder, names in datasets:
+        tars = [name for name in sorted(names) if name.endswith(".tar")]
+        for name in tars:
+            say(f"unpacking {folder / name}")
+            with tarfile.open(folder / name) as archive:
+                archive.extractall(target / name.removesuffix(".tar"), filter="data")
+        for name in filter(of_all, names if tars else []):
+            shutil.copyfile(folder / name, target / name)
+    return list(walk(target))
 
 
 def kill_group(child: "subprocess.Popen[bytes]") -> None:

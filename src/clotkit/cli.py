@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _add_manifest(verbs)
     _add_bundle(verbs)
     _add_rehearse(verbs)
+    _add_kaggle(verbs)
     return top
 
 
@@ -499,6 +501,14 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         log=print,
     )
     return DONE if clean else FALLBACKS
+
+
+def _add_kaggle(verbs: Verbs) -> None:
+    if find_spec("clotkit.kaggle") is None:  # the kernel's copy of the kit has nothing of it
+        return
+    from clotkit.kaggle.verbs import add
+
+    add(verbs)
 
 
 def seconds(text: str) -> float:

@@ -7,6 +7,9 @@ ClotkitError                exit code 2, one line on stderr, no traceback
 ├── SubmissionError         a submission file is wrong
 ├── RehearsalError          the bundle could not be built, or did not survive its rehearsal
 ├── RemoteError             Kaggle could not be asked, or said no
+│   ├── RemoteMissing       it has no such thing (404)
+│   ├── RemoteUnclear       it gave no answer that can be read: what was asked may have been done
+│   └── RemoteFull          all the sessions that an account may have are in use
 └── SlideError              one slide cannot be scored; costs that slide alone
     ├── SlideUnreadable     missing, damaged, or not an image
     ├── CodecUnsupported    sound, but no decoder here reads it
@@ -44,6 +47,18 @@ class RehearsalError(ClotkitError):
 
 class RemoteError(ClotkitError):
     """Kaggle could not be asked, or said no."""
+
+
+class RemoteMissing(RemoteError):  # noqa: N818 - named for what is so
+    """Kaggle has no such thing (404)."""
+
+
+class RemoteUnclear(RemoteError):  # noqa: N818
+    """Kaggle gave no answer that can be read: what was asked may have been done."""
+
+
+class RemoteFull(RemoteError):  # noqa: N818
+    """All the sessions that an account may have at once are in use."""
 
 
 class SlideError(ClotkitError):

@@ -75,6 +75,7 @@ class Limits:
     kernel_memory_mb: int
     kernel_wall_s: float
     min_tiles: int
+    hidden_slides: int = 0  # that the scoring run sees; 0: unknown
 
 
 @dataclass(frozen=True)

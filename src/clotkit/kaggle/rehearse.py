@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ import psutil
 
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
-from clotkit.files import publish_json
+from clotkit.files import publish_json, sha256
 from clotkit.infer import report
 from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
 from clotkit.kaggle.bundle import bundle_sha256, write_bundle
-from clotkit.learn.models import MANIFEST, RECIPE, find_members
+from clotkit.kaggle.datasets import weights_files, wheels_files
+from clotkit.learn.models import find_members
 from clotkit.splits import read_slides
 
 Log = Callable[[str], None]
 LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
-OWNER = "rehearsal"
+OWNER, REHEARSAL = "rehearsal", "rehearsal.json"
 WATCH_S = 0.5
 MB = 2**20
 # The kernel's whole command line runs inside this: mounts first, then what follows "--".
@@ -73,6 +74,7 @@ def rehearse(
     _need(any(wheels.glob("*.whl")), f"{wheels}: no wheel here; make wheels collects them")
     out.mkdir(parents=True, exist_ok=True)
     script = out / "script.py"
+    (out / REHEARSAL).unlink(missing_ok=True)  # what was rehearsed before says nothing of this one
     log(write_bundle(kernel, competition_name, script))
 
     namespace = namespaces_work(out)
@@ -89,7 +91,12 @@ def rehearse(
         stage = Stage(out / name, LAYOUTS[name], competition, kernel, split_dir, weights, wheels, namespace)
         outcomes.append(_run(stage, name, script, python, competition, log))
     _agree([outcome.working / competition.files.submission for outcome in outcomes])
-    return _conclude(outcomes, competition, split_dir, script, namespace, out, time.monotonic() - started, log)
+    attached = {
+        name: {file: sha256(path) for file, path in files.items()}
+        for name, files in datasets_of(kernel, weights, wheels).items()
+    }
+    facts = {"bundle_sha256": bundle_sha256(script.read_text(encoding="utf-8")), "datasets": attached}
+    return _conclude(outcomes, competition, split_dir, facts, namespace, out, time.monotonic() - started, log)
 
 
 class Stage:
@@ -114,10 +121,8 @@ class Stage:
             path.mkdir(parents=True)
         competition_path, dataset_path = layout
         self.slides = self.input / competition_path.format(slug=competition.slug)
-        for source in json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]:
-            dataset = source.split("/")[1]
-            target = self.input / dataset_path.format(owner=OWNER, dataset=dataset)
-            _copy_wheels(wheels, target) if dataset.endswith("wheels") else _copy_weights(weights, target)
+        for dataset, files in datasets_of(kernel, weights, wheels).items():
+            _copy(files, self.input / dataset_path.format(owner=OWNER, dataset=dataset))
         self.slides.parent.mkdir(parents=True, exist_ok=True)
         if namespace:
             self.slides.mkdir()
@@ -172,7 +177,7 @@ def namespaces_work(folder: Path) -> bool:
 def _split_dir(split: str, competition: Competition, log: Log) -> Path:
     if split != "public":
         return Path(split)
-    from clotkit.kaggle.client import fetch_public_split
+    from clotkit.kaggle.public import fetch_public_split
 
     return fetch_public_split(competition, Path("build/public"), log=log)
 
@@ -182,19 +187,17 @@ def _need(present: bool, otherwise: str) -> None:
         raise UsageError(otherwise)
 
 
-def _copy_weights(weights: Path, target: Path) -> None:
-    """A member under its own name, or all members: as the weights dataset has them, with the manifest."""
-    single = (weights / RECIPE).is_file()
-    shutil.copytree(weights, target / weights.name if single else target)
-    manifest = weights.parent / MANIFEST
-    if single and manifest.is_file():
-        shutil.copyfile(manifest, target / manifest.name)
+def datasets_of(kernel: Path, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:
+    """The datasets that a kernel asks for, as they are pushed too: their files, by the names they have there."""
+    sources = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]
+    names = [source.split("/")[1] for source in sources]
+    return {name: wheels_files(wheels) if name.endswith("wheels") else weights_files(weights) for name in names}
 
 
-def _copy_wheels(wheels: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for wheel in sorted(wheels.glob("*.whl")):
-        shutil.copyfile(wheel, target / wheel.name)
+def _copy(files: Mapping[str, Path], target: Path) -> None:
+    for name, path in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
 
 
 def _run(stage: Stage, name: str, script: Path, python: Path, competition: Competition, log: Log) -> Outcome:
@@ -326,7 +329,7 @@ def _conclude(
     outcomes: Sequence[Outcome],
     competition: Competition,
     split_dir: Path,
-    script: Path,
+    facts: dict[str, Any],
     namespace: bool,
     out: Path,
     seconds: float,
@@ -342,8 +345,7 @@ def _conclude(
     counts = report.counts(last.lines)
     slides = len(read_slides(split_dir, "test", competition))
     clean = counts["done"] == slides
-    facts: dict[str, Any] = {
-        "bundle_sha256": bundle_sha256(script.read_text(encoding="utf-8")),
+    facts = facts | {
         "split": str(split_dir),
         "slides": counts,
         "layouts": {
@@ -354,7 +356,7 @@ def _conclude(
         "python": sys.version.split()[0],
     }
     shutil.copyfile(submission, out / submission.name)
-    publish_json(out / "rehearsal.json", facts)
+    publish_json(out / REHEARSAL, facts)
     costs = "; ".join(
         f"layout {outcome.layout} {outcome.seconds:.0f} s, {outcome.peak_mb:.0f} MB" for outcome in outcomes
     )

@@ -1,0 +1,457 @@
+"""Datasets on their way to Kaggle: what is refused here, what goes over the wire, and every way it can go wrong."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clotkit.errors import RemoteError, UsageError
+from clotkit.kaggle import client as module
+from clotkit.kaggle import datasets
+from clotkit.kaggle.client import DryRun, Kaggle
+from clotkit.kaggle.credentials import Credentials
+from clotkit.kaggle.datasets import (
+    CONTENT,
+    Pushed,
+    Stage,
+    check_files,
+    content_of,
+    files_in,
+    pack,
+    push_dataset,
+    read_stage,
+    weights_files,
+    wheels_files,
+)
+
+from .conftest import ROOT
+from .delivery import TOKEN, Clock, one_line
+from .kaggle_server import Fault, KaggleServer, Version
+
+REF = "alice/clotkit-weights"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two members with a manifest."""
+    folder = tmp_path / "weights"
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "recipe.toml").write_text(f'name = "{name}"\n')
+        (folder / name / "model.weights.h5").write_bytes(bytes(range(256)) * 40 + name.encode())
+    (folder / "MANIFEST.json").write_text("{}\n")
+    return folder
+
+
+def stage_of(folder: Path) -> Stage:
+    return read_stage(ROOT / "datasets_meta" / "weights", weights_files(folder))
+
+
+def push(client: Kaggle, folder: Path, clock: Clock) -> Pushed:
+    return push_dataset(client, stage_of(folder), clock)
+
+
+def newest(server: KaggleServer) -> Version:
+    return server.datasets[REF].versions[-1]
+
+
+def in_tar(content: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive.getmembers()}  # type: ignore[union-attr]
+
+
+# What is sent
+
+
+def test_a_new_dataset_has_every_file_and_is_private(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, lines: list[str]
+) -> None:
+    assert push(client, folder, clock) == Pushed(REF, 1, new=True)
+    files = newest(server).files
+    assert sorted(files) == [CONTENT, "MANIFEST.json", "one.tar", "two.tar"]
+    assert in_tar(files["one.tar"]) == {path.name: path.read_bytes() for path in (folder / "one").iterdir()}
+    dataset = server.datasets[REF]
+    assert (dataset.private, dataset.license, dataset.title) == (True, "CC0-1.0", "clotkit weights")
+    assert json.loads(files[CONTENT])["files"]["one/recipe.toml"]["bytes"] == 13
+    assert lines[-1] == f"{REF}: version 1 is ready, its files are those that were sent"
+
+
+def test_the_same_content_is_not_pushed_again(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, lines: list[str]
+) -> None:
+    push(client, folder, clock)
+    server.calls.clear()
+    assert push(client, folder, clock) == Pushed(REF, 1, new=False)
+    assert server.count("StartBlobUpload") == server.count("CreateDatasetVersion") == server.count("CreateDataset") == 0
+    assert lines[-1] == f"{REF}: unchanged, version 1; nothing pushed"
+
+
+def test_new_content_is_a_new_version_with_everything_in_it(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    push(client, folder, clock)
+    (folder / "two" / "recipe.toml").write_text("changed")
+    assert push(client, folder, clock) == Pushed(REF, 2, new=True)
+    assert sorted(newest(server).files) == [CONTENT, "MANIFEST.json", "one.tar", "two.tar"]
+    assert in_tar(newest(server).files["two.tar"])["recipe.toml"] == b"changed"
+    assert newest(server).notes == f"sha256 {json.loads(newest(server).files[CONTENT])['hash']}"
+    assert len(server.datasets[REF].versions) == 2  # the old one stays
+
+
+def test_the_same_files_give_the_same_bytes_whenever_they_were_written(folder: Path, tmp_path: Path) -> None:
+    def packed(where: str) -> dict[str, bytes]:
+        (tmp_path / where).mkdir()
+        files = files_in(folder)
+        if where == "b":  # in another order
+            files = dict(reversed(files.items()))
+        blobs = pack(files, content_of(stage_of(folder)), tmp_path / where)
+        return {name: path.read_bytes() for name, path in blobs.items()}
+
+    first = packed("a")
+    for path in folder.rglob("*"):
+        path.touch()
+        path.chmod(0o700)
+    assert packed("b") == first
+
+
+def test_the_hash_knows_names_contents_and_metadata(folder: Path) -> None:
+    stage = stage_of(folder)
+    hashes = {content_of(stage)["hash"]}
+    hashes.add(content_of(replace(stage, title="another title"))["hash"])
+    hashes.add(content_of(replace(stage, license="other"))["hash"])
+    (folder / "two" / "recipe.toml").rename(folder / "two" / "renamed.toml")
+    hashes.add(content_of(stage_of(folder))["hash"])
+    (folder / "two" / "renamed.toml").write_text("x")
+    hashes.add(content_of(stage_of(folder))["hash"])
+    assert len(hashes) == 5
+
+
+def test_one_member_is_staged_under_its_name_as_the_rehearsal_has_it(folder: Path) -> None:
+    assert sorted(weights_files(folder / "one")) == ["MANIFEST.json", "one/model.weights.h5", "one/recipe.toml"]
+    (folder / CONTENT).write_text("of a download")
+    assert CONTENT not in weights_files(folder)
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    for make in (files_in, wheels_files, weights_files):
+        with pytest.raises(UsageError, match="here"):
+            make(tmp_path / "nothing")
+
+
+def test_a_dry_run_changes_nothing(server: KaggleServer, folder: Path, clock: Clock) -> None:
+    said: list[str] = []
+    dry = Kaggle(Credentials(TOKEN), server.endpoint, clock.wait, log=said.append, dry=True)
+    with pytest.raises(DryRun):
+        push(dry, folder, clock)
+    assert server.datasets == {}
+    assert server.count("StartBlobUpload") == server.count("PUT") == server.count("CreateDataset") == 0
+    assert any("would send datasets.DatasetApiService/CreateDataset {" in line for line in said)
+
+
+# What is refused before anything is asked
+
+
+@pytest.mark.parametrize("name", ["weights", "wheels", "imagenet"])
+def test_the_metadata_that_ships_is_sound(name: str, folder: Path) -> None:
+    assert read_stage(ROOT / "datasets_meta" / name, files_in(folder)).slug == f"clotkit-{name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"licenses": []}, "licenses has 0 entries, exactly 1"),
+        ({"licenses": [{"name": "CC0-1.0"}, {"name": "other"}]}, "licenses has 2 entries, exactly 1"),
+        ({"licenses": [{}]}, "exactly 1 is needed"),
+        ({"licenses": "CC0-1.0"}, "exactly 1 is needed"),
+        ({"title": "short"}, "title has 5 characters, 6 to 50"),
+        ({"title": "x" * 51}, "title has 51 characters"),
+        ({"subtitle": "x" * 19}, "subtitle has 19 characters, 20 to 80"),
+        ({"subtitle": "x" * 81}, "subtitle has 81 characters"),
+        ({"id": "OWNER/abc"}, "a slug of 6 to 50"),
+        ({"id": "OWNER/Bad_Slug"}, "a slug of 6 to 50"),
+        ({"id": "clotkit-weights"}, "id is 'clotkit-weights'"),
+        ({"id": "OWNER/a/b"}, "a slug of 6 to 50"),
+        ({"isPrivate": True}, "unknown key isPrivate"),
+    ],
+)
+def test_metadata_that_kaggle_would_refuse(tmp_path: Path, folder: Path, change: dict[str, Any], says: str) -> None:
+    raw = json.loads((ROOT / "datasets_meta" / "weights" / datasets.METADATA).read_text())
+    (tmp_path / datasets.METADATA).write_text(json.dumps(raw | change))
+    with pytest.raises(UsageError) as caught:
+        read_stage(tmp_path, files_in(folder))
+    assert says in one_line(caught)
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "[3]"])
+def test_metadata_that_is_none(tmp_path: Path, folder: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_stage(tmp_path, files_in(folder))
+    (tmp_path / datasets.METADATA).write_text(text)
+    with pytest.raises(UsageError, match="no JSON object"):
+        read_stage(tmp_path, files_in(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("kaggle.json", b"{}", "by its name it holds a secret"),
+        ("one/.env", b"A=1", "by its name"),
+        ("access_token", b"x", "by its name"),
+        ("credentials.json", b"x", "by its name"),
+        ("one/id_rsa", b"x", "by its name"),
+        ("server.pem", b"x", "by its name"),
+        ("one/notes.txt", b"token = KGAT_abcdef0123456789", "there is a secret in it"),
+        ("one/notes.txt", b"-----BEGIN RSA PRIVATE KEY-----\nx", "there is a secret in it"),
+        ("one/notes.txt", b'{"username":"a","key":"0123456789abcdef0123456789abcdef"}', "there is a secret in it"),
+        ("one/notes.txt", b"the key is s3cret-of-the-user", "there is a secret in it"),
+        ("empty.txt", b"", "0 bytes, at least 1"),
+        ("a@b.txt", b"x", "characters that Kaggle stumbles over"),
+        ("a b.txt", b"x", "characters"),
+        ("one/caf\u00e9.txt", b"x", "characters"),
+        (".hidden", b"x", "characters"),
+    ],
+)
+def test_files_that_must_not_be_published(
+    server: KaggleServer, clock: Clock, folder: Path, name: str, content: bytes, says: str
+) -> None:
+    (folder / name).write_bytes(content)
+    client = Kaggle(Credentials("s3cret-of-the-user", "alice"), server.endpoint, clock.wait)
+    with pytest.raises(UsageError) as caught:
+        push(client, folder, clock)
+    assert says in one_line(caught)
+    assert "s3cret" not in str(caught.value)
+    assert server.calls == []
+
+
+def test_the_limits_are_held(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = files_in(folder)
+    check_files(files)
+    flat = {f"{number}.txt": folder / "MANIFEST.json" for number in range(datasets.MOST_FILES)}
+    with pytest.raises(UsageError, match=r"1001 files, 1000 are allowed"):
+        check_files(flat)
+    check_files({f"tiles/{name}": path for name, path in flat.items()})  # one tar
+    large = tmp_path / "large.bin"
+    with large.open("wb") as file:
+        file.truncate(datasets.MOST_FILE_BYTES + 1)  # a hole: it takes no place on the disk
+    with pytest.raises(UsageError, match="are allowed; split it"):
+        check_files({"large.bin": large})
+    with pytest.raises(UsageError, match="make two datasets"):
+        check_files({f"{number}.bin": large for number in range(6)})
+
+
+# What goes wrong on the way
+
+
+@pytest.mark.parametrize("method", ["CreateDataset", "CreateDatasetVersion"])
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize(("kind", "status"), [("reset", None), ("html", 200), ("status", 500), ("status", 503)])
+def test_nothing_is_pushed_twice(
+    server: KaggleServer,
+    client: Kaggle,
+    folder: Path,
+    clock: Clock,
+    method: str,
+    after_effect: bool,
+    kind: str,
+    status: int | None,
+) -> None:
+    if method == "CreateDatasetVersion":
+        push(client, folder, clock)
+        (folder / "two" / "recipe.toml").write_text("changed")
+    number = server.count("CreateDataset") + 1
+    server.faults.add(Fault(method, kind, after_effect=after_effect, status=status))
+    assert push(client, folder, clock) == Pushed(REF, number, new=True)
+    assert [version.number for version in server.datasets[REF].versions] == list(range(1, number + 1))
+    assert server.count(method) == (1 if after_effect else 2)
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+@pytest.mark.parametrize("polls", [0, 1, 6])
+def test_it_waits_until_the_new_version_is_ready_and_shows(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, lag: int, polls: int
+) -> None:
+    push(client, folder, clock)
+    server.dataset_polls, server.version_lag_polls = polls, lag
+    (folder / "two" / "recipe.toml").write_text("changed")
+    server.faults.add(Fault("CreateDatasetVersion", "reset", after_effect=True))
+    assert push(client, folder, clock).version == 2
+    assert server.datasets[REF].current == 2
+    assert len(server.datasets[REF].versions) == 2
+
+
+def test_a_number_alone_is_not_enough(server: KaggleServer, client: Kaggle, folder: Path, clock: Clock) -> None:
+    server.dataset_polls = 6
+    at_first_wait(client, clock, lambda: setattr(server.datasets[REF], "current", 1))  # it shows before it is ready
+    assert push(client, folder, clock).version == 1
+    assert newest(server).status == "READY"
+
+
+def test_404_for_a_while_after_the_creation_is_waited_for(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    server.unseen_polls = 5
+    assert push(client, folder, clock).version == 1
+    assert server.count("CreateDataset") == 1
+
+
+def test_defaults_that_are_left_out_of_answers_do_no_harm(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    server.leave_out_defaults = True
+    assert push(client, folder, clock) == Pushed(REF, 1, new=True)
+    assert push(client, folder, clock) == Pushed(REF, 1, new=False)
+
+
+def test_a_push_that_was_cut_short_is_waited_for_and_not_repeated(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    server.stuck_datasets.add(REF)
+    with pytest.raises(RemoteError, match="after 60 minutes, not ready") as caught:
+        push(client, folder, clock)
+    assert "the same command goes on from there" in one_line(caught)
+    server.stuck_datasets.clear()
+    server.dataset_polls = 8
+    assert push(client, folder, clock) == Pushed(REF, 1, new=False)
+    assert server.count("CreateDataset") == 1
+
+
+def test_a_version_that_fails_is_one_line_and_the_next_push_is_a_new_one(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    server.failed_datasets.add(REF)
+    with pytest.raises(RemoteError, match=r"could not process it \(FAILED\)") as caught:
+        push(client, folder, clock)
+    one_line(caught)
+    server.failed_datasets.clear()
+    assert push(client, folder, clock) == Pushed(REF, 2, new=True)
+
+
+@pytest.mark.parametrize("status", [200, 409])
+def test_a_name_that_is_taken_is_one_line(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, status: int
+) -> None:
+    push(client, folder, clock)
+    server.name_taken_status = status
+    server.faults.add(Fault("GetDatasetStatus", "status", status=404))  # Kaggle hides it, and knows it all the same
+    with pytest.raises(RemoteError, match="already in use") as caught:
+        push(client, folder, clock)
+    one_line(caught)
+    assert len(server.datasets[REF].versions) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("method", ["GetDatasetStatus", "StartBlobUpload", "CreateDataset", "ListDatasetFiles"])
+def test_a_refusal_is_one_line(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, method: str, status: int
+) -> None:
+    server.faults.add(Fault(method, "status", None, status=status))
+    with pytest.raises(RemoteError, match=f"{status}") as caught:
+        push(client, folder, clock)
+    one_line(caught)
+    assert server.count(method) == 1
+
+
+def test_a_blob_that_fails_makes_no_version(server: KaggleServer, client: Kaggle, folder: Path, clock: Clock) -> None:
+    server.faults.add(Fault("PUT", "status", None, status=403, where="two.tar"))
+    with pytest.raises(RemoteError, match=r"two.tar: Kaggle's storage answered 403"):
+        push(client, folder, clock)
+    assert server.datasets == {}
+
+
+def test_an_upload_that_breaks_midway_loses_nothing(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock
+) -> None:
+    for status in (503, 0):
+        server.faults.add(Fault("PUT", "midway", status=status, where="one.tar"))
+    server.faults.add(Fault("PUT", "expired", where="two.tar"))
+    push(client, folder, clock)
+    assert in_tar(newest(server).files["one.tar"])["model.weights.h5"] == (folder / "one/model.weights.h5").read_bytes()
+    assert in_tar(newest(server).files["two.tar"])["model.weights.h5"] == (folder / "two/model.weights.h5").read_bytes()
+
+
+def lose(files: dict[str, bytes]) -> None:
+    del files["MANIFEST.json"]
+
+
+def cut(files: dict[str, bytes]) -> None:
+    files["MANIFEST.json"] = b"{"
+
+
+def lose_content(files: dict[str, bytes]) -> None:
+    del files[CONTENT]
+
+
+def unpack_short(files: dict[str, bytes]) -> None:
+    unpack(files)
+    del files["one/recipe.toml"]
+
+
+def unpack(files: dict[str, bytes], deeper: str = "") -> None:
+    for name in ("one", "two"):
+        for inner, content in in_tar(files.pop(f"{name}.tar")).items():
+            files[f"{name}/{deeper and name + '/'}{inner}"] = content
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lose, "MANIFEST.json is missing"),
+        (cut, "MANIFEST.json has 1 bytes, 3 were sent"),
+        (lose_content, "CONTENT.json is missing"),
+        (unpack_short, "one/recipe.toml is missing"),
+    ],
+)
+def test_what_is_listed_otherwise_than_sent_is_one_line(
+    server: KaggleServer,
+    client: Kaggle,
+    folder: Path,
+    clock: Clock,
+    change: Callable[[dict[str, bytes]], None],
+    says: str,
+) -> None:
+    at_first_wait(client, clock, lambda: change(newest(server).files))
+    with pytest.raises(RemoteError) as caught:
+        push(client, folder, clock)
+    assert says in one_line(caught)
+
+
+@pytest.mark.parametrize("deeper", ["", "yes"])
+def test_a_tar_may_be_listed_unpacked_and_one_folder_deeper(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, deeper: str
+) -> None:
+    at_first_wait(client, clock, lambda: unpack(newest(server).files, deeper))
+    assert push(client, folder, clock) == Pushed(REF, 1, new=True)
+    assert push(client, folder, clock) == Pushed(REF, 1, new=False)
+
+
+def at_first_wait(client: Kaggle, clock: Clock, change: Callable[[], None]) -> None:
+    """Let Kaggle change what it was sent while it is waited for."""
+    done = []
+
+    def wait(seconds: float) -> None:
+        clock.wait(seconds)
+        if not done:
+            done.append(change())
+
+    client.wait = wait
+
+
+@pytest.mark.parametrize("kind", ["status", "html", "reset", "truncated"])
+@pytest.mark.parametrize(
+    "method", ["GetDatasetStatus", "GetDataset", "ListDatasetFiles", "StartBlobUpload", "DownloadDataset"]
+)
+def test_a_read_that_fails_once_does_not_show(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, method: str, kind: str
+) -> None:
+    push(client, folder, clock)
+    (folder / "two" / "recipe.toml").write_text("changed")
+    server.faults.add(Fault(method, kind, status=503 if kind == "status" else None))
+    assert push(client, folder, clock).version == 2
+    assert server.faults.pending == []
+    assert len(server.datasets[REF].versions) == 2
+    assert max(clock.waits) <= module.LONGEST_WAIT_S

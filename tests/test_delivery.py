@@ -1,0 +1,295 @@
+"""The whole delivery as a person types it: make datasets-push kernel-push submit, in processes, to a score."""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clotkit.errors import UsageError
+from clotkit.kaggle import verbs
+from clotkit.kaggle.credentials import NO_CREDENTIALS
+from clotkit.kaggle.datasets import weights_files, wheels_files
+
+from .conftest import ROOT
+from .delivery import quiet, rehearsed
+from .kaggle_server import Fault, KaggleServer
+
+REF = "alice/clotkit-strip-ai-infer"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+KEEP = ("-o", ".venv/.python", "-o", ".venv/.runtime", "-o", "build/.wheels", "-o", "build/phantom/test.csv")
+CHAIN = ("datasets-push", "kernel-push", "submit")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of what the delivery is made from, with a rehearsal that went well and a submit.py that only says so."""
+    house = tmp_path / "house"
+    for name in ("kernels", "datasets_meta"):
+        shutil.copytree(ROOT / name, house / name)
+    shutil.copy2(ROOT / "Makefile", house)
+    (house / ".venv").symlink_to(ROOT / ".venv")
+    (house / "submit.py").write_text("import sys\nprint('submit.py', *sys.argv[1:])\n")
+    shutil.copytree(ROOT / "weights" / "demo", house / "weights" / "demo")
+    shutil.copy2(ROOT / "weights" / "MANIFEST.json", house / "weights")
+    (house / "build" / "wheels").mkdir(parents=True)
+    for name in ("pyvips-1-py3-none-any.whl", "cffi-1-cp312-cp312-manylinux_2_28_x86_64.whl"):
+        (house / "build" / "wheels" / name).write_bytes(b"PK\x03\x04 " + name.encode())
+    datasets = {
+        "clotkit-weights": weights_files(house / "weights" / "demo"),
+        "clotkit-wheels": wheels_files(house / "build" / "wheels"),
+    }
+    rehearsed(house / "kernels" / "infer", house / "build" / "rehearsal", datasets)
+    return house
+
+
+@pytest.fixture
+def environment(server: KaggleServer, tmp_path: Path) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in quiet(server).environment(tmp_path / "home").items()
+        if not name.startswith(("MAKE", "MFLAGS", "WEIGHTS", "SPLIT", "KERNEL"))
+    }
+
+
+@pytest.fixture
+def make(house: Path, environment: dict[str, str]) -> Run:
+    """Run make as a person does; nothing that is set up is made again."""
+    if not (ROOT / ".venv" / "bin" / "clotkit").exists():
+        pytest.skip("the kit is not set up by make")
+
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = ["make", *KEEP, *words]
+        return subprocess.run(
+            command, cwd=house, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def kaggle(house: Path, environment: dict[str, str]) -> Run:
+    """Run `clotkit kaggle …` in a process of its own."""
+
+    def run(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "clotkit.cli", "kaggle", *words]
+        return subprocess.run(
+            command, cwd=house, env=environment | more, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+def changes(server: KaggleServer) -> list[str]:
+    """The calls that have changed something."""
+    return [
+        call.method for call in server.calls if re.match(r"StartBlob|PUT|Create|Save|Delete|Update|Cancel", call.method)
+    ]
+
+
+def fails(done: "subprocess.CompletedProcess[str]", says: str) -> None:
+    """It ended with 2 and one line of its own on stderr, without a traceback or a secret."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("clotkit: ")
+    assert says in said[0], said[0]
+    assert not [
+        secret for secret in ("Signature", "upload_id", "0123456789abcdef0123") if secret in done.stderr + done.stdout
+    ]
+
+
+def test_from_nothing_to_a_score_and_the_second_time_nothing_is_pushed(
+    server: KaggleServer, house: Path, make: Run
+) -> None:
+    done = make(*CHAIN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "score 0.65432" in done.stdout
+    assert "submit: on Kaggle" in done.stdout
+    assert (house / "build/kernel/output/clotkit-strip-ai-infer-v1/submission.csv").is_file()
+    version = server.kernels[REF].versions[0]
+    assert version.source.encode() == (house / "build/rehearsal/script.py").read_bytes()
+    assert version.mounted == {"alice/clotkit-weights": 1, "alice/clotkit-wheels": 1}
+    assert sorted(server.datasets["alice/clotkit-wheels"].versions[0].files) == [
+        "CONTENT.json", "cffi-1-cp312-cp312-manylinux_2_28_x86_64.whl", "pyvips-1-py3-none-any.whl"
+    ]  # fmt: skip
+    assert changes(server).count("SaveKernel") == changes(server).count("CreateCodeSubmission") == 1
+
+    server.calls.clear()
+    done = make(*CHAIN, "WEIGHTS=weights/demo")  # with kernel-push it is on Kaggle, whatever WEIGHTS says
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nothing pushed") == 3
+    assert "nothing is sent" in done.stdout
+    assert "score 0.65432" in done.stdout
+    assert changes(server) == []
+    assert server.leaks == []
+
+
+def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(house: Path, make: Run) -> None:
+    assert "submit.py --split build/phantom --weights weights/demo" in make("submit").stdout
+    (house / "build" / "kernel").mkdir()
+    (house / "build" / "kernel" / "pushed.json").write_text("{}")
+    for word, said in (
+        ("SPLIT=a", "--split a --weights weights/demo"),
+        ("WEIGHTS=b", "--split build/phantom --weights b"),
+    ):
+        done = make("submit", word)
+        assert "submit: here" in done.stdout
+        assert f"submit.py {said}" in done.stdout
+    fails(make("submit"), "pushed.json: damaged")
+
+
+def test_a_kernel_that_was_not_rehearsed_stops_the_chain(server: KaggleServer, house: Path, make: Run) -> None:
+    main = house / "kernels" / "infer" / "main.py"
+    main.write_text(main.read_text() + "# changed since\n")
+    fails(make(*CHAIN), "make dry-run rehearses it")
+    assert "SaveKernel" not in changes(server)
+
+
+def test_other_weights_than_were_rehearsed_stop_the_chain(server: KaggleServer, house: Path, make: Run) -> None:
+    (house / "weights" / "demo" / "README.md").write_text("changed since")
+    fails(make(*CHAIN), "1 files are not those of the rehearsal (demo/README.md …)")
+    assert "SaveKernel" not in changes(server)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault("CreateDataset", "status", None, status=400, message="no"), "Kaggle answered 400 (no)"),
+        (Fault("SaveKernel", "status", None, status=409, message="no"), "Kaggle answered 409 (no)"),
+        (Fault("CreateCodeSubmission", "status", None, status=403, message="no"), "Kaggle refused (403, no)"),
+        (Fault("GetDatasetStatus", "status", None, status=401), "the credentials are not valid"),
+    ],
+)
+def test_a_no_stops_the_chain_with_one_line(server: KaggleServer, make: Run, fault: Fault, says: str) -> None:
+    server.faults.add(fault)
+    fails(make(*CHAIN), says)
+
+
+def test_a_run_that_fails_is_not_submitted(server: KaggleServer, make: Run) -> None:
+    server.kernel_fate[REF] = "ERROR"
+    fails(make(*CHAIN), "failed: Your notebook threw an exception")
+    assert server.submissions == []
+
+
+def test_a_scoring_error_is_translated(server: KaggleServer, make: Run) -> None:
+    server.submission_error = "Notebook Timeout"
+    fails(make(*CHAIN), "the run on the hidden slides took longer than Kaggle allows")
+
+
+def test_a_submission_that_is_not_valid_is_not_sent(server: KaggleServer, make: Run) -> None:
+    def on_run(version: object) -> None:
+        version.outputs = {"submission.csv": b"patient_id,CE,LAA\n006388,0.5,nan\n"}  # type: ignore[attr-defined]
+
+    server.on_run = on_run
+    fails(make(*CHAIN), "it is not submitted")
+    assert server.submissions == []
+
+
+def test_without_credentials_one_line_says_how_to_get_them(kaggle: Run) -> None:
+    for words in (["datasets-push"], ["kernel-push"], ["wait"], ["submit"], ["doctor"]):
+        fails(kaggle(*words, KAGGLE_USERNAME="", KAGGLE_KEY=""), NO_CREDENTIALS[:60])
+
+
+def test_a_file_that_cannot_be_read_is_one_line(server: KaggleServer, house: Path, kaggle: Run) -> None:
+    (house / "weights" / "demo").rename(house / "weights" / "other")
+    fails(kaggle("datasets-push"), "0 files here")
+    assert changes(server) == []
+    with pytest.raises(UsageError, match="weights: No such file or directory; see to it"):
+        verbs._ending_dry(lambda _: len(list(Path(house / "no" / "weights").iterdir())), argparse.Namespace())
+
+
+def test_another_endpoint_is_refused(kaggle: Run) -> None:
+    fails(kaggle("doctor", CLOTKIT_KAGGLE_ENDPOINT="https://kaggle.example.org"), "is not on this machine")
+
+
+def test_the_doctor_says_what_there_is(server: KaggleServer, kaggle: Run) -> None:
+    done = kaggle("doctor")
+    assert done.returncode == 0, done.stderr
+    for said in ("kagglesdk ", "certifi ", "a key of alice", server.endpoint, "5 left", "GPU: 3600s of 108000s"):
+        assert said in done.stdout
+    server.faults.add(Fault("GetCompetition", "status", None, status=403, message="rules"))
+    assert "competition: mayo-clinic-strip-ai: Kaggle refused (403, rules)" in kaggle("doctor").stdout
+    assert changes(server) == []
+
+
+def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, house: Path, kaggle: Run, make: Run) -> None:
+    assert kaggle("datasets-push", "--dry-run").returncode == 0
+    assert changes(server) == []
+    make("datasets-push")
+    server.calls.clear()
+    done = kaggle("kernel-push", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would send kernels.KernelsApiService/SaveKernel" in done.stdout
+    assert changes(server) == []
+    assert not (house / "build" / "kernel").exists()
+    make("kernel-push")
+    server.calls.clear()
+    done = kaggle("submit", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would send competitions.CompetitionApiService/CreateCodeSubmission" in done.stdout
+    assert changes(server) == []
+
+
+def test_one_step_at_a_time(server: KaggleServer, house: Path, kaggle: Run, make: Run) -> None:
+    fails(kaggle("wait"), "make kernel-push writes it")
+    fails(kaggle("wait", "--kernel", REF), "which version? add --version N")
+    assert make("datasets-push", "kernel-push").returncode == 0
+    fails(kaggle("score"), "was not submitted")
+    assert "COMPLETE" in kaggle("wait").stdout
+    assert "  | 4 patients scored" in kaggle("logs", "--kernel", REF, "--version", "1").stdout
+    assert kaggle("output", "--out", "here").returncode == 0
+    assert (house / "here" / "submission.csv").is_file()
+    fails(kaggle("output", "--file", "nothing.csv"), "nothing.csv is not in its output")
+    assert "score 0.65432" in kaggle("submit", "--sample", "here/submission.csv").stdout
+    assert "score 0.65432" in kaggle("score").stdout
+    assert "score 0.65432" in kaggle("score", "--ref", "1001").stdout
+    assert len(server.submissions) == 1
+
+
+def test_another_kernel_has_a_record_of_its_own(server: KaggleServer, house: Path, make: Run) -> None:
+    assert make("kernel-push", "KERNEL=imagenet").returncode == 0
+    assert [path.name for path in (house / "build" / "kernel").iterdir()] == ["pushed-imagenet.json"]
+    assert list(server.kernels) == ["alice/clotkit-imagenet"]
+
+
+def official(house: Path, environment: dict[str, str], *words: str) -> str:
+    """Run Kaggle's own command line, which the kit does not use, and return what it prints."""
+    command = [sys.executable, "-m", "kaggle.cli", *words]
+    done = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_kaggles_own_command_line_says_the_same_over_the_wire(
+    server: KaggleServer, house: Path, environment: dict[str, str], make: Run
+) -> None:
+    assert make("datasets-push", "kernel-push").returncode == 0
+    folder = house / "build" / "official"
+    folder.mkdir()
+    metadata = (house / "kernels" / "infer" / "kernel-metadata.json").read_text().replace("OWNER", "alice")
+    (folder / "kernel-metadata.json").write_text(metadata)
+    shutil.copyfile(house / "build" / "rehearsal" / "script.py", folder / "script.py")
+    official(house, environment, "kernels", "push", "-p", str(folder))
+    ours, theirs = server.asked("SaveKernel")
+    assert ours == theirs
+    (folder / "dataset-metadata.json").write_text(
+        (house / "datasets_meta" / "weights" / "dataset-metadata.json")
+        .read_text()
+        .replace("OWNER/clotkit", "alice/other")
+    )
+    (folder / "kernel-metadata.json").unlink()
+    official(house, environment, "datasets", "create", "-p", str(folder))
+    created = {str(said["slug"]): said for said in server.asked("CreateDataset")}
+    ours, theirs = created["clotkit-weights"], created["other-weights"]
+    left_out = {"slug", "files"}
+    assert {name: value for name, value in theirs.items() if name not in left_out} == {
+        name: value for name, value in ours.items() if name not in left_out
+    }
+    assert {name for file in ours["files"] for name in file} == {"token"}
+    listed = official(house, environment, "datasets", "files", "alice/clotkit-weights")
+    assert [name for name in ("CONTENT.json", "MANIFEST.json", "demo.tar") if name not in listed] == []

@@ -1,0 +1,502 @@
+"""A version of a kernel followed on Kaggle: its log, its end, its files, its submission and its score."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from clotkit.competitions import Competition
+from clotkit.errors import RemoteError, SubmissionError, UsageError
+from clotkit.infer.report import SlideReport
+from clotkit.kaggle import submissions
+from clotkit.kaggle.client import DryRun, Kaggle
+from clotkit.kaggle.credentials import Credentials
+from clotkit.kaggle.follow import Session
+
+from .delivery import TOKEN, Clock, one_line
+from .kaggle_server import Fault, KaggleServer, KernelVersion
+
+REF = "alice/a-kernel"
+SHOWN = ["  | the run starts", "  | 4 patients scored", "  | the run ends"]
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+FIELDS = {"slug": REF, "new_title": "a kernel", "text": "1", "language": "python", "kernel_type": "script"}
+
+
+@pytest.fixture
+def session(server: KaggleServer, client: Kaggle, clock: Clock, lines: list[str]) -> Session:
+    """The first version of a kernel, just pushed."""
+    client.save_kernel(lambda: None, FIELDS)
+    server.calls.clear()
+    return Session(client, REF, 1, lines.append, clock)
+
+
+def run_of(server: KaggleServer) -> KernelVersion:
+    return server.kernels[REF].versions[0]
+
+
+def shown(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("  | ")]
+
+
+# The run
+
+
+def test_a_run_is_followed_to_its_end(server: KaggleServer, session: Session, lines: list[str]) -> None:
+    session.wait()
+    assert lines == [
+        f"{REF} version 1: QUEUED", f"{REF} version 1: RUNNING", *SHOWN, f"{REF} version 1: COMPLETE"
+    ]  # fmt: skip
+    assert {said["versionLabel"] for said in server.asked("GetKernelSessionStatus")} == {"v1"}
+    assert {said["versionLabel"] for said in server.asked("GetKernelSessionLogsStream")} == {"v1"}
+
+
+def test_the_log_of_a_run_that_is_over_is_shown(server: KaggleServer, session: Session, lines: list[str]) -> None:
+    server.end(run_of(server))
+    session.wait()
+    assert lines == [f"{REF} version 1: COMPLETE", *SHOWN]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "slow", "reset", "silent", "html", "status"])
+@pytest.mark.parametrize("part", [0, 90, 150, 10_000])
+def test_a_log_that_is_cut_is_gone_on_with(
+    server: KaggleServer, clock: Clock, lines: list[str], session: Session, kind: str, part: int
+) -> None:
+    session.client = Kaggle(Credentials(TOKEN), server.endpoint, clock.wait, timeout_s=(5, 0.2))
+    server.faults.add(Fault("GetKernelSessionLogsStream", kind, 2, n=part, status=503 if kind == "status" else None))
+    session.wait()
+    assert shown(lines) == SHOWN
+    assert lines[-1].endswith("COMPLETE") or lines[-1] == SHOWN[-1]
+
+
+def test_a_log_in_pieces_is_shown_in_lines(server: KaggleServer, session: Session, lines: list[str]) -> None:
+    def on_run(version: KernelVersion) -> None:
+        version.log = [{"stream_name": "stdout", "time": 1.0, "data": data} for data in ("a", "b\nc", "\n\u00e9 d", "")]
+
+    server.on_run = on_run
+    session.wait()
+    assert shown(lines) == ["  | ab", "  | c", "  | \u00e9 d"]
+
+
+def test_a_log_that_cannot_be_had_does_not_stop_the_wait(
+    server: KaggleServer, session: Session, lines: list[str]
+) -> None:
+    server.faults.add(Fault("GetKernelSessionLogsStream", "status", None, status=403))
+    session.wait()
+    assert any("COMPLETE" in line for line in lines)
+    assert shown(lines) == []
+
+
+@pytest.mark.parametrize(("fate", "says"), [("ERROR", "failed: Your notebook threw"), ("CANCEL", "was cancelled")])
+def test_a_run_that_does_not_complete_is_one_line_with_the_end_of_its_log(
+    server: KaggleServer, session: Session, fate: str, says: str
+) -> None:
+    server.kernel_fate[REF] = fate
+    with pytest.raises(RemoteError) as caught:
+        session.wait()
+    assert says in one_line(caught)
+    assert "last of its log: the run starts / 4 patients scored / the run ends" in str(caught.value)
+
+
+@pytest.mark.parametrize(("fate", "says"), [("QUEUED", "QUEUED for 6.0 hours"), ("RUNNING", "RUNNING for 13.0 hours")])
+def test_a_run_that_never_starts_or_ends_is_one_line(
+    server: KaggleServer, session: Session, clock: Clock, fate: str, says: str
+) -> None:
+    server.kernel_fate[REF] = fate
+    with pytest.raises(RemoteError) as caught:
+        session.wait()
+    assert says in one_line(caught)
+    assert clock.now < 14 * 3600
+
+
+def test_silence_is_no_progress(server: KaggleServer, session: Session) -> None:
+    server.leave_out_defaults = True  # a status that is left out is the first one
+    server.kernel_fate[REF] = "QUEUED"
+    with pytest.raises(RemoteError, match="QUEUED for"):
+        session.wait()
+
+
+def test_a_newer_version_is_said_and_this_one_followed(
+    server: KaggleServer, session: Session, lines: list[str], tmp_path: Path
+) -> None:
+    server.push_elsewhere(REF)
+    session.wait()
+    assert lines[0] == f"{REF}: version 2 is newer; this is about version 1"
+    assert shown(lines) == SHOWN
+    assert [path.name for path in session.fetch(tmp_path)] == ["submission.csv"]
+
+
+@pytest.mark.parametrize(("ref", "version", "says"), [("alice/no-kernel", 1, "no versions"), (REF, 2, "1 version of")])
+def test_a_version_that_is_not_there_is_one_line(
+    client: Kaggle, session: Session, ref: str, version: int, says: str
+) -> None:
+    with pytest.raises(RemoteError) as caught:
+        Session(client, ref, version, print).wait()
+    assert says in one_line(caught)
+
+
+@pytest.mark.parametrize(("ref", "version"), [("a", 1), ("a/b/c", 1), ("/b", 1), ("a/b", 0)])
+def test_a_name_that_is_none_is_refused(client: Kaggle, ref: str, version: int) -> None:
+    with pytest.raises(UsageError, match="OWNER/SLUG"):
+        Session(client, ref, version)
+
+
+@pytest.mark.parametrize("said", ["RUNNING", "KERNEL_WORKER_STATUS_RUNNING", "running", "kernelWorkerStatusRunning"])
+def test_a_status_is_read_however_it_is_written(server: KaggleServer, session: Session, said: str) -> None:
+    run_of(server).status = said
+    run_of(server).polls = -9
+    server.kernel_fate[REF] = "QUEUED"
+    assert session.status() == ("RUNNING", "")
+
+
+def test_a_status_that_nobody_knows_is_an_error(server: KaggleServer, session: Session) -> None:
+    run_of(server).status = "DREAMING"
+    server.kernel_fate[REF] = "QUEUED"
+    with pytest.raises(RemoteError, match="none of QUEUED"):
+        session.status()
+
+
+def test_the_log_alone_is_followed_to_the_end_of_the_run(
+    server: KaggleServer, session: Session, lines: list[str]
+) -> None:
+    server.faults.add(Fault("GetKernelSessionLogsStream", "truncated", 6, n=90))
+    session.follow_log()
+    assert shown(lines) == SHOWN
+
+
+# Its files
+
+
+def outputs(server: KaggleServer, **files: bytes) -> None:
+    server.end(run_of(server))
+    run_of(server).outputs = {name.replace("__", "/"): content for name, content in files.items()}
+
+
+def test_files_are_fetched_from_every_page(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+    server.page_limit = 2
+    outputs(server, a=b"1", b=b"22", c=b"333", d__e=b"4444")
+    session.fetch(tmp_path)
+    assert (server.count("ListKernelSessionOutput"), server.count("ListKernelFiles")) == (2, 2)
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name in "abce"} == {
+        "a": b"1", "b": b"22", "c": b"333", "e": b"4444"
+    }  # fmt: skip
+    assert [path.name for path in session.fetch(tmp_path / "only", ["b"])] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil"])
+def test_a_name_that_leads_out_is_refused(server: KaggleServer, session: Session, tmp_path: Path, name: str) -> None:
+    server.end(run_of(server))
+    run_of(server).outputs = {name: b"x"}
+    with pytest.raises(RemoteError, match="leads out of") as caught:
+        session.fetch(tmp_path / "out")
+    one_line(caught)
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("fault", [("expired", 1), ("html", 1), ("html", 5), ("reset", 1), ("truncated", 4)])
+def test_a_file_that_fails_at_first_comes_whole(
+    server: KaggleServer, session: Session, tmp_path: Path, fault: tuple[str, int]
+) -> None:
+    outputs(server, submission=b"0123456789")
+    server.faults.add(Fault("GET", fault[0], fault[1]))
+    session.fetch(tmp_path)
+    assert (tmp_path / "submission").read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("kind", ["expired", "html", "reset", "truncated"])
+def test_an_error_page_is_never_taken_for_the_file(
+    server: KaggleServer, session: Session, tmp_path: Path, kind: str
+) -> None:
+    outputs(server, submission=b"0123456789")
+    (tmp_path / "submission").write_bytes(b"of the last time")
+    server.faults.add(Fault("GET", kind, None))
+    with pytest.raises(RemoteError) as caught:
+        session.fetch(tmp_path)
+    one_line(caught)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["submission"]
+    assert (tmp_path / "submission").read_bytes() == b"of the last time"
+
+
+def test_a_size_that_is_not_the_listed_one_is_refused(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+    outputs(server, submission=b"0123456789")
+    signed = server.sign
+    server.sign = lambda name, content: signed(name, content[:4])  # type: ignore[method-assign]
+    with pytest.raises(RemoteError, match="4 bytes came, Kaggle's list says 10"):
+        session.fetch(tmp_path / "out")
+
+
+def test_files_come_without_their_sizes_too(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+    outputs(server, submission=b"0123456789")
+    server.faults.add(Fault("ListKernelFiles", "status", None, status=404))
+    session.fetch(tmp_path)
+    assert (tmp_path / "submission").read_bytes() == b"0123456789"
+
+
+# Its submission
+
+
+@pytest.fixture
+def over(server: KaggleServer, session: Session) -> Session:
+    """The session, once its run is over."""
+    server.end(run_of(server))
+    return session
+
+
+def submit(client: Kaggle, competition: Competition, session: Session, again: bool = False) -> int:
+    return submissions.submit(client, competition, session, again, session.log, lambda: NOW)
+
+
+def test_a_submission_is_sent_and_followed_to_its_score(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path, lines: list[str]
+) -> None:
+    ref = submit(client, strip_ai, over)
+    assert server.asked("CreateCodeSubmission") == [
+        {
+            "competitionName": "mayo-clinic-strip-ai",
+            "kernelOwner": "alice",
+            "kernelSlug": "a-kernel",
+            "kernelVersion": 1,
+            "fileName": "submission.csv",
+            "submissionDescription": f"clotkit {REF} v1",
+        }
+    ]
+    assert submissions.follow(client, strip_ai, ref, tmp_path, lines.append) == "0.65432"
+    assert lines[-2:] == ["submission 1001: COMPLETE", "submission 1001: score 0.65432"]
+
+
+def test_a_version_is_submitted_once(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, lines: list[str]
+) -> None:
+    assert submit(client, strip_ai, over) == submit(client, strip_ai, over) == 1001
+    assert "was submitted before, as 1001; nothing is sent" in lines[-1]
+    assert submissions.find_submission(client, strip_ai, over) == 1001
+    assert submit(client, strip_ai, over, again=True) == 1002
+    assert server.submissions[1].description == f"clotkit {REF} v1 again 1"
+    assert submissions.find_submission(client, strip_ai, over) == 1002
+
+
+def test_version_1_is_not_version_12(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session
+) -> None:
+    submit(client, strip_ai, over)
+    server.submissions[0].description = f"clotkit {REF} v12"
+    with pytest.raises(RemoteError, match="was not submitted"):
+        submissions.find_submission(client, strip_ai, over)
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize(("kind", "status"), [("reset", None), ("html", 200), ("status", 500), ("status", 503)])
+def test_nothing_is_submitted_twice(
+    server: KaggleServer,
+    client: Kaggle,
+    strip_ai: Competition,
+    over: Session,
+    after_effect: bool,
+    kind: str,
+    status: int | None,
+) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", kind, after_effect=after_effect, status=status))
+    assert submit(client, strip_ai, over) == 1001
+    assert len(server.submissions) == 1
+
+
+def test_a_version_that_kaggle_does_not_see_yet_is_tried_again(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session
+) -> None:
+    server.faults.add(
+        Fault("CreateCodeSubmission", "status", 2, status=404, message="Could not find provided notebook")
+    )
+    assert submit(client, strip_ai, over) == 1001
+    server.faults.add(Fault("CreateCodeSubmission", "status", None, status=404, message="Could not find"))
+    with pytest.raises(RemoteError, match="Could not find") as caught:
+        submit(client, strip_ai, over, again=True)
+    one_line(caught)
+    assert len(server.submissions) == 1
+
+
+def no_more_today(server: KaggleServer) -> None:
+    server.competition.used_today = 5
+
+
+def not_entered(server: KaggleServer) -> None:
+    server.competition.entered = False
+
+
+def disabled(server: KaggleServer) -> None:
+    server.competition.disabled = True
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (no_more_today, "5 submissions today, 5 a day are allowed, 0 are left"),
+        (not_entered, "accept the rules once"),
+        (disabled, "takes no submissions"),
+    ],
+)
+def test_what_kaggle_would_refuse_is_not_sent(
+    server: KaggleServer,
+    client: Kaggle,
+    strip_ai: Competition,
+    over: Session,
+    change: Callable[[KaggleServer], None],
+    says: str,
+    leave_out: bool,
+) -> None:
+    server.leave_out_defaults = leave_out
+    change(server)
+    with pytest.raises(RemoteError) as caught:
+        submit(client, strip_ai, over)
+    assert says in one_line(caught)
+    assert server.count("CreateCodeSubmission") == 0
+
+
+def test_a_late_submission_is_sent_and_said_to_be_late(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, lines: list[str]
+) -> None:
+    server.competition.deadline, server.competition.kernels_only = "2022-10-06T23:59:00Z", False
+    assert submit(client, strip_ai, over) == 1001
+    assert any("a late submission is scored, and not ranked" in line for line in lines)
+    assert any("not a code competition" in line for line in lines)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 409])
+def test_a_refusal_is_one_line(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, status: int
+) -> None:
+    server.faults.add(Fault("CreateCodeSubmission", "status", None, status=status, message="because"))
+    with pytest.raises(RemoteError, match="because") as caught:
+        submit(client, strip_ai, over)
+    one_line(caught)
+    assert server.count("CreateCodeSubmission") == 1
+
+
+def test_a_dry_run_sends_nothing(server: KaggleServer, strip_ai: Competition, over: Session, lines: list[str]) -> None:
+    dry = Kaggle(Credentials(TOKEN), server.endpoint, log=lines.append, dry=True)
+    with pytest.raises(DryRun):
+        submit(dry, strip_ai, over)
+    assert server.submissions == []
+    assert '"kernelVersion": 1' in lines[-1]
+
+
+def test_what_the_run_wrote_is_checked_before_it_is_submitted(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path
+) -> None:
+    path = submissions.fetch_run(over, strip_ai, tmp_path / "run")
+    submissions.check(client, strip_ai, path, None, print)
+    path.write_text("patient_id,CE,LAA\n006388,0.5,0.5\n")
+    with pytest.raises(SubmissionError, match="1 rows under the header; the sample has 4"):
+        submissions.check(client, strip_ai, path, tmp_path / "run" / "sample_submission.csv", print)
+    run_of(server).outputs = {"other.csv": b"x"}
+    with pytest.raises(RemoteError, match=r"there is no submission.csv in its output"):
+        submissions.fetch_run(over, strip_ai, tmp_path / "empty")
+
+
+# Its score
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """What a slow run with a slide that fell back says of itself: 100 s a slide, 3,900 MB."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    reports = [
+        SlideReport("a_0", "a", "done", "", 24, 100.0, 3900.0),
+        SlideReport("b_0", "b", "fallback", "time limit: 300 s", 0, 300.0, 50.0),
+    ]
+    (folder / "report.jsonl").write_text("".join(json.dumps(vars(line)) + "\n" for line in reports))
+    (folder / "run.json").write_text(json.dumps({"seconds": 220.0}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("Notebook Threw Exception", "the script ended with an error"),
+        ("Notebook Timeout", "280 slides at the 110 s of this run are 513 minutes, near or over the 540"),
+        ("Notebook Exceeded Allowed Compute", "the largest slide took 3900 MB, near its limit of 4096"),
+        ("Submission CSV Not Found", "no file of the expected name"),
+        ("Submission Scoring Error", "do not fit the hidden sample"),
+        ("Something new\nin two lines", "Kaggle says no more"),
+        ("", "failed without a word"),
+    ],
+)
+def test_a_failed_submission_is_told_with_its_likely_causes(
+    server: KaggleServer,
+    client: Kaggle,
+    strip_ai: Competition,
+    over: Session,
+    run_dir: Path,
+    tmp_path: Path,
+    error: str,
+    says: str,
+) -> None:
+    assert set(submissions.CAUSES) >= {error} or "Kaggle says no more" in submissions.explain(
+        error, 1, run_dir, strip_ai
+    )
+    ref = submit(client, strip_ai, over)
+    server.submissions[0].status, server.submissions[0].error = "ERROR", error
+    with pytest.raises(RemoteError) as caught:
+        submissions.follow(client, strip_ai, ref, run_dir, print)
+    assert says in one_line(caught)
+    assert "1 of 2 slides fell back: b_0, time limit: 300 s" in str(caught.value)
+    with pytest.raises(RemoteError, match="nothing in this run's report points to a cause"):
+        submissions.follow(client, strip_ai, ref, tmp_path / "nothing", print)
+
+
+def test_a_fast_small_run_is_far_from_the_limits(strip_ai: Competition, run_dir: Path) -> None:
+    line = vars(SlideReport("a_0", "a", "done", "", 24, 2.0, 100.0))
+    (run_dir / "report.jsonl").write_text(json.dumps(line) + "\n")
+    (run_dir / "run.json").write_text(json.dumps({"seconds": 2.0}))
+    said = submissions.explain("Notebook Exceeded Allowed Compute", 1, run_dir, strip_ai)
+    assert "far from its limit of 4096" in said
+    assert "9 minutes, far from the 540" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[3]", '{"a": 1}\n'])
+def test_a_damaged_report_is_no_evidence(strip_ai: Competition, run_dir: Path, text: str) -> None:
+    (run_dir / "report.jsonl").write_text(text + "\n")
+    assert "nothing in this run's report" in submissions.explain("Notebook Timeout", 1, run_dir, strip_ai)
+
+
+def test_a_score_that_never_comes_is_one_line(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, clock: Clock, tmp_path: Path
+) -> None:
+    server.submission_polls = 10**9
+    ref = submit(client, strip_ai, over)
+    with pytest.raises(RemoteError, match="PENDING after 13 hours") as caught:
+        submissions.follow(client, strip_ai, ref, tmp_path, print, clock)
+    one_line(caught)
+
+
+def test_a_score_that_is_not_shown_is_said_so(
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path, lines: list[str]
+) -> None:
+    server.public_score = ""
+    assert submissions.follow(client, strip_ai, submit(client, strip_ai, over), tmp_path, lines.append) == ""
+    assert lines[-1] == "submission 1001: score not shown"
+
+
+@pytest.mark.parametrize("kind", ["status", "html", "reset", "truncated"])
+@pytest.mark.parametrize(
+    "method",
+    ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput", "GetCompetition", "GetSubmissionLimits",
+     "ListSubmissions", "GetSubmission"],
+)  # fmt: skip
+def test_a_read_that_fails_once_does_not_show(
+    server: KaggleServer,
+    client: Kaggle,
+    strip_ai: Competition,
+    session: Session,
+    tmp_path: Path,
+    method: str,
+    kind: str,
+) -> None:
+    server.faults.add(Fault(method, kind, status=502 if kind == "status" else None))
+    session.wait()
+    submissions.fetch_run(session, strip_ai, tmp_path)
+    ref = submit(client, strip_ai, session)
+    assert submissions.follow(client, strip_ai, ref, tmp_path, print) == "0.65432"
+    assert (server.faults.pending, len(server.submissions)) == ([], 1)

@@ -1,0 +1,535 @@
+"""A kernel on its way to Kaggle: what is refused here, what Kaggle may not do to it, and that it is pushed once."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clotkit.errors import ClotkitError, RemoteError, RemoteFull, RemoteMissing, UsageError
+from clotkit.kaggle import client as module
+from clotkit.kaggle import kernels
+from clotkit.kaggle.bundle import LIMIT_BYTES
+from clotkit.kaggle.client import DryRun, Kaggle
+from clotkit.kaggle.credentials import Credentials
+from clotkit.kaggle.datasets import Stage, push_dataset
+from clotkit.kaggle.kernels import Kernel, metadata_problems, normalised, push_kernel, read_kernel, read_record
+
+from .conftest import ROOT
+from .delivery import TOKEN, Clock, one_line, rehearsed
+from .kaggle_server import Fault, KaggleServer
+
+INFER, IMAGENET = ROOT / "kernels" / "infer", ROOT / "kernels" / "imagenet"
+REF = "alice/clotkit-strip-ai-infer"
+SOUND = json.loads((INFER / kernels.METADATA).read_text())
+GPU = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The script of kernels/infer, and the folder of its rehearsal."""
+    out = tmp_path_factory.mktemp("rehearsal")
+    return rehearsed(INFER, out), out
+
+
+@pytest.fixture
+def kernel(script: tuple[str, Path], server: KaggleServer, client: Kaggle, clock: Clock, tmp_path: Path) -> Kernel:
+    """kernels/infer, rehearsed, and its datasets on Kaggle."""
+    (tmp_path / "a.txt").write_text("a")
+    for slug in ("clotkit-weights", "clotkit-wheels"):
+        push_dataset(client, Stage(slug, slug, "", "", "other", {"a.txt": tmp_path / "a.txt"}), clock)
+    server.calls.clear()
+    return read_kernel(INFER, "strip_ai", script[1])
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    return tmp_path / "build" / "kernel" / "pushed.json"
+
+
+def push(client: Kaggle, kernel: Kernel, record: Path, again: bool = False) -> kernels.PushedKernel:
+    return push_kernel(client, kernel, record, again, client.log)
+
+
+# What Kaggle gets
+
+
+def test_a_push_is_the_rehearsed_script_with_its_settings(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, script: tuple[str, Path], lines: list[str]
+) -> None:
+    pushed = push(client, kernel, record)
+    version = server.kernels[REF].versions[0]
+    assert version.source == script[0]
+    assert version.source.encode() == (script[1] / "script.py").read_bytes()
+    assert {name: value for name, value in version.body.items() if name != "text"} == {
+        "slug": REF,
+        "newTitle": "clotkit strip ai infer",
+        "language": "python",
+        "kernelType": "script",
+        "datasetDataSources": ["alice/clotkit-weights", "alice/clotkit-wheels"],
+        "competitionDataSources": ["mayo-clinic-strip-ai"],
+        "isPrivate": True,
+        "enableGpu": False,
+        "enableTpu": False,
+        "enableInternet": False,
+    }
+    assert version.mounted == {"alice/clotkit-weights": 1, "alice/clotkit-wheels": 1}
+    assert (pushed.ref, pushed.version, read_record(record)) == (REF, 1, pushed)
+    assert f"{REF}: version 1 is pushed" in lines[-1]
+    assert pushed.url in lines[-1]
+
+
+def test_the_same_kernel_is_not_pushed_again(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    first = push(client, kernel, record)
+    assert push(client, kernel, record) == first
+    assert "unchanged, version 1" in lines[-1]
+    record.unlink()
+    assert push(client, kernel, record) == replace(first)  # by what Kaggle says alone
+    assert read_record(record) == first
+    assert server.count("SaveKernel") == 1
+    assert push(client, kernel, record, again=True).version == 2
+
+
+def test_a_new_source_new_settings_or_new_data_is_a_new_version(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, clock: Clock, tmp_path: Path
+) -> None:
+    push(client, kernel, record)
+    assert push(client, replace(kernel, source=kernel.source + "# more\n"), record).version == 2
+    assert push(client, kernel, record).version == 3
+    assert push(client, replace(kernel, metadata={**kernel.metadata, "is_private": False}), record).version == 4
+    (tmp_path / "a.txt").write_text("new weights")
+    push_dataset(
+        client, Stage("clotkit-weights", "clotkit weights", "", "", "other", {"a.txt": tmp_path / "a.txt"}), clock
+    )
+    assert push(client, replace(kernel, metadata={**kernel.metadata, "is_private": False}), record).version == 5
+    assert server.kernels[REF].versions[-1].mounted["alice/clotkit-weights"] == 2
+
+
+def test_a_kernel_without_a_bundle_is_its_code_file(server: KaggleServer, client: Kaggle, record: Path) -> None:
+    kernel = read_kernel(IMAGENET, "strip_ai", record.parent)
+    push(client, kernel, record)
+    version = server.kernels["alice/clotkit-imagenet"].versions[0]
+    assert version.source == (IMAGENET / "main.py").read_text()
+    assert version.body["enableInternet"] is True
+
+
+def test_a_dry_run_changes_nothing(server: KaggleServer, kernel: Kernel, record: Path) -> None:
+    said: list[str] = []
+    dry = Kaggle(Credentials(TOKEN), server.endpoint, log=said.append, dry=True)
+    with pytest.raises(DryRun):
+        push(dry, kernel, record)
+    assert (server.count("SaveKernel"), server.kernels, record.exists()) == (0, {}, False)
+    assert f'"text": "{len(kernel.source.encode()):,} bytes, sha256 {kernel.sha256}"' in said[-1]
+
+
+# What is refused before anything is asked
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shutil.rmtree, "has passed no rehearsal"),
+        (lambda out: (out / "rehearsal.json").write_text("{"), "has passed no rehearsal"),
+        (
+            lambda out: (out / "rehearsal.json").write_text('{"bundle_sha256": "0123"}'),
+            "the rehearsal was of the bundle",
+        ),
+        (lambda out: (out / "script.py").write_text("another"), "not the script that would be pushed"),
+        (lambda out: (out / "script.py").unlink(), "not the script that would be pushed"),
+    ],
+)
+def test_what_was_not_rehearsed_is_refused(script: tuple[str, Path], tmp_path: Path, change: Any, says: str) -> None:
+    out = Path(shutil.copytree(script[1], tmp_path / "rehearsal"))
+    read_kernel(INFER, "strip_ai", out)
+    change(out)
+    with pytest.raises(UsageError) as caught:
+        read_kernel(INFER, "strip_ai", out)
+    assert says in one_line(caught)
+    assert "make dry-run" in str(caught.value)
+
+
+def test_a_rehearsal_without_a_slide_done_does_not_count(script: tuple[str, Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(script[1], tmp_path / "rehearsal"))
+    facts = json.loads((out / "rehearsal.json").read_text())
+    (out / "rehearsal.json").write_text(json.dumps(facts | {"slides": {"done": 0, "fallback": 4}}))
+    with pytest.raises(UsageError, match="0 slides were done"):
+        read_kernel(INFER, "strip_ai", out)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"id_no": 3}, "id_no is set"),
+        ({"machineshape": "x"}, "unknown key machineshape"),
+        ({"id": "clotkit-strip-ai-infer"}, "OWNER/slug is needed"),
+        ({"id": "OWNER/Bad_Slug!!"}, "OWNER/slug is needed"),
+        ({"id": "OWNER/clotkit-strip-ai-infer/3"}, "OWNER/slug is needed"),
+        ({"title": "abcd"}, "title has 4 characters, 5 to 50"),
+        ({"title": "x" * 51}, "title has 51 characters"),
+        ({"title": None}, "title has None"),
+        ({"title": "another title"}, "gives the slug another-title"),
+        ({"code_file": "../main.py"}, "the name of one file"),
+        ({"code_file": None}, "the name of one file"),
+        ({"language": "r"}, "python is needed"),
+        ({"kernel_type": "notebook"}, "script is needed"),
+        ({"enable_internet": None}, "enable_internet is None"),
+        ({"enable_internet": True}, "must have false"),
+        ({"enable_internet": "false"}, "must be there and true or false"),
+        ({"is_private": 1}, "is_private is 1"),
+        ({"enable_gpu": True}, "without machine_shape"),
+        ({**GPU, "machine_shape": "NvidiaTeslaP100"}, "no longer has"),
+        ({**GPU, "machine_shape": "T4"}, "machine_shape is 'T4'"),
+        ({"docker_image": "gcr.io/kaggle-images/python"}, "with its digest"),
+        ({**GPU, "docker_image": f"gcr.io/kaggle-images/python@sha256:{'0' * 64}"}, "overrides the accelerator"),
+        ({"docker_image_pinning_type": "newest"}, "original or latest"),
+        ({"dataset_sources": ["clotkit-weights"]}, "owner/slug or owner/slug/version"),
+        ({"dataset_sources": ["a/b", "a/b"]}, "a source twice"),
+        ({"dataset_sources": "a/b"}, "a list is needed"),
+        ({"dataset_sources": [3]}, "dataset_sources has 3"),
+        ({"competition_sources": ["a/b"]}, "a slug is needed"),
+        ({"kernel_sources": ["a"]}, "owner/slug"),
+        ({"model_sources": ["a/b/keras/base"]}, "owner/model/framework/variation/version"),
+    ],
+)
+def test_metadata_with_a_trap_is_refused(
+    script: tuple[str, Path], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    folder = Path(shutil.copytree(INFER, tmp_path / "infer"))
+    (folder / kernels.METADATA).write_text(json.dumps(SOUND | change))
+    with pytest.raises(UsageError) as caught:
+        read_kernel(folder, "strip_ai", script[1])
+    assert says in one_line(caught)
+
+
+@pytest.mark.parametrize("name", ["infer", "imagenet"])
+def test_the_metadata_that_ships_is_sound(name: str) -> None:
+    raw = json.loads((ROOT / "kernels" / name / kernels.METADATA).read_text())
+    assert list(metadata_problems(normalised(raw))) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        GPU,
+        {"docker_image": f"gcr.io/kaggle-images/python@sha256:{'0' * 64}", "docker_image_pinning_type": "original"},
+        {"dataset_sources": ["OWNER/clotkit-weights/3"], "keywords": ["gpu"]},
+        {"model_sources": ["a/b/keras/base/2"], "kernel_sources": ["a/b"]},
+    ],
+)
+def test_sound_metadata_is_taken(change: dict[str, Any]) -> None:
+    assert list(metadata_problems(normalised(SOUND | change))) == []
+
+
+def test_prefixes_of_pulled_metadata_are_taken_off() -> None:
+    pulled = {
+        "dataset_sources": ["datasets/a/b", "d/a/c"],
+        "competition_sources": ["c/x", "competitions/y"],
+        "kernel_sources": ["code/a/k"],
+    }
+    assert normalised(pulled) == {
+        "dataset_sources": ["a/b", "a/c"],
+        "competition_sources": ["x", "y"],
+        "kernel_sources": ["a/k"],
+        "model_sources": [],
+    }
+
+
+def test_a_folder_that_is_no_kernel_is_one_line(tmp_path: Path) -> None:
+    for text in (None, "[", "3"):
+        if text is not None:
+            (tmp_path / kernels.METADATA).write_text(text)
+        with pytest.raises(UsageError, match=r"No such file|no JSON object"):
+            read_kernel(tmp_path, "strip_ai", tmp_path)
+    raw = json.loads((IMAGENET / kernels.METADATA).read_text())
+    (tmp_path / kernels.METADATA).write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match=r"code_file main.py: No such file"):
+        read_kernel(tmp_path, "strip_ai", tmp_path)
+    (tmp_path / "main.py").write_text("def")
+    with pytest.raises(UsageError, match="no Python"):
+        read_kernel(tmp_path, "strip_ai", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("#" * (LIMIT_BYTES + 1), "1,000,001 bytes, 1 to 1,000,000"),
+        ("", "0 bytes"),
+        ("token = 'KGAT_abcdef0123456789'", "there is a secret in it"),
+        (f"key = '{TOKEN}'", "there is a secret in it"),
+    ],
+)
+def test_a_source_that_must_not_go_out(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, source: str, says: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        push(client, replace(kernel, source=source), record)
+    assert says in one_line(caught)
+    assert server.calls == []
+
+
+def test_the_longest_source_goes_out(server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path) -> None:
+    assert push(client, replace(kernel, source="#" * LIMIT_BYTES), record).version == 1
+
+
+def test_somebody_elses_kernel_is_refused(client: Kaggle, kernel: Kernel, record: Path) -> None:
+    metadata = {**kernel.metadata, "id": "bob/clotkit-strip-ai-infer"}
+    with pytest.raises(UsageError, match="the credentials are alice's"):
+        push(client, replace(kernel, metadata=metadata), record)
+
+
+# What is asked of Kaggle before the push
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dataset_sources": ["OWNER/not-there-yet"]}, "Kaggle has none; make datasets-push"),
+        ({"competition_sources": ["no-such-comp"]}, "no such thing"),
+        ({"kernel_sources": ["alice/no-such-kernel"]}, "no such kernel"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RemoteMissing) as caught:
+        push(client, replace(kernel, metadata={**kernel.metadata, **change}), record)
+    assert says in one_line(caught)
+    assert server.count("SaveKernel") == 0
+
+
+def test_a_dataset_that_is_not_ready_is_refused(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    server.datasets["alice/clotkit-weights"].versions[-1].status = "BLOBS_RECEIVED"
+    server.stuck_datasets.add("alice/clotkit-weights")
+    with pytest.raises(RemoteError, match="READY is needed: make datasets-push waits"):
+        push(client, kernel, record)
+    assert server.count("SaveKernel") == 0
+
+
+def test_rules_that_were_not_accepted_are_said_so(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    server.competition.entered = False
+    server.leave_out_defaults = True
+    with pytest.raises(RemoteError, match="accept the rules"):
+        push(client, kernel, record)
+
+
+def test_other_weights_than_were_rehearsed_are_refused(
+    server: KaggleServer, client: Kaggle, tmp_path: Path, kernel: Kernel, record: Path
+) -> None:
+    def with_datasets(files: dict[str, Path]) -> Kernel:
+        rehearsed(INFER, tmp_path / "again", {"clotkit-weights": files})
+        return read_kernel(INFER, "strip_ai", tmp_path / "again")
+
+    assert push(client, with_datasets({"a.txt": tmp_path / "a.txt"}), record).version == 1
+    (tmp_path / "a.txt").write_text("others")
+    for files in ({"a.txt": tmp_path / "a.txt"}, {"b.txt": tmp_path / "a.txt"}, {}):
+        with pytest.raises(RemoteError, match="not those of the rehearsal") as caught:
+            push(client, with_datasets(files), record)
+        one_line(caught)
+    assert server.count("SaveKernel") == 1
+
+
+def test_a_gpu_asks_for_the_quota_first(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    gpu = replace(kernel, metadata={**kernel.metadata, **GPU})
+    push(client, gpu, record)
+    assert "GPU quota: 29.0 of 30 hours left this week" in lines
+    server.gpu_used_s = server.gpu_allowed_s
+    with pytest.raises(RemoteError, match=r"GPU quota: 30.0 of 30 hours are used"):
+        push(client, replace(gpu, source="2"), record)
+    assert server.count("SaveKernel") == 1
+
+
+# What Kaggle may do to a push
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize(("kind", "status"), [("reset", None), ("html", 200), ("status", 500), ("status", 503)])
+def test_nothing_is_pushed_twice(
+    server: KaggleServer,
+    client: Kaggle,
+    kernel: Kernel,
+    record: Path,
+    before: int,
+    after_effect: bool,
+    kind: str,
+    status: int | None,
+) -> None:
+    if before:
+        push(client, replace(kernel, source="print(1)\n"), record)
+    server.faults.add(Fault("SaveKernel", kind, after_effect=after_effect, status=status))
+    assert push(client, kernel, record).version == before + 1
+    assert [version.source for version in server.kernels[REF].versions][before:] == [kernel.source]
+    assert server.count("SaveKernel") == before + (1 if after_effect else 2)
+
+
+def test_somebody_elses_push_is_not_taken_for_ours(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    push(client, replace(kernel, source="1"), record)
+    server.faults.add(Fault("SaveKernel", "reset"))
+    asked, others = client.wait, []
+
+    def wait(seconds: float) -> None:
+        asked(seconds)
+        if not others:
+            others.append(server.push_elsewhere(REF))
+
+    client.wait = wait
+    assert push(client, kernel, record).version == 3
+    assert server.kernels[REF].versions[-1].source == kernel.source
+
+
+def test_a_lost_answer_does_not_hide_what_was_left_out(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults.add(Fault("SaveKernel", "reset", after_effect=True))
+    asked = client.wait
+
+    def wait(seconds: float) -> None:  # while it is waited for, Kaggle takes a dataset off the kernel
+        asked(seconds)
+        server.kernels[REF].versions[-1].body["datasetDataSources"] = ["alice/clotkit-weights"]
+
+    client.wait = wait
+    with pytest.raises(
+        RemoteError, match=r"version 1 was made and runs without invalidDatasetSources: alice/clotkit-wh"
+    ):
+        push(client, kernel, record)
+
+
+def test_busy_is_waited_for(server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, clock: Clock) -> None:
+    server.faults.add(Fault("SaveKernel", "status", status=429, headers={"Retry-After": "9"}))
+    server.faults.add(Fault("SaveKernel", "status", status=429))
+    clock.waits.clear()
+    assert push(client, kernel, record).version == 1
+    assert clock.waits == [9.5, 4]
+    assert len(server.kernels[REF].versions) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 409])
+def test_a_refusal_is_one_line_and_final(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, status: int
+) -> None:
+    server.faults.add(Fault("SaveKernel", "status", None, status=status, message="no, not this"))
+    with pytest.raises(RemoteError, match="no, not this") as caught:
+        push(client, kernel, record)
+    one_line(caught)
+    assert (server.count("SaveKernel"), record.exists()) == (1, False)
+
+
+def test_gpu_sessions_that_are_full_are_waited_for(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    server.gpu_sessions = 1
+    gpu = replace(kernel, metadata={**kernel.metadata, **GPU})
+    push(client, replace(gpu, source="1"), record)
+    assert push(client, gpu, record).version == 2
+    assert any("Maximum batch GPU session count of 1 reached" in line for line in lines)
+    assert len(server.kernels[REF].versions) == 2
+
+
+def test_gpu_sessions_that_stay_full_are_an_error_of_their_own(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    server.gpu_sessions = 0
+    with pytest.raises(RemoteFull, match="So for 60 minutes: end one") as caught:
+        push(client, replace(kernel, metadata={**kernel.metadata, **GPU}), record)
+    one_line(caught)
+    assert server.count("SaveKernel") == kernels.FULL_TRIES
+
+
+def test_a_version_that_jumps_is_said_and_followed(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    push(client, replace(kernel, source="1"), record)
+    server.version_jump = 3
+    assert push(client, kernel, record).version == 4
+    assert f"{REF}: 2 other versions were pushed meanwhile; this one is 4" in lines
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"error": "Something is wrong"}, "did not take the push: Something is wrong"),
+        ({"invalidDatasetSources": ["a/b"]}, "version 2 was made and runs without invalidDatasetSources: a/b"),
+        ({"invalidModelSources": ["a/b"]}, "without invalidModelSources: a/b"),
+        ({"invalidTags": ["x"]}, "without invalidTags: x"),
+        ({"ref": "/code/alice/elsewhere"}, "filed it as alice/elsewhere"),
+        ({"ref": ""}, "filed it as nothing"),
+        ({"versionNumber": 1}, "names version 1, 1 was there before"),
+        ({"versionNumber": None}, "names version 0"),
+    ],
+)
+def test_an_answer_that_is_not_what_was_meant_is_an_error(said: dict[str, Any], says: str) -> None:
+    sound = {"ref": f"/code/{REF}", "versionNumber": 2, "error": "", "invalidTags": []}
+    assert kernels._check_answer(sound, {"id": REF}, 1) == 2
+    with pytest.raises(RemoteError) as caught:
+        kernels._check_answer(sound | said, {"id": REF}, 1)
+    assert says in one_line(caught)
+
+
+def test_a_source_that_arrived_otherwise_is_an_error(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    log = client.log
+    server.on_run = None
+    changed = replace(kernel, source=kernel.source)
+
+    class Changing(Kaggle):
+        def save_kernel(self, look: Any, fields: Any) -> Any:
+            said = super().save_kernel(look, fields)
+            server.kernels[REF].versions[-1].source += "# changed on the way\n"
+            return said
+
+    changing = Changing(Credentials(TOKEN), server.endpoint, client.wait, log=log)
+    with pytest.raises(RemoteError, match="another source than was sent"):
+        push(changing, changed, record)
+
+
+@pytest.mark.parametrize("kind", ["status", "html", "reset", "truncated"])
+@pytest.mark.parametrize("method", ["GetKernel", "GetDatasetStatus", "GetDataset", "GetCompetition"])
+def test_a_read_that_fails_once_does_not_show(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, method: str, kind: str
+) -> None:
+    server.faults.add(Fault(method, kind, status=503 if kind == "status" else None))
+    assert push(client, kernel, record).version == 1
+    assert (server.faults.pending, server.count("SaveKernel")) == ([], 1)
+
+
+def test_what_never_gets_through_is_one_line(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    server.faults.add(Fault("SaveKernel", "status", None, status=500))
+    with pytest.raises(RemoteError, match=f"sent {module.SENDS} times") as caught:
+        push(client, kernel, record)
+    one_line(caught)
+    assert (server.count("SaveKernel"), record.exists()) == (module.SENDS, False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"ref": 3}', '{"ref":"a/b","version":"x"}'])
+def test_a_damaged_record_is_one_line(record: Path, text: str) -> None:
+    assert read_record(record) is None
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    with pytest.raises(ClotkitError, match="damaged") as caught:
+        read_record(record)
+    one_line(caught)
+
+
+def test_a_record_that_cannot_be_written_is_one_line_with_the_way_on(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, tmp_path: Path
+) -> None:
+    (tmp_path / "build").write_text("a file")
+    with pytest.raises(UsageError, match=f"--kernel {REF} --version 1") as caught:
+        push(client, kernel, tmp_path / "build" / "kernel" / "pushed.json")
+    one_line(caught)
+    assert len(server.kernels[REF].versions) == 1
