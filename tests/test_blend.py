@@ -19,7 +19,7 @@ from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.infer.blending import Pool, expit, logit
 from clotkit.infer.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
 from clotkit.infer.pipeline import RunSettings, run
-from clotkit.learn.blend import BlendSettings, blend, bounds_of, fit, folds_of, hold_out
+from clotkit.learn.blend import BlendSettings, blend, bounds_of, fit, folds_of, hold_out, lines
 from clotkit.learn.blend_candidates import (
     Patients,
     aucs,
@@ -194,6 +194,19 @@ def test_a_blend_is_written_and_said(study: Study, tmp_path: Path, capsys: pytes
     table = capsys.readouterr().out
     assert f"{figures['nested_weighted_log_loss']:.4f}" in table
     assert "mean + Platt" in table
+
+
+@pytest.mark.parametrize("centre", [lambda label: 1, lambda label: 1 + label])
+def test_without_other_centres_there_is_no_figure_of_them(
+    study: Study, strip_ai: Competition, centre: Callable[[int], int]
+) -> None:
+    """One centre for all, or one that has a class to itself."""
+    rows = list(csv.DictReader(study.labels.read_text().splitlines()))
+    text = [f"{row['image_id']},{centre(row['label'] == 'LAA')},{row['patient_id']},{row['label']}" for row in rows]
+    study.labels.write_text("image_id,center_id,patient_id,label\n" + "\n".join(text) + "\n")
+    figures = blend(study.settings(study.files(), repeats=1), strip_ai, quiet)
+    assert figures["centre_weighted_log_loss"] is None
+    assert not any(line.startswith("on centres") for line in lines(figures, study.folder))
 
 
 def test_a_column_a_class_and_the_file_of_a_training_are_read_too(study: Study, strip_ai: Competition) -> None:

@@ -92,7 +92,7 @@ def blend(settings: BlendSettings, competition: Competition, log: Log = print) -
         if helped["mean"] > helped["sd"]:
             held, patients = with_sizes, material.patients
     centres = _centres(patients)
-    by_centre = hold_out(patients, material.groups, tried, [centres]) if len(centres) > 1 else None
+    by_centre = hold_out(patients, material.groups, tried, [centres]) if centres else None
     fitted = fit(patients, material.groups, tried, SEED)
     figures = _figures(material, patients, competition, tried, held, by_centre, fitted)
     if helped is not None:
@@ -189,10 +189,11 @@ def without_covariates(patients: Patients) -> Patients:
 
 
 def _centres(patients: Patients) -> Splits:
+    """Every centre against the others; nothing where one of them leaves too few patients of a class to fit to."""
     names, at = np.unique(patients.centres, return_inverse=True)
     splits = [(np.flatnonzero(at != one), np.flatnonzero(at == one)) for one in range(len(names))]
-    # A centre is left out only where the others can still be fitted to.
-    return [(learn, score) for learn, score in splits if np.bincount(patients.label[learn], minlength=2).min() >= FOLDS]
+    enough = all(np.bincount(patients.label[learn], minlength=2).min() >= FOLDS for learn, _ in splits)
+    return splits if enough else []
 
 
 def _each(tried: Sequence[Way], known: Patients, new: Patients) -> Floats:
