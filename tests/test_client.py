@@ -29,30 +29,13 @@ from clotkit.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credent
 from clotkit.kaggle.public import download, fetch_public_split
 from clotkit.kaggle.uploads import ROUNDS, STARTS, upload
 
-from .kaggle_server import Fault, KaggleServer, only_loopback
+from .kaggle_server import Fault, KaggleServer
 
 TOKEN = "KGAT_0123456789abcdef"
 TABLE, SAMPLE, FIRST, SECOND = "test_list.csv", "sample.csv", "test_images/a_0.svs", "test_images/b_0.svs"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty home; of the environment nothing that has to do with Kaggle or a proxy; no way out of this machine."""
-    for name in list(os.environ):
-        if (
-            name.startswith(("KAGGLE_", "CLOTKIT_KAGGLE"))
-            or name.lower().endswith("_proxy")
-            or name == "XDG_CONFIG_HOME"
-        ):
-            monkeypatch.delenv(name)
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder / "config"))
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # should an endpoint get lost: still not production
-    with only_loopback() as tried:
-        yield folder
-    assert tried == []
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
