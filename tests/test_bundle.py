@@ -11,18 +11,20 @@ import pytest
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.errors import RehearsalError
+from clotkit.errors import ConfigError, RehearsalError
 from clotkit.kaggle import bundle
 
 from .conftest import ROOT
 from .test_architecture import MODULES, imports_of, top_level_imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
+KERNELS = [ROOT / "kernels" / name for name in ("infer", "tile", "train")]
 
 
-def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_the_same_files_give_the_same_bytes(kernel: Path, tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
-        assert main(["bundle", "--kernel", str(KERNEL), "--out", str(tmp_path / name)]) == 0
+        assert main(["bundle", "--kernel", str(kernel), "--out", str(tmp_path / name)]) == 0
     one, two = (tmp_path / name for name in ("one.py", "two.py"))
     assert one.read_bytes() == two.read_bytes()
     assert len(one.read_bytes()) < bundle.LIMIT_BYTES
@@ -35,22 +37,63 @@ def test_the_header_has_the_hash_of_what_follows() -> None:
     assert importlib.metadata.version("clotkit") in script.splitlines()[0]
 
 
-def test_the_modules_in_it_are_the_modules(tmp_path: Path) -> None:
+def carried_by(kernel: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """FILES and SETTINGS of a kernel's bundle."""
     space: dict[str, object] = {"__name__": "bundle"}
-    exec(compile(bundle.build_bundle(KERNEL, "strip_ai"), "script.py", "exec"), space)
-    files = space["FILES"]
+    exec(compile(bundle.build_bundle(kernel, "strip_ai"), "script.py", "exec"), space)
+    files, settings = space["FILES"], space["SETTINGS"]
     assert isinstance(files, dict)
+    assert isinstance(settings, dict)
+    return files, settings
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_the_modules_in_it_are_the_modules(kernel: Path) -> None:
+    files, _ = carried_by(kernel)
     for name, text in files.items():
         assert text == (ROOT / "src" / name).read_text(encoding="utf-8")
     assert "clotkit/competitions/strip_ai.toml" in files
-    assert not any("phantom" in name or "/kaggle/" in name or "train" in name for name in files)
+    assert not any("phantom" in name or "/kaggle/" in name for name in files)
+    assert any("train" in name for name in files) == (kernel.name == "train")
 
 
-def test_what_its_modules_import_is_in_it() -> None:
+def test_recipes_travel_with_the_kernels_that_need_them(recipe: Path, tmp_path: Path) -> None:
+    for name in ("tile", "train"):
+        files, settings = carried_by(ROOT / "kernels" / name)
+        assert {"clotkit/learn/recipes/strip_ai.toml", "clotkit/learn/recipes/demo.toml"} <= set(files)
+        assert (settings["recipes"], settings["rehearse"]) == (["strip_ai"], ["demo"])
+    assert carried_by(KERNEL)[1] == {"competition": "strip_ai"}
+    own = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "own"))
+    shutil.copyfile(recipe, own / "tiny.toml")
+    settings_toml = own / "settings.toml"
+    settings_toml.write_text(settings_toml.read_text().replace('"strip_ai"', '"tiny.toml"'))
+    files, settings = carried_by(own)
+    assert settings["recipes"] == ["tiny"]
+    assert files["clotkit/learn/recipes/tiny.toml"] == recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('job = "fly"\n', "job is 'fly'; allowed: score, tile, train"),
+        ('job = "tile"\nrecipes = ["demo"]\n', "needs recipes, rehearse and deadline_s"),
+        ('job = "tile"\nspeed = 1\n', "unknown key speed"),
+        ("job = \n", "not a TOML file"),
+        ('job = "tile"\nrecipes = ["none"]\nrehearse = ["demo"]\ndeadline_s = 1\n', "none.toml: No such file"),
+    ],
+)
+def test_wrong_settings_are_one_line(text: str, words: str, tmp_path: Path) -> None:
+    kernel = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "tile"))
+    (kernel / "settings.toml").write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        bundle.build_bundle(kernel, "strip_ai")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("modules", bundle.MODULES_OF.values(), ids=bundle.MODULES_OF)
+def test_what_its_modules_import_is_in_it(modules: tuple[str, ...]) -> None:
     """The kit's own imports, lazy ones too; of the command line only what it imports at once."""
-    carried = {
-        name.removesuffix(".py").replace("/", ".").removesuffix("__init__").rstrip(".") for name in bundle.MODULES
-    }
+    carried = {name.removesuffix(".py").replace("/", ".").removesuffix("__init__").rstrip(".") for name in modules}
     carried = {f"clotkit.{name}".rstrip(".") for name in carried}
     for name in carried:
         read = top_level_imports_of if name == "clotkit.cli" else imports_of
@@ -97,8 +140,7 @@ def test_kernel_metadata_is_what_the_kernel_needs(strip_ai: Competition) -> None
     assert metadata["competition_sources"] == [strip_ai.slug]
     datasets = [json.loads(path.read_text()) for path in sorted((ROOT / "datasets_meta").glob("*/*.json"))]
     known = {dataset["id"] for dataset in datasets}
-    needed = {name for name in known if not name.endswith("-imagenet")}  # that one is for training
-    assert set(metadata["dataset_sources"]) == needed
+    assert set(metadata["dataset_sources"]) == {"OWNER/clotkit-weights", "OWNER/clotkit-wheels"} <= known
     for dataset in datasets:
         assert 6 <= len(dataset["title"]) <= 50
         assert 20 <= len(dataset["subtitle"]) <= 80

@@ -156,7 +156,7 @@ def test_a_dry_run_changes_nothing(server: KaggleServer, folder: Path, clock: Cl
 # What is refused before anything is asked
 
 
-@pytest.mark.parametrize("name", ["weights", "wheels", "imagenet"])
+@pytest.mark.parametrize("name", ["weights", "wheels", "imagenet", "tiles", "progress"])
 def test_the_metadata_that_ships_is_sound(name: str, folder: Path) -> None:
     assert read_stage(ROOT / "datasets_meta" / name, files_in(folder)).slug == f"clotkit-{name}"
 

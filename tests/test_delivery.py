@@ -1,10 +1,12 @@
 """The whole delivery as a person types it: make datasets-push kernel-push submit, in processes, to a score."""
 
 import argparse
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from clotkit.kaggle.datasets import weights_files, wheels_files
 
 from .conftest import ROOT
 from .delivery import quiet, rehearsed
-from .kaggle_server import Fault, KaggleServer
+from .kaggle_server import Fault, KaggleServer, KernelVersion
 
 REF = "alice/clotkit-strip-ai-infer"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -255,6 +257,71 @@ def test_another_kernel_has_a_record_of_its_own(server: KaggleServer, house: Pat
     assert make("kernel-push", "KERNEL=imagenet").returncode == 0
     assert [path.name for path in (house / "build" / "kernel").iterdir()] == ["pushed-imagenet.json"]
     assert list(server.kernels) == ["alice/clotkit-imagenet"]
+
+
+LITE0 = "build/backbones/efficientnet_lite0_notop.weights.h5"
+
+
+def left_by(version: KernelVersion) -> dict[str, bytes]:
+    """What a run of the tiling or the training kernel leaves, in small."""
+    if version.ref.endswith("-tile"):
+        return {"tiles/strip_ai.tar": packed({"shards.csv": b"image_id"}), "tiles/MANIFEST.json": b"{}"}
+    return {"weights/strip_ai/recipe.toml": b"name", "weights/MANIFEST.json": b"{}", "summary.json": b"{}"}
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, house: Path, make: Run) -> None:
+    for name in ("tile", "train"):
+        rehearsed(house / "kernels" / name, house / "build" / f"rehearsal-{name}")
+    (house / LITE0).parent.mkdir(parents=True)
+    (house / LITE0).write_bytes(b"weights")
+    server.on_run = lambda version: setattr(version, "outputs", left_by(version))
+    steps: list[tuple[str, ...]] = [
+        ("datasets-push", "DATASET=wheels"),
+        ("kernel-push", "KERNEL=tile"),
+        ("kernel-output", "KERNEL=tile"),
+        ("datasets-push", "DATASET=tiles"),
+        ("-o", LITE0, "datasets-push", "DATASET=imagenet"),
+        ("kernel-push", "KERNEL=train"),
+        ("kernel-output", "KERNEL=train"),
+        ("datasets-push", "DATASET=weights", "WEIGHTS=build/kaggle/train/weights"),
+        ("kernel-push", "KERNEL=tile", "ATTACH=tiles"),
+        ("datasets-push", "DATASET=progress"),
+        ("kernel-push", "KERNEL=train", "ATTACH=progress"),
+    ]
+    for step in steps:
+        done = make(*step)
+        assert done.returncode == 0, (step, done.stdout + done.stderr)
+    tile, learn = (server.kernels[f"alice/clotkit-strip-ai-{name}"].versions for name in ("tile", "train"))
+    assert tile[0].mounted == {"alice/clotkit-wheels": 1}
+    assert tile[1].mounted == {"alice/clotkit-wheels": 1, "alice/clotkit-tiles": 1}
+    asked = {f"alice/clotkit-{name}": 1 for name in ("tiles", "imagenet", "wheels")}
+    assert learn[0].mounted == asked
+    assert learn[1].mounted == asked | {"alice/clotkit-progress": 1}
+    assert learn[0].body["machineShape"] == "NvidiaTeslaT4"
+    assert (house / "build/kaggle/tile/tiles/strip_ai.tar").is_file()
+    files = {name: set(server.datasets[f"alice/clotkit-{name}"].versions[0].files) for name in ("tiles", "weights")}
+    assert any("strip_ai" in name for name in files["tiles"])
+    assert any("strip_ai" in name for name in files["weights"])
+
+
+def test_a_kernel_of_the_chain_asks_for_its_own_rehearsal_and_its_data(
+    server: KaggleServer, house: Path, make: Run
+) -> None:
+    fails(make("kernel-push", "KERNEL=tile"), "make dry-run KERNEL=tile rehearses it")
+    rehearsed(house / "kernels" / "train", house / "build" / "rehearsal-train")
+    fails(make("kernel-push", "KERNEL=train"), "clotkit-tiles: Kaggle has none; make datasets-push")
+    fails(make("datasets-push", "DATASET=tiles"), "build/kaggle/tile/tiles: 0 files here")
+    assert changes(server) == []
 
 
 def official(house: Path, environment: dict[str, str], *words: str) -> str:

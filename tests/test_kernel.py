@@ -231,6 +231,8 @@ def test_members_are_found_however_kaggle_unpacked_them(
 
 
 def test_what_belongs_to_all_members_comes_with_them(tmp_path: Path) -> None:
+    from clotkit.supervise import walk
+
     main = runpy.run_path(str(KERNEL / "main.py"), run_name="kernel")
 
     def found(*names: str) -> tuple[Path | None, list[str]]:
@@ -238,7 +240,7 @@ def test_what_belongs_to_all_members_comes_with_them(tmp_path: Path) -> None:
         for name in names:
             (top / "input" / name).parent.mkdir(parents=True, exist_ok=True)
             (top / "input" / name).touch()
-        weights = main["find_weights"](list(main["walk"](top / "input")), top)
+        weights = main["find_weights"](list(walk(top / "input")), top)
         return weights and weights.relative_to(top), sorted(path.name for path in weights.iterdir()) if weights else []
 
     assert found("x/a.whl") == (None, [])

@@ -205,7 +205,7 @@ def test_metadata_with_a_trap_is_refused(
     assert says in one_line(caught)
 
 
-@pytest.mark.parametrize("name", ["infer", "imagenet"])
+@pytest.mark.parametrize("name", ["infer", "imagenet", "tile", "train"])
 def test_the_metadata_that_ships_is_sound(name: str) -> None:
     raw = json.loads((ROOT / "kernels" / name / kernels.METADATA).read_text())
     assert list(metadata_problems(normalised(raw))) == []

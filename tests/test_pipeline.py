@@ -69,7 +69,8 @@ def test_sound_slides_are_done_and_two_runs_agree(
     one, two = (tmp_path / name / "submission.csv" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert check_submission(one, test_split / "sample_submission.csv", strip_ai).valid
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.jsonl", "run.json", "submission.csv"]
+    left = ["report.html", "report.jsonl", "run.json", "slides.jsonl", "submission.csv"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == left
     assert "4 slides: 4 done, 0 partial, 0 fallback" in lines[-1]
     for line in report_of(tmp_path / "one").values():
         assert line["state"] == "done"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,11 @@ def out(cut_once: Path, tmp_path: Path) -> Path:
 def tile(split: Path, recipe: Path, strip_ai: Competition, tmp_path: Path) -> Callable[..., dict[str, int]]:
     """Tile that split into tmp_path/out; `lines` gets the log."""
 
-    def run(lines: list[str] | None = None, work: Work | None = None, preview: bool = False) -> dict[str, int]:
+    def run(
+        lines: list[str] | None = None, work: Work | None = None, preview: bool = False, **more: Any
+    ) -> dict[str, int]:
         said = [] if lines is None else lines
-        wanted = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview)
+        wanted = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview, **more)
         return tile_split(wanted, strip_ai, said.append, work)
 
     return run
@@ -116,7 +119,7 @@ def test_every_slide_gets_the_tiles_of_its_recipe(
         assert np.array_equal(shard.xy, np.concatenate([batch.xy for batch in batches]))
         assert shard.facts["width_px"] == 1280
     rows = table(tmp_path / "out")
-    assert list(rows[0]) == ["image_id", "patient_id", "file", "tiles", "key", "state", "reason"]
+    assert list(rows[0]) == ["image_id", "patient_id", "center_id", "file", "tiles", "key", "state", "reason"]
     assert {row["image_id"] for row in rows} == {slide.stem for slide in slides_of(split)}
     assert {(row["state"], row["reason"]) for row in rows} == {("done", "")}
     found = read_shard_rows(tmp_path / "out", strip_ai)
@@ -203,7 +206,7 @@ def test_a_process_killed_while_it_writes_leaves_no_shard(
     assert tile(lines, killed_midway) == {"new": 3, "up_to_date": 0, "failed": 1}
     assert any(doomed in line and "SIGKILL" in line for line in lines)
     sound = {f"{slide.stem}.npy" for slide in slides_of(split)} - {f"{doomed}.npy"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == sound | {"shards.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == sound | {"shards.csv", "phantom.json"}
     (tmp_path / DOOMED).write_text("")
     assert tile(lines, killed_midway) == {"new": 1, "up_to_date": 3, "failed": 0}
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
@@ -234,6 +237,41 @@ def test_a_process_that_makes_nothing_is_not_believed(tile: Callable[..., dict[s
 def idle(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """The work of a slide's process that says it is done and has done nothing."""
     yield 0, {"tiles": 6}
+
+
+def test_what_has_no_turn_by_the_deadline_is_cut_the_next_time(tile: Callable[..., dict[str, int]], out: Path) -> None:
+    shutil.rmtree(out)
+    assert tile(deadline_s=0.0) == {"new": 0, "up_to_date": 0, "failed": 4}
+    assert {row["reason"] for row in table(out)} == {"the run's deadline came before its turn"}
+    assert not list(out.glob("*.npy"))
+    assert tile(deadline_s=600.0) == {"new": 4, "up_to_date": 0, "failed": 0}
+
+
+def test_nothing_is_begun_once_the_folder_is_full(tile: Callable[..., dict[str, int]], out: Path, split: Path) -> None:
+    os.utime(slides_of(split)[0], ns=(0, 0))  # one to cut, and no room
+    taken_mb = sum(path.stat().st_size for path in out.glob("*.npy")) / 2**20
+    assert tile(most_mb=taken_mb) == {"new": 0, "up_to_date": 3, "failed": 1}
+    (reason,) = (row["reason"] for row in table(out) if row["state"] == "failed")
+    assert reason == "the shards take up all the room they may; no slide was begun any more"
+    assert tile(most_mb=2 * taken_mb) == {"new": 1, "up_to_date": 3, "failed": 0}
+
+
+def test_undated_shards_outlive_a_copy_of_their_slides(
+    tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path
+) -> None:
+    assert tile(dated=False)["new"] == 4
+    for slide in slides_of(split):
+        os.utime(slide, ns=(0, 1))
+    assert tile(dated=False, work=killed_at_once)["up_to_date"] == 4
+    with slides_of(split)[0].open("ab") as file:
+        file.write(b"more")
+    assert tile(dated=False) == {"new": 1, "up_to_date": 3, "failed": 0}
+
+
+def test_a_shard_says_what_it_was_cut_with(cut_once: Path) -> None:
+    for path in cut_once.glob("*.npy"):
+        assert read_shard(path).facts["tiling"] == asdict(TILING)
+    assert (cut_once / "phantom.json").is_file()  # and the folder, that its slides are drawn
 
 
 def test_tiles_are_cut_without_tensorflow() -> None:

@@ -62,9 +62,11 @@ def parser() -> argparse.ArgumentParser:
     _add_blend(verbs)
     _add_run(verbs)
     _add_check(verbs)
+    _add_report(verbs)
     _add_manifest(verbs)
     _add_bundle(verbs)
     _add_rehearse(verbs)
+    _add_app(verbs)
     _add_kaggle(verbs)
     return top
 
@@ -188,6 +190,15 @@ def _add_tile(verbs: Verbs) -> None:
     verb.add_argument(
         "--preview", action="store_true", help="draw each slide with its tiles, kept and rejected, into OUT/preview"
     )
+    verb.add_argument(
+        "--undated", action="store_true", help="a slide's time of change does not matter: for slides that are copies"
+    )
+    verb.add_argument(
+        "--deadline", type=seconds, metavar="TIME", help="like 11h: no slide is begun after it (default: none)"
+    )
+    verb.add_argument(
+        "--most", type=megabytes, metavar="SIZE", help="like 19GB: no slide is begun once OUT has that (default: none)"
+    )
     verb.set_defaults(verb=_tile)
 
 
@@ -204,6 +215,9 @@ def _tile(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         memory_mb=arguments.memory or competition.limits.slide_memory_mb,
         preview=arguments.preview,
+        dated=not arguments.undated,
+        deadline_s=arguments.deadline,
+        most_mb=arguments.most,
     )
     return FALLBACKS if tile_split(settings, competition)["failed"] else DONE
 
@@ -216,7 +230,7 @@ def _add_train(verbs: Verbs) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="a train split, or the folder, table or .npz of pictures",
+        help="a train split, what clotkit tile made of one, or the folder, table or .npz of pictures",
     )
     verb.add_argument(
         "--out",
@@ -389,7 +403,7 @@ def _blend(arguments: argparse.Namespace) -> int:
 
 
 def _add_run(verbs: Verbs) -> None:
-    verb = _verb(verbs, "run", "score a test split: submission.csv, report.jsonl and run.json in RUN_DIR")
+    verb = _verb(verbs, "run", "score a test split: submission.csv, and report.html to read, in RUN_DIR")
     verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides")
     verb.add_argument("--weights", type=Path, required=True, metavar="DIR", help="a member, or a folder of members")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
@@ -437,6 +451,21 @@ def _check(arguments: argparse.Namespace) -> int:
     return DONE if verdict.valid else WRONG
 
 
+def _add_report(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "report", help="make report.html of a run: its verdict, slides, patients and timeline on one page"
+    )
+    verb.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a clotkit run")
+    verb.set_defaults(verb=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from clotkit.infer.report_page import write_page
+
+    print(write_page(arguments.run_dir))
+    return DONE
+
+
 def _add_manifest(verbs: Verbs) -> None:
     verb = verbs.add_parser("manifest", help="write MANIFEST.json: the hashes of the members in a folder")
     verb.add_argument("weights", type=Path, metavar="DIR", help="a folder of members")
@@ -470,12 +499,15 @@ def _add_rehearse(verbs: Verbs) -> None:
     verb = _verb(verbs, "rehearse", "run the bundle over a split as Kaggle does: offline, isolated, inputs read-only")
     verb.add_argument(
         "--split",
-        default="build/phantom",
-        help="a split folder, or public: the competition's public "
-        "test slides, fetched with the Kaggle API (default: build/phantom)",
+        help="a split folder, or public: the competition's public test slides, fetched with the Kaggle API "
+        "(default: build/phantom; for a kernel that tiles: build/phantom-tile)",
     )
     verb.add_argument("--weights", type=Path, default=Path("weights/demo"), help="default: weights/demo")
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
+    verb.add_argument("--tiles", type=Path, default=Path("build/rehearsal-tile/tiles"), metavar="DIR",
+        help="for a kernel that trains: what a rehearsal of tiling left (default: build/rehearsal-tile/tiles)",
+    )  # fmt: skip
+    _backbones_dir(verb)
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
     verb.add_argument(
         "--layout",
@@ -483,24 +515,57 @@ def _add_rehearse(verbs: Verbs) -> None:
         default="both",
         help="Kaggle's two layouts of /kaggle/input (default: both)",
     )
-    verb.add_argument("--out", type=Path, default=Path("build/rehearsal"), help="default: build/rehearsal")
+    verb.add_argument(
+        "--out", type=Path, help="default: build/rehearsal; for another kernel than infer: build/rehearsal-NAME"
+    )
     verb.set_defaults(verb=_rehearse)
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
+    from clotkit.kaggle.bundle import read_settings, rehearsal_dir
     from clotkit.kaggle.rehearse import rehearse
+    from clotkit.kaggle.rehearse_training import rehearse_tiling, rehearse_training
 
-    clean = rehearse(
-        arguments.split,
-        arguments.weights,
-        arguments.wheels,
-        arguments.kernel,
-        arguments.competition,
-        arguments.layout,
-        arguments.out,
-        log=print,
-    )
+    log = partial(print, flush=True)
+    job, wheels = read_settings(arguments.kernel).job, arguments.wheels
+    out = arguments.out or rehearsal_dir(arguments.kernel.name)
+    common = arguments.kernel, arguments.competition, arguments.layout, out, log
+    if job == "tile":
+        clean = rehearse_tiling(Path(arguments.split or "build/phantom-tile"), wheels, *common)
+    elif job == "train":
+        clean = rehearse_training(arguments.tiles, arguments.backbones, wheels, *common)
+    else:
+        clean = rehearse(arguments.split or "build/phantom", arguments.weights, wheels, *common)
     return DONE if clean else FALLBACKS
+
+
+def _add_app(verbs: Verbs) -> None:
+    verb = _verb(verbs, "app", "serve the pages: classify pictures, look at slides, check submissions, see trainings")
+    verb.add_argument("--port", type=int, default=8501, help="default: 8501")
+    verb.add_argument(
+        "--address", default="127.0.0.1", help="whom to listen to (default: 127.0.0.1, this machine alone)"
+    )
+    verb.add_argument(
+        "--weights", type=Path, default=Path("weights"), metavar="DIR", help="a folder of members (default: weights)"
+    )
+    verb.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder whose splits and runs may be opened; may be given again; nothing outside is read",
+    )
+    verb.set_defaults(verb=_app)
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    from clotkit.app.serve import AppSettings, serve
+
+    serve(
+        AppSettings(arguments.weights, tuple(arguments.root), arguments.competition, arguments.port, arguments.address)
+    )
+    return DONE
 
 
 def _add_kaggle(verbs: Verbs) -> None:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def publish_text(path: Path, text: str) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     publish_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tar(path: Path, files: Mapping[str, Path]) -> None:
+    """Write a tar of files by the names they are to have in it; the same files give the same bytes, whenever."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in sorted(files):
+            entry = tarfile.TarInfo(name)  # its defaults: time 0, no owner, mode 0644
+            entry.size = files[name].stat().st_size
+            with files[name].open("rb") as file:
+                archive.addfile(entry, file)
 
 
 def sha256(path: Path) -> str:

@@ -53,11 +53,13 @@ TAIL = """
 | no competition data | what is mounted is printed; exit code 2 | test_rehearsal |
 | an image id that is no file name | one line, exit code 2, nothing written | test_pipeline |
 | a run folder that holds something else | one line, exit code 2, nothing written | test_pipeline |
+| a slide's picture, or the page, that cannot be made | one line, the run goes on and ends as it would have | test_report_page |
+| `clotkit report` on a folder that is no run, or a damaged one | one line, exit code 2, nothing written | test_report_page |
 
 ## The rehearsal refuses
 
 A kernel that ends with another code than 0, imports the repository or what the wheels should bring, opens a
-connection, writes to its inputs, leaves files besides submission.csv, report.jsonl and run.json, passes the memory or
+connection, writes to its inputs, leaves files besides those of a run (README), passes the memory or
 wall limit, or gives different submissions in the two layouts (test_rehearsal).
 """  # noqa: E501 - a row of a table is one line
 

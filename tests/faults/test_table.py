@@ -40,7 +40,7 @@ from .cases import CASES, MEMORY_MB, SLIDE_S, STRANGER, Case, Stage, work
 DEADLINE_S = 300  # of the runs that have time
 WATCH_S = 0.005
 GONE_S = 10  # until a killed process is gone
-LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json"}
+LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json", "slides.jsonl", "report.html"}
 TOLERANCE = 1e-6
 KERNEL = ROOT / "kernels" / "infer"
 READERS = ("pyvips", "pyvips_binary", "imagecodecs", "simplejpeg")

@@ -17,13 +17,15 @@ from clotkit import __version__
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, ConfigError, UsageError, one_line
 from clotkit.files import publish_json, sha256
-from clotkit.infer import report
+from clotkit.infer import report, report_page
 from clotkit.infer.ahead import ahead
 from clotkit.infer.blending import COVARIATES
 from clotkit.infer.effort import Pace, again
 from clotkit.infer.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
 from clotkit.infer.report import SlideReport
 from clotkit.infer.scoring import Scorer, tilings_of
+from clotkit.infer.shift import read_out_of_fold
+from clotkit.infer.sidecar import Trace, kept_lines, sidecar_line
 from clotkit.infer.submission import write_submission
 from clotkit.infer.workers import (
     Ended,
@@ -33,18 +35,19 @@ from clotkit.infer.workers import (
     Work,
     as_it_is,
     check_limits,
+    peak_mb,
     set_oom_score,
     stream,
     tile_task,
 )
-from clotkit.learn.models import Member, find_members, load_member
+from clotkit.learn.models import OUT_OF_FOLD, Member, find_members, load_member
 from clotkit.splits import SlideRow, kind_of, read_sample_ids, read_slides
 
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 STALL_S = 120.0  # the largest slide's first batch takes 15 s on a slow core
 CLOSING_S, CLOSING_SHARE = 2.0, 0.05  # of the deadline, kept for the last writes
 Log = Callable[[str], None]
-Scored = tuple[SlideReport, dict[str, Probabilities]]
+Scored = tuple[SlideReport, dict[str, Probabilities], Trace]
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     """Score a test split and return how many slides ended done, partial and fallback.
 
     RUN_DIR gets submission.csv (all fallback before anything heavy is imported, rewritten as slides finish),
-    report.jsonl and run.json. `work` is what a slide's process does: the seam for other engines and for faults. Where
-    patients of the sample have no score, or the disk took no more and an older submission stands, the counts have the
-    entries `unscored` and `unwritten` besides.
+    report.jsonl, slides.jsonl, run.json and, at the end, report.html. `work` is what a slide's process does: the seam
+    for other engines and for faults. Where patients of the sample have no score, or the disk took no more and an older
+    submission stands, the counts have the entries `unscored` and `unwritten` besides.
     Raises SplitError, ConfigError or UsageError before anything is written; no slide and no member makes it raise.
     """
     started = time.monotonic()
@@ -83,20 +86,27 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     set_oom_score(500)
 
     board.ensemble = ensemble
-    board.members = members = _load(folders, competition, log, ensemble)
-    _publish(settings.run_dir / report.RUN, {"state": "running", "key": key}, board)
+    left_out = dict[str, str]()
+    board.members = members = _load(folders, competition, log, ensemble, left_out)
+    facts = {"key": key} | _facts(settings, competition, members, folders, left_out)
+    _publish(settings.run_dir / report.RUN, {"state": "running"} | facts, board)
     _say_what_there_is(settings, slides, ids, members, log)
     lines: list[SlideReport] = []
     known = {line.image_id for line in earlier}
     left = [slide for slide in slides if slide.image_id not in known]
-    with _report_file(settings.run_dir, earlier) as file, report.progress(len(slides), log) as advance:
+    with (
+        _report_file(settings.run_dir, earlier) as file,
+        _Sidecar(settings.run_dir / report.SLIDES, known, len(slides), started, log) as sidecar,
+        report.progress(len(slides), log) as advance,
+    ):
         for line in earlier:
             board.take(line, {name: np.array(values) for name, values in line.p.items()})
-        for line, means in _score(left, members, settings, competition, started, work):
+        for line, means, trace in _score(left, members, settings, competition, started, work):
             if means:
                 board.take(line, means)
                 board.publish()
             board.attempt(partial(file.add, line))
+            sidecar.add(line, trace)
             lines.append(line)
             advance(_said(line), False)
 
@@ -108,9 +118,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
             log(f"member {member.name}: {note}")
     _close(lines, counts, board, log)
     seconds = time.monotonic() - started
-    _publish(
-        settings.run_dir / report.RUN, _facts(settings, competition, members, counts, seconds) | {"key": key}, board
-    )
+    _publish(settings.run_dir / report.RUN, facts | _outcome(counts, seconds, board), board)
+    _make_page(settings.run_dir, started + settings.deadline_s, log)
     return counts | board.falls_short()
 
 
@@ -122,7 +131,7 @@ def _score(
     started: float,
     work: Work,
 ) -> Iterator[Scored]:
-    """A line and the mean a member for each slide: all of them, smallest file first, then the lost ones once more."""
+    """A line, the mean a member and a trace for each slide: smallest file first, then the lost ones once more."""
     scorer = Scorer(members, {slide.image_id: slide.patient_id for slide in slides}, competition.limits.min_tiles)
     ordered = sorted(slides, key=lambda slide: slide.size_bytes)
     tasks = [Task(slide.image_id, slide.path, tilings_of(members)) for slide in ordered]
@@ -130,7 +139,7 @@ def _score(
     limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline, settings.stall_s)
     pace = Pace(len(tasks), deadline, competition.limits.min_tiles)
     if not members:
-        yield from (scorer.end(Ended(task, "no member could be loaded", 0.0, 0.0)) for task in tasks)
+        yield from (_ended(scorer, Ended(task, "no member could be loaded", 0.0, 0.0)) for task in tasks)
         return
     lost: list[Ended] = []
     for event in ahead(partial(stream, tasks, limits, settings.jobs, work, pace.prepare)):
@@ -142,12 +151,69 @@ def _score(
             scorer.postpone(event)
             lost.append(event)
         else:
-            yield scorer.end(event)
+            yield _ended(scorer, event)
     for event in ahead(partial(stream, [again(end.task) for end in lost], limits, 1, work, as_it_is)):
         if isinstance(event, Tiles):
             scorer.add(event)
         else:
-            yield scorer.end(event)
+            yield _ended(scorer, event)
+
+
+def _ended(scorer: Scorer, event: Ended) -> Scored:
+    return *scorer.end(event), scorer.take_trace(event.image_id)
+
+
+class _Sidecar:
+    """slides.jsonl while a run writes it: whatever keeps it from a line costs the pictures alone, and is said once."""
+
+    def __init__(self, path: Path, kept: set[str], slides: int, started: float, log: Log) -> None:
+        """Start it anew, with the lines that are there of the slides that are `kept`."""
+        self.path, self._slides, self._started, self._log = path, slides, started, log
+        self._file: report.LinesFile | None = None
+        self._part, self._said = 1, False
+        self._attempt(partial(self._open, kept))
+
+    def add(self, line: SlideReport, trace: Trace) -> None:
+        """Append what a slide left besides its line."""
+        file = self._file
+        if file is not None:
+            self._attempt(lambda: file.append(sidecar_line(line, trace, self._slides, self._started, self._part)))
+
+    def _open(self, kept: set[str]) -> None:
+        lines, self._part = kept_lines(self.path, kept)
+        self._file = report.LinesFile(self.path, lines, durable=False)
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on without pictures
+            if not self._said:
+                self._log(f"{self.path}: {_why(error)}; the report will be without some pictures, the run goes on")
+            self._said = True
+
+    def __enter__(self) -> "_Sidecar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _make_page(run_dir: Path, deadline: float, log: Log) -> None:
+    """Write report.html, if there is time; whatever keeps it from that is one line, and the run is what it is."""
+    later = f"clotkit report {run_dir} makes it"
+    if time.monotonic() >= deadline:
+        log(f"{run_dir / report.PAGE}: not made, the deadline has come; {later}")
+        return
+    try:
+        report_page.write_page(run_dir)
+    except Exception as error:  # noqa: BLE001 - a page about the run is not worth the run
+        log(f"{run_dir / report.PAGE}: not made: {_why(error)}; {later}")
+
+
+def _why(error: Exception) -> str:
+    known = isinstance(error, ClotkitError | OSError)
+    return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
 
 
 @dataclass
@@ -226,22 +292,31 @@ def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble
 
 
 def _load(
-    folders: Sequence[Path], competition: Competition, log: Log, ensemble: Ensemble | None = None
+    folders: Sequence[Path],
+    competition: Competition,
+    log: Log,
+    ensemble: Ensemble | None,
+    left_out: dict[str, str],
 ) -> list[Member]:
-    """The members that can be loaded; the others are left out, each with a line, and the rest stand in for them."""
+    """The members that can be loaded; the others are left out, each with a line, and the rest stand in for them.
+
+    `left_out` is given why each of them is, by name.
+    """
     members = []
     pools = ensemble.tile_pools if ensemble else {}
     for name in ensemble.committee.members if ensemble else ():
         if name not in {folder.name for folder in folders}:
-            log(f"member {name} left out: its folder is missing")
+            left_out[name] = "its folder is missing"
     for folder in folders:
         try:
             member = load_member(folder, competition.classes.names)
             members.append(replace(member, tile_pool=pools.get(member.name, "")))
         except ClotkitError as error:
-            log(f"member {folder.name} left out: {error}")
+            left_out[folder.name] = str(error)
         except Exception as error:  # noqa: BLE001 - a member costs itself, whatever its file makes a library do
-            log(f"member {folder.name} left out: {type(error).__name__}: {one_line(error)}")
+            left_out[folder.name] = f"{type(error).__name__}: {one_line(error)}"
+    for name, why in left_out.items():
+        log(f"member {name} left out: {why}")
     return members
 
 
@@ -303,14 +378,18 @@ def _make_run_dir(run_dir: Path, submission: str, board: _Board, resume: bool) -
     """Make RUN_DIR, or take one that a run has used, with a submission in it; refuse one that holds something else."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(
-            path.name for path in run_dir.iterdir() if path.name not in {submission, report.REPORT, report.RUN}
-        )
+        for name in report.FILES:  # a publication that a kill cut short
+            stem, _, suffix = name.partition(".")
+            for path in run_dir.glob(f".{stem}.*.{suffix}"):
+                path.unlink()
+        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in {submission, *report.FILES})
         if foreign and not (run_dir / report.REPORT).exists() and not (run_dir / submission).exists():
             raise UsageError(f"{run_dir}: holds {foreign[0]}, which no run wrote; name an empty or a new folder")
         if not resume:  # then the one that is there is the better one until more is known
             board.write()
-            (run_dir / report.RUN).unlink(missing_ok=True)
+            for name in (report.RUN, report.SLIDES):
+                (run_dir / name).unlink(missing_ok=True)
+        (run_dir / report.PAGE).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{run_dir}: cannot be used as a run folder: {error.strerror}; name another") from error
 
@@ -337,14 +416,28 @@ def _close(lines: Sequence[SlideReport], counts: dict[str, int], board: _Board, 
 
 
 def _facts(
-    settings: RunSettings, competition: Competition, members: Sequence[Member], counts: dict[str, int], seconds: float
+    settings: RunSettings,
+    competition: Competition,
+    members: Sequence[Member],
+    folders: Sequence[Path],
+    left_out: dict[str, str],
 ) -> dict[str, Any]:
+    """What run.json says of a run from its start on; the weights may be gone when its page is made."""
+    classes, where = competition.classes, {folder.name: folder for folder in folders}
+    out_of_fold = {name: read_out_of_fold(folder / OUT_OF_FOLD, classes.names[-1]) for name, folder in where.items()}
     return {
-        "state": "ended",
         "clotkit": __version__,
         "python": platform.python_version(),
         "packages": dict(_versions()),
         "competition": competition.slug,
+        "scoring": {
+            "title": competition.title,
+            "submission": competition.files.submission,
+            "classes": list(classes.names),
+            "weights": list(classes.weights),
+            "fallback": list(classes.fallback),
+            "clip": competition.metric.clip,
+        },
         "synthetic": bool(kind_of(settings.split_dir)),
         "arguments": {
             "split": str(settings.split_dir),
@@ -358,13 +451,27 @@ def _facts(
                 "recipe": member.recipe.name,
                 "weights_sha256": member.weights_sha256,
                 "notes": member.notes,
+                "calibration": member.calibration.to_json(),
+                "tile_pool": member.tile_pool,
+                "out_of_fold": None if (found := out_of_fold[member.name]) is None else found.to_json(),
             }
             for member in members
         },
+        "left_out": left_out,
         "ensemble": sha256(settings.weights_dir / ENSEMBLE) if (settings.weights_dir / ENSEMBLE).is_file() else None,
+    }
+
+
+def _outcome(counts: dict[str, int], seconds: float, board: _Board) -> dict[str, Any]:
+    """What run.json says of a run once it has ended."""
+    return {
+        "state": "ended",
         "seconds": round(seconds, 1),
+        "peak_mb": round(peak_mb(), 1),
         "slides": counts,
-        "submission_sha256": sha256(settings.run_dir / competition.files.submission),
+        "patients": {"asked": len(board.ids), "scored": len(set(board.ids) & board.patients())},
+        "unwritten": board.unwritten,
+        "submission_sha256": sha256(board.path),
     }
 
 

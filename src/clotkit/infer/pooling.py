@@ -35,6 +35,16 @@ def pooled(rows: np.ndarray, pool: str) -> np.ndarray:
     return mean
 
 
+def tile_probabilities(rows: np.ndarray, pool: str) -> np.ndarray:
+    """What each tile says by itself: rows [n, C], under attention [n, C + 1], -> float64[n, C], each summing to 1."""
+    rows = np.asarray(rows, np.float64)
+    if pool == "mean":
+        return rows
+    powers = np.exp(rows[:, :-1] - rows[:, :-1].max(axis=1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
 def attention_weights(rows: np.ndarray) -> np.ndarray:
     """How much each tile counts: rows [n, C + 1] -> float64[n], the softmax of the last column; sums to 1.
 

@@ -7,18 +7,20 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 from clotkit.errors import SplitError
 from clotkit.files import publish_text
 
-REPORT, RUN = "report.jsonl", "run.json"  # in a run's folder, beside the submission
+REPORT, RUN, SLIDES, PAGE = "report.jsonl", "run.json", "slides.jsonl", "report.html"
+FILES = (REPORT, RUN, SLIDES, PAGE)  # in a run's folder, beside the submission
+IMAGE_ID = "image_id"  # of a line: in the report as in the pictures beside it
 State = Literal["done", "partial", "fallback"]
 STATES = ("done", "partial", "fallback")
 
@@ -38,21 +40,23 @@ class SlideReport:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class ReportFile:
-    """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
+class LinesFile:
+    """A file of lines, open for appending."""
 
-    def __init__(self, path: Path, kept: Sequence[SlideReport] = ()) -> None:
-        """Start the file anew, with the lines that are kept of an older one."""
-        publish_text(path, "".join(_text(line) for line in kept))
+    def __init__(self, path: Path, kept: Iterable[str], durable: bool) -> None:
+        """Start the file anew, with the lines that are kept of an older one; `durable`: every line is fsynced."""
+        publish_text(path, "".join(kept))
         self._file: BinaryIO = path.open("ab")
+        self._durable = durable
 
-    def add(self, line: SlideReport) -> None:
-        """Append a line, flushed and fsynced. Raises OSError where the disk is full; the file then stays whole."""
+    def append(self, line: str) -> None:
+        """Append a line, flushed. Raises OSError where the disk is full; the file then stays whole."""
         whole = self._file.tell()
         try:
-            self._file.write(_text(line).encode())
+            self._file.write(line.encode())
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._durable:
+                os.fsync(self._file.fileno())
         except OSError:
             self._file = self._cut(whole)
             raise
@@ -64,13 +68,29 @@ class ReportFile:
         os.truncate(self._file.name, whole)
         return Path(self._file.name).open("ab")
 
-    def __enter__(self) -> "ReportFile":
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class ReportFile(LinesFile):
+    """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
+
+    def __init__(self, path: Path, kept: Sequence[SlideReport] = ()) -> None:
+        """Start the file anew, with the lines that are kept of an older one."""
+        super().__init__(path, map(_text, kept), durable=True)
+
+    def add(self, line: SlideReport) -> None:
+        """Append a line; see LinesFile.append."""
+        self.append(_text(line))
 
 
 def _text(line: SlideReport) -> str:

@@ -1,6 +1,7 @@
 """From batches to slides: predict them as they come, and judge each slide when its last tile has come."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +11,10 @@ from clotkit.config import TilingConfig
 from clotkit.errors import one_line
 from clotkit.infer.effort import AGAIN, EVERYTHING, ONE_MEMBER, SAID
 from clotkit.infer.ensemble import Probabilities
-from clotkit.infer.pooling import pooled_as
+from clotkit.infer.pooling import pooled_as, tile_probabilities
 from clotkit.infer.report import SlideReport, State
-from clotkit.infer.workers import Ended, Tiles
+from clotkit.infer.sidecar import Span, Tiled, Trace
+from clotkit.infer.workers import Ended, Task, Tiles
 from clotkit.learn.models import Member
 
 DIGITS = 9  # of the probabilities in the report: a run that goes on from it writes the same submission
@@ -25,6 +27,9 @@ class Tally:
     rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # batches of [n, C], of [n, C + 1]
     members: dict[str, Member] = field(default_factory=dict)  # those that have rows
     out: dict[str, str] = field(default_factory=dict)
+    corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # of a tiling: batches of [n, 2]
+    shown_to: dict[int, list[str]] = field(default_factory=dict)  # the members that are given its tiles
+    busy: list[Span] = field(default_factory=list)  # when the model was at work on it
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
         """Add a batch, uint8[n, H, W, 3], as one member sees it; a member that fails on it is out for this slide."""
@@ -60,6 +65,17 @@ class Tally:
             if name not in self.out
         }
 
+    def tiled(self, tilings: Sequence[TilingConfig]) -> Iterator[Tiled]:
+        """Its tiles by each tiling with what they said, the mean of the members that are not out."""
+        for index, batches in self.corners.items():
+            said = [
+                tile_probabilities(np.concatenate(self.rows[name]), self.members[name].recipe.inference.pool)[:, -1]
+                for name in self.shown_to[index]
+                if name in self.rows and name not in self.out
+            ]
+            if said:
+                yield Tiled(tilings[index], np.concatenate(batches), np.mean(said, axis=0))
+
     def said_out(self) -> list[str]:
         """A phrase for each member that is out."""
         return [f"member {name} left out: {why}" for name, why in sorted(self.out.items())]
@@ -82,14 +98,22 @@ class Scorer:
         self._tilings = tilings_of(members)
         self._tallies: dict[str, Tally] = {}
         self._first: dict[str, First] = {}
+        self._traces: dict[str, Trace] = {}
 
     def add(self, tiles: Tiles) -> None:
         """Predict a batch with every member that looks at such tiles."""
-        tally = self._tallies.setdefault(tiles.image_id, Tally())
+        tally, began = self._tallies.setdefault(tiles.image_id, Tally()), time.monotonic()
         members = self._members[:1] if tiles.task.effort == ONE_MEMBER else self._members
-        for member in members:
-            if self._tilings.index(member.recipe.tiling) == tiles.tiling:
-                tally.predict(member, tiles.batch.tiles)
+        looking = [member for member in members if self._tilings.index(member.recipe.tiling) == tiles.tiling]
+        for member in looking:
+            tally.predict(member, tiles.batch.tiles)
+        tally.corners.setdefault(tiles.tiling, []).append(tiles.batch.xy)
+        tally.shown_to[tiles.tiling] = [member.name for member in looking]
+        tally.busy.append((began, time.monotonic()))
+
+    def take_trace(self, image_id: str) -> Trace:
+        """What an ended slide has left for the report's page besides its line; it is given once."""
+        return self._traces.pop(image_id, Trace())
 
     def postpone(self, ended: Ended) -> None:
         """Keep what came of a first try until the second one has ended."""
@@ -99,12 +123,14 @@ class Scorer:
         """A slide's line, and its mean a member (none for a fallback)."""
         tally = self._tallies.pop(ended.image_id, Tally())
         first = self._first.pop(ended.image_id, None)
+        came_of = ended.task
         state, reasons = self._judge(ended, tally)
         if first is not None:
             reasons = [first.ended.reason, *reasons]
             if state == "fallback" and self._enough(first.tally, EVERYTHING):
-                state, tally = "partial", first.tally
+                state, tally, came_of = "partial", first.tally, first.ended.task
         means = {} if state == "fallback" else tally.means()
+        self._traces[ended.image_id] = _trace(tally, came_of, ended, first)
         line = SlideReport(
             image_id=ended.image_id,
             patient_id=self._patient_of[ended.image_id],
@@ -135,6 +161,18 @@ class Scorer:
         asked = 1 if effort == ONE_MEMBER else len(self._members)
         seen = tally.seen()
         return bool(seen) and len(seen) + len(tally.out) == asked and min(seen.values()) >= self._min_tiles
+
+
+def _trace(tally: Tally, came_of: Task, ended: Ended, first: First | None) -> Trace:
+    """What is left of a slide whose tiles are in `tally` and `came_of` this task: tiles, sketch and times."""
+    last = ended if ended.started is not None or first is None else first.ended
+    sketch = ended.sketch or (first.ended.sketch if first else None)
+    lived = None if last.started is None else (last.started, last.started + last.seconds)
+    try:
+        tiled = tuple(tally.tiled(came_of.tilings))
+    except Exception:  # noqa: BLE001 - boxes on a picture are not worth a slide
+        tiled = ()
+    return Trace(sketch, tiled, lived, tuple(tally.busy))
 
 
 def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:

@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.config import TilingConfig
-from clotkit.errors import ClotkitError, UsageError
-from clotkit.slides.tiling import Batch, tile_slide
+from clotkit.errors import ClotkitError, SlideError, UsageError
+from clotkit.slides.reader import open_slide
+from clotkit.slides.sketch import Sketch, Sketcher
+from clotkit.slides.tiling import Batch, check_tiler, cut_slide
+from clotkit.slides.tissue import Rule
 
 MB = 2**20
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
 BEAT_S = 0.5
 LEAST_MEMORY_MB = 512  # that a slide's process can do anything with
 SHARE = 4.0  # a slide may take this many times its fair share of the time left
-FACTS, BATCH, DONE, FAILED, STARVED = "facts", "batch", "done", "failed", "starved"
+FACTS, BATCH, SKETCH, DONE, FAILED, STARVED = "facts", "batch", "sketch", "done", "failed", "starved"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Ended:
-    """A slide's end: `reason` is empty when every tile came; `lost` when its process was, not its file at fault."""
+    """A slide's end: `reason` is empty when every tile came; `lost` when its process was, not its file at fault.
+
+    `started` is a time.monotonic() value, None where there was no process; `sketch` is for the report alone.
+    """
 
     task: Task
     reason: str
@@ -78,6 +84,8 @@ class Ended:
     peak_mb: float
     facts: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
+    started: float | None = None
+    sketch: Sketch | None = None
 
     @property
     def image_id(self) -> str:
@@ -86,14 +94,39 @@ class Ended:
 
 
 Prepare = Callable[[Task], Task]
-Work = Callable[[Task], Iterator[tuple[int, dict[str, Any] | Batch]]]
+Piece = dict[str, Any] | Batch | Sketch
+Work = Callable[[Task], Iterator[tuple[int, Piece]]]
 
 
-def tile_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index."""
-    for index, tiling in enumerate(task.tilings):
-        for piece in tile_slide(task.path, tiling):
-            yield index, piece
+def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
+    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index; then its sketch.
+
+    A slide that is refused is sketched as far as it was read.
+    """
+    sketcher, facts = Sketcher(), dict[str, Any]()
+    try:
+        for index, tiling in enumerate(task.tilings):
+            check_tiler(tiling)
+            for piece in cut_slide(sketcher.watch(open_slide(task.path)), tiling):
+                if isinstance(piece, dict):
+                    facts.update(piece)
+                yield index, piece
+    except SlideError:
+        yield from _sketched(sketcher, facts)
+        raise
+    yield from _sketched(sketcher, facts)
+
+
+def _sketched(sketcher: Sketcher, facts: dict[str, Any]) -> Iterator[tuple[int, Sketch]]:
+    """The sketch of a slide of which the tilers have said these facts, if there is one."""
+    background = tuple(facts.get("background", (255, 255, 255)))
+    rule = Rule(facts["tissue_step"], facts["marks_are_tissue"]) if "tissue_step" in facts else None
+    try:
+        sketch = sketcher.sketch(background, rule)
+    except Exception:  # noqa: BLE001 - a picture is not worth a slide
+        return
+    if sketch is not None:
+        yield 0, sketch
 
 
 def check_limits(jobs: int, memory_mb: int) -> None:
@@ -177,6 +210,7 @@ class _Child:
     def __init__(self, task: Task, work: Work, limit_s: float, limits: Limits) -> None:
         context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
         self.task, self.limit_s, self.facts = task, limit_s, dict[str, Any]()
+        self.sketch: Sketch | None = None
         self.reader, writer = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(
             target=_child_main, args=(work, task, writer, limits.memory_mb, os.getpid()), daemon=True
@@ -203,6 +237,9 @@ class _Child:
         if kind == FACTS:
             self.facts.update(value)
             return None
+        if kind == SKETCH:
+            self.sketch = value
+            return None
         reason, self.peak_mb = value
         return self._end(reason if kind != DONE else "", lost=kind == STARVED)
 
@@ -227,7 +264,8 @@ class _Child:
 
     def _end(self, reason: str, lost: bool = False) -> Ended:
         self.kill()
-        return Ended(self.task, reason, time.monotonic() - self.started, self.peak_mb, self.facts, lost)
+        seconds = time.monotonic() - self.started
+        return Ended(self.task, reason, seconds, self.peak_mb, self.facts, lost, self.started, self.sketch)
 
 
 def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
@@ -236,7 +274,7 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
     _limit(memory_mb)
     try:
         for index, piece in work(task):
-            writer.send((BATCH, (index, piece)) if isinstance(piece, Batch) else (FACTS, piece))
+            writer.send(_message(index, piece))
         last = (DONE, ("", peak_mb()))
     except MemoryError:
         last = (STARVED, (f"memory limit: {memory_mb} MB were not enough", peak_mb()))
@@ -249,6 +287,13 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
     writer.send(last)
     writer.close()
     os._exit(0)  # native libraries may hang or crash in their own clean-up; everything is sent
+
+
+def _message(index: int, piece: Piece) -> tuple[str, Any]:
+    """What goes through the pipe for a piece of the work."""
+    if isinstance(piece, Batch):
+        return BATCH, (index, piece)
+    return (SKETCH if isinstance(piece, Sketch) else FACTS), piece
 
 
 def _failed(reason: str, memory_mb: int) -> tuple[str, tuple[str, float]]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
-from clotkit.files import publish_json, sha256
+from clotkit.files import publish_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.public import unzipped
 from clotkit.kaggle.uploads import upload
 from clotkit.learn.models import MANIFEST, RECIPE
 
+Attached = Mapping[str, Mapping[str, Path]]  # datasets by name, their files by the names they have there
 PLACEHOLDER = "OWNER"  # in the metadata of this repository: whoever pushes
 METADATA, CONTENT = "dataset-metadata.json", "CONTENT.json"
 KEYS = {"id", "title", "subtitle", "description", "licenses"}
@@ -228,22 +228,13 @@ def pack(files: Mapping[str, Path], content: Mapping[str, Any], scratch: Path) -
         folder = blob.removesuffix(".tar")
         inner = {name.partition("/")[2]: files[name] for name in sorted(files) if name.startswith(f"{folder}/")}
         if blob.endswith(".tar") and inner:
-            _write_tar(path, inner)
+            write_tar(path, inner)
     return dict(sorted(blobs.items()))
 
 
 def _blob(name: str) -> str:
     folder, slash, _ = name.partition("/")
     return f"{folder}.tar" if slash else name
-
-
-def _write_tar(path: Path, files: Mapping[str, Path]) -> None:
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name, source in files.items():
-            entry = tarfile.TarInfo(name)  # its defaults: time 0, no owner, mode 0644
-            entry.size = source.stat().st_size
-            with source.open("rb") as file:
-                archive.addfile(entry, file)
 
 
 def _publish(
@@ -341,6 +332,8 @@ def _compare(
     for name, entry in files.items():
         if _blob(name) != name and _blob(name) in sizes:
             continue  # not unpacked: the kernel does it
+        if name.endswith(".tar") and any(f"/{name.removesuffix('.tar')}/" in f"/{other}" for other in sizes):
+            continue  # a tar that was sent as it is, unpacked
         found = [size for other, size in listed if other == name or other.endswith(f"/{name}")]
         if not found:
             raise RemoteError(

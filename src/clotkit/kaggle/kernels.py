@@ -3,14 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clotkit.errors import RemoteError, RemoteFull, RemoteMissing, UsageError
 from clotkit.files import publish_json
-from clotkit.kaggle.bundle import FILES_LINE, LIMIT_BYTES, build_bundle, bundle_sha256
+from clotkit.kaggle.bundle import FILES_LINE, LIMIT_BYTES, SCORING, build_bundle, bundle_sha256
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, has_secret, remote_content
 
@@ -96,8 +96,14 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kern
     main = kernel_dir / MAIN
     if not code.is_file() and main.is_file() and FILES_LINE in main.read_text(encoding="utf-8"):
         source = build_bundle(kernel_dir, competition)
-        return Kernel(kernel_dir.name, source, metadata, _rehearsed(source, rehearsal_dir))
+        return Kernel(kernel_dir.name, source, metadata, _rehearsed(kernel_dir.name, source, rehearsal_dir))
     return Kernel(kernel_dir.name, _plain_source(code, path), metadata)
+
+
+def attaching(kernel: Kernel, slugs: Sequence[str]) -> Kernel:
+    """The kernel with more of its owner's datasets attached: what it is to go on from; it was rehearsed without."""
+    sources = [*kernel.metadata["dataset_sources"], *(f"{PLACEHOLDER}/{slug}" for slug in slugs)]
+    return replace(kernel, metadata={**kernel.metadata, "dataset_sources": list(dict.fromkeys(sources))})
 
 
 def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,10 +193,11 @@ def _source_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} has a source twice"
 
 
-def _rehearsed(source: str, rehearsal_dir: Path) -> dict[str, Any]:
+def _rehearsed(name: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
     """The rehearsal of exactly this bundle. Raises UsageError when it has passed none."""
     digest, path = bundle_sha256(source), rehearsal_dir / "rehearsal.json"
-    again = "make dry-run rehearses it, then push again"
+    target = "make dry-run" if name == SCORING else f"make dry-run KERNEL={name}"
+    again = f"{target} rehearses it, then push again"
     try:
         passed = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -323,7 +330,8 @@ def _check_sources(client: Kaggle, metadata: Mapping[str, Any], rehearsal: Mappi
 def _dataset_version(client: Kaggle, owner: str, slug: str) -> int:
     status = client.dataset_status(owner, slug)
     if not status:
-        raise RemoteMissing(f"dataset {owner}/{slug}: Kaggle has none; make datasets-push makes it")
+        named = slug.rpartition("-")[2]
+        raise RemoteMissing(f"dataset {owner}/{slug}: Kaggle has none; make datasets-push makes it (DATASET={named})")
     number = int(client.dataset(owner, slug).get("currentVersionNumber") or 0)
     if status != "READY" or not number:
         raise RemoteError(

@@ -26,7 +26,7 @@ from clotkit.infer import report
 from clotkit.infer.submission import check_submission
 from clotkit.kaggle import environment
 from clotkit.kaggle.bundle import bundle_sha256, write_bundle
-from clotkit.kaggle.datasets import weights_files, wheels_files
+from clotkit.kaggle.datasets import Attached, weights_files, wheels_files
 from clotkit.learn.models import find_members
 from clotkit.splits import read_slides
 
@@ -47,13 +47,31 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of the bundle: the folder it worked in, its slides, and what it cost."""
+    """One run of the bundle: the folder it worked in, and what it cost."""
 
     layout: str
     working: Path
-    lines: list[report.SlideReport]
     seconds: float
     peak_mb: float
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a bundle runs in: its script, the interpreter, and whether namespaces close it off."""
+
+    out: Path
+    script: Path
+    python: Path
+    namespace: bool
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What rehearsal.json says of any rehearsal."""
+        return {
+            "bundle_sha256": bundle_sha256(self.script.read_text(encoding="utf-8")),
+            "network": "namespace" if self.namespace else "socket guard",
+            "python": sys.version.split()[0],
+        }
 
 
 def rehearse(
@@ -71,12 +89,26 @@ def rehearse(
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
     find_members(weights)  # raises where the kernel would find none
-    _need(any(wheels.glob("*.whl")), f"{wheels}: no wheel here; make wheels collects them")
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
+    allowed = {competition.files.submission, *report.FILES}
+    attached = datasets_of(kernel, weights, wheels)
+    outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
+    _agree([outcome.working / competition.files.submission for outcome in outcomes])
+    facts = sandbox.facts | {"datasets": hashes_of(attached)}
+    return _conclude(outcomes, competition, split_dir, facts, out, time.monotonic() - started, log)
+
+
+def make_sandbox(kernel: Path, competition_name: str, wheels: Path, out: Path, log: Log) -> Sandbox:
+    """Build the bundle into `out`, and the Python that runs it; rehearsal.json of an earlier one goes.
+
+    Raises UsageError without wheels, RehearsalError when the bundle or the Python cannot be made.
+    """
+    if not any(wheels.glob("*.whl")):
+        raise UsageError(f"{wheels}: no wheel here; make wheels collects them")
     out.mkdir(parents=True, exist_ok=True)
     script = out / "script.py"
     (out / REHEARSAL).unlink(missing_ok=True)  # what was rehearsed before says nothing of this one
     log(write_bundle(kernel, competition_name, script))
-
     namespace = namespaces_work(out)
     python = environment.make(out / "env", wheels, guard=not namespace)
     log(f"python: {python}, without {', '.join(environment.hidden(wheels))}")
@@ -85,18 +117,35 @@ def rehearse(
         if namespace
         else "network: off, by a socket guard (no network namespace here); inputs: linked, compared afterwards"
     )
+    return Sandbox(out, script, python, namespace)
+
+
+def run_layouts(
+    sandbox: Sandbox,
+    layout: str,
+    attached: Attached,
+    split_dir: Path | None,
+    competition: Competition,
+    allowed: set[str],
+    log: Log,
+) -> list[Outcome]:
+    """Run the bundle in a layout, or in "both"; `split_dir` None attaches no competition.
+
+    `allowed` are the names that it may leave in its working folder. Raises RehearsalError when it fails, leaves
+    something else behind, changes its inputs, or passes a limit.
+    """
     outcomes = []
     for name in LAYOUTS if layout == "both" else (layout,):
         log(f"layout: {name}")
-        stage = Stage(out / name, LAYOUTS[name], competition, kernel, split_dir, weights, wheels, namespace)
-        outcomes.append(_run(stage, name, script, python, competition, log))
-    _agree([outcome.working / competition.files.submission for outcome in outcomes])
-    attached = {
-        name: {file: sha256(path) for file, path in files.items()}
-        for name, files in datasets_of(kernel, weights, wheels).items()
-    }
-    facts = {"bundle_sha256": bundle_sha256(script.read_text(encoding="utf-8")), "datasets": attached}
-    return _conclude(outcomes, competition, split_dir, facts, namespace, out, time.monotonic() - started, log)
+        stage = Stage(sandbox.out / name, LAYOUTS[name], competition.slug, attached, split_dir, sandbox.namespace)
+        outcomes.append(_run(stage, name, sandbox, competition, log))
+        _check_left(outcomes[-1], allowed)
+    return outcomes
+
+
+def hashes_of(attached: Attached) -> dict[str, dict[str, str]]:
+    """The sha256 of every file of every dataset: what rehearsal.json has of those that were attached."""
+    return {name: {file: sha256(path) for file, path in files.items()} for name, files in attached.items()}
 
 
 class Stage:
@@ -106,23 +155,24 @@ class Stage:
         self,
         folder: Path,
         layout: tuple[str, str],
-        competition: Competition,
-        kernel: Path,
-        split_dir: Path,
-        weights: Path,
-        wheels: Path,
+        slug: str,
+        attached: Attached,
+        split_dir: Path | None,
         namespace: bool,
     ) -> None:
-        """Lay them out afresh: weights and wheels are copied; the slides are linked, or mounted when the run starts."""
+        """Lay them out afresh: datasets are copied; the slides are linked, or mounted when the run starts."""
         shutil.rmtree(folder, ignore_errors=True)
-        self.root, self.split_dir, self.namespace = (folder / "kaggle").resolve(), split_dir.resolve(), namespace
+        self.root, self.namespace = (folder / "kaggle").resolve(), namespace
+        self.split_dir = None if split_dir is None else split_dir.resolve()
         self.input, self.working = self.root / "input", self.root / "working"
         for path in (self.input, self.working, self.root / "src"):
             path.mkdir(parents=True)
         competition_path, dataset_path = layout
-        self.slides = self.input / competition_path.format(slug=competition.slug)
-        for dataset, files in datasets_of(kernel, weights, wheels).items():
+        self.slides = self.input / competition_path.format(slug=slug)
+        for dataset, files in attached.items():
             _copy(files, self.input / dataset_path.format(owner=OWNER, dataset=dataset))
+        if self.split_dir is None:
+            return
         self.slides.parent.mkdir(parents=True, exist_ok=True)
         if namespace:
             self.slides.mkdir()
@@ -133,13 +183,14 @@ class Stage:
         """`inner`, inside the namespace where there is one, with the inputs mounted read-only."""
         if not self.namespace:
             return list(inner)
-        mounts = [self.input, self.input, self.split_dir, self.slides]
+        slides = [] if self.split_dir is None else [self.split_dir, self.slides]
+        mounts = [self.input, self.input, *slides]
         return [*NAMESPACE, "sh", "-c", MOUNTS, "sh", *map(str, mounts), "--", *inner]
 
     def fingerprint(self) -> dict[str, tuple[int, int]]:
         """Size and modification time of every input file."""
         found = {}
-        for top in (self.input, self.split_dir):
+        for top in (self.input, *([] if self.split_dir is None else [self.split_dir])):
             for path in sorted(top.rglob("*")):
                 if path.is_file():
                     status = path.stat()
@@ -182,11 +233,6 @@ def _split_dir(split: str, competition: Competition, log: Log) -> Path:
     return fetch_public_split(competition, Path("build/public"), log=log)
 
 
-def _need(present: bool, otherwise: str) -> None:
-    if not present:
-        raise UsageError(otherwise)
-
-
 def datasets_of(kernel: Path, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:
     """The datasets that a kernel asks for, as they are pushed too: their files, by the names they have there."""
     sources = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]
@@ -200,14 +246,14 @@ def _copy(files: Mapping[str, Path], target: Path) -> None:
         shutil.copyfile(path, target / name)
 
 
-def _run(stage: Stage, name: str, script: Path, python: Path, competition: Competition, log: Log) -> Outcome:
+def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, log: Log) -> Outcome:
     placed = stage.root / "src" / "script.py"
-    shutil.copyfile(script, placed)
+    shutil.copyfile(sandbox.script, placed)
     placed.chmod(0o444)
     before = stage.fingerprint()
     started = time.monotonic()
     process = subprocess.Popen(
-        stage.command([str(python), "-I", str(placed)]),
+        stage.command([str(sandbox.python), "-I", str(placed)]),
         cwd=stage.working,
         env=_environment(stage.root),
         stdout=subprocess.PIPE,
@@ -231,18 +277,20 @@ def _run(stage: Stage, name: str, script: Path, python: Path, competition: Compe
         raise RehearsalError(f"layout {name}: the kernel did not load pyvips from the wheels; its lines above say why")
     if stage.fingerprint() != before:
         raise RehearsalError(f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only")
-    allowed = {competition.files.submission, report.REPORT, report.RUN}
-    left = sorted(path.name for path in stage.working.iterdir() if path.name not in allowed)
+    return Outcome(name, stage.working, time.monotonic() - started, peak_mb)
+
+
+def _check_left(outcome: Outcome, allowed: set[str]) -> None:
+    left = sorted(path.name for path in outcome.working.iterdir() if path.name not in allowed)
     if left:
-        raise RehearsalError(f"layout {name}: left behind in the working folder: {', '.join(left)}")
-    lines = report.read_report(stage.working / report.REPORT) if (stage.working / report.REPORT).exists() else []
-    return Outcome(name, stage.working, lines, time.monotonic() - started, peak_mb)
+        raise RehearsalError(f"layout {outcome.layout}: left behind in the working folder: {', '.join(left)}")
 
 
 def _environment(root: Path) -> dict[str, str]:
     """What the kernel sees: the system's own variables, nothing of this shell's."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-    return {**kept, "HOME": str(root), "CLOTKIT_KAGGLE_ROOT": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    ours = {"CLOTKIT_KAGGLE_ROOT": str(root), "CLOTKIT_REHEARSAL": "1"}
+    return {**kept, **ours, "HOME": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
 
 
 class _Watch(threading.Thread):
@@ -325,42 +373,44 @@ def _close(one: str, other: str) -> bool:
     return one == other or abs(float(one) - float(other)) <= 1e-6 + 1e-12
 
 
+def costs_of(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """The cost of every run, by its layout: seconds and peak MB."""
+    return {one.layout: {"seconds": round(one.seconds, 1), "peak_mb": round(one.peak_mb)} for one in outcomes}
+
+
+def said_costs(outcomes: Sequence[Outcome]) -> str:
+    """The same in words."""
+    return "; ".join(f"layout {one.layout} {one.seconds:.0f} s, {one.peak_mb:.0f} MB" for one in outcomes)
+
+
 def _conclude(
     outcomes: Sequence[Outcome],
     competition: Competition,
     split_dir: Path,
     facts: dict[str, Any],
-    namespace: bool,
     out: Path,
     seconds: float,
     log: Log,
 ) -> bool:
-    last = outcomes[-1]
-    submission = last.working / competition.files.submission
+    working = outcomes[-1].working
+    lines = report.read_report(working / report.REPORT) if (working / report.REPORT).exists() else []
+    submission = working / competition.files.submission
     verdict = check_submission(submission, competition.sample_path(split_dir), competition)
     if not verdict.valid:
         raise RehearsalError(f"the kernel's submission is not valid: {verdict.problems[0]}")
-    for row in [*report.table(last.lines), *verdict.notes]:
+    for row in [*report.table(lines), *verdict.notes]:
         log(row)
-    counts = report.counts(last.lines)
+    counts = report.counts(lines)
     slides = len(read_slides(split_dir, "test", competition))
     clean = counts["done"] == slides
     facts = facts | {
         "split": str(split_dir),
         "slides": counts,
-        "layouts": {
-            outcome.layout: {"seconds": round(outcome.seconds, 1), "peak_mb": round(outcome.peak_mb)}
-            for outcome in outcomes
-        },
-        "network": "namespace" if namespace else "socket guard",
-        "python": sys.version.split()[0],
+        "layouts": costs_of(outcomes),
     }
     shutil.copyfile(submission, out / submission.name)
     publish_json(out / REHEARSAL, facts)
-    costs = "; ".join(
-        f"layout {outcome.layout} {outcome.seconds:.0f} s, {outcome.peak_mb:.0f} MB" for outcome in outcomes
-    )
-    log(f"{out / submission.name}: valid; {costs}")
+    log(f"{out / submission.name}: valid; {said_costs(outcomes)}")
     log(
         f"rehearsal {'passed' if clean else 'passed with fallbacks'}: {counts['done']} of {slides} slides done, "
         f"{seconds:.0f} s in all"

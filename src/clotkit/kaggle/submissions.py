@@ -36,7 +36,7 @@ def fetch_run(session: Session, competition: Competition, out: Path) -> Path:
     Raises RemoteError when it left no submission.
     """
     name = competition.files.submission
-    paths = session.fetch(out, [name, report.REPORT, report.RUN])
+    paths = session.fetch(out, [name, *report.FILES])
     found = next((path for path in paths if path == out / name), None)
     if found is None:
         raise RemoteError(f"{session.ref} version {session.version}: there is no {name} in its output; see its log")

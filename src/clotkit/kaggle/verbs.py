@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clotkit.competitions import DEFAULT
 from clotkit.errors import RemoteError, UsageError
+from clotkit.kaggle.bundle import SCORING, rehearsal_dir
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DONE = 0
 RECORDS = Path("build/kernel")
-SCORING = "infer"  # the kernel that is submitted
 say = partial(print, flush=True)
 
 
@@ -155,15 +155,28 @@ def _add_kernel_push(verbs: Verbs) -> None:
     verb = _verb(verbs, "kernel-push", "push a kernel that has passed its rehearsal, and verify the push", _kernel_push)
     verb.add_argument("--kernel", default=SCORING, metavar="NAME", help="a folder of kernels (default: infer)")
     verb.add_argument("--kernels", type=Path, default=Path("kernels"), metavar="DIR", help="default: kernels")
-    verb.add_argument("--rehearsal", type=Path, default=Path("build/rehearsal"), help="default: build/rehearsal")
+    verb.add_argument(
+        "--rehearsal", type=Path, metavar="DIR", help="default: build/rehearsal, of another kernel build/rehearsal-NAME"
+    )
+    verb.add_argument(
+        "--attach",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a folder of datasets_meta whose dataset is attached too: the output of an earlier version, to go on from",
+    )
+    verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
     verb.add_argument("--again", action="store_true", help="push (and run) it although nothing has changed")
     _competition(verb)
 
 
 def _kernel_push(arguments: argparse.Namespace) -> int:
-    from clotkit.kaggle.kernels import push_kernel, read_kernel
+    from clotkit.kaggle.datasets import read_stage
+    from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel
 
-    kernel = read_kernel(arguments.kernels / arguments.kernel, arguments.competition, arguments.rehearsal)
+    rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel)
+    kernel = read_kernel(arguments.kernels / arguments.kernel, arguments.competition, rehearsal)
+    kernel = attaching(kernel, [read_stage(arguments.metadata / name, {}).slug for name in arguments.attach])
     push_kernel(_client(arguments), kernel, _record(arguments.kernel), arguments.again, say)
     return DONE
 

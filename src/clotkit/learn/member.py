@@ -14,7 +14,8 @@ from clotkit.learn import models, plots
 from clotkit.learn.figures import NAMES
 from clotkit.learn.networks import Network
 
-HISTORY, OUT_OF_FOLD, SPLIT, CURVES, CARD = "history.csv", "oof.csv", "split.csv", "curves.png", "README.md"
+HISTORY, SPLIT, CURVES, CARD = "history.csv", "split.csv", "curves.png", "README.md"
+OUT_OF_FOLD = models.OUT_OF_FOLD
 TRAINED, WATCHED = "train", "watch"  # of split.csv: images that weights, that the epoch was fitted to
 
 

@@ -23,6 +23,7 @@ from clotkit.learn.networks import Network, build_committee
 from clotkit.learn.predict import MOST_DIFFERENCE, Forward, Predict, Predictor, Tiles, in_views, largest_difference
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
+OUT_OF_FOLD = "oof.csv"  # a row an image: what networks that had not seen it said of it
 MANIFEST = "MANIFEST.json"  # beside the member folders
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -24,7 +24,7 @@ from clotkit.errors import NoTissue, SlideUnreadable
 from clotkit.files import publishing
 from clotkit.slides.tiling import Batch
 
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 128
 SEAL_ITEMS = 6  # format, tiles, tile_px, bytes of the facts, CRC-32 of the tiles, CRC-32 of all else
 SEAL_BYTES = HEADER_BYTES + 8 * SEAL_ITEMS
@@ -115,15 +115,16 @@ def read_shard(path: Path, verify: bool = True) -> Shard:
     return Shard(tiles, frame.xy, frame.facts, frame.key)
 
 
-def shard_key(slide: Path, tiling: TilingConfig) -> str:
+def shard_key(slide: Path, tiling: TilingConfig, dated: bool = True) -> str:
     """What a shard is made from, as a sha256: the slide's size and time of change, the tiling, the code that cuts.
 
+    Without `dated` the time of change is left out: for slides that are copied or mounted afresh, and never changed.
     Raises OSError when the slide is missing.
     """
     stat = slide.stat()
     made_from = {
         "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
+        "mtime_ns": stat.st_mtime_ns if dated else None,
         "tiling": asdict(tiling),
         "code": code_version(),
         "format": FORMAT,

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from clotkit.config import DataConfig, Recipe
 from clotkit.errors import ConfigError, SlideError, SplitError, one_line
 from clotkit.infer.workers import Ended, Limits, Task, Tiles, stream
 from clotkit.learn.images import IMAGE_TILERS, read_image
+from clotkit.learn.shards import Shard, read_shard
+from clotkit.learn.tile import TABLE, TILING, ShardRow, read_shard_rows
 from clotkit.learn.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.slides.pixels import Pixels
 from clotkit.slides.tiling import TILERS
@@ -41,12 +43,15 @@ class Picture:
 def read_source(recipe: Recipe, data: Path, competition: Competition, limit: int | None, log: Log) -> TileSet:
     """The labelled tiles that `recipe.data` names, in `data`: a split folder, an .npz, a folder of folders, a table.
 
+    For slides it may be a folder that `clotkit tile` has filled: the same tiles, bit for bit, without cutting again.
     `limit` takes the first so many slides or pictures of each class, in each part where parts are given. What cannot be
     read is left out, and `log` gets its name. Slides have the competition's classes, pictures those of the recipe.
-    Raises ConfigError for a recipe that does not fit its source, SplitError for data that do not fit the recipe or have
-    nothing of a class.
+    Raises ConfigError for a recipe that does not fit its source or its shards, SplitError for data that do not fit the
+    recipe or have nothing of a class, SlideUnreadable for a damaged shard.
     """
     _check_tiling(recipe)
+    if recipe.data.source == "slides" and is_tiled(data, competition):
+        return _shard_tiles(read_shard_rows(data, competition), recipe, competition, limit, data, log)
     if recipe.data.source == "slides":
         slides = _limited_slides(read_slides(data, TRAIN, competition, log), limit)
         return _slide_tiles(slides, recipe, competition, data, log)
@@ -116,6 +121,48 @@ def _slide_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Compet
     rows = [Picture(slide.image_id, slide.path, slide.label or 0, slide.patient_id, slide.centre) for slide, _ in kept]
     _check_found(rows, competition.classes.names, "slides", data)
     return _tile_set(rows, [tiles for _, tiles in kept], competition.classes.names, "slides", log)
+
+
+# -- slides that are cut already
+
+
+def is_tiled(data: Path, competition: Competition) -> bool:
+    """Whether a folder is one of `clotkit tile`: it has the table of shards, and is no split itself."""
+    return (data / TABLE).is_file() and not competition.table_path(data, TRAIN).is_file()
+
+
+def _shard_tiles(
+    listed: Sequence[ShardRow], recipe: Recipe, competition: Competition, limit: int | None, data: Path, log: Log
+) -> TileSet:
+    """The tiles of shards, in the order of their table; a slide that gave none is left out by name."""
+    if any(row.label is None for row in listed):
+        raise SplitError(f"{data / TABLE}: no column {competition.columns.label}; clotkit tile takes a train split too")
+    shards = {row.image_id: row for row in listed}
+    slides = [SlideRow(row.image_id, row.patient_id, data, row.label, row.centre) for row in listed]
+    kept, cut = [], list[Pixels]()
+    for slide in _limited_slides(slides, limit):
+        row = shards[slide.image_id]
+        if row.file is None:
+            log(f"{row.image_id} is left out: {row.reason}")
+            continue
+        kept.append(Picture(row.image_id, row.file, row.label or 0, row.patient_id, row.centre))
+        cut.append(_cut_alike(read_shard(row.file), row.file, recipe).tiles)  # memory-mapped: read as it is stacked
+    if not kept:
+        raise SplitError(f"{data / TABLE}: 0 of {len(listed)} slides have a shard, at least 1 is needed; it says why")
+    _check_found(kept, competition.classes.names, "slides", data)
+    return _tile_set(kept, cut, competition.classes.names, "slides", log)
+
+
+def _cut_alike(shard: Shard, path: Path, recipe: Recipe) -> Shard:
+    """The shard, if it was cut with the recipe's tiling. Raises ConfigError, with what differs, if it was not."""
+    was, wanted = dict(shard.facts.get(TILING, {})), asdict(recipe.tiling)
+    differing = [key for key in wanted if was.get(key) != wanted[key]]
+    if differing:
+        there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))
+        raise ConfigError(
+            f"{path}: cut with {there}; recipe {recipe.name} has {here}: clotkit tile a split with this recipe"
+        )
+    return shard
 
 
 def _tile_set(rows: Sequence[Picture], cut: list[Pixels], classes: tuple[str, ...], kind: str, log: Log) -> TileSet:

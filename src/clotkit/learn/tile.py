@@ -8,9 +8,12 @@ import csv
 import fcntl
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,13 @@ from clotkit.infer.report import progress
 from clotkit.infer.workers import Ended, Limits, Task, Work, check_limits, stream
 from clotkit.learn.shards import frame_of, shard_key, shard_key_of, write_shard
 from clotkit.slides.tiling import Batch, check_tiler, tile_slide
-from clotkit.splits import SlideRow, kind_of, read_slides, read_table, split_of
+from clotkit.splits import SYNTHETIC, SlideRow, kind_of, read_slides, read_table, split_of
 
 TABLE, PREVIEWS = "shards.csv", "preview"
+TILING = "tiling"  # among a shard's facts: what it was cut with
+MB = 2**20
 DONE, FAILED = "done", "failed"
+FULL = "the shards take up all the room they may; no slide was begun any more"
 
 Log = Callable[[str], None]
 
@@ -41,11 +47,16 @@ class ShardRow:
     tiles: int
     key: str
     reason: str
+    centre: str = ""
 
 
 @dataclass(frozen=True)
 class TileSettings:
-    """What `clotkit tile` is asked for; `split` None takes train where there is one, else test."""
+    """What `clotkit tile` is asked for; `split` None takes train where there is one, else test.
+
+    Without `dated` a slide's time of change does not matter. After `deadline_s` seconds, or once the folder holds
+    `most_mb` of shards, no slide is begun any more; None: never.
+    """
 
     split_dir: Path
     out: Path
@@ -54,6 +65,9 @@ class TileSettings:
     jobs: int
     memory_mb: int  # address space of a slide's process
     preview: bool
+    dated: bool = True
+    deadline_s: float | None = None
+    most_mb: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +84,20 @@ def tile_split(
 ) -> dict[str, int]:
     """Write a shard a slide into the folder `out`, and shards.csv; return how many are new, up to date, and failed.
 
+    What training needs to know is in shards.csv (labels, patients, centres), and in each shard (its tiling).
+
     Shards that are whole and have the key that they must have are left alone; without other work no process is started.
     A slide that fails costs itself alone and is named to `log`. `work` is what a slide's process does (shard_task).
     Raises UsageError, ConfigError or SplitError, before a shard is touched, for wrong input.
     """
+    deadline = float("inf") if settings.deadline_s is None else time.monotonic() + settings.deadline_s
     tiling = load_recipe(settings.recipe).tiling
     check_tiler(tiling, settings.recipe)
     check_limits(settings.jobs, settings.memory_mb)
     split = settings.split or split_of(settings.split_dir, competition, ("train", "test"))
     slides = read_slides(settings.split_dir, split, competition)
     with _alone(settings.out, slides) as out:
-        tasks = [_task(slide, tiling, out, settings.preview) for slide in slides]
+        tasks = [_task(slide, tiling, out, settings) for slide in slides]
         fresh = [task for task in tasks if not _is_up_to_date(task)]
         kept = len(tasks) - len(fresh)
         if kept:
@@ -89,13 +106,16 @@ def tile_split(
         if fresh:
             log(f"{len(fresh)} of {len(slides)} {kind_of(settings.split_dir)}slides to tile, recipe {settings.recipe}")
             (out / TABLE).unlink(missing_ok=True)  # it would speak of shards that this run replaces
-            limits = Limits(competition.limits.slide_s, settings.memory_mb)
+            limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline)
             size_of = {slide.image_id: slide.size_bytes for slide in slides}
             fresh.sort(key=lambda task: -size_of[task.image_id])  # so that no core waits for the longest at the end
-            reasons = _run(fresh, limits, settings.jobs, work or shard_task, log)
+            reasons = _run(fresh, limits, settings.jobs, work or shard_task, partial(_full, out, settings.most_mb), log)
         rows = [_row(slide, task, reasons) for slide, task in zip(slides, tasks, strict=True)]
         _discard_others(tasks, out)
+        _copy_marker(settings.split_dir, out)
         _publish_table(out / TABLE, rows, competition)
+    if any(row.reason == FULL for row in rows):
+        log(f"{out}: {_taken_mb(out):,.0f} MB of shards, --most is {settings.most_mb or 0:,.0f} MB; allow more")
     failed = sum(bool(row.reason) for row in rows)
     tiles = sum(row.tiles for row in rows)
     log(f"{out}: {sum(row.file is not None for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
@@ -109,7 +129,8 @@ def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """
     assert isinstance(task, ShardTask)
     if shard_key_of(task.shard) != task.key:
-        yield 0, {"tiles": write_shard(task.shard, tile_slide(task.path, task.tilings[0]), task.key)}
+        pieces = chain([{TILING: asdict(task.tilings[0])}], tile_slide(task.path, task.tilings[0]))
+        yield 0, {"tiles": write_shard(task.shard, pieces, task.key)}
     if task.preview is not None:
         from clotkit.slides.preview import preview_key, preview_key_of, write_preview
 
@@ -140,6 +161,7 @@ def read_shard_rows(out: Path, competition: Competition) -> list[ShardRow]:
                 int(row["tiles"]),
                 row["key"],
                 row["reason"],
+                row.get(columns.center, ""),
             )
         )
     return found
@@ -181,17 +203,18 @@ def _alone(out: Path, slides: Sequence[SlideRow]) -> Iterator[Path]:
 def _sweep(out: Path, slides: Sequence[SlideRow]) -> None:
     """Remove the temporary files (see files.publishing) of processes that were killed."""
     wanted = {slide.image_id for slide in slides}  # one of them may begin with a dot
-    for path in [*out.glob(".*.npy"), *out.glob(".*.csv"), *(out / PREVIEWS).glob(".*.jpg")]:
+    kinds = [out.glob(f".*.{kind}") for kind in ("npy", "csv", "json")]
+    for path in chain(*kinds, (out / PREVIEWS).glob(".*.jpg")):
         if path.stem not in wanted:
             path.unlink(missing_ok=True)
 
 
-def _task(slide: SlideRow, tiling: TilingConfig, out: Path, preview: bool) -> ShardTask:
+def _task(slide: SlideRow, tiling: TilingConfig, out: Path, settings: TileSettings) -> ShardTask:
     try:
-        key = shard_key(slide.path, tiling)
+        key = shard_key(slide.path, tiling, settings.dated)
     except OSError:
         key = ""  # no shard has it: the slide's process will say what is wrong
-    picture = out / PREVIEWS / f"{slide.image_id}.jpg" if preview else None
+    picture = out / PREVIEWS / f"{slide.image_id}.jpg" if settings.preview else None
     shard = out / f"{slide.image_id}.npy"
     return ShardTask(slide.image_id, slide.path, (tiling,), shard=shard, key=key, preview=picture)
 
@@ -206,21 +229,35 @@ def _is_up_to_date(task: ShardTask) -> bool:
     return preview_key_of(task.preview) == preview_key(task.key)
 
 
-def _run(tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, log: Log) -> dict[str, str]:
-    """Run the tasks and return the reasons of those that failed, by image id."""
+def _full(out: Path, most_mb: float | None) -> bool:
+    """Whether the folder's shards, half-written ones too, take up all that they may."""
+    return most_mb is not None and _taken_mb(out) >= most_mb
+
+
+def _taken_mb(out: Path) -> float:
+    taken = 0
+    for path in out.glob("*.npy"):
+        with suppress(FileNotFoundError):  # it was renamed meanwhile
+            taken += path.stat().st_size
+    return taken / MB
+
+
+def _run(
+    tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, full: Callable[[], bool], log: Log
+) -> dict[str, str]:
+    """Run the tasks until there is no room; return the reasons of those that failed or had no turn, by image id."""
     for task in tasks:
         if task.preview is not None:
             task.preview.parent.mkdir(exist_ok=True)
-    reasons: dict[str, str] = {}
-    running = stream(tasks, limits, jobs, work)
+    reasons = dict.fromkeys((task.image_id for task in tasks), FULL)
+    running = stream(tasks, limits, jobs, work, stopped=full)
     with progress(len(tasks), log) as advance, closing(running) as events:  # closed, it kills what still runs
         for event in events:
             if isinstance(event, Ended):
                 tiles = f"{event.facts.get('tiles', 'no new')} tiles, {event.seconds:.1f} s"
                 said = f"failed: {event.reason}" if event.reason else tiles
                 advance(f"{event.image_id} {said}", bool(event.reason))
-                if event.reason:
-                    reasons[event.image_id] = event.reason
+                reasons[event.image_id] = event.reason
     return reasons
 
 
@@ -230,8 +267,9 @@ def _row(slide: SlideRow, task: ShardTask, reasons: dict[str, str]) -> ShardRow:
     frame = frame_of(task.shard)
     if frame is None or frame.key != task.key:
         reason = reason or "its process ended without a shard"
-        return ShardRow(slide.image_id, slide.patient_id, slide.label, None, 0, "", reason)
-    return ShardRow(slide.image_id, slide.patient_id, slide.label, task.shard, frame.count, frame.key, reason)
+        return ShardRow(slide.image_id, slide.patient_id, slide.label, None, 0, "", reason, slide.centre)
+    known = slide.image_id, slide.patient_id, slide.label
+    return ShardRow(*known, task.shard, frame.count, frame.key, reason, slide.centre)
 
 
 def _discard_others(tasks: Sequence[ShardTask], out: Path) -> None:
@@ -249,6 +287,15 @@ def _discard_others(tasks: Sequence[ShardTask], out: Path) -> None:
             picture.unlink()
 
 
+def _copy_marker(split_dir: Path, out: Path) -> None:
+    """Let the folder say that its tiles are of drawn slides, as the split does; what is trained on it says so too."""
+    marker, copy = split_dir / SYNTHETIC, out / SYNTHETIC
+    if not marker.is_file():
+        copy.unlink(missing_ok=True)
+    elif not copy.is_file() or copy.read_bytes() != marker.read_bytes():
+        publish_text(copy, marker.read_text(encoding="utf-8"))
+
+
 def _publish_table(path: Path, rows: Sequence[ShardRow], competition: Competition) -> None:
     """Publish shards.csv, unless it stands there as it must be."""
     columns, names = competition.columns, competition.classes.names
@@ -256,10 +303,12 @@ def _publish_table(path: Path, rows: Sequence[ShardRow], competition: Competitio
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     label = [columns.label] if labelled else []
-    table.writerow([columns.image, columns.patient, *label, "file", "tiles", "key", "state", "reason"])
+    centred = [columns.center] if any(row.centre for row in rows) else []
+    table.writerow([columns.image, columns.patient, *label, *centred, "file", "tiles", "key", "state", "reason"])
     for row in rows:
         named = [names[row.label]] if row.label is not None else []
         file, state = (row.file.name, DONE) if row.file else ("", FAILED)
-        table.writerow([row.image_id, row.patient_id, *named, file, row.tiles, row.key, state, row.reason])
+        centre = [row.centre] if centred else []
+        table.writerow([row.image_id, row.patient_id, *named, *centre, file, row.tiles, row.key, state, row.reason])
     if not path.exists() or path.read_bytes() != text.getvalue().encode():
         publish_text(path, text.getvalue())

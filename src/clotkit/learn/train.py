@@ -37,7 +37,7 @@ from clotkit.learn.scores import (
     score,
     units_of,
 )
-from clotkit.learn.sources import read_source
+from clotkit.learn.sources import is_tiled, read_source
 from clotkit.learn.tiles import TileSet
 from clotkit.learn.twins import group_twins
 from clotkit.splits import SYNTHETIC
@@ -259,11 +259,11 @@ def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     return table.drop_duplicates()
 
 
-def _describe(data: Path) -> str:
+def _describe(data: Path, competition: Competition) -> str:
     """What the member was trained on: drawn slides and pictures say so, and how to make them again."""
     marker = next((data / name for name in (SYNTHETIC, MARKER) if (data / name).is_file()), None)
     if marker is None:
-        return data.name
+        return competition.slug if is_tiled(data, competition) else data.name
     facts = json.loads(marker.read_text(encoding="utf-8"))
     facts = facts["splits"]["train"] if "splits" in facts else facts
     return "synthetic, " + ", ".join(f"{name} {value}" for name, value in facts.items() if name in DESCRIBED)
@@ -285,7 +285,7 @@ def _metrics(
         "classes": list(tiles.classes),
         "positive": aim.positive,
         "competition": competition.slug if recipe.data.source == "slides" else None,
-        "data": _describe(data),
+        "data": _describe(data, competition),
         "recipe": recipe.name,
         "seed": recipe.training.seed,
         "folds": folds,
