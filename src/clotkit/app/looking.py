@@ -14,10 +14,11 @@ import numpy.typing as npt
 from clotkit.app import decode
 from clotkit.app.decode import VIEW_PX, Window
 from clotkit.app.roots import Roots
-from clotkit.app.work import Read, events, read_one, rows_of, said_of, shares_of, slide_limits
+from clotkit.app.work import Read, events, read_one, rows_of, said_of, slide_limits
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
+from clotkit.infer.pooling import tile_probabilities
 from clotkit.infer.report import REPORT, RUN, SlideReport, read_report
 from clotkit.infer.workers import Task, Tiles
 from clotkit.learn.evaluate import Asked
@@ -174,7 +175,9 @@ def _ended(asked: Asked, read: Read, rows: npt.NDArray[np.float64], reason: str)
         xy = np.concatenate([batch.xy for batch in read.batches[decode.TILES]])
         size = kept_size_px(asked.recipe.tiling, facts["width_px"], facts["height_px"])
         target = asked.aim.classes.index(asked.aim.positive)
-        picture = painted(read.picture(), facts["shrink"], xy, size, shares_of(asked, rows)[:, target])
+        picture = painted(
+            read.picture(), facts["shrink"], xy, size, tile_probabilities(rows, asked.recipe.inference.pool)[:, target]
+        )
     note = f"it ended early: {reason}" if reason else ""
     return Live(len(rows), asked.recipe.tiling.max_tiles, label, probabilities, picture, note)
 

@@ -15,7 +15,7 @@ from clotkit.app import decode
 from clotkit.app.text import shown
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SlideUnreadable, one_line
-from clotkit.infer.pooling import pooled
+from clotkit.infer.pooling import pooled, tile_probabilities
 from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, stream
 from clotkit.learn.evaluate import UNKNOWN, Asked, heat_of, load_asked
 from clotkit.learn.heat import overlay
@@ -164,15 +164,6 @@ def rows_of(asked: Asked, tiles: Pixels) -> npt.NDArray[np.float64]:
         return asked.rows_of(tiles, np.full(len(tiles), UNKNOWN))
 
 
-def shares_of(asked: Asked, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The probabilities of each tile alone, [n, C], of rows as `rows_of` gives them, not calibrated."""
-    if asked.recipe.inference.pool == "mean":
-        return rows
-    logits = rows[:, :-1]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
 def said_of(asked: Asked, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str, float]]:
     """The label and the calibrated probabilities of an image by the rows of its tiles."""
     said = asked.calibration.apply(pooled(rows, asked.recipe.inference.pool))  # [C]
@@ -182,7 +173,7 @@ def said_of(asked: Asked, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str,
 def looked_at(asked: Asked, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
     """The tile that speaks loudest for the label under its Grad-CAM, uint8[S, S, 3]."""
     target = asked.aim.classes.index(label)
-    loudest = int(shares_of(asked, rows)[:, target].argmax())
+    loudest = int(tile_probabilities(rows, asked.recipe.inference.pool)[:, target].argmax())
     with _predicting:
         heat = heat_of(asked.network(UNKNOWN), tiles[loudest], target)
     return overlay(tiles[loudest], heat)
