@@ -3,9 +3,10 @@
 import streamlit as st
 
 from clotkit.app.common import Shared
-from clotkit.app.submissions import Checked, check, difference, spread
+from clotkit.app.submissions import check, difference, spread
 from clotkit.app.text import plain
 from clotkit.competitions import Competition
+from clotkit.infer.submission import Verdict
 
 MOST_LINES = 50  # of problems that are shown
 
@@ -31,7 +32,7 @@ def show(shared: Shared) -> None:
             _difference(checked, second, shared.competition)
 
 
-def _verdict(name: str, checked: Checked) -> None:
+def _verdict(name: str, checked: Verdict) -> None:
     if checked.valid:
         st.success(f"{plain(name)}: valid, {len(checked.rows)} patients")
     else:
@@ -44,7 +45,7 @@ def _verdict(name: str, checked: Checked) -> None:
         st.markdown(f"- {plain(note, 300)}")
 
 
-def _spread(checked: Checked, competition: Competition) -> None:
+def _spread(checked: Verdict, competition: Competition) -> None:
     name = competition.classes.names[-1]
     st.subheader("Spread")
     steps = spread(checked, len(competition.classes.names) - 1)
@@ -52,7 +53,7 @@ def _spread(checked: Checked, competition: Competition) -> None:
     st.bar_chart(columns, x=f"probability of {name}", y="patients")
 
 
-def _difference(one: Checked, other: Checked, competition: Competition) -> None:
+def _difference(one: Verdict, other: Verdict, competition: Competition) -> None:
     found = difference(one, other, competition)
     st.markdown(
         f"{found.patients} patients in both, {found.only_one} in one alone; a probability differs by "

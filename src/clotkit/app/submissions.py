@@ -1,6 +1,6 @@
 """A submission that somebody drops: what is wrong with it, how it is spread, how it differs from another one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from clotkit.app.text import shown
 from clotkit.app.work import MB, read_one, written
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SubmissionError
+from clotkit.infer.submission import Verdict
 from clotkit.infer.workers import Limits, Task
 from clotkit.metric import normalised
 
@@ -18,20 +19,6 @@ LIMITS = Limits(slide_s=20.0, memory_mb=512)
 MOST_MB = 8  # of one file
 WORST = 20  # rows of the difference that are shown
 Data = bytes | memoryview
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a check found; `rows` are the probabilities a patient, as they are once Kaggle has rescaled them."""
-
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    rows: dict[str, list[float]] = field(default_factory=dict)
-
-    @property
-    def valid(self) -> bool:
-        """Whether Kaggle can score it."""
-        return not self.problems
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class Difference:
 
 def check(
     given: Data, sample: Data | None, other: Data | None, competition: Competition
-) -> tuple[Checked, Checked | None]:
+) -> tuple[Verdict, Verdict | None]:
     """Check a submission, and another one. Raises SubmissionError where a file is too large or cannot be read."""
     for data in (given, sample, other):
         if data is not None and len(data) > MOST_MB * MB:
@@ -61,19 +48,19 @@ def check(
     return found[decode.SUBMISSION], found.get(decode.OTHER)
 
 
-def _checked(raw: Any, competition: Competition) -> Checked:
+def _checked(raw: Any, competition: Competition) -> Verdict:
     clip = competition.metric.clip
     rows = {patient: normalised(row, clip) for patient, row in raw["rows"].items()} if not raw["problems"] else {}
-    return Checked([shown(line, 300) for line in raw["problems"]], raw["notes"], {k: list(v) for k, v in rows.items()})
+    return Verdict([shown(line, 300) for line in raw["problems"]], raw["notes"], {k: list(v) for k, v in rows.items()})
 
 
-def spread(checked: Checked, index: int, bins: int = 20) -> list[tuple[str, int]]:
+def spread(checked: Verdict, index: int, bins: int = 20) -> list[tuple[str, int]]:
     """How many patients have which probability of a class: (from, patients) for each of `bins` steps of 0 to 1."""
     counts, edges = np.histogram([row[index] for row in checked.rows.values()], bins=bins, range=(0.0, 1.0))
     return [(f"{edge:.2f}", int(count)) for edge, count in zip(edges, counts, strict=False)]
 
 
-def difference(one: Checked, other: Checked, competition: Competition) -> Difference:
+def difference(one: Verdict, other: Verdict, competition: Competition) -> Difference:
     """How two valid files differ. Raises SubmissionError where they have no patient in common."""
     both = [patient for patient in one.rows if patient in other.rows]
     if not both:

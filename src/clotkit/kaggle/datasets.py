@@ -86,18 +86,23 @@ def wheels_files(wheels: Path) -> dict[str, Path]:
 def read_stage(metadata_dir: Path, files: Mapping[str, Path]) -> Stage:
     """A dataset's metadata (`metadata_dir` has dataset-metadata.json) with its files. Raises UsageError."""
     path = metadata_dir / METADATA
-    try:
-        raw = dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; datasets_meta has a folder for every dataset") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path}: no JSON object: {error}") from error
+    raw = json_object(path, "datasets_meta has a folder for every dataset")
     problem = next(_metadata_problems(raw), None)
     if problem:
         raise UsageError(f"{path}: {problem}")
     licence = raw["licenses"][0]["name"]
     slug = raw["id"].split("/")[1]
     return Stage(slug, raw["title"], raw.get("subtitle", ""), raw.get("description", ""), licence, files)
+
+
+def json_object(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UsageError where there is none; `hint` says where it should be."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; {hint}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: no JSON object: {error}") from error
 
 
 def _metadata_problems(raw: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from clotkit.errors import RemoteError, RemoteFull, RemoteMissing, UsageError
 from clotkit.files import publish_json
 from clotkit.kaggle.bundle import FILES_LINE, LIMIT_BYTES, SCORING, build_bundle, bundle_sha256
 from clotkit.kaggle.client import Answer, Kaggle
-from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, has_secret, remote_content
+from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, has_secret, json_object, remote_content
 
 METADATA, MAIN = "kernel-metadata.json", "main.py"
 KEYS = {  # of kernel-metadata.json; Kaggle ignores any other without a word
@@ -82,12 +82,7 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kern
     (`rehearsal_dir` has its rehearsal.json). Any other code file must be Python. Raises UsageError or RehearsalError.
     """
     path = kernel_dir / METADATA
-    try:
-        raw = dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; a kernel folder has it beside main.py") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path}: no JSON object: {error}") from error
+    raw = json_object(path, "a kernel folder has it beside main.py")
     metadata = normalised(raw)
     problem = next(metadata_problems(metadata), None)
     if problem:
