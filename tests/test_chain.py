@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +29,7 @@ from clotkit.learn.tiles import TileSet
 from clotkit.learn.train import TrainSettings, train
 
 from .conftest import RECIPE, ROOT
+from .test_kernel import start
 
 SLIDES = 12
 LIMIT_S = 300
@@ -190,14 +188,6 @@ def place(train_split: Path, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return lay
-
-
-def start(root: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-I", str(root / "src" / "script.py")], cwd=root / "working", text=True,
-        env={"PATH": os.environ["PATH"], "CLOTKIT_KAGGLE_ROOT": str(root)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
 
 
 def ran(root: Path, code: int = 0) -> str:

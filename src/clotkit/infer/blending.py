@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import ConfigError
+from clotkit.infer.pooling import TINY
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-TINY = 1e-4  # probabilities are clipped here before a logarithm: a net's 1.0 is not evidence without end
 COVARIATES = ("width_px", "height_px")  # of a slide, known before its pixels
 TRIM = 0.2  # of the members, at either end, in a trimmed mean
 

@@ -16,11 +16,10 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
 from clotkit.infer.blending import Committee, covariates_of
-from clotkit.infer.pooling import TILE_POOLS
+from clotkit.infer.pooling import TILE_POOLS, TINY
 
 Probabilities = npt.NDArray[np.float64]
 ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
-TINY = 1e-4  # probabilities are clipped here before the logarithm: a net's 1.0 is not evidence without end
 
 
 @dataclass(frozen=True)

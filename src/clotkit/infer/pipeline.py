@@ -325,9 +325,13 @@ def _key(competition: Competition, slides: Sequence[SlideRow], folders: Sequence
     parts = [competition.slug, *sorted(f"{slide.image_id} {slide.size_bytes}" for slide in slides)]
     for folder in folders:
         parts += [f"{path.name} {path.stat().st_size} {folder.name}" for path in sorted(folder.iterdir())]
-    ensemble = weights_dir / ENSEMBLE
-    parts += [sha256(ensemble)] if ensemble.is_file() else []
+    parts += filter(None, [_ensemble_sha256(weights_dir)])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _ensemble_sha256(weights_dir: Path) -> str | None:
+    path = weights_dir / ENSEMBLE
+    return sha256(path) if path.is_file() else None
 
 
 def _earlier(settings: RunSettings, key: str, log: Log) -> list[SlideReport]:
@@ -458,7 +462,7 @@ def _facts(
             for member in members
         },
         "left_out": left_out,
-        "ensemble": sha256(settings.weights_dir / ENSEMBLE) if (settings.weights_dir / ENSEMBLE).is_file() else None,
+        "ensemble": _ensemble_sha256(settings.weights_dir),
     }
 
 

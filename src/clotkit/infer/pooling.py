@@ -6,7 +6,7 @@ import numpy as np
 
 from clotkit.errors import ConfigError
 
-TINY = 1e-4  # of a probability, before its logarithm
+TINY = 1e-4  # probabilities are clipped here before a logarithm: a net's 1.0 is not evidence without end
 
 
 TILE_POOLS: dict[str, Callable[[np.ndarray], float]] = {  # of the positive class's probabilities [n], of two classes
@@ -40,9 +40,7 @@ def tile_probabilities(rows: np.ndarray, pool: str) -> np.ndarray:
     rows = np.asarray(rows, np.float64)
     if pool == "mean":
         return rows
-    powers = np.exp(rows[:, :-1] - rows[:, :-1].max(axis=1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    return _softmax(rows[:, :-1])
 
 
 def attention_weights(rows: np.ndarray) -> np.ndarray:
@@ -85,6 +83,7 @@ def _checked(rows: np.ndarray) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers: np.ndarray = np.exp(logits - logits.max())  # the largest is 1: no overflow, no division by 0
-    powers /= powers.sum()
+    """Along the last axis."""
+    powers: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))  # the largest is 1: nothing overflows
+    powers /= powers.sum(axis=-1, keepdims=True)
     return powers

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.infer.blending import LINKS, Candidate, Covariate, Floats, Ints, Logistic, Pool, Steps, expit, logit
+from clotkit.learn.scores import CLIP
 
 SLOPE_DOUBT = 1.0  # deviation of the Gaussian prior of a slope of a standardised link: moves a few dozen patients only
 FLOORS = (0.1, 0.2, 0.3, 0.4)  # quantiles below which pooled probabilities are held to say no more than there
@@ -21,7 +22,6 @@ PSEUDO_SLIDES = (1.0, 4.0)  # as if a patient's slides shared a half, a fifth of
 RESCALED, CLIPPED = (0.15, 0.85), (0.25, 0.75)  # the competition's fifth place
 NEWTON_STEPS, CLOSE = 25, 1e-7
 COVARIATE_STEPS, COVARIATE_DOUBT = 6, 0.3  # a Gaussian prior's deviation, in log odds
-METRIC_CLIP = 1e-15
 BAGS, PICKS = 20, 10  # of the greedy selection
 WEIGHT_DOUBT = 0.5  # standard deviation of the prior on the logarithms of member weights
 
@@ -82,9 +82,7 @@ class Patients:
 
         All 1 where no member is. The error is that of ranks which say nothing.
         """
-        many = np.bincount(self.label, minlength=2)
-        error = np.sqrt((many.sum() + 1) / (12 * many[0] * many[1]))
-        good = (aucs(self.means, self.label) > 0.5 + error).astype(np.float64)
+        good = (aucs(self.means, self.label) > 0.5 + auc_error(self.label)).astype(np.float64)
         return good if good.any() else np.ones_like(good)
 
 
@@ -99,10 +97,16 @@ def aucs(p: Floats, label: Ints) -> Floats:
     return found
 
 
+def auc_error(label: Ints) -> float:
+    """The standard error of an area under the curve whose ranks say nothing of `label` [n] (Mann and Whitney 1947)."""
+    negative, positive = np.bincount(label, minlength=2).tolist()
+    return float(np.sqrt((negative + positive + 1) / (12 * negative * positive)))
+
+
 def loss_terms(p: Floats, patients: Patients) -> Floats:
     """What each patient adds to the competition's weighted log loss: [n], of the positive class's probabilities [n]."""
     right = np.where(patients.label == 1, p, 1 - p)
-    terms: Floats = -patients.balance * np.log(np.clip(right, METRIC_CLIP, 1))
+    terms: Floats = -patients.balance * np.log(np.clip(right, CLIP, 1))
     return terms
 
 

@@ -13,7 +13,7 @@ from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
 from clotkit.infer.blending import COVARIATES, Expectation, Floats, Ints, covariates_of
 from clotkit.infer.pooling import TILE_POOLS
-from clotkit.learn.blend_candidates import Patients, aucs, cross_fitted_platt
+from clotkit.learn.blend_candidates import Patients, auc_error, aucs, cross_fitted_platt
 from clotkit.learn.member import OUT_OF_FOLD
 from clotkit.splits import patient_in, read_table
 
@@ -88,7 +88,7 @@ def read_material(
         notes.append(f"{int((silent & kept).sum())} slides have no prediction at all and are left out")
     kept &= ~silent
     material = _gathered(labels, members, table, kept, groups, competition, covariates, notes)
-    _check_signal(material, trusted, notes)
+    _check_signal(material, trusted)
     return material
 
 
@@ -304,12 +304,11 @@ def _gathered(
     )
 
 
-def _check_signal(material: Material, trusted: Sequence[str], notes: list[str]) -> None:
+def _check_signal(material: Material, trusted: Sequence[str]) -> None:
     """Refuse reversed classes, and a member that is too far ahead of the others to be out of fold."""
     patients = material.patients
     found = aucs(patients.means, patients.label)
-    many = np.bincount(patients.label)
-    error = float(np.sqrt((many.sum() + 1) / (12 * many[0] * many[1])))
+    error = auc_error(patients.label)
     for at, name in enumerate(material.members):
         others = np.delete(found, at)
         if found[at] < 0.5 - 2 * error:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.infer.ensemble import TINY, Calibration
+from clotkit.infer.ensemble import Calibration
+from clotkit.infer.pooling import TINY
 
 # Before the first patient: no change, give or take so much (standard deviations of a Gaussian prior). Of hundreds of
 # patients it moves nothing; of a few dozen it keeps the fit from following them.
