@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser full-set lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser full-set bench-scale lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -172,6 +172,9 @@ app: $(VENV)/.app  ## serve the pages on this machine; PORT=8501, WEIGHTS=DIR, R
 
 bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
+
+bench-scale: $(VENV)/.dev  ## measure a cluster: one worker against two, 10 slides against 300, clotkit plan --cluster against runs
+	@$(BIN)/python -m bench.scale; scale=$$?; $(BIN)/python -m bench.cluster --rounds 3; exit $$((scale | $$?))
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
 	$(BIN)/python -m pytest -q -m slow_faults

@@ -22,11 +22,13 @@ from clotkit.kaggle.bundle import build_bundle
 from clotkit.kaggle.kernels import read_kernel
 from clotkit.kaggle.rehearse_training import rehearse_tiling, rehearse_training
 from clotkit.learn.models import load_member
+from clotkit.learn.shard_table import read_shard_rows
 from clotkit.learn.shards import read_shard
 from clotkit.learn.sources import read_source
-from clotkit.learn.tile import TileSettings, read_shard_rows, tile_split
+from clotkit.learn.tile import TileSettings, tile_split
 from clotkit.learn.tiles import TileSet
 from clotkit.learn.train import TrainSettings, train
+from clotkit.stores import Folder
 
 from .conftest import RECIPE, ROOT
 from .test_kernel import start
@@ -155,7 +157,7 @@ def _forget_tiling(folder: Path) -> None:
     path = sorted(folder.glob("*.npy"))[0]
     shard = read_shard(path)
     known = {key: shard.facts["tiling"][key] for key in ("name", "tile_px")}
-    write_shard(path, [{"tiling": known}, Batch(np.array(shard.tiles), shard.xy)], shard.key)
+    write_shard(Folder(path.parent), path.name, [{"tiling": known}, Batch(np.array(shard.tiles), shard.xy)], shard.key)
 
 
 # The kernels
@@ -230,7 +232,7 @@ def test_the_tiling_kernel_leaves_what_clotkit_tile_makes(
     assert sorted(path.name for path in tiles.iterdir()) == sorted(path.name for path in shards.iterdir())
     assert all(sha256(path) == sha256(shards / path.name) for path in tiles.glob("*.npy"))
     assert manifest_holds(root / "working" / "tiles", tiles.parent)
-    assert summary(root)["done"] == len(read_shard_rows(tiles, strip_ai)) == SLIDES
+    assert summary(root)["done"] == len(read_shard_rows(Folder(tiles), strip_ai)) == SLIDES
 
 
 def test_a_slide_that_fails_is_named_and_costs_itself(
@@ -447,7 +449,7 @@ def test_the_chain_hands_on_what_the_next_kernel_asks_for() -> None:
 def test_every_row_of_the_table_survives_a_round_trip(shards: Path, strip_ai: Competition, train_split: Path) -> None:
     with (train_split / "train.csv").open(newline="") as file:
         wanted = {row["image_id"]: row for row in csv.DictReader(file)}
-    for row in read_shard_rows(shards, strip_ai):
+    for row in read_shard_rows(Folder(shards), strip_ai):
         was = wanted[row.image_id]
         assert (row.patient_id, row.centre) == (was["patient_id"], was["center_id"])
         assert strip_ai.classes.names[row.label or 0] == was["label"]

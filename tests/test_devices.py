@@ -17,7 +17,7 @@ from pathlib import Path
 import sys
 
 from clotkit.config import load_recipe
-from clotkit.learn.devices import training
+from clotkit.learn.devices import gather_team, training
 from clotkit.learn.fit import fit
 from clotkit.learn.networks import build_network
 from clotkit.learn.tiles import TileSet
@@ -28,10 +28,11 @@ labels = np.arange(48) % 2
 tiles = rng.integers(0, 120, (48, 16, 16, 3)) + 90 * labels[:, None, None, None]
 names = np.arange(48).astype(str)
 seen = TileSet(tiles.astype(np.uint8), labels, names, names, names, names, ("dark", "light"))
-with training(["cpu:0", "cpu:1"]):
+team = gather_team("auto")
+with training(team=team):
     network = build_network(recipe.model[0], 16, 2)
-    history = fit(network, seen, seen, recipe, 1, Path(sys.argv[2]))
-    print("replicas", tf.distribute.get_strategy().num_replicas_in_sync)
+    history = fit(network, seen, seen, recipe, 1, Path(sys.argv[2]), team=team)
+    print("replicas", team.replicas)
 print("loss", history["loss"].iloc[0], history["loss"].iloc[-1])
 """
 RECIPE = """

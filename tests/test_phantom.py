@@ -172,7 +172,7 @@ def test_labels_are_stratified(patients: int, priors: tuple[float, ...], wanted:
 
 
 def test_sizes_are_the_real_ones() -> None:
-    real = phantom._sizes("real", 754, np.random.default_rng(0))
+    real = phantom._sizes("real", 754, np.random.default_rng(0), STRIP_AI.sizes)
     area = sorted(width * height for width, height in real)
     assert (48_284, 101_408) in real
     assert area[-1] == 48_284 * 101_408
@@ -180,8 +180,8 @@ def test_sizes_are_the_real_ones() -> None:
     assert abs(np.median([width for width, _ in real]) / 18_702 - 1) < 0.1
     assert min(map(min, real)) >= 4_420
     assert max(map(max, real)) <= 118_076
-    assert phantom._sizes("small", 1, np.random.default_rng(0)) == [(6_036, 12_676)]
-    assert phantom._sizes("300x400", 2, np.random.default_rng(0)) == [(300, 400)] * 2
+    assert phantom._sizes("small", 1, np.random.default_rng(0), STRIP_AI.sizes) == [(6_036, 12_676)]
+    assert phantom._sizes("300x400", 2, np.random.default_rng(0), STRIP_AI.sizes) == [(300, 400)] * 2
 
 
 def test_tiffs_are_as_the_real_ones(small: Path) -> None:

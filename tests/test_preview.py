@@ -120,10 +120,15 @@ def test_a_box_is_what_the_tile_shows(name: str, size_px: tuple[int, int], box_p
     assert kept_size_px(TilingConfig(name, 64, 2, 2, 2), *size_px) == box_px
 
 
+def key_in(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return preview_key_of(file)
+
+
 def test_a_preview_carries_its_key(slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.jpg"
     write_preview(out, slide, TILING, np.array([[128, 128]], np.int32), "key")
-    assert preview_key_of(out) == preview_key("key") != preview_key("other")
+    assert key_in(out) == preview_key("key") != preview_key("other")
     with Image.open(out) as picture:
         assert picture.size == (1000, 600)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
@@ -133,10 +138,9 @@ def test_what_is_no_preview_has_no_key(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "b.jpg").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg")
-    assert preview_key_of(tmp_path / "none.jpg") is None
-    assert preview_key_of(tmp_path / "a.jpg") is None
-    assert preview_key_of(tmp_path / "b.jpg") is None
-    assert preview_key_of(tmp_path / "c.jpg") != preview_key("key")
+    assert key_in(tmp_path / "a.jpg") is None
+    assert key_in(tmp_path / "b.jpg") is None
+    assert key_in(tmp_path / "c.jpg") != preview_key("key")
     with pytest.raises(SlideUnreadable):
         write_preview(tmp_path / "d.jpg", tmp_path / "none.tif", TILING, np.zeros((0, 2), np.int32), "key")
     assert not (tmp_path / "d.jpg").exists()

@@ -12,8 +12,11 @@ from hypothesis.extra.numpy import arrays
 
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, SlideUnreadable
-from clotkit.learn.shards import code_version, read_shard, shard_key, shard_key_of, write_shard
+from clotkit.files import sha256
+from clotkit.learn.shards import Written, code_version, frame_in, read_shard, shard_key, write_shard
 from clotkit.slides.tiling import Batch
+from clotkit.splits import SlideRow
+from clotkit.stores import Folder
 
 TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
 
@@ -34,12 +37,13 @@ def test_what_is_written_is_read(data: st.DataObject, tmp_path_factory: pytest.T
     place = data.draw(st.integers(0, len(pieces)))
     path = tmp_path_factory.mktemp("shard") / "a.npy"
     batches = [piece for piece in pieces if isinstance(piece, Batch)]
-    assert write_shard(path, [*pieces[:place], facts, *pieces[place:]], "the key") == sum(sizes)
+    written = write_shard(Folder(path.parent), path.name, [*pieces[:place], facts, *pieces[place:]], "the key")
+    assert written == Written(sum(sizes), path.stat().st_size, sha256(path))
     shard = read_shard(path)
     assert np.array_equal(shard.tiles, np.concatenate([batch.tiles for batch in batches]))
     assert np.array_equal(shard.xy, np.concatenate([batch.xy for batch in batches]))
     assert (shard.tiles.dtype, shard.xy.dtype, shard.facts) == (np.uint8, np.int32, facts)
-    assert shard.key == shard_key_of(path) == "the key"
+    assert shard.key == "the key" == getattr(frame_in(Folder(path.parent), path.name), "key", None)
     assert np.array_equal(np.load(path, mmap_mode="r"), shard.tiles)
     assert [file.name for file in path.parent.iterdir()] == ["a.npy"]
 
@@ -50,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "a.npy"
     rng = np.random.default_rng(1)
     tiles = rng.integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
-    write_shard(path, [Batch(tiles, np.zeros((3, 2), np.int32)), {"decoder": "none"}], "key")
+    write_shard(Folder(path.parent), path.name, [Batch(tiles, np.zeros((3, 2), np.int32)), {"decoder": "none"}], "key")
     return path
 
 
@@ -71,7 +75,7 @@ def test_a_shard_that_is_cut_or_grown_is_none(whole: Path, tmp_path: Path, lengt
     sound = whole.read_bytes()
     (tmp_path / "a.npy").write_bytes(changed := sound[:length] + more)
     if changed != sound:
-        assert shard_key_of(tmp_path / "a.npy") is None
+        assert frame_in(Folder(tmp_path), "a.npy") is None
         with pytest.raises(SlideUnreadable, match="not a whole shard"):
             read_shard(tmp_path / "a.npy", verify=False)
 
@@ -87,10 +91,11 @@ def test_what_is_no_shard_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_no_tile_no_shard(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
     with pytest.raises(NoTissue):
-        write_shard(tmp_path / "a.npy", [{"decoder": "none"}], "key")
+        write_shard(folder, "a.npy", [{"decoder": "none"}], "key")
     with pytest.raises(ValueError, match="a batch is"):
-        write_shard(tmp_path / "a.npy", [Batch(np.zeros((1, 4, 5, 3), np.uint8), np.zeros((1, 2), np.int32))], "key")
+        write_shard(folder, "a.npy", [Batch(np.zeros((1, 4, 5, 3), np.uint8), np.zeros((1, 2), np.int32))], "key")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,16 +106,17 @@ def test_tiles_are_read_where_they_lie(whole: Path) -> None:
 
 
 def test_the_key_follows_what_a_shard_is_made_from(tmp_path: Path) -> None:
-    slide = tmp_path / "a.tif"
-    slide.write_bytes(b"12")
-    os.utime(slide, ns=(0, 1_000_000_000))
+    path = tmp_path / "a.tif"
+    slide = SlideRow("a", "p", path, None)
+    path.write_bytes(b"12")
+    os.utime(path, ns=(0, 1_000_000_000))
     key = shard_key(slide, TILING)
     assert key == shard_key(slide, TILING)
     assert key != shard_key(slide, TilingConfig("patches", tile_px=32, shrink=8, max_tiles=7, batch_tiles=4))
-    os.utime(slide, ns=(0, 1_000_000_001))
+    os.utime(path, ns=(0, 1_000_000_001))
     later = shard_key(slide, TILING)
-    slide.write_bytes(b"123")
-    os.utime(slide, ns=(0, 1_000_000_001))
+    path.write_bytes(b"123")
+    os.utime(path, ns=(0, 1_000_000_001))
     assert len({key, later, shard_key(slide, TILING)}) == 3
 
 

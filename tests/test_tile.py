@@ -19,10 +19,14 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.errors import SplitError, UsageError
+from clotkit.files import sha256
 from clotkit.infer.workers import Ended, Limits, Task, Work, stream
+from clotkit.learn.cut import ShardTask, shard_task
+from clotkit.learn.shard_table import read_shard_rows
 from clotkit.learn.shards import read_shard, write_shard
-from clotkit.learn.tile import ShardTask, TileSettings, read_shard_rows, shard_task, tile_split
+from clotkit.learn.tile import TileSettings, tile_split
 from clotkit.slides.tiling import Batch, tile_slide
+from clotkit.stores import Folder
 
 from .conftest import RECIPE
 
@@ -33,7 +37,8 @@ DOOMED = "doomed"  # a file beside OUT that names the slide whose process is kil
 def killed_midway(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """The work of a slide's process that is killed after its first batch is written, for the slide named in DOOMED."""
     assert isinstance(task, ShardTask)
-    doomed = task.shard.parents[1] / DOOMED
+    assert isinstance(task.store, Folder)
+    doomed = task.store.path.parent / DOOMED
 
     def dying() -> Iterator[dict[str, Any] | Batch]:
         for piece in tile_slide(task.path, task.tilings[0]):
@@ -42,7 +47,7 @@ def killed_midway(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if task.image_id == doomed.read_text():
-        write_shard(task.shard, dying(), task.key)
+        write_shard(task.store, task.shard, dying(), task.key)
     yield from shard_task(task)
 
 
@@ -119,12 +124,16 @@ def test_every_slide_gets_the_tiles_of_its_recipe(
         assert np.array_equal(shard.xy, np.concatenate([batch.xy for batch in batches]))
         assert shard.facts["width_px"] == 1280
     rows = table(tmp_path / "out")
-    assert list(rows[0]) == ["image_id", "patient_id", "center_id", "file", "tiles", "key", "state", "reason"]
+    known = ["image_id", "patient_id", "center_id"]
+    assert list(rows[0]) == [*known, "file", "tiles", "key", "bytes", "sha256", "state", "reason"]
     assert {row["image_id"] for row in rows} == {slide.stem for slide in slides_of(split)}
     assert {(row["state"], row["reason"]) for row in rows} == {("done", "")}
-    found = read_shard_rows(tmp_path / "out", strip_ai)
+    found = read_shard_rows(Folder(tmp_path / "out"), strip_ai)
     assert [(row.tiles, row.key) for row in found] == [(int(row["tiles"]), row["key"]) for row in rows]
-    assert all(row.file is not None and read_shard(row.file).key == row.key for row in found)
+    for row in found:
+        path = tmp_path / "out" / row.file
+        assert read_shard(path).key == row.key
+        assert (path.stat().st_size, sha256(path)) == (row.size_bytes, row.sha256)
 
 
 def test_a_second_run_does_nothing(tile: Callable[..., dict[str, int]], out: Path) -> None:
@@ -193,7 +202,7 @@ def test_bad_slides_cost_themselves_alone(
     rows = {row["image_id"]: row for row in table(out)}
     assert {name for name, row in rows.items() if row["state"] == "failed"} == {damaged.stem, missing.stem}
     assert all(not rows[slide.stem]["file"] and rows[slide.stem]["reason"] for slide in (damaged, missing))
-    failed = [row for row in read_shard_rows(out, strip_ai) if row.file is None]
+    failed = [row for row in read_shard_rows(Folder(out), strip_ai) if not row.file]
     assert {row.image_id for row in failed} == {damaged.stem, missing.stem}
 
 
@@ -217,7 +226,7 @@ def test_what_a_killed_run_left_is_harmless(tile: Callable[..., dict[str, int]],
     out, slide = tmp_path / "out", slides_of(split)[0]
     (tmp_path / DOOMED).write_text(slide.stem)
     (out / "preview").mkdir(parents=True)
-    task = ShardTask(slide.stem, slide, (TILING,), shard=out / f"{slide.stem}.npy", key="key", preview=None)
+    task = ShardTask(slide.stem, slide, (TILING,), store=Folder(out), shard=f"{slide.stem}.npy", key="key")
     (ended,) = stream([task], Limits(60, 2048), 1, killed_midway)
     assert isinstance(ended, Ended)
     assert "SIGKILL" in ended.reason
@@ -300,7 +309,7 @@ def test_a_train_split_is_found_and_its_labels_listed(
     rows = table(tmp_path / "out")
     assert len(rows) == 2
     assert {row["label"] for row in rows} <= set(strip_ai.classes.names)
-    listed = read_shard_rows(tmp_path / "out", strip_ai)
+    listed = read_shard_rows(Folder(tmp_path / "out"), strip_ai)
     assert [strip_ai.classes.names[row.label or 0] for row in listed] == [row["label"] for row in rows]
     words = ["tile", str(data), str(tmp_path / "test"), "--recipe", str(recipe), "--split-name", "test", "--jobs", "1"]
     assert main(words) == 0
@@ -315,7 +324,7 @@ def test_another_competition_has_its_own_columns(
     assert main(words) == 0
     assert list(table(tmp_path / "out")[0])[:2] == ["picture", "person"]
     with pytest.raises(SplitError, match="cannot be read"):
-        read_shard_rows(tmp_path, other)
+        read_shard_rows(Folder(tmp_path), other)
 
 
 def test_exit_code_3_where_a_slide_failed(

@@ -102,15 +102,16 @@ def cut(out: Path, split: Path, code: Path, wheels: Path, deadline: float) -> No
 def outcome(folder: Path, competition: Any) -> dict[str, Any]:
     """What became of the slides, by shards.csv: how many are done, and the reasons of the others."""
     from clotkit.errors import ClotkitError
-    from clotkit.learn.tile import read_shard_rows
+    from clotkit.learn.shard_table import read_shard_rows
+    from clotkit.stores import Folder
     from clotkit.supervise import bytes_of
 
     try:
-        rows = read_shard_rows(folder, competition)
+        rows = read_shard_rows(Folder(folder), competition)
     except ClotkitError as error:
         return {"slides": 0, "done": 0, "tiles": 0, "bytes": 0, "left": {}, "error": str(error)}
-    shards = [row.file for row in rows if row.file is not None]
-    left = {row.image_id: row.reason for row in rows if row.file is None}
+    shards = [folder / row.file for row in rows if row.file]
+    left = {row.image_id: row.reason for row in rows if not row.file}
     tiles = sum(row.tiles for row in rows)
     return {"slides": len(rows), "done": len(shards), "tiles": tiles, "bytes": bytes_of(shards), "left": left}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from clotkit import __version__
-from clotkit.errors import ClotkitError
+from clotkit.errors import ClotkitError, UsageError
+from clotkit.stores import place
 
 DONE, WRONG, FALLBACKS = 0, 2, 3
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -98,6 +99,16 @@ def _slides_at_a_time(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
 
 
+def _backend(verb: argparse.ArgumentParser, names: Sequence[str], said: str) -> None:
+    verb.add_argument(
+        "--backend",
+        choices=names,
+        default=names[0],
+        help=f"{said}; dask: the workers of a cluster (default: {names[0]})",
+    )
+    verb.add_argument("--scheduler", metavar="ADDR", help="of the cluster: like tcp://host:8786, or its scheduler file")
+
+
 def _add_phantom(verbs: Verbs) -> None:
     verb = _verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
     verb.add_argument(
@@ -151,16 +162,48 @@ def _add_plan(verbs: Verbs) -> None:
     _deadline(verb)
     _slides_at_a_time(verb)
     verb.add_argument(
-        "--split-name", choices=("train", "test"), help="which table to read (default: test where there is one)"
+        "--split-name",
+        choices=("train", "test"),
+        help="which table to read (default: test where there is one; with --cluster train)",
     )
     verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _add_plan_cluster(verb)
     verb.set_defaults(verb=_plan)
+
+
+def _add_plan_cluster(verb: argparse.ArgumentParser) -> None:
+    cluster = verb.add_argument_group("tiling the whole competition on a cluster")
+    cluster.add_argument(
+        "--cluster",
+        type=int,
+        metavar="N",
+        help="plan clotkit tile on up to N machines of --jobs threads: hours, dollars, where more stop helping",
+    )
+    cluster.add_argument(
+        "--slides", type=int, metavar="K", help="slides drawn from the competition's sizes (default: as many as it has)"
+    )
+    cluster.add_argument("--price", type=float, metavar="USD", help="of a machine-hour, in US dollars")
+    cluster.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="MB/S",
+        help="of a machine to the slides, 10**6 bytes a second, shared by its threads (default: slides are local)",
+    )
+    cluster.add_argument(
+        "--startup",
+        type=seconds,
+        metavar="TIME",
+        help="until a machine takes slides, like 90s (default: the start of a process, measured here)",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
     from clotkit.infer.plan import PlanSettings, lines, plan_split
 
+    if arguments.cluster is not None:
+        return _plan_cluster(arguments)
+    _refuse(arguments, ("slides", "price", "bandwidth", "startup"), "is for a cluster; give --cluster N too")
     competition = load_competition(arguments.competition)
     settings = PlanSettings(
         split_dir=arguments.split,
@@ -176,13 +219,51 @@ def _plan(arguments: argparse.Namespace) -> int:
     return DONE if plan.sound else FALLBACKS
 
 
+def _plan_cluster(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.infer.cluster_plan import ClusterSettings, lines, plan_cluster
+
+    _refuse(arguments, ("weights", "deadline"), "is for a run that scores; --cluster plans tiling: leave one out")
+    competition = load_competition(arguments.competition)
+    settings = ClusterSettings(
+        split_dir=arguments.split,
+        recipe=arguments.recipe,
+        split=arguments.split_name,
+        machines=arguments.cluster,
+        threads=arguments.jobs,
+        memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+        slides=arguments.slides,
+        price_usd=arguments.price,
+        bandwidth_mb_s=arguments.bandwidth,
+        startup_s=arguments.startup,
+    )
+    plan = plan_cluster(settings, competition)
+    print(json.dumps(plan.to_json(), ensure_ascii=False) if arguments.json else "\n".join(lines(plan)))
+    return FALLBACKS if plan.failing else DONE
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise UsageError where one of these options is given."""
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} {why}")
+
+
 def _add_tile(verbs: Verbs) -> None:
     verb = _verb(verbs, "tile", "cut the tiles of a split into OUT, a shard a slide; what is up to date is left alone")
-    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with train.csv or test.csv, and the slides")
-    verb.add_argument("out", type=Path, metavar="OUT", help="the folder of the shards and of shards.csv")
     verb.add_argument(
-        "--recipe", required=True, metavar="NAME", help="a recipe that ships with the kit, or the path of a .toml"
+        "split", type=place, metavar="SPLIT", help="a folder with train.csv or test.csv, and the slides; or its URL"
     )
+    verb.add_argument(
+        "out", type=place, metavar="OUT", help="the folder of the shards and of shards.csv; or its URL, like s3://…"
+    )
+    verb.add_argument("--recipe", metavar="NAME", help="a recipe that ships with the kit, or the path of a .toml")
+    verb.add_argument(
+        "--verify",
+        action="store_true",
+        help="cut nothing: read every shard of OUT, and say which are not as listed; with a recipe, not cut with it",
+    )
+    _backend(verb, ("loky", "dask"), "loky: processes of this machine")
     verb.add_argument(
         "--split-name", choices=("train", "test"), help="which table to read (default: train where there is one)"
     )
@@ -204,9 +285,21 @@ def _add_tile(verbs: Verbs) -> None:
 
 def _tile(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
+    from clotkit.engines import Backend
     from clotkit.learn.tile import TileSettings, tile_split
 
     competition = load_competition(arguments.competition)
+    backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
+    if arguments.verify:
+        from clotkit.learn.verify import lines, verify
+
+        found = verify(
+            arguments.split, arguments.out, arguments.recipe, competition, backend, partial(print, flush=True)
+        )
+        print("\n".join(lines(found, arguments.out)))
+        return DONE if found.sound else FALLBACKS
+    if arguments.recipe is None:
+        raise UsageError("clotkit tile: no --recipe; name one, or give --verify to look at what was cut")
     settings = TileSettings(
         split_dir=arguments.split,
         out=arguments.out,
@@ -218,6 +311,7 @@ def _tile(arguments: argparse.Namespace) -> int:
         dated=not arguments.undated,
         deadline_s=arguments.deadline,
         most_mb=arguments.most,
+        backend=backend,
     )
     return FALLBACKS if tile_split(settings, competition)["failed"] else DONE
 
@@ -227,10 +321,10 @@ def _add_train(verbs: Verbs) -> None:
     verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
     verb.add_argument(
         "--data",
-        type=Path,
+        type=place,
         required=True,
         metavar="PATH",
-        help="a train split, what clotkit tile made of one, or the folder, table or .npz of pictures",
+        help="a train split, what clotkit tile made of one (or its URL, like s3://…), or pictures: folder, table, .npz",
     )
     verb.add_argument(
         "--out",
@@ -241,6 +335,13 @@ def _add_train(verbs: Verbs) -> None:
     )
     verb.add_argument("--folds", type=int, help="for the out-of-fold predictions (default: the recipe's)")
     verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/cache"),
+        metavar="DIR",
+        help="where shards of a URL are kept, so that each is fetched once (default: build/cache)",
+    )
     _backbones_dir(verb)
     verb.set_defaults(verb=_train)
 
@@ -266,6 +367,7 @@ def _train(arguments: argparse.Namespace) -> int:
         folds=arguments.folds,
         limit=arguments.limit,
         backbones=arguments.backbones,
+        cache=arguments.cache,
     )
     train(settings, load_competition(arguments.competition), partial(print, flush=True))
     return DONE
@@ -404,9 +506,14 @@ def _blend(arguments: argparse.Namespace) -> int:
 
 def _add_run(verbs: Verbs) -> None:
     verb = _verb(verbs, "run", "score a test split: submission.csv, and report.html to read, in RUN_DIR")
-    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides")
-    verb.add_argument("--weights", type=Path, required=True, metavar="DIR", help="a member, or a folder of members")
+    verb.add_argument(
+        "split", type=place, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides; or its URL"
+    )
+    verb.add_argument(
+        "--weights", type=place, required=True, metavar="DIR", help="a member, or a folder of members; or its URL"
+    )
     verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
+    _backend(verb, ("local", "dask"), "local: one network here, slides read beside it")
     _deadline(verb)
     _slides_at_a_time(verb)
     verb.add_argument("--resume", action="store_true", help="go on from the report that is in RUN_DIR")
@@ -415,19 +522,28 @@ def _add_run(verbs: Verbs) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
+    from clotkit.engines import Backend
+    from clotkit.infer.afar import folder_of
     from clotkit.infer.pipeline import RunSettings, run
+    from clotkit.splits import tables_of
 
     competition = load_competition(arguments.competition)
-    settings = RunSettings(
-        split_dir=arguments.split,
-        weights_dir=arguments.weights,
-        run_dir=arguments.out,
-        jobs=arguments.jobs,
-        deadline_s=arguments.deadline or competition.limits.deadline_s,
-        memory_mb=arguments.memory or competition.limits.slide_memory_mb,
-        resume=arguments.resume,
-    )
-    counts = run(settings, competition)
+    backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
+    local = arguments.backend == "local" and not arguments.scheduler
+    with tables_of(arguments.split, competition) as split_dir, folder_of(arguments.weights) as weights_dir:
+        settings = RunSettings(
+            split_dir=split_dir,
+            weights_dir=weights_dir,
+            run_dir=arguments.out,
+            jobs=arguments.jobs,
+            deadline_s=arguments.deadline or competition.limits.deadline_s,
+            memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+            resume=arguments.resume,
+            source=arguments.split,
+            weights_source=arguments.weights,
+            backend=None if local else backend,
+        )
+        counts = run(settings, competition)
     return FALLBACKS if any(count for state, count in counts.items() if state != "done") else DONE
 
 

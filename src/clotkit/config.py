@@ -115,6 +115,8 @@ class TrainingConfig:
     watch: float = 0.0  # share of the training patients set apart to choose the epoch by, where none are given
     final: str = "all"  # what ships: a network trained on all patients; or folds, the networks of the folds
     frozen_views: int = 8  # augmented copies of a tile whose features are computed once, under a frozen backbone
+    strategy: str = "auto"  # every GPU of this process; or mirrored (every device), multi_worker (processes, TF_CONFIG)
+    feed: str = "memory"  # all tiles in it; or shards: read as they are needed, of what clotkit tile made
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "final": ("all", "folds"),
     "keep": ("best", "last"),
     "schedule": ("cosine", "constant", "plateau"),
+    "strategy": ("auto", "mirrored", "multi_worker"),
+    "feed": ("memory", "shards"),
     "pool": ("mean", "logits", "attention"),
     "views": (1, 2, 8),
 }
@@ -293,6 +297,13 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         raise ConfigError(f'{where}: model.ridge is set, inference.pool {pool!r}; it takes pool = "logits"')
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
+    if recipe.training.feed == "shards" and recipe.training.balance == "synthetic":
+        raise ConfigError(f"{where}: training.balance is 'synthetic', which takes feed = \"memory\"")
+    if recipe.training.feed == "shards" and recipe.data.source != "slides":
+        raise ConfigError(
+            f"{where}: training.feed is 'shards', data.source {recipe.data.source!r}; only slides have shards: "
+            'it takes feed = "memory"'
+        )
 
 
 def _check_table(table: Any, name: str, where: str) -> None:

@@ -6,6 +6,8 @@ ClotkitError                exit code 2, one line on stderr, no traceback
 ├── SplitError              a split folder or one of its tables is wrong
 ├── SubmissionError         a submission file is wrong
 ├── RehearsalError          the bundle could not be built, or did not survive its rehearsal
+├── StoreError              a folder's files, or an object store's, cannot be read or written
+├── ClusterError            the workers or the scheduler of a cluster are gone
 ├── RemoteError             Kaggle could not be asked, or said no
 │   ├── RemoteMissing       it has no such thing (404)
 │   ├── RemoteUnclear       it gave no answer that can be read: what was asked may have been done
@@ -43,6 +45,14 @@ class SubmissionError(ClotkitError):
 
 class RehearsalError(ClotkitError):
     """The bundle could not be built, or did not survive its rehearsal."""
+
+
+class StoreError(ClotkitError):
+    """A folder's files, or an object store's, cannot be read or written."""
+
+
+class ClusterError(ClotkitError):
+    """The workers or the scheduler of a cluster are gone."""
 
 
 class RemoteError(ClotkitError):

@@ -1,31 +1,41 @@
 """A split folder: its table of slides, its sample submission. Standard library only; ids are strings, always."""
 
 import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
+from clotkit.scratch import scratch
+from clotkit.stores import Place, Stored, store_of
 
 SYNTHETIC = "phantom.json"  # marks a split whose slides are drawn
 
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide of a split; `label` is a class index, None in a test split; `centre` "" where the table has none."""
+    """One slide of a split; `label` is a class index, None in a test split; `centre` "" where the table has none.
+
+    `stored` says where it is in an object store; `path` is then only how it is called.
+    """
 
     image_id: str
     patient_id: str
     path: Path
     label: int | None
     centre: str = ""
+    stored: Stored | None = None
 
     @property
     def size_bytes(self) -> int:
         """The file's size, 0 when it is missing: what to start with, and what a table can say of it."""
+        if self.stored is not None:
+            return self.stored.entry.size_bytes
         try:
             return self.path.stat().st_size
         except OSError:
@@ -39,16 +49,28 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
-            found = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
         raise SplitError(f"{path}: cannot be read: {_why(error)}; a split folder has it") from error
+    return rows_of(text, str(path), columns)
+
+
+def rows_of(text: str, where: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV's text as dicts of strings; `where` is what errors call it.
+
+    Raises SplitError when it is malformed, lacks one of `columns`, or has no row.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+        found = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise SplitError(f"{where}: cannot be read: {error}; a split folder has it") from error
     missing = [column for column in columns if column not in found]
     if missing:
-        raise SplitError(f"{path}: no column {', '.join(missing)}; columns found: {', '.join(found) or 'none'}")
+        raise SplitError(f"{where}: no column {', '.join(missing)}; columns found: {', '.join(found) or 'none'}")
     if not rows:
-        raise SplitError(f"{path}: 0 rows, at least 1 is needed")
+        raise SplitError(f"{where}: 0 rows, at least 1 is needed")
     return rows
 
 
@@ -82,6 +104,40 @@ def read_slides(
         log(f"{path}: {columns.image} {', '.join(repeated)} repeats; the first row of each counts")
     first = {row[columns.image]: row for row in reversed(rows)}
     return [_slide_row(first[image], split_dir, split, competition) for image in dict.fromkeys(images)]
+
+
+@contextmanager
+def tables_of(where: Place, competition: Competition) -> Iterator[Path]:
+    """The folder that has a split's tables: the split itself, or for a URL a copy of them, without the slides.
+
+    Raises StoreError where the object store cannot be asked, SplitError where it has no table of a split there.
+    """
+    if isinstance(where, Path):
+        yield where
+        return
+    store = store_of(where)
+    with scratch() as folder:
+        tables = [competition.table_path(folder, split) for split in ("train", "test")]
+        for path in (*tables, competition.sample_path(folder), folder / SYNTHETIC):
+            with suppress(FileNotFoundError):
+                store.fetch(path.relative_to(folder).as_posix(), path)
+        if not any(path.is_file() for path in tables):
+            names = " nor ".join(path.name for path in tables)
+            raise SplitError(f"{where}: has neither {names}, or is not there; a split folder has one of them")
+        yield folder
+
+
+def in_store(slides: Sequence[SlideRow], split_dir: Path, where: Place) -> list[SlideRow]:
+    """The slides, whose tables lie in `split_dir`, with what an object store says of each; as they are for a path."""
+    if isinstance(where, Path):
+        return list(slides)
+    store = store_of(where)
+    entries = store.entries()
+    names = [slide.path.relative_to(split_dir).as_posix() for slide in slides]
+    return [
+        replace(slide, stored=Stored(store, name, entries[name])) if name in entries else slide
+        for slide, name in zip(slides, names, strict=True)
+    ]
 
 
 def patient_in(image_id: str, competition: Competition) -> str:

@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How large the slides are that there are to tile; 0 `slides`: unknown.
+
+    `areas_px` (width times height) and `aspects` (long over short side) are quantiles at `area_levels`, `file_bytes` at
+    `file_levels`. The largest slide by area is `largest_px` (width, height); no side is below or above the limits.
+    """
+
+    slides: int
+    total_bytes: float
+    area_levels: tuple[float, ...]
+    areas_px: tuple[float, ...]
+    aspects: tuple[float, ...]
+    largest_px: tuple[int, ...]
+    least_side_px: int
+    most_side_px: int
+    portrait_share: float
+    file_levels: tuple[float, ...]
+    file_bytes: tuple[float, ...]
+
+
+UNKNOWN = Sizes(0, 0.0, (), (), (), (), 0, 0, 0.0, (), ())
+
+
+@dataclass(frozen=True)
 class Competition:
     """One competition, as its TOML has it."""
 
@@ -91,6 +116,7 @@ class Competition:
     metric: Metric
     limits: Limits
     source: Path
+    sizes: Sizes = UNKNOWN
 
     @cached_property
     def header(self) -> tuple[str, ...]:
@@ -126,6 +152,8 @@ def load_competition(name_or_path: str = DEFAULT) -> Competition:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     competition = typed(Competition, {**raw, "source": path}, str(path))
     _check_classes(competition, path)
+    if competition.sizes != UNKNOWN:
+        _check_sizes(competition.sizes, path)
     if competition.metric.name not in METRICS:
         raise ConfigError(f"{path}: metric.name is {competition.metric.name!r}; known: {', '.join(METRICS)}")
     return competition
@@ -141,3 +169,27 @@ def _check_classes(competition: Competition, path: Path) -> None:
             raise ConfigError(f"{path}: classes.{key} has {len(values)} entries, classes.names {len(classes.names)}")
         if min(values) < 0 or sum(values) <= 0:
             raise ConfigError(f"{path}: classes.{key} is {list(values)}; it must be non-negative with a positive sum")
+
+
+def _check_sizes(sizes: Sizes, path: Path) -> None:
+    """Raise ConfigError for a table from which no slide can be drawn."""
+    if sizes.slides < 1 or len(sizes.largest_px) != 2 or not 0 <= sizes.portrait_share <= 1:
+        raise ConfigError(
+            f"{path}: sizes has {sizes.slides} slides, largest_px {list(sizes.largest_px)}, portrait_share "
+            f"{sizes.portrait_share}; at least 1, a width and a height, and 0 to 1 are needed"
+        )
+    if not 0 < sizes.least_side_px < min(sizes.largest_px) or max(sizes.largest_px) > sizes.most_side_px:
+        raise ConfigError(
+            f"{path}: sizes.largest_px is {list(sizes.largest_px)}; it must lie between least_side_px "
+            f"{sizes.least_side_px} and most_side_px {sizes.most_side_px}"
+        )
+    for levels, key in (("area_levels", "areas_px"), ("area_levels", "aspects"), ("file_levels", "file_bytes")):
+        _check_quantiles(getattr(sizes, levels), getattr(sizes, key), f"{path}: sizes.{key}", levels)
+
+
+def _check_quantiles(levels: tuple[float, ...], values: tuple[float, ...], where: str, name: str) -> None:
+    if len(values) != len(levels):
+        raise ConfigError(f"{where} has {len(values)} entries, sizes.{name} {len(levels)}; give one for each level")
+    rising = all(a < b for a, b in pairwise(levels)) and all(a <= b for a, b in pairwise(values))
+    if len(levels) < 2 or (levels[0], levels[-1]) != (0, 1) or not rising or values[0] <= 0:
+        raise ConfigError(f"{where} is {list(values)} at {list(levels)}; both must rise, above 0, from level 0 to 1")

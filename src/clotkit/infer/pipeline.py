@@ -15,6 +15,7 @@ import numpy as np
 
 from clotkit import __version__
 from clotkit.competitions import Competition
+from clotkit.engines import Backend
 from clotkit.errors import ClotkitError, ConfigError, UsageError, one_line
 from clotkit.files import publish_json, sha256
 from clotkit.infer import report, report_page
@@ -23,7 +24,7 @@ from clotkit.infer.blending import COVARIATES
 from clotkit.infer.effort import Pace, again
 from clotkit.infer.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
 from clotkit.infer.report import SlideReport
-from clotkit.infer.scoring import Scorer, tilings_of
+from clotkit.infer.scoring import Scored, Scorer, tilings_of
 from clotkit.infer.shift import read_out_of_fold
 from clotkit.infer.sidecar import Trace, kept_lines, sidecar_line
 from clotkit.infer.submission import write_submission
@@ -41,13 +42,13 @@ from clotkit.infer.workers import (
     tile_task,
 )
 from clotkit.learn.models import OUT_OF_FOLD, Member, find_members, load_member
-from clotkit.splits import SlideRow, kind_of, read_sample_ids, read_slides
+from clotkit.splits import SlideRow, in_store, kind_of, read_sample_ids, read_slides
+from clotkit.stores import Place
 
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 STALL_S = 120.0  # the largest slide's first batch takes 15 s on a slow core
 CLOSING_S, CLOSING_SHARE = 2.0, 0.05  # of the deadline, kept for the last writes
 Log = Callable[[str], None]
-Scored = tuple[SlideReport, dict[str, Probabilities], Trace]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class RunSettings:
     jobs: int
     resume: bool = False
     stall_s: float = STALL_S
+    source: Place | None = None  # where the slides are, if not in split_dir, which then has the tables alone
+    weights_source: Place | None = None  # the same of weights_dir: what the workers of a cluster are told
+    backend: Backend | None = None  # None: this process
 
 
 def run(settings: RunSettings, competition: Competition, log: Log = print, work: Work = tile_task) -> dict[str, int]:
@@ -75,6 +79,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     """
     started = time.monotonic()
     slides = read_slides(settings.split_dir, "test", competition, log)
+    slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir)
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition)
     _check_settings(settings)
@@ -101,7 +106,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     ):
         for line in earlier:
             board.take(line, {name: np.array(values) for name, values in line.p.items()})
-        for line, means, trace in _score(left, members, settings, competition, started, work):
+        score = _score if settings.backend is None else partial(_score_afar, log=log)
+        for line, means, trace in score(left, members, settings, competition, started, work):
             if means:
                 board.take(line, means)
                 board.publish()
@@ -134,8 +140,8 @@ def _score(
     """A line, the mean a member and a trace for each slide: smallest file first, then the lost ones once more."""
     scorer = Scorer(members, {slide.image_id: slide.patient_id for slide in slides}, competition.limits.min_tiles)
     ordered = sorted(slides, key=lambda slide: slide.size_bytes)
-    tasks = [Task(slide.image_id, slide.path, tilings_of(members)) for slide in ordered]
-    deadline = started + settings.deadline_s - min(CLOSING_S, CLOSING_SHARE * settings.deadline_s)
+    tasks = [Task(slide.image_id, slide.path, tilings_of(members), stored=slide.stored) for slide in ordered]
+    deadline = _last_begun(settings, started)
     limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline, settings.stall_s)
     pace = Pace(len(tasks), deadline, competition.limits.min_tiles)
     if not members:
@@ -159,8 +165,33 @@ def _score(
             yield _ended(scorer, event)
 
 
+def _score_afar(
+    slides: Sequence[SlideRow],
+    members: Sequence[Member],
+    settings: RunSettings,
+    competition: Competition,
+    started: float,
+    work: Work,
+    log: Log,
+) -> Iterator[Scored]:
+    """The same on a cluster."""
+    from clotkit.infer.afar import Terms, score_afar
+
+    weights = settings.weights_source or settings.weights_dir
+    limits = settings.memory_mb, settings.stall_s, _last_begun(settings, started)
+    assert settings.backend is not None
+    yield from score_afar(slides, members, Terms(weights, competition, *limits, work), settings.backend, log)
+
+
+def _last_begun(settings: RunSettings, started: float) -> float:
+    """When no slide is begun any more, a time.monotonic() value: some of the deadline is for the last writes."""
+    return started + settings.deadline_s - min(CLOSING_S, CLOSING_SHARE * settings.deadline_s)
+
+
 def _ended(scorer: Scorer, event: Ended) -> Scored:
-    return *scorer.end(event), scorer.take_trace(event.image_id)
+    if event.task.stored is not None:
+        event.task.path.unlink(missing_ok=True)  # it was fetched for this
+    return scorer.scored(event)
 
 
 class _Sidecar:
@@ -444,8 +475,8 @@ def _facts(
         },
         "synthetic": bool(kind_of(settings.split_dir)),
         "arguments": {
-            "split": str(settings.split_dir),
-            "weights": str(settings.weights_dir),
+            "split": str(settings.source or settings.split_dir),
+            "weights": str(settings.weights_source or settings.weights_dir),
             "deadline_s": settings.deadline_s,
             "memory_mb": settings.memory_mb,
             "jobs": settings.jobs,

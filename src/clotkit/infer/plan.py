@@ -188,7 +188,7 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.slides)} {kind} in {plan.split}, {stored_mb:,.0f} MB; {', '.join(plan.members)}, jobs {plan.jobs}"
     yield f"tiles      {plan.tiles:,} expected, {plan.most_tiles:,} at most"
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"time       {_minutes(plan.wall_s)} of {_minutes(plan.deadline_s)}: {verdict}"
+    yield f"time       {as_time(plan.wall_s)} of {as_time(plan.deadline_s)}: {verdict}"
     network = (
         f"loading {plan.load_s:.1f} s, predicting {plan.predict_s:.1f} s"
         if plan.network_measured
@@ -221,7 +221,8 @@ def _table(slides: Sequence[SlidePlan]) -> Iterator[str]:
         )
 
 
-def _minutes(seconds: float) -> str:
+def as_time(seconds: float) -> str:
+    """Seconds for a person: in s, or in min from one minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:,.1f} min"
 
 

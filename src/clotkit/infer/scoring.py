@@ -17,6 +17,8 @@ from clotkit.infer.sidecar import Span, Tiled, Trace
 from clotkit.infer.workers import Ended, Task, Tiles
 from clotkit.learn.models import Member
 
+Scored = tuple[SlideReport, dict[str, Probabilities], Trace]
+
 DIGITS = 9  # of the probabilities in the report: a run that goes on from it writes the same submission
 
 
@@ -110,6 +112,10 @@ class Scorer:
         tally.corners.setdefault(tiles.tiling, []).append(tiles.batch.xy)
         tally.shown_to[tiles.tiling] = [member.name for member in looking]
         tally.busy.append((began, time.monotonic()))
+
+    def scored(self, ended: Ended) -> Scored:
+        """A slide's line, its mean a member, and what it has left besides for the report's page."""
+        return *self.end(ended), self.take_trace(ended.image_id)
 
     def take_trace(self, image_id: str) -> Trace:
         """What an ended slide has left for the report's page besides its line; it is given once."""

@@ -8,7 +8,7 @@ import base64
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Trace:
     tiled: tuple[Tiled, ...] = ()
     lived: Span | None = None
     busy: tuple[Span, ...] = field(default=())
+
+    def shifted(self, seconds: float) -> "Trace":
+        """The same by a clock that is so many seconds behind."""
+        lived = None if self.lived is None else (self.lived[0] + seconds, self.lived[1] + seconds)
+        return replace(self, lived=lived, busy=tuple((start + seconds, end + seconds) for start, end in self.busy))
 
 
 def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, part: int) -> str:

@@ -25,6 +25,7 @@ from clotkit.slides.reader import open_slide
 from clotkit.slides.sketch import Sketch, Sketcher
 from clotkit.slides.tiling import Batch, check_tiler, cut_slide
 from clotkit.slides.tissue import Rule
+from clotkit.stores import Stored
 
 MB = 2**20
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
@@ -36,12 +37,16 @@ FACTS, BATCH, SKETCH, DONE, FAILED, STARVED = "facts", "batch", "sketch", "done"
 
 @dataclass(frozen=True)
 class Task:
-    """One slide to tile, once per distinct tiling; `effort` is the caller's own mark (infer.effort)."""
+    """One slide to tile, once per distinct tiling; `effort` is the caller's own mark (infer.effort).
+
+    A slide that is `stored` elsewhere is fetched to `path` by its own process.
+    """
 
     image_id: str
     path: Path
     tilings: tuple[TilingConfig, ...]
     effort: int = field(default=0, kw_only=True)
+    stored: Stored | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
     A slide that is refused is sketched as far as it was read.
     """
     sketcher, facts = Sketcher(), dict[str, Any]()
+    fetch(task)
     try:
         for index, tiling in enumerate(task.tilings):
             check_tiler(tiling)
@@ -115,6 +121,13 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
         yield from _sketched(sketcher, facts)
         raise
     yield from _sketched(sketcher, facts)
+
+
+def fetch(task: Task) -> None:
+    """Have the task's slide at its path. Raises StoreError."""
+    if task.stored is not None:
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        task.stored.fetch(task.path)
 
 
 def _sketched(sketcher: Sketcher, facts: dict[str, Any]) -> Iterator[tuple[int, Sketch]]:
@@ -270,7 +283,7 @@ class _Child:
 
 def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
     """The life of a slide's process: limits first, then the work, then one last message with the peak memory."""
-    _die_with(parent)
+    die_with(parent)
     _limit(memory_mb)
     try:
         for index, piece in work(task):
@@ -318,7 +331,7 @@ def set_oom_score(score: int) -> None:
         return
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Be killed when the parent dies, so that a hung slide does not outlive its run. Linux only; elsewhere nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
@@ -327,6 +340,16 @@ def _die_with(parent: int) -> None:
         return
     if os.getppid() != parent:  # it died before prctl was called
         os._exit(1)
+
+
+def allow_children() -> None:
+    """Let this process, a worker of loky's or of a Dask cluster, start others.
+
+    Dask's are daemons, which multiprocessing refuses children; loky's would hand down a way to start them that only it
+    knows.
+    """
+    multiprocessing.current_process().daemon = False
+    multiprocessing.set_start_method("spawn", force=True)
 
 
 def peak_mb() -> float:

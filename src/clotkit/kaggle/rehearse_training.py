@@ -25,9 +25,10 @@ from clotkit.kaggle.rehearse import (
     said_costs,
 )
 from clotkit.learn.models import MANIFEST, METRICS, load_member
+from clotkit.learn.shard_table import TABLE, read_shard_rows
 from clotkit.learn.shards import read_shard
-from clotkit.learn.tile import TABLE, read_shard_rows
 from clotkit.splits import read_slides
+from clotkit.stores import Folder
 
 TILES, WEIGHTS, SUMMARY = "tiles", "weights", "summary.json"
 
@@ -111,7 +112,7 @@ def _check_tiles(outcome: Outcome, recipes: Sequence[str], competition: Competit
 
 def _check_shards(folder: Path, outcome: Outcome, competition: Competition) -> int:
     try:
-        files = [row.file for row in read_shard_rows(folder, competition) if row.file is not None]
+        files = [folder / row.file for row in read_shard_rows(Folder(folder), competition) if row.file]
         for file in files:
             read_shard(file)
     except ClotkitError as error:

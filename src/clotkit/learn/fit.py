@@ -16,11 +16,15 @@ import pandas as pd
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.files import publish_text, publishing
 from clotkit.learn.augment import augment
+from clotkit.learn.devices import Team
+from clotkit.learn.feed import Dataset, Draw, Feed, MemoryFeed, ShardFeed, WatchFeed
+from clotkit.learn.lanes import Lanes
+from clotkit.learn.loop import run_epochs
 from clotkit.learn.networks import STANDARDISE, Network
+from clotkit.learn.shard_tiles import ShardTiles
 from clotkit.learn.tiles import TileSet
 
 Floats = npt.NDArray[np.float32]
-Draw = Callable[[npt.NDArray[np.int64], np.random.Generator], npt.NDArray[Any]]
 Told = Callable[[int, dict[str, float]], None]
 HISTORY, DONE = "history.csv", "done"
 BAG_TILES = 24  # of a slide, drawn afresh for every step of a head that sees slides whole
@@ -31,14 +35,16 @@ WATCH_BATCH = 256
 class Material:
     """What a model is fitted to: `draw` gives the inputs of items by their numbers; each has a class and a weight.
 
-    `watched` is (inputs, one-hot classes, weights) of those that choose the epoch, None where none do.
+    `watched` is (inputs, one-hot classes, weights) of those that choose the epoch, None where none do. `shards` is the
+    shard of each item, int64[n], None where the items are in memory.
     """
 
     model: Any
     draw: Draw
     labels: npt.NDArray[np.int64]
     weights: Floats
-    watched: tuple[Any, ...] | None
+    watched: tuple[npt.NDArray[Any], Floats, Floats] | None
+    shards: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def fit(
     state: Path,
     features: tuple[Features, Features] | None = None,
     told: Told = lambda epoch, row: None,
+    team: Team | None = None,
 ) -> pd.DataFrame:
     """Train a network in place on the tiles `seen`, choosing the epoch by `watch` unless it is empty; return history.
 
@@ -69,48 +76,83 @@ def fit(
     epoch: epoch, loss, accuracy, learning_rate, and val_loss, val_accuracy with `watch`. After every epoch all that is
     needed to go on lies in the folder `state`; a fit that finds it there goes on from it and ends with the weights that
     it would have had without the interruption. The same seed gives the same weights on the same machine.
+    With a `team` that has a strategy the network was built in its scope, and every worker calls this alike: each has a
+    state of its own, and they go on from the last epoch that all of them have. Raises ConfigError where the team cannot
+    share the shards, SlideUnreadable for a damaged shard, ClusterError where another worker is gone.
     """
     import keras
 
+    team = team or Team()
     keras.utils.set_random_seed(seed)
     config, classes = recipe.training, len(seen.classes)
     material = _material(network, seen, watch, recipe, seed, features)
-    steps = math.ceil(len(_order(material.labels, config, classes, seed, 0)) / config.batch_tiles)
+    feed = _feed(material, config, classes, seed)
     model = material.model
-    model.compile(_optimizer(config, steps), _loss(config), weighted_metrics=["accuracy"])
-    model.optimizer.build(model.trainable_variables)
-    kept = _Kept(state, model, config.keep)
-    past = kept.restore()
-    if not kept.is_done:
-        _run(material, config, classes, seed, kept, past, told)
-        kept.finish()
+    with team.together():
+        model.compile(_optimizer(config, feed.steps), _loss(config), weighted_metrics=["accuracy"])
+        model.optimizer.build(model.trainable_variables)
+        kept = _Kept(state, model, config.keep, team.workers > 1)
+        past, is_done = _agreed(kept, team)
+        if not is_done and not _is_over(past, config):
+            watchers = _watchers(config, material.watched is not None)
+            callbacks = [*watchers, _keeper(kept, config, seed, watchers, past, told)]
+            _run(material, feed, config, (len(past), config.epochs), callbacks, team)
+    kept.finish()
     kept.load_best()
     return kept.history
 
 
+def _agreed(kept: "_Kept", team: Team) -> tuple[pd.DataFrame, bool]:
+    """The epochs that every worker has, restored, and whether all came to the end.
+
+    Where one has lost the weights to go on from, all begin again: none may run ahead of the others.
+    """
+    epochs, is_done = team.gathered([kept.epochs, int(kept.is_done)]).min(axis=0).tolist()  # [workers, 2] -> [2]
+    can = team.gathered([int(kept.has(epochs))]).min()
+    return kept.restore(epochs if can else 0), bool(is_done and can)
+
+
 def _run(
     material: Material,
+    feed: Feed,
     config: TrainingConfig,
-    classes: int,
-    seed: int,
-    kept: "_Kept",
-    past: pd.DataFrame,
-    told: Told,
+    epochs: tuple[int, int],
+    callbacks: list[Any],
+    team: Team,
 ) -> None:
-    """Run the epochs that are left; the callbacks are told of those of `past` again, to stand where they stood."""
-    if _is_over(past, config):
+    """Run the epochs that are left: with Keras's `fit`, or the strategy's loop."""
+    watched = material.watched
+    if team.strategy is not None:
+        batch = WATCH_BATCH // team.here  # of a replica: the memory is that of one process
+        spread = None if watched is None else WatchFeed(watched, batch, team.replicas)
+        run_epochs(material.model, _loss(config, None), team, feed, spread, epochs, callbacks)
         return
-    watchers = _watchers(config, material.watched is not None)
-    material.model.fit(
-        _feed(material, config, classes, seed, len(past)),
-        epochs=config.epochs,
-        initial_epoch=len(past),
-        validation_data=material.watched,
-        validation_batch_size=WATCH_BATCH,
-        shuffle=False,  # the feed does it: Keras would draw from a state that a resumed run has not
-        callbacks=[*watchers, _keeper(kept, config, seed, watchers, past, told)],
-        verbose=0,
-    )
+    begin, end = epochs
+    batches: Any
+    if isinstance(feed, MemoryFeed):
+        parts, batches, steps = [], _keras_batches(feed, begin), None
+    else:
+        seen = Dataset(feed)
+        parts, batches, steps = [seen], seen.between(begin * feed.steps, end * feed.steps, whole=True), feed.steps
+    checked: Any = watched
+    if watched is not None and isinstance(watched[0], ShardTiles):
+        whole = WatchFeed(watched, WATCH_BATCH)
+        parts.append(Dataset(whole))
+        checked = parts[-1].between(0, whole.steps, whole=True)
+    try:
+        material.model.fit(
+            batches,
+            epochs=end,
+            initial_epoch=begin,
+            steps_per_epoch=steps,
+            validation_data=checked,
+            validation_batch_size=WATCH_BATCH if checked is watched else None,
+            shuffle=False,  # the feed does it: Keras would draw from a state that a resumed run has not
+            callbacks=callbacks,
+            verbose=0,
+        )
+    except Exception as error:  # noqa: BLE001 - TensorFlow wraps what a feed raises in an error of its own
+        raise next((part.failure for part in parts if part.failure), error) from None
 
 
 def balanced(tiles: TileSet, config: TrainingConfig, seed: int) -> TileSet:
@@ -172,7 +214,8 @@ def _material(
         def cut(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[Any]:
             return augment(seen.tiles[chosen], recipe.augment, rng)  # [b, S, S, 3]
 
-        return _weighed(network.model, cut, seen, watch.tiles, watch, config)
+        material = _weighed(network.model, cut, seen, watch.tiles, watch, config)
+        return replace(material, shards=seen.tiles.owner) if isinstance(seen.tiles, ShardTiles) else material
     views = features[0].views  # [views, n, D]
     standardise(network, features[0].plain, seen.images.tolist())
     if recipe.inference.pool != "mean":
@@ -285,11 +328,11 @@ def _optimizer(config: TrainingConfig, steps: int) -> Any:
     return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
 
 
-def _loss(config: TrainingConfig) -> Any:
+def _loss(config: TrainingConfig, reduction: str | None = "sum_over_batch_size") -> Any:
     import keras
 
     kinds = {"categorical": keras.losses.CategoricalCrossentropy, "binary": keras.losses.BinaryCrossentropy}
-    return kinds[config.loss](label_smoothing=config.label_smoothing)
+    return kinds[config.loss](label_smoothing=config.label_smoothing, reduction=reduction)
 
 
 def _watchers(config: TrainingConfig, watched: bool) -> list[Any]:
@@ -327,30 +370,43 @@ def _order(
     return rng.permutation(np.concatenate([drawn(rows, most, rng) for rows in of_class if len(rows)]))
 
 
-def _feed(material: Material, config: TrainingConfig, classes: int, seed: int, epoch: int) -> Any:
-    """Batches as a keras.utils.PyDataset from `epoch` on; each is a function of the seed, the epoch and its number."""
+def _feed(material: Material, config: TrainingConfig, classes: int, seed: int) -> Feed:
+    """Global batches of the items: in any order where they are in memory, else by lanes of shards."""
+    labels, known = material.labels, one_hot(material.labels, classes)
+
+    def order(epoch: int) -> npt.NDArray[np.int64]:
+        return _order(labels, config, classes, seed, epoch)
+
+    if material.shards is None:
+        return MemoryFeed(material.draw, order, known, material.weights, config.batch_tiles, seed)
+
+    def copies(epoch: int) -> npt.NDArray[np.int64]:
+        return np.bincount(order(epoch), minlength=len(labels))
+
+    often = copies if config.balance == "oversample" else None
+    lanes = Lanes(material.shards, config.batch_tiles, seed, often)
+    return ShardFeed(material.draw, lanes, known, material.weights, seed)
+
+
+def _keras_batches(feed: MemoryFeed, epoch: int) -> Any:
+    """The batches of a feed as a keras.utils.PyDataset, from `epoch` on."""
     import keras
 
-    class Feed(keras.utils.PyDataset):  # type: ignore[misc]
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.epoch = epoch - 1
-            self.on_epoch_end()
+            self.epoch = epoch
 
         def __len__(self) -> int:
-            return math.ceil(len(self.order) / config.batch_tiles)
+            return feed.steps
 
         def on_epoch_end(self) -> None:
             self.epoch += 1
-            self.order = _order(material.labels, config, classes, seed, self.epoch)
 
         def __getitem__(self, index: int) -> tuple[Any, ...]:
-            chosen = self.order[index * config.batch_tiles : (index + 1) * config.batch_tiles]
-            rng = np.random.default_rng([seed, self.epoch, index])
-            inputs = material.draw(chosen, rng)
-            return inputs, one_hot(material.labels[chosen], classes), material.weights[chosen]
+            return feed.batch(self.epoch, index)
 
-    return Feed()
+    return Batches()
 
 
 def _keeper(
@@ -385,29 +441,40 @@ class _Kept:
     """The state of a fit in a folder: the weights of the last epoch and of the best one, and the history.
 
     The history is written after the weights of its last epoch, so that it never speaks of weights that are not there.
+    `shared`: other workers keep the like, and one that was killed may be an epoch behind; so it can go back by one.
     """
 
-    def __init__(self, folder: Path, model: Any, keep: str) -> None:
-        self.history = pd.DataFrame()
-        self._folder, self._model, self._keep = folder, model, keep
+    def __init__(self, folder: Path, model: Any, keep: str, shared: bool = False) -> None:
+        self._folder, self._model, self._keep, self._shared = folder, model, keep, shared
         folder.mkdir(parents=True, exist_ok=True)
+        path = folder / HISTORY
+        self.history = pd.read_csv(path) if path.is_file() else pd.DataFrame()
 
     @property
     def is_done(self) -> bool:
         """Whether the fit came to its end."""
         return (self._folder / DONE).is_file()
 
-    def restore(self) -> pd.DataFrame:
-        """Load the weights of the last epoch, the optimizer's too; return the history up to it, empty for a start."""
-        path = self._folder / HISTORY
-        if path.is_file():
-            self.history = pd.read_csv(path)
-            self._model.load_weights(self._weights(len(self.history)))
+    @property
+    def epochs(self) -> int:
+        """How many epochs are kept."""
+        return len(self.history)
+
+    def has(self, epochs: int) -> bool:
+        """Whether it can go on after so many epochs: their weights are there, and those of the best of them."""
+        past = self.history[:epochs]
+        return not epochs or all(self._weights(epoch).is_file() for epoch in (epochs, self._best(past)))
+
+    def restore(self, epochs: int) -> pd.DataFrame:
+        """Load the weights after so many epochs, the optimizer's too; return the history up to there."""
+        self.history = self.history[:epochs] if epochs else pd.DataFrame()
+        if epochs:
+            self._model.load_weights(self._weights(epochs))
         return self.history
 
     def add(self, row: dict[str, float]) -> None:
-        """Keep the weights after an epoch, and its row; weights that are neither the last nor the best go."""
-        epoch = len(self.history) + 1
+        """Keep the weights after an epoch, and its row; weights that nobody goes on from go."""
+        epoch = self.epochs + 1
         self.history = pd.concat([self.history, pd.DataFrame([{"epoch": epoch, **row}])], ignore_index=True)
         with publishing(self._weights(epoch)) as temporary:
             self._model.save_weights(temporary, overwrite=True)
@@ -415,6 +482,8 @@ class _Kept:
         self.history.to_csv(text, index=False, lineterminator="\n")
         publish_text(self._folder / HISTORY, text.getvalue())
         wanted = {self._weights(epoch), self._weights(self.best)}
+        if self._shared and epoch > 1:
+            wanted |= {self._weights(epoch - 1), self._weights(self._best(self.history[:-1]))}
         for path in self._folder.glob("epoch-*"):
             if path not in wanted:
                 path.unlink()
@@ -422,9 +491,7 @@ class _Kept:
     @property
     def best(self) -> int:
         """The epoch with the lowest watched loss; the last one where the recipe wants that, or nothing was watched."""
-        if self._keep == "last" or "val_loss" not in self.history:
-            return len(self.history)
-        return int(self.history["val_loss"].to_numpy().argmin()) + 1
+        return self._best(self.history)
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch."""
@@ -433,6 +500,11 @@ class _Kept:
     def finish(self) -> None:
         """Say that no epoch is left."""
         (self._folder / DONE).touch()
+
+    def _best(self, history: pd.DataFrame) -> int:
+        if self._keep == "last" or "val_loss" not in history:
+            return len(history)
+        return int(history["val_loss"].to_numpy().argmin()) + 1
 
     def _weights(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch:04d}.weights.h5"

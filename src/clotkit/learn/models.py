@@ -99,14 +99,14 @@ def start_keras() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # else it warns that several networks are several functions
-    with _quiet():
+    with quiet():
         import keras
 
         keras.ops.zeros(1)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what native code writes to stderr; let it out when an exception passes through."""
     sys.stderr.flush()
     plain = os.dup(2)

@@ -21,8 +21,10 @@ import numpy.typing as npt
 from clotkit import __version__
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, SlideUnreadable
-from clotkit.files import publishing
+from clotkit.files import sha256
 from clotkit.slides.tiling import Batch
+from clotkit.splits import SlideRow
+from clotkit.stores import Store
 
 FORMAT = 2
 HEADER_BYTES = 128
@@ -54,6 +56,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A shard that stands: its tiles, its bytes, and their sha256."""
+
+    tiles: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """All of a shard but its tiles: `count` of them, uint8[tile_px, tile_px, 3] each, and `xy` int32[count, 2]."""
 
@@ -65,16 +76,23 @@ class Frame:
     key: str
 
 
-def write_shard(path: Path, pieces: Pieces, key: str) -> int:
-    """Write the batches and facts of `pieces` to the shard `path`, atomically; return the number of tiles.
+def write_shard(store: Store, name: str, pieces: Pieces, key: str) -> Written:
+    """Write the batches and facts of `pieces` to the shard `name` of a store, atomically.
 
     One batch is held at a time. The same pieces and key give the same bytes. Raises NoTissue when no tile comes, and
     what `pieces` raises; then nothing is written.
     """
+    with store.publishing(name) as path:
+        tiles = _write(path, pieces, key)
+        return Written(tiles, path.stat().st_size, sha256(path))
+
+
+def _write(path: Path, pieces: Pieces, key: str) -> int:
+    """Write a shard to a file, and return the number of its tiles."""
     facts: dict[str, Any] = {}
     corners: list[npt.NDArray[np.int32]] = []
     side = checksum = 0
-    with publishing(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         file.write(bytes(HEADER_BYTES))  # its place: how many tiles there are is known at the end
         for piece in pieces:
             if isinstance(piece, dict):
@@ -105,7 +123,7 @@ def read_shard(path: Path, verify: bool = True) -> Shard:
     """
     try:
         with path.open("rb") as file:
-            frame = _read_frame(file)
+            frame = read_frame(file)
             if frame is None or (verify and _checksum(file, frame) != frame.checksum):
                 raise SlideUnreadable(f"{path}: not a whole shard; delete it and run clotkit tile again")
             shape = (frame.count, frame.tile_px, frame.tile_px, 3)
@@ -115,21 +133,29 @@ def read_shard(path: Path, verify: bool = True) -> Shard:
     return Shard(tiles, frame.xy, frame.facts, frame.key)
 
 
-def shard_key(slide: Path, tiling: TilingConfig, dated: bool = True) -> str:
+def shard_key(slide: SlideRow, tiling: TilingConfig, dated: bool = True) -> str:
     """What a shard is made from, as a sha256: the slide's size and time of change, the tiling, the code that cuts.
 
-    Without `dated` the time of change is left out: for slides that are copied or mounted afresh, and never changed.
-    Raises OSError when the slide is missing.
+    Of a slide in an object store it is the store's version. Without `dated` neither counts: for slides that are copied
+    or mounted afresh, and never changed. Raises OSError when the slide is missing.
     """
-    stat = slide.stat()
+    size_bytes, changed = _state_of(slide)
     made_from = {
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns if dated else None,
+        "bytes": size_bytes,
+        "mtime_ns": changed if dated else None,
         "tiling": asdict(tiling),
         "code": code_version(),
         "format": FORMAT,
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _state_of(slide: SlideRow) -> tuple[int, int | str]:
+    """The bytes of a slide, and what changes when it is written again."""
+    if slide.stored is not None:
+        return slide.stored.entry.size_bytes, slide.stored.entry.version
+    stat = slide.path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 @cache
@@ -142,17 +168,14 @@ def code_version(folder: Path = SLIDES, version: str = __version__) -> str:
     return digest.hexdigest()
 
 
-def shard_key_of(path: Path) -> str | None:
-    """The key inside a shard, None where frame_of gives none."""
-    frame = frame_of(path)
-    return None if frame is None else frame.key
+def frame_in(store: Store, name: str) -> Frame | None:
+    """All of a shard but its tiles; None when there is none, or it is not whole (its tiles' own bytes are not read).
 
-
-def frame_of(path: Path) -> Frame | None:
-    """All of a shard but its tiles; None when there is none, or it is not whole (its tiles' own bytes are not read)."""
+    Raises StoreError where an object store cannot be asked.
+    """
     try:
-        with path.open("rb") as file:
-            return _read_frame(file)
+        with store.open(name) as file:
+            return read_frame(file)
     except OSError:
         return None
 
@@ -181,8 +204,11 @@ def _tail(tile_px: int, xy: npt.NDArray[np.int32], about: bytes, checksum: int) 
     return b"".join(header + body for header, body in parts)
 
 
-def _read_frame(file: BinaryIO) -> Frame | None:
-    """A shard's frame; None where the file is not, byte for byte except its tiles, what its seal says."""
+def read_frame(file: BinaryIO) -> Frame | None:
+    """A shard's frame; None where the file is not, byte for byte except its tiles, what its seal says.
+
+    Three short pieces of the file are read: its end, its beginning, and what follows the tiles.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 8 * SEAL_ITEMS, 0))
     seal = file.read(8 * SEAL_ITEMS)

@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.config import DataConfig, Recipe
 from clotkit.errors import ConfigError, SlideError, SplitError, one_line
 from clotkit.infer.workers import Ended, Limits, Task, Tiles, stream
+from clotkit.learn.cut import TILING
 from clotkit.learn.images import IMAGE_TILERS, read_image
-from clotkit.learn.shards import Shard, read_shard
-from clotkit.learn.tile import TABLE, TILING, ShardRow, read_shard_rows
+from clotkit.learn.shard_cache import Opener
+from clotkit.learn.shard_table import TABLE, ShardRow, read_shard_rows
+from clotkit.learn.shard_tiles import ShardTiles, Shelf
+from clotkit.learn.shards import Shard
 from clotkit.learn.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.slides.pixels import Pixels
 from clotkit.slides.tiling import TILERS
 from clotkit.splits import SlideRow, read_slides, read_table
+from clotkit.stores import Place, Store, is_url, store_of
 
 Log = Callable[[str], None]
 
+CACHE = Path("build/cache")  # where shards of a URL are kept
 PARTS = (TRAIN, VAL, TEST)
 PART_COLUMN = "part"  # of a table; what it may say are the PARTS
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
@@ -40,18 +46,24 @@ class Picture:
     part: str = ""
 
 
-def read_source(recipe: Recipe, data: Path, competition: Competition, limit: int | None, log: Log) -> TileSet:
+def read_source(
+    recipe: Recipe, data: Place, competition: Competition, limit: int | None, log: Log, cache: Path = CACHE
+) -> TileSet:
     """The labelled tiles that `recipe.data` names, in `data`: a split folder, an .npz, a folder of folders, a table.
 
-    For slides it may be a folder that `clotkit tile` has filled: the same tiles, bit for bit, without cutting again.
+    For slides it may be a folder that `clotkit tile` has filled, or the URL of one, whose shards are kept in `cache`:
+    the same tiles, bit for bit, without cutting again. Where training.feed is "shards" they are not read before they
+    are needed (ShardTiles).
     `limit` takes the first so many slides or pictures of each class, in each part where parts are given. What cannot be
     read is left out, and `log` gets its name. Slides have the competition's classes, pictures those of the recipe.
     Raises ConfigError for a recipe that does not fit its source or its shards, SplitError for data that do not fit the
-    recipe or have nothing of a class, SlideUnreadable for a damaged shard.
+    recipe or have nothing of a class, SlideUnreadable for a damaged shard, StoreError where a store cannot be asked.
     """
     _check_tiling(recipe)
     if recipe.data.source == "slides" and is_tiled(data, competition):
-        return _shard_tiles(read_shard_rows(data, competition), recipe, competition, limit, data, log)
+        return _shard_tiles(store_of(data), recipe, competition, limit, cache, log)
+    if not isinstance(data, Path):
+        raise SplitError(f"{data}: no {TABLE} there; of URLs only what clotkit tile has written is trained on")
     if recipe.data.source == "slides":
         slides = _limited_slides(read_slides(data, TRAIN, competition, log), limit)
         return _slide_tiles(slides, recipe, competition, data, log)
@@ -80,7 +92,7 @@ def _check_recipe_classes(recipe: Recipe) -> None:
         )
 
 
-def _check_found(rows: Sequence[Picture], classes: Sequence[str], kind: str, data: Path) -> None:
+def _check_found(rows: Sequence[Picture], classes: Sequence[str], kind: str, data: Place) -> None:
     found = {row.label for row in rows}
     empty = [name for index, name in enumerate(classes) if index not in found]
     if empty:
@@ -126,43 +138,71 @@ def _slide_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Compet
 # -- slides that are cut already
 
 
-def is_tiled(data: Path, competition: Competition) -> bool:
-    """Whether a folder is one of `clotkit tile`: it has the table of shards, and is no split itself."""
-    return (data / TABLE).is_file() and not competition.table_path(data, TRAIN).is_file()
+def is_tiled(data: Place, competition: Competition) -> bool:
+    """Whether a folder or URL is one of `clotkit tile`: it has the table of shards, and is no split itself."""
+    if is_url(data):
+        return _has(store_of(data), TABLE)
+    path = Path(data)
+    return (path / TABLE).is_file() and not competition.table_path(path, TRAIN).is_file()
+
+
+def _has(store: Store, name: str) -> bool:
+    try:
+        store.read_text(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _shard_tiles(
-    listed: Sequence[ShardRow], recipe: Recipe, competition: Competition, limit: int | None, data: Path, log: Log
+    store: Store, recipe: Recipe, competition: Competition, limit: int | None, cache: Path, log: Log
 ) -> TileSet:
     """The tiles of shards, in the order of their table; a slide that gave none is left out by name."""
+    listed, table = read_shard_rows(store, competition), store.url(TABLE)
     if any(row.label is None for row in listed):
-        raise SplitError(f"{data / TABLE}: no column {competition.columns.label}; clotkit tile takes a train split too")
+        raise SplitError(f"{table}: no column {competition.columns.label}; clotkit tile takes a train split too")
     shards = {row.image_id: row for row in listed}
-    slides = [SlideRow(row.image_id, row.patient_id, data, row.label, row.centre) for row in listed]
-    kept, cut = [], list[Pixels]()
-    for slide in _limited_slides(slides, limit):
-        row = shards[slide.image_id]
-        if row.file is None:
+    slides = [SlideRow(row.image_id, row.patient_id, Path(), row.label, row.centre) for row in listed]
+    rows = [shards[slide.image_id] for slide in _limited_slides(slides, limit)]
+    for row in rows:
+        if not row.file:
             log(f"{row.image_id} is left out: {row.reason}")
-            continue
-        kept.append(Picture(row.image_id, row.file, row.label or 0, row.patient_id, row.centre))
-        cut.append(_cut_alike(read_shard(row.file), row.file, recipe).tiles)  # memory-mapped: read as it is stacked
+    kept = [row for row in rows if row.file]
     if not kept:
-        raise SplitError(f"{data / TABLE}: 0 of {len(listed)} slides have a shard, at least 1 is needed; it says why")
-    _check_found(kept, competition.classes.names, "slides", data)
-    return _tile_set(kept, cut, competition.classes.names, "slides", log)
+        raise SplitError(f"{table}: 0 of {len(listed)} slides have a shard, at least 1 is needed; it says why")
+    pictures = [Picture(row.image_id, Path(row.file), row.label or 0, row.patient_id, row.centre) for row in kept]
+    _check_found(pictures, competition.classes.names, "slides", table)
+    opener = Opener(store, cache, lambda shard, name: _check_cut_alike(shard, name, recipe))
+    if recipe.training.feed == "shards":
+        return _lazy_tile_set(pictures, kept, opener, recipe, competition.classes.names, log)
+    cut: list[Pixels] = [opener.open(row).tiles for row in kept]  # memory-mapped: read as they are stacked
+    return _tile_set(pictures, cut, competition.classes.names, "slides", log)
 
 
-def _cut_alike(shard: Shard, path: Path, recipe: Recipe) -> Shard:
-    """The shard, if it was cut with the recipe's tiling. Raises ConfigError, with what differs, if it was not."""
+def _lazy_tile_set(
+    pictures: Sequence[Picture],
+    rows: Sequence[ShardRow],
+    opener: Opener,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    log: Log,
+) -> TileSet:
+    """The same without the pixels; one shard is opened, so that a wrong recipe is told at once."""
+    opener.open(rows[0], verify=False)
+    tiles = ShardTiles(Shelf([opener.listed(row) for row in rows], recipe.tiling.tile_px))
+    log(f"{len(tiles)} tiles of {len(rows)} slides, to be read from their shards")
+    return _labelled(tiles.as_array(), pictures, [row.tiles for row in rows], classes)
+
+
+def _check_cut_alike(shard: Shard, name: str, recipe: Recipe) -> None:
+    """Raise ConfigError, with what differs, where a shard was not cut with the recipe's tiling."""
     was, wanted = dict(shard.facts.get(TILING, {})), asdict(recipe.tiling)
     differing = [key for key in wanted if was.get(key) != wanted[key]]
     if differing:
         there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))
         raise ConfigError(
-            f"{path}: cut with {there}; recipe {recipe.name} has {here}: clotkit tile a split with this recipe"
+            f"{name}: cut with {there}; recipe {recipe.name} has {here}: clotkit tile a split with this recipe"
         )
-    return shard
 
 
 def _tile_set(rows: Sequence[Picture], cut: list[Pixels], classes: tuple[str, ...], kind: str, log: Log) -> TileSet:
@@ -175,12 +215,19 @@ def _tile_set(rows: Sequence[Picture], cut: list[Pixels], classes: tuple[str, ..
         stacked[end - len(tiles) : end] = tiles
         end -= len(tiles)
     log(f"{len(stacked)} tiles of {len(rows)} {kind}")
+    return _labelled(stacked, rows, counts, classes)
+
+
+def _labelled(
+    tiles: npt.NDArray[np.uint8], rows: Sequence[Picture], counts: Sequence[int], classes: tuple[str, ...]
+) -> TileSet:
+    """Tiles, so many of each picture, with what is known of the pictures."""
 
     def column(values: list[str]) -> Any:
         return np.repeat(np.array(values, np.str_), counts)
 
     return TileSet(
-        tiles=stacked,
+        tiles=tiles,
         labels=np.repeat(np.array([row.label for row in rows], np.int64), counts),
         patients=column([row.patient for row in rows]),
         images=column([row.image for row in rows]),

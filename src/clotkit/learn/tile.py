@@ -1,53 +1,41 @@
 """`clotkit tile`: a shard a slide, each cut in the slide's own process, and shards.csv, which lists them.
 
-What is up to date is left alone, a slide that fails costs itself alone, and a run that is killed leaves nothing that
-passes for whole. No TensorFlow here.
+The slides and the shards are in local folders or in object stores, the processes on this machine or on those of a
+cluster. What is up to date is left alone, a slide that fails costs itself alone, and a run that is killed, or any part
+of it, leaves nothing that passes for whole. No TensorFlow here.
 """
 
-import csv
 import fcntl
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
-from clotkit.errors import SplitError, UsageError
-from clotkit.files import publish_text
+from clotkit.engines import Backend, Engine, Lost, engine
+from clotkit.errors import ClusterError, UsageError
 from clotkit.infer.report import progress
-from clotkit.infer.workers import Ended, Limits, Task, Work, check_limits, stream
-from clotkit.learn.shards import frame_of, shard_key, shard_key_of, write_shard
-from clotkit.slides.tiling import Batch, check_tiler, tile_slide
-from clotkit.splits import SYNTHETIC, SlideRow, kind_of, read_slides, read_table, split_of
+from clotkit.infer.workers import Work, check_limits, never
+from clotkit.learn.cut import FULL, Order, Outcome, ShardTask, cut, digest, is_drawn, shard_task
+from clotkit.learn.shard_table import ShardRow, bare_row, earlier_rows, publish_rows
+from clotkit.learn.shards import frame_in, shard_key
+from clotkit.slides.tiling import check_tiler
+from clotkit.splits import SYNTHETIC, SlideRow, in_store, kind_of, read_slides, split_of, tables_of
+from clotkit.stores import Entry, Folder, Place, Store, store_of
 
-TABLE, PREVIEWS = "shards.csv", "preview"
-TILING = "tiling"  # among a shard's facts: what it was cut with
+PREVIEWS = "preview"
 MB = 2**20
-DONE, FAILED = "done", "failed"
-FULL = "the shards take up all the room they may; no slide was begun any more"
+TABLE_S = 30.0  # how old shards.csv may be while a run is at work
+ASKING = 16  # requests to an object store at a time
+LATE = "the run's deadline came before its turn"
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ShardRow:
-    """A row of shards.csv: `file` is None and `tiles` 0 where the slide gave no shard, and `reason` says why."""
-
-    image_id: str
-    patient_id: str
-    label: int | None  # a class index; None in a test split
-    file: Path | None
-    tiles: int
-    key: str
-    reason: str
-    centre: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +46,8 @@ class TileSettings:
     `most_mb` of shards, no slide is begun any more; None: never.
     """
 
-    split_dir: Path
-    out: Path
+    split_dir: Place
+    out: Place
     recipe: str
     split: str | None
     jobs: int
@@ -68,15 +56,7 @@ class TileSettings:
     dated: bool = True
     deadline_s: float | None = None
     most_mb: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardTask(Task):
-    """A slide whose tiles go to the file `shard` under `key`, and its picture to `preview` where one is wanted."""
-
-    shard: Path
-    key: str
-    preview: Path | None
+    backend: Backend | None = None  # None: loky, `jobs` at a time
 
 
 def tile_split(
@@ -88,92 +68,217 @@ def tile_split(
 
     Shards that are whole and have the key that they must have are left alone; without other work no process is started.
     A slide that fails costs itself alone and is named to `log`. `work` is what a slide's process does (shard_task).
-    Raises UsageError, ConfigError or SplitError, before a shard is touched, for wrong input.
+    Raises UsageError, ConfigError or SplitError, before a shard is touched, for wrong input; StoreError or ClusterError
+    where a store or a cluster is lost on the way: what is done is listed, and the same command goes on.
     """
-    deadline = float("inf") if settings.deadline_s is None else time.monotonic() + settings.deadline_s
+    until = float("inf") if settings.deadline_s is None else time.monotonic() + settings.deadline_s
     tiling = load_recipe(settings.recipe).tiling
     check_tiler(tiling, settings.recipe)
+    _check(settings)
+    store = store_of(settings.out)
+    with tables_of(settings.split_dir, competition) as split_dir:
+        split = settings.split or split_of(split_dir, competition, ("train", "test"))
+        slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir)
+        with _alone(store, slides):
+            shelf = _take_stock(store, slides, tiling, settings, competition)
+            if len(shelf.kept):
+                log(f"{len(shelf.kept)} {'shard is' if len(shelf.kept) == 1 else 'shards are'} up to date")
+            if shelf.fresh:
+                kind = kind_of(split_dir)
+                log(f"{len(shelf.fresh)} of {len(slides)} {kind}slides to tile, recipe {settings.recipe}")
+            try:
+                _work(shelf, settings, competition, until, work or shard_task, log)
+            except ClusterError as error:
+                done = sum(bool(row.file) for row in shelf.rows.values())
+                raise ClusterError(
+                    f"{error}; {done} of {len(slides)} slides are done, the same command goes on"
+                ) from error
+            finally:
+                shelf.publish()
+            _discard_others(shelf)
+            _copy_marker(split_dir, store)
+    return _close(shelf, settings, log)
+
+
+@dataclass
+class _Shelf:
+    """The slides, their tasks, and what is known of their shards; shards.csv follows from it."""
+
+    store: Store
+    competition: Competition
+    slides: Sequence[SlideRow]
+    tasks: dict[str, ShardTask]  # by image id, as all that follows
+    kept: dict[str, ShardRow]  # up to date from the start
+    rows: dict[str, ShardRow]
+    listed: dict[str, Entry]
+    published: float = field(default_factory=time.monotonic)
+
+    @property
+    def fresh(self) -> list[ShardTask]:
+        """The tasks of what is not up to date, the largest slide first: no core waits for the longest at the end."""
+        size_of = {slide.image_id: slide.size_bytes for slide in self.slides}
+        left = [task for task in self.tasks.values() if task.image_id not in self.kept]
+        return sorted(left, key=lambda task: -size_of[task.image_id])
+
+    @property
+    def unhashed(self) -> list[ShardTask]:
+        """The tasks of shards that stand, of which no table tells the hash: their run was killed."""
+        return [self.tasks[image_id] for image_id, row in self.kept.items() if not row.sha256]
+
+    def take(self, task: ShardTask, outcome: Outcome) -> None:
+        """What came of a slide; now and then it is written down."""
+        row = replace(self.rows[task.image_id], reason=outcome.reason)
+        if outcome.written is not None:
+            done = outcome.written
+            row = replace(
+                row,
+                file=task.shard,
+                tiles=done.tiles,
+                key=task.key,
+                size_bytes=done.size_bytes,
+                sha256=done.sha256,
+            )
+        self.rows[task.image_id] = row
+        if time.monotonic() > self.published + TABLE_S:
+            self.publish()
+
+    def publish(self) -> None:
+        """Write shards.csv."""
+        publish_rows(self.store, [self.rows[slide.image_id] for slide in self.slides], self.competition)
+        self.published = time.monotonic()
+
+
+def _check(settings: TileSettings) -> None:
     check_limits(settings.jobs, settings.memory_mb)
-    split = settings.split or split_of(settings.split_dir, competition, ("train", "test"))
-    slides = read_slides(settings.split_dir, split, competition)
-    with _alone(settings.out, slides) as out:
-        tasks = [_task(slide, tiling, out, settings) for slide in slides]
-        fresh = [task for task in tasks if not _is_up_to_date(task)]
-        kept = len(tasks) - len(fresh)
-        if kept:
-            log(f"{kept} {'shard is' if kept == 1 else 'shards are'} up to date")
-        reasons: dict[str, str] = {}
-        if fresh:
-            log(f"{len(fresh)} of {len(slides)} {kind_of(settings.split_dir)}slides to tile, recipe {settings.recipe}")
-            (out / TABLE).unlink(missing_ok=True)  # it would speak of shards that this run replaces
-            limits = Limits(competition.limits.slide_s, settings.memory_mb, deadline)
-            size_of = {slide.image_id: slide.size_bytes for slide in slides}
-            fresh.sort(key=lambda task: -size_of[task.image_id])  # so that no core waits for the longest at the end
-            reasons = _run(fresh, limits, settings.jobs, work or shard_task, partial(_full, out, settings.most_mb), log)
-        rows = [_row(slide, task, reasons) for slide, task in zip(slides, tasks, strict=True)]
-        _discard_others(tasks, out)
-        _copy_marker(settings.split_dir, out)
-        _publish_table(out / TABLE, rows, competition)
+    if settings.most_mb is not None and not isinstance(settings.out, Path):
+        raise UsageError(f"--most guards a disk; {settings.out} is an object store: leave it out")
+
+
+def _take_stock(
+    store: Store, slides: Sequence[SlideRow], tiling: TilingConfig, settings: TileSettings, competition: Competition
+) -> _Shelf:
+    """What there is to do, and what is there already."""
+    tasks = {slide.image_id: _task(slide, tiling, store, settings) for slide in slides}
+    earlier, listed = earlier_rows(store, competition), store.entries()
+
+    def kept_row(slide: SlideRow) -> ShardRow | None:
+        return _kept_row(bare_row(slide), tasks[slide.image_id], earlier.get(slide.image_id), listed)
+
+    with ThreadPoolExecutor(ASKING) as asking:
+        found = list(asking.map(kept_row, slides))
+    kept = {row.image_id: row for row in found if row is not None}
+    rows = {slide.image_id: kept.get(slide.image_id, bare_row(slide)) for slide in slides}
+    return _Shelf(store, competition, slides, tasks, kept, rows, listed)
+
+
+def _task(slide: SlideRow, tiling: TilingConfig, store: Store, settings: TileSettings) -> ShardTask:
+    try:
+        key = shard_key(slide, tiling, settings.dated)
+    except OSError:
+        key = ""  # no shard has it: the slide's process will say what is wrong
+    return ShardTask(
+        slide.image_id,
+        slide.path.absolute(),
+        (tiling,),
+        stored=slide.stored,
+        store=store.absolute(),
+        shard=f"{slide.image_id}.npy",
+        key=key,
+        preview=f"{PREVIEWS}/{slide.image_id}.jpg" if settings.preview else None,
+    )
+
+
+def _kept_row(bare: ShardRow, task: ShardTask, earlier: ShardRow | None, listed: dict[str, Entry]) -> ShardRow | None:
+    """The row of a shard that is up to date, without a hash where no table tells it; None where it must be cut.
+
+    A local shard's frame is always looked at; one in an object store only where shards.csv does not know it: objects do
+    not change by halves, and a request takes its time.
+    """
+    entry = listed.get(task.shard)
+    if entry is None or not task.key:
+        return None
+    known = earlier is not None and (earlier.key, earlier.size_bytes) == (task.key, entry.size_bytes)
+    tiles = earlier.tiles if earlier and known and earlier.sha256 else 0
+    if not tiles or isinstance(task.store, Folder):
+        frame = frame_in(task.store, task.shard)
+        if frame is None or frame.key != task.key:
+            return None
+        tiles = frame.count
+    if task.preview is not None and not (task.preview in listed and is_drawn(task.store, task.preview, task.key)):
+        return None
+    hashed = earlier.sha256 if earlier and known else ""
+    return replace(bare, file=task.shard, tiles=tiles, key=task.key, size_bytes=entry.size_bytes, sha256=hashed)
+
+
+def _work(shelf: _Shelf, settings: TileSettings, competition: Competition, until: float, work: Work, log: Log) -> None:
+    """Have all that is left done, as far as there is time and room."""
+    fresh, unhashed = shelf.fresh, shelf.unhashed
+    if not fresh and not unhashed:
+        return
+    shelf.publish()  # as it is now: a slide without its shard is unfinished
+    with engine(settings.backend or Backend(jobs=settings.jobs), log) as workers:
+        for task, found in workers.unordered(_hashed, unhashed):
+            size_bytes, sha256 = (0, "") if isinstance(found, Lost) else found
+            shelf.rows[task.image_id] = replace(shelf.rows[task.image_id], size_bytes=size_bytes, sha256=sha256)
+        full = never if settings.most_mb is None else partial(_full, Path(settings.out), settings.most_mb)
+        most_s = competition.limits.slide_s
+        orders = [Order(task, most_s, settings.memory_mb, most_s, work, full) for task in fresh]
+        _cut(shelf, workers, orders, until, log)
+
+
+def _hashed(task: ShardTask) -> tuple[int, str]:
+    return digest(task.store, task.shard)
+
+
+def _cut(shelf: _Shelf, workers: Engine, orders: Sequence[Order], until: float, log: Log) -> None:
+    """Cut the slides; those that have no turn before the deadline, or before there is no room, say so."""
+    begun = set()
+
+    def in_turn() -> Iterator[Order]:
+        for order in orders:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or order.full():
+                return
+            begun.add(order.task.image_id)
+            yield replace(order, left_s=left_s)
+
+    with progress(len(orders), log) as advance:
+        for order, found in workers.unordered(cut, in_turn(), until):
+            outcome = Outcome(found.reason) if isinstance(found, Lost) else found
+            shelf.take(order.task, outcome)
+            tiles = f"{outcome.written.tiles if outcome.written else 0} tiles, {outcome.seconds:.1f} s"
+            said = f"failed: {outcome.reason}" if outcome.reason else tiles
+            advance(f"{order.task.image_id} {said}", bool(outcome.reason))
+        for order in orders:
+            if order.task.image_id not in begun:
+                reason = LATE if time.monotonic() >= until else FULL
+                shelf.take(order.task, Outcome(reason))
+                advance(f"{order.task.image_id} failed: {reason}", True)
+
+
+def _close(shelf: _Shelf, settings: TileSettings, log: Log) -> dict[str, int]:
+    """Say what came of it, and count."""
+    rows, out = list(shelf.rows.values()), shelf.store.url()
     if any(row.reason == FULL for row in rows):
-        log(f"{out}: {_taken_mb(out):,.0f} MB of shards, --most is {settings.most_mb or 0:,.0f} MB; allow more")
+        taken_mb, most_mb = _taken_mb(Path(settings.out)), settings.most_mb or 0
+        log(f"{out}: {taken_mb:,.0f} MB of shards, --most is {most_mb:,.0f} MB; allow more")
     failed = sum(bool(row.reason) for row in rows)
     tiles = sum(row.tiles for row in rows)
-    log(f"{out}: {sum(row.file is not None for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
-    return {"new": len(fresh) - failed, "up_to_date": kept, "failed": failed}
-
-
-def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process: cut, write and publish its shard and its preview; only facts go to the parent.
-
-    Raises SlideError when the slide gives no tiles.
-    """
-    assert isinstance(task, ShardTask)
-    if shard_key_of(task.shard) != task.key:
-        pieces = chain([{TILING: asdict(task.tilings[0])}], tile_slide(task.path, task.tilings[0]))
-        yield 0, {"tiles": write_shard(task.shard, pieces, task.key)}
-    if task.preview is not None:
-        from clotkit.slides.preview import preview_key, preview_key_of, write_preview
-
-        frame = frame_of(task.shard)
-        if frame is not None and preview_key_of(task.preview) != preview_key(task.key):
-            write_preview(task.preview, task.path, task.tilings[0], frame.xy, task.key)
-
-
-def read_shard_rows(out: Path, competition: Competition) -> list[ShardRow]:
-    """The rows of the shards.csv in a folder that `clotkit tile` has filled, failed slides too.
-
-    Raises SplitError when it is missing or malformed: the folder's last run did not come to its end.
-    """
-    columns, names = competition.columns, competition.classes.names
-    path = out / TABLE
-    rows = read_table(path, [columns.image, columns.patient, "file", "tiles", "key", "reason"])
-    found = []
-    for row in rows:
-        label = row.get(columns.label)
-        if not row["tiles"].isdecimal() or (label is not None and label not in names):
-            raise SplitError(f"{path}: {row[columns.image]} has {row['tiles']!r} tiles and label {label!r}")
-        found.append(
-            ShardRow(
-                row[columns.image],
-                row[columns.patient],
-                None if label is None else names.index(label),
-                out / row["file"] if row["file"] else None,
-                int(row["tiles"]),
-                row["key"],
-                row["reason"],
-                row.get(columns.center, ""),
-            )
-        )
-    return found
+    log(f"{out}: {sum(bool(row.file) for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
+    return {"new": len(rows) - len(shelf.kept) - failed, "up_to_date": len(shelf.kept), "failed": failed}
 
 
 @contextmanager
-def _alone(out: Path, slides: Sequence[SlideRow]) -> Iterator[Path]:
-    """Make the folder and hold it for this run: two at a time would sweep away each other's temporary files.
+def _alone(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
+    """Make a local folder and hold it for this run: two at a time would sweep away each other's temporary files.
 
-    What killed processes left half-written is swept before and after. Raises UsageError for a folder that is not to be
-    had, or not to be written.
+    What killed processes left half-written is swept before and after. An object store has neither: two runs write the
+    same objects. Raises UsageError for a folder that is not to be had, or not to be written.
     """
+    if not isinstance(store, Folder):
+        yield
+        return
+    out = store.path
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
@@ -188,7 +293,7 @@ def _alone(out: Path, slides: Sequence[SlideRow]) -> Iterator[Path]:
                     f"{out}: another clotkit tile is at work there; wait for it, or name another"
                 ) from None
         _sweep(out, slides)
-        yield out
+        yield
         _sweep(out, slides)
     except BrokenPipeError:
         raise  # of the log: whoever read it is gone
@@ -209,29 +314,9 @@ def _sweep(out: Path, slides: Sequence[SlideRow]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _task(slide: SlideRow, tiling: TilingConfig, out: Path, settings: TileSettings) -> ShardTask:
-    try:
-        key = shard_key(slide.path, tiling, settings.dated)
-    except OSError:
-        key = ""  # no shard has it: the slide's process will say what is wrong
-    picture = out / PREVIEWS / f"{slide.image_id}.jpg" if settings.preview else None
-    shard = out / f"{slide.image_id}.npy"
-    return ShardTask(slide.image_id, slide.path, (tiling,), shard=shard, key=key, preview=picture)
-
-
-def _is_up_to_date(task: ShardTask) -> bool:
-    if shard_key_of(task.shard) != task.key:
-        return False
-    if task.preview is None:
-        return True
-    from clotkit.slides.preview import preview_key, preview_key_of
-
-    return preview_key_of(task.preview) == preview_key(task.key)
-
-
-def _full(out: Path, most_mb: float | None) -> bool:
+def _full(out: Path, most_mb: float) -> bool:
     """Whether the folder's shards, half-written ones too, take up all that they may."""
-    return most_mb is not None and _taken_mb(out) >= most_mb
+    return _taken_mb(out) >= most_mb
 
 
 def _taken_mb(out: Path) -> float:
@@ -242,73 +327,28 @@ def _taken_mb(out: Path) -> float:
     return taken / MB
 
 
-def _run(
-    tasks: Sequence[ShardTask], limits: Limits, jobs: int, work: Work, full: Callable[[], bool], log: Log
-) -> dict[str, str]:
-    """Run the tasks until there is no room; return the reasons of those that failed or had no turn, by image id."""
-    for task in tasks:
-        if task.preview is not None:
-            task.preview.parent.mkdir(exist_ok=True)
-    reasons = dict.fromkeys((task.image_id for task in tasks), FULL)
-    running = stream(tasks, limits, jobs, work, stopped=full)
-    with progress(len(tasks), log) as advance, closing(running) as events:  # closed, it kills what still runs
-        for event in events:
-            if isinstance(event, Ended):
-                tiles = f"{event.facts.get('tiles', 'no new')} tiles, {event.seconds:.1f} s"
-                said = f"failed: {event.reason}" if event.reason else tiles
-                advance(f"{event.image_id} {said}", bool(event.reason))
-                reasons[event.image_id] = event.reason
-    return reasons
-
-
-def _row(slide: SlideRow, task: ShardTask, reasons: dict[str, str]) -> ShardRow:
-    """What became of a slide, read off the disk: no message of a process makes a shard that is not there."""
-    reason = reasons.get(slide.image_id, "")
-    frame = frame_of(task.shard)
-    if frame is None or frame.key != task.key:
-        reason = reason or "its process ended without a shard"
-        return ShardRow(slide.image_id, slide.patient_id, slide.label, None, 0, "", reason, slide.centre)
-    known = slide.image_id, slide.patient_id, slide.label
-    return ShardRow(*known, task.shard, frame.count, frame.key, reason, slide.centre)
-
-
-def _discard_others(tasks: Sequence[ShardTask], out: Path) -> None:
+def _discard_others(shelf: _Shelf) -> None:
     """Remove shards and previews of these slides that have another key: the old ones of slides that failed now.
 
     Those of a slide that is not there stay: its disk may only be away, and shards.csv does not name them.
     """
-    from clotkit.slides.preview import preview_key, preview_key_of
-
-    for task in (task for task in tasks if task.key):
-        if shard_key_of(task.shard) != task.key:
-            task.shard.unlink(missing_ok=True)
-        picture = out / PREVIEWS / f"{task.image_id}.jpg"
-        if picture.exists() and preview_key_of(picture) != preview_key(task.key):
-            picture.unlink()
+    for task in (task for task in shelf.tasks.values() if task.key):
+        if task.shard in shelf.listed and not shelf.rows[task.image_id].file:
+            shelf.store.remove(task.shard)
+        picture = f"{PREVIEWS}/{task.image_id}.jpg"
+        if picture in shelf.listed and not is_drawn(shelf.store, picture, task.key):
+            shelf.store.remove(picture)
 
 
-def _copy_marker(split_dir: Path, out: Path) -> None:
+def _copy_marker(split_dir: Path, store: Store) -> None:
     """Let the folder say that its tiles are of drawn slides, as the split does; what is trained on it says so too."""
-    marker, copy = split_dir / SYNTHETIC, out / SYNTHETIC
-    if not marker.is_file():
-        copy.unlink(missing_ok=True)
-    elif not copy.is_file() or copy.read_bytes() != marker.read_bytes():
-        publish_text(copy, marker.read_text(encoding="utf-8"))
-
-
-def _publish_table(path: Path, rows: Sequence[ShardRow], competition: Competition) -> None:
-    """Publish shards.csv, unless it stands there as it must be."""
-    columns, names = competition.columns, competition.classes.names
-    labelled = any(row.label is not None for row in rows)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    label = [columns.label] if labelled else []
-    centred = [columns.center] if any(row.centre for row in rows) else []
-    table.writerow([columns.image, columns.patient, *label, *centred, "file", "tiles", "key", "state", "reason"])
-    for row in rows:
-        named = [names[row.label]] if row.label is not None else []
-        file, state = (row.file.name, DONE) if row.file else ("", FAILED)
-        centre = [row.centre] if centred else []
-        table.writerow([row.image_id, row.patient_id, *named, *centre, file, row.tiles, row.key, state, row.reason])
-    if not path.exists() or path.read_bytes() != text.getvalue().encode():
-        publish_text(path, text.getvalue())
+    marker = split_dir / SYNTHETIC
+    try:
+        there: str | None = store.read_text(SYNTHETIC)
+    except (OSError, UnicodeDecodeError):
+        there = None
+    wanted = marker.read_text(encoding="utf-8") if marker.is_file() else None
+    if wanted is None and there is not None:
+        store.remove(SYNTHETIC)
+    elif wanted is not None and wanted != there:
+        store.publish_text(SYNTHETIC, wanted)

@@ -1,4 +1,4 @@
-"""Labelled tiles in memory: what every source gives, and what training and evaluation take."""
+"""Labelled tiles: what every source gives, and what training and evaluation take."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,8 @@ TRAIN, VAL, TEST = "train", "val", "test"  # the parts that a source may give
 class TileSet:
     """`tiles` uint8[n, H, W, 3], and for each its class index, patient, image (a slide or a picture), centre, part.
 
-    `classes` are the names by class index. A centre is "" where none is known, a part "" where the source gives none.
+    The tiles are in memory, or a ShardTiles, which reads those that are asked for. `classes` are the names by class
+    index. A centre is "" where none is known, a part "" where the source gives none.
     """
 
     tiles: npt.NDArray[np.uint8]

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
-from clotkit.errors import UsageError
+from clotkit.errors import ConfigError, UsageError
 from clotkit.files import publish_text
 from clotkit.learn import devices
 from clotkit.learn.contours import MARKER
 from clotkit.learn.fit import Features, Told, features_of, fit, forget, is_frozen
 from clotkit.learn.folds import Fold, make_folds
 from clotkit.learn.member import TRAINED, WATCHED, Trained, write_member
-from clotkit.learn.models import predictor, start_keras
+from clotkit.learn.models import predictor
 from clotkit.learn.networks import Network, build_network, expanded
 from clotkit.learn.scores import (
     Aim,
@@ -37,10 +38,12 @@ from clotkit.learn.scores import (
     score,
     units_of,
 )
-from clotkit.learn.sources import is_tiled, read_source
+from clotkit.learn.shard_tiles import ShardTiles
+from clotkit.learn.sources import CACHE, is_tiled, read_source
 from clotkit.learn.tiles import TileSet
 from clotkit.learn.twins import group_twins
 from clotkit.splits import SYNTHETIC
+from clotkit.stores import Place, store_of
 
 Log = Callable[[str], None]
 DESCRIBED = ("seed", "size", "separation", "pictures")  # of what a synthetic split's marker says
@@ -59,33 +62,59 @@ class TrainSettings:
     """What `clotkit train` is asked for; `folds` None takes the recipe's, `limit` None takes all images."""
 
     recipe: str
-    data: Path
+    data: Place
     out: Path
     folds: int | None = None
     limit: int | None = None
     backbones: Path | None = None
+    cache: Path = CACHE  # of shards that `data`, a URL, names
 
 
 def train(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
     """Train a recipe on its data; write the member folder `out` and return its metrics.
 
     Patients are on one side of every split; the figures are of those that no network had seen, calibrated on others.
-    A run that was killed goes on where it stood when the same command is given again. Raises ConfigError, SplitError
-    or UsageError, before a file is written, for wrong input.
+    A run that was killed goes on where it stood when the same command is given again. Where training.strategy is
+    "multi_worker" every worker calls this alike; the chief alone writes the member, and the others return {}.
+    Raises ConfigError, SplitError, StoreError or UsageError, before a file is written, for wrong input; ClusterError
+    where another worker is gone.
     """
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
-    tiles = read_grouped(recipe, settings.data, competition, settings.limit, log)
+    _check_feed(recipe, settings.data, competition)
+    if recipe.training.strategy == "multi_worker":
+        devices.read_cluster(os.environ.get(devices.CLUSTER))  # what is wrong with it is told before data are read
+    tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
     aim = aim_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
-    start_keras()
-    run = _Run(recipe, tiles, aim, settings.backbones, _state(settings.out, source, tiles, folds, log), log)
-    trained = run.on_folds(folds)
-    metrics = _metrics(trained, recipe, tiles, aim, settings.data, competition, len(folds))
-    write_member(settings.out, recipe, source, trained, metrics)
-    forget(settings.out / STATE)
+    team = devices.gather_team(recipe.training.strategy, log)
+    key = _key(source, tiles, folds)
+    with team.together():
+        _check_alike(team, key)
+        state = _state(settings.out, key, team, log)
+        run = _Run(recipe, tiles, aim, settings.backbones, state, log if team.is_chief else lambda _: None, team)
+        if team.is_chief:
+            trained = run.on_folds(folds)
+            metrics = _metrics(trained, recipe, tiles, aim, settings.data, competition, len(folds))
+            write_member(settings.out, recipe, source, trained, metrics)
+        else:
+            run.with_the_chief(folds)
+        team.gathered([0])  # what is needed to go on stays until the member is there
+    forget(state)
+    if not team.is_chief:
+        with suppress(OSError):  # the chief's, with the member in it
+            settings.out.rmdir()
+        return {}
     log(f"{settings.out}: {summary(metrics)}; {time.monotonic() - started:.0f} s")
     return metrics
+
+
+def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
+    if recipe.training.feed == "shards" and not is_tiled(data, competition):
+        raise ConfigError(
+            f'{data}: no shards there, but recipe {recipe.name} has training.feed = "shards"; clotkit tile it first, '
+            'or set feed = "memory"'
+        )
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -99,26 +128,46 @@ def summary(metrics: dict[str, Any]) -> str:
     return ", ".join(said) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
 
 
-def read_grouped(recipe: Recipe, data: Path, competition: Competition, limit: int | None, log: Log) -> TileSet:
+def read_grouped(
+    recipe: Recipe, data: Place, competition: Competition, limit: int | None, log: Log, cache: Path = CACHE
+) -> TileSet:
     """The recipe's labelled tiles; pictures that are near-identical count as one patient, unless it says otherwise.
 
     Raises UsageError for a limit below 1, and what read_source raises.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; at least 1 image a class is needed")
-    tiles = read_source(recipe, data, competition, limit, log)
+    tiles = read_source(recipe, data, competition, limit, log, cache)
     if recipe.data.source != "slides" and recipe.data.near_duplicates == "group":
         tiles = group_twins(tiles, recipe.data.duplicate_bits, log)
     log(f"{len(tiles)} tiles of {len(set(tiles.images))} images, {len(set(tiles.patients))} patients")
     return tiles
 
 
-def _state(out: Path, source: str, tiles: TileSet, folds: Sequence[Fold], log: Log) -> Path:
-    """The folder of what is done so far; an earlier one stays if it is of the same recipe, data and folds."""
+def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
+    """A sha256 of the recipe, the tiles and the folds; of tiles that are in shards their keys stand for the pixels."""
     digest = hashlib.sha256(source.encode())
-    for array in (tiles.tiles, tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.watch))):
+    pixels: Any = tiles.tiles
+    digest.update(pixels.fingerprint() if isinstance(pixels, ShardTiles) else np.ascontiguousarray(pixels).data)
+    for array in (tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.watch))):
         digest.update(np.ascontiguousarray(array).data)
-    state, key = out / STATE, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _check_alike(team: devices.Team, key: str) -> None:
+    """Raise ConfigError where the workers do not all train the same on the same."""
+    keys = team.gathered([int(key[start : start + 15], 16) for start in range(0, 60, 15)])  # [workers, 4]
+    others = np.flatnonzero((keys != keys[0]).any(axis=1))
+    if len(others):
+        raise ConfigError(
+            f"worker {others[0]} of {team.workers} has another recipe, other tiles or other folds than worker 0; "
+            "give all of them the same recipe, data and options"
+        )
+
+
+def _state(out: Path, key: str, team: devices.Team, log: Log) -> Path:
+    """The folder of what this worker has done so far; an earlier one stays if it is of the same recipe, data, folds."""
+    state = out / (STATE if team.is_chief else f"{STATE}-{team.worker}")
     named = state / "key"
     if named.is_file() and named.read_text(encoding="utf-8") == key:
         log(f"{out}: goes on from where an earlier run stood")
@@ -139,6 +188,7 @@ class _Run:
     backbones: Path | None
     state: Path
     log: Log
+    team: devices.Team
     bases: dict[ModelConfig, tuple[Network, Features]] = field(default_factory=dict)
 
     def on_folds(self, folds: Sequence[Fold]) -> Trained:
@@ -169,6 +219,13 @@ class _Run:
         history = pd.concat(histories, ignore_index=True)
         return Trained(networks, history, out_of_fold, scored, calibration, crossed, _split(self.tiles, folds))
 
+    def with_the_chief(self, folds: Sequence[Fold]) -> None:
+        """Take part in every fit of `on_folds`, in the same order, and in nothing else."""
+        for number, fold in enumerate(folds):
+            self._committee(str(number), fold.train, fold.watch)
+        if len(folds) > 1 and self.recipe.training.final != "folds":
+            self._committee("all", ~folds[0].watch, folds[0].watch)
+
     def _committee(
         self, name: str, train: npt.NDArray[np.bool_], watch: npt.NDArray[np.bool_]
     ) -> tuple[list[Network], pd.DataFrame]:
@@ -177,14 +234,14 @@ class _Run:
         for number, config in enumerate(expanded(self.recipe.model)):
             seed = self.recipe.training.seed + 1000 * number + (0 if name == "all" else int(name) + 1)
             base, features = self._base(config)
-            with devices.training():
+            with devices.training(team=self.team):
                 network = self._network(config, seed, base)
                 parts = None if features is None else (features.where(train), features.where(watch))
                 seen, watched = self.tiles.where(train), self.tiles.where(watch)
                 title, state = f"{config.name}, fold {name}", self.state / f"{name}-{number}"
                 with _epochs(title, self.recipe.training.epochs, self.log) as told:
-                    history = fit(network, seen, watched, self.recipe, seed, state, parts, told)
-            networks.append(network)
+                    history = fit(network, seen, watched, self.recipe, seed, state, parts, told, self.team)
+            networks.append(self._alone(network, config, seed, base))
             histories.append(history.assign(network=number))
         return networks, pd.concat(histories, ignore_index=True)
 
@@ -194,6 +251,14 @@ class _Run:
         keras.utils.set_random_seed(seed)
         recipe, classes = self.recipe, len(self.tiles.classes)
         return build_network(config, recipe.tiling.tile_px, classes, recipe.inference.pool, self.backbones, base)
+
+    def _alone(self, network: Network, config: ModelConfig, seed: int, base: Network | None) -> Network:
+        """The network outside of the team: one that predicts without the other replicas."""
+        if self.team.strategy is None:
+            return network
+        alone = self._network(replace(config, weights="none"), seed, base)
+        alone.model.set_weights(network.model.get_weights())
+        return alone
 
     def _base(self, config: ModelConfig) -> tuple[Network | None, Features | None]:
         """A frozen backbone, the same for all folds, and its features of all tiles; nothing where it learns."""
@@ -259,18 +324,26 @@ def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     return table.drop_duplicates()
 
 
-def _describe(data: Path, competition: Competition) -> str:
+def _describe(data: Place, competition: Competition) -> str:
     """What the member was trained on: drawn slides and pictures say so, and how to make them again."""
-    marker = next((data / name for name in (SYNTHETIC, MARKER) if (data / name).is_file()), None)
+    marker = _marker(data)
     if marker is None:
-        return competition.slug if is_tiled(data, competition) else data.name
-    facts = json.loads(marker.read_text(encoding="utf-8"))
+        return competition.slug if is_tiled(data, competition) else Path(data).name
+    facts = json.loads(marker)
     facts = facts["splits"]["train"] if "splits" in facts else facts
     return "synthetic, " + ", ".join(f"{name} {value}" for name, value in facts.items() if name in DESCRIBED)
 
 
+def _marker(data: Place) -> str | None:
+    store = store_of(data)
+    for name in (SYNTHETIC, MARKER):
+        with suppress(OSError):
+            return store.read_text(name)
+    return None
+
+
 def _metrics(
-    trained: Trained, recipe: Recipe, tiles: TileSet, aim: Aim, data: Path, competition: Competition, folds: int
+    trained: Trained, recipe: Recipe, tiles: TileSet, aim: Aim, data: Place, competition: Competition, folds: int
 ) -> dict[str, Any]:
     raw = units_of(trained.out_of_fold, aim)
     slides = {}

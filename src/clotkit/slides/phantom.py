@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from clotkit.competitions import Competition
+from clotkit.competitions import UNKNOWN, Competition, Sizes, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.files import publish_json, publish_text, publishing
 from clotkit.slides.phantom_pixels import Painter
+from clotkit.slides.phantom_sizes import draw_sides
 from clotkit.slides.phantom_tissue import TILE_PX, SlidePlan, generator, slide_plan, tissue_mask
 from clotkit.splits import SYNTHETIC as MARKER
 
@@ -35,17 +36,10 @@ README = (
     'the competition "{title}"; {marker} tells the truth about each slide.\n'
 )
 SCALES = {"small": 1 / 8, "real": 1.0}
-LARGEST = (48_284, 101_408)  # px, the largest real slide (14.69 GB raw)
 SIDE_PX = (256, 120_000)  # allowed in WxH
 SEPARATION = 4.0  # at most
 MAX_SLIDES = 10_000
 
-# The competition's train split: quantiles of a slide's area (raw bytes / 3) and of long over short side.
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 0.987, 1.0)
-AREAS_PX = (22e6, 80e6, 680e6, 2_533e6, 3_333e6, 4_750e6)
-ASPECTS = (1.01, 1.12, 2.08, 3.7, 5.0, 8.33)
-SHORT_PX, LONG_PX = (4_420, LARGEST[0] - 1), 118_076
-PORTRAIT = 0.84  # share of slides that are taller than wide: fits the medians of both sides
 SLIDES_OF_PATIENT = (543, 68, 13, 4, 4)  # patients with 1, 2, 3, 4, 5 slides
 SLIDES_OF_CENTER = (54, 29, 49, 114, 38, 38, 99, 16, 16, 44, 257)  # centres 1 to 11
 
@@ -85,7 +79,8 @@ def write_split(
     """
     _check(split, slides, size, separation)
     people = _draw_patients(split, slides, seed, competition)
-    sizes = iter(_sizes(size, slides, generator(seed, split, "sizes")))
+    real = load_competition().sizes if competition.sizes == UNKNOWN else competition.sizes
+    sizes = iter(_sizes(size, slides, generator(seed, split, "sizes"), real))
     rows = [(person, number) for person in people for number in range(person.slides)]
     plans = {}
     for person, number in rows:
@@ -136,22 +131,12 @@ def _fixed_size(size: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _sizes(size: str, slides: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _sizes(size: str, slides: int, rng: np.random.Generator, real: Sizes) -> list[tuple[int, int]]:
     """Width and height of each slide, px: stratified quantiles of the real slides in random order."""
     if size not in SCALES:
         return [_fixed_size(size)] * slides
-    level = (np.arange(slides - 1) + 0.5) / slides
-    area = np.exp(np.interp(level, QUANTILES, np.log(AREAS_PX)))
-    aspect = np.exp(np.interp(rng.permutation(level), QUANTILES, np.log(ASPECTS)))
-    short = np.clip(np.sqrt(area / aspect), *SHORT_PX)
-    long = np.minimum(area / short, LONG_PX)
-    portrait = rng.permutation(slides - 1) < PORTRAIT * (slides - 1)
-    pairs = [LARGEST]
-    for low, high, upright in zip(short, long, portrait, strict=True):
-        pairs.append((low, high) if upright else (high, low))
     scale = SCALES[size]
-    whole = [(round(float(width) * scale), round(float(height) * scale)) for width, height in pairs]
-    return [whole[index] for index in rng.permutation(slides)]
+    return [(round(width * scale), round(height * scale)) for width, height in draw_sides(real, slides, rng)]
 
 
 def _draw_patients(split: str, slides: int, seed: int, competition: Competition) -> list[Patient]:

@@ -3,6 +3,7 @@
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,6 @@ from PIL import Image, ImageDraw
 
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
-from clotkit.files import publishing
 from clotkit.slides.pieces import piece_grid
 from clotkit.slides.pixels import Pixels, box_sums
 from clotkit.slides.reader import Slide, open_slide
@@ -31,14 +31,13 @@ Corners = npt.NDArray[np.int32]  # [n, 2] x and y of top left corners, full-reso
 
 
 def write_preview(out: Path, slide: Path, tiling: TilingConfig, xy: Corners, key: str) -> None:
-    """Draw `slide` and publish it as the JPEG `out`, which carries `preview_key(key)` in its comment.
+    """Draw `slide` and write it to the file `out`, a JPEG which carries `preview_key(key)` in its comment.
 
     `xy` int32[n, 2] are the kept tiles' top left corners, `key` is their shard's key. Raises SlideError where the
     slide cannot be read.
     """
     picture = draw_preview(slide, tiling, xy)
-    with publishing(out) as temporary:
-        picture.save(temporary, "JPEG", quality=QUALITY, subsampling=0, comment=preview_key(key).encode())
+    picture.save(out, "JPEG", quality=QUALITY, subsampling=0, comment=preview_key(key).encode())
 
 
 def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
@@ -105,10 +104,10 @@ def preview_key(shard_key: str) -> str:
     return hashlib.sha256(f"{shard_key} {_code()}".encode()).hexdigest()
 
 
-def preview_key_of(path: Path) -> str | None:
-    """The key in a preview's comment; None when the file is missing or is no preview."""
+def preview_key_of(file: BinaryIO) -> str | None:
+    """The key in a preview's comment; None when the file is no preview."""
     try:
-        with Image.open(path, formats=["JPEG"]) as picture:
+        with Image.open(file, formats=["JPEG"]) as picture:
             comment = picture.info.get("comment", b"")
     except (OSError, SyntaxError):  # the latter is what Pillow raises for some broken headers
         return None

@@ -1,0 +1,136 @@
+"""Seconds that the cluster plan predicts, against those of real runs on 1 and 2 workers: `python -m bench.cluster`.
+
+A synthetic split of varied sizes is planned (up to 16 of its slides are cut, the others are predicted from these), then
+tiled for real: one machine with one thread, one with two, and two Dask workers of one thread each on loopback. Two
+threads, or workers, share the cores of this machine: what a slide costs is measured with as many at a time. Before each
+run stands its own prediction. Exit code 1 when one is off by more than WITHIN in the median; build/cluster.json has the
+figures. They mean little on a busy machine.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clotkit.competitions import load_competition
+from clotkit.files import publish_json
+from clotkit.slides.phantom import write_split
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ((1, 1), (1, 2), (2, 1))  # machines, threads of each
+WITHIN = 0.25  # of the measured seconds
+COLUMNS = ("machines", "threads", "predicted_s", "measured_s", "ratio")
+
+
+def main() -> int:
+    """Draw the split unless it stands, plan and tile it, print the table. Returns the exit code."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end with this
+    split = varied_split(options.folder / f"split-{options.slides}-{options.seed}-{options.size}", options)
+    rows = [compare(split, options, *case) for case in CASES]
+    publish_json(options.out, rows)
+    print(f"{options.slides} slides, {_stored_mb(split):,.0f} MB; {options.recipe}; median of {options.rounds} runs")
+    print(*table(rows), sep="\n")
+    return int(any(abs(row["ratio"] - 1) > WITHIN for row in rows))
+
+
+def _options() -> argparse.Namespace:
+    line = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
+    line.add_argument("--slides", type=int, default=40)
+    line.add_argument("--seed", type=int, default=40)
+    line.add_argument("--size", default="small", help="as clotkit phantom has it")
+    line.add_argument("--recipe", default="strip_ai")
+    line.add_argument("--rounds", type=int, default=3)
+    line.add_argument("--folder", type=Path, default=ROOT / "build" / "cluster")
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "cluster.json")
+    return line.parse_args()
+
+
+def varied_split(folder: Path, options: argparse.Namespace) -> Path:
+    """A synthetic train split with the spread of the real sizes."""
+    if not (folder / "train.csv").exists():  # it is written last
+        shutil.rmtree(folder, ignore_errors=True)
+        drawn = options.slides, options.seed, load_competition()
+        write_split(folder, "train", *drawn, size=options.size, log=lambda _: None)
+    return folder
+
+
+def _stored_mb(split: Path) -> float:
+    return sum(path.stat().st_size for path in (split / "train").iterdir()) / 1e6
+
+
+def compare(split: Path, options: argparse.Namespace, machines: int, threads: int) -> dict[str, Any]:
+    """A row of the table: one case, planned and run in turns; each figure is a median."""
+    at_a_time = machines * threads  # two workers here are two threads of one machine
+    predicted, measured = list[float](), list[float]()
+    with workers(machines) as backend:
+        for _ in range(options.rounds):
+            predicted.append(predict(split, options.recipe, at_a_time))
+            measured.append(tile(split, ["--recipe", options.recipe, "--jobs", str(threads), *backend]))
+    ratio = statistics.median(p / m for p, m in zip(predicted, measured, strict=True))
+    figures = machines, threads, statistics.median(predicted), statistics.median(measured), ratio
+    return {**dict(zip(COLUMNS, figures, strict=True)), "rounds_s": list(zip(predicted, measured, strict=True))}
+
+
+def predict(split: Path, recipe: str, threads: int) -> float:
+    """Seconds of the split's own slides on so many threads of this machine, by `clotkit plan --cluster`."""
+    words = ["plan", str(split), "--recipe", recipe, "--cluster", "1", "--jobs", str(threads), "--json"]
+    return float(json.loads(clotkit(words))["own"][0]["wall_s"])
+
+
+def clotkit(words: Sequence[str]) -> str:
+    """What a verb prints, in a process of its own: a slide's process is then what it is for a user."""
+    command = [sys.executable, "-m", "clotkit.cli", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"clotkit {words[0]} ended with {ended.returncode}: {ended.stderr.strip()}")
+    return ended.stdout
+
+
+@contextmanager
+def workers(machines: int) -> Iterator[Sequence[str]]:
+    """The options of `clotkit tile` for one machine, this one, or for so many Dask workers, which run meanwhile."""
+    if machines == 1:
+        yield ()
+        return
+    from tests.cluster import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="clotkit-cluster-") as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            cluster.start_scheduler()
+            for _ in range(machines):
+                cluster.start_worker()
+            yield "--backend", "dask", "--scheduler", cluster.address
+        finally:
+            cluster.close()
+
+
+def tile(split: Path, words: Sequence[str]) -> float:
+    """Seconds of one `clotkit tile` of the split, from its start to its end."""
+    with tempfile.TemporaryDirectory(prefix="clotkit-shards-") as out:
+        started = time.perf_counter()
+        clotkit(["tile", str(split), out, *words])
+        return time.perf_counter() - started
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The rows in Markdown."""
+    yield "| machines | threads | predicted, s | measured, s | ratio |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        figures = "{predicted_s:.1f} | {measured_s:.1f} | {ratio:.2f}".format_map(row)
+        yield f"| {row['machines']} | {row['threads']} | {figures} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Engines: one function over many items in worker processes; joblib's loky on this machine, or a Dask cluster.
+
+Both are used as they are. Results come as they are ready, in any order; few items are out at a time, so that neither
+the caller nor a scheduler holds more than the workers can take. An item whose worker dies is done again; where every
+worker dies under it, it is Lost. The function and the items go to other processes, and other machines: it must be
+importable there by its name.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from clotkit import __version__
+from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
+from clotkit.infer.workers import allow_children, die_with
+
+T = TypeVar("T")
+R = TypeVar("R")
+Log = Callable[[str], None]
+LOKY, DASK = "loky", "dask"
+LOSSES = 3  # workers that may die under an item before it is given up
+AHEAD = 2  # items out at a time for each thread of a cluster: one at work, one to go on with
+CONNECT_S = 15.0  # a scheduler has to answer
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Which engine: its name, how many processes of this machine loky takes, where Dask's scheduler is.
+
+    `scheduler` is an address like tcp://host:8786 or a scheduler file (.json); None: where Dask's own settings say.
+    """
+
+    name: str = LOKY
+    jobs: int = 1
+    scheduler: str | None = None
+    connect_s: float = CONNECT_S
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What an item gets whose workers died under it, or did not get to it in time; `reason` says which."""
+
+    reason: str
+
+
+class Engine(Protocol):
+    """Something that does a function over items elsewhere."""
+
+    def unordered(
+        self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
+    ) -> Generator[tuple[T, R | Lost], None, None]:
+        """Each item with its result, as they are ready; `items` is asked for the next one when there is a place.
+
+        Nothing is waited for after `until`, a time.monotonic() value. Raises ClusterError when the cluster is gone or
+        cannot run the function, and what the function raises.
+        """
+        ...
+
+
+@contextmanager
+def engine(backend: Backend, log: Log) -> Iterator[Engine]:
+    """The engine of a backend; its processes, or the connection, end with it.
+
+    Raises UsageError for a backend that is not known, or a scheduler that does not answer.
+    """
+    if backend.name != DASK and backend.scheduler:
+        raise UsageError(f"--scheduler is of a cluster, --backend is {backend.name}; give --backend dask")
+    if backend.name == LOKY:
+        try:
+            yield Loky(backend.jobs)
+        finally:
+            _end_processes(backend.jobs)
+        return
+    if backend.name != DASK:
+        raise UsageError(f"--backend is {backend.name}; allowed: {LOKY}, {DASK}")
+    client = _connect(backend.scheduler, backend.connect_s)
+    try:
+        log(_said(client))
+        yield Dask(client)
+    finally:
+        with suppress(Exception):  # whatever a connection that is lost says when it is closed
+            client.close(timeout=5)
+
+
+def _end_processes(jobs: int) -> None:
+    """End loky's processes: the next engine's shall have the environment of its time."""
+    from joblib.externals.loky import get_reusable_executor
+
+    if jobs > 1:
+        get_reusable_executor(max_workers=jobs).shutdown(wait=True)
+
+
+@dataclass
+class _Out:
+    """An item that a worker has, and how many workers have died with it."""
+
+    item: Any
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class Loky:
+    """Processes of this machine, by joblib; one alone is this process itself."""
+
+    jobs: int
+
+    def unordered(
+        self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
+    ) -> Generator[tuple[T, R | Lost], None, None]:
+        """See Engine. What runs at `until` has its own limits."""
+        from joblib import Parallel
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        feed = _Feed(function, iter(items))
+        while True:
+            run = Parallel(self.jobs, LOKY, return_as="generator_unordered", batch_size=1, pre_dispatch=self.jobs)
+            try:
+                with _closing(run(feed.calls())) as results:
+                    for number, result in results:
+                        yield feed.out.pop(number).item, result
+            except TerminatedWorkerError:
+                for item in feed.lost():
+                    yield item, Lost(f"its worker died, {LOSSES} times")
+            else:
+                return
+
+
+@contextmanager
+def _closing(results: Any) -> Iterator[Any]:
+    """Close joblib's generator, which kills what still runs, and not be told that something did."""
+    try:
+        yield results
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            results.close()
+
+
+@dataclass
+class _Feed:
+    """Calls for joblib, and which of them have not come back."""
+
+    function: Callable[[Any], Any]
+    items: Iterator[Any]
+    out: dict[int, _Out] = field(default_factory=dict)
+    again: deque[_Out] = field(default_factory=deque)
+    number: int = 0
+
+    def calls(self) -> Iterator[Any]:
+        """What is to be done again, then what is left, each with its number."""
+        from joblib import delayed
+
+        call = delayed(_numbered)
+        while True:
+            one = self.again.popleft() if self.again else next(map(_Out, self.items), None)
+            if one is None:
+                return
+            self.number += 1
+            self.out[self.number] = one
+            yield call(self.function, self.number, one.item, os.getpid())
+
+    def lost(self) -> Iterator[Any]:
+        """Take back what was out when a worker died; the items that are given up."""
+        for number in sorted(self.out):
+            one = self.out.pop(number)
+            one.losses += 1
+            if one.losses < LOSSES:
+                self.again.append(one)
+            else:
+                yield one.item
+
+
+def _numbered(function: Callable[[T], R], number: int, item: T, caller: int) -> tuple[int, R]:
+    """A call in a process of loky's, which does not outlive the caller's."""
+    if os.getpid() != caller:
+        die_with(caller)
+        allow_children()
+    return number, function(item)
+
+
+@dataclass(frozen=True)
+class Dask:
+    """The workers of a cluster; a dask.distributed client's scheduler spreads, steals and repeats."""
+
+    client: Any
+
+    def unordered(
+        self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
+    ) -> Generator[tuple[T, R | Lost], None, None]:
+        """See Engine."""
+        from distributed import as_completed
+
+        source, out = iter(items), dict[Any, T]()
+        left_s = None if until == float("inf") else max(until - time.monotonic(), 0.1)
+        ready = as_completed([], loop=self.client.loop, timeout=left_s)
+        try:
+            with _told():
+                self._fill(function, source, out, ready)
+            while out:
+                with _told():
+                    try:
+                        future = next(ready)
+                    except TimeoutError:
+                        break
+                    result = _result(future)
+                    item = out.pop(future)
+                    self._fill(function, source, out, ready)
+                yield item, result
+            for item in out.values():
+                yield item, Lost("the run's deadline came before it was done")
+        finally:
+            with suppress(Exception):
+                self.client.cancel(list(out))
+
+    def _fill(self, function: Callable[[T], R], source: Iterator[T], out: dict[Any, T], ready: Any) -> None:
+        """Submit what there is room for; the cluster may have grown or shrunk since."""
+        most = max(AHEAD * sum(self.client.ncores().values()), AHEAD)
+        while len(out) < most:
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            future = self.client.submit(_on_worker, function, item, pure=False)
+            out[future] = item
+            ready.add(future)
+
+
+def _on_worker(function: Callable[[T], R], item: T) -> R:
+    """A call on a worker of a cluster, where slides have processes of their own."""
+    allow_children()
+    return function(item)
+
+
+def _result(future: Any) -> Any:
+    """What came of a task. Raises what the function raised, if it is ours, and ClusterError for what a cluster does."""
+    from distributed import KilledWorker
+
+    if future.status == "finished":
+        return future.result()
+    if future.status != "error":
+        raise ClusterError("the scheduler is gone, or has forgotten what it was to do")
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return Lost(f"its worker died, {error.allowed_failures + 1} times")
+    if isinstance(error, ClotkitError):
+        raise error
+    raise ClusterError(
+        f"a worker cannot do it: {type(error).__name__}: {one_line(error)}; "
+        f"it needs clotkit {__version__} and its packages"
+    )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Make a ClusterError of what a client raises whose scheduler is gone."""
+    from concurrent.futures import CancelledError
+
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise ClusterError(f"the scheduler is gone: {one_line(error)}") from error
+
+
+def _connect(scheduler: str | None, connect_s: float) -> Any:
+    import dask
+    from distributed import Client
+
+    where = scheduler or dask.config.get("scheduler-address", None)
+    if not where:
+        raise UsageError("--backend dask: no --scheduler; give its address, like tcp://host:8786, or its file")
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(logging.CRITICAL)  # what it says of a lost connection is said here, on one line
+    named = {"scheduler_file": where} if where.endswith(".json") else {"address": where}
+    try:
+        return Client(**named, timeout=connect_s, set_as_default=False, name="clotkit")
+    except Exception as error:  # OSError, TimeoutError, ValueError: an address that is none
+        raise UsageError(f"--scheduler {where}: {one_line(error)}; is it running? dask scheduler starts one") from error
+
+
+def _said(client: Any) -> str:
+    """One line about a cluster: its address, workers, threads, and the page that shows them at work."""
+    threads = client.ncores()
+    waiting = "" if threads else f"; waiting for one: dask worker {client.scheduler.address}"
+    return (
+        f"cluster {client.scheduler.address}: {len(threads)} workers, {sum(threads.values())} threads; "
+        f"dashboard {client.dashboard_link}{waiting}"
+    )

@@ -1,0 +1,71 @@
+"""Folders as `clotkit tile` leaves them, made at once: shards of drawn tiles and their table, without slides."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from clotkit.competitions import Competition
+from clotkit.config import load_recipe
+from clotkit.learn.cut import TILING
+from clotkit.learn.shard_table import ShardRow, publish_rows
+from clotkit.learn.shards import write_shard
+from clotkit.slides.tiling import Batch
+from clotkit.stores import Folder
+
+SHARDED = """
+name = "sharded"
+
+[tiling]
+name = "patches"
+tile_px = 16
+shrink = 8
+max_tiles = 40
+batch_tiles = 8
+
+[model]
+name = "cnn"
+filters = [4]
+dropout = 0.0
+
+[augment]
+turns = true
+shift = 0.1
+
+[training]
+seed = 3
+epochs = 4
+batch_tiles = 16
+learning_rate = 1e-2
+folds = 2
+watch = 0.25
+final = "folds"
+feed = "shards"
+"""
+
+
+def write_recipe(path: Path, *lines: str, text: str = SHARDED) -> str:
+    """A recipe of shards, with lines that replace those of the same key or are new in [training]; its path."""
+    for line in lines:
+        key = line.split(" = ")[0]
+        kept = [old for old in text.splitlines() if old.split(" = ")[0] != key]
+        text = "\n".join([*kept, line])
+    path.write_text(text + "\n")
+    return str(path)
+
+
+def write_shards(folder: Path, recipe: str, competition: Competition, slides: int = 16, seed: int = 0) -> Path:
+    """A folder of shards with 5 to 16 tiles each, of two classes that noise hides a little; a slide a patient."""
+    folder.mkdir(parents=True)
+    rng, tiling, rows = np.random.default_rng(seed), load_recipe(recipe).tiling, []
+    for number in range(slides):
+        label, count, name = number % 2, int(rng.integers(5, 17)), f"{number:06x}_0"
+        tiles = rng.integers(0, 170, (count, tiling.tile_px, tiling.tile_px, 3))
+        tiles[..., 2 * label] += 30
+        batch = Batch(tiles.astype(np.uint8), np.zeros((count, 2), np.int32))
+        file, key = f"{name}.npy", hashlib.sha256(name.encode()).hexdigest()
+        made = write_shard(Folder(folder), file, [{TILING: asdict(tiling)}, batch], key)
+        rows.append(ShardRow(name, name[:6], label, file, count, key, "", "", made.size_bytes, made.sha256))
+    publish_rows(Folder(folder), rows, competition)
+    return folder

@@ -1,0 +1,282 @@
+"""`clotkit tile` over a Dask cluster and an object store, on loopback: the same shards, whatever is killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.engines import Backend, Lost, engine
+from clotkit.errors import ClusterError, SplitError, UsageError
+from clotkit.infer.workers import Task
+from clotkit.learn.cut import Order, ShardTask, cut, shard_task
+from clotkit.learn.shard_table import read_shard_rows
+from clotkit.learn.tile import TileSettings, tile_split
+from clotkit.slides.tiling import Batch
+from clotkit.stores import Place, store_of
+
+from .cluster import KEYS, Cluster, copy_in, free_port, object_store
+from .conftest import RECIPE, ROOT
+from .test_engines import killing
+
+SLIDES = 4
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[None]:
+    """Credentials and address of the store in this process's environment."""
+    with pytest.MonkeyPatch.context() as patch, object_store() as url:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": url}).items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers that know the store."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.start_scheduler()
+        made.start_worker()
+        made.start_worker()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def data(make_split: Callable[..., Path], strip_ai: Competition, keys: None, tmp_path_factory: Any) -> Path:
+    """A train split, here and in the store; and a recipe beside it. Nothing may write into it."""
+    folder = tmp_path_factory.mktemp("data")
+    make_split(folder / "train", strip_ai, split="train", slides=SLIDES)
+    (folder / "tiny.toml").write_text(RECIPE)
+    copy_in(folder / "train", "s3://bucket/train")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def here(data: Path, strip_ai: Competition) -> Path:
+    """The shards that loky makes of it."""
+    tile(data, data / "train", data / "out", strip_ai, Backend(jobs=2))
+    return data / "out"
+
+
+def tile(
+    data: Path, split: Place, out: Place, competition: Competition, backend: Backend, **more: Any
+) -> dict[str, int]:
+    wanted = TileSettings(split, out, str(data / "tiny.toml"), None, 2, 2048, False, dated=False, backend=backend)
+    return tile_split(wanted, competition, lambda _: None, **more)
+
+
+def over(cluster: Cluster) -> Backend:
+    return Backend("dask", scheduler=cluster.address)
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """The objects below a URL."""
+    filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return {name.removeprefix(f"{path}/"): filesystem.cat_file(name) for name in filesystem.find(path)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_cluster_and_a_store_give_the_same_bytes(
+    data: Path, here: Path, cluster: Cluster, strip_ai: Competition
+) -> None:
+    found = tile(data, "s3://bucket/train", "s3://bucket/same", strip_ai, over(cluster))
+    assert found == {"new": SLIDES, "up_to_date": 0, "failed": 0}
+    assert objects("s3://bucket/same") == files(here)
+    again = tile(data, "s3://bucket/train", "s3://bucket/same", strip_ai, over(cluster))
+    assert again == {"new": 0, "up_to_date": SLIDES, "failed": 0}
+    assert not list(cluster.folder.glob("clotkit-scratch-*/*"))
+
+
+def test_a_lost_object_is_cut_again_alone(data: Path, here: Path, strip_ai: Competition) -> None:
+    url = "s3://bucket/lost"
+    copy_in(here, url)
+    store, lost = store_of(url), sorted(files(here))[0]
+    store.remove(lost)
+    assert tile(data, "s3://bucket/train", url, strip_ai, Backend()) == {"new": 1, "up_to_date": 3, "failed": 0}
+    assert objects(url) == files(here)
+
+
+def test_what_a_killed_client_left_is_taken_as_it_is(data: Path, here: Path, strip_ai: Competition) -> None:
+    """Shards without a table, as a client that was killed at once leaves them: read for their hashes, not cut again."""
+    url = "s3://bucket/left"
+    copy_in(here, url)
+    store_of(url).remove("shards.csv")
+    never = Backend()
+    assert tile(data, "s3://bucket/train", url, strip_ai, never, work=killed_at_once)["up_to_date"] == SLIDES
+    assert objects(url) == files(here)
+
+
+def killed_at_once(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a run that must start no slide."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield from shard_task(task)
+
+
+def test_verify_names_what_is_not_as_listed(
+    data: Path, here: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, names = "s3://bucket/verify", sorted(name for name in files(here) if name.endswith(".npy"))
+    copy_in(here, url)
+    words = ["tile", "s3://bucket/train", url, "--verify", "--recipe", str(data / "tiny.toml")]
+    words += ["--backend", "dask", "--scheduler", cluster.address]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("; all as listed")
+    filesystem = fsspec.filesystem("s3")
+    damaged = bytearray(files(here)[names[0]])
+    damaged[200] ^= 1
+    filesystem.pipe_file(f"bucket/verify/{names[0]}", bytes(damaged))
+    filesystem.pipe_file(f"bucket/verify/{names[1]}", b"short")
+    filesystem.rm_file(f"bucket/verify/{names[2]}")
+    filesystem.pipe_file("bucket/verify/stray.npy", b"")
+    assert main(words) == 3
+    *_, a, b, c, d, last = capsys.readouterr().out.splitlines()
+    said = sorted([a, b, c, d])
+    assert "its sha256 is" in next(line for line in said if names[0] in line)
+    assert "5 bytes;" in next(line for line in said if names[1] in line)
+    assert f"{names[2]}: is listed and not there" in said
+    assert "stray.npy: is there and not listed" in said
+    assert "4 faults" in last
+    assert main(["tile", *words[1:3], "--verify", "--recipe", "demo"]) == 3  # cut with another tiling
+    assert "another tiling" in capsys.readouterr().out
+
+
+def test_a_bad_slide_costs_itself_alone_on_a_worker(
+    data: Path, cluster: Cluster, strip_ai: Competition, here: Path
+) -> None:
+    copy_in(data / "train", "s3://bucket/bad")
+    (gone, cut_short, *_) = sorted((data / "train" / "train").glob("*.tif"))
+    filesystem = fsspec.filesystem("s3")
+    filesystem.rm_file(f"bucket/bad/train/{gone.name}")
+    filesystem.pipe_file(f"bucket/bad/train/{cut_short.name}", cut_short.read_bytes()[:2000])
+    found = tile(data, "s3://bucket/bad", "s3://bucket/bad-out", strip_ai, over(cluster), work=dying)
+    assert found == {"new": 1, "up_to_date": 0, "failed": 3}
+    reasons = {row.image_id: row.reason for row in read_shard_rows(store_of("s3://bucket/bad-out"), strip_ai)}
+    assert reasons[gone.stem] == "the file is missing"
+    assert reasons[cut_short.stem]
+    assert sorted(reasons.values())[-2:] != ["", ""]
+    assert "its process died of SIGKILL" in reasons.values()
+
+
+def dying(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """The work of a slide's process: the third slide of the split is killed in it."""
+    assert isinstance(task, ShardTask)
+    assert task.stored is not None or not task.path.exists()
+    if task.stored is not None:
+        names = sorted(name for name in task.stored.store.entries() if name.endswith(".tif"))
+        if task.stored.name == names[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield from shard_task(task)
+
+
+@pytest.mark.slow_faults
+def test_a_slide_that_kills_every_worker_is_given_up_alone(cluster: Cluster) -> None:
+    with engine(over(cluster), lambda _: None) as workers:
+        found = dict(workers.unordered(killing, range(4)))
+    assert found == {0: Lost("its worker died, 4 times"), 1: 1, 2: 2, 3: 3}
+
+
+@pytest.mark.slow_faults
+def test_the_scheduler_is_lost_and_the_command_given_again(
+    data: Path, here: Path, keys: None, strip_ai: Competition, tmp_path: Path
+) -> None:
+    """The scheduler is killed once a shard is there: one line, exit code 2; then only what is left is done."""
+    url, cluster = "s3://bucket/scheduler", Cluster(tmp_path)
+    words = ["tile", "s3://bucket/train", url, "--recipe", str(data / "tiny.toml"), "--undated", "--backend", "dask"]
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker()
+        command = [sys.executable, "-m", "clotkit.cli", *words, "--scheduler", cluster.address]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert client.stdout is not None
+        while not client.stdout.readline().startswith("[1/"):
+            assert client.poll() is None
+        cluster.kill_scheduler()
+        _, said = client.communicate(timeout=60)
+        assert client.returncode == 2
+        assert said.splitlines()[-1].startswith("clotkit: the scheduler is gone")
+        assert said.splitlines()[-1].endswith("4 slides are done, the same command goes on")
+        assert "Traceback" not in said
+        with pytest.raises(SplitError, match="unfinished"):
+            read_shard_rows(store_of(url), strip_ai)
+        cluster.start_scheduler()
+        cluster.start_worker()
+        found = tile(data, "s3://bucket/train", url, strip_ai, over(cluster))
+        assert found["up_to_date"] >= 1
+        assert found["failed"] == 0
+        assert objects(url) == files(here)
+    finally:
+        cluster.close()
+
+
+def test_a_worker_with_another_kit_is_refused(data: Path, here: Path, strip_ai: Competition) -> None:
+    store = store_of(here)
+    task = ShardTask("a", data / "none.tif", (), store=store, shard="a.npy", key="key")
+    order = Order(task, 10, 2048, 10, shard_task, lambda: False, code="another")
+    with pytest.raises(ClusterError, match="another clotkit"):
+        cut(order)
+
+
+def test_wrong_words_are_one_line(data: Path, keys: None, strip_ai: Competition, tmp_path: Path) -> None:
+    split, out, recipe = str(data / "train"), str(tmp_path / "out"), str(data / "tiny.toml")
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(UsageError, match="is it running"):
+        tile(data, data / "train", tmp_path / "out", strip_ai, Backend("dask", scheduler=nobody, connect_s=0.3))
+    with pytest.raises(UsageError, match="no --scheduler"):
+        tile(data, data / "train", tmp_path / "out", strip_ai, Backend("dask"))
+    with pytest.raises(UsageError, match="--backend is loky; give --backend dask"):
+        tile(data, data / "train", tmp_path / "out", strip_ai, Backend(scheduler=nobody))
+    with pytest.raises(SplitError, match=r"s3://nobucket/train: has neither train\.csv nor test\.csv"):
+        tile(data, "s3://nobucket/train", tmp_path / "out", strip_ai, Backend())
+    with pytest.raises(UsageError, match="local folder, s3:// or gs://"):
+        tile(data, data / "train", "nostore://a/b", strip_ai, Backend())
+    assert main(["tile", split, "s3://bucket/x", "--recipe", recipe, "--most", "1GB"]) == 2
+    assert main(["tile", split, out]) == 2
+
+
+def test_a_run_on_a_cluster_scores_as_here(
+    make_split: Callable[..., Path], strip_ai: Competition, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Slides and weights by URL, scored on workers; the same submission, report and pictures as in one process."""
+    split = make_split(tmp_path / "test", strip_ai, slides=3)
+    min((split / "test").iterdir()).write_bytes(b"no slide at all")
+    copy_in(split, "s3://bucket/test")
+    copy_in(ROOT / "weights" / "demo", "s3://bucket/demo")
+    here, there, urls = (str(tmp_path / name) for name in ("here", "there", "urls"))
+    afar = ["--backend", "dask", "--scheduler", cluster.address]
+    weights = str(ROOT / "weights" / "demo")
+    assert main(["run", str(split), "--weights", weights, "--out", here]) == 3
+    assert main(["run", "s3://bucket/test", "--weights", "s3://bucket/demo", "--out", there, *afar]) == 3
+    assert main(["run", "s3://bucket/test", "--weights", weights, "--out", urls, "--jobs", "1"]) == 3
+    for out in (there, urls):
+        assert (Path(out) / "submission.csv").read_bytes() == (Path(here) / "submission.csv").read_bytes()
+        assert lines_of(out) == lines_of(here)
+        assert (Path(out) / "report.html").is_file()
+    started = [json.loads(line)["from_s"] for line in (Path(there) / "slides.jsonl").read_text().splitlines()]
+    assert all(0 < at < 120 for at in started)
+    assert main(["run", str(split), "--weights", weights, "--out", here, "--scheduler", cluster.address]) == 2
+
+
+def lines_of(out: str) -> dict[str, tuple[Any, ...]]:
+    """What a run's report says of each slide, without the seconds and megabytes it took."""
+    lines = map(json.loads, (Path(out) / "report.jsonl").read_text().splitlines())
+    return {line["image_id"]: (line["state"], line["reason"], line["tiles"], line["p"]) for line in lines}
+
+
+def test_the_table_is_the_same_whoever_cut(here: Path) -> None:
+    with (here / "shards.csv").open(newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["done"] * SLIDES

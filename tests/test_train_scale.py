@@ -1,0 +1,309 @@
+"""Training at scale, real and small: shards read as they are needed, virtual devices, two processes on loopback.
+
+Whatever the number of replicas, the curves are those of one process with the same global batch.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.config import load_recipe
+from clotkit.errors import ConfigError, UsageError
+from clotkit.learn.devices import Team, read_cluster, training
+from clotkit.learn.fit import fit
+from clotkit.learn.models import load_member
+from clotkit.learn.networks import build_network
+from clotkit.learn.sources import read_source
+from clotkit.learn.train import TrainSettings, train
+
+from .cluster import KEYS, copy_in, free_port, object_store
+from .shard_folders import SHARDED, write_recipe, write_shards
+
+WITHIN = 1e-4
+TWO_CPUS = """
+import sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from clotkit.cli import main
+
+for arguments in (argument.split() for argument in sys.argv[1:]):
+    assert main(["train", *arguments]) == 0
+print(len(tf.config.list_logical_devices("CPU")), "devices")
+"""
+
+
+def curves_of(member: Path) -> pd.DataFrame:
+    return pd.read_csv(member / "history.csv")
+
+
+def assert_same_curves(one: Path, other: Path) -> None:
+    pd.testing.assert_frame_equal(curves_of(one), curves_of(other), rtol=0, atol=WITHIN)
+
+
+def start_worker(index: int, addresses: Sequence[str], arguments: Sequence[str]) -> "subprocess.Popen[str]":
+    """The real `clotkit train` as one of several workers."""
+    cluster = {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
+    return subprocess.Popen(
+        [sys.executable, "-m", "clotkit.cli", "train", *arguments],
+        env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(arguments: Sequence[str]) -> "list[subprocess.Popen[str]]":
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    return [start_worker(index, addresses, arguments) for index in range(2)]
+
+
+def end_of(workers: "Sequence[subprocess.Popen[str]]", code: int = 0) -> list[str]:
+    """What the workers said; they must all end with this code."""
+    said = [worker.communicate(timeout=150)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [code] * len(workers), "\n".join(said)
+    return said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, strip_ai: Competition) -> Path:
+    """Recipes, the folder `shards`, and the member `alone`, trained on them by one process and one device."""
+    top = tmp_path_factory.mktemp("scale")
+    alone = write_recipe(top / "alone.toml")
+    other = ('feed = "memory"', 'schedule = "plateau"', "plateau_epochs = 1", "patience = 2", 'balance = "oversample"')
+    write_recipe(top / "memory.toml", *other)
+    write_recipe(top / "mirrored.toml", 'strategy = "mirrored"')
+    write_recipe(top / "mirrored_memory.toml", 'strategy = "mirrored"', *other)
+    write_recipe(top / "workers.toml", 'strategy = "multi_worker"')
+    write_shards(top / "shards", alone, strip_ai)
+    train(TrainSettings(alone, top / "shards", top / "alone"), strip_ai, lambda _: None)
+    return top
+
+
+def test_the_member_of_a_feed_of_shards_gives_its_figures_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(folder / "alone"), "--data", str(folder / "shards"), "--out", str(tmp_path), "--json"]
+    assert main(command) == 0
+    found, wanted = json.loads(capsys.readouterr().out), json.loads((folder / "alone" / "metrics.json").read_text())
+    for name in ("weighted_log_loss", "accuracy", "auc"):
+        assert found[name] == pytest.approx(wanted[name], abs=1e-5)
+    losses = curves_of(folder / "alone")["loss"]
+    assert losses.iloc[3] < losses.iloc[0]
+
+
+def test_two_virtual_devices_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    shards = folder / "shards"
+    settings = TrainSettings(str(folder / "memory.toml"), shards, tmp_path / "memory")
+    train(settings, strip_ai, lambda _: None)
+    trained = [
+        f"{folder / recipe}.toml --data {shards} --out {tmp_path / recipe}"
+        for recipe in ("mirrored", "mirrored_memory")
+    ]
+    ended = subprocess.run([sys.executable, "-c", TWO_CPUS, *trained], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "2 devices" in ended.stdout
+    assert_same_curves(tmp_path / "mirrored", folder / "alone")
+    assert_same_curves(tmp_path / "mirrored_memory", tmp_path / "memory")
+
+
+def test_two_processes_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    arguments = [str(folder / "workers.toml"), "--data", str(folder / "shards"), "--out", str(tmp_path / "two")]
+    chief, other = end_of(start_two(arguments))
+    assert_same_curves(tmp_path / "two", folder / "alone")
+    assert "fold 2 of 2" in chief
+    assert "fold" not in other
+    assert not list((tmp_path / "two").glob(".training*"))
+    tiles = read_source(load_recipe(folder / "memory.toml"), folder / "shards", strip_ai, None, lambda _: None).tiles
+    one, two = (
+        load_member(place, strip_ai.classes.names).predict(tiles) for place in (folder / "alone", tmp_path / "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=0, atol=WITHIN)
+
+
+def test_a_fit_that_is_broken_off_goes_on_with_the_batches_it_would_have_had(
+    folder: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    import keras
+
+    recipe = load_recipe(write_recipe(tmp_path / "often.toml", 'balance = "oversample"'))
+    tiles = read_source(recipe, folder / "shards", strip_ai, None, lambda _: None)
+    seen = np.arange(len(tiles)) % 4 > 0
+
+    def fitted(name: str, breaks_after: int = 0) -> list[np.ndarray]:
+        def told(epoch: int, row: dict[str, float]) -> None:
+            if epoch == breaks_after:
+                raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(1)
+        with training():
+            network = build_network(recipe.model[0], recipe.tiling.tile_px, 2)
+            fit(network, tiles.where(seen), tiles.where(~seen), recipe, 1, tmp_path / name, told=told)
+        return [np.asarray(value) for value in network.model.get_weights()]
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted("broken", breaks_after=2)
+    assert len(pd.read_csv(tmp_path / "broken" / "history.csv")) == 2
+    for found, wanted in zip(fitted("broken"), fitted("whole"), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_an_object_store_is_trained_from_and_each_shard_is_fetched_once(
+    folder: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    with object_store() as address:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        copy_in(folder / "shards", "s3://bucket/tiles")
+        settings = TrainSettings(
+            str(folder / "alone.toml"), "s3://bucket/tiles", tmp_path / "one", cache=tmp_path / "cache"
+        )
+        train(settings, strip_ai, lambda _: None)
+        assert_same_curves(tmp_path / "one", folder / "alone")
+        fetched = sorted((tmp_path / "cache").iterdir())
+        assert len(fetched) == 16
+        kept, damaged = fetched[0], fetched[1]
+        before = kept.stat().st_mtime_ns
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        fetched[2].unlink()
+        again = TrainSettings(
+            str(folder / "memory.toml"), "s3://bucket/tiles", tmp_path / "two", cache=tmp_path / "cache"
+        )
+        read_source(load_recipe(again.recipe), again.data, strip_ai, None, lambda _: None, again.cache)
+        assert sorted((tmp_path / "cache").iterdir()) == fetched
+        assert kept.stat().st_mtime_ns == before
+        filesystem = fsspec.filesystem("s3", use_listings_cache=False)
+        for path in (folder / "shards").glob("*.npy"):
+            filesystem.rm_file(f"bucket/tiles/{path.name}")
+        tiles = read_source(load_recipe(again.recipe), again.data, strip_ai, None, lambda _: None, again.cache)
+        assert len(tiles) == 183
+
+
+def test_a_damaged_shard_is_named_when_its_turn_comes(
+    folder: Path, tmp_path: Path, strip_ai: Competition, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = write_shards(tmp_path / "shards", str(folder / "alone.toml"), strip_ai)
+    broken = sorted(shards.glob("*.npy"))[-1]
+    data = bytearray(broken.read_bytes())
+    data[200] ^= 1
+    broken.write_bytes(data)
+    assert main(["train", str(folder / "alone.toml"), "--data", str(shards), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"clotkit: {broken}: not a whole shard" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        (None, "TF_CONFIG is not set"),
+        ("{", "TF_CONFIG cannot be read: JSONDecodeError"),
+        ("[]", "TF_CONFIG cannot be read: TypeError"),
+        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG cannot be read: KeyError"),
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "list of different workers",
+        ),
+        ('{"cluster": {"worker": ["a:1"], "ps": []}, "task": {"type": "worker", "index": 0}}', "list of different"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "index 0 to 1"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "type worker"),
+    ],
+)
+def test_a_cluster_that_cannot_be_read_is_refused(told: str | None, match: str) -> None:
+    with pytest.raises(UsageError, match=match) as raised:
+        read_cluster(told)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cluster_is_read() -> None:
+    told = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
+    assert read_cluster(told) == (("a:1", "b:2"), 1)
+
+
+def test_what_has_no_shards_and_who_has_no_cluster_is_told_before_a_file_is_written(
+    folder: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(ConfigError, match="no shards there"):
+        train(TrainSettings(str(folder / "alone.toml"), tmp_path / "raw", tmp_path / "out"), strip_ai)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UsageError, match="TF_CONFIG is not set"):
+        train(TrainSettings(str(folder / "workers.toml"), folder / "shards", tmp_path / "out"), strip_ai)
+    assert not (tmp_path / "out").exists()
+    npz = SHARDED.replace("[training]", '[data]\nsource = "npz"\nclasses = ["a", "b"]\n\n[training]')
+    with pytest.raises(ConfigError, match=r"training.feed is 'shards', data.source 'npz'"):
+        load_recipe(write_recipe(tmp_path / "npz.toml", text=npz))
+    with pytest.raises(ConfigError, match=r"training.balance is 'synthetic'"):
+        load_recipe(write_recipe(tmp_path / "smote.toml", 'balance = "synthetic"'))
+    with pytest.raises(ConfigError, match=r"training.strategy is 'many'; allowed: auto, mirrored, multi_worker"):
+        load_recipe(write_recipe(tmp_path / "many.toml", 'strategy = "many"'))
+
+
+def test_a_team_of_one_gathers_its_own_numbers() -> None:
+    assert Team().gathered([3, 1]).tolist() == [[3, 1]]
+    assert Team().is_chief
+    assert Team(worker=1, workers=3, here=2).replicas == 6
+
+
+def fall_behind(one: Path, other: Path) -> None:
+    """Let one worker be an epoch behind the other, as if it had been killed before it could say that it has it."""
+    lines = one.read_text().splitlines(keepends=True)
+    if len(lines) == len(other.read_text().splitlines()):
+        one.write_text("".join(lines[:-1]))
+
+
+@pytest.mark.slow_recipes
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_worker_is_killed_and_all_go_on_as_if_it_had_not_been(folder: Path, tmp_path: Path, killed: int) -> None:
+    text = SHARDED.replace("epochs = 4", "epochs = 30")
+    alone = write_recipe(tmp_path / "alone.toml", text=text)
+    recipe = write_recipe(tmp_path / "workers.toml", 'strategy = "multi_worker"', text=text)
+    out = tmp_path / "two"
+    arguments = [recipe, "--data", str(folder / "shards"), "--out", str(out)]
+    workers = start_two(arguments)
+    history = out / (".training" if killed == 0 else ".training-1") / "0-0" / "history.csv"
+    end = time.monotonic() + 120
+    while not (history.is_file() and len(history.read_text().splitlines()) > 5):
+        assert all(worker.poll() is None for worker in workers)
+        assert time.monotonic() < end
+    workers[killed].send_signal(signal.SIGKILL)
+    said, _ = workers[1 - killed].communicate(timeout=150)
+    assert workers[1 - killed].returncode == 2, said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"clotkit: worker {1 - killed} of 2: another worker is gone; start all of them again")
+    workers[killed].communicate()
+    fall_behind(history, out / (".training-1" if killed == 0 else ".training") / "0-0" / "history.csv")
+    again = end_of(start_two(arguments))
+    assert all("goes on from where an earlier run stood" in one for one in again)
+    assert main(["train", alone, "--data", str(folder / "shards"), "--out", str(tmp_path / "one")]) == 0
+    assert_same_curves(out, tmp_path / "one")
+
+
+@pytest.mark.slow_recipes
+def test_workers_that_cannot_share_the_lanes_and_those_of_another_recipe_end_with_one_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data", str(folder / "shards"), "--out", str(tmp_path / "out")]
+    text = SHARDED.replace("batch_tiles = 16", "batch_tiles = 5")
+    odd = write_recipe(tmp_path / "odd.toml", 'strategy = "multi_worker"', text=text)
+    for said in end_of(start_two([odd, *arguments]), code=2):
+        assert "clotkit: 2 replicas are to share 5 lanes of shards" in said.splitlines()[-1]
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    recipes = [str(folder / "workers.toml"), odd]
+    workers = [start_worker(index, addresses, [recipes[index], *arguments]) for index in range(2)]
+    for said in end_of(workers, code=2):
+        assert "clotkit: worker 1 of 2 has another recipe" in said.splitlines()[-1]
