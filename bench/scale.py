@@ -71,7 +71,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    line.add_argument("--large", type=int, default=24, help="slides for one worker against two (default: 24)")
+    line.add_argument("--large", type=int, default=40, help="slides for one worker against two (default: 40)")
     line.add_argument("--side", default="8192x12288", help="their size in pixels (default: 8192x12288)")
     line.add_argument("--slides", type=int, nargs="+", default=[10, 30, 100, 300], help="small ones (10 30 100 300)")
     line.add_argument("--repeats", type=int, default=3, help="of which the median counts (default: 3)")
