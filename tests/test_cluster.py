@@ -183,6 +183,28 @@ def dying(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     yield from shard_task(task)
 
 
+def test_a_worker_whose_disk_says_no_costs_what_it_was_given(cluster: Cluster) -> None:
+    with engine(over(cluster), lambda _: None) as workers:
+        found = dict(workers.unordered(refused_by_the_disk, range(3)))
+    assert found == {0: Lost("a worker could not begin it: [Errno 28] No space left on device"), 1: 1, 2: 2}
+
+
+def refused_by_the_disk(number: int) -> int:
+    """What a worker says that has no room for a scratch folder, for the number 0 alone."""
+    if number == 0:
+        raise OSError(28, os.strerror(28))
+    return number
+
+
+def test_a_worker_that_lacks_something_ends_it(cluster: Cluster) -> None:
+    with engine(over(cluster), lambda _: None) as workers, pytest.raises(ClusterError, match="it needs clotkit"):
+        list(workers.unordered(lacking, [1]))
+
+
+def lacking(number: int) -> int:
+    raise ModuleNotFoundError("No module named 'clotkit'")
+
+
 @pytest.mark.slow_faults
 def test_a_slide_that_kills_every_worker_is_given_up_alone(cluster: Cluster) -> None:
     with engine(over(cluster), lambda _: None) as workers:
@@ -269,6 +291,40 @@ def test_a_run_on_a_cluster_scores_as_here(
     started = [json.loads(line)["from_s"] for line in (Path(there) / "slides.jsonl").read_text().splitlines()]
     assert all(0 < at < 120 for at in started)
     assert main(["run", str(split), "--weights", weights, "--out", here, "--scheduler", cluster.address]) == 2
+
+
+@pytest.mark.slow_faults
+def test_a_run_whose_scheduler_is_lost_is_gone_on_with(
+    make_split: Callable[..., Path], strip_ai: Competition, keys: None, tmp_path: Path
+) -> None:
+    """One line, exit code 2, a valid submission of what was scored; --resume on another cluster scores the rest."""
+    split, out = make_split(tmp_path / "test", strip_ai, slides=6), tmp_path / "out"
+    weights = str(ROOT / "weights" / "demo")
+    words = ["run", str(split), "--weights", weights, "--backend", "dask"]
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker()
+        command = [sys.executable, "-m", "clotkit.cli", *words, "--out", str(out), "--scheduler", cluster.address]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert client.stdout is not None
+        while not client.stdout.readline().startswith("[2/"):
+            assert client.poll() is None
+        cluster.kill_scheduler()
+        said = client.communicate(timeout=60)[1].splitlines()[-1]
+        assert client.returncode == 2
+        assert said.startswith("clotkit: the scheduler is gone")
+        assert said.endswith("--resume goes on")
+        assert main(["check", str(out / "submission.csv"), "--sample", str(split / "sample_submission.csv")]) == 0
+        scored = len(lines_of(str(out)))
+        assert 2 <= scored < 6
+        cluster.start_scheduler()
+        cluster.start_worker()
+        assert main([*words, "--out", str(out), "--scheduler", cluster.address, "--resume"]) == 0
+    finally:
+        cluster.close()
+    assert main(["run", str(split), "--weights", weights, "--out", str(tmp_path / "here")]) == 0
+    assert (out / "submission.csv").read_bytes() == (tmp_path / "here" / "submission.csv").read_bytes()
 
 
 def lines_of(out: str) -> dict[str, tuple[Any, ...]]:

@@ -2,8 +2,8 @@
 
 Both are used as they are. Results come as they are ready, in any order; few items are out at a time, so that neither
 the caller nor a scheduler holds more than the workers can take. An item whose worker dies is done again; where every
-worker dies under it, it is Lost. The function and the items go to other processes, and other machines: it must be
-importable there by its name.
+worker dies under it, or has no room for it, it is Lost. The function and the items go to other processes, and other
+machines: it must be importable there by its name.
 """
 
 import logging
@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from clotkit import __version__
@@ -27,6 +27,7 @@ LOKY, DASK = "loky", "dask"
 LOSSES = 3  # workers that may die under an item before it is given up
 AHEAD = 2  # items out at a time for each thread of a cluster: one at work, one to go on with
 CONNECT_S = 15.0  # a scheduler has to answer
+AGAIN = object()  # in place of a result that was lost
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Lost:
-    """What an item gets whose workers died under it, or did not get to it in time; `reason` says which."""
+    """What an item gets whose workers died under it, could not begin it, or did not get to it in time."""
 
     reason: str
 
@@ -98,10 +99,11 @@ def _end_processes(jobs: int) -> None:
 
 @dataclass
 class _Out:
-    """An item that a worker has, and how many workers have died with it."""
+    """An item that a worker has, how many workers have died with it, and whether it is the only one that is out."""
 
     item: Any
     losses: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,41 +196,97 @@ class Dask:
         self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
     ) -> Generator[tuple[T, R | Lost], None, None]:
         """See Engine."""
-        from distributed import as_completed
-
-        source, out = iter(items), dict[Any, T]()
-        left_s = None if until == float("inf") else max(until - time.monotonic(), 0.1)
-        ready = as_completed([], loop=self.client.loop, timeout=left_s)
+        feed = _Submitted(self.client, function, iter(items), until)
         try:
             with _told():
-                self._fill(function, source, out, ready)
-            while out:
+                feed.fill()
+            while feed.out:
                 with _told():
-                    try:
-                        future = next(ready)
-                    except TimeoutError:
-                        break
-                    result = _result(future)
-                    item = out.pop(future)
-                    self._fill(function, source, out, ready)
-                yield item, result
-            for item in out.values():
-                yield item, Lost("the run's deadline came before it was done")
+                    ended = feed.next()
+                    feed.fill()
+                if ended is not None:
+                    yield ended
+            for one in feed.blamed:
+                yield one.item, Lost("the run's deadline came before it was done")
         finally:
             with suppress(Exception):
-                self.client.cancel(list(out))
+                self.client.cancel(list(feed.out))
 
-    def _fill(self, function: Callable[[T], R], source: Iterator[T], out: dict[Any, T], ready: Any) -> None:
+
+class _Submitted:
+    """Items on their way through a cluster, by the futures of a client.
+
+    Dask blames all that a worker had, what it had not begun too, when the worker dies. So an item that it gives up is
+    done once more after all others, alone, where no other can be to blame.
+    """
+
+    def __init__(
+        self, client: Any, function: Callable[[Any], Any], items: Iterator[Any], until: float = float("inf")
+    ) -> None:
+        from distributed import as_completed
+
+        left_s = None if until == float("inf") else max(until - time.monotonic(), 0.1)
+        self.client, self.function, self.items = client, function, items
+        self.ready = as_completed([], loop=client.loop, timeout=left_s)
+        self.out: dict[Any, _Out] = {}
+        self.blamed: deque[_Out] = deque()
+        self.late = False  # whether `until` has come
+
+    def fill(self) -> None:
         """Submit what there is room for; the cluster may have grown or shrunk since."""
         most = max(AHEAD * sum(self.client.ncores().values()), AHEAD)
-        while len(out) < most:
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-            future = self.client.submit(_on_worker, function, item, pure=False)
-            out[future] = item
-            ready.add(future)
+        while len(self.out) < most and not self.late:
+            one = next(map(_Out, self.items), None)
+            if one is None:
+                break
+            self._submit(one)
+        if not self.out and self.blamed and not self.late:
+            self._submit(replace(self.blamed.popleft(), alone=True))
+
+    def next(self) -> tuple[Any, Any] | None:
+        """The next item that has ended, with its result; None where one was lost and is done again."""
+        try:
+            future = next(self.ready)
+        except TimeoutError:
+            self.late = True
+            self.client.cancel(list(self.out))
+            self.blamed.extend(self.out.values())
+            self.out.clear()
+            return None
+        one = self.out.pop(future)
+        result = self._result(future, one)
+        return None if result is AGAIN else (one.item, result)
+
+    def _submit(self, one: _Out) -> None:
+        future = self.client.submit(_on_worker, self.function, one.item, pure=False, retries=LOSSES - 1)
+        self.out[future] = one
+        self.ready.add(future)
+
+    def _result(self, future: Any, one: _Out) -> Any:
+        """What came of a task, or AGAIN where a result was lost with its worker before it was here."""
+        from distributed import KilledWorker
+        from distributed.utils import CancelledError
+
+        try:
+            if future.status == "finished":
+                return future.result()
+        except CancelledError:
+            pass
+        if future.status == "error":
+            error = future.exception()
+            if not isinstance(error, KilledWorker):
+                return _failed(error)
+            if one.alone:
+                return Lost(f"its worker died, {error.allowed_failures + 1} times")
+            self.blamed.append(one)
+            return AGAIN
+        if self.client.status != "running":
+            raise ClusterError("the scheduler is gone")
+        one.losses += 1
+        if one.losses >= LOSSES:
+            return Lost(f"its result was lost with its worker, {LOSSES} times")
+        self._submit(one)
+        return AGAIN
 
 
 def _on_worker(function: Callable[[T], R], item: T) -> R:
@@ -237,19 +295,15 @@ def _on_worker(function: Callable[[T], R], item: T) -> R:
     return function(item)
 
 
-def _result(future: Any) -> Any:
-    """What came of a task. Raises what the function raised, if it is ours, and ClusterError for what a cluster does."""
-    from distributed import KilledWorker
+def _failed(error: BaseException) -> Lost:
+    """What an item gets whose task failed with this error, if it is the item's.
 
-    if future.status == "finished":
-        return future.result()
-    if future.status != "error":
-        raise ClusterError("the scheduler is gone, or has forgotten what it was to do")
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        return Lost(f"its worker died, {error.allowed_failures + 1} times")
+    Raises what the function raised, if it is the kit's, and ClusterError for what no other item would fare better with.
+    """
     if isinstance(error, ClotkitError):
         raise error
+    if isinstance(error, OSError):  # of a machine, a full disk say, on which it was tried last
+        return Lost(f"a worker could not begin it: {one_line(error)}")
     raise ClusterError(
         f"a worker cannot do it: {type(error).__name__}: {one_line(error)}; "
         f"it needs clotkit {__version__} and its packages"

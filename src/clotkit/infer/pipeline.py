@@ -16,7 +16,7 @@ import numpy as np
 from clotkit import __version__
 from clotkit.competitions import Competition
 from clotkit.engines import Backend
-from clotkit.errors import ClotkitError, ConfigError, UsageError, one_line
+from clotkit.errors import ClotkitError, ClusterError, ConfigError, UsageError, one_line
 from clotkit.files import publish_json, sha256
 from clotkit.infer import report, report_page
 from clotkit.infer.ahead import ahead
@@ -174,13 +174,16 @@ def _score_afar(
     work: Work,
     log: Log,
 ) -> Iterator[Scored]:
-    """The same on a cluster."""
+    """The same on a cluster. Raises ClusterError where that is gone; what was scored stands."""
     from clotkit.infer.afar import Terms, score_afar
 
     weights = settings.weights_source or settings.weights_dir
     limits = settings.memory_mb, settings.stall_s, _last_begun(settings, started)
     assert settings.backend is not None
-    yield from score_afar(slides, members, Terms(weights, competition, *limits, work), settings.backend, log)
+    try:
+        yield from score_afar(slides, members, Terms(weights, competition, *limits, work), settings.backend, log)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; what was scored stands, the same command with --resume goes on") from error
 
 
 def _last_begun(settings: RunSettings, started: float) -> float:
