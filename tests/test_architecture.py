@@ -35,7 +35,7 @@ KEPT = {
     "distributed": {"clotkit.engines"},
     "dask": {"clotkit.engines"},
     "joblib": {"clotkit.engines"},
-    "fcntl": {"clotkit.scratch", "clotkit.learn.tile"},
+    "fcntl": {"clotkit.scratch", "clotkit.learn.shard_folder"},
     "matplotlib": {"clotkit.learn.plots"},
     "imblearn": {"clotkit.learn.fit"},
     "imagehash": {"clotkit.learn.twins"},

@@ -80,6 +80,7 @@ TILING = (
     "slides/preview.py",
     "engines.py",
     "learn/cut.py",
+    "learn/shard_folder.py",
     "learn/shard_table.py",
     "learn/shards.py",
     "learn/tile.py",

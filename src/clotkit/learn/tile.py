@@ -5,15 +5,11 @@ cluster. What is up to date is left alone, a slide that fails costs itself alone
 of it, leaves nothing that passes for whole. No TensorFlow here.
 """
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from clotkit.competitions import Competition
@@ -23,14 +19,13 @@ from clotkit.errors import ClusterError, UsageError
 from clotkit.infer.report import progress
 from clotkit.infer.workers import Work, check_limits, never
 from clotkit.learn.cut import FULL, Order, Outcome, ShardTask, cut, digest, is_drawn, shard_task
+from clotkit.learn.shard_folder import PREVIEWS, alone, full, taken_mb
 from clotkit.learn.shard_table import ShardRow, bare_row, earlier_rows, publish_rows
 from clotkit.learn.shards import frame_in, shard_key
 from clotkit.slides.tiling import check_tiler
 from clotkit.splits import SYNTHETIC, SlideRow, in_store, kind_of, read_slides, split_of, tables_of
 from clotkit.stores import Entry, Folder, Place, Store, store_of
 
-PREVIEWS = "preview"
-MB = 2**20
 TABLE_S = 30.0  # how old shards.csv may be while a run is at work
 ASKING = 16  # requests to an object store at a time
 LATE = "the run's deadline came before its turn"
@@ -79,7 +74,7 @@ def tile_split(
     with tables_of(settings.split_dir, competition) as split_dir:
         split = settings.split or split_of(split_dir, competition, ("train", "test"))
         slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir)
-        with _alone(store, slides):
+        with alone(store, slides):
             shelf = _take_stock(store, slides, tiling, settings, competition)
             if len(shelf.kept):
                 log(f"{len(shelf.kept)} {'shard is' if len(shelf.kept) == 1 else 'shards are'} up to date")
@@ -220,9 +215,9 @@ def _work(shelf: _Shelf, settings: TileSettings, competition: Competition, until
         for task, found in workers.unordered(_hashed, unhashed):
             size_bytes, sha256 = (0, "") if isinstance(found, Lost) else found
             shelf.rows[task.image_id] = replace(shelf.rows[task.image_id], size_bytes=size_bytes, sha256=sha256)
-        full = never if settings.most_mb is None else partial(_full, Path(settings.out), settings.most_mb)
+        no_room = never if settings.most_mb is None else partial(full, Path(settings.out), settings.most_mb)
         most_s = competition.limits.slide_s
-        orders = [Order(task, most_s, settings.memory_mb, most_s, work, full) for task in fresh]
+        orders = [Order(task, most_s, settings.memory_mb, most_s, work, no_room) for task in fresh]
         _cut(shelf, workers, orders, until, log)
 
 
@@ -260,71 +255,12 @@ def _close(shelf: _Shelf, settings: TileSettings, log: Log) -> dict[str, int]:
     """Say what came of it, and count."""
     rows, out = list(shelf.rows.values()), shelf.store.url()
     if any(row.reason == FULL for row in rows):
-        taken_mb, most_mb = _taken_mb(Path(settings.out)), settings.most_mb or 0
-        log(f"{out}: {taken_mb:,.0f} MB of shards, --most is {most_mb:,.0f} MB; allow more")
+        most_mb = settings.most_mb or 0
+        log(f"{out}: {taken_mb(Path(settings.out)):,.0f} MB of shards, --most is {most_mb:,.0f} MB; allow more")
     failed = sum(bool(row.reason) for row in rows)
     tiles = sum(row.tiles for row in rows)
     log(f"{out}: {sum(bool(row.file) for row in rows)} of {len(rows)} slides, {tiles} tiles, {failed} failed")
     return {"new": len(rows) - len(shelf.kept) - failed, "up_to_date": len(shelf.kept), "failed": failed}
-
-
-@contextmanager
-def _alone(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
-    """Make a local folder and hold it for this run: two at a time would sweep away each other's temporary files.
-
-    What killed processes left half-written is swept before and after. An object store has neither: two runs write the
-    same objects. Raises UsageError for a folder that is not to be had, or not to be written.
-    """
-    if not isinstance(store, Folder):
-        yield
-        return
-    out = store.path
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be used as a folder of shards: {error.strerror}; name another") from error
-    try:
-        with suppress(OSError):  # a file system without locks; BlockingIOError, which says held, is raised below
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"{out}: another clotkit tile is at work there; wait for it, or name another"
-                ) from None
-        _sweep(out, slides)
-        yield
-        _sweep(out, slides)
-    except BrokenPipeError:
-        raise  # of the log: whoever read it is gone
-    except OSError as error:
-        raise UsageError(
-            f"{error.filename or out}: cannot be written: {error.strerror}; free it, or name another"
-        ) from error
-    finally:
-        os.close(handle)  # and with it the lock
-
-
-def _sweep(out: Path, slides: Sequence[SlideRow]) -> None:
-    """Remove the temporary files (see files.publishing) of processes that were killed."""
-    wanted = {slide.image_id for slide in slides}  # one of them may begin with a dot
-    kinds = [out.glob(f".*.{kind}") for kind in ("npy", "csv", "json")]
-    for path in chain(*kinds, (out / PREVIEWS).glob(".*.jpg")):
-        if path.stem not in wanted:
-            path.unlink(missing_ok=True)
-
-
-def _full(out: Path, most_mb: float) -> bool:
-    """Whether the folder's shards, half-written ones too, take up all that they may."""
-    return _taken_mb(out) >= most_mb
-
-
-def _taken_mb(out: Path) -> float:
-    taken = 0
-    for path in out.glob("*.npy"):
-        with suppress(FileNotFoundError):  # it was renamed meanwhile
-            taken += path.stat().st_size
-    return taken / MB
 
 
 def _discard_others(shelf: _Shelf) -> None:
