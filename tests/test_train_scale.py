@@ -6,6 +6,7 @@ Whatever the number of replicas, the curves are those of one process with the sa
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -291,6 +292,29 @@ def test_a_worker_is_killed_and_all_go_on_as_if_it_had_not_been(folder: Path, tm
     assert all("goes on from where an earlier run stood" in one for one in again)
     assert main(["train", alone, "--data", str(folder / "shards"), "--out", str(tmp_path / "one")]) == 0
     assert_same_curves(out, tmp_path / "one")
+
+
+@pytest.mark.slow_recipes
+def test_ctrl_c_ends_a_worker_that_waits_for_others(folder: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "workers.toml", 'strategy = "multi_worker"')
+    port = free_port()
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
+    worker = start_worker(0, addresses, [recipe, "--data", str(folder / "shards"), "--out", str(tmp_path / "out")])
+    end = time.monotonic() + 60
+    while not listens(port):  # then it is TensorFlow that has the main thread
+        assert worker.poll() is None
+        assert time.monotonic() < end
+    worker.send_signal(signal.SIGINT)
+    try:
+        worker.communicate(timeout=30)
+    finally:
+        worker.kill()
+    assert worker.returncode == -signal.SIGINT
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow_recipes

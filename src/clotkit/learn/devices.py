@@ -147,7 +147,7 @@ def _of_workers(addresses: Sequence[str], index: int) -> Team:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     _check_backend("multi_worker")
     try:
-        with quiet():
+        with quiet(), _ended_by_interrupts():
             import tensorflow
 
             strategy = tensorflow.distribute.MultiWorkerMirroredStrategy()
@@ -162,8 +162,22 @@ def _of_workers(addresses: Sequence[str], index: int) -> Team:
     return Team(strategy, index, len(addresses), strategy.num_replicas_in_sync // len(addresses))
 
 
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process while TensorFlow waits for the other workers, where Python would never hear of it."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not the main thread, see _of_workers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _check_backend(strategy: str) -> None:
-    with quiet():
+    with quiet(), _ended_by_interrupts():
         import keras
     backend = keras.backend.backend()
     if backend != "tensorflow":
