@@ -45,7 +45,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
-    line.add_argument("--slides", type=int, default=40)
+    line.add_argument("--slides", type=int, default=120)
     line.add_argument("--seed", type=int, default=40)
     line.add_argument("--size", default="small", help="as clotkit phantom has it")
     line.add_argument("--recipe", default="strip_ai")
