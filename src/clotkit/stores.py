@@ -240,6 +240,19 @@ def store_of(where: Place) -> Store:
     return Bucket(where)
 
 
+@contextmanager
+def at_hand(store: Store, name: str) -> Iterator[Path]:
+    """A file by a local path: its own, or that of a copy which goes afterwards. Raises OSError or StoreError."""
+    path = store.local(name)
+    if path is not None:
+        yield path
+        return
+    with scratch() as folder:
+        copy = folder / PurePosixPath(name).name
+        store.fetch(name, copy)
+        yield copy
+
+
 def _filesystem(address: str) -> Any:
     """fsspec's file system of a URL, which it keeps for the process; what it lists is never from its memory."""
     from fsspec.core import url_to_fs

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from pathlib import PurePosixPath
 from typing import Any
 
 from clotkit.errors import ClusterError
@@ -18,7 +17,7 @@ from clotkit.infer.workers import Ended, Limits, Task, Work, fetch, stream
 from clotkit.learn.shards import Written, code_version, frame_in, write_shard
 from clotkit.scratch import scratch
 from clotkit.slides.tiling import Batch, tile_slide
-from clotkit.stores import Store
+from clotkit.stores import Store, at_hand
 
 TILING = "tiling"  # among a shard's facts: what it was cut with
 FULL = "the shards take up all the room they may; no slide was begun any more"
@@ -86,9 +85,11 @@ def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     Raises SlideError when the slide gives no tiles, and StoreError where it cannot be fetched or the shard not written.
     """
     assert isinstance(task, ShardTask)
-    fetch(task)
     frame = frame_in(task.store, task.shard)
-    if frame is None or frame.key != task.key:
+    stands = frame is not None and frame.key == task.key
+    if not stands or task.preview is not None:
+        fetch(task)
+    if frame is None or not stands:
         pieces = chain([{TILING: asdict(task.tilings[0])}], tile_slide(task.path, task.tilings[0]))
         yield 0, asdict(write_shard(task.store, task.shard, pieces, task.key))
     else:  # whoever was to tell of it was killed
@@ -99,13 +100,8 @@ def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 
 def digest(store: Store, name: str) -> tuple[int, str]:
     """The bytes of a file, and their sha256; from an object store it is fetched. Raises OSError or StoreError."""
-    path = store.local(name)
-    if path is not None:
+    with at_hand(store, name) as path:
         return path.stat().st_size, sha256(path)
-    with scratch() as folder:
-        copy = folder / PurePosixPath(name).name
-        store.fetch(name, copy)
-        return copy.stat().st_size, sha256(copy)
 
 
 def is_drawn(store: Store, name: str, key: str) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from clotkit.competitions import Competition
@@ -108,7 +108,7 @@ class _Shelf:
     listed: dict[str, Entry]
     published: float = field(default_factory=time.monotonic)
 
-    @property
+    @cached_property
     def fresh(self) -> list[ShardTask]:
         """The tasks of what is not up to date, the largest slide first: no core waits for the longest at the end."""
         size_of = {slide.image_id: slide.size_bytes for slide in self.slides}

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
@@ -15,9 +14,8 @@ from clotkit.infer.report import progress
 from clotkit.learn.cut import TILING
 from clotkit.learn.shard_table import ShardRow, read_shard_rows
 from clotkit.learn.shards import read_shard
-from clotkit.scratch import scratch
 from clotkit.splits import read_slides, split_of, tables_of
-from clotkit.stores import Place, Store, store_of
+from clotkit.stores import Place, Store, at_hand, store_of
 
 Log = Callable[[str], None]
 MB = 2**20
@@ -71,13 +69,8 @@ def verify(
 
 def check(claim: Claim) -> str:
     """What is wrong with a shard, in a few words; "" where nothing is. From an object store it is fetched."""
-    name = claim.row.file
     try:
-        with ExitStack() as stack:
-            path = claim.store.local(name)
-            if path is None:
-                path = stack.enter_context(scratch()) / PurePosixPath(name).name
-                claim.store.fetch(name, path)
+        with at_hand(claim.store, claim.row.file) as path:
             return _fault(path, claim)
     except (OSError, ClotkitError) as error:
         return str(error)
