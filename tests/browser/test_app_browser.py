@@ -172,7 +172,8 @@ def test_twenty_uploads_at_once_one_a_bomb(page: Any, server: str) -> None:
 def test_slides_are_listed_seen_near_and_scored(page: Any, server: str) -> None:
     opened(page, server, "slides")
     page.get_by_text("3 slides; 1 fell back or are partial").wait_for()
-    page.get_by_text("its first <b>directory</b> is cut short").first.wait_for()
+    page.get_by_role("cell", name="its first <b>directory</b> is cut short", exact=True).wait_for()
+    page.get_by_text("fallback: 0 tiles, 0.1 s, 30 MB; its first <b>directory</b> is cut short").wait_for()
     choose(page, "Slide", page_option(page, "(done)"))
     page.get_by_text(re.compile(r"1 : \d+, from 0, 0 of")).wait_for()
     page.get_by_role("slider").focus()
@@ -217,6 +218,7 @@ def test_a_submission_is_checked(page: Any, server: str, strip_ai: Competition) 
     inputs.nth(0).set_input_files(files_of({"mine.csv": given}))
     page.get_by_text("mine.csv: valid, 3 patients").wait_for()
     page.get_by_text("a probability differs by").wait_for()
+    page.get_by_role("columnheader", name="CE, other file").wait_for()
     kept(page, "submission")
 
 
@@ -224,6 +226,7 @@ def test_a_training_is_shown(page: Any, server: str) -> None:
     opened(page, server, "training")
     page.get_by_text("the worst of them").wait_for()
     api.expect(page.get_by_role("cell", name="0.9508")).to_be_visible()
+    page.get_by_role("columnheader", name="log loss").wait_for()
     page.get_by_role("heading", name="Curves").scroll_into_view_if_needed()
     kept(page, "training")
 

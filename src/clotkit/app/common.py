@@ -17,6 +17,7 @@ from clotkit.learn.evaluate import Asked
 from clotkit.slides.pixels import Pixels
 
 WIDEST_PX = 768  # of a picture on a page; a tall one is half as wide
+LONGEST_CELL = 400  # characters of a table's cell: a slide's reason
 LEAST_SHOWN_PX = 224  # a smaller picture is enlarged, each pixel to a square
 
 
@@ -51,6 +52,22 @@ def bars(probabilities: dict[str, float]) -> None:
     """A bar for each class, with its name and probability."""
     for name, value in probabilities.items():
         st.progress(min(max(value, 0.0), 1.0), text=f"{plain(name)}: {value:.1%}")
+
+
+def listing(rows: list[dict[str, Any]], height_px: int | None = None) -> None:
+    """Rows as a table of HTML, which is found, copied and read aloud as text (st.dataframe draws on a canvas).
+
+    Cells and heads are escaped. `height_px`: what is higher scrolls, under its heads.
+    """
+    escaped = [{plain(name): _cell(value) for name, value in row.items()} for row in rows]
+    if escaped:
+        st.table(escaped, height=height_px or "content")
+
+
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else plain(str(value), LONGEST_CELL)
 
 
 def picture(pixels: Pixels, caption: str) -> None:

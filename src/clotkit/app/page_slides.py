@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from clotkit.app.common import Shared, bars, load_once, picture
+from clotkit.app.common import Shared, bars, listing, load_once, picture
 from clotkit.app.decode import Window
 from clotkit.app.looking import (
     Live,
@@ -31,6 +31,7 @@ from clotkit.infer.report import SlideReport
 from clotkit.learn.models import RECIPE
 
 MOVES = {"Left": (-0.5, 0), "Right": (0.5, 0), "Up": (0, -0.5), "Down": (0, 0.5)}  # in sides of the window
+TABLE_PX, WITHOUT_SCROLLING = 320, 6  # of the list of slides: its height, and how many rows need no limit
 Stamp = tuple[int, int]  # of a file: when it was changed, bytes; another file is read anew
 
 
@@ -95,13 +96,10 @@ def _short(path: Path, shared: Shared) -> str:
 
 
 def _table(opened: Opened) -> None:
-    rows = [
-        {"slide": shown(one), "state": opened.state(one), "reason": shown(opened.reason(one), 400)}
-        for one in opened.ids()
-    ]
+    rows = [{"slide": one, "state": opened.state(one), "reason": opened.reason(one)} for one in opened.ids()]
     fell = [row for row in rows if row["state"] in {"partial", "fallback"}]
     st.markdown(f"{len(rows)} slides; {len(fell)} fell back or are partial")
-    st.dataframe(rows, width="stretch", hide_index=True, height=min(38 + 35 * len(rows), 320))
+    listing(rows, TABLE_PX if len(rows) > WITHOUT_SCROLLING else None)
 
 
 def _report(line: SlideReport) -> None:

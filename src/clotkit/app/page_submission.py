@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from clotkit.app.common import Shared
+from clotkit.app.common import Shared, listing
 from clotkit.app.submissions import check, difference, spread
 from clotkit.app.text import plain
 from clotkit.competitions import Competition
@@ -59,4 +59,4 @@ def _difference(one: Verdict, other: Verdict, competition: Competition) -> None:
         f"{found.patients} patients in both, {found.only_one} in one alone; a probability differs by "
         f"{found.mean:.4f} on average, {found.largest:.4f} at most"
     )
-    st.dataframe(found.worst, width="stretch", hide_index=True)
+    listing(found.worst)
