@@ -50,7 +50,7 @@ KEPT = {
         "clotkit.app.serve",
     },
     "multiprocessing": {"clotkit.infer.workers"},
-    "signal": {"clotkit.infer.workers", "clotkit.learn.devices", "clotkit.supervise"},
+    "signal": {"clotkit.infer.workers", "clotkit.learn.meeting", "clotkit.supervise"},
     "resource": {"clotkit.infer.workers"},
     "subprocess": {"clotkit.kaggle.rehearse", "clotkit.kaggle.environment", "clotkit.supervise"},
     "psutil": {"clotkit.kaggle.rehearse"},
@@ -60,7 +60,7 @@ KEPT = {
     "urllib": {"clotkit.kaggle.client"},
     "urllib3": {"clotkit.kaggle.client"},
     "http": set(),
-    "socket": set(),
+    "socket": {"clotkit.learn.meeting"},  # workers that train together
 }
 
 

@@ -294,27 +294,43 @@ def test_a_worker_is_killed_and_all_go_on_as_if_it_had_not_been(folder: Path, tm
     assert_same_curves(out, tmp_path / "one")
 
 
+def waiting(folder: Path, tmp_path: Path, wait: str, other: int) -> "subprocess.Popen[str]":
+    """Worker 0 of two, and no worker 1 at port `other`."""
+    addresses = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{other}"]
+    data = ["--data", str(folder / "shards"), "--out", str(tmp_path / "out"), "--wait", wait]
+    return start_worker(0, addresses, [str(folder / "workers.toml"), *data])
+
+
 @pytest.mark.slow_recipes
-def test_ctrl_c_ends_a_worker_that_waits_for_others(folder: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "workers.toml", 'strategy = "multi_worker"')
-    port = free_port()
-    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
-    worker = start_worker(0, addresses, [recipe, "--data", str(folder / "shards"), "--out", str(tmp_path / "out")])
-    end = time.monotonic() + 60
-    while not listens(port):  # then it is TensorFlow that has the main thread
-        assert worker.poll() is None
-        assert time.monotonic() < end
-    worker.send_signal(signal.SIGINT)
-    try:
-        worker.communicate(timeout=30)
-    finally:
-        worker.kill()
-    assert worker.returncode == -signal.SIGINT
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_worker_says_for_whom_it_waits_and_a_signal_ends_it(
+    sent: signal.Signals, code: int, folder: Path, tmp_path: Path
+) -> None:
+    other = free_port()
+    with waiting(folder, tmp_path, "5m", other) as worker:
+        assert worker.stdout is not None
+        assert next(line for line in worker.stdout if f"waits for worker 1 at 127.0.0.1:{other} (Connection" in line)
+        worker.send_signal(sent)
+        said, _ = worker.communicate(timeout=30)
+    assert worker.returncode == code
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+@pytest.mark.slow_recipes
+def test_a_worker_that_never_comes_is_named(folder: Path, tmp_path: Path) -> None:
+    other = free_port()
+    [said] = end_of([waiting(folder, tmp_path, "1s", other)], code=2)
+    last = said.splitlines()[-1]
+    assert f": waited 1 s for worker 1 at 127.0.0.1:{other} (Connection refused); start all of them" in last
+
+
+@pytest.mark.slow_recipes
+def test_something_else_at_a_workers_port_keeps_no_worker_for_ever(folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        worker = waiting(folder, tmp_path, "3s", silent.getsockname()[1])
+        [said] = end_of([worker], code=-signal.SIGALRM)
+    assert "all 2 workers answer; SIGALRM ends this one if TensorFlow has no cluster of them within 3 s" in said
 
 
 @pytest.mark.slow_recipes

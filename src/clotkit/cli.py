@@ -342,6 +342,13 @@ def _add_train(verbs: Verbs) -> None:
         metavar="DIR",
         help="where shards of a URL are kept, so that each is fetched once (default: build/cache)",
     )
+    verb.add_argument(
+        "--wait",
+        type=seconds,
+        default=1800.0,
+        metavar="TIME",
+        help="where several train, how long one waits for the others (default: 30m)",
+    )
     _backbones_dir(verb)
     verb.set_defaults(verb=_train)
 
@@ -368,6 +375,7 @@ def _train(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         backbones=arguments.backbones,
         cache=arguments.cache,
+        wait_s=arguments.wait,
     )
     train(settings, load_competition(arguments.competition), partial(print, flush=True))
     return DONE

@@ -103,6 +103,7 @@ TRAINING = (
     "learn/lanes.py",
     "learn/loop.py",
     "learn/manifest.py",
+    "learn/meeting.py",
     "learn/member.py",
     "learn/models.py",
     "learn/networks.py",

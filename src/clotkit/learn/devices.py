@@ -7,9 +7,8 @@ TensorFlow's MirroredStrategy or MultiWorkerMirroredStrategy. On JAX it is Keras
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
+from clotkit.learn.meeting import ended_within, is_address, meet
 from clotkit.learn.models import ENVIRONMENT, quiet, start_keras
 
 HALF = "mixed_float16"  # as Keras names it: weights stay float32
+WAIT_S = 1800.0  # for other workers: a queue's jobs start minutes apart
 CLUSTER = "TF_CONFIG"  # the environment variable that TensorFlow, and what starts its workers, use
 EXAMPLE = '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
 
@@ -110,18 +111,18 @@ def _spread(names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def gather_team(strategy: str, log: Log = lambda _: None) -> Team:
+def gather_team(strategy: str, log: Log = lambda _: None, wait_s: float = WAIT_S) -> Team:
     """Start Keras, and whoever trains by the recipe's key training.strategy.
 
     mirrored: a copy on every device of this process, GPUs or else CPUs. auto: the same where there are several, and
-    Keras alone on one device or another backend. multi_worker: the processes that TF_CONFIG names; it waits until all
-    of them are there. Raises UsageError for a TF_CONFIG that is missing or says something else, or for another backend
-    than TensorFlow; ClusterError where the workers cannot be had.
+    Keras alone on one device or another backend. multi_worker: the processes that TF_CONFIG names; they have `wait_s`
+    seconds to come, and as many to make a cluster in TensorFlow, which SIGALRM ends then.
+    Raises UsageError for a TF_CONFIG that is missing or says something else, or for another backend than TensorFlow;
+    ClusterError where the workers cannot be had.
     """
     if strategy == "multi_worker":
         addresses, index = read_cluster(os.environ.get(CLUSTER))
-        log(f"worker {index} of {len(addresses)}, at {addresses[index]}: waits for the others")
-        return _of_workers(addresses, index)
+        return _of_workers(addresses, index, wait_s, log)
     start_keras()
     if strategy == "mirrored":
         _check_backend(strategy)
@@ -140,14 +141,17 @@ def _mirrored() -> Team:
     return Team(strategy, here=len(devices))
 
 
-def _of_workers(addresses: Sequence[str], index: int) -> Team:
+def _of_workers(addresses: Sequence[str], index: int, wait_s: float, log: Log) -> Team:
     """The strategy of several processes; it has to be made before anything is computed."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     _check_backend("multi_worker")
+    meet(addresses, index, wait_s, log)
+    told = "SIGALRM ends this one if TensorFlow has no cluster of them within"
+    log(f"all {len(addresses)} workers answer; {told} {wait_s:g} s")
     try:
-        with quiet(), _ended_by_interrupts():
+        with quiet(), ended_within(wait_s):
             import tensorflow
 
             strategy = tensorflow.distribute.MultiWorkerMirroredStrategy()
@@ -156,28 +160,12 @@ def _of_workers(addresses: Sequence[str], index: int) -> Team:
             f"worker {index} of {len(addresses)}, at {addresses[index]}: no cluster came of it: {one_line(error)}; see "
             f"whether the port is free, and {CLUSTER}"
         ) from error
-    with suppress(ValueError):  # not the main thread: whoever made it sees to signals
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow catches it, and a worker could not be ended
     start_keras()
     return Team(strategy, index, len(addresses), strategy.num_replicas_in_sync // len(addresses))
 
 
-@contextmanager
-def _ended_by_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process while TensorFlow waits for the other workers, where Python would never hear of it."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except ValueError:  # not the main thread, see _of_workers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _check_backend(strategy: str) -> None:
-    with quiet(), _ended_by_interrupts():
+    with quiet():
         import keras
     backend = keras.backend.backend()
     if backend != "tensorflow":
@@ -198,9 +186,12 @@ def read_cluster(text: str | None) -> tuple[tuple[str, ...], int]:
         kind, index = task["type"], task["index"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{CLUSTER} cannot be read: {type(error).__name__}: {one_line(error)}; {needed}") from error
-    named = isinstance(addresses, list) and all(isinstance(one, str) and ":" in one for one in addresses)
+    named = isinstance(addresses, list) and all(isinstance(one, str) and is_address(one) for one in addresses)
     if not named or len(set(addresses)) != len(addresses) or set(told["cluster"]) != {"worker"}:
-        raise UsageError(f"{CLUSTER}: cluster is {json.dumps(told['cluster'])}; a list of different workers; {needed}")
+        raise UsageError(
+            f"{CLUSTER}: cluster is {json.dumps(told['cluster'])}; allowed: a list of different workers, each with a "
+            f"port of 1 to 65535; {needed}"
+        )
     if kind != "worker" or type(index) is not int or not 0 <= index < len(addresses):
         raise UsageError(
             f"{CLUSTER}: task is {json.dumps(task)}; allowed: type worker, index 0 to {len(addresses) - 1}; {needed}"

@@ -68,6 +68,7 @@ class TrainSettings:
     limit: int | None = None
     backbones: Path | None = None
     cache: Path = CACHE  # of shards that `data`, a URL, names
+    wait_s: float = devices.WAIT_S  # for the other workers, where there are several
 
 
 def train(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     A run that was killed goes on where it stood when the same command is given again. Where training.strategy is
     "multi_worker" every worker calls this alike; the chief alone writes the member, and the others return {}.
     Raises ConfigError, SplitError, StoreError or UsageError, before a file is written, for wrong input; ClusterError
-    where another worker is gone.
+    where another worker is gone, or did not come.
     """
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
@@ -87,7 +88,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
     aim = aim_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
-    team = devices.gather_team(recipe.training.strategy, log)
+    team = devices.gather_team(recipe.training.strategy, log, settings.wait_s)
     key = _key(source, tiles, folds)
     with team.together():
         _check_alike(team, key)
