@@ -81,7 +81,7 @@ class Cluster:
             end(process)
 
     def _start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        env = {**os.environ, **KEYS, **self.env, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder)}
+        env = {**os.environ, **KEYS, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder), **self.env}
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +247,34 @@ def test_the_scheduler_is_lost_and_the_command_given_again(
         cluster.close()
 
 
-def test_a_worker_with_another_kit_is_refused(data: Path, here: Path, strip_ai: Competition) -> None:
-    store = store_of(here)
-    task = ShardTask("a", data / "none.tif", (), store=store, shard="a.npy", key="key")
-    order = Order(task, 10, 2048, 10, shard_task, lambda: False, code="another")
+def test_a_worker_with_another_kit_or_other_packages_is_refused(
+    data: Path, here: Path, make_split: Callable[..., Path], strip_ai: Competition, tmp_path: Path, capsys: Any
+) -> None:
+    task = ShardTask("a", data / "none.tif", (), store=store_of(here), shard="a.npy", key="key")
+    order = Order(task, 10, 2048, 10, shard_task, lambda: False)
     with pytest.raises(ClusterError, match="another clotkit"):
-        cut(order)
+        cut(replace(order, versions=replace(order.versions, code="another")))
+    other = tmp_path / "other" / "simplejpeg-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: simplejpeg\nVersion: 0.0.1\n")
+    cluster = Cluster(tmp_path, {"PYTHONPATH": f"{other.parent}:{ROOT}"})
+    test = make_split(tmp_path / "test", strip_ai, slides=1)
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker()
+        afar = ["--backend", "dask", "--scheduler", cluster.address]
+        for words in (
+            ["tile", str(data / "train"), str(tmp_path / "tiles"), "--recipe", str(data / "tiny.toml")],
+            ["run", str(test), "--weights", str(ROOT / "weights" / "demo"), "--out", str(tmp_path / "run")],
+        ):
+            capsys.readouterr()
+            assert main([*words, *afar]) == 2
+            assert (
+                f"clotkit: a worker has simplejpeg 0.0.1, not {version('simplejpeg')} as this machine; install"
+                in (capsys.readouterr().err.splitlines()[-1])
+            )
+    finally:
+        cluster.close()
 
 
 def test_wrong_words_are_one_line(data: Path, keys: None, strip_ai: Competition, tmp_path: Path) -> None:

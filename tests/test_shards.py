@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, SlideUnreadable
 from clotkit.files import sha256
-from clotkit.learn.shards import Written, code_version, frame_in, read_shard, shard_key, write_shard
+from clotkit.learn.shards import Written, frame_in, read_shard, shard_key, write_shard
 from clotkit.slides.tiling import Batch
 from clotkit.splits import SlideRow
 from clotkit.stores import Folder
+from clotkit.versions import code_version
 
 TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
@@ -20,6 +20,7 @@ from clotkit.learn.models import Member, find_members, load_member
 from clotkit.scratch import scratch
 from clotkit.splits import SlideRow
 from clotkit.stores import Place, store_of
+from clotkit.versions import SCORING, Versions, versions_here
 
 _LOADING = threading.Lock()
 _LOADED: dict[tuple[tuple[str, str, str], ...], list[Member]] = {}
@@ -29,7 +30,7 @@ _LOADED: dict[tuple[tuple[str, str, str], ...], list[Member]] = {}
 class Terms:
     """What holds for all slides of a run: where the members are, what a slide may cost, when none is begun any more.
 
-    `deadline` is a time.monotonic() value; `work` is what a slide's process does.
+    `deadline` is a time.monotonic() value; `work` is what a slide's process does; `versions` are the asking side's.
     """
 
     weights: Place
@@ -38,6 +39,7 @@ class Terms:
     stall_s: float
     deadline: float
     work: Work
+    versions: Versions = field(default_factory=lambda: versions_here(SCORING))
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ def _asks(slides: Sequence[SlideRow], members: Sequence[Member], terms: Terms, p
 def answer(ask: Ask) -> Answer:
     """Score a slide on this machine: read in a process of its own, predicted here; once more where that was lost.
 
-    Raises ClusterError where the members cannot be had here, or are others.
+    Raises ClusterError where the members, the kit or its packages cannot be had here, or are others.
     """
+    ask.terms.versions.check()
     scorer = Scorer(_members(ask), {ask.task.image_id: ask.patient_id}, ask.terms.competition.limits.min_tiles)
     deadline = time.monotonic() + ask.left_s
     limits = Limits(ask.terms.competition.limits.slide_s, ask.terms.memory_mb, deadline, ask.terms.stall_s)

@@ -28,6 +28,7 @@ CUTTING = (  # what every kernel has: the command line, slides to tiles, a proce
     "splits.py",
     "stores.py",
     "supervise.py",
+    "versions.py",
     "cli.py",
     "competitions/__init__.py",
     "slides/__init__.py",

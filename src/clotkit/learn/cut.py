@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from clotkit.errors import ClusterError
 from clotkit.files import sha256
 from clotkit.infer.workers import Ended, Limits, Task, Work, fetch, stream
-from clotkit.learn.shards import Written, code_version, frame_in, write_shard
+from clotkit.learn.shards import Written, frame_in, write_shard
 from clotkit.scratch import scratch
 from clotkit.slides.tiling import Batch, tile_slide
 from clotkit.stores import Store, at_hand
+from clotkit.versions import CUTTING, Versions, versions_here
 
 TILING = "tiling"  # among a shard's facts: what it was cut with
 FULL = "the shards take up all the room they may; no slide was begun any more"
@@ -38,8 +38,8 @@ class ShardTask(Task):
 class Order:
     """What a worker is asked for: a slide's shard, within the limits, and in `left_s` seconds: clocks differ.
 
-    `work` is what the slide's process does; `full` says that there is no room. `code` is the version of the modules
-    that cut, as the asking side has it.
+    `work` is what the slide's process does; `full` says that there is no room. `versions` are the asking side's:
+    others could cut other tiles.
     """
 
     task: ShardTask
@@ -48,7 +48,7 @@ class Order:
     left_s: float
     work: Work
     full: Callable[[], bool]
-    code: str = field(default_factory=code_version)
+    versions: Versions = field(default_factory=lambda: versions_here(CUTTING))
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def cut(order: Order) -> Outcome:
 
     Raises ClusterError where this machine's kit would cut other tiles than those asked for.
     """
-    if code_version() != order.code:
-        raise ClusterError("a worker has another clotkit than this machine; install the same on both")
+    order.versions.check()
     limits = Limits(order.slide_s, order.memory_mb, time.monotonic() + order.left_s)
     with ExitStack() as stack:
         task = order.task

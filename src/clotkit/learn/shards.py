@@ -11,20 +11,19 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from clotkit import __version__
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, SlideUnreadable
 from clotkit.files import sha256
 from clotkit.slides.tiling import Batch
 from clotkit.splits import SlideRow
 from clotkit.stores import Store
+from clotkit.versions import code_version
 
 FORMAT = 2
 HEADER_BYTES = 128
@@ -32,12 +31,6 @@ SEAL_ITEMS = 6  # format, tiles, tile_px, bytes of the facts, CRC-32 of the tile
 SEAL_BYTES = HEADER_BYTES + 8 * SEAL_ITEMS
 MOST_TILES, MOST_TILE_PX = 2**31, 2**16  # a seal that claims more is none
 CHUNK_BYTES = 2**20
-SLIDES = Path(__file__).parents[1] / "slides"
-NOT_CUTTING = (
-    "phantom",
-    "preview",
-    "forecast",
-)  # modules of clotkit.slides, by how their names begin, that change no tile
 
 Pieces = Iterable[dict[str, Any] | Batch]
 
@@ -156,16 +149,6 @@ def _state_of(slide: SlideRow) -> tuple[int, int | str]:
         return slide.stored.entry.size_bytes, slide.stored.entry.version
     stat = slide.path.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-@cache
-def code_version(folder: Path = SLIDES, version: str = __version__) -> str:
-    """A sha256 over the kit's version and the sources of the modules in `folder` that have a part in cutting tiles."""
-    digest = hashlib.sha256(version.encode())
-    for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith(NOT_CUTTING):
-            digest.update(f"\n{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def frame_in(store: Store, name: str) -> Frame | None:

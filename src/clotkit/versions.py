@@ -1,0 +1,70 @@
+"""What a result depends on besides its inputs: the code that cuts tiles, and packages. Workers must have the same."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from clotkit import __version__
+from clotkit.errors import ClusterError
+
+SLIDES = Path(__file__).parent / "slides"
+NOT_CUTTING = (
+    "phantom",
+    "preview",
+    "forecast",
+)  # how the names of the modules of clotkit.slides begin that change no tile
+CUTTING = (
+    "numpy", "scipy", "pyvips", "pyvips-binary", "openslide-python", "openslide-bin", "tifffile", "pillow",
+    "imagecodecs", "simplejpeg",
+)  # fmt: skip
+SCORING = (*CUTTING, "keras", "tensorflow")
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The versions on the machine that asks: of the code that cuts tiles, a sha256, and of packages by name."""
+
+    code: str
+    packages: tuple[tuple[str, str], ...]
+
+    def check(self) -> None:
+        """Raise ClusterError where this machine, a worker, has others."""
+        if code_version() != self.code:
+            raise ClusterError("a worker has another clotkit than this machine; install the same on both")
+        here = dict(packages_here(tuple(name for name, _ in self.packages)))
+        others = [f"{name} {here[name]}, not {wanted}" for name, wanted in self.packages if here[name] != wanted]
+        if others:
+            raise ClusterError(
+                f"a worker has {', '.join(others)} as this machine; install what requirements/runtime.txt says on both"
+            )
+
+
+def versions_here(packages: Sequence[str]) -> Versions:
+    """The versions on this machine."""
+    return Versions(code_version(), packages_here(tuple(packages)))
+
+
+@cache
+def packages_here(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Name and version of packages; "none" is the version of one that is not installed."""
+    return tuple((name, _version(name)) for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+@cache
+def code_version(folder: Path = SLIDES, version: str = __version__) -> str:
+    """A sha256 over the kit's version and the sources of the modules in `folder` that have a part in cutting tiles."""
+    digest = hashlib.sha256(version.encode())
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith(NOT_CUTTING):
+            digest.update(f"\n{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
