@@ -323,8 +323,8 @@ PROCESSES = [
     process("its decoder hangs the first time", "oncehang", "hangs", "partial", f"time limit: {SLIDE_S} s.*; {TWICE}"),
     process("its decoder hangs after 8 tiles", "latehang", "hangs", "partial", f"time limit: {SLIDE_S} s"),
     process("its decoder ignores SIGTERM", "deaf", "hangs", "fallback", f"time limit: {SLIDE_S} s"),
-    process("its decoder eats memory", "hog", "hangs", "fallback", f"memory limit: {MEMORY_MB} MB"),
-    process("its decoder eats memory the first time", "oncehog", "hangs", "partial", f"{MEMORY_MB} MB.*; {TWICE}"),
+    process("its decoder eats memory", "hog", "crashes", "fallback", f"memory limit: {MEMORY_MB} MB"),
+    process("its decoder eats memory the first time", "oncehog", "crashes", "partial", f"{MEMORY_MB} MB.*; {TWICE}"),
     process("its decoder stalls after 8 tiles", "latehang", "stalls", "partial", "stalled: 5 s without a batch"),
     process("the deadline comes while a slide hangs", "hang", "deadline", "fallback", "deadline|time limit"),
 ]
