@@ -1,9 +1,10 @@
 """What a cluster is worth, `python -m bench.scale`: one worker against two, ten slides against three hundred.
 
-Real `clotkit tile --backend dask` runs over a real scheduler and workers of one thread each, on this machine. What it
-must show: two workers are at least 1.7 times as fast as one where there are two cores for them; a slide costs the same
-among 300 as among 10; the client's memory is flat. Exit code 1 when one of these does not hold; build/scale.json has
-the figures.
+Real `clotkit tile --backend dask` runs over a real scheduler and workers of one thread each, on this machine, one and
+two of them by turns; loky with one process and with two beside them says what the machine's cores give. What it must
+show: two workers are at least 1.7 times as fast as one where there are two cores for them; a slide costs the same among
+300 as among 10; the client's memory is flat. Exit code 1 when one of these does not hold; build/scale.json has the
+figures.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,9 @@ CLIENT = (  # the command, and then what its process took at its peak
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the client: slides, workers, seconds from its first line to its end, its peak memory."""
+    """One run of the client: its backend, slides, workers, seconds from its first line to its end, its peak memory."""
 
+    backend: str
     slides: int
     workers: int
     seconds: float
@@ -57,13 +60,12 @@ def main() -> int:
         try:
             cluster.start_scheduler()
             cluster.start_worker()
-            one = [_tile(cluster, large, options.large) for _ in range(options.repeats)]
+            runs = [run for _ in range(options.repeats) for run in _by_turns(cluster, large, options.large)]
             cluster.start_worker()
-            two = [_tile(cluster, large, options.large) for _ in range(options.repeats)]
-            flat = [_tile(cluster, split, count) for count, split in small.items()]
+            flat = [_dask(cluster, split, count) for count, split in small.items()]
         finally:
             cluster.close()
-    facts = _facts(one, two, flat)
+    facts = _facts(runs, flat)
     publish_json(options.out, facts)
     print(json.dumps(facts, indent=2))
     return 0 if facts["holds"] else 1
@@ -86,12 +88,31 @@ def _split(folder: Path, slides: int, size: str) -> Path:
     return folder
 
 
-def _tile(cluster: Cluster, split: Path, slides: int) -> Run:
+def _by_turns(cluster: Cluster, split: Path, slides: int) -> Iterator[Run]:
+    """One worker, a second one beside it, and the same by loky; in the end there is one worker again."""
+    yield _loky(cluster.folder, split, slides, 1)
+    yield _dask(cluster, split, slides)
+    cluster.start_worker()
+    yield _dask(cluster, split, slides)
+    cluster.stop_worker()
+    yield _loky(cluster.folder, split, slides, 2)
+
+
+def _dask(cluster: Cluster, split: Path, slides: int) -> Run:
     """Tile a split anew with the workers that there are."""
-    out = cluster.folder / "out"
+    words = ["--backend", "dask", "--scheduler", cluster.address]
+    return _tile("dask", cluster.folder, split, slides, len(cluster.workers), words)
+
+
+def _loky(folder: Path, split: Path, slides: int, jobs: int) -> Run:
+    return _tile("loky", folder, split, slides, jobs, ["--jobs", str(jobs)])
+
+
+def _tile(backend: str, folder: Path, split: Path, slides: int, workers: int, words: list[str]) -> Run:
+    out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    words = ["tile", str(split), str(out), "--recipe", RECIPE, "--backend", "dask", "--scheduler", cluster.address]
-    client = subprocess.Popen([sys.executable, "-c", CLIENT, *words], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", CLIENT, "tile", str(split), str(out), "--recipe", RECIPE, *words]
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
     lines = [client.stdout.readline()]
     began = time.monotonic()
@@ -99,22 +120,31 @@ def _tile(cluster: Cluster, split: Path, slides: int) -> Run:
     seconds = time.monotonic() - began
     if client.wait():
         raise SystemExit("".join(lines))
-    return Run(slides, len(cluster.workers), round(seconds, 2), float(lines[-1].split()[1]))
+    return Run(backend, slides, workers, round(seconds, 2), float(lines[-1].split()[1]))
 
 
-def _facts(one: list[Run], two: list[Run], flat: list[Run]) -> dict[str, Any]:
-    faster = statistics.median(run.seconds for run in one) / statistics.median(run.seconds for run in two)
+def _facts(runs: list[Run], flat: list[Run]) -> dict[str, Any]:
+    faster, own = _faster(runs, "dask"), _faster(runs, "loky")
     slide = flat[-1].slide_s / flat[0].slide_s
     memory = flat[-1].peak_mb / flat[0].peak_mb
     return {
-        "one_worker": [asdict(run) for run in one],
-        "two_workers": [asdict(run) for run in two],
+        "by_workers": [asdict(run) for run in runs],
         "two_over_one": round(faster, 3),
+        "two_over_one_loky": round(own, 3),
         "by_slides": [asdict(run) | {"slide_s": round(run.slide_s, 4)} for run in flat],
         "slide_growth": round(slide, 3),
         "client_memory_growth": round(memory, 3),
         "holds": faster >= FASTER and slide <= FLAT and memory <= FLAT,
     }
+
+
+def _faster(runs: list[Run], backend: str) -> float:
+    """How many times as fast two workers of a backend are as one, by the medians of their seconds."""
+    one, two = (
+        statistics.median(run.seconds for run in runs if (run.backend, run.workers) == (backend, workers))
+        for workers in (1, 2)
+    )
+    return one / two
 
 
 if __name__ == "__main__":

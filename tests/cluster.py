@@ -53,6 +53,14 @@ class Cluster:
             client.wait_for_workers(sum(worker.poll() is None for worker in self.workers), timeout=WAIT_S)
         return number
 
+    def stop_worker(self) -> None:
+        """End the newest one, as who wants to keep the others would."""
+        with self.client() as client:
+            known = client.scheduler_info(n_workers=-1)["workers"]
+            name = f"worker-{len(self.workers) - 1}"
+            client.retire_workers([address for address, said in known.items() if said["name"] == name])
+        end(self.workers.pop())
+
     @contextmanager
     def client(self) -> Iterator[Any]:
         """A client of the scheduler's."""

@@ -28,6 +28,7 @@ from clotkit.stores import Place, store_of
 
 from .cluster import KEYS, Cluster, copy_in, free_port, object_store
 from .conftest import RECIPE, ROOT
+from .faults.misbehaving import heavy
 from .test_engines import killing
 
 SLIDES = 4
@@ -183,6 +184,16 @@ def dying(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
         if task.stored.name == names[1]:
             os.kill(os.getpid(), signal.SIGKILL)
     yield from shard_task(task)
+
+
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_a_slides_process_does_not_import_its_engine(
+    backend: str, data: Path, cluster: Cluster, strip_ai: Competition, tmp_path: Path
+) -> None:
+    engines = {"loky": Backend("loky", 2), "dask": over(cluster)}
+    out = tmp_path / "out"
+    tile(data, data / "train", out, strip_ai, engines[backend], work=heavy)
+    assert {row.reason for row in read_shard_rows(store_of(out), strip_ai)} == {"brought []"}
 
 
 def test_a_worker_whose_disk_says_no_costs_what_it_was_given(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -58,3 +59,10 @@ def some(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     yield 0, {"decoder": "none"}
     for value in (90, 160):
         yield 0, Batch(np.full((4, side, side, 3), value, np.uint8), np.zeros((4, 2), np.int32))
+
+
+def heavy(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """Refuse a slide, with the names of what its process has imported of the engines that may have started it."""
+    brought = {"click", "dask", "distributed", "joblib"} & set(sys.modules)
+    raise SlideUnreadable(f"brought {sorted(brought)}")
+    yield

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -346,10 +347,12 @@ def allow_children() -> None:
     """Let this process, a worker of loky's or of a Dask cluster, start others.
 
     Dask's are daemons, which multiprocessing refuses children; loky's would hand down a way to start them that only it
-    knows.
+    knows. And every child would first import the engine's own program, Dask's in a third of a small slide's time.
     """
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method("spawn", force=True)
+    program = sys.modules["__main__"]
+    program.__spec__, program.__file__ = None, None
 
 
 def peak_mb() -> float:
