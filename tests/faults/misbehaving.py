@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,13 @@ def some(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     yield 0, {"decoder": "none"}
     for value in (90, 160):
         yield 0, Batch(np.full((4, side, side, 3), value, np.uint8), np.zeros((4, 2), np.int32))
+
+
+def limited(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """Refuse a slide, with the threads that its process and its libraries may have."""
+    threads = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads"))
+    raise SlideUnreadable(f"{os.environ['VIPS_CONCURRENCY']} of libvips, {threads.split()[1]} in all")
+    yield
 
 
 def heavy(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:

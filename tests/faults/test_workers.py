@@ -15,7 +15,7 @@ import pytest
 from clotkit.config import TilingConfig
 from clotkit.infer.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
 
-from .misbehaving import work
+from .misbehaving import limited, work
 
 TILING = TilingConfig("patches", tile_px=32, shrink=1, max_tiles=8, batch_tiles=4)
 LIMITS = Limits(slide_s=4.0, memory_mb=2048)
@@ -57,6 +57,17 @@ def test_one_bad_slide_costs_itself_alone(kind: str, reason: str) -> None:
     assert reason in ends[f"{kind}_0"]
     assert [ends[name] for name in names if name.startswith("good")] == ["", "", ""]
     assert tiles == {"good_0": 8, "good_1": 8, "good_2": 8}
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_a_slide_has_one_core_and_the_run_what_it_had(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENBLAS_NUM_THREADS", "VIPS_CONCURRENCY"):
+        monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
+    before = dict(os.environ)
+    [ended] = stream(tasks("a"), PATIENT, 1, limited)
+    assert isinstance(ended, Ended)
+    assert ended.reason == "1 of libvips, 1 in all"
+    assert dict(os.environ) == before
 
 
 def test_tiles_sent_before_a_crash_have_arrived() -> None:
