@@ -27,7 +27,7 @@ from tests.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 FASTER, FLAT = 1.7, 1.1  # two workers over one, at least; the most by which a flat figure may grow
-RECIPE = "demo"
+RECIPE, SMALL_RECIPE = "strip_ai", "demo"  # of the competition, for slides of some size; of the kit's tests
 CLIENT = (  # the command, and then what its process took at its peak
     "import sys\nfrom clotkit.cli import main\nfrom clotkit.infer.workers import peak_mb\n"
     "code = main(sys.argv[1:])\nprint(f'peak {peak_mb():.1f}')\nsys.exit(code)\n"
@@ -53,16 +53,16 @@ class Run:
 def main() -> int:
     """Draw the splits unless they stand, run, say what it shows. Returns the exit code."""
     options = _options()
-    large = _split(options.folder / "large", options.large, options.side)
+    large = _split(options.folder / f"large-{options.large}", options.large, options.side)
     small = {count: _split(options.folder / f"small-{count}", count, "1280x1920") for count in options.slides}
     with tempfile.TemporaryDirectory(prefix="clotkit-scale-") as scratch:
         cluster = Cluster(Path(scratch))
         try:
             cluster.start_scheduler()
             cluster.start_worker()
-            runs = [run for _ in range(options.repeats) for run in _by_turns(cluster, large, options.large)]
+            runs = [run for _ in range(options.repeats) for run in _by_turns(cluster, large, options)]
             cluster.start_worker()
-            flat = [_dask(cluster, split, count) for count, split in small.items()]
+            flat = [_dask(cluster, split, count, SMALL_RECIPE) for count, split in small.items()]
         finally:
             cluster.close()
     facts = _facts(runs, flat)
@@ -73,8 +73,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    line.add_argument("--large", type=int, default=40, help="slides for one worker against two (default: 40)")
+    line.add_argument("--large", type=int, default=100, help="slides for one worker against two (default: 100)")
     line.add_argument("--side", default="8192x12288", help="their size in pixels (default: 8192x12288)")
+    line.add_argument("--recipe", default=RECIPE, help=f"for them (default: {RECIPE})")
     line.add_argument("--slides", type=int, nargs="+", default=[10, 30, 100, 300], help="small ones (10 30 100 300)")
     line.add_argument("--repeats", type=int, default=3, help="of which the median counts (default: 3)")
     line.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")
@@ -88,30 +89,30 @@ def _split(folder: Path, slides: int, size: str) -> Path:
     return folder
 
 
-def _by_turns(cluster: Cluster, split: Path, slides: int) -> Iterator[Run]:
+def _by_turns(cluster: Cluster, split: Path, options: argparse.Namespace) -> Iterator[Run]:
     """One worker, a second one beside it, and the same by loky; in the end there is one worker again."""
-    yield _loky(cluster.folder, split, slides, 1)
-    yield _dask(cluster, split, slides)
+    yield _loky(cluster.folder, split, options.large, options.recipe, 1)
+    yield _dask(cluster, split, options.large, options.recipe)
     cluster.start_worker()
-    yield _dask(cluster, split, slides)
+    yield _dask(cluster, split, options.large, options.recipe)
     cluster.stop_worker()
-    yield _loky(cluster.folder, split, slides, 2)
+    yield _loky(cluster.folder, split, options.large, options.recipe, 2)
 
 
-def _dask(cluster: Cluster, split: Path, slides: int) -> Run:
+def _dask(cluster: Cluster, split: Path, slides: int, recipe: str) -> Run:
     """Tile a split anew with the workers that there are."""
-    words = ["--backend", "dask", "--scheduler", cluster.address]
+    words = ["--recipe", recipe, "--backend", "dask", "--scheduler", cluster.address]
     return _tile("dask", cluster.folder, split, slides, len(cluster.workers), words)
 
 
-def _loky(folder: Path, split: Path, slides: int, jobs: int) -> Run:
-    return _tile("loky", folder, split, slides, jobs, ["--jobs", str(jobs)])
+def _loky(folder: Path, split: Path, slides: int, recipe: str, jobs: int) -> Run:
+    return _tile("loky", folder, split, slides, jobs, ["--recipe", recipe, "--jobs", str(jobs)])
 
 
 def _tile(backend: str, folder: Path, split: Path, slides: int, workers: int, words: list[str]) -> Run:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-c", CLIENT, "tile", str(split), str(out), "--recipe", RECIPE, *words]
+    command = [sys.executable, "-c", CLIENT, "tile", str(split), str(out), *words]
     client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
     lines = [client.stdout.readline()]

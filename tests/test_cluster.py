@@ -187,7 +187,7 @@ def dying(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 
 
 @pytest.mark.parametrize("backend", ["loky", "dask"])
-def test_a_slides_process_does_not_import_its_engine(
+def test_a_slides_process_has_nothing_of_its_engine(
     backend: str, data: Path, cluster: Cluster, strip_ai: Competition, tmp_path: Path
 ) -> None:
     engines = {"loky": Backend("loky", 2), "dask": over(cluster)}

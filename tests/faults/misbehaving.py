@@ -70,7 +70,8 @@ def limited(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 
 
 def heavy(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """Refuse a slide, with the names of what its process has imported of the engines that may have started it."""
+    """Refuse a slide, with what its process has of the engine that may have started it: its modules, its settings."""
     brought = {"click", "dask", "distributed", "joblib"} & set(sys.modules)
-    raise SlideUnreadable(f"brought {sorted(brought)}")
+    set_so = {"MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
+    raise SlideUnreadable(f"brought {sorted(brought | set_so)}")
     yield
