@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,11 @@ from clotkit.errors import ConfigError, UsageError
 from clotkit.infer.cluster_costs import SAMPLED, Cost, fit_costs, full_mb, probe_split
 from clotkit.infer.cluster_plan import ClusterSettings, outcomes, plan_cluster
 from clotkit.infer.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
-from clotkit.infer.plan import PlanSettings
+from clotkit.scratch import scratch_base
 from clotkit.slides.phantom import write_split
 from clotkit.slides.phantom_sizes import draw_slides, file_quantiles
 
+from .cluster import KEYS, copy_in, object_store
 from .conftest import OTHER, RECIPE, ROOT
 
 SIZES = load_competition().sizes
@@ -283,8 +286,7 @@ def test_costs_are_of_real_cutting(said: dict[str, Any]) -> None:
 
 
 def test_the_split_is_predicted_from_what_was_cut(asked: ClusterSettings, strip_ai: Competition) -> None:
-    looked = PlanSettings(asked.split_dir, None, asked.recipe, None, 1, 60.0, asked.memory_mb)
-    probed = probe_split(looked, strip_ai)
+    probed = probe_split(asked.split_dir, asked.recipe, None, 1, asked.memory_mb, strip_ai)
     assert {cost.image_id for cost in probed.cut} == {slide.image_id for slide in probed.plan.slides}
     assert probed.start_s > 0
     tiles = sum(slide.tiles for slide in probed.plan.slides)
@@ -308,6 +310,39 @@ def test_lines_for_a_person(split: Path, tiny: Path, capsys: pytest.CaptureFixtu
     assert f"twice as many save less than {GAIN:.0%}; the slowest slide alone takes " in told[-3]
     assert told[-2].startswith("this split's own 4 slides, ")
     assert told[-1].startswith("1 of them will fail")
+
+
+def test_a_split_in_an_object_store_is_planned_from_some_of_its_slides(
+    make_split: Callable[..., Path], strip_ai: Competition, tiny: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    split = make_split(tmp_path / "train", strip_ai, split="train", slides=SAMPLED + 4)
+    sizes = {path.stem: path.stat().st_size / 1e6 for path in sorted((split / "train").glob("*.tif"))}
+    (split / "train" / f"{min(sizes)}.tif").unlink()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "scratch").mkdir()
+    words = ["plan", "s3://bucket/train", "--recipe", str(tiny), "--cluster", "2", "--jobs", "2", "--slides", "20"]
+    with object_store() as address:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
+            monkeypatch.setenv(name, value)
+        copy_in(split, "s3://bucket/train")
+        assert main([*words, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert main([*words, "--bandwidth", "50"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert main(words[:2]) == 2
+        assert main(["plan", "s3://bucket/nothing", *words[2:]]) == 2
+    assert (said["own_slides"], said["costs"]["slides"]) == (SAMPLED + 4, SAMPLED)
+    assert said["own_gb"] * 1000 == pytest.approx(sum(sizes.values()) - sizes[min(sizes)])
+    assert 0 < said["fetched_mb"] < said["own_gb"] * 1000
+    assert said["bandwidth_mb_s"] == said["fetched_mb_s"] > 0
+    assert told[3].startswith("fetched    ")
+    assert told[4].startswith("machine    2 threads, 50 MB/s, ")
+    refused, nowhere = capsys.readouterr().err.splitlines()
+    assert "without --cluster every slide is looked at; give a local folder" in refused
+    assert "s3://bucket/nothing: has neither train.csv nor test.csv" in nowhere
+    assert not list(scratch_base().iterdir())
 
 
 def test_too_few_slides_to_learn_from(split: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from clotkit import __version__
 from clotkit.errors import ClotkitError, UsageError
-from clotkit.stores import place
+from clotkit.stores import is_url, place
 
 DONE, WRONG, FALLBACKS = 0, 2, 3
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -148,7 +148,12 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 def _add_plan(verbs: Verbs) -> None:
     verb = _verb(verbs, "plan", "say what a run will take, before it: slides, tiles, minutes, memory, slides that fail")
-    verb.add_argument("split", type=Path, metavar="SPLIT", help="a folder with test.csv or train.csv, and the slides")
+    verb.add_argument(
+        "split",
+        type=place,
+        metavar="SPLIT",
+        help="a folder with test.csv or train.csv, and the slides; with --cluster also its URL, like s3://…",
+    )
     what = verb.add_mutually_exclusive_group()
     what.add_argument(
         "--weights", type=Path, metavar="DIR", help="a member, or a folder of members: they are timed too"
@@ -187,7 +192,8 @@ def _add_plan_cluster(verb: argparse.ArgumentParser) -> None:
         "--bandwidth",
         type=float,
         metavar="MB/S",
-        help="of a machine to the slides, 10**6 bytes a second, shared by its threads (default: slides are local)",
+        help="of a machine to the slides, 10**6 bytes a second, shared by its threads (default: as they come from a "
+        "URL, here; else slides are local)",
     )
     cluster.add_argument(
         "--startup",
@@ -204,6 +210,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.cluster is not None:
         return _plan_cluster(arguments)
     _refuse(arguments, ("slides", "price", "bandwidth", "startup"), "is for a cluster; give --cluster N too")
+    if is_url(arguments.split):
+        raise UsageError(f"{arguments.split}: without --cluster every slide is looked at; give a local folder")
     competition = load_competition(arguments.competition)
     settings = PlanSettings(
         split_dir=arguments.split,

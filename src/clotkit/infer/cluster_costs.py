@@ -5,10 +5,13 @@ MB are 10**6 bytes here, as networks and published sizes have them.
 
 import math
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +20,17 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
 from clotkit.infer.plan import MB as BINARY_MB
-from clotkit.infer.plan import Plan, PlanSettings, SlidePlan, plan_split
+from clotkit.infer.plan import Plan, PlanSettings, SlidePlan, plan_slides
 from clotkit.infer.workers import Ended, Limits, stream
 from clotkit.learn.cut import ShardTask, shard_task
-from clotkit.splits import SlideRow, read_slides, split_of
-from clotkit.stores import Folder
+from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
+from clotkit.stores import Folder, Place
 
 MB = 1e6
 SAMPLED = 16  # slides of the split that are cut to see what they cost
 LEAST = 3  # of them: with fewer nothing is known of how well the line fits
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
 
 
@@ -63,12 +67,19 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Probed:
-    """What was measured on a split: all its slides looked at, some of them cut, `at_a_time` of them at a time."""
+    """What was measured on a split: its slides looked at, some of them cut, `at_a_time` of them at a time.
+
+    Of a split in an object store only what was fetched is looked at, `fetched_mb`, and `network_mb_s` is how fast that
+    came; `file_mb` is of all slides, by image id.
+    """
 
     plan: Plan
     cut: list[Cost]
     costs: CostModel
     at_a_time: int
+    file_mb: dict[str, float]
+    fetched_mb: float = 0.0
+    network_mb_s: float = math.inf
 
     @property
     def start_s(self) -> float:
@@ -76,28 +87,67 @@ class Probed:
         return float(np.median([slide.process_s for slide in self.plan.slides if not slide.reason]))
 
 
-def probe_split(wanted: PlanSettings, competition: Competition) -> Probed:
-    """Look at a split's slides as `clotkit plan` does, and cut some of them, `wanted.jobs` at a time.
+def probe_split(
+    where: Place, name: str, wanted: str | None, at_a_time: int, memory_mb: int, competition: Competition
+) -> Probed:
+    """Look at a split's slides as `clotkit plan` does, and cut some of them with the recipe `name`.
 
-    Takes train where there is one, as `clotkit tile` does. Raises UsageError, ConfigError or SplitError for wrong
-    input, or where fewer than LEAST slides can be cut.
+    `where` is the split's folder, or its URL, of which SAMPLED slides are fetched, for the time being. `wanted` None
+    takes train where there is one, as `clotkit tile` does. Raises UsageError, ConfigError or SplitError for wrong
+    input, or where fewer than LEAST slides can be cut; StoreError where they cannot be fetched.
     """
-    recipe = load_recipe(wanted.recipe)
-    split = wanted.split or split_of(wanted.split_dir, competition, ("train", "test"))
-    plan = plan_split(replace(wanted, split=split), competition)
-    rows = read_slides(wanted.split_dir, split, competition, log=lambda _: None)
-    cut = cut_sample(plan, rows, recipe, Limits(competition.limits.slide_s, wanted.memory_mb), wanted.jobs)
-    return Probed(plan, cut, fit_costs(cut, full_mb(plan, recipe.tiling)), wanted.jobs)
+    recipe, limits = load_recipe(name), Limits(competition.limits.slide_s, memory_mb)
+    with tables_of(where, competition) as folder:
+        split = wanted or split_of(folder, competition, ("train", "test"))
+        slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
+        file_mb = {slide.image_id: slide.size_bytes / MB for slide in slides}
+        looked, fetched_s = _fetched(slides, at_a_time)
+        settings = PlanSettings(folder, None, name, split, at_a_time, competition.limits.deadline_s, memory_mb)
+        plan = plan_slides(looked, settings, competition)
+        cut = cut_sample(plan, looked, recipe, limits, at_a_time, where)
+    costs = fit_costs(cut, full_mb(plan, recipe.tiling))
+    if not fetched_s:
+        return Probed(plan, cut, costs, at_a_time, file_mb)
+    fetched_mb = sum(file_mb[slide.image_id] for slide in looked)
+    return Probed(plan, cut, costs, at_a_time, file_mb, fetched_mb, fetched_mb / fetched_s)
 
 
-def cut_sample(plan: Plan, rows: Sequence[SlideRow], recipe: Recipe, limits: Limits, at_a_time: int) -> list[Cost]:
+def _fetched(slides: Sequence[SlideRow], at_a_time: int) -> tuple[Sequence[SlideRow], float]:
+    """The slides that can be looked at here, and the seconds that fetching them took: 0 for those of a folder.
+
+    Of an object store these are SAMPLED, spread over their sizes, each now at its path.
+    """
+    stored = sorted((slide for slide in slides if slide.stored is not None), key=lambda slide: -slide.size_bytes)
+    if not stored:
+        return slides, 0.0
+    chosen = _spread(stored)
+    started = time.monotonic()
+    with ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(_fetch, chosen))
+    return chosen, time.monotonic() - started
+
+
+def _fetch(slide: SlideRow) -> None:
+    if slide.stored is not None:
+        slide.path.parent.mkdir(parents=True, exist_ok=True)
+        slide.stored.fetch(slide.path)
+
+
+def _spread(ordered: Sequence[T]) -> list[T]:
+    """Up to SAMPLED of them, the first and the last, and others at equal steps between."""
+    chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLED, len(ordered))).astype(int)).tolist()
+    return [ordered[index] for index in chosen]
+
+
+def cut_sample(
+    plan: Plan, rows: Sequence[SlideRow], recipe: Recipe, limits: Limits, at_a_time: int, where: Place
+) -> list[Cost]:
     """Cut up to SAMPLED of a plan's sound slides, spread over their sizes, as `clotkit tile` does; what each took.
 
     Their shards are thrown away. Raises SplitError where fewer than LEAST of them give one.
     """
     sound = sorted((slide for slide in plan.slides if not slide.reason), key=lambda slide: -slide.stored_mb)
-    chosen = np.unique(np.linspace(0, len(sound) - 1, min(SAMPLED, len(sound))).astype(int)).tolist()
-    sample = {sound[index].image_id: sound[index] for index in chosen}
+    sample = {slide.image_id: slide for slide in _spread(sound)}
     path_of = {row.image_id: row.path for row in rows}
     with tempfile.TemporaryDirectory(prefix="clotkit-plan-") as folder:
         tasks = [
@@ -108,7 +158,7 @@ def cut_sample(plan: Plan, rows: Sequence[SlideRow], recipe: Recipe, limits: Lim
             ended = [event for event in events if isinstance(event, Ended) and not event.reason]
     if len(ended) < LEAST:
         found = f"{len(ended)} of {len(plan.slides)} slides can be cut"
-        raise SplitError(f"{plan.split}: {found}, {LEAST} are needed to know what one costs; clotkit plan says why")
+        raise SplitError(f"{where}: {found}, {LEAST} are needed to know what one costs; clotkit plan says why")
     return [_cost(sample[one.image_id], one) for one in ended]
 
 

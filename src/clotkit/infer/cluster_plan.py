@@ -9,15 +9,15 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import UNKNOWN, Competition
 from clotkit.errors import ConfigError, UsageError
-from clotkit.infer.cluster_costs import MB, CostModel, Probed, file_mb_of, probe_split
+from clotkit.infer.cluster_costs import MB, CostModel, Probed, probe_split
 from clotkit.infer.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
-from clotkit.infer.plan import PlanSettings, as_time
+from clotkit.infer.plan import as_time
 from clotkit.slides.phantom_sizes import draw_slides
+from clotkit.stores import Place
 
 GB = 1e9
 SEED = 0
@@ -30,10 +30,11 @@ class ClusterSettings:
     """What is planned: `machines` of `threads` each, each taking a slide at a time.
 
     `slides` None takes the competition's count; `price_usd` is of a machine-hour; `bandwidth_mb_s` of a machine, shared
-    by its threads, None or 0 where slides are local; `startup_s` until a machine takes slides, None: measured here.
+    by its threads, 0 where slides are local, None: as they came here; `startup_s` until a machine takes slides, None:
+    measured here.
     """
 
-    split_dir: Path
+    split_dir: Place
     recipe: str
     split: str | None
     machines: int
@@ -72,6 +73,8 @@ class ClusterPlan:
     recipe: str
     threads: int
     probed_at_a_time: int
+    fetched_mb: float  # from an object store, to be looked at
+    fetched_mb_s: float
     bandwidth_mb_s: float
     startup_s: float
     task_s: float
@@ -97,7 +100,8 @@ class ClusterPlan:
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it; what is infinite is null there."""
         costs = {**asdict(self.costs), "full_mb": _finite(self.costs.full_mb)}
-        return {**asdict(self), "bandwidth_mb_s": _finite(self.bandwidth_mb_s), "costs": costs}
+        speeds = {name: _finite(getattr(self, name)) for name in ("bandwidth_mb_s", "fetched_mb_s")}
+        return {**asdict(self), **speeds, "costs": costs}
 
 
 def _finite(value: float) -> float | None:
@@ -111,29 +115,18 @@ def plan_cluster(settings: ClusterSettings, competition: Competition) -> Cluster
     """
     _check(settings, competition)
     at_a_time = min(settings.threads, os.cpu_count() or 1)  # more would share cores, as they do not there
-    probed = probe_split(_looked(settings, competition, at_a_time), competition)
+    split_dir, recipe, split = settings.split_dir, settings.recipe, settings.split
+    probed = probe_split(split_dir, recipe, split, at_a_time, settings.memory_mb, competition)
+    bandwidth_mb_s = probed.network_mb_s if settings.bandwidth_mb_s is None else settings.bandwidth_mb_s
     fleet = Fleet(
         settings.machines,
         settings.threads,
-        settings.bandwidth_mb_s or math.inf,
+        bandwidth_mb_s or math.inf,
         probed.start_s if settings.startup_s is None else settings.startup_s,
         TASK_S,
     )
     jobs, raw_bytes = drawn_jobs(settings, competition, probed.costs)
     return _whole(settings, competition, probed, fleet, jobs, raw_bytes)
-
-
-def _looked(settings: ClusterSettings, competition: Competition, at_a_time: int) -> PlanSettings:
-    """What is looked at to know what a slide costs."""
-    return PlanSettings(
-        split_dir=settings.split_dir,
-        weights_dir=None,
-        recipe=settings.recipe,
-        split=settings.split,
-        jobs=at_a_time,
-        deadline_s=competition.limits.deadline_s,
-        memory_mb=settings.memory_mb,
-    )
 
 
 def _check(settings: ClusterSettings, competition: Competition) -> None:
@@ -161,13 +154,13 @@ def drawn_jobs(settings: ClusterSettings, competition: Competition, costs: CostM
 def own_jobs(probed: Probed) -> list[Job]:
     """The split's own slides: with the seconds they took where they were cut, else with those of the model."""
     known, costs = {cost.image_id: cost for cost in probed.cut}, probed.costs
+    failed_s = {slide.image_id: slide.decode_s for slide in probed.plan.failing}  # what it took to fail
     jobs = []
-    for slide in probed.plan.slides:
-        file_mb, name = file_mb_of(slide), slide.image_id
+    for name, file_mb in probed.file_mb.items():
         if name in known:
             work_s, shard_mb = known[name].work_s, known[name].shard_mb
-        elif slide.reason:  # what it took to fail
-            work_s, shard_mb = slide.decode_s, 0.0
+        elif name in failed_s:
+            work_s, shard_mb = failed_s[name], 0.0
         else:
             work_s, shard_mb = costs.seconds(file_mb), costs.shard_mb
         jobs.append(Job(name, file_mb, file_mb + shard_mb, work_s))
@@ -208,6 +201,8 @@ def _whole(
         recipe=plan.members[0],
         threads=fleet.threads,
         probed_at_a_time=probed.at_a_time,
+        fetched_mb=probed.fetched_mb,
+        fetched_mb_s=probed.network_mb_s,
         bandwidth_mb_s=fleet.bandwidth_mb_s,
         startup_s=fleet.startup_s,
         task_s=fleet.task_s,
@@ -239,6 +234,8 @@ def lines(plan: ClusterPlan) -> Iterator[str]:
         f"{plan.real_gb:,.1f}), {plan.raw_gb:,.0f} GB decoded, the largest {plan.largest_mb:,.0f} MB; {plan.recipe}"
     )
     yield from _cost_lines(plan)
+    if plan.fetched_mb:
+        yield f"fetched    {plan.fetched_mb:,.0f} MB of slides to look at, at {plan.fetched_mb_s:,.0f} MB/s"
     network = "slides are local" if math.isinf(plan.bandwidth_mb_s) else f"{plan.bandwidth_mb_s:,.0f} MB/s"
     price = "no --price" if plan.price_usd is None else f"{plan.price_usd:.2f} USD an hour"
     yield f"machine    {plan.threads} threads, {network}, {plan.startup_s:.1f} s to start, {price}"
@@ -253,7 +250,7 @@ def lines(plan: ClusterPlan) -> Iterator[str]:
     own = ", ".join(f"{as_time(one.wall_s)} on {one.machines}" for one in plan.own)
     yield f"this split's own {plan.own_slides} slides, {plan.own_gb:,.2f} GB: {own}"
     if plan.failing:
-        yield f"{len(plan.failing)} of them will fail; clotkit plan {plan.split} says why"
+        yield f"{len(plan.failing)} of them will fail; clotkit plan says why, where the slides lie in a folder"
 
 
 def _cost_lines(plan: ClusterPlan) -> Iterator[str]:

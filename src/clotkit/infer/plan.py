@@ -138,13 +138,19 @@ def plan_split(settings: PlanSettings, competition: Competition, work: Work | No
     `work` is what a slide's process does (plan_task). TensorFlow is imported only if there are weights. Raises
     UsageError, ConfigError or SplitError for wrong input; no slide makes it raise.
     """
+    split = settings.split or split_of(settings.split_dir, competition, ("test", "train"))
+    return plan_slides(read_slides(settings.split_dir, split, competition), settings, competition, work)
+
+
+def plan_slides(
+    slides: Sequence[SlideRow], settings: PlanSettings, competition: Competition, work: Work | None = None
+) -> Plan:
+    """The same for slides of the split that have been read from its table, one or more."""
     check_limits(settings.jobs, settings.memory_mb)
     folders = [] if settings.weights_dir is None else find_ensemble(settings.weights_dir, competition)[1]
     recipes = [load_recipe(folder / RECIPE) for folder in folders] or [load_recipe(settings.recipe)]
     for recipe in recipes:
         check_tiler(recipe.tiling, recipe.name)
-    split = settings.split or split_of(settings.split_dir, competition, ("test", "train"))
-    slides = read_slides(settings.split_dir, split, competition)
     slides = sorted(slides, key=lambda slide: slide.size_bytes)  # as a run takes them
     tilings = tuple(dict.fromkeys(recipe.tiling for recipe in recipes))
     network = _measure(folders, competition) if folders else None
