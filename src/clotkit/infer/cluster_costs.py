@@ -21,8 +21,9 @@ from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
 from clotkit.infer.plan import MB as BINARY_MB
 from clotkit.infer.plan import Plan, PlanSettings, SlidePlan, plan_slides
-from clotkit.infer.workers import Ended, Limits, stream
+from clotkit.infer.workers import Ended, Limits, check_limits, stream
 from clotkit.learn.cut import ShardTask, shard_task
+from clotkit.slides.tiling import check_tiler
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
 from clotkit.stores import Folder, Place
 
@@ -96,7 +97,9 @@ def probe_split(
     takes train where there is one, as `clotkit tile` does. Raises UsageError, ConfigError or SplitError for wrong
     input, or where fewer than LEAST slides can be cut; StoreError where they cannot be fetched.
     """
+    check_limits(at_a_time, memory_mb)
     recipe, limits = load_recipe(name), Limits(competition.limits.slide_s, memory_mb)
+    check_tiler(recipe.tiling, name)
     with tables_of(where, competition) as folder:
         split = wanted or split_of(folder, competition, ("train", "test"))
         slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
