@@ -307,7 +307,12 @@ def test_a_worker_says_for_whom_it_waits_and_a_signal_ends_it(
     sent: signal.Signals, code: int, folder: Path, tmp_path: Path
 ) -> None:
     other = free_port()
-    with waiting(folder, tmp_path, "5m", other) as worker:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
+    try:
+        worker = waiting(folder, tmp_path, "5m", other)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with worker:
         assert worker.stdout is not None
         assert next(line for line in worker.stdout if f"waits for worker 1 at 127.0.0.1:{other} (Connection" in line)
         worker.send_signal(sent)

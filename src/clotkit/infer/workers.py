@@ -376,7 +376,8 @@ def allow_children() -> None:
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method("spawn", force=True)
     program = sys.modules["__main__"]
-    program.__spec__, program.__file__ = None, None
+    program.__spec__ = None
+    vars(program).pop("__file__", None)  # where it is None, inspect fails
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
 
 
