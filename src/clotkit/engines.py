@@ -120,7 +120,7 @@ class Loky:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         feed = _Feed(function, iter(items))
-        while True:
+        while feed.blamed or not feed.ended:
             run = Parallel(self.jobs, LOKY, return_as="generator_unordered", batch_size=1, pre_dispatch=self.jobs)
             try:
                 with _closing(run(feed.calls())) as results:
@@ -129,8 +129,6 @@ class Loky:
             except TerminatedWorkerError:
                 for item in feed.lost():
                     yield item, Lost(f"its worker died, {LOSSES} times")
-            else:
-                return
 
 
 @contextmanager
@@ -146,26 +144,29 @@ def _closing(results: Any) -> Iterator[Any]:
 
 @dataclass
 class _Feed:
-    """Calls for joblib, and which of them have not come back."""
+    """Calls for joblib, and which of them have not come back.
+
+    Every worker goes when one dies, and nobody says whose item it was. So what was out is done again after all others,
+    alone, where no other can be to blame.
+    """
 
     function: Callable[[Any], Any]
     items: Iterator[Any]
     out: dict[int, _Out] = field(default_factory=dict)
-    again: deque[_Out] = field(default_factory=deque)
+    blamed: deque[_Out] = field(default_factory=deque)
     number: int = 0
+    ended: bool = False  # whether every item has been out
 
     def calls(self) -> Iterator[Any]:
-        """What is to be done again, then what is left, each with its number."""
+        """What is left, each with its number; once nothing is, one of those that are blamed."""
         from joblib import delayed
 
         call = delayed(_numbered)
-        while True:
-            one = self.again.popleft() if self.again else next(map(_Out, self.items), None)
-            if one is None:
-                return
+        for one in [self.blamed.popleft()] if self.ended else map(_Out, self.items):
             self.number += 1
             self.out[self.number] = one
             yield call(self.function, self.number, one.item, os.getpid())
+        self.ended = True
 
     def lost(self) -> Iterator[Any]:
         """Take back what was out when a worker died; the items that are given up."""
@@ -173,7 +174,7 @@ class _Feed:
             one = self.out.pop(number)
             one.losses += 1
             if one.losses < LOSSES:
-                self.again.append(one)
+                self.blamed.append(one)
             else:
                 yield one.item
 

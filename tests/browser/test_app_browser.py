@@ -122,6 +122,13 @@ def files_of(uploads: dict[str, bytes]) -> list[dict[str, Any]]:
     return [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in uploads.items()]
 
 
+def upload(page: Any, place: int, name: str, data: bytes) -> None:
+    """Give a file to one of several places, and wait, as a person would, until it is there."""
+    page.locator('input[type="file"]').nth(place).set_input_files(files_of({name: data}))
+    page.get_by_text(name, exact=True).first.wait_for()
+    page.locator(READY).wait_for()
+
+
 def choose(page: Any, label: str, option: str) -> None:
     """Choose an option by keyboard alone."""
     box = page.get_by_label(label, exact=True).first
@@ -208,14 +215,13 @@ def page_option(page: Any, ending: str) -> str:
 def test_a_submission_is_checked(page: Any, server: str, strip_ai: Competition) -> None:
     opened(page, server, "submission")
     given, bad = table(strip_ai, ROWS), table(strip_ai, ROWS | {"0a1b2c": (float("nan"), 1.0)})
-    inputs = page.locator('input[type="file"]')
-    inputs.nth(0).set_input_files(files_of({"bad.csv": bad}))
+    upload(page, 0, "bad.csv", bad)
     page.get_by_text("bad.csv: 1 problems").wait_for()
     page.get_by_text("row 2: CE is NaN").wait_for()
     opened(page, server, "submission")
-    inputs.nth(1).set_input_files(files_of({"sample.csv": given}))
-    inputs.nth(2).set_input_files(files_of({"other.csv": table(strip_ai, ROWS | {"0a1b2c": (0.75, 0.25)})}))
-    inputs.nth(0).set_input_files(files_of({"mine.csv": given}))
+    upload(page, 1, "sample.csv", given)
+    upload(page, 2, "other.csv", table(strip_ai, ROWS | {"0a1b2c": (0.75, 0.25)}))
+    upload(page, 0, "mine.csv", given)
     page.get_by_text("mine.csv: valid, 3 patients").wait_for()
     page.get_by_text("a probability differs by").wait_for()
     page.get_by_role("columnheader", name="CE, other file").wait_for()
