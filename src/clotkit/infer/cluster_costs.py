@@ -21,7 +21,7 @@ from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
 from clotkit.infer.plan import MB as BINARY_MB
 from clotkit.infer.plan import Plan, PlanSettings, SlidePlan, plan_slides
-from clotkit.infer.workers import Ended, Limits, check_limits, stream
+from clotkit.infer.workers import Ended, Limits, Task, check_limits, fetch, stream
 from clotkit.learn.cut import ShardTask, shard_task
 from clotkit.slides.tiling import check_tiler
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
@@ -124,16 +124,11 @@ def _fetched(slides: Sequence[SlideRow], at_a_time: int) -> tuple[Sequence[Slide
     if not stored:
         return slides, 0.0
     chosen = _spread(stored)
+    tasks = [Task(slide.image_id, slide.path, (), stored=slide.stored) for slide in chosen]
     started = time.monotonic()
     with ThreadPoolExecutor(at_a_time) as pool:
-        list(pool.map(_fetch, chosen))
+        list(pool.map(fetch, tasks))
     return chosen, time.monotonic() - started
-
-
-def _fetch(slide: SlideRow) -> None:
-    if slide.stored is not None:
-        slide.path.parent.mkdir(parents=True, exist_ok=True)
-        slide.stored.fetch(slide.path)
 
 
 def _spread(ordered: Sequence[T]) -> list[T]:
