@@ -79,13 +79,13 @@ build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-sour
 wheels: build/.wheels  ## collect the kernel's wheels into build/wheels (hash-locked, three Pythons)
 
 # The embedded split: synthetic slides in the competition's shape.
-build/phantom/test.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+build/phantom/test.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
 	$(BIN)/clotkit phantom build/phantom --split test --slides 8 --seed 2022
 
-build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
 	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
 
-build/phantom-tile/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/slides/phantom*.py)
+build/phantom-tile/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
 	$(BIN)/clotkit phantom build/phantom-tile --split train --slides 24 --seed 2022 --size 1920x2560
 
 build/rehearsal-tile/rehearsal.json: build/.wheels build/phantom-tile/train.csv
@@ -142,7 +142,7 @@ weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the
 	$(BIN)/clotkit train demo --data build/phantom-train --out weights/demo
 	$(BIN)/clotkit manifest weights
 
-build/contours/contours.json: $(VENV)/.runtime src/clotkit/learn/contours.py
+build/contours/contours.json: $(VENV)/.runtime src/clotkit/synthetic/contours.py
 	$(BIN)/clotkit contours build/contours --pictures 1200 --seed 0
 
 weights-contours: build/contours/contours.json  ## train weights/double_contour again, on drawn pictures

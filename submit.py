@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 def create(arguments: argparse.Namespace, competition: "Competition", sample: str) -> int:
     """Run in a folder of its own, check there, and only then publish to --out."""
-    from clotkit.files import publishing
+    from clotkit.files import atomic_write
 
     if not arguments.out.absolute().parent.is_dir():
         print(
@@ -81,7 +81,7 @@ def create(arguments: argparse.Namespace, competition: "Competition", sample: st
             return ran
         if clotkit("check", str(written), "--sample", sample):
             return 2
-        with publishing(arguments.out.absolute()) as temporary:
+        with atomic_write(arguments.out.absolute()) as temporary:
             shutil.copyfile(written, temporary)
     print(f"{arguments.out}: written and valid")
     return ran

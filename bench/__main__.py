@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import CONTENDERS, KIT_NAMES, LIMIT, OURS, OURS_EVERY
-from clotkit.infer.workers import peak_mb
+from clotkit.workers import peak_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("clotkit", "pyvips", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "numpy", "pillow")

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import load_competition
-from clotkit.files import publish_json
-from clotkit.slides.phantom import write_split
+from clotkit.files import atomic_write_json
+from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ((1, 1), (1, 2), (2, 1))  # machines, threads of each
@@ -37,7 +37,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end with this
     split = varied_split(options.folder / f"split-{options.slides}-{options.seed}-{options.size}", options)
     rows = [compare(split, options, *case) for case in CASES]
-    publish_json(options.out, rows)
+    atomic_write_json(options.out, rows)
     print(f"{options.slides} slides, {_stored_mb(split):,.0f} MB; {options.recipe}; median of {options.rounds} runs")
     print(*table(rows), sep="\n")
     return int(any(abs(row["ratio"] - 1) > WITHIN for row in rows))

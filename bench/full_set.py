@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import psutil
 
+from clotkit.bundle.build import write_bundle
 from clotkit.competitions import load_competition
-from clotkit.files import publish_json
-from clotkit.infer.report import SlideReport, counts, read_report
-from clotkit.infer.submission import check_submission
-from clotkit.kaggle.bundle import write_bundle
-from clotkit.slides.phantom import write_split
+from clotkit.files import atomic_write_json
+from clotkit.report.records import SlideReport, counts, read_report
+from clotkit.scoring.submission import check_submission
 from clotkit.splits import SlideRow, read_slides
+from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = 8  # the real slides' sides over these
@@ -41,7 +41,7 @@ def main() -> int:
     stage(options.folder / "kaggle", split, options.weights)
     seconds, memory = run_kernel(options.folder / "kaggle")
     facts = shown(options.folder / "kaggle", split, seconds, memory)
-    publish_json(options.out, facts)
+    atomic_write_json(options.out, facts)
     print(json.dumps(facts, indent=2))
     return 0 if facts["holds"] else 1
 
@@ -66,7 +66,7 @@ def faulty_split(folder: Path, slides: int, seed: int) -> Path:
         broken = {row.image_id: FAULTS[number % len(FAULTS)] for number, row in enumerate(rows)}
         for row in rows:
             break_slide(row.path, broken[row.image_id])
-        publish_json(folder / "broken.json", broken)
+        atomic_write_json(folder / "broken.json", broken)
     return folder
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyvips
 
 from clotkit.competitions import load_competition
-from clotkit.files import publishing
-from clotkit.slides import phantom, phantom_pixels, phantom_tissue
+from clotkit.files import atomic_write
+from clotkit.synthetic import phantom, phantom_pixels, phantom_tissue
 
 SEED = 309  # draws 12.4 % tissue on background (244, 244, 243), one section: near the median of the real slides
 LARGEST_PX = "48284x101408"
@@ -69,7 +69,7 @@ def _save(source: Path, path: Path, name: str) -> None:
     if name == "noisy":
         image = _noisy(image)
     big = image.width * image.height * 3 > CLASSIC_BYTES
-    with publishing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.tiffsave(str(temporary), bigtiff=big, **LAYOUTS[name])
 
 

@@ -32,9 +32,9 @@ import numpy as np
 
 from bench.__main__ import LIMIT_S, ROOT, _cpu_s, header
 from clotkit.competitions import load_competition
-from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, stream, tile_task
-from clotkit.slides.tiling import Batch
 from clotkit.splits import read_slides
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream, tile_task
 
 SEED = 309
 MOST_RATIO = 1.15  # of a run's wall time over the bound of its scene
@@ -70,7 +70,7 @@ name = "{network}-{size}"
 [tiling]
 name = "patches"
 tile_px = 128
-shrink = 4
+downsample = 4
 max_tiles = 48
 batch_tiles = {batch_tiles}
 
@@ -128,7 +128,7 @@ def _options() -> argparse.Namespace:
 
 def draw(folder: Path, slides: int, size: str) -> Path:
     """The phantom split, drawn unless it stands there."""
-    from clotkit.slides.phantom import write_split
+    from clotkit.synthetic.phantom import write_split
 
     if not (folder / "test.csv").exists():  # the table is written last
         write_split(folder, "test", slides, SEED, load_competition(), size=size, log=_say)
@@ -172,16 +172,16 @@ def write_member(folder: Path, network: str, size: int) -> Path:
 
 def save_member(where: str, network: str, size: int) -> None:
     """Write the files of a member whose network is a cnn of this width, or waits so many microseconds a batch."""
-    from clotkit.infer.ensemble import Calibration
-    from clotkit.learn import models
+    from clotkit.members import loading
+    from clotkit.members.ensemble import Calibration
 
     folder = Path(where)
     folder.mkdir(parents=True)
-    (folder / models.RECIPE).write_text(recipe_text(network, size))
-    (folder / models.METRICS).write_text(json.dumps({"classes": CLASSES}))
+    (folder / loading.RECIPE).write_text(recipe_text(network, size))
+    (folder / loading.METRICS).write_text(json.dumps({"classes": CLASSES}))
     identity = Calibration(slope=1.0, offsets=(0.0,) * len(CLASSES), floor=0.01)
-    (folder / models.CALIBRATION).write_text(json.dumps(identity.to_json()))
-    untrained(folder).save_weights(folder / models.WEIGHTS)
+    (folder / loading.CALIBRATION).write_text(json.dumps(identity.to_json()))
+    untrained(folder).save_weights(folder / loading.WEIGHTS)
 
 
 def recipe_text(network: str, size: int) -> str:
@@ -192,12 +192,12 @@ def recipe_text(network: str, size: int) -> str:
 def untrained(member: Path) -> Any:
     """The network of a member's recipe."""
     from clotkit.config import load_recipe
-    from clotkit.learn import models, networks
+    from clotkit.members import loading, networks
 
-    recipe = load_recipe(member / models.RECIPE)
+    recipe = load_recipe(member / loading.RECIPE)
     micros = recipe.model[0].filters[0]
     networks.KINDS["waiting"] = networks.Kind(lambda: [], lambda side_px: _waiting(side_px, micros))
-    return models.build_member(recipe, len(CLASSES))[1]
+    return loading.build_member(recipe, len(CLASSES))[1]
 
 
 def _waiting(side_px: int, micros: int) -> Any:
@@ -293,7 +293,7 @@ def waiting_tiles(task: Task) -> Iterator[tuple[int, Batch]]:
 
 def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
     """Loading the member and predicting what a run predicts, from memory."""
-    from clotkit.learn.models import load_member
+    from clotkit.members.loading import load_member
 
     tiles = batches(split, member, jobs, slides)
     untrained(member)
@@ -307,8 +307,8 @@ def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[
 
 def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
     """`clotkit run`, after the import of Keras."""
-    from clotkit.infer.pipeline import RunSettings, run
-    from clotkit.infer.report import read_report
+    from clotkit.report.records import read_report
+    from clotkit.scoring.pipeline import RunSettings, run
 
     competition = load_competition()
     untrained(member)
@@ -326,8 +326,8 @@ def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[]
 
 def batch_costs(member: Path) -> dict[str, float]:
     """Seconds a batch of each width: the least of three, after the first call."""
-    from clotkit.learn.models import RECIPE as NAME
-    from clotkit.learn.models import predictor
+    from clotkit.members.loading import RECIPE as NAME
+    from clotkit.members.loading import predictor
 
     tiles = np.random.default_rng(SEED).integers(0, 256, (BATCH_TILES, 128, 128, 3)).astype(np.uint8)
     costs = {}

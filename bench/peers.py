@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clotkit.config import TilingConfig
 from clotkit.slides.reader import open_slide
-from clotkit.slides.tiling import Batch, cut_slide, tile_slide
+from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
 
 Pixels = npt.NDArray[np.uint8]
 Corners = list[tuple[int, int]]
@@ -25,8 +25,8 @@ VIEW = 64  # px of the slide a pixel of the overview: what clotkit takes for til
 BLOCK_PX = 2048
 STEP = 24  # grey levels from the background that make tissue
 MOST_BYTES = 8_000_000_000  # of memory: a peer that needs more is not tried
-BEST = TilingConfig("patches", tile_px=OUT_PX, shrink=SIDE_PX // OUT_PX, max_tiles=TILES, batch_tiles=4)
-EVERY = TilingConfig("patches", tile_px=224, shrink=4, max_tiles=100_000, batch_tiles=4, min_share=0.01)
+BEST = TilingConfig("patches", tile_px=OUT_PX, downsample=SIDE_PX // OUT_PX, max_tiles=TILES, batch_tiles=4)
+EVERY = TilingConfig("patches", tile_px=224, downsample=4, max_tiles=100_000, batch_tiles=4, min_tissue_share=0.01)
 
 
 class TooLargeError(Exception):
@@ -79,11 +79,11 @@ def vips_thumbnail(path: Path) -> int:
     image = pyvips.Image.new_from_file(str(path), access="random")
     size = {"width": -(-image.width // VIEW), "height": -(-image.height // VIEW)}
     view = pyvips.Image.thumbnail(str(path), size["width"], height=size["height"], size="force").numpy()
-    shrink, tiles = SIDE_PX // OUT_PX, []
+    downsample, tiles = SIDE_PX // OUT_PX, []
     for x, y in best_squares(view, (image.width, image.height)):
         width, height = min(SIDE_PX, image.width - x), min(SIDE_PX, image.height - y)
         tile = image.crop(x, y, width, height).embed(0, 0, SIDE_PX, SIDE_PX, extend="white")
-        tiles.append(tile.shrink(shrink, shrink).numpy())
+        tiles.append(tile.downsample(downsample, downsample).numpy())
     return len(tiles)
 
 
@@ -217,12 +217,12 @@ def _grid_loop(slide: Any) -> int:
     return len(tiles)
 
 
-def _shrunk(pixels: Pixels, shrink: int) -> Pixels:
-    """Means of boxes of `shrink` px; a last row or column of boxes may be smaller: it repeats the edge."""
-    height, width = (-(-length // shrink) for length in pixels.shape[:2])
-    missing = [(0, height * shrink - pixels.shape[0]), (0, width * shrink - pixels.shape[1]), (0, 0)]
+def _shrunk(pixels: Pixels, downsample: int) -> Pixels:
+    """Means of boxes of `downsample` px; a last row or column of boxes may be smaller: it repeats the edge."""
+    height, width = (-(-length // downsample) for length in pixels.shape[:2])
+    missing = [(0, height * downsample - pixels.shape[0]), (0, width * downsample - pixels.shape[1]), (0, 0)]
     whole = np.pad(pixels, missing, mode="edge") if max(missing)[1] else pixels
-    means = whole.reshape(height, shrink, width, shrink, 3).mean(axis=(1, 3), dtype=np.float32)
+    means = whole.reshape(height, downsample, width, downsample, 3).mean(axis=(1, 3), dtype=np.float32)
     return np.asarray(np.rint(means), np.uint8)
 
 

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import load_competition
-from clotkit.files import publish_json
-from clotkit.slides.phantom import write_split
+from clotkit.files import atomic_write_json
+from clotkit.synthetic.phantom import write_split
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 FASTER, FLAT = 1.7, 1.1  # two workers over one, at least; the most by which a flat figure may grow
 RECIPE, SMALL_RECIPE = "strip_ai", "demo"  # of the competition, for slides of some size; of the kit's tests
 CLIENT = (  # the command, and then what its process took at its peak
-    "import sys\nfrom clotkit.cli import main\nfrom clotkit.infer.workers import peak_mb\n"
+    "import sys\nfrom clotkit.cli import main\nfrom clotkit.workers import peak_mb\n"
     "code = main(sys.argv[1:])\nprint(f'peak {peak_mb():.1f}')\nsys.exit(code)\n"
 )
 
@@ -66,7 +66,7 @@ def main() -> int:
         finally:
             cluster.close()
     facts = _facts(runs, flat)
-    publish_json(options.out, facts)
+    atomic_write_json(options.out, facts)
     print(json.dumps(facts, indent=2))
     return 0 if facts["holds"] else 1
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from clotkit.metric import balanced_log_loss
-from clotkit.slides.phantom import CLASS_SHIFT, MARKER, PATIENT_SD, SLIDE_SD
+from clotkit.synthetic.phantom import CLASS_SHIFT, MARKER, PATIENT_SD, SLIDE_SD
 
 WANTED = 0.02  # of weighted log loss above the best
 

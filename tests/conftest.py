@@ -63,7 +63,7 @@ name = "tiny"
 [tiling]
 name = "patches"
 tile_px = 32
-shrink = 8
+downsample = 8
 max_tiles = 6
 batch_tiles = 4
 
@@ -104,7 +104,7 @@ def other(other_toml: Path) -> Competition:
 @pytest.fixture(scope="session")
 def make_split() -> Callable[..., Path]:
     """Write a small synthetic split and return its folder."""
-    from clotkit.slides.phantom import write_split
+    from clotkit.synthetic.phantom import write_split
 
     def make(out: Path, competition: Competition, split: str = "test", slides: int = 4, seed: int = 5) -> Path:
         write_split(out, split, slides, seed, competition, size="1280x1920", log=lambda _: None)
@@ -136,19 +136,19 @@ def make_member() -> Callable[..., Path]:
 
     def make(folder: Path, classes: tuple[str, ...], seed: int = 1, recipe: str = RECIPE) -> Path:
         from clotkit.config import load_recipe
-        from clotkit.infer.ensemble import Calibration
-        from clotkit.learn import models
+        from clotkit.members import loading
+        from clotkit.members.ensemble import Calibration
 
         folder.mkdir(parents=True)
         (folder / "recipe.toml").write_text(recipe)
         settings = load_recipe(folder / "recipe.toml")
-        _, model = models.build_member(settings, len(classes))
+        _, model = loading.build_member(settings, len(classes))
         rng = np.random.default_rng(seed)
         model.set_weights([rng.normal(0.1, 0.3, value.shape) ** 2 for value in model.get_weights()])
-        model.save_weights(folder / models.WEIGHTS)
-        (folder / models.METRICS).write_text(json.dumps({"classes": list(classes)}))
+        model.save_weights(folder / loading.WEIGHTS)
+        (folder / loading.METRICS).write_text(json.dumps({"classes": list(classes)}))
         identity = Calibration(slope=1.0, offsets=(0.0,) * len(classes), floor=0.01)
-        (folder / models.CALIBRATION).write_text(json.dumps(identity.to_json()))
+        (folder / loading.CALIBRATION).write_text(json.dumps(identity.to_json()))
         return folder
 
     return make

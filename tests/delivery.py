@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clotkit.files import publish_json, sha256
-from clotkit.kaggle.bundle import bundle_sha256, write_bundle
+from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.client import Kaggle
 from clotkit.kaggle.credentials import Credentials
 
@@ -91,5 +91,5 @@ def rehearsed(kernel_dir: Path, out: Path, datasets: dict[str, dict[str, Path]] 
     attached = {name: {file: sha256(path) for file, path in files.items()} for name, files in (datasets or {}).items()}
     slides = {"done": 4, "partial": 0, "fallback": 0}
     facts = {"bundle_sha256": bundle_sha256(script), "datasets": attached, "slides": slides}
-    publish_json(out / "rehearsal.json", facts)
+    atomic_write_json(out / "rehearsal.json", facts)
     return script

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from clotkit.config import TilingConfig
-from clotkit.infer.workers import Ended, Limits, Task, stream
 from clotkit.slides.reader import open_slide
-from clotkit.slides.tiling import Batch
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Ended, Limits, Task, stream
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDERS = ("odd_tiffs", "bad_tiffs")
-TILING = TilingConfig("patches", tile_px=64, shrink=1, max_tiles=1, batch_tiles=1)
+TILING = TilingConfig("patches", tile_px=64, downsample=1, max_tiles=1, batch_tiles=1)
 LIMITS = Limits(slide_s=20.0, memory_mb=2048)
 HARM = ("died of", "time limit", "memory limit", "exit code")  # reasons that a bad file must never have
 

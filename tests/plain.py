@@ -7,8 +7,8 @@ import numpy as np
 import pyvips
 
 from clotkit.config import TilingConfig
-from clotkit.slides.marks import marks
 from clotkit.slides.pixels import Colour, Pixels
+from clotkit.tiling.marks import marks
 
 STEPS, LADDER, ENOUGH = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
 Tile = tuple[tuple[int, int], Pixels]
@@ -22,10 +22,12 @@ class ArraySlide:
     def __init__(self, pixels: Pixels) -> None:
         self.pixels, (self.height_px, self.width_px) = pixels, pixels.shape[:2]
 
-    def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
+    def tiles(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
+    ) -> Iterator[Pixels]:
         """See reader.Slide.tiles."""
         for corner in xy:
-            yield cut(self.pixels, corner, tile_px, shrink, background)
+            yield cut(self.pixels, corner, tile_px, downsample, background)
 
 
 def decoded(path: Path) -> Pixels:
@@ -33,34 +35,34 @@ def decoded(path: Path) -> Pixels:
     return np.ascontiguousarray(pyvips.Image.new_from_file(str(path)).numpy())
 
 
-def cut(whole: Pixels, corner: tuple[int, int], tile_px: int, shrink: int, background: Colour) -> Pixels:
+def cut(whole: Pixels, corner: tuple[int, int], tile_px: int, downsample: int, background: Colour) -> Pixels:
     """One tile, box-averaged and rounded half up; background beyond the edge."""
-    side = tile_px * shrink
+    side = tile_px * downsample
     full = np.empty((side, side, 3), np.uint8)
     full[:] = background
     part = whole[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
     full[: part.shape[0], : part.shape[1]] = part
-    return shrunk(full, shrink)
+    return downsampled(full, downsample)
 
 
-def shrunk(pixels: Pixels, shrink: int) -> Pixels:
-    height, width = pixels.shape[0] // shrink, pixels.shape[1] // shrink
-    sums = pixels.reshape(height, shrink, width, shrink, 3).astype(np.int64).sum(axis=(1, 3))
-    return np.floor(sums / shrink**2 + 0.5).astype(np.uint8)
+def downsampled(pixels: Pixels, downsample: int) -> Pixels:
+    height, width = pixels.shape[0] // downsample, pixels.shape[1] // downsample
+    sums = pixels.reshape(height, downsample, width, downsample, 3).astype(np.int64).sum(axis=(1, 3))
+    return np.floor(sums / downsample**2 + 0.5).astype(np.uint8)
 
 
 def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Tile]:
     """What patches and darkest should cut, sorted by row."""
-    step_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.shrink
+    step_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.downsample
     corners = [(x, y) for y in range(0, whole.shape[0], step_px) for x in range(0, whole.shape[1], step_px)]
-    tiles = [cut(whole, corner, config.tile_px, config.shrink, background) for corner in corners]
+    tiles = [cut(whole, corner, config.tile_px, config.downsample, background) for corner in corners]
     cell = next(
         c for c in (64, 32, 16, 8, 4, 2, 1) if (config.tile_px % c == 0 and config.tile_px // c >= 16) or c == 1
     )
-    cells = [shrunk(tile, cell) for tile in tiles]
+    cells = [downsampled(tile, cell) for tile in tiles]
     for step in STEPS:
         share = np.array([tissue(cell, background, step).mean() for cell in cells])
-        area = (config.tile_px * config.shrink) ** 2 * (step_px / config.tile_px / config.shrink) ** 2
+        area = (config.tile_px * config.downsample) ** 2 * (step_px / config.tile_px / config.downsample) ** 2
         if share.sum() * area >= ENOUGH * whole.shape[0] * whole.shape[1]:
             break
     spread = -(np.arange(1, len(tiles) + 1) * (5**0.5 - 1) / 2 % 1)
@@ -68,7 +70,7 @@ def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Til
         rank, least = 255 - np.array([tile.mean() for tile in tiles]), 0.0
     else:
         rank = np.minimum(np.floor(share * 10 + 1e-9), 9)
-        ladder = [config.min_share, *(rung for rung in LADDER if rung < config.min_share)]
+        ladder = [config.min_tissue_share, *(rung for rung in LADDER if rung < config.min_tissue_share)]
         least = next(rung for rung in ladder if share.max() >= rung)
     order = [i for i in np.lexsort((-spread, -rank)) if share[i] > 0][: config.max_tiles]
     return [(corners[i], tiles[i]) for i in sorted(order) if share[i] >= least]

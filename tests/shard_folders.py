@@ -8,11 +8,11 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
-from clotkit.learn.cut import TILING
-from clotkit.learn.shard_table import ShardRow, publish_rows
-from clotkit.learn.shards import write_shard
-from clotkit.slides.tiling import Batch
+from clotkit.shards.cut import TILING
+from clotkit.shards.shard import write_shard
+from clotkit.shards.table import ShardRow, publish_rows
 from clotkit.stores import Folder
+from clotkit.tiling.tilers import Batch
 
 SHARDED = """
 name = "sharded"
@@ -20,7 +20,7 @@ name = "sharded"
 [tiling]
 name = "patches"
 tile_px = 16
-shrink = 8
+downsample = 8
 max_tiles = 40
 batch_tiles = 8
 
@@ -30,7 +30,7 @@ filters = [4]
 dropout = 0.0
 
 [augment]
-turns = true
+rotate_flip = true
 shift = 0.1
 
 [training]
@@ -39,7 +39,7 @@ epochs = 4
 batch_tiles = 16
 learning_rate = 1e-2
 folds = 2
-watch = 0.25
+validation_share = 0.25
 final = "folds"
 feed = "shards"
 """

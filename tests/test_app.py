@@ -38,9 +38,9 @@ from clotkit.app.training import card_of, training_of
 from clotkit.app.work import MB, MOST_UPLOAD_MB, MOST_UPLOADS, PICTURE_LIMITS, Finding, Upload, classify, load
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionError, UsageError
-from clotkit.infer.report import REPORT, RUN, ReportFile, SlideReport
-from clotkit.learn.ask import ask
-from clotkit.learn.evaluate import Asked
+from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.predict import ask
+from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.slides.reader import open_slide
 
 from .conftest import ROOT
@@ -304,9 +304,9 @@ def test_a_damaged_report_is_a_line(rooted: Roots, strip_ai: Competition) -> Non
 def test_a_window_shows_what_the_reader_reads(slides: list[Path], strip_ai: Competition) -> None:
     read = overview_of(slides[0], strip_ai)
     size = (int(str(read.facts["width_px"])), int(str(read.facts["height_px"])))
-    shrink = zooms(*size)[0]
-    assert read.facts["shrink"] == shrink
-    at = zoomed(Window(0, 0, shrink), 1, *size)
+    downsample = zooms(*size)[0]
+    assert read.facts["downsample"] == downsample
+    at = zoomed(Window(0, 0, downsample), 1, *size)
     view = window_of(slides[0], at, strip_ai)
     assert view.shape == (VIEW_PX[1], VIEW_PX[0], 3)
     (wanted,) = open_slide(slides[0]).tiles([(at.x_px, at.y_px)], VIEW_PX[1], 1, (255, 255, 255))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.config import AugmentConfig
-from clotkit.learn.augment import augment
-from clotkit.learn.predict import views_of
+from clotkit.members.predict import views_of
+from clotkit.training.augment import augment
 
 STILL = AugmentConfig(turns=False, gain=0)
 

@@ -14,8 +14,8 @@ import pytest
 
 from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError
-from clotkit.learn import backbones
-from clotkit.learn.backbones import (
+from clotkit.members import backbones
+from clotkit.members.backbones import (
     BACKBONES,
     LITE0,
     LITE0_TOP,
@@ -28,7 +28,7 @@ from clotkit.learn.backbones import (
     md5,
     read_torch,
 )
-from clotkit.learn.networks import KINDS, _load, _set_normalisation, build_network
+from clotkit.members.networks import KINDS, _load, _set_normalisation, build_network
 
 from .conftest import ROOT
 

@@ -15,12 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.errors import ConfigError, SplitError, UsageError
-from clotkit.infer.blending import Pool, expit, logit
-from clotkit.infer.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
-from clotkit.infer.pipeline import RunSettings, run
-from clotkit.learn.blend import BlendSettings, blend, bounds_of, fit, folds_of, hold_out, lines
-from clotkit.learn.blend_candidates import (
+from clotkit.ensembling.blend import BlendSettings, blend, bounds_of, fit, folds_of, hold_out, lines
+from clotkit.ensembling.candidates import (
     Patients,
     aucs,
     constrained,
@@ -31,7 +27,11 @@ from clotkit.learn.blend_candidates import (
     mean_platt,
     ways,
 )
-from clotkit.learn.blend_data import member_name, read_material
+from clotkit.ensembling.data import member_name, read_material
+from clotkit.errors import ConfigError, SplitError, UsageError
+from clotkit.members.blending import Pool, expit, logit
+from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
+from clotkit.scoring.pipeline import RunSettings, run
 
 from .test_pipeline import report_of, submission_of
 

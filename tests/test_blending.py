@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.infer.blending import (
+from clotkit.members.blending import (
     MEMBER_POOLS,
     SLIDE_POOLS,
     Candidate,
@@ -26,8 +26,8 @@ from clotkit.infer.blending import (
     expit,
     logit,
 )
-from clotkit.infer.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
-from clotkit.infer.pooling import TILE_POOLS, pooled_as
+from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
+from clotkit.members.pooling import TILE_POOLS, pooled_as
 
 NOTHING = np.zeros((3, 0))
 OWNER = np.array([0, 0, 1, 2, 2, 2])

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from clotkit.bundle import build
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError
-from clotkit.kaggle import bundle
 
 from .conftest import ROOT
-from .test_architecture import MODULES, imports_of, top_level_imports_of
+from .test_architecture import MODULES, imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
 KERNELS = [ROOT / "kernels" / name for name in ("infer", "tile", "train")]
@@ -27,20 +27,20 @@ def test_the_same_files_give_the_same_bytes(kernel: Path, tmp_path: Path) -> Non
         assert main(["bundle", "--kernel", str(kernel), "--out", str(tmp_path / name)]) == 0
     one, two = (tmp_path / name for name in ("one.py", "two.py"))
     assert one.read_bytes() == two.read_bytes()
-    assert len(one.read_bytes()) < bundle.LIMIT_BYTES
+    assert len(one.read_bytes()) < build.LIMIT_BYTES
 
 
 def test_the_header_has_the_hash_of_what_follows() -> None:
-    script = bundle.build_bundle(KERNEL, "strip_ai")
+    script = build.build_bundle(KERNEL, "strip_ai")
     body = script.split("\n", 2)[2]
-    assert bundle.bundle_sha256(script) == hashlib.sha256(body.encode()).hexdigest()
+    assert build.bundle_sha256(script) == hashlib.sha256(body.encode()).hexdigest()
     assert importlib.metadata.version("clotkit") in script.splitlines()[0]
 
 
 def carried_by(kernel: Path) -> tuple[dict[str, str], dict[str, object]]:
     """FILES and SETTINGS of a kernel's bundle."""
     space: dict[str, object] = {"__name__": "bundle"}
-    exec(compile(bundle.build_bundle(kernel, "strip_ai"), "script.py", "exec"), space)
+    exec(compile(build.build_bundle(kernel, "strip_ai"), "script.py", "exec"), space)
     files, settings = space["FILES"], space["SETTINGS"]
     assert isinstance(files, dict)
     assert isinstance(settings, dict)
@@ -60,7 +60,7 @@ def test_the_modules_in_it_are_the_modules(kernel: Path) -> None:
 def test_recipes_travel_with_the_kernels_that_need_them(recipe: Path, tmp_path: Path) -> None:
     for name in ("tile", "train"):
         files, settings = carried_by(ROOT / "kernels" / name)
-        assert {"clotkit/learn/recipes/strip_ai.toml", "clotkit/learn/recipes/demo.toml"} <= set(files)
+        assert {"clotkit/recipes/strip_ai.toml", "clotkit/recipes/demo.toml"} <= set(files)
         assert (settings["recipes"], settings["rehearse"]) == (["strip_ai"], ["demo"])
     assert carried_by(KERNEL)[1] == {"competition": "strip_ai"}
     own = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "own"))
@@ -69,7 +69,7 @@ def test_recipes_travel_with_the_kernels_that_need_them(recipe: Path, tmp_path: 
     settings_toml.write_text(settings_toml.read_text().replace('"strip_ai"', '"tiny.toml"'))
     files, settings = carried_by(own)
     assert settings["recipes"] == ["tiny"]
-    assert files["clotkit/learn/recipes/tiny.toml"] == recipe.read_text()
+    assert files["clotkit/recipes/tiny.toml"] == recipe.read_text()
 
 
 @pytest.mark.parametrize(
@@ -86,22 +86,22 @@ def test_wrong_settings_are_one_line(text: str, words: str, tmp_path: Path) -> N
     kernel = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "tile"))
     (kernel / "settings.toml").write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:
-        bundle.build_bundle(kernel, "strip_ai")
+        build.build_bundle(kernel, "strip_ai")
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("modules", bundle.MODULES_OF.values(), ids=bundle.MODULES_OF)
-def test_what_its_modules_import_is_in_it(modules: tuple[str, ...]) -> None:
-    """The kit's own imports, lazy ones too; of the command line only what it imports at once."""
-    carried = {name.removesuffix(".py").replace("/", ".").removesuffix("__init__").rstrip(".") for name in modules}
-    carried = {f"clotkit.{name}".rstrip(".") for name in carried}
+@pytest.mark.parametrize("job", build.VERBS_OF)
+def test_what_its_modules_import_is_in_it(job: str) -> None:
+    """The kit's own imports, lazy ones too; verbs that a kernel does not run stay behind."""
+    files = build.module_files(job, "from clotkit.supervise import say\n")
+    carried = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in files}
     for name in carried:
-        read = top_level_imports_of if name == "clotkit.cli" else imports_of
-        assert read(MODULES[name]) & set(MODULES) <= carried, name
+        assert imports_of(MODULES[name]) & set(MODULES) <= carried, name
+    assert {name for name in carried if name.endswith("verbs")} == {build.VERBS_OF[job]}
 
 
 def test_another_competition_travels_with_it(other_toml: Path) -> None:
-    script = bundle.build_bundle(KERNEL, str(other_toml))
+    script = build.build_bundle(KERNEL, str(other_toml))
     assert "clotkit/competitions/three_moulds.toml" in script
     assert "strip_ai.toml" not in script
 
@@ -111,7 +111,7 @@ def test_one_byte_changes_the_hash(tmp_path: Path) -> None:
     shutil.copytree(KERNEL, changed)
     with (changed / "main.py").open("a") as file:
         file.write("# one more line\n")
-    hashes = {bundle.bundle_sha256(bundle.build_bundle(kernel, "strip_ai")) for kernel in (KERNEL, changed)}
+    hashes = {build.bundle_sha256(build.build_bundle(kernel, "strip_ai")) for kernel in (KERNEL, changed)}
     assert len(hashes) == 2
 
 
@@ -120,15 +120,15 @@ def test_one_byte_changes_the_hash(tmp_path: Path) -> None:
     [
         (None, "No such file"),
         ("print('no place for the modules')\n", "0 times"),
-        (bundle.FILES_LINE + bundle.SETTINGS_LINE + "def (:\n", "no Python: line"),
-        (bundle.FILES_LINE + bundle.SETTINGS_LINE + "# " + "x" * bundle.LIMIT_BYTES + "\n", "Kaggle takes 1,000,000"),
+        (build.FILES_LINE + build.SETTINGS_LINE + "def (:\n", "no Python: line"),
+        (build.FILES_LINE + build.SETTINGS_LINE + "# " + "x" * build.LIMIT_BYTES + "\n", "Kaggle takes 1,000,000"),
     ],
 )
 def test_what_kaggle_would_refuse_is_refused(main_py: str | None, words: str, tmp_path: Path) -> None:
     if main_py is not None:
         (tmp_path / "main.py").write_text(main_py)
     with pytest.raises(RehearsalError, match=words):
-        bundle.build_bundle(tmp_path, "strip_ai")
+        build.build_bundle(tmp_path, "strip_ai")
 
 
 def test_kernel_metadata_is_what_the_kernel_needs(strip_ai: Competition) -> None:

@@ -13,22 +13,22 @@ import numpy as np
 import psutil
 import pytest
 
+from clotkit.bundle.build import build_bundle
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
+from clotkit.data.sources import read_source
+from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError
 from clotkit.files import sha256
-from clotkit.kaggle.bundle import build_bundle
 from clotkit.kaggle.kernels import read_kernel
-from clotkit.kaggle.rehearse_training import rehearse_tiling, rehearse_training
-from clotkit.learn.models import load_member
-from clotkit.learn.shard_table import read_shard_rows
-from clotkit.learn.shards import read_shard
-from clotkit.learn.sources import read_source
-from clotkit.learn.tile import TileSettings, tile_split
-from clotkit.learn.tiles import TileSet
-from clotkit.learn.train import TrainSettings, train
+from clotkit.members.loading import load_member
+from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
+from clotkit.shards.shard import read_shard
+from clotkit.shards.table import read_shard_rows
+from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.stores import Folder
+from clotkit.training.train import TrainSettings, train
 
 from .conftest import RECIPE, ROOT
 from .test_kernel import start
@@ -136,7 +136,7 @@ def test_shards_that_cannot_be_trained_on_are_one_line(
 ) -> None:
     recipe = load_recipe(tiny)
     _forget_tiling(copied)
-    with pytest.raises(ConfigError, match="cut with shrink None, max_tiles"):
+    with pytest.raises(ConfigError, match="cut with downsample None, max_tiles"):
         read_source(recipe, copied, strip_ai, None, lambda _: None)
     shard = sorted(copied.glob("*.npy"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -151,8 +151,8 @@ def test_shards_that_cannot_be_trained_on_are_one_line(
 
 def _forget_tiling(folder: Path) -> None:
     """Leave of the tiling in the first shard only its name and the side of its tiles."""
-    from clotkit.learn.shards import write_shard
-    from clotkit.slides.tiling import Batch
+    from clotkit.shards.shard import write_shard
+    from clotkit.tiling.tilers import Batch
 
     path = sorted(folder.glob("*.npy"))[0]
     shard = read_shard(path)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clotkit.cli import main, megabytes, parser, seconds
+from clotkit.cli import main, parser
 from clotkit.competitions import Competition
-from clotkit.infer.submission import check_submission
+from clotkit.options import megabytes, seconds
+from clotkit.scoring.submission import check_submission
 
 from .conftest import ROOT
 

@@ -19,12 +19,12 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClusterError, SplitError, UsageError
-from clotkit.infer.workers import Task
-from clotkit.learn.cut import Order, ShardTask, cut, shard_task
-from clotkit.learn.shard_table import read_shard_rows
-from clotkit.learn.tile import TileSettings, tile_split
-from clotkit.slides.tiling import Batch
+from clotkit.shards.cut import Order, ShardTask, cut, shard_task
+from clotkit.shards.table import read_shard_rows
+from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.stores import Place, store_of
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Task
 
 from .cluster import KEYS, Cluster, copy_in, free_port, object_store
 from .conftest import RECIPE, ROOT

@@ -19,12 +19,12 @@ from clotkit.cli import main
 from clotkit.competitions import UNKNOWN, Competition, load_competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, UsageError
-from clotkit.infer.cluster_costs import SAMPLED, Cost, fit_costs, full_mb, probe_split
-from clotkit.infer.cluster_plan import ClusterSettings, outcomes, plan_cluster
-from clotkit.infer.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
+from clotkit.planning.cluster_costs import SAMPLED, Cost, fit_costs, full_mb, probe_split
+from clotkit.planning.cluster_plan import ClusterSettings, outcomes, plan_cluster
+from clotkit.planning.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
 from clotkit.scratch import scratch_base
-from clotkit.slides.phantom import write_split
-from clotkit.slides.phantom_sizes import draw_slides, file_quantiles
+from clotkit.synthetic.phantom import write_split
+from clotkit.synthetic.phantom_sizes import draw_slides, file_quantiles
 
 from .cluster import KEYS, copy_in, object_store
 from .conftest import OTHER, RECIPE, ROOT

@@ -24,7 +24,7 @@ def test_the_recipe_in_a_member_is_the_one_it_was_trained_with() -> None:
     ("change", "words"),
     [
         (("tile_px = 32", "tile_px = 32\ntile_mm = 3"), "tiling: unknown key tile_mm; known: batch_tiles"),
-        (("shrink = 8\n", ""), "tiling: missing key shrink"),
+        (("downsample = 8\n", ""), "tiling: missing key downsample"),
         (("tile_px = 32", 'tile_px = "32"'), "tiling: tile_px is '32'; expected int"),
         (("tile_px = 32", "tile_px = true"), "tile_px is True; expected int"),
         (("filters = [4, 8]", 'filters = [4, "8"]'), r"filters\[1\] is '8'; expected int"),
@@ -35,9 +35,12 @@ def test_the_recipe_in_a_member_is_the_one_it_was_trained_with() -> None:
         (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), "training.class_weights is -5.0; allowed: 0 to"),
         (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), "takes one network, frozen"),
         (("dropout = 0.0", "standardise = true"), "standardise is true; it takes a frozen network"),
-        (("dropout = 0.0", "ridge = 1"), "ridge is set, inference.pool 'mean'"),
+        (("dropout = 0.0", "l2 = 1"), "l2 is set, inference.pooling 'mean'"),
         (("dropout = 0.0", "share = 0"), "the shares of the models sum to 0"),
-        (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), "data.positive is 'c'; allowed: a, b"),
+        (
+            ("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'),
+            "data.positive_class is 'c'; allowed: a, b",
+        ),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(change: tuple[str, str], words: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter1d
 from sklearn.metrics import roc_auc_score
 
 from clotkit.errors import UsageError
-from clotkit.learn.contours import MARKER, SIDE_PX, TABLE, write_contours
+from clotkit.synthetic.contours import MARKER, SIDE_PX, TABLE, write_contours
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from clotkit.learn.devices import training
+from clotkit.training.devices import training
 
 TWO = """
 import numpy as np
@@ -17,10 +17,10 @@ from pathlib import Path
 import sys
 
 from clotkit.config import load_recipe
-from clotkit.learn.devices import gather_team, training
-from clotkit.learn.fit import fit
-from clotkit.learn.networks import build_network
-from clotkit.learn.tiles import TileSet
+from clotkit.training.devices import gather_team, training
+from clotkit.training.fit import fit
+from clotkit.members.networks import build_network
+from clotkit.data.tiles import TileSet
 
 recipe = load_recipe(sys.argv[1])
 rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ name = "two"
 [tiling]
 name = "whole"
 tile_px = 16
-shrink = 1
+downsample = 1
 max_tiles = 1
 batch_tiles = 16
 

@@ -44,7 +44,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_exit_codes_stand_in_the_readme() -> None:
-    from clotkit import cli
+    from clotkit import options as cli
 
     assert f"{cli.DONE} done; {cli.WRONG} wrong usage" in README
     assert f"{cli.FALLBACKS} done, but" in README

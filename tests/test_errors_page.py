@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clotkit.errors import SplitError
-from clotkit.learn.errors_page import ErrorRow, loss_of, worst_first, write_errors
+from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first, write_errors
 
 CLASSES = ("blue", "green", "white")
 FIGURES = {"n": 5.0, "patients": 4.0, "accuracy": 0.4, "accuracy_low": 0.25, "accuracy_high": 0.625,

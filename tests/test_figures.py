@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.learn.figures import NAMES, Scored, decided, figures, weighted_auc, weighted_figures
+from clotkit.evaluation.figures import NAMES, Scored, decided, figures, weighted_auc, weighted_figures
 from clotkit.metric import balanced_log_loss
 
 CLIP = 1e-15

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from clotkit.files import publish_json, publish_text, publishing, sha256
+from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sha256
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    publish_text(path, "old\n")
+    atomic_write_text(path, "old\n")
 
     def fail() -> None:
-        with publishing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise RuntimeError("in the middle")
 
@@ -23,7 +23,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_the_temporary_keeps_the_suffixes(tmp_path: Path) -> None:
-    with publishing(tmp_path / "model.weights.h5") as temporary:
+    with atomic_write(tmp_path / "model.weights.h5") as temporary:
         assert temporary.name.endswith(".weights.h5")
         assert temporary.parent == tmp_path
         temporary.write_bytes(b"x")
@@ -31,8 +31,8 @@ def test_the_temporary_keeps_the_suffixes(tmp_path: Path) -> None:
 
 
 def test_line_ends_and_letters_are_kept(tmp_path: Path) -> None:
-    publish_text(tmp_path / "a", "a\nb\r\né")
+    atomic_write_text(tmp_path / "a", "a\nb\r\né")
     assert (tmp_path / "a").read_bytes() == "a\nb\r\né".encode()
-    publish_json(tmp_path / "b", {"é": 1})
+    atomic_write_json(tmp_path / "b", {"é": 1})
     assert (tmp_path / "b").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     assert len(sha256(tmp_path / "a")) == 64

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from clotkit.config import DataConfig, TrainingConfig
+from clotkit.data.folds import Fold, make_folds
+from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError
-from clotkit.learn.folds import Fold, make_folds
-from clotkit.learn.tiles import TileSet
 
 NAMES = ("blue", "green", "white")
 

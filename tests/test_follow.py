@@ -9,11 +9,11 @@ import pytest
 
 from clotkit.competitions import Competition
 from clotkit.errors import RemoteError, SubmissionError, UsageError
-from clotkit.infer.report import SlideReport
 from clotkit.kaggle import submissions
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.follow import Session
+from clotkit.report.records import SlideReport
 
 from .delivery import TOKEN, Clock, one_line
 from .kaggle_server import Fault, KaggleServer, KernelVersion

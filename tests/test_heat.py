@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from clotkit.errors import UsageError
-from clotkit.learn.heat import heat_maps, overlay
-from clotkit.learn.models import start_keras
+from clotkit.members.heat import heat_maps, overlay
+from clotkit.members.loading import start_keras
 
 SIZE = 32
 QUADRANTS = [(0, 0), (0, 16), (16, 0), (16, 16)]

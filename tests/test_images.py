@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clotkit.config import TilingConfig
+from clotkit.data.images import EDGE_LEVEL, IMAGE_TILERS, MOST_PIXELS, edges, parts, read_image, whole
 from clotkit.errors import SlideUnreadable
-from clotkit.learn.images import EDGE_LEVEL, IMAGE_TILERS, MOST_PIXELS, edges, parts, read_image, whole
 
 
-def tiling(name: str = "parts", tile_px: int = 16, shrink: int = 1, max_tiles: int = 1000) -> TilingConfig:
-    return TilingConfig(name, tile_px, shrink, max_tiles, batch_tiles=8)
+def tiling(name: str = "parts", tile_px: int = 16, downsample: int = 1, max_tiles: int = 1000) -> TilingConfig:
+    return TilingConfig(name, tile_px, downsample, max_tiles, batch_tiles=8)
 
 
 def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -140,8 +140,8 @@ def test_fewer_parts_are_spread_over_the_picture() -> None:
 
 
 def test_parts_are_of_the_shrunk_picture() -> None:
-    assert parts(noise(64, 96), tiling(shrink=2)).shape == (6, 16, 16, 3)
-    assert parts(noise(3, 3), tiling(shrink=256)).shape == (1, 16, 16, 3)
+    assert parts(noise(64, 96), tiling(downsample=2)).shape == (6, 16, 16, 3)
+    assert parts(noise(3, 3), tiling(downsample=256)).shape == (1, 16, 16, 3)
 
 
 def test_edges_keep_the_brightest_pixels_alone() -> None:

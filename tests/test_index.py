@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from clotkit.slides.index import Index, background_bytes, slide_index, verified_index
 from clotkit.slides.reader import open_slide
 from clotkit.slides.tiff import SegmentTable
-from clotkit.slides.tissue import sample_background
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
+from clotkit.tiling.tissue import sample_background
 
 SAVED: dict[str, dict[str, object]] = {
     "deflate": {"compression": "deflate", "predictor": "horizontal", "tile_width": 128, "tile_height": 128},

@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
+from clotkit.bundle.build import build_bundle
 from clotkit.competitions import Competition
-from clotkit.infer.report import read_report
-from clotkit.infer.submission import check_submission
-from clotkit.kaggle.bundle import build_bundle
+from clotkit.report.records import read_report
+from clotkit.scoring.submission import check_submission
 
 from .conftest import ROOT
 

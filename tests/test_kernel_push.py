@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from clotkit.bundle.build import LIMIT_BYTES
 from clotkit.errors import ClotkitError, RemoteError, RemoteFull, RemoteMissing, UsageError
 from clotkit.kaggle import client as module
 from clotkit.kaggle import kernels
-from clotkit.kaggle.bundle import LIMIT_BYTES
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import Stage, push_dataset

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clotkit.slides.marks import BLOCK_PX, marks
 from clotkit.slides.pixels import Colour, Pixels, box_mean
+from clotkit.tiling.marks import BLOCK_PX, marks
 
 from .conftest import ROOT
 
@@ -127,7 +127,7 @@ def test_a_stroke_with_soft_edges_is_found_and_nothing_else(ink: str, background
 def test_synthetic_slides_have_no_marks(test_split: Path) -> None:
     import tifffile
 
-    from clotkit.slides.phantom import read_plans
+    from clotkit.synthetic.phantom import read_plans
 
     for image_id, plan in read_plans(test_split).items():
         pixels = tifffile.imread(test_split / "test" / f"{image_id}.tif")
@@ -168,9 +168,9 @@ def test_real_slides_keep_their_tissue(name: str, background: Colour, most: floa
     with openslide.OpenSlide(str(DATA / "slides" / name)) as slide:
         level = slide.level_count - 1
         pixels = np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
-        shrink = 16 // round(slide.level_downsamples[level])
-    height, width = (side // shrink * shrink for side in pixels.shape[:2])
-    view = box_mean(np.ascontiguousarray(pixels[:height, :width]), shrink)
+        downsample = 16 // round(slide.level_downsamples[level])
+    height, width = (side // downsample * downsample for side in pixels.shape[:2])
+    view = box_mean(np.ascontiguousarray(pixels[:height, :width]), downsample)
     tissue = np.abs(view - np.array(background)).max(axis=2) > 24
     assert tissue.sum() > 5_000
     assert (marks(view, background) & tissue).sum() <= most * tissue.sum()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clotkit.competitions import Competition
-from clotkit.learn.models import FULL, HALF, Member, _load, _precision, load_member, predictor
-from clotkit.learn.predict import Predictor, is_out_of_memory, largest_difference, noise
+from clotkit.members.loading import FULL, HALF, Member, _load, _precision, load_member, predictor
+from clotkit.members.predict import Predictor, is_out_of_memory, largest_difference, noise
 
 from .conftest import ROOT
 
@@ -110,7 +110,7 @@ def test_a_tile_gets_the_same_figures_in_any_company(member: Path, strip_ai: Com
 
 def test_a_member_needs_no_notes() -> None:
     from clotkit.config import load_recipe
-    from clotkit.infer.ensemble import Calibration
+    from clotkit.members.ensemble import Calibration
 
     member = Member("m", load_recipe("demo"), Calibration(1.0, (0.0, 0.0), 0.0), "", plain)
     assert member.notes == []
@@ -147,7 +147,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.debugging.set_log_device_placement(True)
 from clotkit.learn import models
-from clotkit.learn.predict import noise
+from clotkit.members.predict import noise
 member = models.load_member(Path(sys.argv[1]), ("CE", "LAA"))
 assert models.list_devices() == ["cpu:0", "cpu:1"], models.list_devices()
 np.save(sys.argv[2], member.predict(noise(32, 7)))

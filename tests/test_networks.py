@@ -9,10 +9,10 @@ import pytest
 
 from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError
-from clotkit.infer.pooling import pool_attention, pool_logits
-from clotkit.learn.fit import standardise
-from clotkit.learn.networks import KINDS, Network, build_committee, build_network
-from clotkit.learn.predict import noise
+from clotkit.members.networks import KINDS, Network, build_committee, build_network
+from clotkit.members.pooling import pool_attention, pool_logits
+from clotkit.members.predict import noise
+from clotkit.training.fit import standardise
 
 from .conftest import ROOT
 
@@ -221,7 +221,7 @@ def test_attention_rows_give_what_gated_attention_over_the_features_gives() -> N
 
 
 def test_even_rows_give_the_logits_of_the_standardised_mean_feature() -> None:
-    network = cnn(16, 3, "logits", standardise=True, ridge=2.0)
+    network = cnn(16, 3, "logits", standardise=True, l2=2.0)
     shake(network.model)
     tiles = noise(16, 6)
     features = ask(network.features, tiles).astype(np.float64)

@@ -14,10 +14,10 @@ import tifffile
 from PIL import Image
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
-from clotkit.infer.workers import Ended, Task, stream
 from clotkit.slides.reader import open_slide
-from clotkit.slides.tissue import find_tissue, sample_background
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
+from clotkit.tiling.tissue import find_tissue, sample_background
+from clotkit.workers import Ended, Task, stream
 
 from .odd_work import FOLDERS, HARM, LIMITS, SHARED, TILING, outcomes, pillow, work
 

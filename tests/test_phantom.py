@@ -15,10 +15,10 @@ import tifffile
 from clotkit.competitions import Classes, Columns, Competition, Files, Ids, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.files import sha256
-from clotkit.slides import phantom
-from clotkit.slides.phantom import read_plans, slide_plan, tissue_mask, write_split
-from clotkit.slides.phantom_pixels import EDGE_PX, Painter, encode_tile
-from clotkit.slides.phantom_tissue import BACKGROUNDS
+from clotkit.synthetic import phantom
+from clotkit.synthetic.phantom import read_plans, slide_plan, tissue_mask, write_split
+from clotkit.synthetic.phantom_pixels import EDGE_PX, Painter, encode_tile
+from clotkit.synthetic.phantom_tissue import BACKGROUNDS
 
 STRIP_AI = load_competition()
 OTHER = replace(

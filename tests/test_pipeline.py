@@ -16,9 +16,9 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SplitError, UsageError
-from clotkit.infer.pipeline import RunSettings, run
-from clotkit.infer.submission import check_submission
-from clotkit.learn.models import load_member
+from clotkit.members.loading import load_member
+from clotkit.scoring.pipeline import RunSettings, run
+from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
 
 from .faults import misbehaving
@@ -85,7 +85,7 @@ def test_probabilities_are_the_members_own(
     test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:
     """The report against a plain computation: read the tiles, predict, average, calibrate."""
-    from clotkit.slides.tiling import Batch, tile_slide
+    from clotkit.tiling.tilers import Batch, tile_slide
 
     run(settings_of(test_split, member, tmp_path), strip_ai, lambda _: None)
     loaded = load_member(member, strip_ai.classes.names)
@@ -132,7 +132,7 @@ def test_several_members_are_calibrated_then_averaged(
 
     names = strip_ai.classes.names
     make_member(tmp_path / "weights" / "a", names, seed=1)
-    make_member(tmp_path / "weights" / "b", names, seed=2, recipe=RECIPE.replace("shrink = 8", "shrink = 4"))
+    make_member(tmp_path / "weights" / "b", names, seed=2, recipe=RECIPE.replace("downsample = 8", "downsample = 4"))
     rows = {}
     for name in ("a", "b", ""):
         run(settings_of(test_split, tmp_path / "weights" / name, tmp_path / f"out{name}"), strip_ai, lambda _: None)
@@ -188,7 +188,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from clotkit.competitions import load_competition
-from clotkit.infer.pipeline import RunSettings, run
+from clotkit.scoring.pipeline import RunSettings, run
 from tests.faults.misbehaving import work
 split, weights, out = map(Path, sys.argv[1:])
 run(RunSettings(split, weights, out, 600.0, 4096, 2), load_competition(), work=work)
@@ -286,14 +286,14 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
 ) -> None:
     from clotkit.config import load_recipe
-    from clotkit.learn import models
+    from clotkit.members import loading
 
     weights = tmp_path / "weights"
     good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
     recipe = load_recipe(bad / "recipe.toml")
-    _, model = models.build_member(recipe, 2)
+    _, model = loading.build_member(recipe, 2)
     model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
-    model.save_weights(bad / models.WEIGHTS)
+    model.save_weights(bad / loading.WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4
     assert {line["reason"] for line in report_of(tmp_path / "out").values()} == {"member b left out: returned NaN"}
     run(settings_of(test_split, good, tmp_path / "good"), strip_ai, lambda _: None)
@@ -336,7 +336,7 @@ def test_a_lost_slide_is_read_again_coarser(tmp_path: Path, member: Path, strip_
     run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
     report = report_of(tmp_path / "out")
     assert (report["once_0"]["state"], report["once_0"]["tiles"]) == ("partial", 8)
-    assert report["once_0"]["reason"] == "its process died of SIGKILL; read again at 2 times the shrink"
+    assert report["once_0"]["reason"] == "its process died of SIGKILL; read again at 2 times the downsample"
     assert (report["latekill_0"]["state"], report["latekill_0"]["tiles"]) == ("partial", 8)
     assert (report["kill_0"]["state"], report["kill_0"]["tiles"]) == ("fallback", 0)
     assert report["good_0"]["state"] == "done"

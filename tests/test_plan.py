@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
-from clotkit.infer.plan import Plan, PlanSettings, lines, plan_split, plan_task, wall_seconds
-from clotkit.infer.workers import Task
-from clotkit.slides.forecast import Forecast, Probe, box_shares, forecast, searched
-from clotkit.slides.tiling import TILERS, Batch, tile_slide
+from clotkit.planning.forecast import Forecast, Probe, box_shares, forecast, searched
+from clotkit.planning.plan import Plan, PlanSettings, lines, plan_split, plan_task, wall_seconds
+from clotkit.tiling.tilers import TILERS, Batch, tile_slide
+from clotkit.workers import Task
 
 from .conftest import RECIPE
 
-TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 TISSUE, BACKGROUND = (150, 60, 90), (245, 245, 245)
 
 
@@ -88,7 +88,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("max_tiles", [3, 12, 500])
 def test_squares_and_tiles_are_those_of_the_tiler(blocks: Path, max_tiles: int) -> None:
-    tiling = TilingConfig("patches", tile_px=32, shrink=4, max_tiles=max_tiles, batch_tiles=4)
+    tiling = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=max_tiles, batch_tiles=4)
     found = forecast_of(blocks, tiling)
     tiles, facts = cut(blocks, tiling)
     assert found.tiles == tiles
@@ -98,7 +98,7 @@ def test_squares_and_tiles_are_those_of_the_tiler(blocks: Path, max_tiles: int) 
 
 @pytest.mark.parametrize("name", TILERS)
 def test_every_tiler_has_its_forecast(blocks: Path, name: str) -> None:
-    tiling = TilingConfig(name, tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+    tiling = TilingConfig(name, tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
     found = forecast_of(blocks, tiling)
     tiles, _ = cut(blocks, tiling)
     assert abs(found.tiles - tiles) <= 1
@@ -121,7 +121,7 @@ def test_a_slide_in_rows_has_its_forecast(tmp_path: Path, name: str) -> None:
     tissue = np.zeros((8, 10), bool)
     tissue[2:5, 3:8] = True
     path = write_blocks(tmp_path / "a.tif", tissue, rowsperstrip=16)
-    tiling = TilingConfig(name, tile_px=32, shrink=4, max_tiles=60, batch_tiles=4)
+    tiling = TilingConfig(name, tile_px=32, downsample=4, max_tiles=60, batch_tiles=4)
     facts = facts_of(path, tiling)
     tiles, _ = cut(path, tiling)
     assert (facts["layout"], facts["decoder"]) == ("strips", "direct")
@@ -134,7 +134,7 @@ def test_a_slide_whose_rows_come_only_from_the_top_counts_as_all_tissue(tmp_path
     tissue = np.zeros((8, 10), bool)
     tissue[2:5, 3:8] = True
     path = write_blocks(tmp_path / "a.tif", tissue, rowsperstrip=16, metadata={}, extratags=[(274, "H", 1, 3, True)])
-    tiling = TilingConfig("patches", tile_px=32, shrink=4, max_tiles=60, batch_tiles=4)
+    tiling = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=60, batch_tiles=4)
     facts = facts_of(path, tiling)
     assert facts["decoder"] == "libvips"
     assert facts["forecasts"][0]["tiles"] == facts["forecasts"][0]["most_tiles"] == 60
@@ -192,7 +192,7 @@ def test_a_search_never_finds_more_than_there_is(data: st.DataObject) -> None:
 def test_a_search_leaves_out_what_cannot_have_the_share_asked_for() -> None:
     """As that of slides.squares: once one square has it, those whose bound is below it are not read."""
     bounds = np.array([0.2, 0.9, 0.45, 0.9, 0.3, 0.6])
-    config = replace(TILING, max_tiles=5, min_share=0.5)
+    config = replace(TILING, max_tiles=5, min_tissue_share=0.5)
     read, tiles = searched(config, bounds, bounds)
     assert (sorted(read.tolist()), tiles) == ([1, 3, 5], 3)
     read, tiles = searched(config, bounds, bounds / 2)

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.learn.figures import Scored
-from clotkit.learn.plots import (
+from clotkit.evaluation.figures import Scored
+from clotkit.evaluation.plots import (
     draw_calibration,
     draw_confusion,
     draw_curves,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clotkit.errors import ConfigError
-from clotkit.infer.pooling import attention_weights, pool_attention, pool_logits
+from clotkit.members.pooling import attention_weights, pool_attention, pool_logits
 
 
 def test_equal_attention_is_the_mean_of_the_logits() -> None:

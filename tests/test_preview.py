@@ -12,7 +12,7 @@ from PIL import Image
 
 from clotkit.config import TilingConfig
 from clotkit.errors import SlideUnreadable
-from clotkit.slides.preview import (
+from clotkit.tiling.preview import (
     KEPT,
     LONG_PX,
     OUTLINE,
@@ -27,7 +27,7 @@ from clotkit.slides.preview import (
     write_preview,
 )
 
-TILING = TilingConfig("patches", tile_px=64, shrink=2, max_tiles=2, batch_tiles=2)
+TILING = TilingConfig("patches", tile_px=64, downsample=2, max_tiles=2, batch_tiles=2)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_kept_rejected_and_outline_are_drawn(slide: Path) -> None:
 
 
 def test_overlapping_squares_are_drawn_where_the_tiler_has_them(slide: Path) -> None:
-    half = TilingConfig("patches", tile_px=64, shrink=2, max_tiles=2, batch_tiles=2, overlap=0.5)
+    half = TilingConfig("patches", tile_px=64, downsample=2, max_tiles=2, batch_tiles=2, overlap=0.5)
     picture = np.asarray(draw_preview(slide, half, np.array([[128, 128]], np.int32)))
     assert tuple(picture[300, 320]) == REJECTED  # a square that begins half a side off the plain grid
     assert tuple(picture[220, 192]) != REJECTED  # one that the kept tile overlaps
@@ -75,22 +75,24 @@ def test_overlapping_squares_are_drawn_where_the_tiler_has_them(slide: Path) -> 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_rejected_squares_have_tissue_and_no_kept_tile(data: st.DataObject) -> None:
-    shrink = data.draw(st.sampled_from([1, 2, 4]))
-    side = data.draw(st.integers(2, 9)) * shrink
-    step = data.draw(st.integers(1, side // shrink)) * shrink
+    downsample = data.draw(st.sampled_from([1, 2, 4]))
+    side = data.draw(st.integers(2, 9)) * downsample
+    step = data.draw(st.integers(1, side // downsample)) * downsample
     width, height = data.draw(st.integers(5, 60)), data.draw(st.integers(5, 60))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    mask = rng.random((-(-height // shrink), -(-width // shrink))) < 0.1
+    mask = rng.random((-(-height // downsample), -(-width // downsample))) < 0.1
     count = data.draw(st.integers(0, 4))
     xy = np.stack([rng.integers(0, width, count), rng.integers(0, height, count)], axis=1).astype(np.int32)
     expected = []
     for y in range(0, height, step):
         for x in range(0, width, step):
-            tissue = mask[y // shrink : -(-(y + side) // shrink), x // shrink : -(-(x + side) // shrink)].any()
+            tissue = mask[
+                y // downsample : -(-(y + side) // downsample), x // downsample : -(-(x + side) // downsample)
+            ].any()
             apart = all(abs(x - kept_x) >= side or abs(y - kept_y) >= side for kept_x, kept_y in xy.tolist())
             if tissue and apart:
                 expected.append([x, y])
-    assert rejected_squares(mask, shrink, (width, height), side, step, xy).tolist() == expected
+    assert rejected_squares(mask, downsample, (width, height), side, step, xy).tolist() == expected
 
 
 def test_the_outline_is_the_mask_less_its_inside() -> None:
@@ -105,10 +107,10 @@ def test_the_outline_is_the_mask_less_its_inside() -> None:
 
 @given(width=st.integers(1, 200_000), height=st.integers(1, 200_000))
 def test_a_preview_is_as_long_as_it_may_be(width: int, height: int) -> None:
-    shrink = preview_shrink(width, height)
-    assert -(-max(width, height) // shrink) <= LONG_PX
-    assert shrink == 1 or -(-max(width, height) // (shrink // 2)) > LONG_PX
-    assert shrink & (shrink - 1) == 0
+    downsample = preview_shrink(width, height)
+    assert -(-max(width, height) // downsample) <= LONG_PX
+    assert downsample == 1 or -(-max(width, height) // (downsample // 2)) > LONG_PX
+    assert downsample & (downsample - 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_tiles_too_small_to_see_are_not_drawn_one_by_one(tmp_path: Path) -> None
     pixels = np.full((64, 16_000, 3), 245, np.uint8)
     pixels[16:48, 100:15_000] = (150, 60, 90)
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), compression="zlib", photometric="rgb")
-    tiling = TilingConfig("patches", tile_px=16, shrink=1, max_tiles=1, batch_tiles=1)
+    tiling = TilingConfig("patches", tile_px=16, downsample=1, max_tiles=1, batch_tiles=1)
     picture = draw_preview(tmp_path / "a.tif", tiling, np.array([[0, 0]], np.int32))
     assert picture.size == (1000, 4)
     assert KEPT in colours(picture)
@@ -171,8 +173,8 @@ def test_the_memory_is_bounded(tmp_path: Path) -> None:
         file.write(tiles, shape=shape, dtype=np.uint8, tile=(256, 256), compression="zlib", photometric="rgb")
     code = (
         "import sys, numpy as np; from pathlib import Path; from clotkit.config import TilingConfig\n"
-        "from clotkit.slides.preview import write_preview; from clotkit.infer.workers import peak_mb\n"
-        "tiling = TilingConfig('patches', tile_px=256, shrink=1, max_tiles=1, batch_tiles=1)\n"
+        "from clotkit.tiling.preview import write_preview; from clotkit.workers import peak_mb\n"
+        "tiling = TilingConfig('patches', tile_px=256, downsample=1, max_tiles=1, batch_tiles=1)\n"
         "write_preview(Path(sys.argv[2]), Path(sys.argv[1]), tiling, np.array([[2560, 2560]], np.int32), 'key')\n"
         "print(peak_mb())"
     )

@@ -11,7 +11,7 @@ import tifffile
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable
 from clotkit.slides.reader import OpenSlideSlide, Slide, open_slide
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WIDTH, HEIGHT = 700, 420
@@ -48,8 +48,8 @@ def save(picture: Pixels, tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def tiles_of(slide: Slide, xy: list[tuple[int, int]], shrink: int = 2) -> list[Pixels]:
-    return list(slide.tiles(xy, 64, shrink, (255, 0, 255)))
+def tiles_of(slide: Slide, xy: list[tuple[int, int]], downsample: int = 2) -> list[Pixels]:
+    return list(slide.tiles(xy, 64, downsample, (255, 0, 255)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -112,7 +112,7 @@ def test_both_decoders_agree(layout: str, save: Callable[[str], Path]) -> None:
 def test_other_pixel_forms_become_rgb(pixels: npt.NDArray[np.generic], corner: tuple[int, ...], tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True)
-    tile = tiles_of(open_slide(path), [(0, 0)], shrink=1)[0]
+    tile = tiles_of(open_slide(path), [(0, 0)], downsample=1)[0]
     assert tile.dtype == np.uint8
     assert np.abs(tile[5, 5].astype(int) - corner).max() <= 1
 

@@ -12,16 +12,16 @@ from PIL import Image
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import RECIPES, Recipe, load_recipe
-from clotkit.learn.contours import write_contours
+from clotkit.synthetic.contours import write_contours
 
 SMALLER = {  # what makes a recipe quick; everything else stays
     r"^epochs = .*": "epochs = 1",
     r"^copies = .*": "copies = 2",
-    r"^frozen_views = .*": "frozen_views = 1",
+    r"^frozen_augmentations = .*": "frozen_augmentations = 1",
     r'^weights = "imagenet"': 'weights = "none"',
     r"^max_tiles = .*": "max_tiles = 2",
     r"^folds = .*": "folds = 2",
-    r"^watch = .*": "watch = 0.3",
+    r"^validation_share = .*": "validation_share = 0.3",
     r"^tile_px = 2..": "tile_px = 80",
     r"^input_px = 1..|^input_px = 2..": "input_px = 64",
 }

@@ -14,9 +14,9 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
 from clotkit.files import sha256
-from clotkit.kaggle import environment
 from clotkit.kaggle.kernels import read_kernel
-from clotkit.kaggle.rehearse import MOUNTS, NAMESPACE, namespaces_work, rehearse
+from clotkit.rehearsal import environment
+from clotkit.rehearsal.scoring import MOUNTS, NAMESPACE, namespaces_work, rehearse
 
 from .conftest import ROOT
 

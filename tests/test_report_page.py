@@ -17,20 +17,20 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import UsageError
-from clotkit.infer import report
-from clotkit.infer.pipeline import run
-from clotkit.infer.report import SlideReport
-from clotkit.infer.report_drawing import Bar, box_rects, outline_path, timeline_svg, unpacked
-from clotkit.infer.report_page import CARE, write_page
-from clotkit.infer.shift import BINS, Histogram, by_chance, distance, histogram, read_out_of_fold
-from clotkit.infer.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_places
-from clotkit.infer.submission import check_submission
-from clotkit.infer.workers import Task
-from clotkit.learn.models import load_member
+from clotkit.members.loading import load_member
+from clotkit.report import records
+from clotkit.report.drawing import Bar, box_rects, outline_path, timeline_svg, unpacked
+from clotkit.report.page import CARE, write_page
+from clotkit.report.records import SlideReport
+from clotkit.report.shift import BINS, Histogram, by_chance, distance, histogram, read_out_of_fold
+from clotkit.report.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_places
+from clotkit.scoring.pipeline import run
+from clotkit.scoring.submission import check_submission
 from clotkit.slides.reader import open_slide
-from clotkit.slides.sketch import Sketch
-from clotkit.slides.tiling import Batch, tile_slide
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
+from clotkit.tiling.sketch import Sketch
+from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.workers import Task
 
 from .conftest import RECIPE
 from .faults import misbehaving
@@ -59,7 +59,7 @@ def weights(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_fa
     """Two members that look at different tiles; one has out-of-fold predictions."""
     folder = tmp_path_factory.mktemp("members") / "weights"
     make_member(folder / "a", strip_ai.classes.names, seed=1)
-    make_member(folder / "b", strip_ai.classes.names, seed=2, recipe=RECIPE.replace("shrink = 8", "shrink = 4"))
+    make_member(folder / "b", strip_ai.classes.names, seed=2, recipe=RECIPE.replace("downsample = 8", "downsample = 4"))
     rows = "".join(f"{i:06x}_0,{i:06x},1,0,0.95,0.05,0\n" for i in range(40))
     (folder / "a" / "oof.csv").write_text(f"image,patient,centre,label,CE,LAA,fold\n{rows}")
     return folder
@@ -84,7 +84,7 @@ def test_the_verdict_has_the_runs_own_numbers(whole: Path, test_split: Path, str
     text, page = page_of(whole)
     said = dict(zip(page.said("dt"), said_values(text), strict=True))
     assert said["Patients scored"] == f"{facts['patients']['scored']} of {facts['patients']['asked']}" == "2 of 2"
-    for state in report.STATES:
+    for state in records.STATES:
         assert said[f"Slides {state}"] == str(facts["slides"][state])
     assert said["Minutes"] == f"{facts['seconds'] / 60:.1f}"
     assert said["Peak memory of a slide"] == f"{max(line['peak_mb'] for line in report_of(whole).values()):.0f} MB"
@@ -143,7 +143,7 @@ def test_tiles_stand_where_they_were_cut_with_what_they_said(
                 for piece in tile_slide(test_split / "test" / f"{image_id}.tif", tiling)
                 if isinstance(piece, Batch)
             ]
-            side = tiling.tile_px * tiling.shrink
+            side = tiling.tile_px * tiling.downsample
             for batch in pieces:
                 p = member.predict(batch.tiles)[:, 1]
                 wanted |= {
@@ -153,9 +153,12 @@ def test_tiles_stand_where_they_were_cut_with_what_they_said(
         for box in boxes_of(text, image_id):
             assert any(box[:3] == other[:3] and abs(box[3] - other[3]) < 0.011 for other in wanted)
         slide = open_slide(test_split / "test" / f"{image_id}.tif")
-        view, shrink = sidecar_of(whole)[image_id]["picture"]["size"], sidecar_of(whole)[image_id]["picture"]["shrink"]
-        assert view == [-(-slide.width_px // shrink), -(-slide.height_px // shrink)]
-        assert f'viewBox="0 0 {view[0] * shrink} {view[1] * shrink}"' in row_of(text, image_id)
+        view, downsample = (
+            sidecar_of(whole)[image_id]["picture"]["size"],
+            sidecar_of(whole)[image_id]["picture"]["downsample"],
+        )
+        assert view == [-(-slide.width_px // downsample), -(-slide.height_px // downsample)]
+        assert f'viewBox="0 0 {view[0] * downsample} {view[1] * downsample}"' in row_of(text, image_id)
 
 
 def row_of(text: str, image_id: str) -> str:
@@ -175,7 +178,9 @@ def test_pictures_are_the_slides_and_not_black(whole: Path, test_split: Path) ->
     for image_id, line in sidecar_of(whole).items():
         picture = Image.open(io.BytesIO(base64.b64decode(line["picture"]["jpeg"])))
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-        true = overview(open_slide(test_split / "test" / f"{image_id}.tif"), line["picture"]["shrink"], (255, 255, 255))
+        true = overview(
+            open_slide(test_split / "test" / f"{image_id}.tif"), line["picture"]["downsample"], (255, 255, 255)
+        )
         assert pixels.shape == true.shape
         assert pixels.mean() > 100
         assert np.abs(pixels - true).mean() < 10
@@ -232,7 +237,7 @@ def test_what_files_say_is_text_and_never_markup(tmp_path: Path, strip_ai: Compe
         "unwritten": HOSTILE,
         "scoring": {"classes": [HOSTILE, HOSTILE], "title": HOSTILE},
     }
-    picture = {"size": [2, 2], "shrink": 1, "jpeg": HOSTILE, "tissue": HOSTILE}
+    picture = {"size": [2, 2], "downsample": 1, "jpeg": HOSTILE, "tissue": HOSTILE}
     side = {"image_id": HOSTILE, "part": 1, "from_s": 0, "to_s": 1, "model_s": [], "picture": picture, "tiles": []}
     written(tmp_path, [line], facts, [json.dumps(side) + "\n"])
     (tmp_path / "submission.csv").write_text('patient_id,CE,LAA\n"' + HOSTILE.replace('"', '""') + '",0.4,0.6\n')
@@ -246,7 +251,7 @@ def test_what_files_say_is_text_and_never_markup(tmp_path: Path, strip_ai: Compe
 
 def written(run_dir: Path, lines: list[SlideReport], facts: dict[str, Any], side: list[str]) -> None:
     """A run's folder by hand, without its submission."""
-    with report.ReportFile(run_dir / "report.jsonl", lines):
+    with records.ReportFile(run_dir / "report.jsonl", lines):
         pass
     (run_dir / "run.json").write_text(json.dumps(facts))
     (run_dir / "slides.jsonl").write_text("".join(side))
@@ -472,7 +477,7 @@ def test_what_a_kill_cut_short_is_tidied(test_split: Path, member: Path, tmp_pat
     (tmp_path / ".report.abc.html").write_text("half")
     (tmp_path / "submission.csv").touch()
     run(settings_of(test_split, member, tmp_path), strip_ai, lambda _: None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*report.FILES, "submission.csv"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*records.FILES, "submission.csv"])
 
 
 def test_the_kernel_makes_it_of_its_bundle(kernel_root: Path) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from clotkit.competitions import Competition
-from clotkit.learn.shard_table import read_shard_rows
+from clotkit.shards.table import read_shard_rows
 from clotkit.stores import Folder
 
 from .conftest import RECIPE, ROOT

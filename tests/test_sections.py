@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from clotkit.slides.phantom import slide_plan, tissue_mask
-from clotkit.slides.sections import Mask, duplicates, sections
+from clotkit.synthetic.phantom import slide_plan, tissue_mask
+from clotkit.tiling.sections import Mask, duplicates, sections
 
 masks = st.builds(
     lambda height, width, seed, grain, share: (

@@ -13,13 +13,13 @@ from hypothesis.extra.numpy import arrays
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, SlideUnreadable
 from clotkit.files import sha256
-from clotkit.learn.shards import Written, frame_in, read_shard, shard_key, write_shard
-from clotkit.slides.tiling import Batch
+from clotkit.shards.shard import Written, frame_in, read_shard, shard_key, write_shard
 from clotkit.splits import SlideRow
 from clotkit.stores import Folder
+from clotkit.tiling.tilers import Batch
 from clotkit.versions import code_version
 
-TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,7 +113,7 @@ def test_the_key_follows_what_a_shard_is_made_from(tmp_path: Path) -> None:
     os.utime(path, ns=(0, 1_000_000_000))
     key = shard_key(slide, TILING)
     assert key == shard_key(slide, TILING)
-    assert key != shard_key(slide, TilingConfig("patches", tile_px=32, shrink=8, max_tiles=7, batch_tiles=4))
+    assert key != shard_key(slide, TilingConfig("patches", tile_px=32, downsample=8, max_tiles=7, batch_tiles=4))
     os.utime(path, ns=(0, 1_000_000_001))
     later = shard_key(slide, TILING)
     path.write_bytes(b"123")

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from clotkit.config import TilingConfig
-from clotkit.infer.workers import Task, tile_task
 from clotkit.slides.reader import open_slide
-from clotkit.slides.sketch import LONG_PX, Sketch, Sketcher, sketch_shrink
-from clotkit.slides.tiling import TILERS, Batch, tile_slide
-from clotkit.slides.tissue import Rule
-from clotkit.slides.views import overview
+from clotkit.tiling.overview import overview
+from clotkit.tiling.sketch import LONG_PX, Sketch, Sketcher, sketch_shrink
+from clotkit.tiling.tilers import TILERS, Batch, tile_slide
+from clotkit.tiling.tissue import Rule
+from clotkit.workers import Task, tile_task
 
 from .plain import ArraySlide
 
 WHITE, RED = (250, 250, 250), (180, 40, 90)
 RULE = Rule(24)
-TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 
 
 def drawn(height: int = 900, width: int = 1300) -> np.ndarray:
@@ -27,10 +27,10 @@ def drawn(height: int = 900, width: int = 1300) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize(("size", "shrink"), [((320, 10), 1), ((321, 10), 2), ((48_284, 101_408), 512)])
-def test_the_long_side_is_within_its_bound(size: tuple[int, int], shrink: int) -> None:
-    assert sketch_shrink(*size) == sketch_shrink(*size[::-1]) == shrink
-    assert LONG_PX / 2 < -(-max(size) // shrink) <= LONG_PX
+@pytest.mark.parametrize(("size", "downsample"), [((320, 10), 1), ((321, 10), 2), ((48_284, 101_408), 512)])
+def test_the_long_side_is_within_its_bound(size: tuple[int, int], downsample: int) -> None:
+    assert sketch_shrink(*size) == sketch_shrink(*size[::-1]) == downsample
+    assert LONG_PX / 2 < -(-max(size) // downsample) <= LONG_PX
 
 
 def test_what_is_read_stands_where_it_lies() -> None:
@@ -44,7 +44,7 @@ def test_what_is_read_stands_where_it_lies() -> None:
         np.testing.assert_array_equal(tile, wanted)
     sketch = sketcher.sketch(WHITE, RULE)
     assert sketch is not None
-    assert (sketch.shrink, sketch.view.shape, sketch.read_share) == (8, (113, 163, 3), 1.0)
+    assert (sketch.downsample, sketch.view.shape, sketch.read_share) == (8, (113, 163, 3), 1.0)
     assert (sketch.tissue[25:75, 50:100]).all()
     assert sketch.tissue.sum() == 50 * 50
     assert tuple(sketch.view[50, 75]) == RED
@@ -74,16 +74,16 @@ def test_nothing_read_is_no_sketch_and_no_rule_is_no_tissue() -> None:
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (1296, 896), (1000, 512), (5000, 5000)])
-@pytest.mark.parametrize(("tile_px", "shrink"), [(1, 1), (7, 3), (64, 16), (300, 8)])
-def test_any_tile_can_be_noted(corner: tuple[int, int], tile_px: int, shrink: int) -> None:
+@pytest.mark.parametrize(("tile_px", "downsample"), [(1, 1), (7, 3), (64, 16), (300, 8)])
+def test_any_tile_can_be_noted(corner: tuple[int, int], tile_px: int, downsample: int) -> None:
     sketcher = Sketcher()
     sketcher.watch(ArraySlide(drawn()))
-    sketcher.note(corner, np.full((tile_px, tile_px, 3), 7, np.uint8), shrink)
+    sketcher.note(corner, np.full((tile_px, tile_px, 3), 7, np.uint8), downsample)
 
 
 @pytest.mark.parametrize("name", TILERS)
 def test_a_slides_process_gives_its_tiles_and_then_its_sketch(name: str, slides: list[Path]) -> None:
-    tiling = TilingConfig(name, tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+    tiling = TilingConfig(name, tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
     pieces = [piece for _, piece in tile_task(Task("one", slides[0], (tiling,)))]
     assert [isinstance(piece, Sketch) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     plain = [piece for piece in tile_slide(slides[0], tiling) if isinstance(piece, Batch)]
@@ -97,7 +97,7 @@ def test_it_looks_like_the_slide(slides: list[Path]) -> None:
         *_, (_, sketch) = tile_task(Task("one", path, (TILING,)))
         assert isinstance(sketch, Sketch)
         slide = open_slide(path)
-        true = overview(slide, sketch.shrink, WHITE)
+        true = overview(slide, sketch.downsample, WHITE)
         assert (sketch.width_px, sketch.height_px) == (slide.width_px, slide.height_px)
         assert sketch.view.shape == true.shape
         assert np.abs(sketch.view.astype(int) - true).mean() < 8
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_costs_the_picture_alone() -> None:
     """A slide whose tiles are of a shape that no picture takes."""
 
     class Odd(ArraySlide):
-        def tiles(self, xy, tile_px, shrink, background):  # type: ignore[no-untyped-def]
+        def tiles(self, xy, tile_px, downsample, background):  # type: ignore[no-untyped-def]
             for _ in xy:
                 yield np.zeros((3, 3), np.uint8)
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from clotkit.competitions import Competition
 from clotkit.config import DataConfig, ModelConfig, Recipe, TilingConfig, TrainingConfig, load_recipe
+from clotkit.data.sources import read_source
+from clotkit.data.tiles import TileSet
 from clotkit.errors import ClotkitError, ConfigError, SplitError
-from clotkit.learn.sources import read_source
-from clotkit.learn.tiles import TileSet
 from clotkit.splits import read_slides
 
 from .conftest import ROOT
@@ -25,7 +25,7 @@ Read = Callable[..., TileSet]
 
 
 def recipe_of(data: DataConfig, name: str = "whole", tile_px: int = 16) -> Recipe:
-    tiling = TilingConfig(name, tile_px, shrink=1, max_tiles=4, batch_tiles=8)
+    tiling = TilingConfig(name, tile_px, downsample=1, max_tiles=4, batch_tiles=8)
     training = TrainingConfig(seed=1, epochs=1, batch_tiles=8, learning_rate=1e-3)
     return Recipe("trial", tiling, (ModelConfig("cnn"),), training, data)
 

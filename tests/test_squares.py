@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
-from clotkit.slides import phantom
 from clotkit.slides.reader import open_slide
-from clotkit.slides.squares import cell_px, spread_order, tenths
-from clotkit.slides.tiling import Batch, cut_slide, tile_slide
-from clotkit.slides.tissue import sample_background
+from clotkit.synthetic import phantom
+from clotkit.tiling.squares import cell_px, spread_order, tenths
+from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
+from clotkit.tiling.tissue import sample_background
 from tests.plain import ArraySlide, decoded, squares
 from tests.test_tissue import BACKGROUNDS
 
@@ -34,13 +34,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "plain strips": {"compression": "none"},
 }
 CONFIGS = {
-    "few": TilingConfig("patches", tile_px=32, shrink=4, max_tiles=5, batch_tiles=3),
-    "every": TilingConfig("patches", tile_px=56, shrink=4, max_tiles=100_000, batch_tiles=7, min_share=0.02),
-    "overlapping": TilingConfig("patches", tile_px=64, shrink=2, max_tiles=9, batch_tiles=4, overlap=0.5),
-    "off the grid": TilingConfig("patches", tile_px=30, shrink=3, max_tiles=12, batch_tiles=4, min_share=0.9),
-    "full size": TilingConfig("patches", tile_px=100, shrink=1, max_tiles=6, batch_tiles=4),
-    "large shrink": TilingConfig("patches", tile_px=16, shrink=24, max_tiles=6, batch_tiles=4),
-    "darkest": TilingConfig("darkest", tile_px=32, shrink=4, max_tiles=5, batch_tiles=3),
+    "few": TilingConfig("patches", tile_px=32, downsample=4, max_tiles=5, batch_tiles=3),
+    "every": TilingConfig("patches", tile_px=56, downsample=4, max_tiles=100_000, batch_tiles=7, min_tissue_share=0.02),
+    "overlapping": TilingConfig("patches", tile_px=64, downsample=2, max_tiles=9, batch_tiles=4, overlap=0.5),
+    "off the grid": TilingConfig(
+        "patches", tile_px=30, downsample=3, max_tiles=12, batch_tiles=4, min_tissue_share=0.9
+    ),
+    "full size": TilingConfig("patches", tile_px=100, downsample=1, max_tiles=6, batch_tiles=4),
+    "large downsample": TilingConfig("patches", tile_px=16, downsample=24, max_tiles=6, batch_tiles=4),
+    "darkest": TilingConfig("darkest", tile_px=32, downsample=4, max_tiles=5, batch_tiles=3),
 }
 
 
@@ -92,21 +94,21 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
 @given(
     shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     tile_px=st.integers(16, 40),
-    shrink=st.integers(1, 5),
+    downsample=st.integers(1, 5),
     most=st.integers(1, 20),
     overlap=st.sampled_from([0.0, 0.25, 0.5]),
     step=st.sampled_from([90, 20, 12, 8, 4]),
     seed=st.integers(0, 99),
 )
 def test_any_slide_and_any_grid(
-    shape: tuple[int, int], tile_px: int, shrink: int, most: int, overlap: float, step: int, seed: int
+    shape: tuple[int, int], tile_px: int, downsample: int, most: int, overlap: float, step: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     pixels = np.full((*shape, 3), (240, 235, 238), np.uint8)
     for _ in range(3):
         y, x = rng.integers(0, shape[0]), rng.integers(0, shape[1])
         pixels[y : y + 60, x : x + 60] -= np.array([step // 2, step, step // 2], np.uint8)
-    config = TilingConfig("patches", tile_px, shrink, most, 4, overlap=overlap)
+    config = TilingConfig("patches", tile_px, downsample, most, 4, overlap=overlap)
     slide = ArraySlide(pixels)
     background = sample_background(slide)
     pieces = [piece for piece in pieces_or_nothing(slide, config) if isinstance(piece, Batch)]
@@ -160,7 +162,7 @@ def test_a_search_ends_when_none_can_be_better() -> None:
 
 def test_pixels_beyond_what_may_be_held_are_read_again(monkeypatch: pytest.MonkeyPatch, slides: list[Path]) -> None:
     expected = {name: cuts(slides[0], CONFIGS[name])[1] for name in ("few", "every")}
-    monkeypatch.setattr("clotkit.slides.squares.HELD_BYTES", 0)
+    monkeypatch.setattr("clotkit.tiling.squares.HELD_BYTES", 0)
     for name, tiles in expected.items():
         assert_same(cuts(slides[0], CONFIGS[name])[1], tiles, name)
 
@@ -176,7 +178,7 @@ def test_almost_all_tissue_is_kept_and_hardly_any_background(
         slide = open_slide(path) if background is None else ArraySlide(tinted(decoded(path), background))
         truth = phantom.tissue_mask(plan, 4)
         kept, bare = np.zeros_like(truth), 0
-        for piece in cut_slide(slide, TilingConfig("patches", 32, 4, 100_000, 16, min_share=0.01)):
+        for piece in cut_slide(slide, TilingConfig("patches", 32, 4, 100_000, 16, min_tissue_share=0.01)):
             for x, y in piece.xy // 4 if isinstance(piece, Batch) else ():
                 kept[y : y + 32, x : x + 32] = True
                 bare += not truth[y : y + 32, x : x + 32].any()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clotkit.errors import ConfigError
-from clotkit.slides.stain import (
+from clotkit.tiling.stain import (
     LMS_TO_LAB,
     NORMALISERS,
     REFERENCE_DEVIATION,

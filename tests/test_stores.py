@@ -12,8 +12,8 @@ import pytest
 
 from clotkit.competitions import Competition
 from clotkit.errors import StoreError
-from clotkit.learn.tile import TileSettings, tile_split
 from clotkit.scratch import scratch, scratch_base
+from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.stores import Entry, Folder, Place, Store, Stored, place, store_of
 
 from .cluster import KEYS, copy_in, google_store, object_store
@@ -42,8 +42,8 @@ def store(request: pytest.FixtureRequest, urls: dict[str, Place]) -> Iterator[St
 
 def test_what_is_published_is_there_whole(store: Store, tmp_path: Path) -> None:
     assert store.entries() == {}
-    store.publish_text("a.txt", "Blutgefäß\n")
-    with store.publishing("below/b.npy") as path:
+    store.atomic_write_text("a.txt", "Blutgefäß\n")
+    with store.atomic_write("below/b.npy") as path:
         path.write_bytes(bytes(range(256)) * 40)
         assert set(store.entries()) == {"a.txt"}
     assert {name: entry.size_bytes for name, entry in store.entries().items()} == {"a.txt": 12, "below/b.npy": 10_240}
@@ -55,7 +55,7 @@ def test_what_is_published_is_there_whole(store: Store, tmp_path: Path) -> None:
         assert file.read(2) == b"\x05\x06"
     store.fetch("below/b.npy", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == bytes(range(256)) * 40
-    store.publish_text("a.txt", "")
+    store.atomic_write_text("a.txt", "")
     assert store.read_text("a.txt") == ""
     store.remove("a.txt")
     store.remove("a.txt")
@@ -64,7 +64,7 @@ def test_what_is_published_is_there_whole(store: Store, tmp_path: Path) -> None:
 
 def test_what_goes_wrong_half_way_is_not_there(store: Store) -> None:
     def half() -> None:
-        with store.publishing("a.npy") as path:
+        with store.atomic_write("a.npy") as path:
             path.write_bytes(b"half")
             raise ValueError("half")
 
@@ -83,7 +83,7 @@ def test_what_is_missing_is_missing(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_store_can_be_sent_elsewhere(store: Store) -> None:
-    store.publish_text("a.txt", "a")
+    store.atomic_write_text("a.txt", "a")
     there = pickle.loads(pickle.dumps(store.absolute()))
     assert there.read_text("a.txt") == "a"
     assert there.local("a.txt") == (store.local("a.txt") if isinstance(store, Folder) else None)
@@ -94,7 +94,7 @@ def test_an_object_that_changes_has_another_version(urls: dict[str, Place]) -> N
         store = store_of(urls[kind])
         versions = set()
         for text in ("one", "two"):
-            store.publish_text("v.txt", text)
+            store.atomic_write_text("v.txt", text)
             versions.add(store.entries()["v.txt"].version)
         assert len(versions) == 2, kind
         store.remove("v.txt")
@@ -102,7 +102,7 @@ def test_an_object_that_changes_has_another_version(urls: dict[str, Place]) -> N
 
 def test_a_slide_that_changed_since_it_was_listed_is_not_taken(urls: dict[str, Place], tmp_path: Path) -> None:
     store = store_of(urls["s3"])
-    store.publish_text("a.tif", "longer now")
+    store.atomic_write_text("a.tif", "longer now")
     with pytest.raises(StoreError, match="10 bytes came, 4 were listed"):
         Stored(store, "a.tif", Entry(4)).fetch(tmp_path / "a.tif")
 
@@ -111,7 +111,7 @@ def test_no_bucket_no_credentials_one_line(urls: dict[str, Place], monkeypatch: 
     """A store that says no: what, where, and what to look at, on one line."""
     code = (
         "from clotkit.stores import store_of\nfrom clotkit.errors import ClotkitError\n"
-        "try: store_of('s3://nobucket/x').publish_text('a', 'a')\n"
+        "try: store_of('s3://nobucket/x').atomic_write_text('a', 'a')\n"
         "except ClotkitError as error: print(error)\n"
         "except FileNotFoundError as error: print('missing', error)\n"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SplitError, SubmissionError
-from clotkit.infer.submission import check_submission, write_submission
+from clotkit.scoring.submission import check_submission, write_submission
 
 SAMPLE = "patient_id,CE,LAA\n006388,0.5,0.5\n008e5c,0.5,0.5\n1e0003,0.5,0.5\n"
 GOOD = "patient_id,CE,LAA\n006388,0.7,0.3\n008e5c,0.4,0.6\n1e0003,0.5,0.5\n"

@@ -20,17 +20,17 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.errors import SplitError, UsageError
 from clotkit.files import sha256
-from clotkit.infer.workers import Ended, Limits, Task, Work, stream
-from clotkit.learn.cut import ShardTask, shard_task
-from clotkit.learn.shard_table import read_shard_rows
-from clotkit.learn.shards import read_shard, write_shard
-from clotkit.learn.tile import TileSettings, tile_split
-from clotkit.slides.tiling import Batch, tile_slide
+from clotkit.shards.cut import ShardTask, shard_task
+from clotkit.shards.shard import read_shard, write_shard
+from clotkit.shards.table import read_shard_rows
+from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.stores import Folder
+from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.workers import Ended, Limits, Task, Work, stream
 
 from .conftest import RECIPE
 
-TILING = TilingConfig("patches", tile_px=32, shrink=8, max_tiles=6, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 DOOMED = "doomed"  # a file beside OUT that names the slide whose process is killed
 
 
@@ -284,7 +284,7 @@ def test_a_shard_says_what_it_was_cut_with(cut_once: Path) -> None:
 
 
 def test_tiles_are_cut_without_tensorflow() -> None:
-    code = "import sys, clotkit.learn.tile, clotkit.slides.preview; print({'tensorflow', 'keras'} & set(sys.modules))"
+    code = "import sys, clotkit.shards.tile, clotkit.tiling.preview; print({'tensorflow', 'keras'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, NoTissue
-from clotkit.slides.pieces import spread
-from clotkit.slides.tiling import TILERS, Batch, tile_slide
-from clotkit.slides.views import box_means
+from clotkit.tiling.overview import box_means
+from clotkit.tiling.pieces import spread
+from clotkit.tiling.tilers import TILERS, Batch, tile_slide
 
 TISSUE = (170, 60, 90)
-CONFIG = TilingConfig("patches", tile_px=32, shrink=4, max_tiles=6, batch_tiles=4)
+CONFIG = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=6, batch_tiles=4)
 
 
 def tiles_of(path: Path, config: TilingConfig = CONFIG) -> tuple[dict[str, object], list[Batch]]:
@@ -47,7 +47,7 @@ def test_strips_and_tiles_give_the_same(name: str, test_split: Path, tmp_path: P
     path = sorted((test_split / "test").glob("*.tif"))[0]
     strips = tmp_path / "strips.tif"
     pyvips.Image.new_from_file(str(path)).tiffsave(str(strips), compression="lzw")
-    config = TilingConfig(name, tile_px=32, shrink=4, max_tiles=6, batch_tiles=4)
+    config = TilingConfig(name, tile_px=32, downsample=4, max_tiles=6, batch_tiles=4)
     one, other = tiles_of(path, config)[1], tiles_of(strips, config)[1]
     assert np.array_equal(np.concatenate([b.xy for b in one]), np.concatenate([b.xy for b in other]))
     assert np.array_equal(np.concatenate([b.tiles for b in one]), np.concatenate([b.tiles for b in other]))
@@ -81,7 +81,7 @@ def test_tile_sides_that_divide_unevenly_keep_their_place(tmp_path: Path) -> Non
     pixels[620:930, 310:620] = TISSUE
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path))
-    _, (batch,) = tiles_of(path, TilingConfig("patches", tile_px=62, shrink=5, max_tiles=9, batch_tiles=9))
+    _, (batch,) = tiles_of(path, TilingConfig("patches", tile_px=62, downsample=5, max_tiles=9, batch_tiles=9))
     assert batch.xy.tolist() == [[310, 620]]
     assert (batch.tiles == TISSUE).all()
 
@@ -111,7 +111,7 @@ def speckled(height: int, width: int, *spots: tuple[int, int, int, int, int]) ->
 
 
 def corners_of(path: Path, name: str, **changed: int) -> list[tuple[int, int]]:
-    config = TilingConfig(name, **{"tile_px": 32, "shrink": 4, "max_tiles": 6, "batch_tiles": 4} | changed)
+    config = TilingConfig(name, **{"tile_px": 32, "downsample": 4, "max_tiles": 6, "batch_tiles": 4} | changed)
     _, batches = tiles_of(path, config)
     assert all(batch.tiles.shape[1:] == (config.tile_px, config.tile_px, 3) for batch in batches)
     return [(int(x), int(y)) for batch in batches for x, y in batch.xy]
@@ -216,7 +216,7 @@ def test_a_repeated_section_is_left_out_on_request(tmp_path: Path) -> None:
         copies[40:440, left : left + 400][part] = TISSUE
     for left, part in ((20, shape), (500, shape[::-1])):
         others[40:440, left : left + 400][part] = TISSUE
-    config = TilingConfig("patches", 32, 2, 99, 9, min_share=0.1, duplicates="drop")
+    config = TilingConfig("patches", 32, 2, 99, 9, min_tissue_share=0.1, duplicates="drop")
     for name in TILERS:
         facts, batches = tiles_of(write(tmp_path / "copies.tif", copies), replace(config, name=name))
         assert facts["duplicates_left_out"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.errors import NoTissue
-from clotkit.slides.tissue import RULES, Rule, TissueMap, find_tissue, sample_background
+from clotkit.tiling.tissue import RULES, Rule, TissueMap, find_tissue, sample_background
 from tests.plain import ArraySlide
 
 # As seen on real slides (facts of the competition's data set): white, pinkish, grey, lilac, green-grey.

@@ -17,9 +17,9 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, UsageError
-from clotkit.learn.manifest import write_manifest
-from clotkit.learn.models import load_member
-from clotkit.learn.train import TrainSettings, train
+from clotkit.members.loading import load_member
+from clotkit.training.manifest import write_manifest
+from clotkit.training.train import TrainSettings, train
 
 from .conftest import RECIPE, ROOT
 
@@ -35,7 +35,7 @@ classes = ["red", "blue"]
 [tiling]
 name = "whole"
 tile_px = 16
-shrink = 1
+downsample = 1
 max_tiles = 1
 batch_tiles = 16
 
@@ -45,7 +45,7 @@ filters = [4]
 dropout = 0.2
 
 [augment]
-turns = true
+rotate_flip = true
 shift = 0.1
 
 [training]

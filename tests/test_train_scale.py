@@ -20,13 +20,13 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
+from clotkit.data.sources import read_source
 from clotkit.errors import ConfigError, UsageError
-from clotkit.learn.devices import Team, read_cluster, training
-from clotkit.learn.fit import fit
-from clotkit.learn.models import load_member
-from clotkit.learn.networks import build_network
-from clotkit.learn.sources import read_source
-from clotkit.learn.train import TrainSettings, train
+from clotkit.members.loading import load_member
+from clotkit.members.networks import build_network
+from clotkit.training.devices import Team, read_cluster, training
+from clotkit.training.fit import fit
+from clotkit.training.train import TrainSettings, train
 
 from .cluster import KEYS, copy_in, free_port, object_store
 from .shard_folders import SHARDED, write_recipe, write_shards
@@ -83,7 +83,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, strip_ai: Competition) -> P
     """Recipes, the folder `shards`, and the member `alone`, trained on them by one process and one device."""
     top = tmp_path_factory.mktemp("scale")
     alone = write_recipe(top / "alone.toml")
-    other = ('feed = "memory"', 'schedule = "plateau"', "plateau_epochs = 1", "patience = 2", 'balance = "oversample"')
+    other = (
+        'feed = "memory"',
+        'schedule = "plateau"',
+        "plateau_patience = 1",
+        "patience = 2",
+        'balance = "oversample"',
+    )
     write_recipe(top / "memory.toml", *other)
     write_recipe(top / "mirrored.toml", 'strategy = "mirrored"')
     write_recipe(top / "mirrored_memory.toml", 'strategy = "mirrored"', *other)

@@ -9,10 +9,10 @@ from PIL import Image
 
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
-from clotkit.learn.ask import ask, has_double_contour
-from clotkit.learn.contours import write_contours
-from clotkit.learn.figures import NAMES
-from clotkit.learn.models import find_members, read_parts
+from clotkit.evaluation.figures import NAMES
+from clotkit.evaluation.predict import ask, has_double_contour
+from clotkit.members.loading import find_members, read_parts
+from clotkit.synthetic.contours import write_contours
 
 from .conftest import ROOT
 

@@ -26,7 +26,7 @@ def main() -> int:
         code = unpack(Path(scratch) / "code")
         sys.path.insert(0, str(code))
         from clotkit.competitions import load_competition
-        from clotkit.infer.submission import write_submission
+        from clotkit.scoring.submission import write_submission
         from clotkit.supervise import INPUT, WORKING, find_split, say, say_what_is_there
 
         competition = load_competition(SETTINGS["competition"])
@@ -149,8 +149,8 @@ def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path 
 def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, started: float) -> None:
     """Check the file on disk, put the fallback back where it is not valid, tidy up, print what there is to say."""
     from clotkit.errors import ClotkitError
-    from clotkit.infer import report
-    from clotkit.infer.submission import check_submission, write_submission
+    from clotkit.report import records
+    from clotkit.scoring.submission import check_submission, write_submission
     from clotkit.supervise import WORKING, say
 
     submission = WORKING / competition.files.submission
@@ -164,9 +164,9 @@ def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, star
     if problems:
         say("\n".join([*problems, "the fallback submission is written again"]))
         write_submission(submission, competition, ids, {})
-    path = WORKING / report.REPORT
+    path = WORKING / records.REPORT
     if path.is_file() and not ended_well:
-        say("\n".join(report.table(report.read_report(path))))
+        say("\n".join(records.table(records.read_report(path))))
     say("\n".join(notes))
     say(f"{submission.name}: {'fallback' if problems else 'valid'}, {time.monotonic() - started:.0f} s in all")
 

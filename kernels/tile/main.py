@@ -102,7 +102,7 @@ def cut(out: Path, split: Path, code: Path, wheels: Path, deadline: float) -> No
 def outcome(folder: Path, competition: Any) -> dict[str, Any]:
     """What became of the slides, by shards.csv: how many are done, and the reasons of the others."""
     from clotkit.errors import ClotkitError
-    from clotkit.learn.shard_table import read_shard_rows
+    from clotkit.shards.table import read_shard_rows
     from clotkit.stores import Folder
     from clotkit.supervise import bytes_of
 
@@ -118,28 +118,28 @@ def outcome(folder: Path, competition: Any) -> dict[str, Any]:
 
 def pack(tiles: Path, out: Path) -> None:
     """Publish a tar of each recipe's shards into `out`, and MANIFEST.json: hashes of the tars, and of all in them."""
-    from clotkit.files import publish_json, publishing, sha256, write_tar
+    from clotkit.files import atomic_write, atomic_write_json, sha256, write_tar
     from clotkit.supervise import list_files
 
     out.mkdir(exist_ok=True)
     listed = {name: path for name, path in list_files(tiles).items() if "/" in name}
     for folder in sorted({name.partition("/")[0] for name in listed}):
         inner = {name.partition("/")[2]: path for name, path in listed.items() if name.startswith(f"{folder}/")}
-        with publishing(out / f"{folder}.tar") as temporary:
+        with atomic_write(out / f"{folder}.tar") as temporary:
             write_tar(temporary, inner)
     listed |= {path.name: path for path in out.glob("*.tar")}
     manifest = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in sorted(listed.items())}
-    publish_json(out / "MANIFEST.json", manifest)
+    atomic_write_json(out / "MANIFEST.json", manifest)
 
 
 def finish(done: dict[str, dict[str, Any]], started: float) -> int:
     """Publish the summary, and say what came of it; the exit status."""
-    from clotkit.files import publish_json
+    from clotkit.files import atomic_write_json
     from clotkit.supervise import WORKING, say
 
     seconds = round(time.monotonic() - started)
     summary = {"competition": SETTINGS["competition"], "seconds": seconds, "recipes": done}
-    publish_json(WORKING / "summary.json", summary)
+    atomic_write_json(WORKING / "summary.json", summary)
     for recipe, facts in done.items():
         for image, reason in facts["left"].items():
             say(f"{recipe}: {image} has no shard: {reason}")

@@ -116,7 +116,7 @@ def make_member(
 
 def key_of(recipe: str, tiles: Path) -> str:
     """What a member depends on, as a sha256: the recipe's text and the table of shards, which has their keys."""
-    text = FILES[f"clotkit/learn/recipes/{recipe}.toml"]
+    text = FILES[f"clotkit/recipes/{recipe}.toml"]
     return hashlib.sha256(text.encode() + (tiles / "shards.csv").read_bytes()).hexdigest()
 
 
@@ -164,14 +164,14 @@ def train(recipe: str, tiles: Path, backbones: Path, kit: tuple[Path, Path], out
 def finish(done: dict[str, dict[str, Any]], kit: tuple[Path, Path], started: float) -> None:
     """Publish the manifest and the summary, and say what came of it."""
     from clotkit import supervise
-    from clotkit.files import publish_json
+    from clotkit.files import atomic_write_json
     from clotkit.supervise import WORKING, run_until, say
 
     if (WORKING / "weights").is_dir():
         run_until(supervise.kit(*kit, "manifest", str(WORKING / "weights")), MANIFEST_S, "the manifest")
     seconds = round(time.monotonic() - started)
     summary = {"competition": SETTINGS["competition"], "seconds": seconds, "recipes": done}
-    publish_json(WORKING / "summary.json", summary)
+    atomic_write_json(WORKING / "summary.json", summary)
     for recipe, facts in done.items():
         say(f"{recipe}: {facts['status']}")
     say(f"summary.json is written, {seconds} s in all")

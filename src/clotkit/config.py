@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from clotkit.aliases import renamed_recipe
 from clotkit.errors import ConfigError
 
 T = TypeVar("T")
@@ -22,10 +23,10 @@ class TilingConfig:
 
     name: str  # the tiler, by its one word: patches, darkest, windows, chunks, strips
     tile_px: int  # side of a tile as the network sees it
-    shrink: int  # full-resolution pixels per tile pixel, along a side (chunks and strips: as the slide has it)
+    downsample: int  # full-resolution pixels per tile pixel, along a side (chunks and strips: as the slide has it)
     max_tiles: int  # the K best by tissue
     batch_tiles: int  # tiles sent at a time: bounds the memory of both ends
-    min_share: float = 0.5  # least tissue share of a patch; relaxed where a slide has none
+    min_tissue_share: float = 0.5  # least tissue share of a patch; relaxed where a slide has none
     overlap: float = 0.0  # of patches and darkest squares with the next, as a share of their side
     duplicates: str = "keep"  # or drop: of sections of the same clot only one is looked at
     normalise: str = "none"  # colours: or background, reinhard, macenko
@@ -38,7 +39,7 @@ class DataConfig:
     source: str = "slides"  # a competition's split; or npz (MedMNIST), folders (one a class), table (a CSV of files)
     split: str = "folds"  # of patients; or centres (folds of centres), holdout (70/15/15 of patients), given
     classes: tuple[str, ...] = ()  # by class index; folders are named so; slides: the competition's
-    positive: str = ""  # the class that sensitivity is of; the last one where it is not said
+    positive_class: str = ""  # the class that sensitivity is of; the last one where it is not said
     table: str = "metadata.csv"  # of source table; of folders only where there is one
     file_column: str = "file"  # paths from the folder of the table
     label_column: str = "label"
@@ -50,7 +51,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network: a name that learn.networks knows, and what may vary."""
+    """One network: a name that members.networks knows, and what may vary."""
 
     name: str
     filters: tuple[int, ...] = ()  # channels of each block of a cnn
@@ -58,15 +59,15 @@ class ModelConfig:
     standardise: bool = False  # the features of a frozen backbone, as the training's have it, before the head
     head: tuple[int, ...] = ()  # units of the dense layers between the features and the classes
     dropout: float = 0.0
-    ridge: float = 0.0  # on the squares of the classes' weights, where inference.pool is logits
+    l2: float = 0.0  # on the squares of the classes' weights, where inference.pooling is logits
     input_px: int = 0  # tiles are resized to this side inside the network; 0: as they come
     weights: str = "none"  # to begin with; or imagenet
-    cut: str = ""  # the backbone ends with this layer of it; empty: with its last
+    last_layer: str = ""  # the backbone ends with this layer of it; empty: with its last
     freeze: bool = False  # the backbone keeps its weights
     unfreeze_top: int = 0  # but for this many of its layers, from the top
     share: float = 1.0  # in the mean of several networks
     copies: int = 1  # networks like this one, each from a seed of its own
-    attention_units: int = 64  # of the gated attention, where inference.pool asks for it
+    attention_units: int = 64  # of the gated attention, where inference.pooling asks for it
 
     @property
     def is_frozen(self) -> bool:
@@ -78,18 +79,18 @@ class ModelConfig:
 class AugmentConfig:
     """What chance does to a tile before the network sees it, afresh in every epoch."""
 
-    turns: bool = True  # one of the eight turns and mirrors
+    rotate_flip: bool = True  # one of the eight turns and mirrors
     mirror: bool = False  # left and right only
     rotate_deg: float = 0.0  # up to this angle, either way
     scale: float = 0.0  # up to this share larger or smaller
     shift: float = 0.0  # up to this share of the side, either way, down and across
     shear_deg: float = 0.0
-    gain: float = 0.1  # of each channel
+    channel_gain: float = 0.1  # of each channel
     brightness: float = 0.0  # share of 255 added to all channels
     contrast: float = 0.0
     stain: float = 0.0  # of haematoxylin, eosin and the rest, each by itself
     blur: float = 0.0  # share of tiles that are smoothed
-    erase: float = 0.0  # largest side of a grey square, as a share of the tile's
+    cutout: float = 0.0  # largest side of a grey square, as a share of the tile's
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,18 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "cosine"  # or constant, plateau
-    plateau_epochs: int = 3
+    plateau_patience: int = 3
     plateau_factor: float = 0.2
-    least_rate: float = 1e-6
+    min_learning_rate: float = 1e-6
     patience: int = 0  # epochs without a better loss before training stops; 0: never
     keep: str = "best"  # of the epochs that with the lowest watched loss; or last
-    watch: float = 0.0  # share of the training patients set apart to choose the epoch by, where none are given
+    validation_share: float = (
+        0.0  # share of the training patients set apart to choose the epoch by, where none are given
+    )
     final: str = "all"  # what ships: a network trained on all patients; or folds, the networks of the folds
-    frozen_views: int = 8  # augmented copies of a tile whose features are computed once, under a frozen backbone
+    frozen_augmentations: int = (
+        8  # augmented copies of a tile whose features are computed once, under a frozen backbone
+    )
     strategy: str = "auto"  # every GPU of this process; or mirrored (every device), multi_worker (processes, TF_CONFIG)
     feed: str = "memory"  # all tiles in it; or shards: read as they are needed, of what clotkit tile made
 
@@ -123,8 +128,8 @@ class TrainingConfig:
 class InferenceConfig:
     """How a trained network is asked."""
 
-    pool: str = "mean"  # of a slide's tiles: mean of their probabilities; of their logits; or attention
-    views: int = 1  # 1, 2 (mirrored) or 8 (turned and mirrored): the mean over them
+    pooling: str = "mean"  # of a slide's tiles: mean of their probabilities; of their logits; or attention
+    tta: int = 1  # 1, 2 (mirrored) or 8 (turned and mirrored): the mean over them
     floor: float = 0.02  # no calibrated probability goes below: one wrong answer costs at most -ln 0.02 = 3.9
 
 
@@ -154,16 +159,16 @@ class Recipe:
 
 BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; of lists: of every entry
     "tile_px": (16, 2048),
-    "shrink": (1, 256),
+    "downsample": (1, 256),
     "max_tiles": (1, 100_000),
-    "min_share": (0, 1),
+    "min_tissue_share": (0, 1),
     "overlap": (0, 0.9),
     "duplicate_bits": (0, 32),
     "filters": (1, 4096),
     "convolutions": (1, 8),
     "head": (1, 8192),
     "dropout": (0, 0.95),
-    "ridge": (0, 100),
+    "l2": (0, 100),
     "input_px": (0, 2048),
     "unfreeze_top": (0, 10_000),
     "copies": (1, 100),
@@ -173,12 +178,12 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; 
     "scale": (0, 0.9),
     "shift": (0, 0.9),
     "shear_deg": (0, 60),
-    "gain": (0, 0.9),
+    "channel_gain": (0, 0.9),
     "brightness": (0, 0.9),
     "contrast": (0, 0.9),
     "stain": (0, 0.9),
     "blur": (0, 1),
-    "erase": (0, 0.9),
+    "cutout": (0, 0.9),
     "epochs": (1, 10_000),
     "batch_tiles": (1, 4096),
     "learning_rate": (1e-7, 1),
@@ -186,12 +191,12 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; 
     "class_weights": (0, 1e6),
     "label_smoothing": (0, 0.5),
     "weight_decay": (0, 1),
-    "plateau_epochs": (1, 1000),
+    "plateau_patience": (1, 1000),
     "plateau_factor": (0.01, 0.99),
-    "least_rate": (0, 1),
+    "min_learning_rate": (0, 1),
     "patience": (0, 10_000),
-    "watch": (0, 0.5),
-    "frozen_views": (0, 1000),
+    "validation_share": (0, 0.5),
+    "frozen_augmentations": (0, 1000),
     "floor": (0, 0.25),
 }
 WORDS: dict[str, tuple[str | int, ...]] = {
@@ -208,11 +213,11 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "schedule": ("cosine", "constant", "plateau"),
     "strategy": ("auto", "mirrored", "multi_worker"),
     "feed": ("memory", "shards"),
-    "pool": ("mean", "logits", "attention"),
-    "views": (1, 2, 8),
+    "pooling": ("mean", "logits", "attention"),
+    "tta": (1, 2, 8),
 }
 
-RECIPES = Path(__file__).parent / "learn" / "recipes"
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -228,7 +233,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise ConfigError(f"recipe {name_or_path}: {error.strerror}; known: {known}, or give a .toml") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    recipe = typed(Recipe, raw, str(path))
+    recipe = typed(Recipe, renamed_recipe(raw, str(path)), str(path))
     _check_recipe(recipe, str(path))
     return recipe
 
@@ -281,20 +286,22 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         _check_table(model, "model" if len(recipe.model) == 1 else f"model[{index}]", where)
     if sum(model.share for model in recipe.model) <= 0:
         raise ConfigError(f"{where}: the shares of the models sum to 0; their sum must be positive")
-    if recipe.data.positive and recipe.data.classes and recipe.data.positive not in recipe.data.classes:
+    if recipe.data.positive_class and recipe.data.classes and recipe.data.positive_class not in recipe.data.classes:
         raise ConfigError(
-            f"{where}: data.positive is {recipe.data.positive!r}; allowed: {', '.join(recipe.data.classes)}"
+            f"{where}: data.positive_class is {recipe.data.positive_class!r}; allowed: {', '.join(recipe.data.classes)}"
         )
-    frozen = all(model.is_frozen for model in recipe.model) and recipe.training.frozen_views
-    pool = recipe.inference.pool
+    frozen = all(model.is_frozen for model in recipe.model) and recipe.training.frozen_augmentations
+    pool = recipe.inference.pooling
     if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
-        raise ConfigError(f"{where}: inference.pool is {pool!r}; it takes one network, frozen, with frozen_views")
+        raise ConfigError(
+            f"{where}: inference.pooling is {pool!r}; it takes one network, frozen, with frozen_augmentations"
+        )
     if pool != "mean" and recipe.training.final == "folds":
-        raise ConfigError(f"{where}: training.final is 'folds', inference.pool {pool!r}; it takes final = \"all\"")
+        raise ConfigError(f"{where}: training.final is 'folds', inference.pooling {pool!r}; it takes final = \"all\"")
     if any(model.standardise for model in recipe.model) and not frozen:
-        raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_views")
-    if any(model.ridge for model in recipe.model) and pool != "logits":
-        raise ConfigError(f'{where}: model.ridge is set, inference.pool {pool!r}; it takes pool = "logits"')
+        raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_augmentations")
+    if any(model.l2 for model in recipe.model) and pool != "logits":
+        raise ConfigError(f'{where}: model.l2 is set, inference.pooling {pool!r}; it takes pooling = "logits"')
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
     if recipe.training.feed == "shards" and recipe.training.balance == "synthetic":

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from clotkit import __version__
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
-from clotkit.infer.workers import allow_children, die_with
+from clotkit.workers import allow_children, die_with
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -22,9 +22,13 @@ A message says what, where, the number seen, the number allowed and the next ste
 
 from pathlib import Path
 
+from clotkit.reasons import Reason
+
 
 class ClotkitError(Exception):
-    """The root: `str()` of it is the one line that the user reads."""
+    """The root: `str()` of it is the one line that the user reads; `reason` is the code that reports carry."""
+
+    reason = Reason.FAILED
 
 
 class UsageError(ClotkitError):
@@ -49,6 +53,8 @@ class RehearsalError(ClotkitError):
 
 class StoreError(ClotkitError):
     """A folder's files, or an object store's, cannot be read or written."""
+
+    reason = Reason.STORE
 
 
 class ClusterError(ClotkitError):
@@ -78,13 +84,19 @@ class SlideError(ClotkitError):
 class SlideUnreadable(SlideError):  # noqa: N818 - named for what is so, like FileNotFoundError's kin in the report
     """Missing, damaged, or not an image."""
 
+    reason = Reason.DAMAGED
+
 
 class CodecUnsupported(SlideError):  # noqa: N818
     """Sound, but no decoder here reads it."""
 
+    reason = Reason.UNSUPPORTED
+
 
 class NoTissue(SlideError):  # noqa: N818
     """Sound, but nothing on it differs from the background."""
+
+    reason = Reason.NO_TISSUE
 
 
 def one_line(error: BaseException, path: Path | None = None) -> str:

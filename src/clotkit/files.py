@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def publishing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it becomes `path` in one step, on an exception it vanishes.
 
     The temporary keeps the suffixes of `path`, for writers that choose a format by them.
@@ -33,15 +33,15 @@ def publishing(path: Path) -> Iterator[Path]:
     _fsync_folder(path.parent)
 
 
-def publish_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 with its line ends as they are, atomically."""
-    with publishing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
-def publish_json(path: Path, value: Any) -> None:
+def atomic_write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
-    publish_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tar(path: Path, files: Mapping[str, Path]) -> None:

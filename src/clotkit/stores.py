@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 from clotkit.errors import StoreError, UsageError, one_line
-from clotkit.files import publish_text, publishing
+from clotkit.files import atomic_write, atomic_write_text
 from clotkit.scratch import scratch
 
 VERSIONS = ("ETag", "etag", "LastModified", "updated", "mtime")  # what changes with an object, as libraries call it
@@ -47,11 +47,11 @@ class Store(Protocol):
         """A file's text, UTF-8. Raises OSError, StoreError or UnicodeDecodeError."""
         ...
 
-    def publish_text(self, name: str, text: str) -> None:
+    def atomic_write_text(self, name: str, text: str) -> None:
         """Write a file, atomically. Raises OSError or StoreError."""
         ...
 
-    def publishing(self, name: str) -> AbstractContextManager[Path]:
+    def atomic_write(self, name: str) -> AbstractContextManager[Path]:
         """Give a local path to write; on success its bytes become the file, in one step. Raises OSError, StoreError."""
         ...
 
@@ -98,15 +98,15 @@ class Folder:
         """See Store."""
         return (self.path / name).read_text(encoding="utf-8")
 
-    def publish_text(self, name: str, text: str) -> None:
+    def atomic_write_text(self, name: str, text: str) -> None:
         """See Store."""
-        publish_text(self.path / name, text)
+        atomic_write_text(self.path / name, text)
 
-    def publishing(self, name: str) -> AbstractContextManager[Path]:
+    def atomic_write(self, name: str) -> AbstractContextManager[Path]:
         """See Store. A folder below is made."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return publishing(path)
+        return atomic_write(path)
 
     def remove(self, name: str) -> None:
         """See Store."""
@@ -157,13 +157,13 @@ class Bucket:
             data: bytes = _filesystem(self.address).cat_file(self._path(name))
         return data.decode("utf-8")
 
-    def publish_text(self, name: str, text: str) -> None:
+    def atomic_write_text(self, name: str, text: str) -> None:
         """See Store."""
         with _telling(self.url(name), "written"):
             _filesystem(self.address).pipe_file(self._path(name), text.encode())
 
     @contextmanager
-    def publishing(self, name: str) -> Iterator[Path]:
+    def atomic_write(self, name: str) -> Iterator[Path]:
         """See Store."""
         with scratch() as folder:
             path = folder / PurePosixPath(name).name

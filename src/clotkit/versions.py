@@ -9,12 +9,9 @@ from pathlib import Path
 from clotkit import __version__
 from clotkit.errors import ClusterError
 
-SLIDES = Path(__file__).parent / "slides"
-NOT_CUTTING = (
-    "phantom",
-    "preview",
-    "forecast",
-)  # how the names of the modules of clotkit.slides begin that change no tile
+PACKAGE = Path(__file__).parent
+ROOMS = (PACKAGE / "slides", PACKAGE / "tiling")  # the code that cuts tiles
+NOT_CUTTING = ("preview.py",)  # modules of these rooms that change no tile
 CUTTING = (
     "numpy", "scipy", "pyvips", "pyvips-binary", "openslide-python", "openslide-bin", "tifffile", "pillow",
     "imagecodecs", "simplejpeg",
@@ -62,10 +59,10 @@ def _version(name: str) -> str:
 
 
 @cache
-def code_version(folder: Path = SLIDES, version: str = __version__) -> str:
-    """A sha256 over the kit's version and the sources of the modules in `folder` that have a part in cutting tiles."""
+def code_version(rooms: tuple[Path, ...] = ROOMS, version: str = __version__) -> str:
+    """Return a sha256 of the kit's version and of the modules in `rooms` that have a part in cutting tiles."""
     digest = hashlib.sha256(version.encode())
-    for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith(NOT_CUTTING):
-            digest.update(f"\n{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    for path in sorted(path for room in rooms for path in room.glob("*.py") if path.name not in NOT_CUTTING):
+        source = path.read_bytes()
+        digest.update(f"\n{path.parent.name}/{path.name} {len(source)}\n".encode() + source)
     return digest.hexdigest()

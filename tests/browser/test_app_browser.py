@@ -15,7 +15,7 @@ import pytest
 
 from clotkit.app.samples import samples_for
 from clotkit.competitions import Competition
-from clotkit.infer.report import REPORT, RUN, ReportFile, SlideReport
+from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 
 from ..conftest import ROOT
 from ..test_app import HOSTILE, ROWS, bomb, png, table

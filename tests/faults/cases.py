@@ -20,9 +20,9 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.files import sha256
-from clotkit.infer.effort import AGAIN
-from clotkit.infer.workers import Task, tile_task
-from clotkit.slides.tiling import Batch
+from clotkit.scoring.budget import AGAIN
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Task, tile_task
 
 from . import misbehaving
 
@@ -311,7 +311,7 @@ def process(name: str, kind: str, run: str, state: str, words: str) -> Case:
     return Case(name, (run,), state, copied, image_id=f"{kind}_0", words=words)
 
 
-TWICE = "read again at 2 times the shrink"
+TWICE = "read again at 2 times the downsample"
 PROCESSES = [
     process("its decoder is killed", "kill", "crashes", "fallback", "died of SIGKILL"),
     process("its decoder is killed the first time", "oncekill", "crashes", "partial", f"SIGKILL; {TWICE}"),
@@ -419,7 +419,7 @@ def alone(change: Callable[[Path], None], name: str) -> Callable[[Stage], None]:
 
 def listed(member: Path, name: str, digest: str) -> None:
     """Put the hash of one of a member's files into the manifest."""
-    from clotkit.learn.models import MANIFEST
+    from clotkit.members.loading import MANIFEST
 
     path = member.parent / MANIFEST
     entries = json.loads(path.read_text()) if path.is_file() else {}

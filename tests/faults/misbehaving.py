@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from clotkit.errors import SlideUnreadable
-from clotkit.infer.effort import AGAIN
-from clotkit.infer.workers import Task, tile_task
-from clotkit.slides.tiling import Batch
+from clotkit.scoring.budget import AGAIN
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Task, tile_task
 
 FOREVER_S = 3600
 

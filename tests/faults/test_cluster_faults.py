@@ -11,7 +11,7 @@ import pytest
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.learn.shard_table import read_shard_rows
+from clotkit.shards.table import read_shard_rows
 from clotkit.stores import store_of
 from tests.cluster import KEYS, Cluster, copy_in, end, object_store, places
 from tests.conftest import RECIPE

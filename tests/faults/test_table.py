@@ -25,14 +25,14 @@ from typing import Any
 import psutil
 import pytest
 
+from clotkit.bundle.build import build_bundle
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError
-from clotkit.infer.pipeline import RunSettings
-from clotkit.infer.pipeline import run as run_pipeline
-from clotkit.infer.submission import check_submission
-from clotkit.kaggle import environment
-from clotkit.kaggle.bundle import build_bundle
+from clotkit.rehearsal import environment
+from clotkit.scoring.pipeline import RunSettings
+from clotkit.scoring.pipeline import run as run_pipeline
+from clotkit.scoring.submission import check_submission
 
 from ..conftest import ROOT
 from .cases import CASES, MEMORY_MB, SLIDE_S, STRANGER, Case, Stage, work

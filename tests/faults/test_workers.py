@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from clotkit.config import TilingConfig
-from clotkit.infer.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
+from clotkit.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
 
 from .misbehaving import limited, work
 
-TILING = TilingConfig("patches", tile_px=32, shrink=1, max_tiles=8, batch_tiles=4)
+TILING = TilingConfig("patches", tile_px=32, downsample=1, max_tiles=8, batch_tiles=4)
 LIMITS = Limits(slide_s=4.0, memory_mb=2048)
 PATIENT = Limits(slide_s=120.0, memory_mb=2048)  # where it is not the time that ends a slide
 
@@ -121,7 +121,7 @@ def test_a_slide_dies_with_the_run() -> None:
     """The parent is killed for real; its hanging child must not go on."""
     code = (
         "from pathlib import Path\n"
-        "from clotkit.infer.workers import stream, Limits\n"
+        "from clotkit.workers import stream, Limits\n"
         "from tests.faults.test_workers import tasks\n"
         "from tests.faults.misbehaving import work\n"
         "import multiprocessing\n"

@@ -1,6 +1,6 @@
 """What the application's child processes do: the only place where bytes from outside are looked into.
 
-Each function is a `Work` of infer/workers.stream: it runs in a process of its own, with a time and a memory limit.
+Each function is a `Work` of workers.stream: it runs in a process of its own, with a time and a memory limit.
 Tiles have the index TILES, a picture to look at has the index SHOWN.
 """
 
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from clotkit.competitions import Competition
+from clotkit.data.images import IMAGE_TILERS, read_image, resized
 from clotkit.errors import SlideUnreadable
-from clotkit.infer.submission import check_submission
-from clotkit.infer.workers import Task
-from clotkit.learn.images import IMAGE_TILERS, read_image, resized
+from clotkit.scoring.submission import check_submission
 from clotkit.slides.pixels import Colour, Pixels, blank
-from clotkit.slides.preview import draw_preview
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.slides.tiling import Batch, tile_slide
-from clotkit.slides.tissue import sample_background
-from clotkit.slides.views import overview
 from clotkit.splits import read_table
+from clotkit.tiling.overview import overview
+from clotkit.tiling.preview import draw_preview
+from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.tiling.tissue import sample_background
+from clotkit.workers import Task
 
 TILES, SHOWN = 0, 1
 LEAST_SIDE_PX = 8  # of a picture: below it there is nothing to see
@@ -53,7 +53,7 @@ class Window:
 
     x_px: int
     y_px: int
-    shrink: int
+    downsample: int
 
 
 def picture(task: Task) -> Pieces:
@@ -69,7 +69,7 @@ def picture(task: Task) -> Pieces:
 
 
 def slide(task: Task) -> Pieces:
-    """Tile a slide as inference does, then give an overview of it, with its shrink among the facts."""
+    """Tile a slide as inference does, then give an overview of it, with its downsample among the facts."""
     check_kind(task.path)
     for piece in tile_slide(task.path, task.tilings[0]):
         yield TILES, piece
@@ -79,17 +79,17 @@ def slide(task: Task) -> Pieces:
 def whole(task: Task) -> Pieces:
     """A slide from afar, with its size and what it is shrunk by."""
     opened = open_slide(task.path)
-    background, shrink = sample_background(opened), fitting_shrink(opened.width_px, opened.height_px)
+    background, downsample = sample_background(opened), fitting_shrink(opened.width_px, opened.height_px)
     yield (
         SHOWN,
         {
             "width_px": opened.width_px,
             "height_px": opened.height_px,
-            "shrink": shrink,
+            "downsample": downsample,
             "decoder": opened.decoder,
         },
     )
-    yield SHOWN, _batch(overview(opened, shrink, background)[None])
+    yield SHOWN, _batch(overview(opened, downsample, background)[None])
 
 
 def window(task: Task, at: Window) -> Pieces:
@@ -159,12 +159,12 @@ def fitting_shrink(width_px: int, height_px: int) -> int:
 
 def _read(opened: Slide, at: Window, background: Colour) -> Pixels:
     """The window, block by block: at most a block of the slide is held at full resolution."""
-    cells = max(1, BLOCK_PX // at.shrink)
+    cells = max(1, BLOCK_PX // at.downsample)
     view = blank(VIEW_PX[0], VIEW_PX[1], background)
     places = [(x, y) for y in range(0, VIEW_PX[1], cells) for x in range(0, VIEW_PX[0], cells)]
     inside = [(x, y) for x, y in places if _on(opened, at, x, y)]
-    corners = [(at.x_px + x * at.shrink, at.y_px + y * at.shrink) for x, y in inside]
-    tiles = opened.tiles(corners, cells, at.shrink, background) if corners else iter(())
+    corners = [(at.x_px + x * at.downsample, at.y_px + y * at.downsample) for x, y in inside]
+    tiles = opened.tiles(corners, cells, at.downsample, background) if corners else iter(())
     for (x, y), tile in zip(inside, tiles, strict=True):
         part = view[y : y + cells, x : x + cells]
         part[:] = tile[: part.shape[0], : part.shape[1]]
@@ -172,7 +172,7 @@ def _read(opened: Slide, at: Window, background: Colour) -> Pixels:
 
 
 def _on(opened: Slide, at: Window, x: int, y: int) -> bool:
-    return at.x_px + x * at.shrink < opened.width_px and at.y_px + y * at.shrink < opened.height_px
+    return at.x_px + x * at.downsample < opened.width_px and at.y_px + y * at.downsample < opened.height_px
 
 
 def _small(pixels: Pixels) -> Pixels:

@@ -18,14 +18,14 @@ from clotkit.app.work import Read, events, read_one, rows_of, said_of, slide_lim
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
-from clotkit.infer.pooling import tile_probabilities
-from clotkit.infer.report import REPORT, RUN, SlideReport, read_report
-from clotkit.infer.workers import Task, Tiles
-from clotkit.learn.evaluate import Asked
-from clotkit.learn.heat import RAMP, RAMP_AT
+from clotkit.evaluation.evaluate import Asked
+from clotkit.members.heat import RAMP, RAMP_AT
+from clotkit.members.pooling import tile_probabilities
+from clotkit.report.records import REPORT, RUN, SlideReport, read_report
 from clotkit.slides.pixels import Pixels
-from clotkit.slides.preview import kept_size_px
 from clotkit.splits import SlideRow, read_slides, split_of
+from clotkit.tiling.preview import kept_size_px
+from clotkit.workers import Task, Tiles
 
 COVER = 0.55  # of a tile's colour over the slide
 SPLITS = ("test", "train")
@@ -95,7 +95,7 @@ def slide_path(opened: Opened, image_id: str, roots: Roots) -> Path:
 
 
 def overview_of(path: Path, competition: Competition) -> Read:
-    """A slide from afar: its picture, and the facts width_px, height_px and shrink. Raises SlideUnreadable."""
+    """A slide from afar: its picture, and the facts width_px, height_px and downsample. Raises SlideUnreadable."""
     return read_one(Task(path.name, path, ()), decode.whole, slide_limits(competition))
 
 
@@ -110,27 +110,27 @@ def tissue_of(path: Path, tiling: TilingConfig, competition: Competition) -> Rea
 
 
 def zooms(width_px: int, height_px: int) -> list[int]:
-    """The shrinks that a slide can be looked at with, the whole of it first: powers of 2 down to 1."""
+    """The downsamples that a slide can be looked at with, the whole of it first: powers of 2 down to 1."""
     most = decode.fitting_shrink(width_px, height_px)
     return [1 << step for step in range(most.bit_length() - 1, -1, -1)]
 
 
 def moved(at: Window, right: float, down: float, width_px: int, height_px: int) -> Window:
-    """The window, moved by so many of its own sides, and kept on the slide; corners are multiples of the shrink."""
+    """The window, moved by so many of its own sides, and kept on the slide; corners are multiples of the downsample."""
     return Window(
-        _kept(at.x_px + right * VIEW_PX[0] * at.shrink, VIEW_PX[0], at.shrink, width_px),
-        _kept(at.y_px + down * VIEW_PX[1] * at.shrink, VIEW_PX[1], at.shrink, height_px),
-        at.shrink,
+        _kept(at.x_px + right * VIEW_PX[0] * at.downsample, VIEW_PX[0], at.downsample, width_px),
+        _kept(at.y_px + down * VIEW_PX[1] * at.downsample, VIEW_PX[1], at.downsample, height_px),
+        at.downsample,
     )
 
 
-def zoomed(at: Window, shrink: int, width_px: int, height_px: int) -> Window:
-    """The window at another shrink, its middle where it was."""
+def zoomed(at: Window, downsample: int, width_px: int, height_px: int) -> Window:
+    """The window at another downsample, its middle where it was."""
     middle = [
-        corner + side * at.shrink / 2 for corner, side in zip((at.x_px, at.y_px), VIEW_PX, strict=True)
+        corner + side * at.downsample / 2 for corner, side in zip((at.x_px, at.y_px), VIEW_PX, strict=True)
     ]  # full-resolution px
-    x, y = (int(place - side * shrink / 2) for place, side in zip(middle, VIEW_PX, strict=True))
-    return moved(Window(x, y, shrink), 0, 0, width_px, height_px)
+    x, y = (int(place - side * downsample / 2) for place, side in zip(middle, VIEW_PX, strict=True))
+    return moved(Window(x, y, downsample), 0, 0, width_px, height_px)
 
 
 def score_live(asked: Asked, path: Path, competition: Competition) -> Generator[Live, None, None]:
@@ -154,15 +154,15 @@ def score_live(asked: Asked, path: Path, competition: Competition) -> Generator[
     yield _ended(asked, read, np.concatenate(rows), reason.replace(str(path), "the file"))
 
 
-def painted(view: Pixels, shrink: int, xy: npt.NDArray[np.int32], size_px: tuple[int, int], p: Any) -> Pixels:
-    """An overview at `shrink` with tiles coloured by their probability p [n]: violet at 0, green at 0.5, yellow at 1.
+def painted(view: Pixels, downsample: int, xy: npt.NDArray[np.int32], size_px: tuple[int, int], p: Any) -> Pixels:
+    """Draw tiles over an overview, coloured by their probability p [n]: violet at 0, green at 0.5, yellow at 1.
 
     `xy` int32[n, 2] are their corners and `size_px` their width and height, in full-resolution pixels.
     """
     seen = view.astype(np.float32)
     colours = np.stack([np.interp(p, RAMP_AT, channel) for channel in np.array(RAMP).T], axis=-1)  # [n, 3]
-    for (x, y), colour in zip((xy // shrink).tolist(), colours, strict=True):
-        part = seen[y : y + max(1, size_px[1] // shrink), x : x + max(1, size_px[0] // shrink)]
+    for (x, y), colour in zip((xy // downsample).tolist(), colours, strict=True):
+        part = seen[y : y + max(1, size_px[1] // downsample), x : x + max(1, size_px[0] // downsample)]
         part[:] = part * (1 - COVER) + colour * COVER
     return np.asarray(np.rint(seen), np.uint8)
 
@@ -176,7 +176,11 @@ def _ended(asked: Asked, read: Read, rows: npt.NDArray[np.float64], reason: str)
         size = kept_size_px(asked.recipe.tiling, facts["width_px"], facts["height_px"])
         target = asked.aim.classes.index(asked.aim.positive)
         picture = painted(
-            read.picture(), facts["shrink"], xy, size, tile_probabilities(rows, asked.recipe.inference.pool)[:, target]
+            read.picture(),
+            facts["downsample"],
+            xy,
+            size,
+            tile_probabilities(rows, asked.recipe.inference.pooling)[:, target],
         )
     note = f"it ended early: {reason}" if reason else ""
     return Live(len(rows), asked.recipe.tiling.max_tiles, label, probabilities, picture, note)
@@ -202,7 +206,7 @@ def _split_of_run(folder: Path, roots: Roots) -> Path:
         raise SplitError(f"{RUN} does not say which split it was; the run has not ended") from error
 
 
-def _kept(corner_px: float, side: int, shrink: int, length_px: int) -> int:
-    """A corner, brought back onto the slide, down to a multiple of the shrink."""
-    last = max(0, length_px - side * shrink)
-    return int(min(max(corner_px, 0), last)) // shrink * shrink
+def _kept(corner_px: float, side: int, downsample: int, length_px: int) -> int:
+    """A corner, brought back onto the slide, down to a multiple of the downsample."""
+    last = max(0, length_px - side * downsample)
+    return int(min(max(corner_px, 0), last)) // downsample * downsample

@@ -30,7 +30,7 @@ def samples_for(member: str, source: str, competition: Competition) -> dict[str,
 
 @cache
 def _slides(competition: Competition) -> dict[str, bytes]:
-    from clotkit.slides.phantom import write_split
+    from clotkit.synthetic.phantom import write_split
 
     with TemporaryDirectory(prefix="clotkit-app-") as folder:
         write_split(Path(folder), "test", 2, SLIDES_SEED, competition, size=SLIDE_SIZE, log=lambda _: None)
@@ -39,7 +39,7 @@ def _slides(competition: Competition) -> dict[str, bytes]:
 
 @cache
 def _contours() -> dict[str, bytes]:
-    from clotkit.learn.contours import CLASSES, PICTURES, write_contours
+    from clotkit.synthetic.contours import CLASSES, PICTURES, write_contours
 
     with TemporaryDirectory(prefix="clotkit-app-") as folder:
         write_contours(Path(folder), PICTURES[0], CONTOURS_SEED, lambda _: None)

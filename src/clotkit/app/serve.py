@@ -11,11 +11,11 @@ from clotkit.app.roots import Roots
 from clotkit.app.work import MOST_UPLOAD_MB
 from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
-from clotkit.learn.models import find_members
+from clotkit.members.loading import find_members
 
 LOOPBACK = "127.0.0.1"
 PORTS = (1024, 65535)
-ENTRY = Path(__file__).with_name("entry.py")
+ENTRY = Path(__file__).parent / "pages" / "entry.py"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from clotkit.app.text import shown
 from clotkit.app.work import MB, read_one, written
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SubmissionError
-from clotkit.infer.submission import Verdict
-from clotkit.infer.workers import Limits, Task
 from clotkit.metric import normalised
+from clotkit.scoring.submission import Verdict
+from clotkit.workers import Limits, Task
 
 LIMITS = Limits(slide_s=20.0, memory_mb=512)
 MOST_MB = 8  # of one file

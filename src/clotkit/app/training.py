@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from clotkit.errors import ConfigError
-from clotkit.learn import models, plots
-from clotkit.learn.errors_page import ErrorRow, loss_of, worst_first
-from clotkit.learn.evaluate import Asked
-from clotkit.learn.figures import NAMES
-from clotkit.learn.member import CARD, HISTORY, OUT_OF_FOLD
-from clotkit.learn.scores import calibrated, scored_of, units_of
+from clotkit.evaluation import plots
+from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first
+from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.figures import NAMES
+from clotkit.evaluation.scores import calibrated, scored_of, units_of
+from clotkit.members import loading
+from clotkit.training.member_folder import CARD, HISTORY, OUT_OF_FOLD
 
 WORST = 30
 _drawing = threading.Lock()  # matplotlib's settings are of the whole process
@@ -44,7 +45,7 @@ def card_of(folder: Path) -> str:
 
 def training_of(folder: Path, asked: Asked) -> Training:
     """All that is shown of a member's training. Raises ConfigError where a table of it is missing or damaged."""
-    metrics = models.read_parts(folder)[1]
+    metrics = loading.read_parts(folder)[1]
     units = _units(_table(folder / OUT_OF_FOLD), asked)
     rows = _rows(units, asked)
     wrong = [row for row in rows if asked.aim.decide(row.probabilities) != asked.aim.classes[row.label]]

@@ -15,12 +15,12 @@ from clotkit.app import decode
 from clotkit.app.text import shown
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SlideUnreadable, one_line
-from clotkit.infer.pooling import pooled, tile_probabilities
-from clotkit.infer.workers import Ended, Limits, Task, Tiles, Work, stream
-from clotkit.learn.evaluate import UNKNOWN, Asked, heat_of, load_asked
-from clotkit.learn.heat import overlay
+from clotkit.evaluation.evaluate import UNKNOWN, Asked, heat_of, load_asked
+from clotkit.members.heat import overlay
+from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.slides.pixels import Pixels
-from clotkit.slides.tiling import Batch
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream
 
 JOBS = 2  # files of one batch that are decoded at a time
 STREAMS = 2  # batches, of all who use the application, that are at work at a time
@@ -140,7 +140,7 @@ def ends(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[tuple[E
 
 
 def events(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[Tiles | Ended, None, None]:
-    """The events of infer/workers.stream, in one of the STREAMS places; leaving it early ends the processes."""
+    """The events of workers.stream, in one of the STREAMS places; leaving it early ends the processes."""
     with _slots, closing(stream(tasks, limits, JOBS, work)) as running:
         yield from running
 
@@ -166,14 +166,14 @@ def rows_of(asked: Asked, tiles: Pixels) -> npt.NDArray[np.float64]:
 
 def said_of(asked: Asked, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str, float]]:
     """The label and the calibrated probabilities of an image by the rows of its tiles."""
-    said = asked.calibration.apply(pooled(rows, asked.recipe.inference.pool))  # [C]
+    said = asked.calibration.apply(pooled(rows, asked.recipe.inference.pooling))  # [C]
     return asked.aim.decide(said), dict(zip(asked.aim.classes, map(float, said.round(6)), strict=True))
 
 
 def looked_at(asked: Asked, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
     """The tile that speaks loudest for the label under its Grad-CAM, uint8[S, S, 3]."""
     target = asked.aim.classes.index(label)
-    loudest = int(tile_probabilities(rows, asked.recipe.inference.pool)[:, target].argmax())
+    loudest = int(tile_probabilities(rows, asked.recipe.inference.pooling)[:, target].argmax())
     with _predicting:
         heat = heat_of(asked.network(UNKNOWN), tiles[loudest], target)
     return overlay(tiles[loudest], heat)

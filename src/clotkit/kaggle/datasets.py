@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
-from clotkit.files import publish_json, sha256, write_tar
+from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.public import unzipped
 from clotkit.kaggle.uploads import upload
-from clotkit.learn.models import MANIFEST, RECIPE
+from clotkit.members.loading import MANIFEST, RECIPE
 
 Attached = Mapping[str, Mapping[str, Path]]  # datasets by name, their files by the names they have there
 PLACEHOLDER = "OWNER"  # in the metadata of this repository: whoever pushes
@@ -224,7 +224,7 @@ def pack(files: Mapping[str, Path], content: Mapping[str, Any], scratch: Path) -
 
     The same files give the same bytes.
     """
-    publish_json(scratch / CONTENT, content)
+    atomic_write_json(scratch / CONTENT, content)
     blobs = {CONTENT: scratch / CONTENT}
     for name in sorted(files):
         blob = _blob(name)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clotkit.errors import RemoteError, UsageError
-from clotkit.files import publishing
+from clotkit.files import atomic_write
 from clotkit.kaggle.client import Kaggle
 from clotkit.kaggle.public import inside
 
@@ -133,7 +133,7 @@ class Session:
 
     def _fetch_from(self, url: str, name: str, path: Path, wanted_bytes: int) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with publishing(path) as temporary:
+        with atomic_write(path) as temporary:
             came_bytes = self.client.fetch(url, temporary, name)
             if wanted_bytes and came_bytes != wanted_bytes:
                 raise RemoteError(f"{name}: {came_bytes} bytes came, Kaggle's list says {wanted_bytes}: run again")

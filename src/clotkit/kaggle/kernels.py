@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING, build_bundle, bundle_sha256
 from clotkit.errors import RemoteError, RemoteFull, RemoteMissing, UsageError
-from clotkit.files import publish_json
-from clotkit.kaggle.bundle import FILES_LINE, LIMIT_BYTES, SCORING, build_bundle, bundle_sha256
+from clotkit.files import atomic_write_json
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, has_secret, json_object, remote_content
 
@@ -269,7 +269,7 @@ def _sha256(text: str) -> str:
 def _recorded(record: Path, pushed: PushedKernel) -> PushedKernel:
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        publish_json(record, asdict(pushed))
+        atomic_write_json(record, asdict(pushed))
     except OSError as error:
         raise UsageError(
             f"{record}: {error.strerror}; {pushed.ref} version {pushed.version} is on Kaggle all the same: "

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
 from clotkit.errors import RemoteError
-from clotkit.files import publishing
+from clotkit.files import atomic_write
 from clotkit.kaggle.client import CHUNK, Kaggle
 from clotkit.kaggle.credentials import find_credentials
 from clotkit.splits import read_table
@@ -53,7 +53,7 @@ def download(client: Kaggle, slug: str, name: str, out: Path, size: int = 0) -> 
         if size and target.is_file() and target.stat().st_size == size:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        with publishing(target) as temporary:
+        with atomic_write(target) as temporary:
             received = client.data_file(slug, name, temporary)
             unzipped(temporary, name)
             # Of a zipped file the list may have either size; the zip's checksum has vouched for its content.
@@ -85,7 +85,7 @@ def unzipped(path: Path, name: str) -> None:
             members = archive.namelist()
             if [PurePosixPath(member).name for member in members] != [wanted]:
                 raise RemoteError(f"{name}: came as a zip of {len(members)} files, not of {wanted} alone")
-            with archive.open(members[0]) as member, publishing(path) as unpacked, unpacked.open("wb") as file:
+            with archive.open(members[0]) as member, atomic_write(path) as unpacked, unpacked.open("wb") as file:
                 shutil.copyfileobj(member, file, CHUNK)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise RemoteError(f"{name}: came as a damaged zip ({error}): run again") from error

@@ -9,11 +9,11 @@ from typing import Any
 
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError
-from clotkit.infer import report
-from clotkit.infer.submission import check_submission
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.follow import Session
 from clotkit.kaggle.public import download
+from clotkit.report import records
+from clotkit.scoring.submission import check_submission
 
 Log = Callable[[str], None]
 POLL_S, LONGEST_POLL_S = 15.0, 120.0
@@ -36,7 +36,7 @@ def fetch_run(session: Session, competition: Competition, out: Path) -> Path:
     Raises RemoteError when it left no submission.
     """
     name = competition.files.submission
-    paths = session.fetch(out, [name, *report.FILES])
+    paths = session.fetch(out, [name, *records.FILES])
     found = next((path for path in paths if path == out / name), None)
     if found is None:
         raise RemoteError(f"{session.ref} version {session.version}: there is no {name} in its output; see its log")
@@ -171,10 +171,10 @@ def _evidence(known: str, run_dir: Path, competition: Competition) -> Iterator[s
         yield f"{len(fallen)} of {len(lines)} slides fell back: {fallen[0].image_id}, {fallen[0].reason}"
 
 
-def _read_run(run_dir: Path) -> tuple[Sequence[report.SlideReport], dict[str, Any]]:
+def _read_run(run_dir: Path) -> tuple[Sequence[records.SlideReport], dict[str, Any]]:
     try:
-        lines = report.read_report(run_dir / report.REPORT)
-        run = json.loads((run_dir / report.RUN).read_text(encoding="utf-8"))
+        lines = records.read_report(run_dir / records.REPORT)
+        run = json.loads((run_dir / records.RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, ClotkitError):
         return [], {}
     return lines, run if isinstance(run, dict) else {}

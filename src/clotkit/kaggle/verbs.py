@@ -5,23 +5,22 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from clotkit.bundle.build import SCORING, rehearsal_dir
 from clotkit.competitions import DEFAULT
 from clotkit.errors import RemoteError, UsageError
-from clotkit.kaggle.bundle import SCORING, rehearsal_dir
+from clotkit.options import DONE, Verbs
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
     from clotkit.kaggle.follow import Session
 
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DONE = 0
 RECORDS = Path("build/kernel")
 say = partial(print, flush=True)
 
 
-def add(verbs: Verbs) -> None:
+def register(verbs: Verbs) -> None:
     """Add `kaggle` and the verbs below it."""
     text = "deliver: push datasets and kernels, follow a version, submit it, read its score"
     top = verbs.add_parser("kaggle", help=text, description=text)

@@ -15,7 +15,7 @@ def tiles_in_one_pass(
     size_px: tuple[int, int],
     xy: Sequence[tuple[int, int]],
     tile_px: int,
-    shrink: int,
+    downsample: int,
     background: Colour,
     block_px: int = 0,
 ) -> Iterator[Pixels]:
@@ -25,13 +25,15 @@ def tiles_in_one_pass(
     them come cheapest at a time. Held at a time: one block of rows, and the tiles that it touches.
     """
     waiting, touched = deque(xy), deque[tuple[int, int, Pixels]]()
-    across = -(-size_px[0] // shrink)  # columns of the shrunk slide
-    if not block_px or block_px % shrink:
-        block_px = max(1, BLOCK_BYTES // (3 * size_px[0] * shrink)) * shrink
-    for top, band in _bands(rows, size_px, [y for _, y in xy], (tile_px * shrink, shrink, block_px), background):
-        while waiting and waiting[0][1] // shrink < top + len(band):
+    across = -(-size_px[0] // downsample)  # columns of the shrunk slide
+    if not block_px or block_px % downsample:
+        block_px = max(1, BLOCK_BYTES // (3 * size_px[0] * downsample)) * downsample
+    for top, band in _bands(
+        rows, size_px, [y for _, y in xy], (tile_px * downsample, downsample, block_px), background
+    ):
+        while waiting and waiting[0][1] // downsample < top + len(band):
             x, y = waiting.popleft()
-            touched.append((x // shrink, y // shrink, blank(tile_px, tile_px, background)))
+            touched.append((x // downsample, y // downsample, blank(tile_px, tile_px, background)))
         for x, y, tile in touched:
             first, last = max(top, y), min(top + len(band), y + tile_px)
             if first < last and x < across:
@@ -46,16 +48,16 @@ def tiles_in_one_pass(
 def _bands(
     rows: Rows, size_px: tuple[int, int], tops: Sequence[int], steps_px: tuple[int, int, int], background: Colour
 ) -> Iterator[tuple[int, Pixels]]:
-    """Shrunk rows that tiles with these tops reach into: (first row, uint8[n, width / shrink, 3]).
+    """Shrunk rows that tiles with these tops reach into: (first row, uint8[n, width / downsample, 3]).
 
-    `steps_px` are the side of a tile, the shrink, and the rows to ask for at a time: up to the next multiple of them.
+    `steps_px` are the side of a tile, the downsample, and how many rows to ask for at a time.
     """
-    side, shrink, block = steps_px
+    side, downsample, block = steps_px
     done = 0
     for top in tops:
         bottom, first = min(top + side, size_px[1]), max(top, done)
         while first < bottom:
             count = min(block - first % block, bottom - first)
-            yield first // shrink, box_mean(padded(rows(first, count), shrink, background), shrink)
-            first += count + -count % shrink
+            yield first // downsample, box_mean(padded(rows(first, count), downsample, background), downsample)
+            first += count + -count % downsample
         done = max(done, first)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clotkit.slides.bands import tiles_in_one_pass
-from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, padded, shrunk_tile
+from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, downsampled_tile, padded
 from clotkit.slides.segments import Segments
 from clotkit.slides.tiff import SegmentTable
 
@@ -30,42 +30,44 @@ class DirectSlide:
         self._strip: tuple[int, Pixels] | None = None
         self._held_bytes = 0
 
-    def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
+    def tiles(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
+    ) -> Iterator[Pixels]:
         """See reader.Slide.tiles."""
         size = (self.width_px, self.height_px)
         if self.in_rows:
             strip = self._table.height_px
-            yield from tiles_in_one_pass(self._rows, size, xy, tile_px, shrink, background, strip)
-        elif self._table.width_px % shrink == 0 == self._table.height_px % shrink:
+            yield from tiles_in_one_pass(self._rows, size, xy, tile_px, downsample, background, strip)
+        elif self._table.width_px % downsample == 0 == self._table.height_px % downsample:
             for x, y in xy:
-                yield self._region(x // shrink, y // shrink, tile_px, tile_px, shrink, background)
+                yield self._region(x // downsample, y // downsample, tile_px, tile_px, downsample, background)
         else:
             for corner in xy:
-                yield shrunk_tile(self._whole, size, corner, tile_px, shrink, background)
+                yield downsampled_tile(self._whole, size, corner, tile_px, downsample, background)
 
     def _whole(self, x: int, y: int, width: int, height: int) -> Pixels:
         return self._region(x, y, width, height, 1, (0, 0, 0))
 
-    def _region(self, left: int, top: int, width: int, height: int, shrink: int, background: Colour) -> Pixels:
-        """A part of the slide shrunk by `shrink`, in its pixels, put together from shrunk segments."""
-        across, down = self._table.width_px // shrink, self._table.height_px // shrink  # px of a shrunk segment
+    def _region(self, left: int, top: int, width: int, height: int, downsample: int, background: Colour) -> Pixels:
+        """A part of the slide shrunk by `downsample`, in its pixels, put together from shrunk segments."""
+        across, down = self._table.width_px // downsample, self._table.height_px // downsample  # px of a shrunk segment
         region = blank(width, height, background)
         rows, columns = self._table.counts.shape
         for row in range(top // down, min(-(-(top + height) // down), rows)):
             for column in range(left // across, min(-(-(left + width) // across), columns)):
-                piece = self._piece(row, column, shrink, background)
+                piece = self._piece(row, column, downsample, background)
                 y, x = row * down - top, column * across - left  # the piece's corner in the region, maybe outside
                 part = piece[max(0, -y) : height - y, max(0, -x) : width - x]
                 region[max(0, y) :, max(0, x) :][: part.shape[0], : part.shape[1]] = part
         return region
 
-    def _piece(self, row: int, column: int, shrink: int, background: Colour) -> Pixels:
+    def _piece(self, row: int, column: int, downsample: int, background: Colour) -> Pixels:
         """A shrunk segment, from the cache where it is there."""
-        key = (row, column, shrink, background)  # the background fills up the segments at the edge
+        key = (row, column, downsample, background)  # the background fills up the segments at the edge
         if (piece := self._pieces.get(key)) is not None:
             self._pieces.move_to_end(key)
             return piece
-        piece = box_mean(padded(self._segments.decode(row, column), shrink, background), shrink)
+        piece = box_mean(padded(self._segments.decode(row, column), downsample, background), downsample)
         self._pieces[key] = piece
         self._held_bytes += piece.nbytes
         while self._held_bytes > CACHE_BYTES:

@@ -16,28 +16,30 @@ FEW = 16  # rows or columns of a box that are added faster one by one
 BAND_SAMPLES = 2**18  # of row sums at a time: 512 kB, which stays in the cache
 
 
-def box_mean(pixels: Pixels, shrink: int) -> Pixels:
-    """Average boxes of `shrink` px, rounded half up: uint8[h, w, 3] -> uint8[h / shrink, w / shrink, 3].
+def box_mean(pixels: Pixels, downsample: int) -> Pixels:
+    """Average boxes of `downsample` px, rounded half up: uint8[h, w, 3] -> uint8[h / downsample, w / downsample, 3].
 
-    Both sides must be divisible; every reader shrinks with this, so that they agree to the bit.
+    Both sides must be divisible; every reader downsamples with this, so that they agree to the bit.
     """
-    if shrink == 1:
+    if downsample == 1:
         return pixels
-    height, width = pixels.shape[0] // shrink, pixels.shape[1] // shrink
+    height, width = pixels.shape[0] // downsample, pixels.shape[1] // downsample
     out = np.empty((height, width, 3), np.uint8)
-    rows = max(1, BAND_SAMPLES // (3 * shrink * width or 1))
-    boxes = pixels.reshape(height, shrink, 3 * shrink * width)  # [h, w, 3] -> [rows, rows of a box, samples of a row]
+    rows = max(1, BAND_SAMPLES // (3 * downsample * width or 1))
+    boxes = pixels.reshape(
+        height, downsample, 3 * downsample * width
+    )  # [h, w, 3] -> [rows, rows of a box, samples of a row]
     for top in range(0, height, rows):
-        _mean_of_rows(boxes[top : top + rows], shrink, out[top : top + rows])
+        _mean_of_rows(boxes[top : top + rows], downsample, out[top : top + rows])
     return out
 
 
-def _mean_of_rows(boxes: npt.NDArray[np.uint8], shrink: int, out: Pixels) -> None:
-    """Box means of uint8[n, shrink, w * shrink * 3] into uint8[n, w, 3]: rows first, where memory is in order."""
-    sums = _sum(boxes, np.uint16)  # [n, w * shrink * 3]; at most 256 * 255 fits
-    columns = sums.reshape(len(boxes), -1, shrink, 3)  # [n, w, columns of a box, 3]
-    wide: type[np.unsignedinteger[Any]] = np.uint16 if shrink <= FEW else np.uint32
-    area = shrink * shrink
+def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) -> None:
+    """Write box means of uint8[n, downsample, w * downsample * 3] to uint8[n, w, 3], rows first."""
+    sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; at most 256 * 255 fits
+    columns = sums.reshape(len(boxes), -1, downsample, 3)  # [n, w, columns of a box, 3]
+    wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= FEW else np.uint32
+    area = downsample * downsample
     for channel in range(3):
         total = _sum(columns[..., channel].swapaxes(1, 2), wide)  # [n, columns of a box, w] -> [n, w]
         total += wide(area // 2)
@@ -70,12 +72,12 @@ def box_sums(
     return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
 
-def padded(pixels: Pixels, shrink: int, background: Colour) -> Pixels:
-    """The pixels with their right and lower sides filled up with background to multiples of `shrink`."""
+def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:
+    """The pixels with their right and lower sides filled up with background to multiples of `downsample`."""
     height, width = pixels.shape[:2]
-    if not (height % shrink or width % shrink):
+    if not (height % downsample or width % downsample):
         return pixels
-    whole = blank(width + -width % shrink, height + -height % shrink, background)
+    whole = blank(width + -width % downsample, height + -height % downsample, background)
     whole[:height, :width] = pixels
     return whole
 
@@ -87,22 +89,22 @@ def blank(width: int, height: int, background: Colour) -> Pixels:
     return pixels.reshape(height, width, 3)
 
 
-def shrunk_tile(
+def downsampled_tile(
     read: Callable[[int, int, int, int], Pixels],
     size_px: tuple[int, int],
     corner: tuple[int, int],
     tile_px: int,
-    shrink: int,
+    downsample: int,
     background: Colour,
 ) -> Pixels:
     """One tile from `read` (x, y, width, height: a part of a slide of `size_px`), in blocks of bounded memory."""
     tile = blank(tile_px, tile_px, background)
-    block = max(1, BLOCK_PX // shrink)
+    block = max(1, BLOCK_PX // downsample)
     for top, left in product(range(0, tile_px, block), repeat=2):
-        x, y = corner[0] + left * shrink, corner[1] + top * shrink
-        width = min(min(block, tile_px - left) * shrink, size_px[0] - x)
-        height = min(min(block, tile_px - top) * shrink, size_px[1] - y)
+        x, y = corner[0] + left * downsample, corner[1] + top * downsample
+        width = min(min(block, tile_px - left) * downsample, size_px[0] - x)
+        height = min(min(block, tile_px - top) * downsample, size_px[1] - y)
         if min(width, height) > 0:
-            part = box_mean(padded(read(x, y, width, height), shrink, background), shrink)
+            part = box_mean(padded(read(x, y, width, height), downsample, background), downsample)
             tile[top : top + part.shape[0], left : left + part.shape[1]] = part
     return tile

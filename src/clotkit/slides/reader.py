@@ -18,7 +18,7 @@ import numpy as np
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable, one_line
 from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.direct import DirectSlide
-from clotkit.slides.pixels import Colour, Pixels, shrunk_tile
+from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import codecs
 from clotkit.slides.tiff import MOST_FOLD, OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, check_size, read_layout
 
@@ -27,7 +27,7 @@ MOST_TURNED_PX = 2**25  # in strips: libvips turns these in memory, 100 MB; it w
 
 
 class Slide(Protocol):
-    """An open slide. Pixels are RGB, uint8, at full resolution unless a shrink is given."""
+    """An open slide. Pixels are RGB, uint8, at full resolution unless a downsample is given."""
 
     decoder: str
     width_px: int
@@ -35,10 +35,12 @@ class Slide(Protocol):
     in_rows: bool  # read top to bottom: a tile costs the whole rows that it lies in
     table: SegmentTable | None  # where its segments lie, if they lie as the pixels do
 
-    def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
-        """The tiles with the given top left corners, uint8[tile_px, tile_px, 3] each, box-averaged by `shrink`.
+    def tiles(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
+    ) -> Iterator[Pixels]:
+        """The tiles with the given top left corners, uint8[tile_px, tile_px, 3] each, box-averaged by `downsample`.
 
-        `xy` is in full-resolution pixels, multiples of `shrink`, and sorted by y where the slide is read in rows; what
+        `xy` is in full-resolution pixels, multiples of `downsample`, sorted by y where the slide is read in rows; what
         lies beyond the slide's edge, or behind transparent pixels, is `background`. Raises SlideUnreadable when the
         data are damaged.
         """
@@ -114,7 +116,9 @@ class VipsSlide:
         self.table = None if self._turned else layout.segments
         self.width_px, self.height_px = int(image.width), int(image.height)
 
-    def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
+    def tiles(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
+    ) -> Iterator[Pixels]:
         """See Slide.tiles."""
         size = (self.width_px, self.height_px)
         region = self._vips.Region.new(self._open("sequential" if self.in_rows else "random", background))
@@ -127,10 +131,10 @@ class VipsSlide:
 
         try:
             if self.in_rows:
-                yield from tiles_in_one_pass(rows, size, xy, tile_px, shrink, background)
+                yield from tiles_in_one_pass(rows, size, xy, tile_px, downsample, background)
             else:
                 for corner in xy:
-                    yield shrunk_tile(read, size, corner, tile_px, shrink, background)
+                    yield downsampled_tile(read, size, corner, tile_px, downsample, background)
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
@@ -197,10 +201,12 @@ class OpenSlideSlide:
         given = self._slide.properties.get("openslide.background-color", "FFFFFF")
         self._behind = np.array([int(given[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
 
-    def tiles(self, xy: Sequence[tuple[int, int]], tile_px: int, shrink: int, background: Colour) -> Iterator[Pixels]:
+    def tiles(
+        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
+    ) -> Iterator[Pixels]:
         """See Slide.tiles."""
         for corner in xy:
-            yield shrunk_tile(self._read, (self.width_px, self.height_px), corner, tile_px, shrink, background)
+            yield downsampled_tile(self._read, (self.width_px, self.height_px), corner, tile_px, downsample, background)
 
     def _read(self, x: int, y: int, width: int, height: int) -> Pixels:
         """RGB pixels at full resolution; transparent ones show the slide's own background colour."""

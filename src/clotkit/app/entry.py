@@ -1,6 +1,0 @@
-"""What Streamlit runs for every visit. Child processes import it too, under another name, and it does nothing there."""
-
-if __name__ == "__main__":
-    from clotkit.app.pages import main
-
-    main()

@@ -1,0 +1,1 @@
+"""Build the one script that Kaggle runs."""

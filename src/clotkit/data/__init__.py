@@ -1,0 +1,1 @@
+"""Labelled tiles: where they come from, and how they are split."""

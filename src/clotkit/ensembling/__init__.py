@@ -1,0 +1,1 @@
+"""Fit an ensemble to out-of-fold predictions."""

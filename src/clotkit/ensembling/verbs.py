@@ -1,0 +1,56 @@
+"""The command line of ensembles."""
+
+import argparse
+import json
+from pathlib import Path
+
+from clotkit.options import DONE, Verbs, add_verb, log_of
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_blend(verbs)
+
+
+def _add_blend(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "blend", "fit an ensemble to out-of-fold predictions, and say by nested folds what it is worth"
+    )
+    verb.add_argument(
+        "predictions",
+        type=Path,
+        nargs="+",
+        metavar="PRED.csv",
+        help="a member's out-of-fold predictions: image_id, and predictions (p of the last class) or a column a class",
+    )
+    verb.add_argument("--labels", type=Path, required=True, metavar="FILE", help="the table of labels, train.csv")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="ENSEMBLE_DIR",
+        help="where ensemble.toml and calibration.json go: the folder of the members, for run --weights",
+    )
+    verb.add_argument(
+        "--covariates",
+        type=Path,
+        metavar="FILE",
+        help="a table of image_id with width_px or height_px: tried, and used where nested folds gain by it",
+    )
+    verb.add_argument(
+        "--trust", nargs="+", default=[], metavar="NAME", help="members that are out of fold however good they look"
+    )
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_blend)
+
+
+def _blend(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.ensembling.blend import BlendSettings, blend, lines
+
+    settings = BlendSettings(
+        arguments.predictions, arguments.labels, arguments.out, arguments.covariates, arguments.trust
+    )
+    figures = blend(settings, load_competition(arguments.competition), log_of(arguments))
+    print(json.dumps(figures, ensure_ascii=False) if arguments.json else "\n".join(lines(figures, arguments.out)))
+    return DONE

@@ -1,0 +1,1 @@
+"""Score a member on labelled data."""

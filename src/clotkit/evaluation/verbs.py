@@ -1,0 +1,62 @@
+"""The command line of evaluation."""
+
+import argparse
+import json
+from pathlib import Path
+
+from clotkit.options import DONE, Verbs, add_verb, log_of
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_evaluate(verbs)
+    _add_predict(verbs)
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "evaluate", "score a member on labelled data: figures with intervals, pictures, its worst errors"
+    )
+    verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
+    verb.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="data as the member's recipe has it: see train"
+    )
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where metrics.json, the pictures and errors.html go"
+    )
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.evaluation.evaluate import EvaluateSettings, evaluate, lines
+
+    settings = EvaluateSettings(arguments.member, arguments.data, arguments.out, arguments.limit)
+    metrics = evaluate(settings, load_competition(arguments.competition), log_of(arguments))
+    print(json.dumps(metrics, ensure_ascii=False) if arguments.json else "\n".join(lines(metrics, arguments.out)))
+    return DONE
+
+
+def _add_predict(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "predict", "ask a member about images: a line each, with its label and probabilities")
+    verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
+    verb.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member wants")
+    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(verb=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.evaluation.predict import ask
+
+    answers = ask(arguments.member, arguments.images, load_competition(arguments.competition))
+    if arguments.json:
+        found = [{"image": str(one.image), "label": one.label, "probabilities": one.probabilities} for one in answers]
+        print(json.dumps({"member": arguments.member.name, "predictions": found}, ensure_ascii=False))
+        return DONE
+    for one in answers:
+        said = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+        print(f"{one.image}: {one.label} ({said})")
+    return DONE

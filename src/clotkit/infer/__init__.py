@@ -1,1 +1,0 @@
-"""Inference: slide workers, pipeline, submission, report."""

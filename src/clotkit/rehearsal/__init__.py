@@ -1,0 +1,1 @@
+"""Run a bundle here as Kaggle runs it."""

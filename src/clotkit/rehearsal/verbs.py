@@ -1,0 +1,58 @@
+"""The command line of rehearsals."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_verb
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_rehearse(verbs)
+
+
+def _add_rehearse(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "rehearse", "run the bundle over a split as Kaggle does: offline, isolated, inputs read-only"
+    )
+    verb.add_argument(
+        "--split",
+        help="a split folder, or public: the competition's public test slides, fetched with the Kaggle API "
+        "(default: build/phantom; for a kernel that tiles: build/phantom-tile)",
+    )
+    verb.add_argument("--weights", type=Path, default=Path("weights/demo"), help="default: weights/demo")
+    verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
+    verb.add_argument("--tiles", type=Path, default=Path("build/rehearsal-tile/tiles"), metavar="DIR",
+        help="for a kernel that trains: what a rehearsal of tiling left (default: build/rehearsal-tile/tiles)",
+    )  # fmt: skip
+    add_backbones_dir(verb)
+    verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
+    verb.add_argument(
+        "--layout",
+        choices=("both", "old", "new"),
+        default="both",
+        help="Kaggle's two layouts of /kaggle/input (default: both)",
+    )
+    verb.add_argument(
+        "--out", type=Path, help="default: build/rehearsal; for another kernel than infer: build/rehearsal-NAME"
+    )
+    verb.set_defaults(verb=_rehearse)
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    from clotkit.bundle.build import read_settings, rehearsal_dir
+    from clotkit.rehearsal.scoring import rehearse
+    from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
+
+    log = partial(print, flush=True)
+    job, wheels = read_settings(arguments.kernel).job, arguments.wheels
+    out = arguments.out or rehearsal_dir(arguments.kernel.name)
+    common = arguments.kernel, arguments.competition, arguments.layout, out, log
+    if job == "tile":
+        clean = rehearse_tiling(Path(arguments.split or "build/phantom-tile"), wheels, *common)
+    elif job == "train":
+        clean = rehearse_training(arguments.tiles, arguments.backbones, wheels, *common)
+    else:
+        clean = rehearse(arguments.split or "build/phantom", arguments.weights, wheels, *common)
+    return DONE if clean else FALLBACKS

@@ -1,0 +1,1 @@
+"""Write and draw what a run did."""

@@ -1,0 +1,125 @@
+"""What a run gives to read: its progress, report.jsonl, a line a slide, and the table at the end.
+
+What is imported with it is the standard library only.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+from clotkit.errors import SplitError
+from clotkit.files import atomic_write_text
+
+REPORT, RUN, SLIDES, PAGE = "report.jsonl", "run.json", "slides.jsonl", "report.html"
+FILES = (REPORT, RUN, SLIDES, PAGE)  # in a run's folder, beside the submission
+IMAGE_ID = "image_id"  # of a line: in the report as in the pictures beside it
+State = Literal["done", "partial", "fallback"]
+STATES = ("done", "partial", "fallback")
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """One slide's line; `p` is {member: [a probability a class]}, the mean over tiles before calibration."""
+
+    image_id: str
+    patient_id: str
+    state: State
+    reason: str
+    tiles: int
+    seconds: float
+    peak_mb: float
+    p: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class LinesFile:
+    """A file of lines, open for appending."""
+
+    def __init__(self, path: Path, kept: Iterable[str], durable: bool) -> None:
+        """Start the file anew, with the lines that are kept of an older one; `durable`: every line is fsynced."""
+        atomic_write_text(path, "".join(kept))
+        self._file: BinaryIO = path.open("ab")
+        self._durable = durable
+
+    def append(self, line: str) -> None:
+        """Append a line, flushed. Raises OSError where the disk is full; the file then stays whole."""
+        whole = self._file.tell()
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+            if self._durable:
+                os.fsync(self._file.fileno())
+        except OSError:
+            self._file = self._cut(whole)
+            raise
+
+    def _cut(self, whole: int) -> BinaryIO:
+        """The file again, without what was written in part, and without a buffer that would try it once more."""
+        with suppress(OSError):
+            self._file.close()
+        os.truncate(self._file.name, whole)
+        return Path(self._file.name).open("ab")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class ReportFile(LinesFile):
+    """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
+
+    def __init__(self, path: Path, kept: Sequence[SlideReport] = ()) -> None:
+        """Start the file anew, with the lines that are kept of an older one."""
+        super().__init__(path, map(_text, kept), durable=True)
+
+    def add(self, line: SlideReport) -> None:
+        """Append a line; see LinesFile.append."""
+        self.append(_text(line))
+
+
+def _text(line: SlideReport) -> str:
+    return json.dumps(asdict(line), ensure_ascii=False) + "\n"
+
+
+def read_report(path: Path) -> list[SlideReport]:
+    """The lines of a report.jsonl; a last line cut short by a kill is left out.
+
+    Raises SplitError when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SplitError(f"{path}: cannot be read: {error.strerror}; clotkit run writes it") from error
+    complete = text[: text.rfind("\n") + 1]
+    return [SlideReport(**json.loads(line)) for line in complete.splitlines()]
+
+
+def table(lines: Sequence[SlideReport]) -> Iterator[str]:
+    """The closing table, worst first within what a person looks for: slide, state, tiles, seconds, peak MB, reason."""
+    width = max([len("slide"), *(len(line.image_id) for line in lines)])
+    yield f"{'slide':<{width}}  {'state':<8} {'tiles':>6} {'seconds':>8} {'peak MB':>8}  reason"
+    for line in sorted(lines, key=lambda line: (STATES.index(line.state), line.image_id)):
+        yield (
+            f"{line.image_id:<{width}}  {line.state:<8} {line.tiles:>6} {line.seconds:>8.1f} {line.peak_mb:>8.0f}"
+            f"  {line.reason}"
+        ).rstrip()
+
+
+def counts(lines: Sequence[SlideReport]) -> dict[str, int]:
+    """How many slides ended in each state."""
+    found: Counter[str] = Counter(line.state for line in lines)
+    return {state: found[state] for state in STATES}

@@ -1,0 +1,77 @@
+"""The command line of scoring and checking submissions."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clotkit.options import DONE, FALLBACKS, WRONG, Verbs, add_backend, add_deadline, add_slide_limits, add_verb
+from clotkit.stores import place
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_run(verbs)
+    _add_check(verbs)
+
+
+def _add_run(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "run", "score a test split: submission.csv, and report.html to read, in RUN_DIR")
+    verb.add_argument(
+        "split", type=place, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides; or its URL"
+    )
+    verb.add_argument(
+        "--weights", type=place, required=True, metavar="DIR", help="a member, or a folder of members; or its URL"
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
+    add_backend(verb, ("local", "dask"), "local: one network here, slides read beside it")
+    add_deadline(verb)
+    add_slide_limits(verb)
+    verb.add_argument("--resume", action="store_true", help="go on from the report that is in RUN_DIR")
+    verb.set_defaults(verb=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.engines import Backend
+    from clotkit.scoring.pipeline import RunSettings, run
+    from clotkit.scoring.remote import folder_of
+    from clotkit.splits import tables_of
+
+    competition = load_competition(arguments.competition)
+    backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
+    local = arguments.backend == "local" and not arguments.scheduler
+    with tables_of(arguments.split, competition) as split_dir, folder_of(arguments.weights) as weights_dir:
+        settings = RunSettings(
+            split_dir=split_dir,
+            weights_dir=weights_dir,
+            run_dir=arguments.out,
+            jobs=arguments.jobs,
+            deadline_s=arguments.deadline or competition.limits.deadline_s,
+            memory_mb=arguments.memory or competition.limits.slide_memory_mb,
+            resume=arguments.resume,
+            source=arguments.split,
+            weights_source=arguments.weights,
+            backend=None if local else backend,
+        )
+        counts = run(settings, competition)
+    return FALLBACKS if any(count for state, count in counts.items() if state != "done") else DONE
+
+
+def _add_check(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "check", "say whether Kaggle can score a submission, and what it is worth if not trusted")
+    verb.add_argument("submission", type=Path, help="the file to check")
+    verb.add_argument("--sample", type=Path, required=True, help="the competition's sample submission")
+    verb.set_defaults(verb=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.scoring.submission import check_submission
+
+    verdict = check_submission(arguments.submission, arguments.sample, load_competition(arguments.competition))
+    for problem in verdict.problems:
+        print(f"{arguments.submission}: {problem}", file=sys.stderr)
+    for note in verdict.notes:
+        print(note)
+    print(f"{arguments.submission}: " + ("valid" if verdict.valid else f"{len(verdict.problems)} problems"))
+    return DONE if verdict.valid else WRONG

@@ -1,0 +1,1 @@
+"""Tiles on disk, one file per slide."""

@@ -1,0 +1,66 @@
+"""The command line of synthetic slides and pictures."""
+
+import argparse
+from pathlib import Path
+
+from clotkit.options import DONE, Verbs, add_verb
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_phantom(verbs)
+    _add_contours(verbs)
+
+
+def _add_phantom(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
+    verb.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder to write; the same split of an older one is replaced"
+    )
+    verb.add_argument("--split", choices=("train", "test"), default="test", help="default: test")
+    verb.add_argument("--slides", type=int, default=8, help="default: 8")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
+    verb.add_argument(
+        "--size",
+        default="small",
+        help="real: the real sizes, the largest 48284x101408; small: an eighth "
+        "of them; or WIDTHxHEIGHT in pixels (default: small)",
+    )
+    verb.add_argument(
+        "--separation", type=float, default=1.0, help="how far apart the classes are, 0 (not at all) to 4 (default: 1)"
+    )
+    verb.set_defaults(verb=_phantom)
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.synthetic.phantom import write_split
+
+    write_split(
+        arguments.out,
+        arguments.split,
+        arguments.slides,
+        arguments.seed,
+        load_competition(arguments.competition),
+        size=arguments.size,
+        separation=arguments.separation,
+        log=print,
+    )
+    return DONE
+
+
+def _add_contours(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "contours", help="draw synthetic ultrasound-like pictures, with and without a double contour"
+    )
+    verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write: yes/, no/, metadata.csv")
+    verb.add_argument("--pictures", type=int, default=1200, help="default: 1200")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed draws the same bytes (default: 0)")
+    verb.set_defaults(verb=_contours)
+
+
+def _contours(arguments: argparse.Namespace) -> int:
+    from clotkit.synthetic.contours import write_contours
+
+    write_contours(arguments.out, arguments.pictures, arguments.seed, print)
+    return DONE

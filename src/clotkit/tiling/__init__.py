@@ -1,0 +1,1 @@
+"""Turn the pixels of a slide into tiles."""

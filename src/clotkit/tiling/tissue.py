@@ -1,0 +1,129 @@
+"""Where the tissue is: the distance from a background colour that is estimated slide by slide.
+
+A fixed threshold fails: slides of this kind have white, pinkish, lilac (234, 216, 254) and green-grey (196, 211, 192)
+backgrounds, and a rule such as "grey below 230" calls all of a green-grey slide tissue.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.errors import NoTissue
+from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.reader import Slide
+from clotkit.tiling.marks import marks
+
+LATTICE = (17, 5)  # columns and rows where the background is sampled: of rows few, for in strips each costs a whole one
+SAMPLE_PX, SAMPLE_SHRINK = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
+BORDER_SHARE = 0.05  # of the shorter side: samples of the border reach no deeper, where the slide has the pixels
+FLAT = 4  # grey levels between neighbours: below it a pixel has no texture
+MIN_TISSUE_SHARE = 5e-4  # the least tissue seen on a real slide is 1.1e-3 of it
+STEPS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as tissue: `step` grey levels from the background or more, and pen marks and shadows or not."""
+
+    step: int
+    with_marks: bool = False
+
+    def mask(self, pixels: Pixels, background: Colour) -> npt.NDArray[np.bool_]:
+        """Which pixels, uint8[h, w, 3], are tissue: bool[h, w]."""
+        found = distance(pixels, background) >= self.step
+        return found if self.with_marks or not found.any() else found & ~marks(pixels, background)
+
+
+# Tried in this order. A grey picture is all mark: with nothing else on the slide, marks are what there is to look at.
+RULES = tuple(Rule(step, with_marks) for with_marks in (False, True) for step in STEPS)
+
+
+@dataclass(frozen=True)
+class TissueMap:
+    """Tissue of one overview."""
+
+    mask: npt.NDArray[np.bool_]  # [h, w] of the overview
+    background: Colour
+    rule: Rule  # by which it was found
+
+    @property
+    def share(self) -> float:
+        """The share of the overview that is tissue."""
+        return float(self.mask.mean())
+
+
+def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
+    """The tissue of an overview, uint8[h, w, 3]. Rules relax one by one until enough is found, or else any.
+
+    Raises NoTissue when nothing differs from the background by the last step.
+    """
+    for least in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
+        for rule in RULES:
+            mask = rule.mask(overview, background)
+            if mask.mean() >= least:
+                return TissueMap(mask, background, rule)
+    raise no_tissue(background)
+
+
+def distance(pixels: Pixels, background: Colour) -> npt.NDArray[np.uint8]:
+    """The largest channel difference from the background: uint8[h, w, 3] -> uint8[h, w]."""
+    colour = np.array(background, np.uint8)
+    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # in uint8: no sign to lose
+    return np.asarray(np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2]))
+
+
+def no_tissue(background: Colour) -> NoTissue:
+    """The error for a slide that is all background."""
+    return NoTissue(f"no tissue: nothing differs from the background {background} by {STEPS[-1]} grey levels or more")
+
+
+def sample_background(slide: Slide) -> Colour:
+    """The background colour of a slide: the commonest colour without texture of samples along its border.
+
+    Where the border is all texture, samples of the whole slide take its place.
+    """
+    size = (slide.width_px, slide.height_px)
+    downsample = SAMPLE_SHRINK if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_SHRINK else 1
+    columns, rows = (
+        _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, LATTICE, strict=True)
+    )
+    xy = [(x, y) for y in rows for x in columns]
+    flat, ringed, pixels = [], [], []
+    for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, downsample, (255, 255, 255)), strict=True):
+        part = tile[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
+        pixels.append(part.reshape(-1, 3))
+        flat.append(_flat(part).ravel())
+        on_ring = x in (columns[0], columns[-1]) or y in (rows[0], rows[-1])
+        ringed.append(np.full(len(pixels[-1]), on_ring))
+    return _background_of(np.concatenate(pixels), np.concatenate(flat), np.concatenate(ringed))
+
+
+def _places(length_px: int, count: int, side_px: int, downsample: int) -> list[int]:
+    """Where `count` samples begin along a side: evenly spread from end to end, each within one tile of a file."""
+    last = max(length_px - side_px, 0)
+    places = {round(last * i / (count - 1)) // side_px * side_px for i in range(count - 1)}
+    return sorted(places | {last // downsample * downsample})
+
+
+def _background_of(pixels: Pixels, flat: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool_]) -> Colour:
+    """The mode of uint8[n, 3]: of what is flat and on the ring, or flat, or all, whichever there is first."""
+    for chosen in (ring & flat, flat):
+        if chosen.any():
+            return _mode(pixels[chosen])
+    return _mode(pixels)
+
+
+def _flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    grey = pixels.mean(axis=2)  # [h, w, 3] -> [h, w]
+    across = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    down = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
+    return np.asarray(np.maximum(across, down) < FLAT)
+
+
+def _mode(pixels: Pixels) -> Colour:
+    """The commonest colour of uint8[n, 3]: the fullest bin of 8 grey levels a channel, then the median inside it."""
+    bins = (pixels >> 3).astype(np.int32) @ np.array([1024, 32, 1], np.int32)  # [n, 3] -> [n]
+    values, counts = np.unique(bins, return_counts=True)
+    red, green, blue = np.median(pixels[bins == values[counts.argmax()]], axis=0)
+    return round(float(red)), round(float(green)), round(float(blue))

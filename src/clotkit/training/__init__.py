@@ -1,0 +1,1 @@
+"""Train a member from a recipe."""

@@ -1,0 +1,82 @@
+"""The command line of training."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from clotkit.options import DONE, Verbs, add_backbones_dir, add_verb, seconds
+from clotkit.stores import place
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this room to the command line."""
+    _add_train(verbs)
+    _add_manifest(verbs)
+
+
+def _add_train(verbs: Verbs) -> None:
+    verb = add_verb(verbs, "train", "train a member from a recipe, with its figures and its calibration")
+    verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
+    verb.add_argument(
+        "--data",
+        type=place,
+        required=True,
+        metavar="PATH",
+        help="a train split, what clotkit tile made of one (or its URL, like s3://…), or pictures: folder, table, .npz",
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="MEMBER_DIR",
+        help="where the member is written; a run that was killed goes on from what is there",
+    )
+    verb.add_argument("--folds", type=int, help="for the out-of-fold predictions (default: the recipe's)")
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/cache"),
+        metavar="DIR",
+        help="where shards of a URL are kept, so that each is fetched once (default: build/cache)",
+    )
+    verb.add_argument(
+        "--wait",
+        type=seconds,
+        default=1800.0,
+        metavar="TIME",
+        help="where several train, how long one waits for the others (default: 30m)",
+    )
+    add_backbones_dir(verb)
+    verb.set_defaults(verb=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from clotkit.competitions import load_competition
+    from clotkit.training.train import TrainSettings, train
+
+    settings = TrainSettings(
+        recipe=arguments.recipe,
+        data=arguments.data,
+        out=arguments.out,
+        folds=arguments.folds,
+        limit=arguments.limit,
+        backbones=arguments.backbones,
+        cache=arguments.cache,
+        wait_s=arguments.wait,
+    )
+    train(settings, load_competition(arguments.competition), partial(print, flush=True))
+    return DONE
+
+
+def _add_manifest(verbs: Verbs) -> None:
+    verb = verbs.add_parser("manifest", help="write MANIFEST.json: the hashes of the members in a folder")
+    verb.add_argument("weights", type=Path, metavar="DIR", help="a folder of members")
+    verb.set_defaults(verb=_manifest)
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from clotkit.training.manifest import write_manifest
+
+    print(f"{arguments.weights}: {write_manifest(arguments.weights)} members listed")
+    return DONE

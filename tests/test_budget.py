@@ -1,0 +1,130 @@
+"""How much a slide gets: less where time is short, the same coarser at a second try; and what each is called."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clotkit.config import InferenceConfig, TilingConfig
+from clotkit.scoring.budget import AGAIN, EVERYTHING, FEWER_TILES, ONE_MEMBER, Pace, again
+from clotkit.scoring.scorer import Scorer, tilings_of
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Ended, Task, Tiles
+
+TILING = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=24, batch_tiles=8)
+OTHER = TilingConfig("darkest", tile_px=32, downsample=8, max_tiles=6, batch_tiles=8)
+TASK = Task("a_0", Path("a_0.tif"), (TILING, OTHER))
+
+
+@pytest.mark.parametrize(
+    ("now", "effort"), [(20.0, EVERYTHING), (40.0, FEWER_TILES), (65.0, ONE_MEMBER), (200.0, ONE_MEMBER)]
+)
+def test_what_the_pace_of_the_last_slides_leaves(now: float, effort: int) -> None:
+    """Ten seconds a slide, eight slides to go, the deadline at 100 s."""
+    pace = Pace(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
+    assert pace.effort(now) == effort
+
+
+def test_the_first_slides_get_everything() -> None:
+    assert Pace(slides=10, deadline=0.0, min_tiles=4).effort(1e9) == EVERYTHING
+    assert Pace(slides=10, deadline=float("inf"), min_tiles=4, ends=deque([0.0, 1e6])).effort(2e6) == EVERYTHING
+
+
+def test_fewer_tiles_are_never_fewer_than_count() -> None:
+    pace = Pace(slides=1000, deadline=0.0, min_tiles=4, ends=deque([0.0, 10.0]))
+    task = pace.prepare(TASK)
+    assert task.effort == ONE_MEMBER
+    assert [tiling.max_tiles for tiling in task.tilings] == [6, 4]
+    assert [tiling.downsample for tiling in task.tilings] == [4, 8]
+
+
+def test_a_second_try_is_coarser() -> None:
+    task = again(TASK)
+    assert (task.effort, task.image_id) == (AGAIN, "a_0")
+    assert [(tiling.downsample, tiling.max_tiles) for tiling in task.tilings] == [(8, 24), (16, 6)]
+
+
+@dataclass
+class FakeMember:
+    """A member that always says the same, and counts what it was asked."""
+
+    name: str
+    tiling: TilingConfig
+    p: float
+    asked: list[int] = field(default_factory=list)
+    tile_pool: str = ""
+
+    @property
+    def recipe(self) -> Any:
+        return SimpleNamespace(tiling=self.tiling, inference=InferenceConfig())
+
+    def predict(self, tiles: np.ndarray) -> np.ndarray:
+        self.asked.append(len(tiles))
+        if self.p > 1:
+            raise MemoryError("no room for tiles")
+        return np.tile(np.array([self.p, 1 - self.p], np.float32), (len(tiles), 1))
+
+
+def scored(members: list[FakeMember], *events: Tiles | Ended) -> tuple[Any, dict[str, Any]]:
+    scorer = Scorer(members, {"a_0": "a"}, min_tiles=4)  # type: ignore[arg-type]
+    for event in events[:-1]:
+        if isinstance(event, Tiles):
+            scorer.add(event)
+        else:
+            scorer.postpone(event)
+    last = events[-1]
+    assert isinstance(last, Ended)
+    return scorer.end(last)
+
+
+def tiles(task: Task, tiling: int, count: int) -> Tiles:
+    return Tiles(task, tiling, Batch(np.zeros((count, 32, 32, 3), np.uint8), np.zeros((count, 2), np.int32)))
+
+
+def members() -> list[FakeMember]:
+    return [FakeMember("first", TILING, 0.25), FakeMember("second", OTHER, 0.75)]
+
+
+def task_of(effort: int) -> Task:
+    return Task("a_0", Path("a_0.tif"), (TILING, OTHER), effort=effort)
+
+
+def test_each_member_sees_its_own_tiling() -> None:
+    both = members()
+    assert tilings_of(both) == (TILING, OTHER)  # type: ignore[arg-type]
+    line, means = scored(both, tiles(TASK, 0, 8), tiles(TASK, 1, 6), Ended(TASK, "", 1.0, 50.0))
+    assert (line.state, line.tiles, line.reason) == ("done", 14, "")
+    assert means == {"first": pytest.approx([0.25, 0.75]), "second": pytest.approx([0.75, 0.25])}
+    assert [member.asked for member in both] == [[8], [6]]
+
+
+def test_where_time_is_short_the_first_member_stands_alone() -> None:
+    task, both = task_of(ONE_MEMBER), members()
+    line, means = scored(both, tiles(task, 0, 6), tiles(task, 1, 4), Ended(task, "", 1.0, 50.0))
+    assert (line.state, list(means), both[1].asked) == ("partial", ["first"], [])
+    assert line.reason == "time was short: one tile in 4, the first member alone"
+
+
+def test_a_member_that_raises_is_out_for_that_slide() -> None:
+    both = [FakeMember("first", TILING, 0.25), FakeMember("second", TILING, 2.0)]
+    line, means = scored(both, tiles(TASK, 0, 8), tiles(TASK, 0, 8), Ended(TASK, "", 1.0, 50.0))
+    assert (line.state, list(means)) == ("partial", ["first"])
+    assert line.reason == "member second left out: MemoryError: no room for tiles"
+    assert both[1].asked == [8]  # and is not asked again
+    line, means = scored(both[1:], tiles(TASK, 0, 8), Ended(TASK, "", 1.0, 50.0))
+    assert (line.state, means) == ("fallback", {})
+
+
+def test_what_had_come_of_a_lost_first_try_counts_when_the_second_is_lost_too() -> None:
+    first = Ended(TASK, "time limit: 300 s without an end", 300.0, 90.0, lost=True)
+    second = Ended(again(TASK), "its process died of SIGKILL", 2.0, 70.0, lost=True)
+    line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 4), first, second)
+    assert (line.state, line.tiles, line.seconds, line.peak_mb) == ("partial", 12, 302.0, 90.0)
+    assert line.reason == "time limit: 300 s without an end; its process died of SIGKILL"
+    assert means["first"] == pytest.approx([0.25, 0.75])
+    line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 3), first, second)
+    assert (line.state, means) == ("fallback", {})

@@ -1,0 +1,35 @@
+"""Print the functions of src/ that are longer than 50 lines, and the median length; exit with 1 past the limits."""
+
+import ast
+import statistics
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+MOST_LINES, MOST_MEDIAN = 50, 9
+
+
+def lengths() -> list[tuple[int, str]]:
+    """Return (lines, place) of every function, its decorators left out and its docstring included."""
+    found = []
+    for path in sorted(SRC.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                found.append((lines, f"{path.relative_to(SRC)}:{node.lineno} {node.name}"))
+    return found
+
+
+def main() -> int:
+    """Print what is too long."""
+    found = lengths()
+    long = sorted((one for one in found if one[0] > MOST_LINES), reverse=True)
+    for lines, place in long:
+        print(f"{place}: {lines} lines, {MOST_LINES} allowed")
+    median = statistics.median(lines for lines, _ in found)
+    print(f"{len(found)} functions, median {median:g} lines")
+    return 1 if long or median > MOST_MEDIAN else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
