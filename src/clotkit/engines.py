@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeVar
 
 from clotkit import __version__
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
+from clotkit.progress import Log
 from clotkit.workers import allow_children, die_with
 
 T = TypeVar("T")
 R = TypeVar("R")
-Log = Callable[[str], None]
 LOKY, DASK = "loky", "dask"
 LOSSES = 3  # workers that may die under an item before it is given up
 AHEAD = 2  # items out at a time for each thread of a cluster: one at work, one to go on with

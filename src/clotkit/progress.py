@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
+Log = Callable[[str], None]  # takes one line for people
+
 
 @contextmanager
-def progress(total: int, log: Callable[[str], None]) -> Iterator[Callable[[str, bool], None]]:
+def progress(total: int, log: Log) -> Iterator[Callable[[str, bool], None]]:
     """A tqdm bar of slides on a terminal, a plain line a slide elsewhere; what it yields is called as each ends.
 
     It is given what is said of the slide, and whether that is a line on a terminal too.

@@ -30,8 +30,8 @@ from clotkit.stores import Stored
 from clotkit.tiling.sketch import Sketch, Sketcher
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
 from clotkit.tiling.tissue import Rule
+from clotkit.units import MB
 
-MB = 2**20
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
 BEAT_S = 0.5
 LEAST_MEMORY_MB = 512  # that a slide's process can do anything with

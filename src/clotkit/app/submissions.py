@@ -8,11 +8,12 @@ import numpy as np
 
 from clotkit.app import decode
 from clotkit.app.text import shown
-from clotkit.app.work import MB, read_one, written
+from clotkit.app.work import read_one, written
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SubmissionError
 from clotkit.metric import normalised
 from clotkit.scoring.submission import Verdict
+from clotkit.units import MB
 from clotkit.workers import Limits, Task
 
 LIMITS = Limits(slide_s=20.0, memory_mb=512)

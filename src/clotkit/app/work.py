@@ -20,6 +20,7 @@ from clotkit.members.heat import overlay
 from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.slides.pixels import Pixels
 from clotkit.tiling.tilers import Batch
+from clotkit.units import MB
 from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream
 
 JOBS = 2  # files of one batch that are decoded at a time
@@ -30,7 +31,6 @@ MOST_BATCH_MB = 256
 PICTURE_LIMITS = Limits(slide_s=20.0, memory_mb=1024)
 BATCH_S = 300.0  # for all uploads of a batch: those whose turn has not come by then are refused
 SLIDE_S = 120.0  # for an upload, or for a look at a slide: somebody is waiting
-MB = 2**20
 STRETCHED = 1.25  # a side to the other: from here on a picture that is made square looks different
 
 _slots = threading.BoundedSemaphore(STREAMS)

@@ -1,6 +1,5 @@
 """Read the labelled tiles of a recipe, with near-identical pictures grouped into one patient."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from clotkit.competitions import Competition
@@ -9,9 +8,8 @@ from clotkit.data.near_duplicates import group_twins
 from clotkit.data.sources import CACHE, read_source
 from clotkit.data.tiles import TileSet
 from clotkit.errors import UsageError
+from clotkit.progress import Log
 from clotkit.stores import Place
-
-Log = Callable[[str], None]
 
 
 def read_grouped(

@@ -15,6 +15,7 @@ from clotkit.config import DataConfig, Recipe
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError, one_line
+from clotkit.progress import Log
 from clotkit.shards.cache import Opener
 from clotkit.shards.cut import TILING
 from clotkit.shards.reading import ShardTiles, Shelf
@@ -25,8 +26,6 @@ from clotkit.splits import SlideRow, read_slides, read_table
 from clotkit.stores import Place, Store, is_url, store_of
 from clotkit.tiling.tilers import TILERS
 from clotkit.workers import Ended, Limits, Task, Tiles, stream
-
-Log = Callable[[str], None]
 
 CACHE = Path("build/cache")  # where shards of a URL are kept
 PARTS = (TRAIN, VAL, TEST)

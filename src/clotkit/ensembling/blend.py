@@ -5,7 +5,7 @@ scored on.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members.blending import Candidate, Committee, Floats, Ints
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION
 from clotkit.members.loading import RECIPE
+from clotkit.progress import Log
 
 FOLDS, REPEATS, SEED = 5, 10, 0
 SAME_ERRORS, JOIN_ERRORS = 2.0, 1.0  # standard errors of a paired difference
@@ -28,7 +29,6 @@ LEAST_TO_CHOOSE = 50  # patients of the rarer class
 TAIL_SHARE, TAIL_PATIENTS = 0.05, 16  # at either end, that bound what may be said of any
 BEYOND = 0.005  # of a posterior: what patients rule out
 HIDDEN_PATIENTS, DRAWS = 235, 1000  # simulated hidden sets
-Log = Callable[[str], None]
 Splits = list[tuple[Ints, Ints]]
 
 

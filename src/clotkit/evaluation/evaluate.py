@@ -1,6 +1,5 @@
 """`clotkit evaluate`: a member's figures on labelled data, from its weights, and where it errs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from clotkit.members.ensemble import Calibration
 from clotkit.members.heat import heat_maps
 from clotkit.members.loading import SPLIT, TRAINED, WATCHED, committee_rows
 from clotkit.members.networks import Network
+from clotkit.progress import Log
 
-Log = Callable[[str], None]
 UNKNOWN = -1  # the fold of an image that the member has never met
 
 

@@ -8,8 +8,8 @@ from clotkit.errors import RemoteError, UsageError
 from clotkit.files import atomic_write
 from clotkit.kaggle.client import Kaggle
 from clotkit.kaggle.public import inside
+from clotkit.progress import Log
 
-Log = Callable[[str], None]
 POLL_S, SOON_S = 20.0, 2.0  # between two looks at a run; after the end of its log
 QUEUE_LIMIT_S = 6 * 3_600.0  # that a run may wait for a machine
 RUN_LIMIT_S = 13 * 3_600.0  # Kaggle ends a session after 12 hours

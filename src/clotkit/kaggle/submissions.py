@@ -12,10 +12,10 @@ from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionE
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.follow import Session
 from clotkit.kaggle.public import download
+from clotkit.progress import Log
 from clotkit.report import records
 from clotkit.scoring.submission import check_submission
 
-Log = Callable[[str], None]
 POLL_S, LONGEST_POLL_S = 15.0, 120.0
 SCORE_LIMIT_S = 13 * 3_600.0  # a scoring run may take as long as a session
 UNSEEN_TRIES, UNSEEN_WAIT_S = 4, 30.0  # while Kaggle cannot find a version that has just ended

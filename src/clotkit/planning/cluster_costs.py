@@ -19,15 +19,15 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
-from clotkit.planning.plan import MB as BINARY_MB
 from clotkit.planning.plan import Plan, PlanSettings, SlidePlan, plan_slides
 from clotkit.shards.cut import ShardTask, shard_task
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
 from clotkit.stores import Folder, Place
 from clotkit.tiling.tilers import check_tiler
+from clotkit.units import MB
 from clotkit.workers import Ended, Limits, Task, check_limits, fetch, stream
 
-MB = 1e6
+DECIMAL_MB = 1e6
 SAMPLED = 16  # slides of the split that are cut to see what they cost
 LEAST = 3  # of them: with fewer nothing is known of how well the line fits
 
@@ -103,7 +103,7 @@ def probe_split(
     with tables_of(where, competition) as folder:
         split = wanted or split_of(folder, competition, ("train", "test"))
         slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
-        file_mb = {slide.image_id: slide.size_bytes / MB for slide in slides}
+        file_mb = {slide.image_id: slide.size_bytes / DECIMAL_MB for slide in slides}
         looked, fetched_s = _fetched(slides, at_a_time)
         settings = PlanSettings(folder, None, name, split, at_a_time, competition.limits.deadline_s, memory_mb)
         plan = plan_slides(looked, settings, competition)
@@ -161,13 +161,13 @@ def cut_sample(
 
 
 def _cost(slide: SlidePlan, ended: Ended) -> Cost:
-    shard_mb = ended.facts["size_bytes"] / MB
+    shard_mb = ended.facts["size_bytes"] / DECIMAL_MB
     return Cost(slide.image_id, file_mb_of(slide), ended.seconds, shard_mb)
 
 
 def file_mb_of(slide: SlidePlan) -> float:
     """The MB of a slide's file."""
-    return slide.stored_mb * BINARY_MB / MB
+    return slide.stored_mb * MB / DECIMAL_MB
 
 
 def full_mb(plan: Plan, tiling: TilingConfig) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clotkit.competitions import UNKNOWN, Competition
 from clotkit.errors import ConfigError, UsageError
-from clotkit.planning.cluster_costs import MB, CostModel, Probed, probe_split
+from clotkit.planning.cluster_costs import DECIMAL_MB, CostModel, Probed, probe_split
 from clotkit.planning.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
 from clotkit.planning.plan import as_time
 from clotkit.stores import Place
@@ -146,7 +146,7 @@ def drawn_jobs(settings: ClusterSettings, competition: Competition, costs: CostM
     drawn = draw_slides(competition.sizes, settings.slides or competition.sizes.slides, settings.seed)
     jobs = [
         Job(f"drawn {number}", mb, mb + costs.shard_mb, costs.seconds(mb))
-        for number, mb in enumerate(slide.file_bytes / MB for slide in drawn)
+        for number, mb in enumerate(slide.file_bytes / DECIMAL_MB for slide in drawn)
     ]
     return jobs, 3.0 * sum(slide.width_px * slide.height_px for slide in drawn)
 
@@ -209,7 +209,7 @@ def _whole(
         price_usd=settings.price_usd,
         seed=settings.seed,
         slides=len(jobs),
-        file_gb=sum(job.file_mb for job in jobs) * MB / GB,
+        file_gb=sum(job.file_mb for job in jobs) * DECIMAL_MB / GB,
         real_gb=sizes.total_bytes / GB * len(jobs) / sizes.slides,
         raw_gb=raw_bytes / GB,
         largest_mb=max(job.file_mb for job in jobs),
@@ -221,7 +221,7 @@ def _whole(
         slowest_s=max(map(fleet.alone_s, jobs)),
         outcomes=outcomes(jobs, fleet, _counts(fleet.machines, stop, 2 * stop), settings.price_usd),
         own_slides=len(own),
-        own_gb=sum(job.file_mb for job in own) * MB / GB,
+        own_gb=sum(job.file_mb for job in own) * DECIMAL_MB / GB,
         own=outcomes(own, fleet, _counts(fleet.machines), settings.price_usd),
         failing=[slide.image_id for slide in plan.failing],
     )

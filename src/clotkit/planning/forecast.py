@@ -34,10 +34,10 @@ from clotkit.tiling.tissue import (
     STEPS,
     sample_background,
 )
+from clotkit.units import MB
 
 T = TypeVar("T")
 
-MB = 2**20
 SAMPLES = 48  # cells that are decoded to time them, and to see how much of what the index wants is tissue
 CHECKED = LARGEST + SPREAD  # cells that the index decodes, at least
 SHRINK = 8  # at which they are looked at, as the index does

@@ -27,11 +27,11 @@ from clotkit.planning.forecast import forecast
 from clotkit.scoring.pipeline import find_ensemble
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of
 from clotkit.tiling.tilers import Batch, check_tiler
+from clotkit.units import MB
 from clotkit.workers import Ended, Limits, Task, Work, check_limits, peak_mb, stream
 
 PROBE_S = 30.0  # that a slide's process may take here
 SHOWN = 5  # slides in the table, those that take longest
-MB = 2**20
 
 
 @dataclass(frozen=True)

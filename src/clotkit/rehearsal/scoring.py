@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, weights_files, wheels_files
 from clotkit.members.loading import find_members
+from clotkit.progress import Log
 from clotkit.rehearsal import environment
 from clotkit.report import records
 from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
+from clotkit.units import MB
 
-Log = Callable[[str], None]
 LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
 OWNER, REHEARSAL = "rehearsal", "rehearsal.json"
 WATCH_S = 0.5
-MB = 2**20
 # The kernel's whole command line runs inside this: mounts first, then what follows "--".
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--")
 MOUNTS = """

@@ -21,7 +21,7 @@ from clotkit.files import atomic_write_json, sha256
 from clotkit.members.blending import COVARIATES
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
 from clotkit.members.loading import OUT_OF_FOLD, Member, find_members, load_member
-from clotkit.progress import progress
+from clotkit.progress import Log, progress
 from clotkit.reasons import Reason
 from clotkit.report import page, records
 from clotkit.report.records import SlideReport
@@ -50,7 +50,6 @@ from clotkit.workers import (
 PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 STALL_S = 120.0  # the largest slide's first batch takes 15 s on a slow core
 CLOSING_S, CLOSING_SHARE = 2.0, 0.05  # of the deadline, kept for the last writes
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
-from clotkit.engines import Backend, Log, Lost, engine
+from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClusterError, one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member, find_members, load_member
+from clotkit.progress import Log
 from clotkit.reasons import Reason
 from clotkit.report.records import SlideReport
 from clotkit.report.sidecar import Trace

@@ -10,9 +10,9 @@ from pathlib import Path
 from clotkit.errors import UsageError
 from clotkit.splits import SlideRow
 from clotkit.stores import Folder, Store
+from clotkit.units import MB
 
 PREVIEWS = "preview"
-MB = 2**20
 
 
 @contextmanager

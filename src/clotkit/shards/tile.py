@@ -6,7 +6,7 @@ of it, leaves nothing that passes for whole. No TensorFlow here.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,7 +16,7 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.engines import Backend, Engine, Lost, engine
 from clotkit.errors import ClusterError, UsageError
-from clotkit.progress import progress
+from clotkit.progress import Log, progress
 from clotkit.shards.cut import FULL, Order, Outcome, ShardTask, cut, digest, is_drawn, shard_task
 from clotkit.shards.folder import PREVIEWS, alone, full, taken_mb
 from clotkit.shards.shard import frame_in, shard_key
@@ -29,8 +29,6 @@ from clotkit.workers import Work, check_limits, never
 TABLE_S = 30.0  # how old shards.csv may be while a run is at work
 ASKING = 16  # requests to an object store at a time
 LATE = "the run's deadline came before its turn"
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

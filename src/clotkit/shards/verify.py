@@ -1,7 +1,7 @@
 """`clotkit tile --verify`: every shard of a folder read once, and held against what shards.csv says of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,15 +10,13 @@ from clotkit.config import TilingConfig, load_recipe
 from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClotkitError
 from clotkit.files import sha256
-from clotkit.progress import progress
+from clotkit.progress import Log, progress
 from clotkit.shards.cut import TILING
 from clotkit.shards.shard import read_shard
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.splits import read_slides, split_of, tables_of
 from clotkit.stores import Place, Store, at_hand, store_of
-
-Log = Callable[[str], None]
-MB = 2**20
+from clotkit.units import MB
 
 
 @dataclass(frozen=True)

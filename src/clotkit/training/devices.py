@@ -7,7 +7,7 @@ TensorFlow's MirroredStrategy or MultiWorkerMirroredStrategy. On JAX it is Keras
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
 from clotkit.members.loading import ENVIRONMENT, quiet, start_keras
+from clotkit.progress import Log
 from clotkit.training.rendezvous import ended_within, is_address, meet
 
 HALF = "mixed_float16"  # as Keras names it: weights stay float32
 WAIT_S = 1800.0  # for other workers: a queue's jobs start minutes apart
 CLUSTER = "TF_CONFIG"  # the environment variable that TensorFlow, and what starts its workers, use
 EXAMPLE = '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from clotkit.errors import ClusterError
+from clotkit.progress import Log
 
 LOOK_S = 0.2  # between two looks for those who are missing
 ANSWER_S = 2.0  # that a machine has for an answer
 SAY_S = 30.0  # between two lines that say who is missing
-
-Log = Callable[[str], None]
 
 
 def meet(addresses: Sequence[str], index: int, wait_s: float, log: Log) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from clotkit.evaluation.scores import (
 from clotkit.files import atomic_write_text
 from clotkit.members.loading import TRAINED, WATCHED, committee_rows
 from clotkit.members.networks import Network, build_network, expanded
+from clotkit.progress import Log
 from clotkit.shards.reading import ShardTiles
 from clotkit.splits import SYNTHETIC
 from clotkit.stores import Place, store_of
@@ -44,7 +45,6 @@ from clotkit.training import devices
 from clotkit.training.fit import Features, Told, features_of, fit, forget, is_frozen
 from clotkit.training.member_folder import Trained, write_member
 
-Log = Callable[[str], None]
 DESCRIBED = ("seed", "size", "separation", "pictures")  # of what a synthetic split's marker says
 LINE_S = 20.0
 STATE = ".training"  # in the member's folder: what a killed run goes on from

@@ -1,0 +1,3 @@
+"""Units that several rooms share."""
+
+MB = 2**20  # bytes in what the kit calls a megabyte
