@@ -1,4 +1,7 @@
-"""Which tiles a network is trained on, which choose its epoch, and which it is judged by: always whole patients."""
+"""Split labelled tiles into training, validation and held-out parts, always by whole patients.
+
+A network is trained on the first part, its epoch is chosen on the second, and it is scored on the third.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from clotkit.config import DataConfig, TrainingConfig
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError
 
-HOLDOUT = 0.15  # share of the patients of each class that is held, and as many are watched
+HOLDOUT = 0.15  # share of the patients of each class that is held out; as many go to validation
 
 Mask = npt.NDArray[np.bool_]
 Groups = npt.NDArray[Any]
@@ -19,51 +22,63 @@ Groups = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Fold:
-    """One way to part the tiles, bool[n] each: every tile is in one of the three. `watch` may be empty."""
+    """One split of the tiles into three masks, bool[n] each. Every tile is in exactly one of them."""
 
     train: Mask
-    watch: Mask
-    held: Mask
+    validation: Mask  # chooses the epoch; may be empty
+    held_out: Mask  # scores the network
 
 
 def make_folds(tiles: TileSet, data: DataConfig, training: TrainingConfig, folds: int | None) -> list[Fold]:
-    """The folds of `data.split`, the same ones for the same seed; `folds` comes before the recipe's number.
+    """Return the folds of `data.split`, the same for the same seed.
 
-    given: one fold of the source's parts, which stay as they are, whatever patients they share. holdout: one of
-    70/15/15 % of the patients. folds: every patient is held once, stratified by class. centres: the same with whole
-    centres, at most one fold a centre; centres that share a patient stay together. In the last two, and where parts are
-    given without val, `training.validation_share` of the training patients of each class are watched. Raises
-    ConfigError when the data do not give what the split needs.
+    - `given`: one fold with the parts that the source gives, even if they share patients.
+    - `holdout`: one fold with 70/15/15 % of the patients.
+    - `folds`: every patient is held out once, stratified by class.
+    - `centres`: as `folds`, but whole centres are held out, at most one fold a centre. Centres that share a patient
+      stay together.
+
+    In `folds` and `centres`, and in `given` without val, validation takes `training.validation_share` of the training
+    patients of each class.
+
+    Args:
+        tiles: The labelled tiles.
+        data: The recipe's [data] table.
+        training: The recipe's [training] table: its seed, number of folds and validation share.
+        folds: The number of folds, or None for the recipe's.
+
+    Raises:
+        ConfigError: The data do not have what the split needs.
     """
     wanted = training.folds if folds is None else folds
-    made = RULES[data.split](tiles, training, wanted)
+    made = SPLITTERS[data.split](tiles, training, wanted)
     for number, fold in enumerate(made, 1):
         _check_train(fold, tiles, f"fold {number} of split {data.split}")
     return made
 
 
 def _given(tiles: TileSet, training: TrainingConfig, folds: int) -> list[Fold]:
-    train, watch, held = (tiles.parts == part for part in (TRAIN, VAL, TEST))
-    if not train.any() or not held.any() or not (train | watch | held).all():
+    train, validation, held_out = (tiles.parts == part for part in (TRAIN, VAL, TEST))
+    if not train.any() or not held_out.any() or not (train | validation | held_out).all():
         counts = {str(name) or "none": np.count_nonzero(tiles.parts == name) for name in np.unique(tiles.parts)}
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ConfigError(
             f"data.split is 'given', but the tiles by part are: {found}; every tile needs one of {TRAIN}, {VAL}, "
-            f"{TEST}, and only {VAL} may be empty; or set data.split"
+            f"{TEST}, and only {VAL} may be empty; or choose another data.split"
         )
-    if not watch.any():
-        watch = _watched(tiles, train, training, 0)
-    return [Fold(train & ~watch, watch, held)]
+    if not validation.any():
+        validation = _validation(tiles, train, training, 0)
+    return [Fold(train & ~validation, validation, held_out)]
 
 
 def _holdout(tiles: TileSet, training: TrainingConfig, folds: int) -> list[Fold]:
-    _check_patients(tiles, 3, "data.split is 'holdout'", "at least 3 are needed; set data.split")
+    _check_patients(tiles, 3, "data.split is 'holdout'", "at least 3 are needed; choose another data.split")
     patients, rows, labels = _patients(tiles)
     rng = np.random.default_rng(training.seed)
-    held = _share(labels, np.ones(len(patients), bool), HOLDOUT, rng)
-    # what is left is 85 %: the share of all patients stays the same
-    watch = _share(labels, ~held, HOLDOUT / (1 - HOLDOUT), rng)
-    return [Fold(~(held | watch)[rows], watch[rows], held[rows])]
+    held_out = _share(labels, np.ones(len(patients), bool), HOLDOUT, rng)
+    # 85 % are left, so this is HOLDOUT of all patients again
+    validation = _share(labels, ~held_out, HOLDOUT / (1 - HOLDOUT), rng)
+    return [Fold(~(held_out | validation)[rows], validation[rows], held_out[rows])]
 
 
 def _by_patient(tiles: TileSet, training: TrainingConfig, folds: int) -> list[Fold]:
@@ -76,20 +91,20 @@ def _by_centre(tiles: TileSet, training: TrainingConfig, folds: int) -> list[Fol
         without, known = np.count_nonzero(tiles.centres == ""), np.count_nonzero(centres != "")
         raise ConfigError(
             f"data.split is 'centres', but {without} of {len(tiles)} tiles have no centre, and centres are {known}; "
-            "every tile needs one, of at least 2; or set data.split"
+            "every tile needs a centre, and at least 2 centres are needed; or choose another data.split"
         )
     groups = _shared_centres(tiles)
     possible = len(np.unique(groups))
     if possible < 2:
         raise ConfigError(
-            f"data.split is 'centres', but all {len(centres)} centres share patients and make 1 group, at least 2 are "
-            "needed; set data.split"
+            f"data.split is 'centres', but all {len(centres)} centres share patients and make 1 group; at least 2 are "
+            "needed; choose another data.split"
         )
     return _grouped(tiles, groups, training, min(folds, possible))
 
 
 def _shared_centres(tiles: TileSet) -> Groups:
-    """A group for each tile, int[n]: its centre, with those that have a patient in common with it."""
+    """Return the group of each tile, int[n]: centres that share a patient are one group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -101,24 +116,24 @@ def _shared_centres(tiles: TileSet) -> Groups:
 
 
 def _grouped(tiles: TileSet, groups: Groups, training: TrainingConfig, folds: int) -> list[Fold]:
-    """Stratified folds of whole groups; of each training side a share of the patients is watched."""
+    """Return stratified folds of whole groups, each with validation patients from its training side."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if folds < 2:
-        raise ConfigError(f"--folds is {folds}; at least 2")
-    _check_patients(tiles, folds, f"--folds is {folds}", "at most that many folds, at least 2")
+        raise ConfigError(f"--folds is {folds}; at least 2 are needed")
+    _check_patients(tiles, folds, f"--folds is {folds}", "use at most that many folds, and at least 2")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=training.seed)
     made = []
     for number, (_, chosen) in enumerate(splitter.split(np.zeros(len(tiles)), tiles.labels, groups)):
-        held = np.zeros(len(tiles), bool)
-        held[chosen] = True
-        watch = _watched(tiles, ~held, training, number)
-        made.append(Fold(~held & ~watch, watch, held))
+        held_out = np.zeros(len(tiles), bool)
+        held_out[chosen] = True
+        validation = _validation(tiles, ~held_out, training, number)
+        made.append(Fold(~held_out & ~validation, validation, held_out))
     return made
 
 
-def _watched(tiles: TileSet, allowed: Mask, training: TrainingConfig, number: int) -> Mask:
-    """Tiles of `training.validation_share` of the patients of each class among the allowed tiles."""
+def _validation(tiles: TileSet, allowed: Mask, training: TrainingConfig, number: int) -> Mask:
+    """Choose the tiles of `training.validation_share` of the patients of each class, of the allowed tiles."""
     if training.validation_share <= 0:
         return np.zeros(len(tiles), bool)
     patients, rows, labels = _patients(tiles)
@@ -128,7 +143,7 @@ def _watched(tiles: TileSet, allowed: Mask, training: TrainingConfig, number: in
 
 
 def _patients(tiles: TileSet) -> tuple[Groups, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The patients' names, each tile's patient, and each patient's class: that of most of its tiles."""
+    """Return the patients' names, each tile's patient, and each patient's class (of most of its tiles)."""
     names, rows = np.unique(tiles.patients, return_inverse=True)
     counts = np.zeros((len(names), len(tiles.classes)), np.int64)
     np.add.at(counts, (rows, tiles.labels), 1)
@@ -136,9 +151,10 @@ def _patients(tiles: TileSet) -> tuple[Groups, npt.NDArray[np.int64], npt.NDArra
 
 
 def _share(labels: npt.NDArray[np.int64], allowed: Mask, share: float, rng: np.random.Generator) -> Mask:
-    """About `share` of the allowed patients of each class, bool[patients], of all of them exact to a patient.
+    """Choose about `share` of the allowed patients of each class, bool[patients].
 
-    Rounding carries over from class to class. Of each class at least one is taken, and at least one left.
+    Rounding carries over from class to class, so that the total is exact to one patient. At least one patient of each
+    class is chosen, and at least one is left.
     """
     chosen = np.zeros(len(labels), bool)
     seen = 0
@@ -151,13 +167,13 @@ def _share(labels: npt.NDArray[np.int64], allowed: Mask, share: float, rng: np.r
     return chosen
 
 
-def _check_patients(tiles: TileSet, least: int, what: str, allowed: str) -> None:
-    """Raise ConfigError where a class has fewer patients than there have to be."""
+def _check_patients(tiles: TileSet, least: int, setting: str, advice: str) -> None:
+    """Raise ConfigError if a class has fewer than `least` patients."""
     pairs = np.unique(np.stack([tiles.labels, np.unique(tiles.patients, return_inverse=True)[1]], axis=1), axis=0)
     counts = np.bincount(pairs[:, 0], minlength=len(tiles.classes))
     rarest = int(counts.argmin())
     if counts[rarest] < least:
-        raise ConfigError(f"{what}, but class {tiles.classes[rarest]} has only {counts[rarest]} patients; {allowed}")
+        raise ConfigError(f"{setting}, but class {tiles.classes[rarest]} has only {counts[rarest]} patients; {advice}")
 
 
 def _check_train(fold: Fold, tiles: TileSet, where: str) -> None:
@@ -166,11 +182,11 @@ def _check_train(fold: Fold, tiles: TileSet, where: str) -> None:
     if empty:
         raise ConfigError(
             f"{where}: 0 tiles of class {', '.join(empty)} to train on, at least 1 is needed; "
-            "take another split, seed or number of folds"
+            "choose another split, seed or number of folds"
         )
 
 
-RULES: dict[str, Callable[[TileSet, TrainingConfig, int], list[Fold]]] = {
+SPLITTERS: dict[str, Callable[[TileSet, TrainingConfig, int], list[Fold]]] = {
     "given": _given,
     "holdout": _holdout,
     "folds": _by_patient,

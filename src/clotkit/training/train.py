@@ -133,7 +133,7 @@ def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
     digest = hashlib.sha256(source.encode())
     pixels: Any = tiles.tiles
     digest.update(pixels.fingerprint() if isinstance(pixels, ShardTiles) else np.ascontiguousarray(pixels).data)
-    for array in (tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.watch))):
+    for array in (tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.validation))):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -181,11 +181,11 @@ class _Run:
         histories, held, watched = [], [], []
         ships_folds = len(folds) == 1 or self.recipe.training.final == "folds"
         for number, fold in enumerate(folds):
-            found, history = self._committee(str(number), fold.train, fold.watch)
+            found, history = self._committee(str(number), fold.train, fold.validation)
             networks += [found] if ships_folds else []
             histories.append(history.assign(fold=number))
-            held.append(self._predicted(found, fold.held).assign(fold=number))
-            watched.append(self._predicted(found, fold.watch))
+            held.append(self._predicted(found, fold.held_out).assign(fold=number))
+            watched.append(self._predicted(found, fold.validation))
             self.log(_said(f"fold {number + 1} of {len(folds)}", fold, history))
         out_of_fold = pd.concat(held, ignore_index=True)
         units = units_of(out_of_fold, self.aim)
@@ -197,7 +197,7 @@ class _Run:
             crossed = [calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))]
         scored = cross_calibrated(units, dict(enumerate(crossed)), self.aim)
         if not ships_folds:
-            watch = folds[0].watch
+            watch = folds[0].validation
             found, history = self._committee("all", ~watch, watch)
             networks, histories = [found], [*histories, history.assign(fold="all")]
         history = pd.concat(histories, ignore_index=True)
@@ -206,9 +206,9 @@ class _Run:
     def with_the_chief(self, folds: Sequence[Fold]) -> None:
         """Take part in every fit of `on_folds`, in the same order, and in nothing else."""
         for number, fold in enumerate(folds):
-            self._committee(str(number), fold.train, fold.watch)
+            self._committee(str(number), fold.train, fold.validation)
         if len(folds) > 1 and self.recipe.training.final != "folds":
-            self._committee("all", ~folds[0].watch, folds[0].watch)
+            self._committee("all", ~folds[0].validation, folds[0].validation)
 
     def _committee(
         self, name: str, train: npt.NDArray[np.bool_], watch: npt.NDArray[np.bool_]
@@ -284,7 +284,7 @@ def _epochs(title: str, total: int, log: Log) -> Iterator[Told]:
 def _said(name: str, fold: Fold, history: pd.DataFrame) -> str:
     last = history.iloc[-1]
     return (
-        f"{name}: {int(fold.train.sum())} tiles to train, {int(fold.held.sum())} held out, "
+        f"{name}: {int(fold.train.sum())} tiles to train, {int(fold.held_out.sum())} held out, "
         f"{int(last['epoch'])} epochs, last loss {last['loss']:.3f}"
     )
 
@@ -295,8 +295,8 @@ def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     for number, fold in enumerate(folds):
         if len(folds) == 1:
             table.loc[fold.train, "fold"] = TRAINED
-            table.loc[fold.watch, "fold"] = WATCHED
-        table.loc[fold.held, "fold"] = str(number)
+            table.loc[fold.validation, "fold"] = WATCHED
+        table.loc[fold.held_out, "fold"] = str(number)
     return table.drop_duplicates()
 
 
