@@ -13,7 +13,7 @@ import numpy as np
 
 from clotkit.config import TilingConfig
 from clotkit.slides.reader import open_slide
-from clotkit.tiling.overview import overview
+from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Limits, Task, stream
 
@@ -27,11 +27,11 @@ HARM = ("died of", "time limit", "memory limit", "exit code")  # reasons that a 
 def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """An overview at 1/8, a tile, the mean colour, and Pillow's mean colour where it reads the file."""
     slide = open_slide(task.path)
-    view = overview(slide, 8, (255, 255, 255))
+    view = read_overview(slide, 8, (255, 255, 255))
     (tile,) = slide.tiles([(0, 0)], TILING.tile_px, 1, (255, 255, 255))
     assert view.shape == (-(-slide.height_px // 8), -(-slide.width_px // 8), 3)
     yield 0, Batch(tile[None], np.zeros((1, 2), np.int32))
-    mean = overview(slide, 1, (255, 255, 255)).mean(axis=(0, 1)).round(1).tolist()
+    mean = read_overview(slide, 1, (255, 255, 255)).mean(axis=(0, 1)).round(1).tolist()
     yield 0, {"decoder": slide.decoder, "size": [slide.width_px, slide.height_px], "mean": mean}
     yield 0, {"pillow": pillow_mean(task.path)}
 

@@ -10,14 +10,14 @@ from clotkit.config import TilingConfig
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.tiling.marks import marks
 
-STEPS, LADDER, ENOUGH = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
+THRESHOLDS, LADDER, ENOUGH = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
 Tile = tuple[tuple[int, int], Pixels]
 
 
 class ArraySlide:
     """A slide that is an array, uint8[h, w, 3]: no file, no index, random access."""
 
-    decoder, in_rows, table = "array", False, None
+    decoder, sequential, table = "array", False, None
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels, (self.height_px, self.width_px) = pixels, pixels.shape[:2]
@@ -60,7 +60,7 @@ def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Til
         c for c in (64, 32, 16, 8, 4, 2, 1) if (config.tile_px % c == 0 and config.tile_px // c >= 16) or c == 1
     )
     cells = [downsampled(tile, cell) for tile in tiles]
-    for step in STEPS:
+    for step in THRESHOLDS:
         share = np.array([tissue(cell, background, step).mean() for cell in cells])
         area = (config.tile_px * config.downsample) ** 2 * (step_px / config.tile_px / config.downsample) ** 2
         if share.sum() * area >= ENOUGH * whole.shape[0] * whole.shape[1]:

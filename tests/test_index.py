@@ -8,10 +8,10 @@ import pyvips
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clotkit.slides.index import Index, background_bytes, slide_index, verified_index
+from clotkit.slides.index import TileIndex, background_bytes, slide_index, verified_index
 from clotkit.slides.reader import open_slide
 from clotkit.slides.tiff import SegmentTable
-from clotkit.tiling.overview import overview
+from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tissue import sample_background
 
 SAVED: dict[str, dict[str, object]] = {
@@ -29,11 +29,11 @@ def test_what_is_skipped_is_background(layout: str, slides: list[Path], tmp_path
         pyvips.Image.new_from_file(str(path)).tiffsave(str(copy), tile=True, **SAVED[layout])
         slide = open_slide(copy)
         background = sample_background(slide)
-        whole = overview(slide, 16, background)
+        whole = read_overview(slide, 16, background)
         for step in (24, 6):
             index = slide_index(slide, background, step)
-            skipped.append(0.0 if index is None else 1 - index.share)
-            view = overview(slide, 16, background, index)
+            skipped.append(0.0 if index is None else 1 - index.wanted_share)
+            view = read_overview(slide, 16, background, index)
             differs = np.abs(view.astype(int) - whole).max(axis=2)
             assert differs.max() <= step / 2
     assert max(skipped) > 0.7
@@ -70,11 +70,11 @@ def test_a_few_slivers_lower_the_limit_and_leave_an_index(tmp_path: Path) -> Non
         pixels[y : y + 16, x : x + 16] = (170, 60, 90)
     index = saved_index(tmp_path, pixels)
     assert index is not None
-    assert index.share < 0.3
+    assert index.wanted_share < 0.3
     assert all(index.wanted[y // 128, x // 128] for x, y in ((1500, 300), (300, 1500), (1700, 1700)))
 
 
-def saved_index(folder: Path, pixels: np.ndarray) -> Index | None:
+def saved_index(folder: Path, pixels: np.ndarray) -> TileIndex | None:
     path = folder / "slide.tif"
     pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True, **SAVED["deflate"])
     slide = open_slide(path)
@@ -112,7 +112,7 @@ def test_nothing_that_was_seen_far_from_the_background_is_skipped(
     index = verified_index(table, distance, 12)
     if index is not None:
         assert all(index.wanted[place] for place, far in seen.items() if far > 12)
-        assert index.share <= 0.8
+        assert index.wanted_share <= 0.8
 
 
 @given(
@@ -120,7 +120,7 @@ def test_nothing_that_was_seen_far_from_the_background_is_skipped(
     st.integers(-40, 900), st.integers(-40, 700), st.integers(1, 500),
 )  # fmt: skip
 def test_bounds_are_what_wanted_tiles_could_fill(wanted: list[list[bool]], x: int, y: int, side: int) -> None:
-    index = Index(100, np.array(wanted), 12.0)
+    index = TileIndex(100, np.array(wanted), 12.0)
     pixels = np.kron(np.array(wanted), np.ones((100, 100), bool))
     inside = pixels[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
     bound = index.bounds(np.array([[x, y]]), side)[0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.slides.reader import open_slide
-from clotkit.tiling.overview import overview
+from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tissue import find_tissue, sample_background
 from clotkit.workers import Ended, Task, stream
 
@@ -109,7 +109,7 @@ def read(path: Path) -> Pixels:
     for (x, y), tile in zip(corners, slide.tiles(corners, 40, 1, (255, 255, 255)), strict=True):
         whole[y : y + 40, x : x + 40] = tile
     pixels = whole[: slide.height_px, : slide.width_px]
-    np.testing.assert_array_equal(pixels, overview(slide, 1, (255, 255, 255)))
+    np.testing.assert_array_equal(pixels, read_overview(slide, 1, (255, 255, 255)))
     return pixels
 
 
@@ -159,7 +159,7 @@ def test_what_is_transparent_is_no_tissue_on_a_tinted_background(tiled: bool, tm
     slide = open_slide(tmp_path / "a.tif")
     background = sample_background(slide)
     assert background == (234, 216, 254)
-    mask = find_tissue(overview(slide, 10, background), background).mask
+    mask = find_tissue(read_overview(slide, 10, background), background).mask
     assert not mask[9:21, 9:31].any()
     assert mask[31:44, 41:59].all()
 
@@ -270,7 +270,7 @@ def _bytes(path: Path, data: bytes) -> None:
 def assert_refused(path: Path, words: str) -> SlideError:
     """It is refused on opening or on reading, with these words, in one line without its path."""
     with pytest.raises(SlideUnreadable, match=words) as raised:
-        overview(open_slide(path), 8, (255, 255, 255))
+        read_overview(open_slide(path), 8, (255, 255, 255))
     text = str(raised.value)
     assert "\n" not in text
     assert str(path) not in text

@@ -20,9 +20,9 @@ from clotkit.tiling.preview import (
     draw_preview,
     kept_size_px,
     outline,
+    preview_downsample,
     preview_key,
     preview_key_of,
-    preview_shrink,
     rejected_squares,
     write_preview,
 )
@@ -107,7 +107,7 @@ def test_the_outline_is_the_mask_less_its_inside() -> None:
 
 @given(width=st.integers(1, 200_000), height=st.integers(1, 200_000))
 def test_a_preview_is_as_long_as_it_may_be(width: int, height: int) -> None:
-    downsample = preview_shrink(width, height)
+    downsample = preview_downsample(width, height)
     assert -(-max(width, height) // downsample) <= LONG_PX
     assert downsample == 1 or -(-max(width, height) // (downsample // 2)) > LONG_PX
     assert downsample & (downsample - 1) == 0

@@ -11,7 +11,7 @@ import tifffile
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable
 from clotkit.slides.reader import OpenSlideSlide, Slide, open_slide
-from clotkit.tiling.overview import overview
+from clotkit.tiling.overview import read_overview
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WIDTH, HEIGHT = 700, 420
@@ -70,7 +70,7 @@ def test_tiles_are_the_pixels(layout: str, save: Callable[[str], Path], picture:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_overview_is_the_box_mean(layout: str, save: Callable[[str], Path], picture: Pixels) -> None:
-    view = overview(open_slide(save(layout)), 16, (255, 255, 255))
+    view = read_overview(open_slide(save(layout)), 16, (255, 255, 255))
     assert view.shape == (-(-HEIGHT // 16), -(-WIDTH // 16), 3)
     whole = picture[: HEIGHT // 16 * 16, : WIDTH // 16 * 16].reshape(HEIGHT // 16, 16, WIDTH // 16, 16, 3)
     assert np.abs(view[: HEIGHT // 16, : WIDTH // 16] - whole.mean(axis=(1, 3))).max() <= 2
@@ -95,7 +95,7 @@ def test_both_decoders_agree(layout: str, save: Callable[[str], Path]) -> None:
     tolerance = 3 if layout == "jpeg tiles" else 1
     for one, other in zip(tiles_of(open_slide(path), xy), tiles_of(OpenSlideSlide(path), xy), strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= tolerance
-    one, other = (overview(slide, 20, (255, 255, 255)) for slide in (open_slide(path), OpenSlideSlide(path)))
+    one, other = (read_overview(slide, 20, (255, 255, 255)) for slide in (open_slide(path), OpenSlideSlide(path)))
     assert one.shape == other.shape
     assert np.abs(one[:-1, :-1].astype(int) - other[:-1, :-1].astype(int)).max() <= 4
 
@@ -149,7 +149,7 @@ def test_damaged_bytes_are_an_error_never_black(layout: str, save: Callable[[str
     data[5000:9000] = b"\xff" * 4000
     path.write_bytes(data)
     with pytest.raises(SlideUnreadable):
-        overview(open_slide(path), 8, (255, 255, 255))
+        read_overview(open_slide(path), 8, (255, 255, 255))
 
 
 def test_a_codec_that_nothing_reads_is_refused_by_name(picture: Pixels, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_real_slides_are_never_black(name: str, decoder: str) -> None:
         pytest.skip(f"real slides are not here: {path.parent}")
     slide = open_slide(path)
     assert slide.decoder == decoder
-    view = overview(slide, 16, (255, 255, 255))
+    view = read_overview(slide, 16, (255, 255, 255))
     assert view.mean() > 50
     centre = (slide.width_px // 2 // 32 * 32, slide.height_px // 2 // 32 * 32)
     (tile,) = slide.tiles([centre], 32, 1, (255, 255, 255))

@@ -27,8 +27,8 @@ from clotkit.report.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_pla
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.submission import check_submission
 from clotkit.slides.reader import open_slide
-from clotkit.tiling.overview import overview
-from clotkit.tiling.sketch import Sketch
+from clotkit.tiling.overview import read_overview
+from clotkit.tiling.thumbnail import Thumbnail
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.workers import Task
 
@@ -178,7 +178,7 @@ def test_pictures_are_the_slides_and_not_black(whole: Path, test_split: Path) ->
     for image_id, line in sidecar_of(whole).items():
         picture = Image.open(io.BytesIO(base64.b64decode(line["picture"]["jpeg"])))
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-        true = overview(
+        true = read_overview(
             open_slide(test_split / "test" / f"{image_id}.tif"), line["picture"]["downsample"], (255, 255, 255)
         )
         assert pixels.shape == true.shape
@@ -265,11 +265,11 @@ def drawn_run(run_dir: Path, competition: Competition, slides: int, tiles: int) 
     for number in range(slides):
         view = rng.integers(0, 256, (320, 240, 3), dtype=np.uint8)
         tissue = (rng.random((20, 15)) < 0.4).repeat(16, axis=0).repeat(16, axis=1)
-        sketch = Sketch(30_000, 40_000, view, 128, tissue, 0.5)
+        thumbnail = Thumbnail(30_000, 40_000, view, 128, tissue, 0.5)
         tiled = Tiled(TILING, rng.integers(0, 30_000, (tiles, 2), dtype=np.int32), rng.random(tiles))
         p = {name: [0.4, 0.6] for name in ("first", "second", "third")}
         line = SlideReport(f"{number:06x}_0", f"{number:06x}", "done", "", tiles, 1.0, 50.0, p, {})
-        trace = Trace(sketch, (tiled,), (float(number), number + 2.0), ((number + 0.5, number + 0.6),))
+        trace = Trace(thumbnail, (tiled,), (float(number), number + 2.0), ((number + 0.5, number + 0.6),))
         side.append(sidecar_line(line, trace, slides, 0.0, 1))
         lines.append(line)
     scoring = {"classes": ["CE", "LAA"], "weights": [0.5, 0.5], "fallback": [0.5, 0.5], "clip": 1e-15}
@@ -449,7 +449,7 @@ def test_a_damaged_run_json_is_one_line(copied: Path, capsys: pytest.CaptureFixt
 def hindering(task: Task) -> Iterator[tuple[int, Any]]:
     """Work with a picture that is none, which also puts a folder where the page is to be."""
     yield from misbehaving.some(task)
-    yield 0, Sketch(8, 8, np.zeros((2, 2), np.float64), 4, np.zeros((2, 2), bool), 1.0)
+    yield 0, Thumbnail(8, 8, np.zeros((2, 2), np.float64), 4, np.zeros((2, 2), bool), 1.0)
     (task.path.parents[2] / "out" / "report.html").mkdir(exist_ok=True)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, NoTissue
 from clotkit.tiling.overview import box_means
-from clotkit.tiling.pieces import spread
+from clotkit.tiling.overview_tilers import spread
 from clotkit.tiling.tilers import TILERS, Batch, tile_slide
 
 TISSUE = (170, 60, 90)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.errors import NoTissue
-from clotkit.tiling.tissue import RULES, Rule, TissueMap, find_tissue, sample_background
+from clotkit.tiling.tissue import RULES, TissueMap, TissueRule, find_tissue, sample_background
 from tests.plain import ArraySlide
 
 # As seen on real slides (facts of the competition's data set): white, pinkish, grey, lilac, green-grey.
@@ -42,7 +42,7 @@ def test_background_and_tissue_on_every_real_colour(background: tuple[int, int, 
 
 def test_faint_tissue_is_found_at_a_later_step() -> None:
     found = tissue_of(slide((255, 250, 255), (247, 238, 246), 0.02, noise=1))
-    assert found.rule.step < 24
+    assert found.rule.threshold < 24
     assert found.share > 0.01
 
 
@@ -71,7 +71,7 @@ def test_ink_and_shadow_are_no_tissue_beside_tissue(background: tuple[int, int, 
     view[180:190, 30:280] = np.array(background) * (0.15, 0.3, 0.75)  # blue ink
     view[30:190, 280:290] = np.array(background) * 0.75  # a shadow
     found = tissue_of(view)
-    assert found.rule == Rule(24)
+    assert found.rule == TissueRule(24)
     assert not found.mask[10:20, 30:120].any()
     assert not found.mask[180:190, 30:280].any()
     assert not found.mask[30:190, 280:290].any()
@@ -88,7 +88,7 @@ def test_a_grey_picture_is_looked_at_all_the_same() -> None:
 
 
 def test_rules_relax() -> None:
-    steps = [(rule.with_marks, -rule.step) for rule in RULES]
+    steps = [(rule.with_marks, -rule.threshold) for rule in RULES]
     assert steps == sorted(steps)
     view = slide((240, 240, 240), (180, 80, 120), 0.1)
     masks = [rule.mask(view, (240, 240, 240)) for rule in RULES[:5]]

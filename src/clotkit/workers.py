@@ -27,9 +27,9 @@ from clotkit.errors import ClotkitError, SlideError, UsageError
 from clotkit.reasons import Reason
 from clotkit.slides.reader import open_slide
 from clotkit.stores import Stored
-from clotkit.tiling.sketch import Sketch, Sketcher
+from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
-from clotkit.tiling.tissue import Rule
+from clotkit.tiling.tissue import TissueRule
 from clotkit.units import MB
 
 FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
@@ -39,7 +39,7 @@ SHARE = 4.0  # a slide may take this many times its fair share of the time left
 ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # of a slide: the other slides have the rest
 BEFORE_ITS_TURN = "the run's deadline came before its turn"
 _STARTING = threading.Lock()
-FACTS, BATCH, SKETCH, END = "facts", "batch", "sketch", "end"  # kinds of message in a pipe
+FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
 ALLOCATION_WORDS = ("allocate", "out of memory", "malloc")  # of native libraries, which have no type for it
 
 
@@ -90,7 +90,7 @@ class Ended:
 
     `lost`: the process died and the slide can be retried.
 
-    `started` is a time.monotonic() value, None where there was no process; `sketch` is for the report alone.
+    `started` is a time.monotonic() value, None where there was no process; `thumbnail` is for the report alone.
     """
 
     task: Task
@@ -101,7 +101,7 @@ class Ended:
     facts: dict[str, Any] = field(default_factory=dict)
     lost: bool = False
     started: float | None = None
-    sketch: Sketch | None = None
+    thumbnail: Thumbnail | None = None
 
     @property
     def image_id(self) -> str:
@@ -110,28 +110,28 @@ class Ended:
 
 
 Prepare = Callable[[Task], Task]
-Piece = dict[str, Any] | Batch | Sketch
+Piece = dict[str, Any] | Batch | Thumbnail
 Work = Callable[[Task], Iterator[tuple[int, Piece]]]
 
 
 def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
-    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index; then its sketch.
+    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index; then its thumbnail.
 
     A slide that is refused is sketched as far as it was read.
     """
-    sketcher, facts = Sketcher(), dict[str, Any]()
+    recorder, facts = ThumbnailRecorder(), dict[str, Any]()
     fetch(task)
     try:
         for index, tiling in enumerate(task.tilings):
             check_tiler(tiling)
-            for piece in cut_slide(sketcher.watch(open_slide(task.path)), tiling):
+            for piece in cut_slide(recorder.watch(open_slide(task.path)), tiling):
                 if isinstance(piece, dict):
                     facts.update(piece)
                 yield index, piece
     except SlideError:
-        yield from _sketched(sketcher, facts)
+        yield from _thumbnail_of(recorder, facts)
         raise
-    yield from _sketched(sketcher, facts)
+    yield from _thumbnail_of(recorder, facts)
 
 
 def fetch(task: Task) -> None:
@@ -141,16 +141,16 @@ def fetch(task: Task) -> None:
         task.stored.fetch(task.path)
 
 
-def _sketched(sketcher: Sketcher, facts: dict[str, Any]) -> Iterator[tuple[int, Sketch]]:
-    """The sketch of a slide of which the tilers have said these facts, if there is one."""
+def _thumbnail_of(recorder: ThumbnailRecorder, facts: dict[str, Any]) -> Iterator[tuple[int, Thumbnail]]:
+    """The thumbnail of a slide of which the tilers have said these facts, if there is one."""
     background = tuple(facts.get("background", (255, 255, 255)))
-    rule = Rule(facts["tissue_step"], facts["marks_are_tissue"]) if "tissue_step" in facts else None
+    rule = TissueRule(facts["tissue_step"], facts["marks_are_tissue"]) if "tissue_step" in facts else None
     try:
-        sketch = sketcher.sketch(background, rule)
+        thumbnail = recorder.thumbnail(background, rule)
     except Exception:  # noqa: BLE001 - a picture is not worth a slide
         return
-    if sketch is not None:
-        yield 0, sketch
+    if thumbnail is not None:
+        yield 0, thumbnail
 
 
 def check_limits(jobs: int, memory_mb: int) -> None:
@@ -234,7 +234,7 @@ class _Child:
     def __init__(self, task: Task, work: Work, limit_s: float, limits: Limits) -> None:
         context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
         self.task, self.limit_s, self.facts = task, limit_s, dict[str, Any]()
-        self.sketch: Sketch | None = None
+        self.thumbnail: Thumbnail | None = None
         self.reader, writer = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(
             target=_child_main, args=(work, task, writer, limits.memory_mb, os.getpid()), daemon=True
@@ -262,8 +262,8 @@ class _Child:
         if kind == FACTS:
             self.facts.update(value)
             return None
-        if kind == SKETCH:
-            self.sketch = value
+        if kind == THUMBNAIL:
+            self.thumbnail = value
             return None
         reason, code, self.peak_mb = value
         return self._end(reason, code, lost=code is Reason.OUT_OF_MEMORY)
@@ -290,7 +290,7 @@ class _Child:
     def _end(self, reason: str, code: Reason | None, lost: bool = False) -> Ended:
         self.kill()
         seconds = time.monotonic() - self.started
-        return Ended(self.task, reason, seconds, self.peak_mb, code, self.facts, lost, self.started, self.sketch)
+        return Ended(self.task, reason, seconds, self.peak_mb, code, self.facts, lost, self.started, self.thumbnail)
 
 
 @contextmanager
@@ -338,7 +338,7 @@ def _message(index: int, piece: Piece) -> tuple[str, Any]:
     """What goes through the pipe for a piece of the work."""
     if isinstance(piece, Batch):
         return BATCH, (index, piece)
-    return (SKETCH if isinstance(piece, Sketch) else FACTS), piece
+    return (THUMBNAIL if isinstance(piece, Thumbnail) else FACTS), piece
 
 
 def _failed(reason: str, code: Reason, memory_mb: int) -> tuple[str, tuple[str, Reason, float]]:

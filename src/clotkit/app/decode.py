@@ -19,7 +19,7 @@ from clotkit.scoring.submission import check_submission
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.splits import read_table
-from clotkit.tiling.overview import overview
+from clotkit.tiling.overview import read_overview
 from clotkit.tiling.preview import draw_preview
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.tiling.tissue import sample_background
@@ -89,7 +89,7 @@ def whole(task: Task) -> Pieces:
             "decoder": opened.decoder,
         },
     )
-    yield SHOWN, _batch(overview(opened, downsample, background)[None])
+    yield SHOWN, _batch(read_overview(opened, downsample, background)[None])
 
 
 def window(task: Task, at: Window) -> Pieces:

@@ -18,20 +18,20 @@ import numpy.typing as npt
 from clotkit.config import TilingConfig
 from clotkit.slides.bands import BLOCK_BYTES
 from clotkit.slides.direct import CACHE_BYTES
-from clotkit.slides.index import LARGEST, SPREAD, Corners, Index, slide_index
+from clotkit.slides.index import SAMPLED_LARGEST, SAMPLED_SPREAD, Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
-from clotkit.tiling.overview import BLOCK_PX, bounded_downsample, grid, overview_px
-from clotkit.tiling.pieces import INFORMATIVE, piece_downsample, piece_grid
-from clotkit.tiling.squares import HELD_BYTES, Best, relaxed, step_px, tenths
+from clotkit.tiling.grid_tilers import MAX_HELD_BYTES, TopK, relaxed_min_share, stride_px, tenths
+from clotkit.tiling.overview import BLOCK_PX, bounded_downsample, grid_corners, overview_px
+from clotkit.tiling.overview_tilers import MIN_PIECE_SHARE, piece_downsample, piece_grid
 from clotkit.tiling.tissue import (
-    LATTICE,
     MIN_TISSUE_SHARE,
     RULES,
+    SAMPLE_DOWNSAMPLE,
+    SAMPLE_GRID,
     SAMPLE_PX,
-    SAMPLE_SHRINK,
-    STEPS,
+    THRESHOLDS,
     sample_background,
 )
 from clotkit.units import MB
@@ -39,11 +39,11 @@ from clotkit.units import MB
 T = TypeVar("T")
 
 SAMPLES = 48  # cells that are decoded to time them, and to see how much of what the index wants is tissue
-CHECKED = LARGEST + SPREAD  # cells that the index decodes, at least
+CHECKED = SAMPLED_LARGEST + SAMPLED_SPREAD  # cells that the index decodes, at least
 SHRINK = 8  # at which they are looked at, as the index does
 CELL_PX = 256  # side of a cell where the slide has no square tiles of its own
 ROW_CELL_PX, BLOCKS = 128, 16  # rows of a block, and how many are decoded, where a slide is read in rows
-SAMPLED_PX = SAMPLE_PX * SAMPLE_SHRINK  # rows of a sample of the background
+SAMPLED_PX = SAMPLE_PX * SAMPLE_DOWNSAMPLE  # rows of a sample of the background
 BATCHES = 3  # copies of a batch on its way: stacked, pickled, in the pipe
 VIEW_BYTES = 22  # for a pixel of an overview: its colours, its place in masks, and in two tables of sums
 
@@ -73,7 +73,7 @@ class Probe:
 
     cell_px: int
     share: Floats
-    index: Index | None = None
+    index: TileIndex | None = None
     opening_s: float = 0.0
     call_s: float = 0.0
     cell_s: float = 0.0
@@ -96,12 +96,12 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
         "width_px": slide.width_px,
         "height_px": slide.height_px,
     }
-    if slide.in_rows:
+    if slide.sequential:
         probe = _probe_rows(slide, opened_s)
     else:
         background, background_s = _timed(lambda: sample_background(slide))
-        index, index_s = _timed(lambda: slide_index(slide, background, STEPS[0]))
-        yield {"wanted_share": 1.0 if index is None else round(index.share, 4)}
+        index, index_s = _timed(lambda: slide_index(slide, background, THRESHOLDS[0]))
+        yield {"wanted_share": 1.0 if index is None else round(index.wanted_share, 4)}
         probe = _probe_cells(slide, background, index, opened_s + background_s + index_s, index_s / CHECKED)
     yield {"forecasts": [asdict(_forecast(slide, tiling, probe)) for tiling in tilings]}
 
@@ -127,7 +127,7 @@ def _header(layout: Layout | None) -> dict[str, Any]:
     }
 
 
-def _probe_cells(slide: Slide, background: Colour, index: Index | None, opening_s: float, idle_s: float) -> Probe:
+def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, opening_s: float, idle_s: float) -> Probe:
     """Decode cells of what is wanted."""
     side = _cell_px(slide)
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
@@ -182,7 +182,7 @@ def _probe_rows(slide: Slide, opened_s: float) -> Probe:
     xy = [(column * side, int(row) * side) for row in rows for column in range(shape[1])]
     tiles, taken_s = _timed(lambda: list(slide.tiles(xy, side // SHRINK, SHRINK, (255, 255, 255))))
     rows_s = taken_s / _part_of_rows(slide, rows * side, side)
-    opening_s = opened_s + rows_s * (min(1.0, LATTICE[1] * SAMPLED_PX / slide.height_px) if direct else 1.0)
+    opening_s = opened_s + rows_s * (min(1.0, SAMPLE_GRID[1] * SAMPLED_PX / slide.height_px) if direct else 1.0)
     if not direct:
         return Probe(side, np.ones(shape), opening_s=opening_s, rows_s=rows_s)
     red, green, blue = np.median(np.stack(tiles).reshape(-1, 3), axis=0)
@@ -289,12 +289,12 @@ def _forecast(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
 def _of_squares(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
     """Of the tilers that search through the squares of a grid."""
     side = config.tile_px * config.downsample
-    corners = grid(slide.width_px, slide.height_px, step_px(config))
+    corners = grid_corners(slide.width_px, slide.height_px, stride_px(config))
     bounds = np.ones(len(corners)) if probe.index is None else probe.index.bounds(corners, side)
     shares = np.minimum(box_shares(probe, corners, (side, side)), bounds)
     candidates = np.flatnonzero(bounds > 0)
     read, tiles = searched(config, bounds, shares)
-    if slide.in_rows:
+    if slide.sequential:
         read = candidates  # all of them pass by
         decode_s = probe.rows_s * (1 + probe.passes)
     else:
@@ -305,7 +305,7 @@ def _of_squares(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
     tiles = max(1, tiles)
     held = tiles if most < len(candidates) else 0  # where all are taken they are sent as they come
     tile_bytes = 3 * config.tile_px**2
-    across = -(-slide.width_px // step_px(config))
+    across = -(-slide.width_px // stride_px(config))
     kept_bytes = _kept_bytes(slide, config.downsample, len(read) * tile_bytes, across * tile_bytes)
     extra_mb = _extra_mb(config, tiles, held, kept_bytes)
     return Forecast(tiles, most, len(read), probe.opening_s + decode_s, extra_mb)
@@ -323,10 +323,10 @@ def searched(config: TilingConfig, bounds: Floats, shares: Floats) -> tuple[npt.
     if most >= len(candidates):
         found = shares[candidates]
         return candidates, int(((found > 0) & (found >= _least(config, found))).sum())
-    best, ranks, reads = Best(most, tenths(bounds), config.min_tissue_share), tenths(shares), 0
+    best, ranks, reads = TopK(most, tenths(bounds), config.min_tissue_share), tenths(shares), 0
     order = best.order(candidates)
     for index in order.tolist():
-        if best.none_better(index):
+        if best.can_stop(index):
             break
         reads += 1
         best.offer(index, float(ranks[index]), float(shares[index]))
@@ -336,24 +336,24 @@ def searched(config: TilingConfig, bounds: Floats, shares: Floats) -> tuple[npt.
 
 def _least(config: TilingConfig, shares: Floats) -> float:
     """The tissue share that is asked of a square in the end: relaxed until one has it."""
-    return relaxed(config, float(shares.max(initial=0.0)))
+    return relaxed_min_share(config, float(shares.max(initial=0.0)))
 
 
 def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
     """Of the tilers that look at the whole slide from afar, and of windows, which may read their tiles again."""
     corners, size = _piece_grid(slide, config)
     shares = box_shares(probe, corners, size)
-    least = 0.0 if config.name == "windows" else INFORMATIVE - 1e-12
+    least = 0.0 if config.name == "windows" else MIN_PIECE_SHARE - 1e-12
     tiles = max(1, min(config.max_tiles, int((shares > least).sum())))
     most = max(1, min(config.max_tiles, len(corners)))
     downsample = bounded_downsample(
         slide, config.downsample if config.name == "windows" else piece_downsample(size, config.tile_px)
     )
-    corners = grid(slide.width_px, slide.height_px, BLOCK_PX)
+    corners = grid_corners(slide.width_px, slide.height_px, BLOCK_PX)
     bounds = np.ones(len(corners)) if probe.index is None else probe.index.bounds(corners, BLOCK_PX)
     corners, bounds = corners[bounds > 0], bounds[bounds > 0]
     again = config.name == "windows" and downsample != config.downsample
-    if slide.in_rows:
+    if slide.sequential:
         decode_s = probe.rows_s * (1 + again)
     else:
         each_s = bounds * probe.cell_s + (1 - bounds) * probe.idle_s
@@ -369,7 +369,7 @@ def _piece_grid(slide: Slide, config: TilingConfig) -> tuple[Corners, tuple[int,
     """Corners and (width, height) of the pieces that a tiler chooses from; windows: as many as lie side by side."""
     if config.name == "windows":
         side = config.tile_px * config.downsample
-        return grid(slide.width_px, slide.height_px, side), (side, side)
+        return grid_corners(slide.width_px, slide.height_px, side), (side, side)
     return piece_grid(config.name, slide.width_px, slide.height_px)
 
 
@@ -382,7 +382,7 @@ def _cells_of(corners: Corners, side_px: int, cell_px: int) -> Floats:
 def _extra_mb(config: TilingConfig, tiles: int, held: int, reader_bytes: int) -> float:
     """Memory for `held` tiles that wait for the end of a search, batches on their way, and what the reader keeps."""
     tile_bytes = 3 * config.tile_px**2
-    waiting = held * tile_bytes if config.max_tiles * tile_bytes <= HELD_BYTES else 0  # too many are read again
+    waiting = held * tile_bytes if config.max_tiles * tile_bytes <= MAX_HELD_BYTES else 0  # too many are read again
     batch = BATCHES * min(config.batch_tiles, max(1, tiles)) * tile_bytes
     return (waiting + batch + reader_bytes) / MB
 
@@ -393,7 +393,7 @@ def _kept_bytes(slide: Slide, downsample: int, shrunk_bytes: int, touched_bytes:
     With random access: shrunk pieces, `shrunk_bytes` in all, or whole ones where the downsample does not divide them.
     """
     table = slide.table
-    if slide.in_rows:
+    if slide.sequential:
         strip_px = 0 if table is None else table.height_px * slide.width_px
         return 3 * strip_px + BLOCK_BYTES + touched_bytes
     divided = table is not None and table.width_px % downsample == 0 == table.height_px % downsample

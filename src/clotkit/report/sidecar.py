@@ -18,7 +18,7 @@ import numpy.typing as npt
 from clotkit.config import TilingConfig
 from clotkit.report.records import IMAGE_ID, SlideReport
 from clotkit.tiling.preview import kept_size_px
-from clotkit.tiling.sketch import Sketch
+from clotkit.tiling.thumbnail import Thumbnail
 
 PICTURES_BYTES, PICTURE_BYTES = 4_500_000, 24_000  # of all JPEGs of a run, and of one, at most: base64 adds a third
 QUALITIES = (72, 55, 40)  # tried in this order, then once more at half the size
@@ -41,9 +41,9 @@ class Tiled:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a slide left besides its line: its sketch, its tiles, when its process lived and the model was busy."""
+    """What a slide left besides its line: its thumbnail, its tiles, when its process lived and the model was busy."""
 
-    sketch: Sketch | None = None
+    thumbnail: Thumbnail | None = None
     tiled: tuple[Tiled, ...] = ()
     lived: Span | None = None
     busy: tuple[Span, ...] = field(default=())
@@ -60,14 +60,16 @@ def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, p
     `started` is the time.monotonic() value that its times count from, `part` which of the runs that went on
     from each other this one is, the first being 1.
     """
-    sketch = trace.sketch
+    thumbnail = trace.thumbnail
     value = {
         IMAGE_ID: line.image_id,
         "part": part,
         "from_s": None if trace.lived is None else round(trace.lived[0] - started, 3),
         "to_s": None if trace.lived is None else round(trace.lived[1] - started, 3),
         "model_s": [[round(at - started, 3) for at in span] for span in _joined(trace.busy)],
-        "picture": None if sketch is None else _picture(sketch, min(PICTURE_BYTES, PICTURES_BYTES // max(slides, 1))),
+        "picture": None
+        if thumbnail is None
+        else _picture(thumbnail, min(PICTURE_BYTES, PICTURES_BYTES // max(slides, 1))),
         "tiles": [_tiles(tiled, line.facts) for tiled in trace.tiled],
         "members": {name: round(p[-1], 6) for name, p in sorted(line.p.items())},
     }
@@ -128,16 +130,16 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and IMAGE_ID in value else None
 
 
-def _picture(sketch: Sketch, most_bytes: int) -> dict[str, Any]:
-    """A sketch as it is stored: `width`, `height` and `tissue` are in its pixels of `downsample` px of the slide."""
-    height, width = sketch.tissue.shape
+def _picture(thumbnail: Thumbnail, most_bytes: int) -> dict[str, Any]:
+    """A thumbnail as it is stored: `width`, `height` and `tissue` are in its pixels of `downsample` px of the slide."""
+    height, width = thumbnail.tissue.shape
     return {
-        "slide_px": [sketch.width_px, sketch.height_px],
+        "slide_px": [thumbnail.width_px, thumbnail.height_px],
         "size": [width, height],
-        "downsample": sketch.downsample,
-        "read_share": round(sketch.read_share, 3),
-        "jpeg": base64.b64encode(jpeg(sketch.view, most_bytes)).decode(),
-        "tissue": base64.b64encode(np.packbits(sketch.tissue).tobytes()).decode(),
+        "downsample": thumbnail.downsample,
+        "read_share": round(thumbnail.read_share, 3),
+        "jpeg": base64.b64encode(jpeg(thumbnail.pixels, most_bytes)).decode(),
+        "tissue": base64.b64encode(np.packbits(thumbnail.tissue).tobytes()).decode(),
     }
 
 

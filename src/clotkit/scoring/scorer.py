@@ -170,15 +170,15 @@ class Scorer:
 
 
 def _trace(tally: Tally, came_of: Task, ended: Ended, first: First | None) -> Trace:
-    """What is left of a slide whose tiles are in `tally` and `came_of` this task: tiles, sketch and times."""
+    """What is left of a slide whose tiles are in `tally` and `came_of` this task: tiles, thumbnail and times."""
     last = ended if ended.started is not None or first is None else first.ended
-    sketch = ended.sketch or (first.ended.sketch if first else None)
+    thumbnail = ended.thumbnail or (first.ended.thumbnail if first else None)
     lived = None if last.started is None else (last.started, last.started + last.seconds)
     try:
         tiled = tuple(tally.tiled(came_of.tilings))
     except Exception:  # noqa: BLE001 - boxes on a picture are not worth a slide
         tiled = ()
-    return Trace(sketch, tiled, lived, tuple(tally.busy))
+    return Trace(thumbnail, tiled, lived, tuple(tally.busy))
 
 
 def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:

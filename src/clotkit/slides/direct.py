@@ -24,7 +24,7 @@ class DirectSlide:
         self.width_px, self.height_px = width_px, height_px
         self.table: SegmentTable | None = table
         self._table = table
-        self.in_rows = not table.tiled
+        self.sequential = not table.tiled
         self._segments = Segments(path, table, width_px, height_px)
         self._pieces: OrderedDict[tuple[int, int, int, Colour], Pixels] = OrderedDict()
         self._strip: tuple[int, Pixels] | None = None
@@ -35,7 +35,7 @@ class DirectSlide:
     ) -> Iterator[Pixels]:
         """See reader.Slide.tiles."""
         size = (self.width_px, self.height_px)
-        if self.in_rows:
+        if self.sequential:
             strip = self._table.height_px
             yield from tiles_in_one_pass(self._rows, size, xy, tile_px, downsample, background, strip)
         elif self._table.width_px % downsample == 0 == self._table.height_px % downsample:

@@ -18,17 +18,20 @@ from clotkit.slides.tiff import SegmentTable
 Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
 Distance = Callable[[int, int], int]  # of a tile (row, column): largest grey-level distance from the background
 
-CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # their tiles' sizes follow their content
+CONTENT_SIZED_CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # their tiles' sizes follow their content
 DEVIATIONS = 4.0  # robust standard deviations above the commonest size: still background
-MARGIN, LEAST_BYTES = 1.25, 32  # and this much above it, where the sizes hardly vary
-LEAST_SKIPPED = 0.2  # of all tiles: below it the index saves nothing
-LARGEST, SPREAD = 16, 48  # tiles that are decoded to verify it: those nearest to being wanted, and an even spread
-SAMPLE_SHRINK = 8  # of those tiles: finer than what a tiler looks at
+MARGIN, MIN_BYTES = 1.25, 32  # and this much above it, where the sizes hardly vary
+MIN_SKIPPED = 0.2  # of all tiles: below it the index saves nothing
+SAMPLED_LARGEST, SAMPLED_SPREAD = (
+    16,
+    48,
+)  # tiles that are decoded to verify it: those nearest to being wanted, and an even spread
+SAMPLE_DOWNSAMPLE = 8  # of those tiles: finer than what a tiler looks at
 LOWERINGS, LOWER = 8, 0.5  # how often, and to what part of its way from the mode to an offender, the limit falls
 
 
 @dataclass(frozen=True)
-class Index:
+class TileIndex:
     """Which tiles of a slide may have tissue: `wanted` bool[rows, columns], tiles of `side_px` in each direction.
 
     The others lie within `within` grey levels of the background.
@@ -36,10 +39,10 @@ class Index:
 
     side_px: int
     wanted: npt.NDArray[np.bool_]
-    within: float
+    max_distance: float
 
     @property
-    def share(self) -> float:
+    def wanted_share(self) -> float:
         """The share of the tiles that is wanted."""
         return float(self.wanted.mean())
 
@@ -51,35 +54,35 @@ class Index:
         return np.asarray(np.minimum(touched * (self.side_px / side_px) ** 2, 1.0))
 
 
-def slide_index(slide: Slide, background: Colour, step: int) -> Index | None:
-    """The index of a slide for tissue that lies `step` grey levels from its background, or more; None without one."""
+def slide_index(slide: Slide, background: Colour, threshold: int) -> TileIndex | None:
+    """Return the tile index for tissue at least `threshold` grey levels from the background, None without one."""
     table = slide.table
-    if table is None or slide.in_rows or table.width_px % SAMPLE_SHRINK:
+    if table is None or slide.sequential or table.width_px % SAMPLE_DOWNSAMPLE:
         return None
     side = table.width_px
 
     def distance(row: int, column: int) -> int:
         corner = (column * side, row * side)
-        (tile,) = slide.tiles([corner], side // SAMPLE_SHRINK, SAMPLE_SHRINK, background)
+        (tile,) = slide.tiles([corner], side // SAMPLE_DOWNSAMPLE, SAMPLE_DOWNSAMPLE, background)
         return int(np.abs(tile.astype(np.int16) - background).max())
 
-    return verified_index(table, distance, step / 2)
+    return verified_index(table, distance, threshold / 2)
 
 
-def verified_index(table: SegmentTable, distance: Distance, most: float) -> Index | None:
+def verified_index(table: SegmentTable, distance: Distance, most: float) -> TileIndex | None:
     """The index of a tiled slide, checked against decoded tiles; None where it would skip little.
 
     `distance` decodes one tile; what is skipped lies within `most` grey levels of the background, as far as the sample
     of it can tell. Raises what `distance` raises.
     """
     counts = table.counts
-    if not table.tiled or table.width_px != table.height_px or table.codec not in CODECS:
+    if not table.tiled or table.width_px != table.height_px or table.codec not in CONTENT_SIZED_CODECS:
         return None
     known: dict[tuple[int, int], int] = {}
     mode, limit = background_bytes(counts.ravel())
     for _ in range(LOWERINGS):
         wanted = counts > limit
-        if 1 - wanted.mean() < LEAST_SKIPPED:
+        if 1 - wanted.mean() < MIN_SKIPPED:
             return None
         sample = _sample(counts, wanted)
         for place in sample:
@@ -87,7 +90,7 @@ def verified_index(table: SegmentTable, distance: Distance, most: float) -> Inde
                 known[place] = distance(*place)
         offenders = [int(counts[place]) for place in sample if known[place] > most]
         if not offenders:
-            return Index(table.width_px, wanted, most)
+            return TileIndex(table.width_px, wanted, most)
         limit = mode + LOWER * (min(offenders) - mode)
     return None
 
@@ -102,13 +105,13 @@ def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     mode = float(np.median(counts[bins == values[frequency.argmax()]]))
     below = counts[counts <= mode]
     deviation = 1.4826 * float(np.median(mode - below))
-    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + LEAST_BYTES)
+    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MIN_BYTES)
 
 
 def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Tiles to decode before the others are skipped, (row, column): the largest of them, and an even spread."""
     rows, columns = np.nonzero(~wanted)
     order = np.argsort(-counts[rows, columns], kind="stable")
-    largest, rest = order[:LARGEST], np.sort(order[LARGEST:])  # the rest in the order of the slide
-    spread = rest[:: max(1, len(rest) // SPREAD)]
+    largest, rest = order[:SAMPLED_LARGEST], np.sort(order[SAMPLED_LARGEST:])  # the rest in the order of the slide
+    spread = rest[:: max(1, len(rest) // SAMPLED_SPREAD)]
     return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread])]

@@ -20,10 +20,10 @@ from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.direct import DirectSlide
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import codecs
-from clotkit.slides.tiff import MOST_FOLD, OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, check_size, read_layout
+from clotkit.slides.tiff import MAX_EXPANSION, OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, check_size, read_layout
 
 COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
-MOST_TURNED_PX = 2**25  # in strips: libvips turns these in memory, 100 MB; it would write more to a temporary file
+MAX_ROTATED_PX = 2**25  # in strips: libvips turns these in memory, 100 MB; it would write more to a temporary file
 
 
 class Slide(Protocol):
@@ -32,7 +32,7 @@ class Slide(Protocol):
     decoder: str
     width_px: int
     height_px: int
-    in_rows: bool  # read top to bottom: a tile costs the whole rows that it lies in
+    sequential: bool  # read top to bottom: a tile costs the whole rows that it lies in
     table: SegmentTable | None  # where its segments lie, if they lie as the pixels do
 
     def tiles(
@@ -69,9 +69,9 @@ def open_slide(path: Path) -> Slide:
     if layout.codec is None:
         raise SlideUnreadable("PNG and JPEG files are read by libvips alone, which is not installed")
     name = VIPS_CODECS.get(layout.codec) or OTHER_CODECS.get(layout.codec) or f"number {layout.codec}"
-    if layout.turn != 1:
+    if layout.orientation != 1:
         raise CodecUnsupported(
-            f"compression {name} is not read by libvips, and orientation {layout.turn} not by OpenSlide"
+            f"compression {name} is not read by libvips, and orientation {layout.orientation} not by OpenSlide"
         )
     try:
         return OpenSlideSlide(path, layout.segments)
@@ -82,7 +82,7 @@ def open_slide(path: Path) -> Slide:
 def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
     slide = VipsSlide(path, layout)
     if layout.codec is None:
-        check_size(slide.width_px, slide.height_px, 8, path, MOST_FOLD)
+        check_size(slide.width_px, slide.height_px, 8, path, MAX_EXPANSION)
     elif sorted((slide.width_px, slide.height_px)) != sorted((layout.width_px, layout.height_px)):
         raise SlideUnreadable(
             f"its TIFF directory says both {layout.width_px} x {layout.height_px} px "
@@ -111,9 +111,9 @@ class VipsSlide:
     def __init__(self, path: Path, layout: Layout) -> None:
         """Open it. Raises SlideUnreadable when libvips cannot."""
         self._vips, self._path, self._alpha = _vips(), path, layout.alpha
-        self._turned, self.in_rows = False, not layout.tiled
+        self._rotated, self.sequential = False, not layout.tiled
         image = self._open("random" if layout.tiled else "sequential")
-        self.table = None if self._turned else layout.segments
+        self.table = None if self._rotated else layout.segments
         self.width_px, self.height_px = int(image.width), int(image.height)
 
     def tiles(
@@ -121,7 +121,7 @@ class VipsSlide:
     ) -> Iterator[Pixels]:
         """See Slide.tiles."""
         size = (self.width_px, self.height_px)
-        region = self._vips.Region.new(self._open("sequential" if self.in_rows else "random", background))
+        region = self._vips.Region.new(self._open("sequential" if self.sequential else "random", background))
 
         def read(x: int, y: int, width: int, height: int) -> Pixels:
             return np.frombuffer(region.fetch(x, y, width, height), np.uint8).reshape(height, width, 3)
@@ -130,7 +130,7 @@ class VipsSlide:
             return read(0, first, self.width_px, count)
 
         try:
-            if self.in_rows:
+            if self.sequential:
                 yield from tiles_in_one_pass(rows, size, xy, tile_px, downsample, background)
             else:
                 for corner in xy:
@@ -143,12 +143,12 @@ class VipsSlide:
             image = self._load(access)
             turn = image.get("orientation") if image.get_typeof("orientation") else 1
             if 1 < turn <= 8:  # turned rows come in no order: every read is a random one
-                if self.in_rows and image.width * image.height > MOST_TURNED_PX:
+                if self.sequential and image.width * image.height > MAX_ROTATED_PX:
                     raise SlideUnreadable(
                         f"orientation {turn} of {image.width:,} x {image.height:,} px in strips needs "
-                        f"all of it in memory; {MOST_TURNED_PX:,} px are allowed"
+                        f"all of it in memory; {MAX_ROTATED_PX:,} px are allowed"
                     )
-                self._turned = True
+                self._rotated = True
                 image = self._load("random").autorot()
             return self._rgb(image, behind)
         except self._vips.Error as error:
@@ -183,7 +183,7 @@ class OpenSlideSlide:
     """A slide read by OpenSlide."""
 
     decoder = "openslide"
-    in_rows = False
+    sequential = False
 
     def __init__(self, path: Path, table: SegmentTable | None = None) -> None:
         """Open it. Raises SlideUnreadable when OpenSlide cannot, or is not installed."""

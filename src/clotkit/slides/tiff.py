@@ -58,20 +58,20 @@ TAGS = {
     *(*STRIP_TABLE, *TILE_TABLE),
 }
 KINDS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-BIGTIFF, MOST_TAGS = 43, 4096
+BIGTIFF, MAX_TAGS = 43, 4096
 Tags = dict[int, npt.NDArray[np.int64]]
 
 # What a file may claim to be. Real slides compress 2.4 to 159 fold; all white, deflate reaches 931, LZW 840, JPEG 511.
 # The other codecs have no such bound: a real ZSTD file has 6,214, white lossless WebP tiles of 1024 px have 31,566, and
 # a row of CCITT G4 can be one bit however wide it is.
-MOST_SIDE_PX, MOST_PX, MOST_TILE_PX = 1_000_000, 500 * 10**9, 2**26
-MOST_FOLD, MOST_FOLD_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
+MAX_SIDE_PX, MAX_PX, MAX_TILE_PX = 1_000_000, 500 * 10**9, 2**26
+MAX_EXPANSION, MAX_EXPANSION_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
 SMALL_BYTES = 2**26  # raw: below this no expansion does harm
 
 # What slides.segments decodes without libvips: plain 8-bit RGB in these codecs, in segments of a bounded size.
 PLAIN_CODECS = {1, 5, 7, 8, 32946}
 RGB, YCBCR, JPEG = 2, 6, 7
-MOST_SEGMENT_BYTES = 48 * 2**20  # decoded: 128 rows of the widest slide are 39 MB
+MAX_SEGMENT_BYTES = 48 * 2**20  # decoded: 128 rows of the widest slide are 39 MB
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Layout:
     alpha: bool = True  # a sample more than the colours is transparency
     width_px: int = 0
     height_px: int = 0
-    turn: int = 1  # the orientation, 1 where it is upright
+    orientation: int = 1  # the TIFF tag; 1: upright
     segments: SegmentTable | None = None  # None where its table is not whole
 
 
@@ -134,8 +134,8 @@ def read_tags(file: BinaryIO) -> Tags:
         raise ValueError(f"it begins at byte {start:,} of {size:,}")
     file.seek(start)
     (count,) = struct.unpack(f"{order}{count_as}", file.read(struct.calcsize(count_as)))
-    if count > MOST_TAGS:
-        raise ValueError(f"{count:,} tags; {MOST_TAGS:,} are allowed")
+    if count > MAX_TAGS:
+        raise ValueError(f"{count:,} tags; {MAX_TAGS:,} are allowed")
     entry = struct.Struct(f"{order}HH{word}{room}s")
     tags: Tags = {}
     for code, kind, number, value in entry.iter_unpack(_exactly(file, count * entry.size)):
@@ -171,7 +171,7 @@ def _layout(tags: Tags, path: Path) -> Layout:
     width, height = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0)
     depths = tags.get(BITS_PER_SAMPLE, np.ones(1, np.int64))[: max(samples, 1)]
     bits, kind = int(depths.max(initial=1)), int(tags.get(SAMPLE_FORMAT, np.ones(1, np.int64)).max(initial=1))
-    check_size(width, height, samples * bits, path, MOST_FOLD if codec in BOUND_CODECS else MOST_FOLD_UNBOUND)
+    check_size(width, height, samples * bits, path, MAX_EXPANSION if codec in BOUND_CODECS else MAX_EXPANSION_UNBOUND)
     known = bits in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)) and (depths == bits).all()
     if kind not in (1, 4) or not known:
         raise SlideUnreadable(
@@ -179,12 +179,12 @@ def _layout(tags: Tags, path: Path) -> Layout:
             "unsigned ones of 8 or 16 bits are read, of 1, 2 or 4 where a pixel has one"
         )
     tiled = TILE_WIDTH in tags
-    if tiled and not 0 < (area := _one(tags, TILE_WIDTH, 0) * _one(tags, TILE_HEIGHT, 0)) <= MOST_TILE_PX:
-        raise SlideUnreadable(f"a tile has {area:,} px; at most {MOST_TILE_PX:,} are read")
-    extra, turn = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
-    plain = turn == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
+    if tiled and not 0 < (area := _one(tags, TILE_WIDTH, 0) * _one(tags, TILE_HEIGHT, 0)) <= MAX_TILE_PX:
+        raise SlideUnreadable(f"a tile has {area:,} px; at most {MAX_TILE_PX:,} are read")
+    extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
+    plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
     segments = _segments(tags, plain, path.stat().st_size)
-    return Layout(codec, tiled, extra[:1].tolist() != [0], width, height, turn, segments)
+    return Layout(codec, tiled, extra[:1].tolist() != [0], width, height, orientation, segments)
 
 
 def _one(tags: Tags, code: int, default: int) -> int:
@@ -213,7 +213,7 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,
-        plain=plain and _packed_plainly(tags) and side[0] * side[1] * 3 <= MOST_SEGMENT_BYTES,
+        plain=plain and _packed_plainly(tags) and side[0] * side[1] * 3 <= MAX_SEGMENT_BYTES,
         codec=codec,
         predictor=_one(tags, PREDICTOR, 1) == 2,
         ycbcr=_one(tags, PHOTOMETRIC, 0) == YCBCR,
@@ -238,10 +238,10 @@ def check_size(width: int, height: int, bits: int, path: Path, fold: int) -> Non
     if min(width, height) < 1:
         raise SlideUnreadable(f"no pixels: {width} x {height} px")
     size = f"{width:,} x {height:,} px"
-    if max(width, height) > MOST_SIDE_PX:
-        raise SlideUnreadable(f"{size}; a side may have {MOST_SIDE_PX:,} px")
-    if width * height > MOST_PX:
-        raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MOST_PX // 10**9} Gpx are allowed")
+    if max(width, height) > MAX_SIDE_PX:
+        raise SlideUnreadable(f"{size}; a side may have {MAX_SIDE_PX:,} px")
+    if width * height > MAX_PX:
+        raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MAX_PX // 10**9} Gpx are allowed")
     raw, stored = width * height * bits // 8, path.stat().st_size
     if raw > SMALL_BYTES and raw > fold * stored:
         raise SlideUnreadable(

@@ -13,16 +13,16 @@ from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
 from clotkit.slides.pixels import Pixels, box_sums
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.tiling.overview import Scene, look, overview
-from clotkit.tiling.pieces import piece_grid
-from clotkit.tiling.squares import step_px
+from clotkit.tiling.grid_tilers import stride_px
+from clotkit.tiling.overview import SlideContext, read_overview, slide_overview
+from clotkit.tiling.overview_tilers import piece_grid
 from clotkit.tiling.tissue import sample_background
 
 LONG_PX = 1600  # of a preview's long side, at most
-LEAST_BOX_PX = 2.0  # on the preview: smaller squares cannot be told apart, and there may be millions of them
+MIN_BOX_PX = 2.0  # on the preview: smaller squares cannot be told apart, and there may be millions of them
 WIDE_BOX_PX = 12  # on the preview: from here on kept tiles have lines of 2 px
-GRIDS = ("patches", "darkest")  # tilers that choose among the squares of a grid
-PIECES = ("chunks", "strips")  # tilers that cut across the whole slide
+GRID_TILERS = ("patches", "darkest")  # tilers that choose among the squares of a grid
+WHOLE_SIDE_TILERS = ("chunks", "strips")  # tilers that cut across the whole slide
 KEPT, REJECTED, OUTLINE = (0, 90, 255), (225, 0, 0), (0, 110, 40)  # blue, red, dark green
 QUALITY = 88
 
@@ -48,48 +48,48 @@ def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
     """
     slide = open_slide(path)
     size_px = (slide.width_px, slide.height_px)
-    downsample = preview_shrink(*size_px)
+    downsample = preview_downsample(*size_px)
     view, mask = _seen(slide, downsample)
     picture = Image.fromarray(np.where(outline(mask)[..., None], np.array(OUTLINE, np.uint8), view))
     side = tiling.tile_px * tiling.downsample
-    if tiling.name in GRIDS and side >= LEAST_BOX_PX * downsample:
-        rejected = rejected_squares(mask, downsample, size_px, side, step_px(tiling), xy)
+    if tiling.name in GRID_TILERS and side >= MIN_BOX_PX * downsample:
+        rejected = rejected_squares(mask, downsample, size_px, side, stride_px(tiling), xy)
         _boxes(picture, rejected, (side, side), downsample, REJECTED)
     _boxes(picture, xy, kept_size_px(tiling, *size_px), downsample, KEPT)
     return picture
 
 
-def preview_shrink(width_px: int, height_px: int) -> int:
+def preview_downsample(width_px: int, height_px: int) -> int:
     """The least power of 2 that brings the long side to LONG_PX or below; powers of 2 suit the tiles of TIFF files."""
     return 1 << (-(-max(width_px, height_px) // LONG_PX) - 1).bit_length()
 
 
 def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[int, int]:
     """Width and height of what a kept tile shows of a slide, full-resolution pixels."""
-    if tiling.name in PIECES:
+    if tiling.name in WHOLE_SIDE_TILERS:
         return piece_grid(tiling.name, width_px, height_px)[1]
     side = tiling.tile_px * tiling.downsample
     return side, side
 
 
 def rejected_squares(
-    mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, step_px: int, xy: Corners
+    mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, stride_px: int, xy: Corners
 ) -> Corners:
     """Corners int32[m, 2] of the grid's squares of `side_px` with tissue in them that no kept tile overlaps.
 
     `mask` bool[h, w] is the tissue on an overview at `downsample` of a slide of `size_px` (width, height); squares
-    begin every `step_px`; `xy` int32[n, 2] are the corners of the kept tiles, squares of `side_px` too. Row by row.
+    begin every `stride_px`; `xy` int32[n, 2] are the corners of the kept tiles, squares of `side_px` too. Row by row.
     """
-    rejected = _squares_with_tissue(mask, downsample, size_px, side_px, step_px)
+    rejected = _squares_with_tissue(mask, downsample, size_px, side_px, stride_px)
     for x, y in xy.astype(np.int64):
-        rejected[_overlapping(y, side_px, step_px), _overlapping(x, side_px, step_px)] = False
+        rejected[_overlapping(y, side_px, stride_px), _overlapping(x, side_px, stride_px)] = False
     found_rows, found_columns = np.nonzero(rejected)
-    return (np.stack([found_columns, found_rows], axis=1) * step_px).astype(np.int32)
+    return (np.stack([found_columns, found_rows], axis=1) * stride_px).astype(np.int32)
 
 
-def _overlapping(start_px: int, side_px: int, step_px: int) -> slice:
+def _overlapping(start_px: int, side_px: int, stride_px: int) -> slice:
     """The grid's rows (or columns) of squares that a square beginning at `start_px` overlaps."""
-    return slice(max(0, (start_px - side_px) // step_px + 1), max(0, -(-(start_px + side_px) // step_px)))
+    return slice(max(0, (start_px - side_px) // stride_px + 1), max(0, -(-(start_px + side_px) // stride_px)))
 
 
 def outline(mask: Mask) -> Mask:
@@ -118,16 +118,16 @@ def _seen(slide: Slide, downsample: int) -> tuple[Pixels, Mask]:
     """The slide from afar and its tissue; none where it is too faint to be seen from here."""
     background = sample_background(slide)
     try:
-        seen = look(Scene(slide, background), downsample)
+        seen = slide_overview(SlideContext(slide, background), downsample)
     except NoTissue:
-        view = overview(slide, downsample, background)
+        view = read_overview(slide, downsample, background)
         return view, np.zeros(view.shape[:2], bool)
-    return seen.view, seen.tissue.mask
+    return seen.pixels, seen.tissue.mask
 
 
-def _squares_with_tissue(mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, step_px: int) -> Mask:
+def _squares_with_tissue(mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, stride_px: int) -> Mask:
     """Which squares of the grid have a pixel of `mask` in them, bool[rows, columns]."""
-    lefts, tops = (np.arange(0, px, step_px) for px in size_px)
+    lefts, tops = (np.arange(0, px, stride_px) for px in size_px)
     left, right = lefts // downsample, -(-(lefts + side_px) // downsample)
     top, bottom = (tops // downsample)[:, None], -(-(tops + side_px) // downsample)[:, None]
     return np.asarray(box_sums(mask, top, bottom, left, right) > 0)

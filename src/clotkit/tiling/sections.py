@@ -22,7 +22,7 @@ COVERED = 0.25  # least tissue in a pixel of it: threads narrower than a pixel s
 COPIES = (3, 2)  # sections in a row; three would never pass as two, for the areas differ
 GAP = 0.1  # most tissue on the line between two sections, of the mean over the row: a thread may cross it
 AREA_RATIO = 0.75  # least area of a section over the largest one's
-LEAST_PX = 100  # of a section in the shrunk mask: fewer have no shape
+MIN_PX = 100  # of a section in the shrunk mask: fewer have no shape
 TURNS = tuple(range(-12, 13, 3))  # degrees; a step of 3 moves the end of a section by 3 % of its length
 OVERLAP = 0.8  # least intersection over union; sections of one clot reach 0.9, different clots of one size 0.65
 PROOF = 0.05  # by which it exceeds that of the mirrored piece; both together let 1 pair of different clots in 150 pass
@@ -69,11 +69,11 @@ def repeated_area(mask: Mask) -> Mask:
     from scipy import ndimage
 
     labels = sections(mask)
-    left_out = np.unique(labels[duplicates(mask)])
-    if not len(left_out):
+    excluded = np.unique(labels[duplicates(mask)])
+    if not len(excluded):
         return np.zeros_like(mask)
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    return np.isin(labels[tuple(nearest)], left_out)
+    return np.isin(labels[tuple(nearest)], excluded)
 
 
 def _shrunk(mask: Mask, downsample: int) -> Mask:
@@ -109,7 +109,7 @@ def _valley(profile: npt.NDArray[np.int64], share: float, tolerance: float) -> i
 def _repeats(parts: list[Mask]) -> bool:
     """Whether all parts show the shape of the largest one."""
     areas = [int(part.sum()) for part in parts]
-    if min(areas) < max(LEAST_PX, AREA_RATIO * max(areas)):
+    if min(areas) < max(MIN_PX, AREA_RATIO * max(areas)):
         return False
     first = areas.index(max(areas))
     model = _cropped(parts[first])

@@ -25,9 +25,9 @@ Doubles = npt.NDArray[np.float64]  # of a few numbers a slide: what is fitted
 TISSUE_OD = 0.15 * np.log(10)
 EXTREME = 1.0  # per cent of tissue pixels beyond the angles taken as pure stains, and beyond the densest stain
 SAMPLE_PIXELS = 200_000  # pixels that are looked at when fitting: 4 tiles of 224 px
-LEAST_PIXELS = 1_000  # of tissue among them: 10 beyond a percentile of EXTREME
-MOST_GAIN = 5.0  # differences may grow so many times; a slide that would need more has one colour, and its noise grows
-MOST_LIGHT = 2.0  # times the background's: brighter is no light through glass, and its powers would not be finite
+MIN_PIXELS = 1_000  # of tissue among them: 10 beyond a percentile of EXTREME
+MAX_GAIN = 5.0  # differences may grow so many times; a slide that would need more has one colour, and its noise grows
+MAX_LIGHT = 2.0  # times the background's: brighter is no light through glass, and its powers would not be finite
 
 # Optical densities of haematoxylin and eosin (columns; rows are red, green, blue) and their 99th percentiles: the
 # defaults of M. Veta's code of 2013 for Macenko's method, github.com/mitkovetta/staining-normalization, which most
@@ -99,11 +99,11 @@ def fit_reinhard(background: Colour, sample: Pixels) -> Transform | None:
     density.
     """
     tissue = _tissue_densities(background, sample)
-    if len(tissue) < LEAST_PIXELS:
+    if len(tissue) < MIN_PIXELS:
         return None
     lab = np.log(256 * np.exp(-tissue) @ RGB_TO_LMS.T) @ LMS_TO_LAB.T  # [n, 3]
     mean, deviation = lab.mean(axis=0), lab.std(axis=0)
-    if (deviation * MOST_GAIN < REFERENCE_DEVIATION).any():
+    if (deviation * MAX_GAIN < REFERENCE_DEVIATION).any():
         return None
     # LMS_TO_LAB is a rotation: its transpose leads back. Shifts of logarithms are factors of LMS: they go into the
     # matrices on both sides, so that a tile takes three products, one logarithm and one power.
@@ -123,7 +123,7 @@ def fit_macenko(background: Colour, sample: Pixels) -> Transform | None:
     lies outside the plane of the two stains is dropped, as in the paper.
     """
     densities = _tissue_densities(background, sample)
-    if len(densities) < LEAST_PIXELS:
+    if len(densities) < MIN_PIXELS:
         return None
     stains = find_stains(densities)
     if np.linalg.matrix_rank(stains, tol=0.01) < 2:  # less than a degree apart: one colour
@@ -134,7 +134,7 @@ def fit_macenko(background: Colour, sample: Pixels) -> Transform | None:
         return None
     # Densities -> stains -> reference stains is linear: one 3x3 matrix a slide.
     matrix = REFERENCE_STAINS @ np.diag(REFERENCE_DENSEST / densest) @ unmix
-    if np.linalg.norm(matrix, 2) > MOST_GAIN:  # stains that are hard to tell apart, or hardly there
+    if np.linalg.norm(matrix, 2) > MAX_GAIN:  # stains that are hard to tell apart, or hardly there
         return None
     return partial(_restain, -np.log(_light(background) / 256), _single(matrix))
 
@@ -166,7 +166,7 @@ def find_stains(densities: Doubles) -> Doubles:
 def _light(background: Colour) -> Floats:
     """Transmitted light by channel and value, [3, 256]: 256 where it is the background's."""
     light = 256 * (np.arange(256) + 1) / (np.array(background)[:, None] + 1)
-    return _single(np.minimum(light, 256 * MOST_LIGHT))
+    return _single(np.minimum(light, 256 * MAX_LIGHT))
 
 
 def _tissue_densities(background: Colour, sample: Pixels) -> Doubles:

@@ -12,14 +12,14 @@ from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.tiling.overview import Scene, look
-from clotkit.tiling.pieces import chunks, strips, windows
+from clotkit.tiling.grid_tilers import PlacedTile, TileStream, darkest, patches
+from clotkit.tiling.overview import SlideContext, slide_overview
+from clotkit.tiling.overview_tilers import chunks, strips, windows
 from clotkit.tiling.sections import repeated_area
-from clotkit.tiling.squares import Cut, Cuts, darkest, patches
 from clotkit.tiling.stain import Normaliser, fit_normaliser
 from clotkit.tiling.tissue import sample_background
 
-Tiler = Callable[[Scene, TilingConfig], Cuts]
+Tiler = Callable[[SlideContext, TilingConfig], TileStream]
 
 SECTION_PX = 1024  # the longer side of the overview on which duplicate sections are looked for
 SAMPLE_TILES, SAMPLE_BYTES = 48, 2**25  # the first tiles of a slide, on which its colours are fitted
@@ -67,29 +67,29 @@ def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | B
         "height_px": slide.height_px,
         "background": list(background),
     }
-    scene = Scene(slide, background)
+    context = SlideContext(slide, background)
     if config.duplicates == "drop":
-        scene = without_duplicates(scene)
-        yield {"duplicates_left_out": scene.left_out is not None}
-    pieces = TILERS[config.name](scene, config)
+        context = without_duplicates(context)
+        yield {"duplicates_left_out": context.excluded is not None}
+    pieces = TILERS[config.name](context, config)
     if config.normalise != "none":
         pieces = normalised(pieces, config.normalise, background)
     yield from batches(pieces, config.batch_tiles)
 
 
-def without_duplicates(scene: Scene) -> Scene:
-    """The scene without the sections that repeat another one; itself where none does."""
+def without_duplicates(context: SlideContext) -> SlideContext:
+    """The context without the sections that repeat another one; itself where none does."""
     downsample = 1
-    while max(scene.slide.width_px, scene.slide.height_px) > SECTION_PX * downsample:
+    while max(context.slide.width_px, context.slide.height_px) > SECTION_PX * downsample:
         downsample *= 2
-    seen = look(scene, downsample)
+    seen = slide_overview(context, downsample)
     repeated = repeated_area(seen.tissue.mask)
-    return Scene(scene.slide, scene.background, repeated, seen.downsample) if repeated.any() else scene
+    return SlideContext(context.slide, context.background, repeated, seen.downsample) if repeated.any() else context
 
 
-def normalised(pieces: Cuts, name: str, background: Colour) -> Cuts:
+def normalised(pieces: TileStream, name: str, background: Colour) -> TileStream:
     """The tiles in the colours of the normaliser `name`, fitted on the first of them, and what it was; facts pass."""
-    waiting: list[Cut] = []
+    waiting: list[PlacedTile] = []
     normaliser = None
     for piece in pieces:
         if isinstance(piece, dict):
@@ -107,15 +107,15 @@ def normalised(pieces: Cuts, name: str, background: Colour) -> Cuts:
         yield from _through(normaliser, waiting)
 
 
-def _through(normaliser: Normaliser, cuts: list[Cut]) -> Cuts:
+def _through(normaliser: Normaliser, cuts: list[PlacedTile]) -> TileStream:
     yield {"normalised": normaliser.used}
     for corner, tile in cuts:
         yield corner, normaliser(tile[None])[0]
 
 
-def batches(pieces: Cuts, most: int) -> Iterator[dict[str, Any] | Batch]:
+def batches(pieces: TileStream, most: int) -> Iterator[dict[str, Any] | Batch]:
     """Tiles in batches of at most `most`; facts pass."""
-    cuts: list[Cut] = []
+    cuts: list[PlacedTile] = []
     for piece in pieces:
         if isinstance(piece, dict):
             yield piece
@@ -128,5 +128,5 @@ def batches(pieces: Cuts, most: int) -> Iterator[dict[str, Any] | Batch]:
         yield _batch(cuts)
 
 
-def _batch(cuts: list[Cut]) -> Batch:
+def _batch(cuts: list[PlacedTile]) -> Batch:
     return Batch(np.stack([tile for _, tile in cuts]), np.array([corner for corner, _ in cuts], np.int32))

@@ -14,29 +14,32 @@ from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
 from clotkit.tiling.marks import marks
 
-LATTICE = (17, 5)  # columns and rows where the background is sampled: of rows few, for in strips each costs a whole one
-SAMPLE_PX, SAMPLE_SHRINK = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
+SAMPLE_GRID = (
+    17,
+    5,
+)  # columns and rows where the background is sampled: of rows few, for in strips each costs a whole one
+SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
 BORDER_SHARE = 0.05  # of the shorter side: samples of the border reach no deeper, where the slide has the pixels
 FLAT = 4  # grey levels between neighbours: below it a pixel has no texture
 MIN_TISSUE_SHARE = 5e-4  # the least tissue seen on a real slide is 1.1e-3 of it
-STEPS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
+THRESHOLDS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
 
 
 @dataclass(frozen=True)
-class Rule:
+class TissueRule:
     """What counts as tissue: `step` grey levels from the background or more, and pen marks and shadows or not."""
 
-    step: int
+    threshold: int  # grey levels
     with_marks: bool = False
 
     def mask(self, pixels: Pixels, background: Colour) -> npt.NDArray[np.bool_]:
         """Which pixels, uint8[h, w, 3], are tissue: bool[h, w]."""
-        found = distance(pixels, background) >= self.step
+        found = distance(pixels, background) >= self.threshold
         return found if self.with_marks or not found.any() else found & ~marks(pixels, background)
 
 
 # Tried in this order. A grey picture is all mark: with nothing else on the slide, marks are what there is to look at.
-RULES = tuple(Rule(step, with_marks) for with_marks in (False, True) for step in STEPS)
+RULES = tuple(TissueRule(threshold, with_marks) for with_marks in (False, True) for threshold in THRESHOLDS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class TissueMap:
 
     mask: npt.NDArray[np.bool_]  # [h, w] of the overview
     background: Colour
-    rule: Rule  # by which it was found
+    rule: TissueRule  # by which it was found
 
     @property
     def share(self) -> float:
@@ -75,7 +78,9 @@ def distance(pixels: Pixels, background: Colour) -> npt.NDArray[np.uint8]:
 
 def no_tissue(background: Colour) -> NoTissue:
     """The error for a slide that is all background."""
-    return NoTissue(f"no tissue: nothing differs from the background {background} by {STEPS[-1]} grey levels or more")
+    return NoTissue(
+        f"no tissue: nothing differs from the background {background} by {THRESHOLDS[-1]} grey levels or more"
+    )
 
 
 def sample_background(slide: Slide) -> Colour:
@@ -84,9 +89,9 @@ def sample_background(slide: Slide) -> Colour:
     Where the border is all texture, samples of the whole slide take its place.
     """
     size = (slide.width_px, slide.height_px)
-    downsample = SAMPLE_SHRINK if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_SHRINK else 1
+    downsample = SAMPLE_DOWNSAMPLE if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_DOWNSAMPLE else 1
     columns, rows = (
-        _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, LATTICE, strict=True)
+        _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, SAMPLE_GRID, strict=True)
     )
     xy = [(x, y) for y in rows for x in columns]
     flat, ringed, pixels = [], [], []

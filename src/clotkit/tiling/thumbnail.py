@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.index import CODECS, background_bytes
+from clotkit.slides.index import CONTENT_SIZED_CODECS, background_bytes
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
-from clotkit.tiling.tissue import Rule
+from clotkit.tiling.tissue import TissueRule
 
 MOSTLY = 0.5  # of a place that was not read: from here on it lies within the tissue's edge
 COARSE = 4  # pixels of the picture between those that are looked at to fill others in
@@ -23,7 +23,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Thumbnail:
     """A slide from afar: `view` uint8[h, w, 3], shrunk by `downsample`, and the `tissue` bool[h, w] on it.
 
     `read_share` is the part of the picture that was decoded; the rest is filled in.
@@ -31,14 +31,14 @@ class Sketch:
 
     width_px: int
     height_px: int
-    view: Pixels
+    pixels: Pixels
     downsample: int
     tissue: Mask
     read_share: float
 
 
-class Sketcher:
-    """Watches what is read of one slide, by one tiler after the other, and makes its sketch of it."""
+class ThumbnailRecorder:
+    """Watches what is read of one slide, by one tiler after the other, and makes its thumbnail of it."""
 
     def __init__(self) -> None:
         """Nothing is seen yet."""
@@ -47,17 +47,17 @@ class Sketcher:
         self._view: Pixels = np.zeros((0, 0, 3), np.uint8)
         self._known: Mask = np.zeros((0, 0), bool)
 
-    def watch(self, slide: Slide) -> "WatchedSlide":
+    def watch(self, slide: Slide) -> "RecordedSlide":
         """The slide, with every tile that is read of it noted here."""
         size = (slide.width_px, slide.height_px)
         if self._slide is None or size != (self._slide.width_px, self._slide.height_px):
-            self._shrink = sketch_shrink(*size)
+            self._shrink = thumbnail_downsample(*size)
             shape = (-(-size[1] // self._shrink), -(-size[0] // self._shrink))
             self._view, self._known = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
         self._slide = slide
-        return WatchedSlide(slide, self)
+        return RecordedSlide(slide, self)
 
-    def note(self, corner: tuple[int, int], tile: Pixels, downsample: int) -> None:
+    def record(self, corner: tuple[int, int], tile: Pixels, downsample: int) -> None:
         """Draw a tile, uint8[n, n, 3] at `downsample` with its top left corner at full resolution, into the picture."""
         (columns, x), (rows, y) = (
             _places(start, tile.shape[0], downsample, self._shrink, length)
@@ -69,7 +69,7 @@ class Sketcher:
         self._view[rows, columns] = (pairs[:, :, 0] + pairs[:, :, 1] + 2) >> 2
         self._known[rows, columns] = True
 
-    def sketch(self, background: Colour, rule: Rule | None) -> Sketch | None:
+    def thumbnail(self, background: Colour, rule: TissueRule | None) -> Thumbnail | None:
         """What was seen so far, its holes filled in; None where nothing was. Without a rule there is no tissue."""
         slide, view, known = self._slide, self._view, self._known
         if slide is None or not known.any():
@@ -84,16 +84,16 @@ class Sketcher:
             behind = np.array(background, np.float32)
             whole[holes] = np.rint(behind + (near - behind) * shares[holes, None])
         tissue = _tissue(whole, background, rule) & (known | (shares >= MOSTLY))
-        return Sketch(slide.width_px, slide.height_px, whole, self._shrink, tissue, read_share)
+        return Thumbnail(slide.width_px, slide.height_px, whole, self._shrink, tissue, read_share)
 
 
-class WatchedSlide:
-    """A slide that shows a sketcher what is read of it; what that cannot draw costs the picture alone."""
+class RecordedSlide:
+    """A slide that shows a recorder what is read of it; what that cannot draw costs the picture alone."""
 
-    def __init__(self, slide: Slide, sketcher: Sketcher) -> None:
+    def __init__(self, slide: Slide, recorder: ThumbnailRecorder) -> None:
         """Pass everything through to `slide`."""
-        self._slide, self._sketcher, self._drawing = slide, sketcher, True
-        self.decoder, self.in_rows, self.table = slide.decoder, slide.in_rows, slide.table
+        self._slide, self._recorder, self._drawing = slide, recorder, True
+        self.decoder, self.sequential, self.table = slide.decoder, slide.sequential, slide.table
         self.width_px, self.height_px = slide.width_px, slide.height_px
 
     def tiles(
@@ -103,34 +103,34 @@ class WatchedSlide:
         for corner, tile in zip(xy, self._slide.tiles(xy, tile_px, downsample, background), strict=True):
             if self._drawing:
                 try:
-                    self._sketcher.note(corner, tile, downsample)
+                    self._recorder.record(corner, tile, downsample)
                 except Exception:  # noqa: BLE001 - a picture is not worth a slide
                     self._drawing = False
             yield tile
 
 
-def sketch_shrink(width_px: int, height_px: int) -> int:
+def thumbnail_downsample(width_px: int, height_px: int) -> int:
     """The least power of 2 that brings a slide's long side to LONG_PX or below."""
     return 1 << (-(-max(width_px, height_px) // LONG_PX) - 1).bit_length()
 
 
 def _places(
-    start_px: int, tile_px: int, downsample: int, sketch: int, length: int
+    start_px: int, tile_px: int, downsample: int, thumbnail: int, length: int
 ) -> tuple[slice, npt.NDArray[np.int64]]:
     """The picture's rows (or columns) whose middles a tile covers, or else the one it lies in, and the tile's own
-    rows that they are taken from, two each. The picture has `length` of them at the downsample `sketch`.
+    rows that they are taken from, two each. The picture has `length` of them at the downsample `thumbnail`.
     """
     end_px = start_px + tile_px * downsample
-    first, last = (-((sketch // 2 - edge) // sketch) for edge in (start_px, end_px))
+    first, last = (-((thumbnail // 2 - edge) // thumbnail) for edge in (start_px, end_px))
     if first >= last:
-        first = (start_px + end_px) // (2 * sketch)
+        first = (start_px + end_px) // (2 * thumbnail)
         last = first + 1
     first, last = min(max(first, 0), length), min(last, length)
-    samples = first * sketch + (2 * np.arange((last - first) * 2) + 1) * sketch // 4
+    samples = first * thumbnail + (2 * np.arange((last - first) * 2) + 1) * thumbnail // 4
     return slice(first, last), np.clip((samples - start_px) // downsample, 0, tile_px - 1)
 
 
-def _tissue(view: Pixels, background: Colour, rule: Rule | None) -> Mask:
+def _tissue(view: Pixels, background: Colour, rule: TissueRule | None) -> Mask:
     return np.zeros(view.shape[:2], bool) if rule is None else rule.mask(view, background)
 
 
@@ -140,7 +140,7 @@ def tissue_shares(slide: Slide, downsample: int, shape: tuple[int, ...]) -> npt.
     0 is what the index takes for background, 1 the median of all that it does not. Without counts all is 1.
     """
     table = slide.table
-    if table is None or not table.tiled or slide.in_rows or table.codec not in CODECS:
+    if table is None or not table.tiled or slide.sequential or table.codec not in CONTENT_SIZED_CODECS:
         return np.ones(shape, np.float32)
     limit = background_bytes(table.counts.ravel())[1]
     over = np.maximum(table.counts - limit, 0)

@@ -13,7 +13,7 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.slides.reader import open_slide
 from clotkit.synthetic import phantom
-from clotkit.tiling.squares import cell_px, spread_order, tenths
+from clotkit.tiling.grid_tilers import cell_px, spread_order, tenths
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
 from clotkit.tiling.tissue import sample_background
 from tests.plain import ArraySlide, decoded, squares
@@ -162,7 +162,7 @@ def test_a_search_ends_when_none_can_be_better() -> None:
 
 def test_pixels_beyond_what_may_be_held_are_read_again(monkeypatch: pytest.MonkeyPatch, slides: list[Path]) -> None:
     expected = {name: cuts(slides[0], CONFIGS[name])[1] for name in ("few", "every")}
-    monkeypatch.setattr("clotkit.tiling.squares.HELD_BYTES", 0)
+    monkeypatch.setattr("clotkit.tiling.grid_tilers.MAX_HELD_BYTES", 0)
     for name, tiles in expected.items():
         assert_same(cuts(slides[0], CONFIGS[name])[1], tiles, name)
 
