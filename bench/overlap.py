@@ -278,7 +278,7 @@ def batches(split: Path, member: Path, jobs: int, work: Work) -> list[np.ndarray
     for event in stream(tasks, limits, jobs, work):
         if isinstance(event, Tiles):
             found.append(event.batch.tiles)
-        elif isinstance(event, Ended) and event.reason:
+        elif isinstance(event, Ended) and event.code is not None:
             raise RuntimeError(f"{event.image_id}: {event.reason}")
     return found
 

@@ -41,6 +41,7 @@ from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionE
 from clotkit.evaluation.evaluate import Asked
 from clotkit.evaluation.predict import ask
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
+from clotkit.scoring.submission import Fault
 from clotkit.slides.reader import open_slide
 
 from .conftest import ROOT
@@ -409,7 +410,7 @@ def test_problems_are_listed_and_without_a_sample_ids_are_taken_as_they_are(stri
     fewer = dict(list(ROWS.items())[:2])
     assert submissions.check(table(strip_ai, fewer), None, None, strip_ai)[0].valid
     checked, _ = submissions.check(table(strip_ai, fewer), table(strip_ai, ROWS), None, strip_ai)
-    assert any("6a7b8c is missing" in line for line in checked.problems)
+    assert any(p.code is Fault.MISSING_PATIENT and "6a7b8c" in p.text for p in checked.problems)
     assert not checked.rows
 
 

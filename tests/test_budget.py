@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clotkit.config import InferenceConfig, TilingConfig
+from clotkit.reasons import Reason
 from clotkit.scoring.budget import AGAIN, EVERYTHING, FEWER_TILES, ONE_MEMBER, Pace, again
 from clotkit.scoring.scorer import Scorer, tilings_of
 from clotkit.tiling.tilers import Batch
@@ -97,7 +98,7 @@ def test_each_member_sees_its_own_tiling() -> None:
     both = members()
     assert tilings_of(both) == (TILING, OTHER)  # type: ignore[arg-type]
     line, means = scored(both, tiles(TASK, 0, 8), tiles(TASK, 1, 6), Ended(TASK, "", 1.0, 50.0))
-    assert (line.state, line.tiles, line.reason) == ("done", 14, "")
+    assert (line.state, line.tiles, line.reason, line.codes) == ("done", 14, "", [])
     assert means == {"first": pytest.approx([0.25, 0.75]), "second": pytest.approx([0.75, 0.25])}
     assert [member.asked for member in both] == [[8], [6]]
 
@@ -106,25 +107,28 @@ def test_where_time_is_short_the_first_member_stands_alone() -> None:
     task, both = task_of(ONE_MEMBER), members()
     line, means = scored(both, tiles(task, 0, 6), tiles(task, 1, 4), Ended(task, "", 1.0, 50.0))
     assert (line.state, list(means), both[1].asked) == ("partial", ["first"], [])
-    assert line.reason == "time was short: one tile in 4, the first member alone"
+    assert line.codes == [Reason.ONE_MEMBER]
 
 
 def test_a_member_that_raises_is_out_for_that_slide() -> None:
     both = [FakeMember("first", TILING, 0.25), FakeMember("second", TILING, 2.0)]
     line, means = scored(both, tiles(TASK, 0, 8), tiles(TASK, 0, 8), Ended(TASK, "", 1.0, 50.0))
     assert (line.state, list(means)) == ("partial", ["first"])
-    assert line.reason == "member second left out: MemoryError: no room for tiles"
+    assert line.codes == [Reason.MEMBER_FAILED]
+    assert "second" in line.reason
+    assert "MemoryError: no room for tiles" in line.reason
     assert both[1].asked == [8]  # and is not asked again
     line, means = scored(both[1:], tiles(TASK, 0, 8), Ended(TASK, "", 1.0, 50.0))
     assert (line.state, means) == ("fallback", {})
 
 
 def test_what_had_come_of_a_lost_first_try_counts_when_the_second_is_lost_too() -> None:
-    first = Ended(TASK, "time limit: 300 s without an end", 300.0, 90.0, lost=True)
-    second = Ended(again(TASK), "its process died of SIGKILL", 2.0, 70.0, lost=True)
+    first = Ended(TASK, "time limit: 300 s without an end", 300.0, 90.0, Reason.TIMEOUT, lost=True)
+    second = Ended(again(TASK), "its process died of SIGKILL", 2.0, 70.0, Reason.CRASHED, lost=True)
     line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 4), first, second)
     assert (line.state, line.tiles, line.seconds, line.peak_mb) == ("partial", 12, 302.0, 90.0)
-    assert line.reason == "time limit: 300 s without an end; its process died of SIGKILL"
+    assert line.codes == [Reason.TIMEOUT, Reason.CRASHED]
+    assert line.reason == f"{first.reason}; {second.reason}"
     assert means["first"] == pytest.approx([0.25, 0.75])
     line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 3), first, second)
     assert (line.state, means) == ("fallback", {})

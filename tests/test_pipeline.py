@@ -17,6 +17,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.loading import load_member
+from clotkit.reasons import Reason
 from clotkit.scoring.pipeline import RunSettings, run
 from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
@@ -106,10 +107,14 @@ def test_each_fault_costs_its_slide_and_is_named(tmp_path: Path, member: Path, s
     counts = run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
     assert counts == {"done": 2, "partial": 1, "fallback": 3, "unscored": 4}
     report = report_of(tmp_path / "out")
+    codes = {image_id: line["codes"] for image_id, line in report.items()}
+    assert codes["kill_0"] == codes["latesegv_0"] == [Reason.CRASHED]
     assert "SIGKILL" in report["kill_0"]["reason"]
+    assert codes["raise_0"] == [Reason.FAILED]
+    assert codes["good_0"] == codes["mixed_0"] == []
     assert report["latesegv_0"]["state"] == "partial"
     assert report["latesegv_0"]["tiles"] == 8
-    assert report["refuse_0"]["reason"] == "not an image"
+    assert codes["refuse_0"] == [Reason.DAMAGED]
     rows = submission_of(tmp_path / "out" / "submission.csv")
     assert rows["kill"] == rows["refuse"] == rows["raise"] == rows["ffffff"] == [0.5, 0.5]
     assert rows["good"] == rows["mixed"] == rows["latesegv"] != [0.5, 0.5]
@@ -159,6 +164,7 @@ def test_a_deadline_that_has_passed_leaves_the_fallback(
 ) -> None:
     counts = run(settings_of(test_split, member, tmp_path, deadline_s=1e-3), strip_ai, lambda _: None)
     assert counts["fallback"] == 4
+    assert {tuple(line["codes"]) for line in report_of(tmp_path).values()} == {(Reason.DEADLINE,)}
     assert set(map(tuple, submission_of(tmp_path / "submission.csv").values())) == {(0.5, 0.5)}
 
 
@@ -275,6 +281,9 @@ def test_a_member_that_cannot_be_loaded_is_left_out_by_name(
     lines: list[str] = []
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lines.append)["done"] == 4
     assert any(line.startswith("member b left out: ") for line in lines)
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["left_out_codes"] == {"b": Reason.FAILED}
+    assert list(facts["left_out"]) == ["b"]
     assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
     shutil.rmtree(good)
     counts = run(settings_of(test_split, weights, tmp_path / "none"), strip_ai, lambda _: None)
@@ -295,7 +304,9 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
     model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
     model.save_weights(bad / loading.WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4
-    assert {line["reason"] for line in report_of(tmp_path / "out").values()} == {"member b left out: returned NaN"}
+    for line in report_of(tmp_path / "out").values():
+        assert line["codes"] == [Reason.MEMBER_FAILED]
+        assert "member b left out" in line["reason"]
     run(settings_of(test_split, good, tmp_path / "good"), strip_ai, lambda _: None)
     assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
 
@@ -308,6 +319,9 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, member: Path
     run(settings_of(split, member, whole), strip_ai, lambda _: None, work=misbehaving.work)
     shutil.copytree(whole, out)
     lines = (whole / "report.jsonl").read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    assert first.pop("codes") == []
+    lines[0] = json.dumps(first) + "\n"  # as an older kit wrote it, without codes
     (out / "report.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # the fourth line was cut by the kill
     facts = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({"state": "running", "key": facts["key"]}))
@@ -316,7 +330,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, member: Path
     assert counts == {"done": 6, "partial": 0, "fallback": 0}
     assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
     assert sorted(report_of(out)) == images
-    assert (out / "report.jsonl").read_text().startswith("".join(lines[:3]))
+    assert (out / "report.jsonl").read_text().split("\n")[1:3] == "".join(lines[1:3]).split("\n")[:2]
     assert any("3 slides are done already" in line for line in said)
     assert len([line for line in said if line.startswith("[")]) == 3
 
@@ -336,7 +350,9 @@ def test_a_lost_slide_is_read_again_coarser(tmp_path: Path, member: Path, strip_
     run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)
     report = report_of(tmp_path / "out")
     assert (report["once_0"]["state"], report["once_0"]["tiles"]) == ("partial", 8)
-    assert report["once_0"]["reason"] == "its process died of SIGKILL; read again at 2 times the downsample"
+    assert report["once_0"]["codes"] == [Reason.CRASHED, Reason.COARSER]
+    assert report["once_0"]["reason"].count("; ") == 1
+    assert "SIGKILL" in report["once_0"]["reason"]
     assert (report["latekill_0"]["state"], report["latekill_0"]["tiles"]) == ("partial", 8)
     assert (report["kill_0"]["state"], report["kill_0"]["tiles"]) == ("fallback", 0)
     assert report["good_0"]["state"] == "done"

@@ -18,6 +18,7 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import UsageError
 from clotkit.members.loading import load_member
+from clotkit.reasons import Reason
 from clotkit.report import records
 from clotkit.report.drawing import Bar, box_rects, outline_path, timeline_svg, unpacked
 from clotkit.report.page import CARE, write_page
@@ -88,8 +89,9 @@ def test_the_verdict_has_the_runs_own_numbers(whole: Path, test_split: Path, str
         assert said[f"Slides {state}"] == str(facts["slides"][state])
     assert said["Minutes"] == f"{facts['seconds'] / 60:.1f}"
     assert said["Peak memory of a slide"] == f"{max(line['peak_mb'] for line in report_of(whole).values()):.0f} MB"
-    notes = check_submission(whole / "submission.csv", test_split / "sample_submission.csv", strip_ai).notes
-    assert f"this file: {said['Expected score']} if its probabilities are true" in notes[1]
+    verdict = check_submission(whole / "submission.csv", test_split / "sample_submission.csv", strip_ai)
+    assert verdict.expected is not None
+    assert said["Expected score"] == f"{verdict.expected.calibrated:.4f}"
     assert "Every slide is done and every patient is scored." in page.said("p")
     assert text.index('id="verdict"') < text.index('id="slides"') < text.index('id="patients"')
     assert text.index('id="shift"') < text.index('id="timeline"') < text.index('id="versions"')
@@ -368,7 +370,8 @@ def test_a_run_without_a_member_is_all_fallback(
     assert said_values(text)[:4] == ["0 of 2", "0", "0", "4"]
     assert "No member has scored a slide." in page.said("p")
     assert any(said.startswith("member bad left out: ") for said in page.said("li"))
-    assert any(said == "4 times: no member could be loaded" for said in page.said("li"))
+    (counted,) = [said for said in page.said("li") if said.startswith("4 slides")]
+    assert Reason.NO_MEMBER in counted
 
 
 def test_faults_have_their_rows_and_reasons(tmp_path: Path, member: Path, strip_ai: Competition) -> None:

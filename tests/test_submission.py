@@ -10,40 +10,47 @@ from hypothesis import strategies as st
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SplitError, SubmissionError
-from clotkit.scoring.submission import check_submission, write_submission
+from clotkit.scoring.submission import Fault, check_submission, write_submission
 
 SAMPLE = "patient_id,CE,LAA\n006388,0.5,0.5\n008e5c,0.5,0.5\n1e0003,0.5,0.5\n"
 GOOD = "patient_id,CE,LAA\n006388,0.7,0.3\n008e5c,0.4,0.6\n1e0003,0.5,0.5\n"
 
-# what is wrong, the file, and the words its line must have
+# name, the file, and the code, row (None: the whole file) and words of its problem
 CASES = [
-    ("bom", codecs.BOM_UTF8 + GOOD.encode(), ["row 1", "byte-order mark"]),
-    ("utf-16", GOOD.encode("utf-16"), ["row 1", "UTF-16"]),
-    ("encoding", GOOD.replace("008e5c", "008é5c").encode("latin-1"), ["row 3", "0xe9", "UTF-8"]),
-    ("semicolons", GOOD.replace(",", ";").encode(), ["row 1", "semicolons", "commas"]),
-    ("tabs", GOOD.replace(",", "\t").encode(), ["row 1", "tabs", "commas"]),
-    ("column order", b"patient_id,LAA,CE\n006388,0.3,0.7\n008e5c,0.6,0.4\n1e0003,0.5,0.5\n", ["row 1", "order"]),
-    ("missing column", b"patient_id,CE\n006388,0.7\n008e5c,0.4\n1e0003,0.5\n", ["row 1", "LAA is missing"]),
-    ("extra column", GOOD.replace("LAA\n", "LAA,\n").encode(), ["row 1", "(empty) is too many"]),
-    ("missing patient", b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n", ["008e5c is missing"]),
-    ("row count", b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n", ["2 rows", "has 3"]),
-    ("extra patient", (GOOD + "ffffff,0.5,0.5\n").encode(), ["row 5", "ffffff is not in the sample"]),
-    ("repeated patient", (GOOD + "006388,0.5,0.5\n").encode(), ["row 5", "006388 again; first in row 2"]),
-    ("lost zeros", GOOD.replace("006388", "6388").encode(), ["row 2", "6388 lost its form", "006388", "strings"]),
-    ("float id", GOOD.replace("006388", "6388.0").encode(), ["row 2", "lost its form"]),
-    ("exponent id", GOOD.replace("1e0003", "1000.0").encode(), ["row 4", "lost its form", "1e0003"]),
-    ("spaces", GOOD.replace("006388", " 006388").encode(), ["row 2", "spaces"]),
-    ("empty cell", GOOD.replace("0.4,", ",").encode(), ["row 3", "CE is empty"]),
-    ("not a number", GOOD.replace("0.4,", "high,").encode(), ["row 3", "'high', not a number"]),
-    ("nan", GOOD.replace("0.4,", "nan,").encode(), ["row 3", "NaN"]),
-    ("infinite", GOOD.replace("0.4,", "inf,").encode(), ["row 3", "infinite"]),
-    ("negative", GOOD.replace("0.4,", "-0.4,").encode(), ["row 3", "negative"]),
-    ("both zero", GOOD.replace("0.4,0.6", "0,0").encode(), ["row 3", "all 0"]),
-    ("cells", GOOD.replace("0.4,0.6", "0.4").encode(), ["row 3", "2 cells", "3"]),
-    ("blank line", GOOD.replace("008e5c", "\n008e5c").encode(), ["row 3", "blank line"]),
-    ("empty file", b"", ["empty"]),
-    ("nul", GOOD.encode() + b"\0", ["row 5", "NUL"]),
-    ("header only", b"patient_id,CE,LAA\n", ["0 rows", "has 3"]),
+    ("bom", codecs.BOM_UTF8 + GOOD.encode(), Fault.BYTE_ORDER_MARK, 1, ["UTF-8"]),
+    ("utf-16", GOOD.encode("utf-16"), Fault.BYTE_ORDER_MARK, 1, ["UTF-16"]),
+    ("encoding", GOOD.replace("008e5c", "008é5c").encode("latin-1"), Fault.ENCODING, 3, ["0xe9", "UTF-8"]),
+    ("semicolons", GOOD.replace(",", ";").encode(), Fault.DELIMITER, 1, ["semicolons", "commas"]),
+    ("tabs", GOOD.replace(",", "\t").encode(), Fault.DELIMITER, 1, ["tabs", "commas"]),
+    ("column order", b"patient_id,LAA,CE\n006388,0.3,0.7\n008e5c,0.6,0.4\n1e0003,0.5,0.5\n", Fault.COLUMN_ORDER, 1, []),
+    ("missing column", b"patient_id,CE\n006388,0.7\n008e5c,0.4\n1e0003,0.5\n", Fault.MISSING_COLUMN, 1, ["LAA"]),
+    ("extra column", GOOD.replace("LAA\n", "LAA,\n").encode(), Fault.EXTRA_COLUMN, 1, ["(empty)"]),
+    ("repeated column", GOOD.replace("LAA\n", "LAA,LAA\n").encode(), Fault.REPEATED_COLUMN, 1, ["LAA", "2"]),
+    (
+        "missing patient",
+        b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n",
+        Fault.MISSING_PATIENT,
+        None,
+        ["008e5c"],
+    ),
+    ("row count", b"patient_id,CE,LAA\n006388,0.7,0.3\n1e0003,0.5,0.5\n", Fault.ROW_COUNT, None, ["2 rows", "3"]),
+    ("extra patient", (GOOD + "ffffff,0.5,0.5\n").encode(), Fault.UNKNOWN_PATIENT, 5, ["ffffff"]),
+    ("repeated patient", (GOOD + "006388,0.5,0.5\n").encode(), Fault.REPEATED_PATIENT, 5, ["006388", "row 2"]),
+    ("lost zeros", GOOD.replace("006388", "6388").encode(), Fault.ID_AS_NUMBER, 2, ["6388", "006388", "strings"]),
+    ("float id", GOOD.replace("006388", "6388.0").encode(), Fault.ID_AS_NUMBER, 2, ["6388.0", "006388"]),
+    ("exponent id", GOOD.replace("1e0003", "1000.0").encode(), Fault.ID_AS_NUMBER, 4, ["1e0003"]),
+    ("spaces", GOOD.replace("006388", " 006388").encode(), Fault.ID_WITH_SPACES, 2, ["006388"]),
+    ("empty cell", GOOD.replace("0.4,", ",").encode(), Fault.EMPTY_CELL, 3, ["CE"]),
+    ("not a number", GOOD.replace("0.4,", "high,").encode(), Fault.NOT_A_NUMBER, 3, ["CE", "'high'"]),
+    ("nan", GOOD.replace("0.4,", "nan,").encode(), Fault.NAN, 3, ["CE"]),
+    ("infinite", GOOD.replace("0.4,", "inf,").encode(), Fault.INFINITE, 3, ["CE"]),
+    ("negative", GOOD.replace("0.4,", "-0.4,").encode(), Fault.NEGATIVE, 3, ["CE", "-0.4"]),
+    ("both zero", GOOD.replace("0.4,0.6", "0,0").encode(), Fault.ALL_ZERO, 3, ["CE", "LAA"]),
+    ("cells", GOOD.replace("0.4,0.6", "0.4").encode(), Fault.CELL_COUNT, 3, ["2 cells", "3"]),
+    ("blank line", GOOD.replace("008e5c", "\n008e5c").encode(), Fault.BLANK_LINE, 3, ["1"]),
+    ("empty file", b"", Fault.EMPTY_FILE, None, []),
+    ("nul", GOOD.encode() + b"\0", Fault.NUL_BYTE, 5, []),
+    ("header only", b"patient_id,CE,LAA\n", Fault.ROW_COUNT, None, ["0 rows", "3"]),
 ]
 
 
@@ -54,15 +61,22 @@ def sample(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("data", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("data", "code", "row", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_each_fault_is_named(
-    data: bytes, words: list[str], sample: Path, tmp_path: Path, strip_ai: Competition
+    data: bytes, code: Fault, row: int | None, words: list[str], sample: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:
     path = tmp_path / "submission.csv"
     path.write_bytes(data)
     verdict = check_submission(path, sample, strip_ai)
     assert not verdict.valid
-    assert any(all(word in problem for word in words) for problem in verdict.problems), verdict.problems
+    found = [problem for problem in verdict.problems if (problem.code, problem.row) == (code, row)]
+    assert any(all(word in problem.text for word in words) for problem in found), verdict.problems
+
+
+def test_every_kind_of_fault_has_a_case() -> None:
+    assert set(Fault) - {Fault.NOT_CSV} == {case[2] for case in CASES}
 
 
 @pytest.mark.parametrize("data", [GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("0.7,0.3", "7,3"), GOOD.rstrip("\n")])
@@ -82,15 +96,18 @@ def test_the_order_of_rows_is_free(sample: Path, tmp_path: Path, strip_ai: Compe
 def test_notes_tell_a_degenerate_file(sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
     path = tmp_path / "submission.csv"
     path.write_text(SAMPLE)
-    notes = "\n".join(check_submission(path, sample, strip_ai).notes)
-    assert "scores 0.6931" in notes
-    assert "every row is the fallback" in notes
+    verdict = check_submission(path, sample, strip_ai)
+    assert verdict.expected is not None
+    assert verdict.expected.constant == pytest.approx(0.6931, abs=5e-5)
+    assert (verdict.fallback_rows, verdict.distinct_rows) == (3, 1)
     path.write_text(SAMPLE.replace("0.5,0.5", "0.6,0.4"))
-    assert "every row is the same" in "\n".join(check_submission(path, sample, strip_ai).notes)
+    verdict = check_submission(path, sample, strip_ai)
+    assert (verdict.fallback_rows, verdict.distinct_rows) == (0, 1)
     path.write_text(GOOD)
-    notes = "\n".join(check_submission(path, sample, strip_ai).notes)
-    assert "1 of 3 rows are the fallback" in notes
-    assert "CE: 0.4000 to 0.7000, 3 different values" in notes
+    verdict = check_submission(path, sample, strip_ai)
+    assert (verdict.fallback_rows, verdict.distinct_rows) == (1, 3)
+    notes = "\n".join(verdict.notes)
+    assert "CE: 0.4000 to 0.7000, 3 " in notes
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -100,7 +117,7 @@ def test_no_bytes_break_the_check(data: bytes, sample: Path, tmp_path: Path, str
     path.write_bytes(data)
     verdict = check_submission(path, sample, strip_ai)
     assert not verdict.valid
-    assert all("\n" not in problem for problem in verdict.problems)
+    assert all("\n" not in str(problem) for problem in verdict.problems)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

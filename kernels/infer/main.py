@@ -158,7 +158,7 @@ def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, star
         left_behind.unlink()
     try:
         verdict = check_submission(submission, competition.sample_path(split), competition)
-        problems, notes = verdict.problems, verdict.notes
+        problems, notes = [str(problem) for problem in verdict.problems], verdict.notes
     except ClotkitError as error:
         problems, notes = [str(error)], []
     if problems:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from clotkit import __version__
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
 from clotkit.progress import Log
+from clotkit.reasons import Reason
 from clotkit.workers import allow_children, die_with
 
 T = TypeVar("T")
@@ -45,9 +46,10 @@ class Backend:
 
 @dataclass(frozen=True)
 class Lost:
-    """What an item gets whose workers died under it, could not begin it, or did not get to it in time."""
+    """The result of an item whose workers died, could not begin it, or did not reach it before the deadline."""
 
-    reason: str
+    reason: str  # a sentence for people
+    code: Reason
 
 
 class Engine(Protocol):
@@ -128,7 +130,7 @@ class Loky:
                         yield feed.out.pop(number).item, result
             except TerminatedWorkerError:
                 for item in feed.lost():
-                    yield item, Lost(f"its worker died, {LOSSES} times")
+                    yield item, Lost(f"its worker died, {LOSSES} times", Reason.LOST)
 
 
 @contextmanager
@@ -208,7 +210,7 @@ class Dask:
                 if ended is not None:
                     yield ended
             for one in feed.blamed:
-                yield one.item, Lost("the run's deadline came before it was done")
+                yield one.item, Lost("the run's deadline came before it was done", Reason.DEADLINE)
         finally:
             with suppress(Exception):
                 self.client.cancel(list(feed.out))
@@ -278,14 +280,14 @@ class _Submitted:
             if not isinstance(error, KilledWorker):
                 return _failed(error)
             if one.alone:
-                return Lost(f"its worker died, {error.allowed_failures + 1} times")
+                return Lost(f"its worker died, {error.allowed_failures + 1} times", Reason.LOST)
             self.blamed.append(one)
             return AGAIN
         if self.client.status != "running":
             raise ClusterError("the scheduler is gone")
         one.losses += 1
         if one.losses >= LOSSES:
-            return Lost(f"its result was lost with its worker, {LOSSES} times")
+            return Lost(f"its result was lost with its worker, {LOSSES} times", Reason.LOST)
         self._submit(one)
         return AGAIN
 
@@ -304,7 +306,7 @@ def _failed(error: BaseException) -> Lost:
     if isinstance(error, ClotkitError):
         raise error
     if isinstance(error, OSError):  # of a machine, a full disk say, on which it was tried last
-        return Lost(f"a worker could not begin it: {one_line(error)}")
+        return Lost(f"a worker could not begin it: {one_line(error)}", Reason.NOT_STARTED)
     raise ClusterError(
         f"a worker cannot do it: {type(error).__name__}: {one_line(error)}; "
         f"it needs clotkit {__version__} and its packages"

@@ -4,6 +4,7 @@ Logic and tests read codes; the sentence beside a code is for people and may cha
 """
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Reason(StrEnum):
@@ -25,9 +26,19 @@ class Reason(StrEnum):
     NO_MEMBER = "no_member"  # no member could be loaded
     NO_TILES = "no_tiles"  # no tile came
     LOST = "lost"  # the workers of a cluster died under it, or never took it
+    NOT_STARTED = "not_started"  # a worker could not begin it
     OUTPUT_FULL = "output_full"  # the output has reached its size limit
+    NOT_WRITTEN = "not_written"  # the file system refused a write
+    MISSING = "missing"  # a member's folder is not there
     # Done with less.
     FEWER_TILES = "fewer_tiles"  # time was short
     ONE_MEMBER = "one_member"  # time was very short
     COARSER = "coarser"  # read again at a larger downsample after a first try was lost
     MEMBER_FAILED = "member_failed"  # a member failed on the slide's tiles
+
+
+class Cause(NamedTuple):
+    """A reason with the sentence that explains it to people."""
+
+    code: Reason
+    sentence: str

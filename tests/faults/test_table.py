@@ -96,7 +96,7 @@ class Watch(threading.Thread):
             now = (status.st_ino, status.st_mtime_ns, status.st_size)
             if not self.seen or now != self.seen[-1]:
                 self.seen.append(now)
-                self.wrong += check_submission(self.path, self.stage.sample, self.stage.competition).problems
+                self.wrong += map(str, check_submission(self.path, self.stage.sample, self.stage.competition).problems)
         except (OSError, ClotkitError) as error:
             self.wrong += [str(error)] if self.seen else []
 

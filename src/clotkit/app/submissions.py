@@ -1,6 +1,6 @@
 """A submission that somebody drops: what is wrong with it, how it is spread, how it differs from another one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,8 @@ def check(
 def _checked(raw: Any, competition: Competition) -> Verdict:
     clip = competition.metric.clip
     rows = {patient: normalised(row, clip) for patient, row in raw["rows"].items()} if not raw["problems"] else {}
-    return Verdict([shown(line, 300) for line in raw["problems"]], raw["notes"], {k: list(v) for k, v in rows.items()})
+    problems = [replace(problem, text=shown(problem.text, 300)) for problem in raw["problems"]]
+    return Verdict(problems, raw["notes"], {k: list(v) for k, v in rows.items()})
 
 
 def spread(checked: Verdict, index: int, bins: int = 20) -> list[tuple[str, int]]:

@@ -204,12 +204,23 @@ def _verdict(run: Run) -> Iterator[str]:
         for name, value, more in figures
     )
     yield f'<dl class="figures">\n{"".join(cells)}</dl>\n'
-    reasons = Counter(line.reason or "no reason given" for line in run.lines if line.state != "done")
+    reasons = Counter(_kind(line) for line in run.lines if line.state != "done")
     if reasons:
-        items = "".join(f"<li>{count:,} times: {_short(reason)}</li>" for reason, count in reasons.most_common(8))
+        first = {_kind(line): line.reason for line in reversed(run.lines)}
+        items = "".join(
+            f"<li>{_many(count, 'slide')} <code>{_short(kind)}</code>, for example: {_short(first[kind])}</li>"
+            if first[kind] != kind
+            else f"<li>{_many(count, 'slide')}: {_short(kind)}</li>"
+            for kind, count in reasons.most_common(8)
+        )
         more = len(reasons) - 8
         rest = f"<li>and {_many(more, 'other reason')}, in the table</li>" if more > 0 else ""
         yield f"<h3>Why slides are not done</h3>\n<ul>{items}{rest}</ul>\n"
+
+
+def _kind(line: SlideReport) -> str:
+    """Return the codes of a line, which slides are counted by; its sentence in a report without codes."""
+    return ", ".join(line.codes) or line.reason or "no reason given"
 
 
 def _said(run: Run) -> tuple[str, str]:

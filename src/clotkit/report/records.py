@@ -25,17 +25,21 @@ STATES = ("done", "partial", "fallback")
 
 @dataclass(frozen=True)
 class SlideReport:
-    """One slide's line; `p` is {member: [a probability a class]}, the mean over tiles before calibration."""
+    """One slide's line of report.jsonl.
+
+    `codes` is empty in a line of an older kit, and for a slide that is done.
+    """
 
     image_id: str
     patient_id: str
     state: State
-    reason: str
+    reason: str  # a sentence for people; empty: done
     tiles: int
     seconds: float
     peak_mb: float
-    p: dict[str, list[float]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    p: dict[str, list[float]] = field(default_factory=dict)  # by member: [C], mean over tiles, before calibration
+    facts: dict[str, Any] = field(default_factory=dict)  # of the slide's file and its tissue
+    codes: list[str] = field(default_factory=list)  # reasons.Reason, in the order of the sentences in `reason`
 
 
 class LinesFile:

@@ -5,16 +5,17 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from clotkit.config import TilingConfig
+from clotkit.reasons import Cause, Reason
 from clotkit.workers import Task
 
 EVERYTHING, FEWER_TILES, ONE_MEMBER, AGAIN = range(4)  # `effort` of a task
 FRACTION = 4  # of the tiles: one in so many, where time is short
 COARSER = 2  # times the downsample, at a second try: a quarter of the pixels in memory
 RECENT = 16  # slides that the pace is taken from
-SAID = {
-    FEWER_TILES: f"time was short: one tile in {FRACTION}",
-    ONE_MEMBER: f"time was short: one tile in {FRACTION}, the first member alone",
-    AGAIN: f"read again at {COARSER} times the downsample",
+CAUSES = {
+    FEWER_TILES: Cause(Reason.FEWER_TILES, f"time was short: one tile in {FRACTION}"),
+    ONE_MEMBER: Cause(Reason.ONE_MEMBER, f"time was short: one tile in {FRACTION}, the first member alone"),
+    AGAIN: Cause(Reason.COARSER, f"read again at {COARSER} times the downsample"),
 }
 
 

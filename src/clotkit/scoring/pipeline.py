@@ -22,7 +22,7 @@ from clotkit.members.blending import COVARIATES
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
 from clotkit.members.loading import OUT_OF_FOLD, Member, find_members, load_member
 from clotkit.progress import Log, progress
-from clotkit.reasons import Reason
+from clotkit.reasons import Cause, Reason
 from clotkit.report import page, records
 from clotkit.report.records import SlideReport
 from clotkit.report.shift import read_out_of_fold
@@ -92,7 +92,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     set_oom_score(500)
 
     board.ensemble = ensemble
-    left_out = dict[str, str]()
+    left_out = dict[str, Cause]()
     board.members = members = _load(folders, competition, log, ensemble, left_out)
     facts = {"key": key} | _facts(settings, competition, members, folders, left_out)
     _publish(settings.run_dir / records.RUN, {"state": "running"} | facts, board)
@@ -266,7 +266,7 @@ class _Board:
     ensemble: Ensemble | None = None
     sizes: dict[str, dict[str, float]] = field(default_factory=dict)  # of slides, for an ensemble that asks for them
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
-    unwritten: str = ""  # why the last attempt to write failed
+    unwritten: Cause | None = None  # why the last attempt to write failed
 
     def take(self, line: SlideReport, means: dict[str, Probabilities]) -> None:
         """Take a slide's mean a member, and what its line says of its size."""
@@ -294,15 +294,15 @@ class _Board:
         try:
             write()
         except OSError as error:
-            if not self.unwritten:
+            if self.unwritten is None:
                 self.log(f"{self.path.parent}: {error.strerror}; what was written before stands, the run goes on")
-            self.unwritten = str(error.strerror)
+            self.unwritten = Cause(Reason.NOT_WRITTEN, str(error.strerror))
         else:
-            self.unwritten = ""
+            self.unwritten = None
 
     def falls_short(self) -> dict[str, int]:
         """What makes the file less than the slides' states say: patients without a score, a write that failed."""
-        found = {"unscored": len(set(self.ids) - self.patients()), "unwritten": int(bool(self.unwritten))}
+        found = {"unscored": len(set(self.ids) - self.patients()), "unwritten": int(self.unwritten is not None)}
         return {name: count for name, count in found.items() if count}
 
     def patients(self) -> set[str]:
@@ -333,7 +333,7 @@ def _load(
     competition: Competition,
     log: Log,
     ensemble: Ensemble | None,
-    left_out: dict[str, str],
+    left_out: dict[str, Cause],
 ) -> list[Member]:
     """The members that can be loaded; the others are left out, each with a line, and the rest stand in for them.
 
@@ -343,17 +343,17 @@ def _load(
     pools = ensemble.tile_pools if ensemble else {}
     for name in ensemble.committee.members if ensemble else ():
         if name not in {folder.name for folder in folders}:
-            left_out[name] = "its folder is missing"
+            left_out[name] = Cause(Reason.MISSING, "its folder is missing")
     for folder in folders:
         try:
             member = load_member(folder, competition.classes.names)
             members.append(replace(member, tile_pool=pools.get(member.name, "")))
         except ClotkitError as error:
-            left_out[folder.name] = str(error)
+            left_out[folder.name] = Cause(error.reason, str(error))
         except Exception as error:  # noqa: BLE001 - a member costs itself, whatever its file makes a library do
-            left_out[folder.name] = f"{type(error).__name__}: {one_line(error)}"
-    for name, why in left_out.items():
-        log(f"member {name} left out: {why}")
+            left_out[folder.name] = Cause(Reason.FAILED, f"{type(error).__name__}: {one_line(error)}")
+    for name, cause in left_out.items():
+        log(f"member {name} left out: {cause.sentence}")
     return members
 
 
@@ -447,8 +447,8 @@ def _close(lines: Sequence[SlideReport], counts: dict[str, int], board: _Board, 
     missing = [patient for patient in board.ids if patient not in scored]
     if missing:
         log(f"patients at the fallback: {', '.join(missing)}")
-    if board.unwritten:
-        log(f"{board.path}: not the latest: {board.unwritten}")
+    if board.unwritten is not None:
+        log(f"{board.path}: not the latest: {board.unwritten.sentence}")
     log(
         f"{len(lines)} slides: "
         + ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -461,7 +461,7 @@ def _facts(
     competition: Competition,
     members: Sequence[Member],
     folders: Sequence[Path],
-    left_out: dict[str, str],
+    left_out: dict[str, Cause],
 ) -> dict[str, Any]:
     """What run.json says of a run from its start on; the weights may be gone when its page is made."""
     classes, where = competition.classes, {folder.name: folder for folder in folders}
@@ -498,7 +498,8 @@ def _facts(
             }
             for member in members
         },
-        "left_out": left_out,
+        "left_out": {name: cause.sentence for name, cause in left_out.items()},
+        "left_out_codes": {name: cause.code for name, cause in left_out.items()},
         "ensemble": _ensemble_sha256(settings.weights_dir),
     }
 
@@ -511,7 +512,8 @@ def _outcome(counts: dict[str, int], seconds: float, board: _Board) -> dict[str,
         "peak_mb": round(peak_mb(), 1),
         "slides": counts,
         "patients": {"asked": len(board.ids), "scored": len(set(board.ids) & board.patients())},
-        "unwritten": board.unwritten,
+        "unwritten": board.unwritten.sentence if board.unwritten else "",
+        "unwritten_code": board.unwritten.code if board.unwritten else None,
         "submission_sha256": sha256(board.path),
     }
 

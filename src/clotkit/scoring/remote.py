@@ -85,7 +85,7 @@ def score_afar(
             pace.ended()
             del left[ask.task.image_id]
             if isinstance(found, Lost):
-                yield scorer.scored(Ended(ask.task, found.reason, 0.0, 0.0, Reason.LOST, lost=True))
+                yield scorer.scored(Ended(ask.task, found.reason, 0.0, 0.0, found.code, lost=True))
             else:
                 yield found.line, found.means, found.trace.shifted(time.monotonic() - found.now)
     why = (BEFORE_ITS_TURN, Reason.DEADLINE) if members else ("no member could be loaded", Reason.NO_MEMBER)

@@ -12,9 +12,10 @@ from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member
 from clotkit.members.pooling import pooled_as, tile_probabilities
+from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
-from clotkit.scoring.budget import AGAIN, EVERYTHING, ONE_MEMBER, SAID
+from clotkit.scoring.budget import AGAIN, CAUSES, EVERYTHING, ONE_MEMBER
 from clotkit.workers import Ended, Task, Tiles
 
 Scored = tuple[SlideReport, dict[str, Probabilities], Trace]
@@ -78,9 +79,9 @@ class Tally:
             if said:
                 yield Tiled(tilings[index], np.concatenate(batches), np.mean(said, axis=0))
 
-    def said_out(self) -> list[str]:
-        """A phrase for each member that is out."""
-        return [f"member {name} left out: {why}" for name, why in sorted(self.out.items())]
+    def failures(self) -> list[Cause]:
+        """Return one cause for each member that failed on this slide."""
+        return [Cause(Reason.MEMBER_FAILED, f"member {name} left out: {why}") for name, why in sorted(self.out.items())]
 
 
 @dataclass(frozen=True)
@@ -130,43 +131,50 @@ class Scorer:
         tally = self._tallies.pop(ended.image_id, Tally())
         first = self._first.pop(ended.image_id, None)
         came_of = ended.task
-        state, reasons = self._judge(ended, tally)
+        state, causes = self._judge(ended, tally)
         if first is not None:
-            reasons = [first.ended.reason, *reasons]
+            causes = [*_cause(first.ended), *causes]
             if state == "fallback" and self._enough(first.tally, EVERYTHING):
                 state, tally, came_of = "partial", first.tally, first.ended.task
         means = {} if state == "fallback" else tally.means()
         self._traces[ended.image_id] = _trace(tally, came_of, ended, first)
+        causes = list(dict.fromkeys(causes))
         line = SlideReport(
             image_id=ended.image_id,
             patient_id=self._patient_of[ended.image_id],
             state=state,
-            reason="; ".join(dict.fromkeys(reasons)),
+            reason="; ".join(cause.sentence for cause in causes),
             tiles=sum(tally.tiles.values()),
             seconds=round(ended.seconds + (first.ended.seconds if first else 0), 2),
             peak_mb=round(max(ended.peak_mb, first.ended.peak_mb if first else 0), 1),
+            codes=list(dict.fromkeys(cause.code for cause in causes)),
             p={name: [float(value) for value in mean] for name, mean in means.items()},
             facts=ended.facts or (first.ended.facts if first else {}),
         )
         return line, means
 
-    def _judge(self, ended: Ended, tally: Tally) -> tuple[State, list[str]]:
-        """A slide's state and the reasons for it: what came before a crash counts when there is enough of it."""
-        reasons = [ended.reason] if ended.reason else []
-        if ended.task.effort in SAID and not (ended.reason and ended.task.effort == AGAIN):
-            reasons.append(SAID[ended.task.effort])
-        reasons += tally.said_out()
-        if not ended.reason and tally.seen():
-            return ("partial" if reasons else "done"), reasons
-        if ended.reason and self._enough(tally, ended.task.effort):
-            return "partial", reasons
-        return "fallback", reasons or ["no tiles came"]
+    def _judge(self, ended: Ended, tally: Tally) -> tuple[State, list[Cause]]:
+        """Return a slide's state and its causes; tiles that came before a crash count if there are enough."""
+        whole, causes = ended.code is None, _cause(ended)
+        if ended.task.effort in CAUSES and (whole or ended.task.effort != AGAIN):
+            causes.append(CAUSES[ended.task.effort])
+        causes += tally.failures()
+        if whole and tally.seen():
+            return ("partial" if causes else "done"), causes
+        if not whole and self._enough(tally, ended.task.effort):
+            return "partial", causes
+        return "fallback", causes or [Cause(Reason.NO_TILES, "no tiles were cut")]
 
     def _enough(self, tally: Tally, effort: int) -> bool:
         """Whether every member that was asked, and is not out, has seen min_tiles tiles."""
         asked = 1 if effort == ONE_MEMBER else len(self._members)
         seen = tally.seen()
         return bool(seen) and len(seen) + len(tally.out) == asked and min(seen.values()) >= self._min_tiles
+
+
+def _cause(ended: Ended) -> list[Cause]:
+    """Return why a slide's process did not give every tile; nothing if it did."""
+    return [] if ended.code is None else [Cause(ended.code, ended.reason)]
 
 
 def _trace(tally: Tally, came_of: Task, ended: Ended, first: First | None) -> Trace:

@@ -38,7 +38,7 @@ def _verdict(name: str, checked: Verdict) -> None:
     else:
         st.error(f"{plain(name)}: {len(checked.problems)} problems")
     for line in checked.problems[:MOST_LINES]:
-        st.markdown(f"- {plain(line, 300)}")
+        st.markdown(f"- {plain(str(line), 300)}")
     if len(checked.problems) > MOST_LINES:
         st.markdown(f"- … and {len(checked.problems) - MOST_LINES} more")
     for note in checked.notes:
