@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser full-set bench-scale lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -185,6 +185,9 @@ test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, th
 test-browser: $(VENV)/.browser  ## the application in headless Chromium; screenshots in build/screenshots
 	@command -v chromium >/dev/null || { echo "test-browser: no chromium here; install it (Debian: apt-get install chromium)" >&2; exit 2; }
 	$(BIN)/python -m pytest -q -m browser
+
+test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a split scored there (fetches packages, minutes)
+	$(BIN)/python -m pytest -q -m install
 
 full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set

@@ -1,20 +1,36 @@
-"""The command line: quantities, exit codes, set-up, and submit.py."""
+"""The command line: options and the settings they fill, quantities, exit codes, set-up, and submit.py."""
 
 import argparse
+import dataclasses
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clotkit import options
+from clotkit.app.serve import AppSettings
 from clotkit.cli import main, parser
 from clotkit.competitions import Competition
-from clotkit.options import megabytes, seconds
+from clotkit.ensembling.blend import BlendSettings
+from clotkit.evaluation.evaluate import EvaluateSettings
+from clotkit.options import megabytes, options_of, seconds, verbs_of
+from clotkit.planning.cluster_plan import ClusterSettings
+from clotkit.planning.plan import PlanSettings
+from clotkit.scoring.pipeline import RunSettings
 from clotkit.scoring.submission import check_submission
+from clotkit.shards.tile import TileSettings
+from clotkit.training.train import TrainSettings
 
 from .conftest import ROOT
+
+PARSERS = verbs_of(parser())
 
 
 @pytest.mark.parametrize(
@@ -45,13 +61,74 @@ def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    actions = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    for verb in actions[0].choices:
-        with pytest.raises(SystemExit) as stopped:
-            main([verb, "--help"])
-        assert stopped.value.code == 0
-        assert len(capsys.readouterr().out) > 100
+@pytest.mark.parametrize("verb", PARSERS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*verb.split(), "--help"])
+    assert stopped.value.code == 0
+    assert len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_every_option_has_help(verb: str) -> None:
+    assert [name for name, option in options_of(PARSERS[verb]).items() if not option.help] == []
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A settings class that a verb fills from its options."""
+
+    verb: str
+    settings: type[Any]
+    renamed: dict[str, str]  # {option: field}, where the names differ
+    other: tuple[str, ...] = ()  # fields that no option sets
+    unused: tuple[str, ...] = ()  # options that go elsewhere
+
+
+SHARED = {"competition", "json"}  # options that choose how a verb reads and prints, not what it does
+UNITS = {"deadline": "deadline_s", "memory": "memory_mb"}
+CLUSTER_ONLY = ("cluster", "slides", "price", "bandwidth", "startup")
+FILLED = [
+    Filled("plan", PlanSettings, UNITS | {"split": "split_dir", "weights": "weights_dir", "split_name": "split"},
+           unused=CLUSTER_ONLY),
+    Filled("plan", ClusterSettings, UNITS | {
+        "split": "split_dir", "split_name": "split", "cluster": "machines", "jobs": "threads", "price": "price_usd",
+        "bandwidth": "bandwidth_mb_s", "startup": "startup_s"}, ("seed",), ("weights", "deadline")),
+    Filled("tile", TileSettings, UNITS | {
+        "split": "split_dir", "split_name": "split", "undated": "dated", "most": "most_mb", "scheduler": "backend"},
+        unused=("verify",)),
+    Filled("train", TrainSettings, {"wait": "wait_s"}),
+    Filled("evaluate", EvaluateSettings, {}, ("worst",)),
+    Filled("blend", BlendSettings, {"trust": "trusted"}, ("repeats",)),
+    Filled("run", RunSettings, UNITS | {
+        "split": "source", "weights": "weights_source", "out": "run_dir", "scheduler": "backend"},
+        ("split_dir", "weights_dir", "stall_s")),
+    Filled("app", AppSettings, {"root": "roots"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("filled", FILLED, ids=lambda filled: filled.settings.__name__)
+def test_options_and_settings_have_the_same_names_and_defaults(filled: Filled) -> None:
+    fields = {field.name: field for field in dataclasses.fields(filled.settings)}
+    sets = {
+        filled.renamed.get(name, name): option
+        for name, option in options_of(PARSERS[filled.verb]).items()
+        if name not in filled.unused
+    }
+    assert sets.keys() - SHARED == fields.keys() - {*filled.other} - SHARED
+    for name, option in sets.items():
+        default = fields[name].default if name in fields else dataclasses.MISSING
+        if default not in (dataclasses.MISSING, None) and option.default is not None and "dated" not in name:
+            assert option.default in (default, [*default] if isinstance(default, tuple) else default), name
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_every_option_is_read(verb: str) -> None:
+    function = PARSERS[verb].get_default("verb")
+    while isinstance(function, partial):
+        function = function.args[0]
+    source = inspect.getsource(sys.modules[function.__module__]) + inspect.getsource(options)
+    assert [name for name in options_of(PARSERS[verb]) if f"arguments.{name}" not in source] == []
 
 
 def test_a_phantom_is_written_by_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""Run `clotkit VERB`. Each room registers its own verbs; nothing heavy is imported before a verb runs."""
+"""Run `clotkit VERB`.
+
+Each package registers its own verbs. Nothing heavy is imported before a verb runs, so that --help stays fast.
+"""
 
 import argparse
 import os
@@ -11,7 +14,7 @@ from clotkit import __version__
 from clotkit.errors import ClotkitError
 from clotkit.options import WRONG
 
-# In the order of `clotkit --help`. A kernel's bundle carries only the rooms that it runs.
+# In the order of `clotkit --help`. A kernel's bundle carries only the packages that it runs.
 VERBS = (
     "synthetic.verbs",
     "planning.verbs",
@@ -30,12 +33,16 @@ VERBS = (
 
 
 def entry() -> None:
-    """The console script."""
+    """Run the console script: `main` on sys.argv, its result as exit code."""
     sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return 0 when done, 2 for wrong usage or input, 3 when done with fallbacks."""
+    """Run one verb and return its exit code.
+
+    Returns:
+        0 when done, 2 for wrong usage or input, 3 when done with fallbacks, 130 when interrupted.
+    """
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.verb(arguments)
@@ -43,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clotkit: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
-        print("clotkit: interrupted; what was published stays valid", file=sys.stderr)
+        print("clotkit: interrupted; files that were already written are complete", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output is gone: `clotkit … | head`
+    except BrokenPipeError:  # the reader of stdout has closed it: `clotkit … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG
     return code
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of every verb that is installed."""
+    """Return the parser of every verb whose package is installed."""
     top = argparse.ArgumentParser(
         prog="clotkit",
         description="Kaggle code competitions over whole-slide images: "
@@ -61,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"clotkit {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
-        room = name.partition(".")[0]
-        if find_spec(f"clotkit.{room}") and find_spec(f"clotkit.{name}"):
+        package = name.partition(".")[0]
+        if find_spec(f"clotkit.{package}") and find_spec(f"clotkit.{name}"):
             import_module(f"clotkit.{name}").register(verbs)
     return top
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from clotkit import __version__
-from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
+from clotkit.errors import ClotkitError, ClusterError, UsageError, needs_extra, one_line
 from clotkit.progress import Log
 from clotkit.reasons import Reason
 from clotkit.workers import allow_children, die_with
@@ -325,8 +325,9 @@ def _told() -> Iterator[None]:
 
 
 def _connect(scheduler: str | None, connect_s: float) -> Any:
-    import dask
-    from distributed import Client
+    with needs_extra("cluster"):
+        import dask
+        from distributed import Client
 
     where = scheduler or dask.config.get("scheduler-address", None)
     if not where:

@@ -1,106 +1,124 @@
-"""The kit's exceptions, one tree:
+"""The kit's exceptions, one tree.
 
 ClotkitError                exit code 2, one line on stderr, no traceback
-├── UsageError              the command line or a setting is wrong
+├── UsageError              the command line, a setting or the installation is wrong
 ├── ConfigError             a recipe, a competition or a member folder is wrong
 ├── SplitError              a split folder or one of its tables is wrong
 ├── SubmissionError         a submission file is wrong
-├── RehearsalError          the bundle could not be built, or did not survive its rehearsal
-├── StoreError              a folder's files, or an object store's, cannot be read or written
+├── RehearsalError          the bundle could not be built, or failed its rehearsal
+├── StoreError              files of a folder or an object store cannot be read or written
 ├── ClusterError            the workers or the scheduler of a cluster are gone
-├── RemoteError             Kaggle could not be asked, or said no
-│   ├── RemoteMissing       it has no such thing (404)
-│   ├── RemoteUnclear       it gave no answer that can be read: what was asked may have been done
-│   └── RemoteFull          all the sessions that an account may have are in use
-└── SlideError              one slide cannot be scored; costs that slide alone
+├── RemoteError             a request to Kaggle failed or was refused
+│   ├── RemoteMissing       Kaggle has no such object (404)
+│   ├── RemoteUnclear       no readable response: the request may have succeeded
+│   └── RemoteFull          the account already runs as many sessions as it may
+└── SlideError              one slide cannot be scored; the run goes on with the others
     ├── SlideUnreadable     missing, damaged, or not an image
     ├── CodecUnsupported    sound, but no decoder here reads it
     └── NoTissue            sound, but nothing on it differs from the background
 
-A message says what, where, the number seen, the number allowed and the next step, in one line.
+A message is one line: what failed, where, the number seen, the number allowed, the next step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clotkit.reasons import Reason
 
+MOST_CHARACTERS = 200  # of a library's error message
+
 
 class ClotkitError(Exception):
-    """The root: `str()` of it is the one line that the user reads; `reason` is the code that reports carry."""
+    """An error that the user can act on: `str()` of it is one line, `reason` the code that reports carry."""
 
     reason = Reason.FAILED
 
 
 class UsageError(ClotkitError):
-    """The command line or a setting is wrong."""
+    """A wrong command line, setting or installation."""
 
 
 class ConfigError(ClotkitError):
-    """A recipe, a competition or a member folder is wrong."""
+    """A wrong recipe, competition or member folder."""
 
 
 class SplitError(ClotkitError):
-    """A split folder or one of its tables is wrong."""
+    """A wrong split folder, or a wrong table in one."""
 
 
 class SubmissionError(ClotkitError):
-    """A submission file is wrong."""
+    """A wrong submission file."""
 
 
 class RehearsalError(ClotkitError):
-    """The bundle could not be built, or did not survive its rehearsal."""
+    """A bundle that could not be built, or that failed its rehearsal."""
 
 
 class StoreError(ClotkitError):
-    """A folder's files, or an object store's, cannot be read or written."""
+    """Files of a folder or an object store that cannot be read or written."""
 
     reason = Reason.STORE
 
 
 class ClusterError(ClotkitError):
-    """The workers or the scheduler of a cluster are gone."""
+    """A cluster whose workers or scheduler are gone."""
 
 
 class RemoteError(ClotkitError):
-    """Kaggle could not be asked, or said no."""
+    """A request to Kaggle that failed or was refused."""
 
 
-class RemoteMissing(RemoteError):  # noqa: N818 - named for what is so
-    """Kaggle has no such thing (404)."""
+class RemoteMissing(RemoteError):  # noqa: N818 - named for the state, as the module's other leaves are
+    """A request for an object that Kaggle does not have (404)."""
 
 
 class RemoteUnclear(RemoteError):  # noqa: N818
-    """Kaggle gave no answer that can be read: what was asked may have been done."""
+    """A request without a readable response: it may have succeeded."""
 
 
 class RemoteFull(RemoteError):  # noqa: N818
-    """All the sessions that an account may have at once are in use."""
+    """A refusal because the account already runs as many sessions as it may."""
 
 
 class SlideError(ClotkitError):
-    """One slide cannot be scored; costs that slide alone."""
+    """A slide that cannot be scored; the run goes on with the others."""
 
 
-class SlideUnreadable(SlideError):  # noqa: N818 - named for what is so, like FileNotFoundError's kin in the report
-    """Missing, damaged, or not an image."""
+class SlideUnreadable(SlideError):  # noqa: N818
+    """A file that is missing, damaged, or not an image."""
 
     reason = Reason.DAMAGED
 
 
 class CodecUnsupported(SlideError):  # noqa: N818
-    """Sound, but no decoder here reads it."""
+    """A sound slide that no decoder here reads."""
 
     reason = Reason.UNSUPPORTED
 
 
 class NoTissue(SlideError):  # noqa: N818
-    """Sound, but nothing on it differs from the background."""
+    """A sound slide on which nothing differs from the background."""
 
     reason = Reason.NO_TISSUE
 
 
 def one_line(error: BaseException, path: Path | None = None) -> str:
-    """What a library's error says, on one line of at most 200 characters, without `path` (the report has it)."""
+    """Return a library's error message on one line, at most MOST_CHARACTERS long.
+
+    `path` is replaced by "slide": reports name the file elsewhere.
+    """
     text = str(error) if path is None else str(error).replace(str(path), "slide")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return ("; ".join(dict.fromkeys(lines)) or type(error).__name__)[:200]
+    return ("; ".join(dict.fromkeys(lines)) or type(error).__name__)[:MOST_CHARACTERS]
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn the missing package of an optional extra into a UsageError with the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; in clotkit's checkout type: pip install '.[{extra}]'"
+        ) from error

@@ -1,25 +1,35 @@
-"""Command-line options and exit codes that several verbs share."""
+"""Command-line options and exit codes that several verbs share.
+
+An option is declared once, in the `verbs.py` of the package that it sets up, or here where several verbs have it.
+"""
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from clotkit.competitions import DEFAULT
 from clotkit.errors import UsageError
+from clotkit.progress import Log
 
-DONE, WRONG, FALLBACKS = 0, 2, 3  # exit codes
+DONE, WRONG, FALLBACKS = 0, 2, 3  # exit codes: done; wrong usage or input; done with fallbacks
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 UNITS_MB = {"MB": 1.0, "GB": 1024.0}
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
-    """Add a verb that takes --competition."""
+    """Add a verb with the option --competition and return its parser.
+
+    Args:
+        verbs: the subparsers of `clotkit`.
+        name: the verb.
+        text: its help, one line.
+    """
     verb = verbs.add_parser(name, help=text, description=text)
     verb.add_argument(
         "--competition",
@@ -31,69 +41,104 @@ def add_verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def add_deadline(verb: argparse.ArgumentParser) -> None:
-    """Add --deadline."""
+    """Add the option --deadline, in seconds; None: the competition's."""
     verb.add_argument(
-        "--deadline", type=seconds, metavar="TIME", help="like 8h, 90m or 600s (default: the competition's)"
+        "--deadline",
+        type=seconds,
+        metavar="TIME",
+        help="when to stop, counted from the start, like 8h, 90m or 600s (default: the competition's)",
     )
 
 
 def add_slide_limits(verb: argparse.ArgumentParser) -> None:
-    """Add --memory and --jobs."""
+    """Add the options --memory, in MB (2**20 bytes; None: the competition's), and --jobs."""
     verb.add_argument(
         "--memory",
         type=megabytes,
         metavar="SIZE",
-        help="address space of a slide's process, like 4GB (default: the competition's)",
+        help="memory limit (address space) of each slide's process, like 4GB (default: the competition's)",
     )
-    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="slides at a time (default: one a core)")
+    verb.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="slides to read at a time (default: one per core)"
+    )
 
 
-def add_backend(verb: argparse.ArgumentParser, names: Sequence[str], said: str) -> None:
-    """Add --backend and --scheduler."""
+def add_backend(verb: argparse.ArgumentParser, names: Sequence[str], text: str) -> None:
+    """Add the options --backend and --scheduler.
+
+    Args:
+        verb: the verb's parser.
+        names: the back ends to choose from, the default first.
+        text: help on those that run on this machine.
+    """
     verb.add_argument(
         "--backend",
         choices=names,
         default=names[0],
-        help=f"{said}; dask: the workers of a cluster (default: {names[0]})",
+        help=f"{text}; dask: the workers of a cluster (default: {names[0]})",
     )
-    verb.add_argument("--scheduler", metavar="ADDR", help="of the cluster: like tcp://host:8786, or its scheduler file")
+    verb.add_argument(
+        "--scheduler",
+        metavar="ADDR",
+        help="address of the cluster's scheduler, like tcp://host:8786, or the path of its scheduler file",
+    )
 
 
 def add_backbones_dir(verb: argparse.ArgumentParser) -> None:
-    """Add --backbones."""
+    """Add the option --backbones, a folder."""
     verb.add_argument(
         "--backbones",
         type=Path,
         default=Path("build/backbones"),
         metavar="DIR",
-        help="ImageNet weights, by keras.applications' file names (default: build/backbones)",
+        help="folder of ImageNet weights, named as keras.applications names them (default: build/backbones)",
     )
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise UsageError where one of these options is given."""
+    """Raise UsageError if one of these options is set; `why` completes the sentence that starts with its name."""
     for name in names:
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name} {why}")
 
 
-def log_of(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Where progress is told: on stdout, or on stderr where stdout is for JSON alone."""
+def log_of(arguments: argparse.Namespace) -> Log:
+    """Return the function that prints progress: to stdout, or with --json to stderr, as stdout is then one object."""
     return partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
 
 def seconds(text: str) -> float:
-    """Seconds of a time like 8h, 90m, 600s or 600. Raises ArgumentTypeError for anything else."""
+    """Return the seconds of a time like 8h, 90m, 600s or 600. Raises ArgumentTypeError for anything else."""
     return _quantity(text, UNITS_S, "a time like 8h, 90m or 600s")
 
 
 def megabytes(text: str) -> int:
-    """Megabytes (2**20 bytes) of a size like 4GB or 800MB."""
+    """Return the MB (2**20 bytes) of a size like 4GB or 800MB. Raises ArgumentTypeError for anything else."""
     return round(_quantity(text, UNITS_MB, "a size like 4GB or 800MB"))
 
 
+def verbs_of(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb below `parser` by its words, like "run" or "kaggle submit".
+
+    argparse has no public list of a parser's actions; the reference and the tests read this and `options_of`.
+    """
+    nested = {
+        f"{prefix}{name}": verb
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, verb in action.choices.items()
+    }
+    leaves = {name: verbs_of(verb, f"{name} ") or {name: verb} for name, verb in nested.items()}
+    return {name: verb for found in leaves.values() for name, verb in found.items()}
+
+
+def options_of(verb: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the options and positional arguments of a verb by dest, without --help."""
+    return {action.dest: action for action in verb._actions if action.dest != "help"}
+
+
 def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in units or not float(found[1]):
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2] not in units or not float(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return float(found[1]) * units[found[2]]
+    return float(match[1]) * units[match[2]]

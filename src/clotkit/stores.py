@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from clotkit.errors import StoreError, UsageError, one_line
+from clotkit.errors import StoreError, UsageError, needs_extra, one_line
 from clotkit.files import atomic_write, atomic_write_text
 from clotkit.scratch import scratch
 
@@ -255,7 +255,8 @@ def at_hand(store: Store, name: str) -> Iterator[Path]:
 
 def _filesystem(address: str) -> Any:
     """fsspec's file system of a URL, which it keeps for the process; what it lists is never from its memory."""
-    from fsspec.core import url_to_fs
+    with needs_extra("cluster"):
+        from fsspec.core import url_to_fs
 
     try:
         return url_to_fs(address, use_listings_cache=False)[0]

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clotkit.app.roots import Roots
 from clotkit.app.work import MOST_UPLOAD_MB
 from clotkit.competitions import load_competition
-from clotkit.errors import UsageError
+from clotkit.errors import UsageError, needs_extra
 from clotkit.members.loading import find_members
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +45,8 @@ def from_argument(words: Sequence[str]) -> AppSettings:
 def serve(settings: AppSettings) -> None:
     """Serve the pages until it is interrupted. Raises UsageError or ConfigError where a setting is wrong."""
     check(settings)
-    from streamlit.web import bootstrap
+    with needs_extra("app"):
+        from streamlit.web import bootstrap
 
     options = options_of(settings)
     bootstrap.load_config_options(flag_options=options)
@@ -66,8 +66,6 @@ def check(settings: AppSettings) -> None:
     find_members(settings.weights)
     Roots.of(settings.roots)
     load_competition(settings.competition)
-    if find_spec("streamlit") is None:
-        raise UsageError("streamlit is not installed; make app installs it and starts the application")
 
 
 def options_of(settings: AppSettings) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""The package's metadata against the lock files and the code; `pip install .` in an empty environment (slow)."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .conftest import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+SRC = ROOT / "src" / "clotkit"
+# {lock file: the lists of pyproject.toml that it locks}
+LOCKS = {
+    "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"]],
+    "app": EXTRAS["app"],
+    "dev": EXTRAS["dev"],
+}
+DATA_SUFFIXES = {".toml", ".j2", ".css", ".js"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Return the normalised package names of requirement lines."""
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the requirement lines of a .in file, without comments and constraints."""
+    lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def locked(path: Path) -> dict[str, list[str]]:
+    """Return {package: its locked versions, one per range of Pythons}."""
+    found: dict[str, list[str]] = {}
+    for name, pinned in re.findall(r"(?m)^([\w.-]+)(?:\[[\w,]+\])?==([^\s;\\]+)", path.read_text(encoding="utf-8")):
+        found.setdefault(canonicalize_name(name), []).append(pinned)
+    return found
+
+
+def third_party_imports() -> set[str]:
+    """Return the top-level names that src/ imports and that are neither its own nor the standard library's."""
+    found: set[str] = set()
+    for path in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"clotkit"}
+
+
+def test_there_is_one_version() -> None:
+    assert "version" not in PROJECT
+    assert SETUPTOOLS["dynamic"]["version"] == {"attr": "clotkit.__version__"}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_locked_versions_lie_in_the_declared_ranges(lock: str) -> None:
+    pinned = locked(ROOT / "requirements" / f"{lock}.txt")
+    for requirement in map(Requirement, LOCKS[lock]):
+        versions = pinned[canonicalize_name(requirement.name)]
+        outside = [one for one in versions if one not in requirement.specifier]
+        assert not outside, f"{requirement} excludes the locked {outside}"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_what_is_locked_by_name_is_declared(lock: str) -> None:
+    assert names(lines_of(ROOT / "requirements" / f"{lock}.in")) <= names(LOCKS[lock])
+
+
+def test_every_import_is_declared() -> None:
+    declared = names([*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["app"]])
+    owners = packages_distributions()
+    for name in third_party_imports() - {"streamlit"}:  # only installed by make app
+        assert {canonicalize_name(one) for one in owners[name]} & declared, name
+
+
+def test_data_files_travel_with_the_package() -> None:
+    covered = {path for pattern in SETUPTOOLS["package-data"]["clotkit"] for path in SRC.glob(pattern)}
+    assert {path for path in SRC.rglob("*") if path.suffix in DATA_SUFFIXES} <= covered
+
+
+@pytest.mark.install
+def test_an_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
+    venv.EnvBuilder(with_pip=True).create(tmp_path / "venv")
+    programs, work = tmp_path / "venv" / "bin", tmp_path / "work"
+    work.mkdir()
+    subprocess.run([programs / "python", "-m", "pip", "install", "-q", ROOT], check=True, cwd=work)
+    for words in (
+        ["phantom", "p", "--split", "test", "--slides", "2", "--seed", "1"],
+        ["run", "p", "--weights", str(ROOT / "weights" / "demo"), "--out", "r"],
+        ["check", "r/submission.csv", "--sample", "p/sample_submission.csv"],
+        ["kaggle", "--help"],
+    ):
+        subprocess.run([programs / "clotkit", *words], check=True, cwd=work, capture_output=True, timeout=600)
+    for verb in (
+        ["app"],
+        ["run", "s3://bucket/split", "--weights", "w", "--out", "r"],
+    ):  # extras that are not installed
+        ended = subprocess.run([programs / "clotkit", *verb], cwd=work, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert "pip install" in ended.stderr
