@@ -172,16 +172,16 @@ def write_member(folder: Path, network: str, size: int) -> Path:
 
 def save_member(where: str, network: str, size: int) -> None:
     """Write the files of a member whose network is a cnn of this width, or waits so many microseconds a batch."""
-    from clotkit.members import loading
+    from clotkit.members import folder as names
     from clotkit.members.ensemble import Calibration
 
     folder = Path(where)
     folder.mkdir(parents=True)
-    (folder / loading.RECIPE).write_text(recipe_text(network, size))
-    (folder / loading.METRICS).write_text(json.dumps({"classes": CLASSES}))
+    (folder / names.RECIPE).write_text(recipe_text(network, size))
+    (folder / names.METRICS).write_text(json.dumps({"classes": CLASSES}))
     identity = Calibration(slope=1.0, offsets=(0.0,) * len(CLASSES), floor=0.01)
-    (folder / loading.CALIBRATION).write_text(json.dumps(identity.to_json()))
-    untrained(folder).save_weights(folder / loading.WEIGHTS)
+    (folder / names.CALIBRATION).write_text(json.dumps(identity.to_json()))
+    untrained(folder).save_weights(folder / names.WEIGHTS)
 
 
 def recipe_text(network: str, size: int) -> str:
@@ -193,8 +193,9 @@ def untrained(member: Path) -> Any:
     """The network of a member's recipe."""
     from clotkit.config import load_recipe
     from clotkit.members import loading, networks
+    from clotkit.members.folder import RECIPE as NAME
 
-    recipe = load_recipe(member / loading.RECIPE)
+    recipe = load_recipe(member / NAME)
     micros = recipe.model[0].filters[0]
     networks.KINDS["waiting"] = networks.Kind(lambda: [], lambda side_px: _waiting(side_px, micros))
     return loading.build_member(recipe, len(CLASSES))[1]
@@ -326,8 +327,8 @@ def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[]
 
 def batch_costs(member: Path) -> dict[str, float]:
     """Seconds a batch of each width: the least of three, after the first call."""
-    from clotkit.members.loading import RECIPE as NAME
-    from clotkit.members.loading import predictor
+    from clotkit.members.folder import RECIPE as NAME
+    from clotkit.members.predict import predictor
 
     tiles = np.random.default_rng(SEED).integers(0, 256, (BATCH_TILES, 128, 128, 3)).astype(np.uint8)
     costs = {}

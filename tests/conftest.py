@@ -136,19 +136,20 @@ def make_member() -> Callable[..., Path]:
 
     def make(folder: Path, classes: tuple[str, ...], seed: int = 1, recipe: str = RECIPE) -> Path:
         from clotkit.config import load_recipe
-        from clotkit.members import loading
+        from clotkit.members import folder as files
         from clotkit.members.ensemble import Calibration
+        from clotkit.members.loading import build_member
 
         folder.mkdir(parents=True)
         (folder / "recipe.toml").write_text(recipe)
         settings = load_recipe(folder / "recipe.toml")
-        _, model = loading.build_member(settings, len(classes))
+        _, model = build_member(settings, len(classes))
         rng = np.random.default_rng(seed)
         model.set_weights([rng.normal(0.1, 0.3, value.shape) ** 2 for value in model.get_weights()])
-        model.save_weights(folder / loading.WEIGHTS)
-        (folder / loading.METRICS).write_text(json.dumps({"classes": list(classes)}))
+        model.save_weights(folder / files.WEIGHTS)
+        (folder / files.METRICS).write_text(json.dumps({"classes": list(classes)}))
         identity = Calibration(slope=1.0, offsets=(0.0,) * len(classes), floor=0.01)
-        (folder / loading.CALIBRATION).write_text(json.dumps(identity.to_json()))
+        (folder / files.CALIBRATION).write_text(json.dumps(identity.to_json()))
         return folder
 
     return make

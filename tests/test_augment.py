@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.config import AugmentConfig
-from clotkit.members.predict import views_of
+from clotkit.members.predict import tta_views
 from clotkit.training.augment import augment
 
-STILL = AugmentConfig(turns=False, gain=0)
+STILL = AugmentConfig(rotate_flip=False, channel_gain=0)
 
 
 def tiles_of(seed: int, count: int = 5, side_px: int = 16) -> np.ndarray:
@@ -22,18 +22,18 @@ def tiles_of(seed: int, count: int = 5, side_px: int = 16) -> np.ndarray:
 @given(
     st.builds(
         AugmentConfig,
-        turns=st.booleans(),
+        rotate_flip=st.booleans(),
         mirror=st.booleans(),
         rotate_deg=st.floats(0, 180),
         scale=st.floats(0, 0.9),
         shift=st.floats(0, 0.9),
         shear_deg=st.floats(0, 60),
-        gain=st.floats(0, 0.9),
+        channel_gain=st.floats(0, 0.9),
         brightness=st.floats(0, 0.9),
         contrast=st.floats(0, 0.9),
         stain=st.floats(0, 0.9),
         blur=st.floats(0, 1),
-        erase=st.floats(0, 0.9),
+        cutout=st.floats(0, 0.9),
     ),
     st.integers(0, 1000),
 )
@@ -57,16 +57,20 @@ def test_nothing_asked_nothing_changed() -> None:
 
 def test_turns_are_one_of_eight() -> None:
     tiles = tiles_of(2, 64)
-    turned = augment(tiles, AugmentConfig(turns=True, gain=0), np.random.default_rng(3))
+    turned = augment(tiles, AugmentConfig(rotate_flip=True, channel_gain=0), np.random.default_rng(3))
     which = [
-        next(i for i, view in enumerate(views_of(tile[None], 8)) if np.array_equal(view[0], new))
+        next(i for i, view in enumerate(tta_views(tile[None], 8)) if np.array_equal(view[0], new))
         for tile, new in zip(tiles, turned, strict=True)
     ]
     assert set(which) == set(range(8))
 
 
 @pytest.mark.parametrize(
-    "config", [AugmentConfig(turns=False, gain=0.1), AugmentConfig(turns=False, gain=0, brightness=0.05)]
+    "config",
+    [
+        AugmentConfig(rotate_flip=False, channel_gain=0.1),
+        AugmentConfig(rotate_flip=False, channel_gain=0, brightness=0.05),
+    ],
 )
 def test_colours_change_within_bounds(config: AugmentConfig) -> None:
     tiles = np.full((50, 8, 8, 3), 120, np.uint8)
@@ -78,7 +82,7 @@ def test_colours_change_within_bounds(config: AugmentConfig) -> None:
 def test_a_quarter_turn_by_resampling_is_a_quarter_turn() -> None:
     tiles = tiles_of(4, 1)
     bent = [
-        augment(tiles, AugmentConfig(turns=False, gain=0, rotate_deg=180), np.random.default_rng(seed))
+        augment(tiles, AugmentConfig(rotate_flip=False, channel_gain=0, rotate_deg=180), np.random.default_rng(seed))
         for seed in range(300)
     ]
     nearest = min(np.abs(one - np.rot90(tiles, 1, (1, 2))).mean() for one in bent)
@@ -89,7 +93,9 @@ def test_a_quarter_turn_by_resampling_is_a_quarter_turn() -> None:
 def test_a_shift_moves_by_its_share_at_most() -> None:
     tiles = np.zeros((200, 20, 20, 3), np.uint8)
     tiles[:, 10, 10] = 255
-    moved = augment(tiles, AugmentConfig(turns=False, gain=0, shift=0.2), np.random.default_rng(0))[..., 0]
+    moved = augment(tiles, AugmentConfig(rotate_flip=False, channel_gain=0, shift=0.2), np.random.default_rng(0))[
+        ..., 0
+    ]
     rows, columns = (moved.sum(axis=axis) @ np.arange(20) / moved.sum(axis=(1, 2)) for axis in (2, 1))
     for centre in (rows, columns):
         assert np.abs(centre - 10).max() <= 4.01
@@ -97,7 +103,7 @@ def test_a_shift_moves_by_its_share_at_most() -> None:
 
 
 def test_stains_change_tissue_and_leave_white() -> None:
-    config = AugmentConfig(turns=False, gain=0, stain=0.3)
+    config = AugmentConfig(rotate_flip=False, channel_gain=0, stain=0.3)
     purple = np.full((40, 4, 4, 3), (150, 80, 170), np.uint8)
     changed = augment(purple, config, np.random.default_rng(1))
     assert changed.std(axis=0).max() > 10
@@ -107,7 +113,7 @@ def test_stains_change_tissue_and_leave_white() -> None:
 
 def test_views_undo_nothing_and_lose_nothing() -> None:
     tiles = tiles_of(5)
-    assert [len(views_of(tiles, views)) for views in (1, 2, 8)] == [1, 2, 8]
-    assert np.array_equal(views_of(tiles, 1)[0], tiles)
-    assert len({view.tobytes() for view in views_of(tiles, 8)}) == 8
-    assert all(np.array_equal(np.sort(view, axis=None), np.sort(tiles, axis=None)) for view in views_of(tiles, 8))
+    assert [len(tta_views(tiles, views)) for views in (1, 2, 8)] == [1, 2, 8]
+    assert np.array_equal(tta_views(tiles, 1)[0], tiles)
+    assert len({view.tobytes() for view in tta_views(tiles, 8)}) == 8
+    assert all(np.array_equal(np.sort(view, axis=None), np.sort(tiles, axis=None)) for view in tta_views(tiles, 8))

@@ -288,13 +288,13 @@ def test_a_committee_that_makes_no_sense_is_refused(shares: tuple[float, ...], p
 
 
 def test_a_backbone_ends_where_it_is_cut() -> None:
-    config = ModelConfig("efficientnet_lite0", freeze=True, cut="block10_add")
-    network, whole = build_network(config, 64, 2), build_network(replace(config, cut=""), 64, 2)
+    config = ModelConfig("efficientnet_lite0", freeze=True, last_layer="block10_add")
+    network, whole = build_network(config, 64, 2), build_network(replace(config, last_layer=""), 64, 2)
     assert network.maps.output.shape == (None, 4, 4, 112)
     assert network.model.count_params() < whole.model.count_params() / 4
     tiles = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
     assert network.model.predict_on_batch(tiles).shape == (2, 2)
-    with pytest.raises(ConfigError, match=r"cut is 'block99_add'.*block10_add"):
-        build_network(replace(config, cut="block99_add"), 64, 2)
+    with pytest.raises(ConfigError, match=r"last_layer is 'block99_add'.*block10_add"):
+        build_network(replace(config, last_layer="block99_add"), 64, 2)
     with pytest.raises(ConfigError, match="it has no backbone"):
-        build_network(ModelConfig("cnn", filters=(4,), cut="block0_relu"), 64, 2)
+        build_network(ModelConfig("cnn", filters=(4,), last_layer="block0_relu"), 64, 2)

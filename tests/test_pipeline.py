@@ -295,14 +295,15 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
 ) -> None:
     from clotkit.config import load_recipe
-    from clotkit.members import loading
+    from clotkit.members.folder import WEIGHTS
+    from clotkit.members.loading import build_member
 
     weights = tmp_path / "weights"
     good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
     recipe = load_recipe(bad / "recipe.toml")
-    _, model = loading.build_member(recipe, 2)
+    _, model = build_member(recipe, 2)
     model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
-    model.save_weights(bad / loading.WEIGHTS)
+    model.save_weights(bad / WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4
     for line in report_of(tmp_path / "out").values():
         assert line["codes"] == [Reason.MEMBER_FAILED]

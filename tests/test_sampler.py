@@ -41,7 +41,7 @@ def feed_of(tiles: TileSet) -> tuple[ShardFeed, Lanes, ShardTiles]:
     assert isinstance(pixels, ShardTiles)
 
     def draw(rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[Any]:
-        return augment(pixels[rows], AugmentConfig(turns=True, gain=0.1), rng)
+        return augment(pixels[rows], AugmentConfig(rotate_flip=True, channel_gain=0.1), rng)
 
     lanes = Lanes(pixels.owner, BATCH, 5)
     weights = np.linspace(1, 2, len(tiles)).astype(np.float32)

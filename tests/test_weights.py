@@ -11,7 +11,7 @@ from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.predict import ask, has_double_contour
-from clotkit.members.loading import find_members, read_parts
+from clotkit.members.folder import find_members, read_member
 from clotkit.synthetic.contours import write_contours
 
 from .conftest import ROOT
@@ -26,10 +26,11 @@ def test_the_members_are_those_that_are_promised() -> None:
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda path: path.name)
 def test_a_member_that_ships(member: Path) -> None:
-    recipe, metrics, calibration = read_parts(member)  # with the hashes of MANIFEST.json
-    assert recipe == load_recipe(member.name)
+    files = read_member(member)  # compares the hashes with MANIFEST.json
+    metrics = files.metrics
+    assert files.recipe == load_recipe(member.name)
     assert all((member / name).stat().st_size < 5 * 2**20 for name in ("model.weights.h5", "oof.csv"))
-    assert {"method", "slope", "offsets", "floor"} <= set(calibration)
+    assert {"method", "slope", "offsets", "floor"} <= set(files.calibration)
     for name in NAMES:
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert metrics["n"] > 20

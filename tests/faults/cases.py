@@ -419,7 +419,7 @@ def alone(change: Callable[[Path], None], name: str) -> Callable[[Stage], None]:
 
 def listed(member: Path, name: str, digest: str) -> None:
     """Put the hash of one of a member's files into the manifest."""
-    from clotkit.members.loading import MANIFEST
+    from clotkit.members.folder import MANIFEST
 
     path = member.parent / MANIFEST
     entries = json.loads(path.read_text()) if path.is_file() else {}

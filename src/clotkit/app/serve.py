@@ -10,7 +10,7 @@ from clotkit.app.roots import Roots
 from clotkit.app.work import MOST_UPLOAD_MB
 from clotkit.competitions import load_competition
 from clotkit.errors import UsageError, needs_extra
-from clotkit.members.loading import find_members
+from clotkit.members.folder import find_members
 
 LOOPBACK = "127.0.0.1"
 PORTS = (1024, 65535)

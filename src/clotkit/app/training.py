@@ -16,8 +16,7 @@ from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first
 from clotkit.evaluation.evaluate import Asked
 from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import calibrated, scored_of, units_of
-from clotkit.members import loading
-from clotkit.training.member_folder import CARD, HISTORY, OUT_OF_FOLD
+from clotkit.members.folder import CARD, HISTORY, OUT_OF_FOLD, read_member
 
 WORST = 30
 _drawing = threading.Lock()  # matplotlib's settings are of the whole process
@@ -45,7 +44,7 @@ def card_of(folder: Path) -> str:
 
 def training_of(folder: Path, asked: Asked) -> Training:
     """All that is shown of a member's training. Raises ConfigError where a table of it is missing or damaged."""
-    metrics = loading.read_parts(folder)[1]
+    metrics = read_member(folder).metrics
     units = _units(_table(folder / OUT_OF_FOLD), asked)
     rows = _rows(units, asked)
     wrong = [row for row in rows if asked.aim.decide(row.probabilities) != asked.aim.classes[row.label]]

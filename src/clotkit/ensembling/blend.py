@@ -20,7 +20,7 @@ from clotkit.errors import UsageError
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members.blending import Candidate, Committee, Floats, Ints
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION
-from clotkit.members.loading import RECIPE
+from clotkit.members.folder import RECIPE
 from clotkit.progress import Log
 
 FOLDS, REPEATS, SEED = 5, 10, 0

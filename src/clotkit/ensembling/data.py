@@ -13,9 +13,9 @@ from clotkit.competitions import Competition
 from clotkit.ensembling.candidates import Patients, auc_error, aucs, cross_fitted_platt
 from clotkit.errors import ConfigError
 from clotkit.members.blending import COVARIATES, Expectation, Floats, Ints, covariates_of
+from clotkit.members.folder import OUT_OF_FOLD
 from clotkit.members.pooling import TILE_POOLS
 from clotkit.splits import patient_in, read_table
-from clotkit.training.member_folder import OUT_OF_FOLD
 
 PREDICTIONS, FOLD = "predictions", "fold"
 MOST_MISSING = 0.5  # of the slides, in a member that is still used

@@ -20,9 +20,10 @@ from clotkit.evaluation.scores import Aim, cross_calibrated, predicted_images, s
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
 from clotkit.members.ensemble import Calibration
+from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_member
 from clotkit.members.heat import heat_maps
-from clotkit.members.loading import SPLIT, TRAINED, WATCHED, committee_rows
 from clotkit.members.networks import Network
+from clotkit.members.predict import predict_committee, predictor
 from clotkit.progress import Log
 
 UNKNOWN = -1  # the fold of an image that the member has never met
@@ -127,13 +128,14 @@ class Asked:
     def _of_fold(self, fold: int, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         batch, views = self.recipe.tiling.batch_tiles, self.recipe.inference.tta
         if fold == UNKNOWN or len(self.networks) == 1:
-            return loading.predictor(self.model, batch, views)(tiles).astype(np.float64)
-        return committee_rows(self.networks[fold], tiles, self.recipe, batch)
+            return predictor(self.model, batch, views)(tiles).astype(np.float64)
+        return predict_committee(self.networks[fold], tiles, self.recipe, batch)
 
 
 def load_asked(folder: Path) -> Asked:
     """Load a member with each of its networks at hand. Raises ConfigError for a folder that is none, or damaged."""
-    recipe, metrics, raw = loading.read_parts(folder)
+    files = read_member(folder)
+    recipe, metrics, raw = files.recipe, files.metrics, files.calibration
     classes, many = tuple(metrics["classes"]), int(metrics["networks_of_folds"])
     networks, model = loading.load_networks(folder, recipe, len(classes), many)
     each = len(networks) // many
@@ -145,7 +147,7 @@ def load_asked(folder: Path) -> Asked:
         floor=recipe.inference.floor,
         by_patient=metrics["unit"] == "patient",
     )
-    where = str(folder / loading.CALIBRATION)
+    where = str(folder / CALIBRATION)
     split = pd.read_csv(folder / SPLIT, dtype=str) if (folder / SPLIT).is_file() else pd.DataFrame()
     return Asked(
         recipe,
@@ -161,7 +163,7 @@ def load_asked(folder: Path) -> Asked:
 def _unseen(tiles: TileSet, asked: Asked, log: Log) -> tuple[TileSet, npt.NDArray[np.int64], bool]:
     """The tiles that may be scored, the fold of each, and whether the networks were trained on them after all."""
     said = np.array([asked.folds.get(image, "") for image in tiles.images])
-    seen = (said == TRAINED) | (said == WATCHED)
+    seen = (said == SPLIT_TRAIN) | (said == SPLIT_VALIDATION)
     if seen.any() and not seen.all():
         log(f"{int(seen.sum())} of {len(tiles)} tiles were trained on and are left out")
         tiles, said = tiles.where(~seen), said[~seen]

@@ -15,7 +15,7 @@ from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.public import unzipped
 from clotkit.kaggle.uploads import upload
-from clotkit.members.loading import MANIFEST, RECIPE
+from clotkit.members.folder import MANIFEST, RECIPE
 
 Attached = Mapping[str, Mapping[str, Path]]  # datasets by name, their files by the names they have there
 PLACEHOLDER = "OWNER"  # in the metadata of this repository: whoever pushes

@@ -22,7 +22,8 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
-from clotkit.members.loading import RECIPE, load_member
+from clotkit.members.folder import RECIPE
+from clotkit.members.loading import load_member
 from clotkit.planning.forecast import forecast
 from clotkit.scoring.pipeline import find_ensemble
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of

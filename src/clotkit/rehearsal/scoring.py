@@ -24,7 +24,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, weights_files, wheels_files
-from clotkit.members.loading import find_members
+from clotkit.members.folder import find_members
 from clotkit.progress import Log
 from clotkit.rehearsal import environment
 from clotkit.report import records

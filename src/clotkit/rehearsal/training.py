@@ -13,7 +13,8 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ClotkitError, RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, files_in, wheels_files
-from clotkit.members.loading import MANIFEST, METRICS, load_member
+from clotkit.members.folder import MANIFEST, METRICS
+from clotkit.members.loading import load_member
 from clotkit.progress import Log
 from clotkit.rehearsal.scoring import (
     REHEARSAL,

@@ -20,7 +20,8 @@ from clotkit.errors import ClotkitError, ClusterError, ConfigError, UsageError, 
 from clotkit.files import atomic_write_json, sha256
 from clotkit.members.blending import COVARIATES
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, Probabilities, blend, patient_mean, read_ensemble
-from clotkit.members.loading import OUT_OF_FOLD, Member, find_members, load_member
+from clotkit.members.folder import OUT_OF_FOLD, find_members
+from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log, progress
 from clotkit.reasons import Cause, Reason
 from clotkit.report import page, records

@@ -11,7 +11,8 @@ from clotkit.competitions import Competition
 from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClusterError, one_line
 from clotkit.members.ensemble import Probabilities
-from clotkit.members.loading import Member, find_members, load_member
+from clotkit.members.folder import find_members
+from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
 from clotkit.reasons import Reason
 from clotkit.report.records import SlideReport

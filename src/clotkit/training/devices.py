@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import ClotkitError, ClusterError, UsageError, one_line
-from clotkit.members.loading import ENVIRONMENT, quiet, start_keras
+from clotkit.members.loading import ENVIRONMENT, MIXED_FLOAT16, quiet, start_keras
 from clotkit.progress import Log
 from clotkit.training.rendezvous import ended_within, is_address, meet
 
-HALF = "mixed_float16"  # as Keras names it: weights stay float32
 WAIT_S = 1800.0  # for other workers: a queue's jobs start minutes apart
 CLUSTER = "TF_CONFIG"  # the environment variable that TensorFlow, and what starts its workers, use
 EXAMPLE = '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}'
@@ -90,7 +89,7 @@ def training(devices: Sequence[str] | None = None, team: Team | None = None) -> 
     names = list(devices or keras.distribution.list_devices())
     before = keras.config.dtype_policy()
     if names[0].startswith(("gpu", "cuda")):
-        keras.config.set_dtype_policy(HALF)
+        keras.config.set_dtype_policy(MIXED_FLOAT16)
     try:
         with _spread(names) if team is None or team.strategy is None else team.strategy.scope():
             yield

@@ -6,7 +6,7 @@ from typing import Any
 
 from clotkit.errors import ConfigError
 from clotkit.files import atomic_write_json, sha256
-from clotkit.members.loading import MANIFEST, METRICS, RECIPE
+from clotkit.members.folder import MANIFEST, METRICS, RECIPE
 
 
 def write_manifest(folder: Path) -> int:

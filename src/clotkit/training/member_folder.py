@@ -11,12 +11,9 @@ from clotkit.config import Recipe
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
 from clotkit.files import atomic_write, atomic_write_json, atomic_write_text
-from clotkit.members import loading
+from clotkit.members import folder, loading
 from clotkit.members.ensemble import Calibration
 from clotkit.members.networks import Network
-
-HISTORY, CURVES, CARD = "history.csv", "curves.png", "README.md"
-OUT_OF_FOLD = loading.OUT_OF_FOLD
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,16 @@ class Trained:
 def write_member(out: Path, recipe: Recipe, source: str, trained: Trained, metrics: dict[str, Any]) -> None:
     """Write the member folder `out`, file by file, the metrics last: without them it is no member."""
     out.mkdir(parents=True, exist_ok=True)
-    _write_weights(out / loading.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
-    atomic_write_text(out / loading.RECIPE, source)
+    _write_weights(out / folder.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
+    atomic_write_text(out / folder.RECIPE, source)
     crossed = [calibration.to_json() for calibration in trained.crossed]
-    atomic_write_json(out / loading.CALIBRATION, trained.calibration.to_json() | {"folds": crossed})
-    _write_table(out / HISTORY, trained.history.round(6))
-    _write_table(out / OUT_OF_FOLD, trained.out_of_fold.round(6))
-    _write_table(out / loading.SPLIT, trained.split)
-    plots.draw_curves(out / CURVES, trained.history)
-    atomic_write_text(out / CARD, card(recipe, metrics))
-    atomic_write_json(out / loading.METRICS, metrics)
+    atomic_write_json(out / folder.CALIBRATION, trained.calibration.to_json() | {"folds": crossed})
+    _write_table(out / folder.HISTORY, trained.history.round(6))
+    _write_table(out / folder.OUT_OF_FOLD, trained.out_of_fold.round(6))
+    _write_table(out / folder.SPLIT, trained.split)
+    plots.draw_curves(out / folder.CURVES, trained.history)
+    atomic_write_text(out / folder.CARD, card(recipe, metrics))
+    atomic_write_json(out / folder.METRICS, metrics)
 
 
 def card(recipe: Recipe, metrics: dict[str, Any]) -> str:

@@ -34,8 +34,9 @@ from clotkit.evaluation.scores import (
     units_of,
 )
 from clotkit.files import atomic_write_text
-from clotkit.members.loading import TRAINED, WATCHED, committee_rows
+from clotkit.members.folder import SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, expanded
+from clotkit.members.predict import predict_committee
 from clotkit.progress import Log
 from clotkit.shards.reading import ShardTiles
 from clotkit.splits import SYNTHETIC
@@ -257,7 +258,7 @@ class _Run:
     def _predicted(self, networks: Sequence[Network], chosen: npt.NDArray[np.bool_]) -> pd.DataFrame:
         """One row an image of the chosen tiles."""
         tiles, recipe = self.tiles.where(chosen), self.recipe
-        rows = committee_rows(networks, tiles.tiles, recipe, recipe.training.batch_tiles)
+        rows = predict_committee(networks, tiles.tiles, recipe, recipe.training.batch_tiles)
         return predicted_images(rows, tiles, recipe.inference)
 
 
@@ -294,8 +295,8 @@ def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     table = pd.DataFrame({"image": tiles.images, "fold": ""})
     for number, fold in enumerate(folds):
         if len(folds) == 1:
-            table.loc[fold.train, "fold"] = TRAINED
-            table.loc[fold.validation, "fold"] = WATCHED
+            table.loc[fold.train, "fold"] = SPLIT_TRAIN
+            table.loc[fold.validation, "fold"] = SPLIT_VALIDATION
         table.loc[fold.held_out, "fold"] = str(number)
     return table.drop_duplicates()
 

@@ -13,7 +13,7 @@ from clotkit.app.serve import from_argument
 from clotkit.app.text import plain
 from clotkit.competitions import load_competition
 from clotkit.errors import ClotkitError
-from clotkit.members.loading import find_members
+from clotkit.members.folder import find_members
 
 PAGES: dict[str, Callable[[Shared], None]] = {
     "Classify": classify.show,

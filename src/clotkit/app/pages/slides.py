@@ -27,7 +27,7 @@ from clotkit.app.text import plain, shown
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.errors import ClotkitError, ConfigError
-from clotkit.members.loading import RECIPE
+from clotkit.members.folder import RECIPE
 from clotkit.report.records import SlideReport
 
 MOVES = {"Left": (-0.5, 0), "Right": (0.5, 0), "Up": (0, -0.5), "Down": (0, 0.5)}  # in sides of the window
