@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -95,7 +96,11 @@ def test_an_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
     venv.EnvBuilder(with_pip=True).create(tmp_path / "venv")
     programs, work = tmp_path / "venv" / "bin", tmp_path / "work"
     work.mkdir()
-    subprocess.run([programs / "python", "-m", "pip", "install", "-q", ROOT], check=True, cwd=work)
+    source = tmp_path / "source"  # a copy: setuptools would take stale modules from build/lib
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copyfile(ROOT / name, source / name)
+    subprocess.run([programs / "python", "-m", "pip", "install", "-q", source], check=True, cwd=work)
     for words in (
         ["phantom", "p", "--split", "test", "--slides", "2", "--seed", "1"],
         ["run", "p", "--weights", str(ROOT / "weights" / "demo"), "--out", "r"],
