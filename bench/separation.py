@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from clotkit.metric import balanced_log_loss
-from clotkit.synthetic.phantom import CLASS_SHIFT, MARKER, PATIENT_SD, SLIDE_SD
+from clotkit.splits import SYNTHETIC
+from clotkit.synthetic.phantom import CLASS_SHIFT, PATIENT_SD, SLIDE_SD
 
 WANTED = 0.02  # of weighted log loss above the best
 
@@ -27,7 +28,7 @@ def best_probabilities(data: Path) -> pd.DataFrame:
     A patient's mean share is Gaussian in each class: the means lie 2 * separation * CLASS_SHIFT apart, the variance is
     that of patients plus that of slides over their number. Both classes count alike, as in the metric.
     """
-    truth = json.loads((data / MARKER).read_text(encoding="utf-8"))["splits"]["train"]
+    truth = json.loads((data / SYNTHETIC).read_text(encoding="utf-8"))["splits"]["train"]
     names = sorted(set(truth["labels"].values()))
     slides = pd.DataFrame(
         [(patient_of(image, truth["labels"]), entry["red_share"]) for image, entry in truth["slides"].items()],

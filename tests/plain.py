@@ -8,6 +8,7 @@ import pyvips
 
 from clotkit.config import TilingConfig
 from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.tiff import SegmentTable
 from clotkit.tiling.marks import marks
 
 THRESHOLDS, LADDER, ENOUGH = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
@@ -17,7 +18,8 @@ Tile = tuple[tuple[int, int], Pixels]
 class ArraySlide:
     """A slide that is an array, uint8[h, w, 3]: no file, no index, random access."""
 
-    decoder, sequential, table = "array", False, None
+    decoder, sequential = "array", False
+    table: SegmentTable | None = None
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels, (self.height_px, self.width_px) = pixels, pixels.shape[:2]

@@ -35,7 +35,7 @@ from clotkit.app.samples import samples_for
 from clotkit.app.serve import AppSettings, check, from_argument, options_of
 from clotkit.app.text import plain, shown, without_pictures
 from clotkit.app.training import card_of, training_of
-from clotkit.app.work import MB, MOST_UPLOAD_MB, MOST_UPLOADS, PICTURE_LIMITS, Finding, Upload, classify, load
+from clotkit.app.work import MOST_UPLOAD_MB, MOST_UPLOADS, PICTURE_LIMITS, Finding, Upload, classify, load
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionError, UsageError
 from clotkit.evaluation.evaluate import Asked
@@ -43,6 +43,7 @@ from clotkit.evaluation.predict import ask
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.scoring.submission import Fault
 from clotkit.slides.reader import open_slide
+from clotkit.units import MB
 
 from .conftest import ROOT
 

@@ -349,9 +349,9 @@ def test_a_training_that_is_killed_twice_goes_on_in_a_later_version(
     assert any("tiny: not done; tiny.state.tar is what a later version goes on from" in line for line in said)
     assert sorted(path.name for path in (root / "working").iterdir()) == ["summary.json", "tiny.state.tar"]
     later = place("train", tiles=shards.parent, earlier=root / "working")
-    said = "".join(ran(later))
-    assert "an unfinished training is attached" in said
-    assert "goes on from where an earlier run stood" in said
+    printed = "".join(ran(later))
+    assert "an unfinished training is attached" in printed
+    assert "goes on from where an earlier run stood" in printed
     assert same_figures(later / "working" / "weights" / "tiny", whole)
     assert not (later / "working" / "weights" / "tiny" / ".training").exists()
 

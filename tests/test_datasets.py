@@ -431,12 +431,12 @@ def test_a_tar_may_be_listed_unpacked_and_one_folder_deeper(
 
 def at_first_wait(client: Kaggle, clock: Clock, change: Callable[[], None]) -> None:
     """Let Kaggle change what it was sent while it is waited for."""
-    done = []
+    changes = [change]
 
     def wait(seconds: float) -> None:
         clock.wait(seconds)
-        if not done:
-            done.append(change())
+        if changes:
+            changes.pop()()
 
     client.wait = wait
 

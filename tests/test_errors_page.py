@@ -4,6 +4,7 @@ import base64
 import io
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def row(image: str, label: int, true: float, centre: str = "", patient: str = "p
     probabilities = np.zeros(3)
     probabilities[label], probabilities[(label + 1) % 3] = true, 1 - true
     tile, heat = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), np.float32)
-    shown = {"tile": tile, "heat": heat} if picture else {}
+    shown: dict[str, Any] = {"tile": tile, "heat": heat} if picture else {}
     return ErrorRow(image, patient, centre, label, probabilities, **shown)
 
 

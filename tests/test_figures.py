@@ -1,6 +1,8 @@
 """The figures against scikit-learn, the bootstrap against the rows written out, and what a missing class does."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,12 @@ def scored(seed: int, rows: int, classes: int, patients: int, sharpness: float =
 def repeated(rows: Scored, counts: np.ndarray) -> Scored:
     chosen = np.repeat(np.arange(len(rows.labels)), counts.astype(int))
     return Scored(rows.labels[chosen], rows.probabilities[chosen], rows.patients[chosen])
+
+
+def number(found: Mapping[str, float | None], name: str) -> float:
+    value = found[name]
+    assert value is not None, name
+    return value
 
 
 def evenly(classes: int) -> list[float]:
@@ -154,7 +162,8 @@ def test_patients_are_drawn_and_not_rows() -> None:
     alone = Scored(many.labels, many.probabilities, np.arange(600).astype(str))
     one, same, narrow = (figures(some, TWO, None, evenly(2), CLIP) for some in (few, many, alone))
     assert [same[f"{name}_low"] for name in NAMES] == pytest.approx([one[f"{name}_low"] for name in NAMES])
-    assert narrow["accuracy_high"] - narrow["accuracy_low"] < 0.5 * (same["accuracy_high"] - same["accuracy_low"])
+    widths = [number(found, "accuracy_high") - number(found, "accuracy_low") for found in (narrow, same)]
+    assert widths[0] < 0.5 * widths[1]
 
 
 def test_the_interval_is_as_wide_as_the_binomial() -> None:
@@ -184,7 +193,7 @@ def test_a_missing_class_leaves_what_does_not_need_it() -> None:
     for name in set(NAMES) - {"accuracy", "weighted_log_loss"}:
         assert found[name] is found[f"{name}_low"] is found[f"{name}_high"] is None, name
     for name in ("accuracy", "weighted_log_loss"):
-        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+        assert number(found, f"{name}_low") <= number(found, name) <= number(found, f"{name}_high")
 
 
 @pytest.mark.parametrize("only", [0, 1])
@@ -206,8 +215,8 @@ def test_samples_without_a_rare_class_are_left_out() -> None:
     owners = np.where(rows.labels == 3, "rare", rows.patients)
     found = figures(Scored(rows.labels, rows.probabilities, owners), FOUR, None, evenly(4), CLIP)
     recall = np.mean(rows.shares().argmax(axis=1)[rows.labels == 3] == 3)
-    assert found["recall_low"] > recall / 4
-    assert found["recall_low"] < found["recall"] < found["recall_high"]
+    assert number(found, "recall_low") > recall / 4
+    assert number(found, "recall_low") < number(found, "recall") < number(found, "recall_high")
 
 
 def test_one_patient_has_no_interval() -> None:
@@ -260,7 +269,7 @@ def test_refuses_predictions_that_do_not_fit(labels: list[int], probabilities: l
         ({"positive": "red"}, "allowed: blue, green"),
     ],
 )
-def test_refuses_settings_that_do_not_fit(change: dict[str, object], words: str) -> None:
-    given_ = {"classes": TWO, "positive": "green", "weights": evenly(2), "clip": CLIP, **change}
+def test_refuses_settings_that_do_not_fit(change: dict[str, Any], words: str) -> None:
+    given_: dict[str, Any] = {"classes": TWO, "positive": "green", "weights": evenly(2), "clip": CLIP, **change}
     with pytest.raises(UsageError, match=words):
         figures(scored(0, 20, 2, 5), **given_)

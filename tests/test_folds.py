@@ -50,7 +50,12 @@ def tile_sets(draw: st.DrawFn, least: int = 4) -> TileSet:
             labels += [label] * tiles
             centres += [f"c{draw(st.integers(0, 4))}"] * tiles
     order = draw(st.randoms(use_true_random=False)).sample(range(len(patients)), len(patients))
-    return tile_set(*([column[index] for index in order] for column in (patients, labels, centres)), classes=classes)
+    return tile_set(
+        [patients[index] for index in order],
+        [labels[index] for index in order],
+        [centres[index] for index in order],
+        classes,
+    )
 
 
 def check_sides(folds: list[Fold], tiles: TileSet) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
-from clotkit.slides.reader import open_slide
+from clotkit.slides.reader import Slide, open_slide
 from clotkit.synthetic import phantom
 from clotkit.tiling.grid_tilers import cell_px, spread_order, tenths
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
@@ -175,7 +175,7 @@ def test_almost_all_tissue_is_kept_and_hardly_any_background(
     split = slides[0].parents[1]
     for image_id, plan in phantom.read_plans(split).items():
         path = strip_ai.slide_path(split, "test", image_id)
-        slide = open_slide(path) if background is None else ArraySlide(tinted(decoded(path), background))
+        slide: Slide = open_slide(path) if background is None else ArraySlide(tinted(decoded(path), background))
         truth = phantom.tissue_mask(plan, 4)
         kept, bare = np.zeros_like(truth), 0
         for piece in cut_slide(slide, TilingConfig("patches", 32, 4, 100_000, 16, min_tissue_share=0.01)):

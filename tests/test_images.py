@@ -1,6 +1,7 @@
 """Pictures: what is read is what stands in the file, or an error; tiles cover the picture and are of its pixels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def saved(path: Path, pixels: npt.NDArray[np.generic], **more: object) -> Path:
+def saved(path: Path, pixels: npt.NDArray[np.generic], **more: Any) -> Path:
     Image.fromarray(pixels).save(path, **more)
     return path
 

@@ -169,6 +169,7 @@ def submit(kaggle: Any, version: int = 1, name: str = "submission.csv") -> Any:
 def refused(status: int, call: Any, *given: Any, **named: Any) -> str:
     with pytest.raises(requests.HTTPError) as caught:
         call(*given, **named)
+    assert caught.value.response is not None
     assert caught.value.response.status_code == status
     return str(caught.value)
 
@@ -427,7 +428,7 @@ def test_the_log_is_events_and_then_an_array(server: KaggleServer, kaggle: Any) 
     assert runs(kaggle, count=1) == ["QUEUED"]
     with stream(server) as whole:
         assert whole.headers["Content-Type"] == "text/event-stream"
-        lines = [line for line in whole.iter_lines(decode_unicode=True) if line]
+        lines = [str(line) for line in whole.iter_lines(decode_unicode=True) if line]
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert ([event["data"] for event in events], lines[-1]) == (["one\n", "two"], "data: END_OF_LOG")
     assert runs(kaggle, count=1) == ["COMPLETE"]
@@ -520,6 +521,7 @@ def test_a_status_on_purpose(server: KaggleServer, kaggle: Any, status: int) -> 
     server.faults.add(Fault("SaveKernel", "status", status=status, headers={"Retry-After": "7"}, message="busy"))
     with pytest.raises(requests.HTTPError, match="busy") as caught:
         push(kaggle)
+    assert caught.value.response is not None
     assert caught.value.response.headers["Retry-After"] == "7"
     server.faults.add(Fault("SaveKernel", "status", status=status, http=200))
     assert "on purpose" in refused(200, push, kaggle)

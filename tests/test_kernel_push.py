@@ -377,7 +377,7 @@ def test_somebody_elses_push_is_not_taken_for_ours(
 ) -> None:
     push(client, replace(kernel, source="1"), record)
     server.faults.add(Fault("SaveKernel", "reset"))
-    asked, others = client.wait, []
+    asked, others = client.wait, list[int]()
 
     def wait(seconds: float) -> None:
         asked(seconds)

@@ -120,7 +120,7 @@ def test_blood_cells() -> None:
     with np.load(DATA / "bloodmnist" / "bloodmnist.npz") as archive:
         pictures = [archive[f"{part}_images"] for part in ("train", "val", "test")]
     parts = np.repeat([0, 1, 2], [len(some) for some in pictures])
-    groups = near_duplicate_groups(np.concatenate(pictures), BITS)
+    groups = near_duplicate_groups([*np.concatenate(pictures)], BITS)
     members = np.flatnonzero(np.bincount(groups) > 1)
     # nine identical cells, and one whose field was moved a little
     assert sum(len(set(parts[groups == group])) > 1 for group in members) == 10

@@ -29,7 +29,7 @@ PARAMETERS = {  # without the classifier, as keras.applications' documentation a
 }
 
 
-def config(name: str, **settings: object) -> ModelConfig:
+def config(name: str, **settings: Any) -> ModelConfig:
     return replace(ModelConfig(name, filters=(4, 8) if name.startswith("cnn") else ()), **settings)
 
 
@@ -274,7 +274,7 @@ def test_half_precision_gives_rows_that_sum_to_one() -> None:
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
-    settings: dict[str, object], side: int, classes: int, message: str
+    settings: dict[str, Any], side: int, classes: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build_network(config(**{"name": "cnn"} | settings), side, classes)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def truth(out: Path) -> dict:
+def truth(out: Path) -> dict[str, Any]:
     """What the marker says of the folder's one split, and of the folder."""
     marker = json.loads((out / "phantom.json").read_text(encoding="utf-8"))
     (split,) = marker.pop("splits").values()
@@ -250,7 +251,7 @@ def test_whole_tiles_are_the_composed_ones() -> None:
 def redness(separation: float, out: Path) -> dict[str, float]:
     """Mean of red minus blue, relative to the background, of the tissue of each class."""
     write(out, slides=16, seed=2, size="384x384", separation=separation)
-    said, seen = truth(out), {"CE": [], "LAA": []}
+    said, seen = truth(out), dict[str, list[float]](CE=[], LAA=[])
     for image_id, plan in read_plans(out).items():
         pixels = tifffile.imread(out / "train" / f"{image_id}.tif")[tissue_mask(plan, 1)] / np.array(plan.background)
         seen[said["labels"][image_id.split("_")[0]]].append(float(np.mean(pixels[:, 0] - pixels[:, 2])))
@@ -330,7 +331,7 @@ def test_a_tampered_marker_deletes_nothing_outside(tmp_path: Path, number: str) 
         ({"separation": float("nan")}, "separation is nan"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line(tmp_path: Path, settings: dict, words: str) -> None:
+def test_bad_arguments_are_refused_in_one_line(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         write(tmp_path / "out", **settings)
     assert words in str(caught.value)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,7 @@ from .faults import misbehaving
 
 
 def settings_of(split: Path, weights: Path, out: Path, **changed: Any) -> RunSettings:
-    return RunSettings(
-        **{
-            "split_dir": split,
-            "weights_dir": weights,
-            "run_dir": out,
-            "deadline_s": 300.0,
-            "memory_mb": 4096,
-            "jobs": 2,
-        }
-        | changed
-    )
+    return replace(RunSettings(split, weights, out, deadline_s=300.0, memory_mb=4096, jobs=2), **changed)
 
 
 def report_of(out: Path) -> dict[str, dict[str, Any]]:
@@ -220,8 +211,7 @@ def test_wrong_input_is_one_line_before_anything_is_written(
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"thesis\.tex"):
         run(settings_of(test_split, member, tmp_path / "mine"), strip_ai, lambda _: None)
-    words = ["run", str(tmp_path / "none"), "--weights", str(member), "--out", str(out)]
-    assert main(words) == 2
+    assert main(["run", str(tmp_path / "none"), "--weights", str(member), "--out", str(out)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -183,7 +183,9 @@ def test_a_search_never_finds_more_than_there_is(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     bounds = np.round(rng.random(count), 1)
     shares = bounds * rng.random(count)
-    config = replace(TILING, name=data.draw(st.sampled_from(["patches", "darkest"])), max_tiles=rng.integers(1, 70))
+    config = replace(
+        TILING, name=data.draw(st.sampled_from(["patches", "darkest"])), max_tiles=int(rng.integers(1, 70))
+    )
     read, tiles = searched(config, bounds, shares)
     assert tiles <= min(config.max_tiles, len(read)) <= (bounds > 0).sum()
     assert (tiles > 0) == (shares.max() > 0)

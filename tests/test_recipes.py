@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
     classes = recipe.data.classes
     if recipe.data.source == "npz":
         labels = np.arange(4 * len(classes)) % len(classes)
-        arrays = {f"{part}_labels": labels[:, None] for part in ("train", "val", "test")}
+        arrays: dict[str, Any] = {f"{part}_labels": labels[:, None] for part in ("train", "val", "test")}
         arrays |= {
             f"{part}_images": rng.integers(0, 255, (len(labels), 28, 28, 3)).astype(np.uint8)
             for part in ("train", "val", "test")

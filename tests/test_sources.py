@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,7 @@ def write_npz(tmp_path: Path) -> Callable[..., Path]:
         for index, (part, count) in enumerate((("train", 4), ("val", 2), ("test", 2))):
             arrays[f"{part}_images"] = np.full((count, 16, 16), 50 * index, np.uint8)
             arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)[:, None] % 2
-        kept = {name: array for name, array in (arrays | changes).items() if array is not None}
+        kept: dict[str, Any] = {name: array for name, array in (arrays | changes).items() if array is not None}
         (tmp_path / "npz").mkdir(exist_ok=True)
         np.savez_compressed(tmp_path / "npz" / "data.npz", **kept)
         return tmp_path / "npz"

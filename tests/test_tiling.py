@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,8 @@ def speckled(height: int, width: int, *spots: tuple[int, int, int, int, int]) ->
     return pixels
 
 
-def corners_of(path: Path, name: str, **changed: int) -> list[tuple[int, int]]:
-    config = TilingConfig(name, **{"tile_px": 32, "downsample": 4, "max_tiles": 6, "batch_tiles": 4} | changed)
+def corners_of(path: Path, name: str, **changed: Any) -> list[tuple[int, int]]:
+    config = replace(TilingConfig(name, tile_px=32, downsample=4, max_tiles=6, batch_tiles=4), **changed)
     _, batches = tiles_of(path, config)
     assert all(batch.tiles.shape[1:] == (config.tile_px, config.tile_px, 3) for batch in batches)
     return [(int(x), int(y)) for batch in batches for x, y in batch.xy]

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,7 +60,7 @@ def test_a_slide_of_one_colour_has_no_tissue() -> None:
 )
 def test_any_slide_has_a_background_of_its_own(shape: tuple[int, int], seed: int, spread: int) -> None:
     view = np.random.default_rng(seed).integers(0, spread, (*shape, 3)).astype(np.uint8)
-    background = np.array(sample_background(ArraySlide(view)))
+    background: npt.NDArray[np.int64] = np.array(sample_background(ArraySlide(view)))
     assert (background >= view.min(axis=(0, 1))).all()
     assert (background <= view.max(axis=(0, 1))).all()
 

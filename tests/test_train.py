@@ -61,7 +61,7 @@ folds = 3
 def colours(folder: Path, split: str = "given", epochs: int = 3, training: str = "") -> str:
     """A recipe for noisy pictures that are red or blue, and the pictures; the path of the recipe."""
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, count in (("train", 40), ("val", 16), ("test", 16)):
         labels = np.arange(count) % 2
         pictures = rng.integers(0, 160, (count, SIDE_PX, SIDE_PX, 3))

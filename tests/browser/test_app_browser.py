@@ -93,7 +93,12 @@ def page(context: Any) -> Iterator[Any]:
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket_: asked.append(socket_.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
-    page.on("dialog", lambda dialog: (failed.append(dialog.message), dialog.dismiss()))
+
+    def dismissed(dialog: Any) -> None:
+        failed.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismissed)
     yield page
     page.close()
     outside = [url for url in asked if urlsplit(url).hostname not in {"127.0.0.1", None}]

@@ -21,8 +21,7 @@ import numpy as np
 from clotkit.competitions import Competition
 from clotkit.files import sha256
 from clotkit.scoring.budget import AGAIN
-from clotkit.tiling.tilers import Batch
-from clotkit.workers import Task, tile_task
+from clotkit.workers import Piece, Task, tile_task
 
 from . import misbehaving
 
@@ -297,7 +296,7 @@ SLIDES = [
 # --- Processes of slides ----------------------------------------------------------------------------------------------
 
 
-def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+def work(task: Task) -> Iterator[tuple[int, Piece]]:
     """misbehaving.work; a name that begins with "once" misbehaves the first time only."""
     if task.image_id.startswith("once") and task.effort == AGAIN:
         return tile_task(task)

@@ -7,19 +7,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from clotkit.errors import SlideUnreadable
 from clotkit.scoring.budget import AGAIN
 from clotkit.tiling.tilers import Batch
-from clotkit.workers import Task, tile_task
+from clotkit.workers import Piece, Task, tile_task
 
 FOREVER_S = 3600
 
 
-def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:  # noqa: PLR0912 - a line a fault
+def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a fault
     """Sound tiles first where the name asks for some ("late"), then what the name says; sound ones for other names."""
     kind = task.image_id.partition("_")[0]
     if kind.startswith("late"):
@@ -54,7 +53,7 @@ def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:  # noqa: P
             yield from tile_task(task) if task.path.exists() else some(task)
 
 
-def some(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+def some(task: Task) -> Iterator[tuple[int, Piece]]:
     """Facts and two batches of grey tiles, the same for the same slide."""
     side = task.tilings[0].tile_px
     yield 0, {"decoder": "none"}
@@ -62,14 +61,14 @@ def some(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
         yield 0, Batch(np.full((4, side, side, 3), value, np.uint8), np.zeros((4, 2), np.int32))
 
 
-def limited(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+def limited(task: Task) -> Iterator[tuple[int, Piece]]:
     """Refuse a slide, with the threads that its process and its libraries may have."""
     threads = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads"))
     raise SlideUnreadable(f"{os.environ['VIPS_CONCURRENCY']} of libvips, {threads.split()[1]} in all")
     yield
 
 
-def heavy(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+def heavy(task: Task) -> Iterator[tuple[int, Piece]]:
     """Refuse a slide, with what its process has of the engine that may have started it: its modules, its settings."""
     brought = {"click", "dask", "distributed", "joblib"} & set(sys.modules)
     set_so = {"MALLOC_TRIM_THRESHOLD_"} & set(os.environ)

@@ -108,7 +108,7 @@ def arrays_sha256(path: Path) -> str:
 
     The file's own bytes depend on the version of the HDF5 library. Raises ConfigError when it cannot be read.
     """
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     digest = hashlib.sha256()
     try:
