@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale lint weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -62,6 +62,11 @@ $(VENV)/.app: $(VENV)/.runtime requirements/app.txt
 $(VENV)/.browser: $(VENV)/.dev $(VENV)/.app requirements/browser.txt
 	@echo "setup: the packages that drive a browser"
 	@$(PIP) install -q --require-hashes -r requirements/browser.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
+	@echo "setup: the packages that build the documentation"
+	@$(PIP) install -q --require-hashes -r requirements/docs.txt
 	@touch $@
 
 # The wheels dataset: one folder for every Python that Kaggle's image may have.
@@ -192,12 +197,26 @@ test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a spli
 full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set
 
-lint: $(VENV)/.dev  ## ruff and mypy --strict
+lint: $(VENV)/.dev  ## check the code: ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+style: $(VENV)/.dev  ## check the prose and the sizes: docstrings open with a sentence, no function above 50 lines
+	@$(BIN)/python tools/docstrings.py; prose=$$?; $(BIN)/python tools/functions.py; exit $$((prose | $$?))
+
+docs: $(VENV)/.docs  ## build the documentation site into build/site; every warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "docs: build/site/index.html"
+
+reference: $(VENV)/.runtime  ## write the generated pages of docs/reference again, from the code
+	$(BIN)/python tools/reference.py
+
+screenshots: $(VENV)/.runtime  ## take docs/images/run-report.png again, from a run over 12 synthetic slides (needs chromium)
+	$(BIN)/python tools/screenshots.py
+
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
-	for name in runtime build dev app browser; do \
+	for name in runtime build dev app browser docs; do \
 		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	for name in wheels wheels-source; do \

@@ -1,6 +1,6 @@
 """Work for a slide's process that reads an odd file with two decoders, and the table of what becomes of each file.
 
-python -m tests.odd_work > docs/odd_tiffs.md
+python -m tests.odd_work > docs/explanation/odd_tiffs.md
 """
 
 import datetime
@@ -100,7 +100,7 @@ def main() -> None:
         "files that broke other readers (image-tiff, Pillow, openslide-python, histolab).\n"
         "Each is opened in a process of its own with 20 s and 2048 MB: an overview, a tile, and the whole.\n"
         "16-bit samples are shifted to 8: a file that keeps 8 or 12 bits in 16 comes out dark.\n"
-        "Made with `python -m tests.odd_work > docs/odd_tiffs.md`.\n"
+        "Made with `python -m tests.odd_work > docs/explanation/odd_tiffs.md`.\n"
     )
     print("\n\n".join(table(name, ends) for name, ends in found.items()))
 

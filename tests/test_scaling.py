@@ -1,4 +1,4 @@
-"""docs/scaling.md: what it says of SLURM runs as it stands there, over a stand-in for sbatch."""
+"""Run the SLURM script of docs/guides/scale.md as it stands, over a stand-in for sbatch."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_the_script_for_slurm_tiles_a_split(
     for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "scale.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     changed = {"/data/train": str(split), "/data/tiles": str(tmp_path / "out"), "/local/scratch": str(tmp_path)}
     changed |= {'"strip_ai"': f'"{tmp_path / "tiny.toml"}"', "jobs=20": "jobs=2"}

@@ -1,4 +1,4 @@
-"""Print every docstring whose first line is too long or is no sentence; exit with 1 where there is one.
+"""Print every docstring that does not open with one short sentence; exit with 1 if there is one.
 
 A first line is a sentence when it starts with a capital letter or a code span, ends with a full stop, and is followed
 by a blank line or nothing. Lines that open with "What", "Whether" or "How" are reported too: say what the code does.

@@ -1,4 +1,4 @@
-"""Print the functions of src/ that are longer than 50 lines, and the median length; exit with 1 past the limits."""
+"""Print the functions of src/ above 50 lines, and the median length; exit with 1 past the limits."""
 
 import ast
 import statistics

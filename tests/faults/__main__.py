@@ -1,4 +1,4 @@
-"""Make every fault and print docs/faults.md with what was seen: python -m tests.faults > docs/faults.md
+"""Make every fault and print the page of them: python -m tests.faults > docs/explanation/faults.md.
 
 The table is what the tests of test_table.py saw. Nothing is printed unless every one of them passed, or was skipped
 for a reason that the table then gives.
@@ -23,7 +23,8 @@ and "partial" slides count in full. While a run goes on, its submission.csv is c
 `clotkit run` ends with 0 when all slides are done, with 3 when some are not, with 2 and one line when it could not
 start ("refused"). The kernel ends with 0 in every row.
 
-Made with `python -m tests.faults > docs/faults.md`; `make test` runs most of it, `make test-faults` the slow rest.
+Made with `python -m tests.faults > docs/explanation/faults.md`.
+`make test` runs most of it, `make test-faults` the slow rest.
 
 | fault | outcome | reason, or what the run says | in |
 |---|---|---|---|
@@ -55,6 +56,8 @@ TAIL = """
 | a run folder that holds something else | one line, exit code 2, nothing written | test_pipeline |
 | a slide's picture, or the page, that cannot be made | one line, the run goes on and ends as it would have | test_report_page |
 | `clotkit report` on a folder that is no run, or a damaged one | one line, exit code 2, nothing written | test_report_page |
+
+Of `clotkit tile` and `clotkit run` on a cluster, and of object stores, [Scale](../guides/scale.md) has the table.
 
 ## The rehearsal refuses
 

@@ -1,6 +1,6 @@
 """The fault table: what goes wrong, how it is made to happen, and what must come of it.
 
-One list, CASES, drives the tests (test_table.py) and the document (`python -m tests.faults > docs/faults.md`). Cases
+One list, CASES, drives the tests (test_table.py) and docs/explanation/faults.md (`python -m tests.faults`). Cases
 that name the same run share it: every bad slide of a run lies in one split, among healthy ones. Imported by name in
 slides' processes (`work`), so nothing heavy is imported here before it is needed.
 """

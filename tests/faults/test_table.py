@@ -44,7 +44,7 @@ LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json", "slides.jsonl", "re
 TOLERANCE = 1e-6
 KERNEL = ROOT / "kernels" / "infer"
 READERS = ("pyvips", "pyvips_binary", "imagecodecs", "simplejpeg")
-DOCUMENT = ROOT / "docs" / "faults.md"
+DOCUMENT = ROOT / "docs" / "explanation" / "faults.md"
 WORST = ("fallback", "partial", "done")
 SETTINGS_LINE = "SETTINGS: dict[str, Any] = {"
 
@@ -558,7 +558,7 @@ def clock_functions(tree: ast.AST) -> Iterator[str]:
 
 
 def test_the_document_has_these_cases() -> None:
-    """A row for each case, and no other; `python -m tests.faults > docs/faults.md` writes them again."""
+    """`python -m tests.faults > docs/explanation/faults.md` writes the rows again."""
     table = DOCUMENT.read_text(encoding="utf-8").partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
     assert rows[1:] == [case.name for case in CASES]

@@ -4,7 +4,7 @@ libvips without a codec returns black pixels without an error (seen for ZSTD, LZ
 build that pip installs), so the compression tag is read first: plain 8-bit RGB is decoded segment by segment without
 libvips, what else libvips decodes goes to libvips, the rest to OpenSlide, and what none reads is refused by name.
 libvips also returns black tiles for a tiled file that is cut short or damaged, unless fail_on is "warning"
-(docs/decisions.md has the table).
+(docs/explanation/decisions.md has the table).
 """
 
 import os
