@@ -33,6 +33,7 @@ def pages() -> dict[str, str]:
         "recipe.md": recipe_page(),
         "competition.md": competition_page(),
         "reasons.md": reasons_page(),
+        "modules.md": modules_page(),
     }
 
 
@@ -158,6 +159,31 @@ def reasons_page() -> str:
         elif code:
             rows.append((f"`{code[1]}`", code[2] or ""))
     return "\n".join([*parts, table(("code", "meaning"), rows)])
+
+
+def modules_page() -> str:
+    """Return the table of every module, room by room, with the first sentence of its docstring."""
+    package = Path(config.__file__).parent
+    parts = [
+        f"{NOTE}# Modules\n",
+        "[Architecture](../explanation/architecture.md) says how the rooms stand to each other.\n",
+    ]
+    rooms = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
+    for room in rooms:
+        files = sorted(path for path in room.glob("*.py") if path.name != "__init__.py")
+        if room == package:
+            parts.append("## Top level\n")
+        else:
+            parts += [f"## {room.name}\n", f"{first_sentence(room / '__init__.py')}\n"]
+        rows = ((f"`{path.stem}`", first_sentence(path)) for path in files)
+        parts.append(table(("module", "what it is"), rows) if files else "")
+    return "\n".join(filter(None, parts))
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first line of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
 
 
 def dataclass_tables(cls: type) -> dict[str, type]:
