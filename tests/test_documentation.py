@@ -23,6 +23,7 @@ TEXT = "\n".join([README, *(path.read_text(encoding="utf-8") for path in WRITTEN
 GUIDES = "\n".join([README, *(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))])
 GUIDES += "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "guides").glob("*.md"))
 VERBS = reference.verb_parsers()
+PAGES = reference.pages()
 
 
 def targets() -> set[str]:
@@ -34,11 +35,11 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-@pytest.mark.parametrize("name", sorted(reference.pages()))
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_generated_pages_are_current(name: str) -> None:
     path = reference.REFERENCE / name
     assert path.is_file(), f"{name} is missing: run make reference"
-    assert words(path.read_text(encoding="utf-8")) == words(reference.pages()[name]), f"{name}: run make reference"
+    assert words(path.read_text(encoding="utf-8")) == words(PAGES[name]), f"{name}: run make reference"
 
 
 def test_every_verb_has_a_page_and_no_other() -> None:
