@@ -25,6 +25,7 @@ LOCKS = {
     "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"]],
     "app": EXTRAS["app"],
     "dev": EXTRAS["dev"],
+    "docs": EXTRAS["docs"],
 }
 DATA_SUFFIXES = {".toml", ".j2", ".css", ".js"}
 

@@ -37,16 +37,21 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
                 yield getattr(node, "lineno", 1), text
 
 
-def main() -> int:
-    """Check every Python file of the repository."""
+def faults() -> list[str]:
+    """Return a line for each faulty docstring of the repository's Python files."""
     paths = [ROOT / "submit.py", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
-    found = 0
-    for path in paths:
-        for line, text in docstrings(path):
-            fault = fault_of(text)
-            if fault:
-                found += 1
-                print(f"{path.relative_to(ROOT)}:{line}: {fault}: {text.splitlines()[0] if text else ''}")
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {fault}: {text.partition(chr(10))[0]}"
+        for path in paths
+        for line, text in docstrings(path)
+        if (fault := fault_of(text))
+    ]
+
+
+def main() -> int:
+    """Print the faults."""
+    found = faults()
+    print(*found, sep="\n", end="\n" * bool(found))
     return 1 if found else 0
 
 

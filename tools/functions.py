@@ -20,15 +20,23 @@ def lengths() -> list[tuple[int, str]]:
     return found
 
 
-def main() -> int:
-    """Print what is too long."""
+def faults() -> list[str]:
+    """Return a line for each function that is too long, longest first, and one for a median that is too high."""
     found = lengths()
     long = sorted((one for one in found if one[0] > MOST_LINES), reverse=True)
-    for lines, place in long:
-        print(f"{place}: {lines} lines, {MOST_LINES} allowed")
     median = statistics.median(lines for lines, _ in found)
-    print(f"{len(found)} functions, median {median:g} lines")
-    return 1 if long or median > MOST_MEDIAN else 0
+    return [
+        *(f"{place}: {lines} lines, {MOST_LINES} allowed" for lines, place in long),
+        *([f"median of {median:g} lines, {MOST_MEDIAN} allowed"] if median > MOST_MEDIAN else []),
+    ]
+
+
+def main() -> int:
+    """Print the faults, then how many functions there are and their median length."""
+    found = faults()
+    print(*found, sep="\n", end="\n" * bool(found))
+    print(f"{len(lengths())} functions, median {statistics.median(lines for lines, _ in lengths()):g} lines")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
