@@ -1,12 +1,14 @@
-"""Recipes and competitions: what they may say, and what is said of a mistake."""
+"""Recipes and competitions: valid files load, and each mistake is a ConfigError that names its key."""
 
 from pathlib import Path
 
 import pytest
 
+from clotkit import competitions, config
 from clotkit.competitions import Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
 from clotkit.errors import ConfigError
+from tools import reference
 
 from .conftest import OTHER, RECIPE, ROOT
 
@@ -20,33 +22,36 @@ def test_the_recipe_in_a_member_is_the_one_it_was_trained_with() -> None:
     assert load_recipe(ROOT / "weights" / "demo" / "recipe.toml") == load_recipe("demo")
 
 
+@pytest.mark.parametrize("path", [Path(config.__file__), Path(competitions.__file__)], ids=lambda path: path.stem)
+def test_every_key_has_its_text_in_the_reference(path: Path) -> None:
+    comments, summaries = reference.field_comments(path)
+    assert [name for name, text in {**comments, **summaries}.items() if not text] == []
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "key"),
     [
-        (("tile_px = 32", "tile_px = 32\ntile_mm = 3"), "tiling: unknown key tile_mm; known: batch_tiles"),
-        (("downsample = 8\n", ""), "tiling: missing key downsample"),
-        (("tile_px = 32", 'tile_px = "32"'), "tiling: tile_px is '32'; expected int"),
-        (("tile_px = 32", "tile_px = true"), "tile_px is True; expected int"),
-        (("filters = [4, 8]", 'filters = [4, "8"]'), r"filters\[1\] is '8'; expected int"),
-        (("tile_px = 32", "tile_px = 4"), "tiling.tile_px is 4; allowed: 16 to 2048"),
-        (("folds = 2", "folds = 1"), "training.folds is 1; allowed: 2 to 100"),
-        (("[model]", "[model"), "not a TOML file"),
-        (("folds = 2", 'folds = 2\nbalance = "smote"'), "training.balance is 'smote'; allowed: weights, patients"),
-        (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), "training.class_weights is -5.0; allowed: 0 to"),
-        (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), "takes one network, frozen"),
-        (("dropout = 0.0", "standardise = true"), "standardise is true; it takes a frozen network"),
-        (("dropout = 0.0", "l2 = 1"), "l2 is set, inference.pooling 'mean'"),
-        (("dropout = 0.0", "share = 0"), "the shares of the models sum to 0"),
-        (
-            ("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'),
-            "data.positive_class is 'c'; allowed: a, b",
-        ),
+        (("tile_px = 32", "tile_px = 32\ntile_mm = 3"), "tile_mm"),
+        (("downsample = 8\n", ""), "downsample"),
+        (("tile_px = 32", 'tile_px = "32"'), "tile_px"),
+        (("tile_px = 32", "tile_px = true"), "tile_px"),
+        (("filters = [4, 8]", 'filters = [4, "8"]'), r"filters\[1\]"),
+        (("tile_px = 32", "tile_px = 4"), r"tiling\.tile_px.*16.*2048"),
+        (("folds = 2", "folds = 1"), r"training\.folds.*2.*100"),
+        (("[model]", "[model"), "TOML"),
+        (("folds = 2", 'folds = 2\nbalance = "smote"'), r"training\.balance.*weights, patients"),
+        (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), r"training\.class_weights.*-5"),
+        (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), r"inference\.pooling"),
+        (("dropout = 0.0", "standardise = true"), r"model\.standardise"),
+        (("dropout = 0.0", "l2 = 1"), r"model\.l2"),
+        (("dropout = 0.0", "share = 0"), "shares"),
+        (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), r"data\.positive_class.*a, b"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_named(change: tuple[str, str], words: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_recipe_is_named(change: tuple[str, str], key: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.replace(*change))
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=key):
         load_recipe(path)
 
 
@@ -63,7 +68,7 @@ def test_one_network_or_several(tmp_path: Path) -> None:
         "folds = 2", 'folds = 2\nfinal = "folds"\n[inference]\npool = "attention"'
     )
     path.write_text(frozen)
-    with pytest.raises(ConfigError, match=r"training\.final is 'folds'"):
+    with pytest.raises(ConfigError, match=r"training\.final"):
         load_recipe(path)
 
 
@@ -75,19 +80,19 @@ def test_unknown_names_list_the_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "key"),
     [
-        (("weights = [0.5, 0.25, 0.25]", "weights = [0.5, 0.5]"), "classes.weights has 2 entries, classes.names 3"),
-        (("fallback = [0.2, 0.3, 0.5]", "fallback = [0.0, 0.0, 0.0]"), "positive sum"),
-        (('names = ["blue", "green", "white"]', 'names = ["blue"]'), "at least 2"),
-        (('name = "balanced_log_loss"', 'name = "auc"'), "known: balanced_log_loss"),
-        (("slide_s = 60", "slide_m = 1"), "limits: unknown key slide_m"),
+        (("weights = [0.5, 0.25, 0.25]", "weights = [0.5, 0.5]"), r"classes\.weights.*2.*classes\.names.*3"),
+        (("fallback = [0.2, 0.3, 0.5]", "fallback = [0.0, 0.0, 0.0]"), r"classes\.fallback"),
+        (('names = ["blue", "green", "white"]', 'names = ["blue"]'), r"classes\.names.*2"),
+        (('name = "balanced_log_loss"', 'name = "auc"'), r"metric\.name.*balanced_log_loss"),
+        (("slide_s = 60", "slide_m = 1"), "limits.*slide_m"),
     ],
 )
-def test_a_mistake_in_a_competition_is_named(change: tuple[str, str], words: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_competition_is_named(change: tuple[str, str], key: str, tmp_path: Path) -> None:
     path = tmp_path / "competition.toml"
     path.write_text(OTHER.replace(*change))
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=key):
         load_competition(str(path))
 
 

@@ -1,6 +1,7 @@
-"""Settings from TOML into frozen dataclasses: unknown keys refused, types checked, units in the names.
+"""Read recipes and other TOML files into frozen dataclasses.
 
-Standard library only: the kernel's supervisor reads a competition with it.
+Unknown keys are refused, types and bounds are checked, and names end with their unit. The comment beside each field is
+its text in the reference. Standard library only: the kernel's supervisor reads a competition with it.
 """
 
 import dataclasses
@@ -19,145 +20,162 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How a slide becomes tiles."""
+    """The settings that cut a slide or a picture into tiles."""
 
-    name: str  # the tiler, by its one word: patches, darkest, windows, chunks, strips
-    tile_px: int  # side of a tile as the network sees it
-    downsample: int  # full-resolution pixels per tile pixel, along a side (chunks and strips: as the slide has it)
-    max_tiles: int  # the K best by tissue
-    batch_tiles: int  # tiles sent at a time: bounds the memory of both ends
-    min_tissue_share: float = 0.5  # least tissue share of a patch; relaxed where a slide has none
-    overlap: float = 0.0  # of patches and darkest squares with the next, as a share of their side
-    duplicates: str = "keep"  # or drop: of sections of the same clot only one is looked at
-    normalise: str = "none"  # colours: or background, reinhard, macenko
+    # Tiler. Slides: `patches` (squares of a grid, the most tissue first), `darkest` (squares of a grid, the darkest
+    # first), `windows` (the best overlapping squares), `chunks` (squares of the short side along the long one) or
+    # `strips` (slices across the long side, squeezed to squares). Pictures:
+    # `whole`, `parts` or `edges`.
+    name: str
+    tile_px: int  # side of a tile as the network sees it, in pixels
+    # Full-resolution pixels per tile pixel, along a side. `chunks` and `strips` set it from the slide's size.
+    downsample: int
+    max_tiles: int  # most tiles of one slide: the best by the tiler's order
+    batch_tiles: int  # tiles sent to the network at a time; bounds the memory of both processes
+    min_tissue_share: float = 0.5  # least share of tissue in a patch, 0 to 1; lowered where a slide has no such patch
+    overlap: float = 0.0  # overlap of neighbouring squares of `patches` and `darkest`, as a share of their side
+    duplicates: str = "keep"  # repeated sections of one clot: `keep` all, or `drop` all but one
+    # Colour normalisation: `none`, `background` (white balance by the slide's background), `reinhard` or `macenko`.
+    normalise: str = "none"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where labelled pictures come from, and how they are split. For slides the competition says the rest."""
+    """The source of the labelled pictures, and how they are split.
 
-    source: str = "slides"  # a competition's split; or npz (MedMNIST), folders (one a class), table (a CSV of files)
-    split: str = "folds"  # of patients; or centres (folds of centres), holdout (70/15/15 of patients), given
-    classes: tuple[str, ...] = ()  # by class index; folders are named so; slides: the competition's
-    positive_class: str = ""  # the class that sensitivity is of; the last one where it is not said
-    table: str = "metadata.csv"  # of source table; of folders only where there is one
-    file_column: str = "file"  # paths from the folder of the table
-    label_column: str = "label"
-    patient_column: str = "patient"  # a table without it: every file is a patient
-    centre_column: str = "centre"
-    near_duplicates: str = "group"  # or keep: near-identical pictures count as one patient
-    duplicate_bits: int = 4  # of 64 by which the perceptual hashes of two near-identical pictures may differ
+    For slides, the competition's TOML has the columns and classes.
+    """
+
+    # `slides` (a competition's split), `npz` (a MedMNIST file), `folders` (one folder per class) or `table` (a CSV with
+    # the paths of the pictures).
+    source: str = "slides"
+    # `folds` (cross-validation by patient), `centres` (by centre), `holdout` (70/15/15 % of the patients) or `given`
+    # (the parts that the source names).
+    split: str = "folds"
+    classes: tuple[str, ...] = ()  # class names by index; class folders have these names; slides: the competition's
+    positive_class: str = ""  # class whose sensitivity is reported; empty: the last class
+    table: str = "metadata.csv"  # file name of the table; required for `table`, optional for `folders`
+    file_column: str = "file"  # column of picture paths, relative to the table's folder
+    label_column: str = "label"  # column of class names
+    patient_column: str = "patient"  # column of patient ids; without it every file is a patient of its own
+    centre_column: str = "centre"  # column of centre ids; may be missing
+    near_duplicates: str = "group"  # near-identical pictures: `group` them into one patient, or `keep` them apart
+    duplicate_bits: int = 4  # most differing bits, of 64, between the perceptual hashes of near-identical pictures
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network: a name that members.networks knows, and what may vary."""
+    """The settings of one network."""
 
-    name: str
-    filters: tuple[int, ...] = ()  # channels of each block of a cnn
-    convolutions: int = 1  # in each block of a cnn
-    standardise: bool = False  # the features of a frozen backbone, as the training's have it, before the head
-    head: tuple[int, ...] = ()  # units of the dense layers between the features and the classes
-    dropout: float = 0.0
-    l2: float = 0.0  # on the squares of the classes' weights, where inference.pooling is logits
-    input_px: int = 0  # tiles are resized to this side inside the network; 0: as they come
-    weights: str = "none"  # to begin with; or imagenet
-    last_layer: str = ""  # the backbone ends with this layer of it; empty: with its last
-    freeze: bool = False  # the backbone keeps its weights
-    unfreeze_top: int = 0  # but for this many of its layers, from the top
-    share: float = 1.0  # in the mean of several networks
-    copies: int = 1  # networks like this one, each from a seed of its own
-    attention_units: int = 64  # of the gated attention, where inference.pooling asks for it
+    name: str  # architecture, by its name in the model registry: `cnn`, `cnn_flat` or a backbone
+    filters: tuple[int, ...] = ()  # channels of each block of a `cnn`
+    convolutions: int = 1  # convolutions in each block of a `cnn`
+    standardise: bool = False  # whether the head sees a frozen backbone's features scaled to mean 0 and deviation 1
+    head: tuple[int, ...] = ()  # units of the dense layers between features and classes
+    dropout: float = 0.0  # dropout rate after each layer of `head`; without one, before the last layer
+    l2: float = 0.0  # L2 penalty on the classes' weights; takes `inference.pooling` `logits`
+    input_px: int = 0  # side that tiles are resized to inside the network, in pixels; 0: no resizing
+    weights: str = "none"  # initial weights of the backbone: `none` (random) or `imagenet`
+    last_layer: str = ""  # name of the backbone's layer that its features come from; empty: the last one
+    freeze: bool = False  # whether the backbone keeps its initial weights
+    unfreeze_top: int = 0  # number of a frozen backbone's layers, from the top, that are trained after all
+    share: float = 1.0  # weight of this network in the mean of several
+    copies: int = 1  # number of such networks, each trained with a seed of its own
+    attention_units: int = 64  # units of the gated attention, with `inference.pooling` `attention`
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the backbone stays as it is, all of it."""
+        """Tell whether no layer of the backbone is trained."""
         return self.freeze and not self.unfreeze_top
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What chance does to a tile before the network sees it, afresh in every epoch."""
+    """The random augmentation of training tiles, redrawn every epoch. Zero and false turn a key off."""
 
-    rotate_flip: bool = True  # one of the eight turns and mirrors
-    mirror: bool = False  # left and right only
-    rotate_deg: float = 0.0  # up to this angle, either way
-    scale: float = 0.0  # up to this share larger or smaller
-    shift: float = 0.0  # up to this share of the side, either way, down and across
-    shear_deg: float = 0.0
-    channel_gain: float = 0.1  # of each channel
-    brightness: float = 0.0  # share of 255 added to all channels
-    contrast: float = 0.0
-    stain: float = 0.0  # of haematoxylin, eosin and the rest, each by itself
+    rotate_flip: bool = True  # one of the eight quarter turns and mirror images
+    mirror: bool = False  # left-right mirror image, for half of the tiles
+    rotate_deg: float = 0.0  # largest rotation either way, in degrees
+    scale: float = 0.0  # largest change of size either way, as a share
+    shift: float = 0.0  # largest move down and across, either way, as a share of the side
+    shear_deg: float = 0.0  # largest shear either way, in degrees
+    channel_gain: float = 0.1  # largest change of each colour channel, as a share
+    brightness: float = 0.0  # largest value added to all channels, as a share of 255
+    contrast: float = 0.0  # largest change of contrast, as a share
+    stain: float = 0.0  # largest change of haematoxylin, eosin and the residual, each by itself, as a share
     blur: float = 0.0  # share of tiles that are smoothed
-    cutout: float = 0.0  # largest side of a grey square, as a share of the tile's
+    cutout: float = 0.0  # largest side of a grey square drawn over the tile, as a share of the tile's side
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the network is trained."""
+    """The settings of the optimisation."""
 
-    seed: int
-    epochs: int
-    batch_tiles: int
-    learning_rate: float
-    folds: int = 5  # for the out-of-fold predictions that calibration is fitted on
-    loss: str = "categorical"  # cross-entropy; or binary
-    balance: str = "weights"  # of the classes; or patients (they too), oversample, synthetic (SMOTE), none
-    class_weights: tuple[float, ...] = ()  # by class index; empty: as balance says
-    label_smoothing: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str = "cosine"  # or constant, plateau
-    plateau_patience: int = 3
-    plateau_factor: float = 0.2
-    min_learning_rate: float = 1e-6
+    seed: int  # of folds, weights, sampling and augmentation
+    epochs: int  # most epochs
+    batch_tiles: int  # tiles of one optimisation step
+    learning_rate: float  # the initial one
+    folds: int = 5  # number of folds; calibration is fitted on their out-of-fold predictions
+    loss: str = "categorical"  # `categorical` or `binary` cross-entropy
+    # How class imbalance is corrected: `weights` (each class weighs the same), `patients` (each patient of a class
+    # too), `oversample` (tiles of rare classes repeat), `synthetic` (SMOTE) or `none`.
+    balance: str = "weights"
+    class_weights: tuple[float, ...] = ()  # weight of each class in the loss, by index; empty: as `balance` says
+    label_smoothing: float = 0.0  # share of each label spread over all classes
+    weight_decay: float = 0.0  # decoupled weight decay of the optimiser
+    schedule: str = "cosine"  # of the learning rate: `cosine`, `constant` or `plateau`
+    plateau_patience: int = 3  # epochs without a better loss before `plateau` lowers the learning rate
+    plateau_factor: float = 0.2  # factor by which `plateau` lowers the learning rate
+    min_learning_rate: float = 1e-6  # lower bound of the learning rate of `plateau`
     patience: int = 0  # epochs without a better loss before training stops; 0: never
-    keep: str = "best"  # of the epochs that with the lowest watched loss; or last
-    validation_share: float = (
-        0.0  # share of the training patients set apart to choose the epoch by, where none are given
-    )
-    final: str = "all"  # what ships: a network trained on all patients; or folds, the networks of the folds
-    frozen_augmentations: int = (
-        8  # augmented copies of a tile whose features are computed once, under a frozen backbone
-    )
-    strategy: str = "auto"  # every GPU of this process; or mirrored (every device), multi_worker (processes, TF_CONFIG)
-    feed: str = "memory"  # all tiles in it; or shards: read as they are needed, of what clotkit tile made
+    keep: str = "best"  # epoch whose weights are kept: `best` (lowest validation loss) or `last`
+    # Share of the training patients set aside for validation, in splits that have no validation part.
+    validation_share: float = 0.0
+    final: str = "all"  # networks that ship: `all` (one trained on all patients) or `folds` (one per fold)
+    # Number of augmented copies of each tile whose features are computed once under a frozen backbone; 0: the backbone
+    # runs in every step.
+    frozen_augmentations: int = 8
+    # `auto` (every GPU of this process), `mirrored` (every device) or `multi_worker` (several processes, set up by
+    # TF_CONFIG).
+    strategy: str = "auto"
+    feed: str = "memory"  # tiles are held in `memory`, or read as needed from the `shards` of clotkit tile
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a trained network is asked."""
+    """The settings of prediction."""
 
-    pooling: str = "mean"  # of a slide's tiles: mean of their probabilities; of their logits; or attention
-    tta: int = 1  # 1, 2 (mirrored) or 8 (turned and mirrored): the mean over them
-    floor: float = 0.02  # no calibrated probability goes below: one wrong answer costs at most -ln 0.02 = 3.9
+    pooling: str = "mean"  # over a slide's tiles: `mean` of probabilities, mean of `logits`, or `attention`
+    tta: int = 1  # test-time augmentation, averaged: 1 (none), 2 (mirrored) or 8 (quarter turns and mirror images)
+    floor: float = 0.02  # lower bound of a calibrated probability; a wrong answer costs at most -ln 0.02 = 3.9
 
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the model card says beyond the figures: a sentence or two each."""
+    """Texts of the model card, a sentence or two each."""
 
-    use: str = ""
-    data: str = ""
-    licence: str = ""
-    limits: str = ""
+    use: str = ""  # what the member is for
+    data: str = ""  # what it was trained on
+    licence: str = ""  # licence of the data and the weights
+    limits: str = ""  # where it should not be trusted
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One member's recipe; a copy of it travels with the weights. `model` has one entry, or several to be averaged."""
+    """One member's recipe. A copy of it travels with the weights."""
 
-    name: str
-    tiling: TilingConfig
-    model: tuple[ModelConfig, ...]
-    training: TrainingConfig
-    data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
-    inference: InferenceConfig = InferenceConfig()
-    card: CardConfig = CardConfig()
+    name: str  # name of the recipe
+    tiling: TilingConfig  # how slides or pictures are cut
+    model: tuple[ModelConfig, ...]  # one network, or several that are averaged
+    training: TrainingConfig  # how they are trained
+    data: DataConfig = DataConfig()  # what they are trained on
+    augment: AugmentConfig = AugmentConfig()  # how training tiles are varied
+    inference: InferenceConfig = InferenceConfig()  # how they predict
+    card: CardConfig = CardConfig()  # what the model card says
 
 
-BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; of lists: of every entry
+# {key of a recipe's table: its least and greatest value}; a list's bounds hold for each entry.
+BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
     "downsample": (1, 256),
     "max_tiles": (1, 100_000),
@@ -199,6 +217,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of the keys of a recipe's tables; 
     "frozen_augmentations": (0, 1000),
     "floor": (0, 0.25),
 }
+# {key of a recipe's table: the values that it allows}
 WORDS: dict[str, tuple[str | int, ...]] = {
     "duplicates": ("keep", "drop"),
     "near_duplicates": ("group", "keep"),
@@ -221,16 +240,19 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a recipe by name (one that ships with the kit) or by the path of a TOML.
+    """Read a recipe by name (one that ships with the kit) or by the path of its TOML file.
 
-    Raises ConfigError for an unknown name, an unreadable file, or an unknown, missing, mistyped or impossible value.
+    Raises ConfigError for an unknown name, an unreadable file, or a key that is unknown, missing, of a wrong type or
+    out of bounds.
     """
     path = recipe_path(name_or_path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml"))) or "none here"
-        raise ConfigError(f"recipe {name_or_path}: {error.strerror}; known: {known}, or give a .toml") from error
+        raise ConfigError(
+            f"recipe {name_or_path}: {error.strerror}; known: {known}; or give the path of a .toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     recipe = typed(Recipe, renamed_recipe(raw, str(path)), str(path))
@@ -239,15 +261,22 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """The file of a recipe: the path itself, or that of one that ships with the kit."""
+    """Return the file of a recipe: the path itself, or that of one that ships with the kit."""
     return Path(name_or_path) if str(name_or_path).endswith(".toml") else RECIPES / f"{name_or_path}.toml"
 
 
 def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
-    """Make the dataclass `cls` of the mapping `raw`, table by table.
+    """Build the dataclass `cls` from a mapping, nested tables included.
 
-    `where` names the file and grows with the table's name in messages. Lists become tuples, ints pass as floats.
-    A field with a default may be left out. Raises ConfigError for an unknown, missing or mistyped key.
+    Lists become tuples and integers pass as floats. Fields with a default may be left out.
+
+    Args:
+        cls: a dataclass whose fields are the allowed keys.
+        raw: the table as tomllib reads it.
+        where: the file and table, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of a wrong type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -266,7 +295,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return typed(hint, value, where)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple and isinstance(value, list | dict):
         item = typing.get_args(hint)[0]
-        if isinstance(value, dict):  # [model] says the same as a single [[model]]
+        if isinstance(value, dict):  # [model] is short for a single [[model]]
             return (_convert(item, value, where),)
         return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -314,7 +343,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
 
 
 def _check_table(table: Any, name: str, where: str) -> None:
-    """Raise ConfigError for a number outside its bounds, or a word that is not one of those known."""
+    """Raise ConfigError for a number outside its BOUNDS, or a word that is not one of its WORDS."""
     for key, (low, high) in BOUNDS.items():
         value = getattr(table, key, low)
         for number in value if isinstance(value, tuple) else (value,):

@@ -1,4 +1,8 @@
-"""What is particular to one competition: read from one TOML, known nowhere else. Standard library only."""
+"""Read what is particular to one competition from its TOML file.
+
+No other code knows a competition's names, classes or limits. The comment beside each field is its text in the
+reference. Standard library only: the kernel's supervisor imports this.
+"""
 
 import tomllib
 from dataclasses import dataclass
@@ -17,87 +21,80 @@ DEFAULT = "strip_ai"
 
 @dataclass(frozen=True)
 class Files:
-    """File names in a split folder; `table` has {split} in it, `slide` {split} and {image_id}."""
+    """File names in a split folder."""
 
-    sample: str
-    submission: str
-    table: str
-    slide: str
+    sample: str  # sample submission
+    submission: str  # submission that a kernel writes
+    table: str  # table of a split's slides; {split} stands for train or test
+    slide: str  # one slide, by {split} and {image_id}
 
 
 @dataclass(frozen=True)
 class Columns:
     """Column names of the tables."""
 
-    image: str
-    patient: str
-    center: str
-    number: str
-    label: str
+    image: str  # image id, one row per slide
+    patient: str  # patient id
+    center: str  # id of the centre that scanned the slide
+    number: str  # number of a slide among its patient's, from 0
+    label: str  # class name; train only
 
 
 @dataclass(frozen=True)
 class Ids:
-    """The form of ids: `patient` is a regular expression, `image` has {patient} and {number} in it.
+    """The form of ids."""
 
-    `twins` are pairs "a = b" of image ids with the same pixels, in two tables.
-    """
-
-    patient: str
-    image: str
-    twins: tuple[str, ...] = ()
+    patient: str  # regular expression of a patient id
+    image: str  # image id, by {patient} and {number}
+    twins: tuple[str, ...] = ()  # pairs "a = b" of image ids with the same pixels, in two tables
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names in the submission's column order, with a number for each."""
+    """The classes, each list with one entry per class."""
 
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    priors: tuple[float, ...]
-    fallback: tuple[float, ...]
+    names: tuple[str, ...]  # class names, in the submission's column order
+    weights: tuple[float, ...]  # weights of the classes in the metric
+    priors: tuple[float, ...]  # shares of patients; used to draw synthetic splits only
+    fallback: tuple[float, ...]  # probabilities of a patient without a usable slide
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How the competition scores: the metric's name, and where it clips probabilities."""
+    """The metric that scores a submission."""
 
-    name: str
-    clip: float
+    name: str  # name of the metric in clotkit.metric
+    clip: float  # probabilities are clipped to clip and 1 - clip
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Time in seconds and memory in megabytes (2**20 bytes)."""
+    """Limits on time (seconds), memory (MB of 2**20 bytes) and tiles."""
 
-    deadline_s: float
-    slide_s: float
-    slide_memory_mb: int
-    kernel_memory_mb: int
-    kernel_wall_s: float
-    min_tiles: int
-    hidden_slides: int = 0  # that the scoring run sees; 0: unknown
+    deadline_s: float  # time limit of a run
+    slide_s: float  # time limit of one slide
+    slide_memory_mb: int  # address space of one slide's process
+    kernel_memory_mb: int  # memory of a Kaggle session
+    kernel_wall_s: float  # time limit of a Kaggle session
+    min_tiles: int  # fewest tiles for a slide whose process crashed to count as partial
+    hidden_slides: int = 0  # slides that the scoring run sees; 0: unknown
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the slides are that there are to tile; 0 `slides`: unknown.
+    """The sizes of the slides to tile: what synthetic splits and plans are drawn from."""
 
-    `areas_px` (width times height) and `aspects` (long over short side) are quantiles at `area_levels`, `file_bytes` at
-    `file_levels`. The largest slide by area is `largest_px` (width, height); no side is below or above the limits.
-    """
-
-    slides: int
-    total_bytes: float
-    area_levels: tuple[float, ...]
-    areas_px: tuple[float, ...]
-    aspects: tuple[float, ...]
-    largest_px: tuple[int, ...]
-    least_side_px: int
-    most_side_px: int
-    portrait_share: float
-    file_levels: tuple[float, ...]
-    file_bytes: tuple[float, ...]
+    slides: int  # number of slides; 0: unknown
+    total_bytes: float  # size of all files together
+    area_levels: tuple[float, ...]  # levels of the quantiles of areas_px and aspects, from 0 to 1
+    areas_px: tuple[float, ...]  # quantiles of width times height, in pixels
+    aspects: tuple[float, ...]  # quantiles of long over short side
+    largest_px: tuple[int, ...]  # width and height of the slide with the largest area, in pixels
+    least_side_px: int  # lower bound of a side, in pixels
+    most_side_px: int  # upper bound of a side, in pixels
+    portrait_share: float  # share of slides that are taller than wide
+    file_levels: tuple[float, ...]  # levels of the quantiles of file_bytes, from 0 to 1
+    file_bytes: tuple[float, ...]  # quantiles of the file size
 
 
 UNKNOWN = Sizes(0, 0.0, (), (), (), (), 0, 0, 0.0, (), ())
@@ -105,49 +102,51 @@ UNKNOWN = Sizes(0, 0.0, (), (), (), (), 0, 0, 0.0, (), ())
 
 @dataclass(frozen=True)
 class Competition:
-    """One competition, as its TOML has it."""
+    """One competition."""
 
-    slug: str
-    title: str
-    files: Files
-    columns: Columns
-    ids: Ids
-    classes: Classes
-    metric: Metric
-    limits: Limits
-    source: Path
-    sizes: Sizes = UNKNOWN
+    slug: str  # the competition's name in Kaggle's URLs
+    title: str  # its name for people
+    files: Files  # file names in a split folder
+    columns: Columns  # column names of the tables
+    ids: Ids  # form of patient and image ids
+    classes: Classes  # classes, their weights and fallback
+    metric: Metric  # metric that scores a submission
+    limits: Limits  # limits on time, memory and tiles
+    source: Path  # the TOML file itself; set by the reader
+    sizes: Sizes = UNKNOWN  # sizes of the slides to tile
 
     @cached_property
     def header(self) -> tuple[str, ...]:
-        """The submission's columns, in order."""
+        """Return the submission's columns, in order."""
         return (self.columns.patient, *self.classes.names)
 
     def sample_path(self, split_dir: Path) -> Path:
-        """Where the sample submission stands in a split folder."""
+        """Return the path of the sample submission in a split folder."""
         return split_dir / self.files.sample
 
     def table_path(self, split_dir: Path, split: str) -> Path:
-        """Where the table of `split` (train or test) stands in a split folder."""
+        """Return the path of the table of `split` (train or test) in a split folder."""
         return split_dir / self.files.table.format(split=split)
 
     def slide_path(self, split_dir: Path, split: str, image_id: str) -> Path:
-        """Where a slide stands in a split folder."""
+        """Return the path of a slide in a split folder."""
         return split_dir / self.files.slide.format(split=split, image_id=image_id)
 
 
 def load_competition(name_or_path: str = DEFAULT) -> Competition:
-    """Read a competition by name (a TOML that ships with the kit) or by the path of a TOML.
+    """Read a competition by name (one that ships with the kit) or by the path of its TOML file.
 
-    Raises ConfigError for an unknown name, an unreadable file, an unknown, missing or mistyped key, or class lists
-    of unequal length.
+    Raises ConfigError for an unknown name, an unreadable file, a key that is unknown, missing or of a wrong type, or
+    lists of unequal length.
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise ConfigError(f"competition {name_or_path}: {error.strerror}; known: {known}, or give a .toml") from error
+        raise ConfigError(
+            f"competition {name_or_path}: {error.strerror}; known: {known}; or give the path of a .toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     competition = typed(Competition, {**raw, "source": path}, str(path))
@@ -172,7 +171,7 @@ def _check_classes(competition: Competition, path: Path) -> None:
 
 
 def _check_sizes(sizes: Sizes, path: Path) -> None:
-    """Raise ConfigError for a table from which no slide can be drawn."""
+    """Raise ConfigError for sizes from which no slide can be drawn."""
     if sizes.slides < 1 or len(sizes.largest_px) != 2 or not 0 <= sizes.portrait_share <= 1:
         raise ConfigError(
             f"{path}: sizes has {sizes.slides} slides, largest_px {list(sizes.largest_px)}, portrait_share "
