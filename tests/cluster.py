@@ -1,4 +1,4 @@
-"""A Dask cluster and an S3 on loopback, as real processes: for tests that kill them, and for benchmarks."""
+"""A Dask cluster and an S3 server on loopback, for tests that kill their processes, and for benchmarks."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @dataclass
 class Cluster:
-    """A scheduler and workers of one thread each; `prefix` stands before every command (`ip netns exec NAME`)."""
+    """A scheduler and workers of one thread each; a `prefix` like `ip netns exec NAME` runs one on another host."""
 
-    folder: Path
-    env: Mapping[str, str] = field(default_factory=dict)
+    folder: Path  # of logs and scratch files
+    env: Mapping[str, str] = field(default_factory=dict)  # more environment variables
     host: str = "127.0.0.1"
     port: int = 0
     scheduler: "subprocess.Popen[bytes] | None" = None
@@ -31,11 +31,11 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Of the scheduler."""
+        """The address of the scheduler."""
         return f"tcp://{self.host}:{self.port}"
 
     def start_scheduler(self, prefix: Sequence[str] = ()) -> None:
-        """Start it, at the address that it had before if there was one, and wait until it answers."""
+        """Start the scheduler, at its earlier address if it had one, and wait until it answers."""
         self.port = self.port or free_port(self.host)
         where = ["--host", self.host, "--port", str(self.port), "--no-dashboard"]
         self.scheduler = self._start("scheduler", [*prefix, str(BIN / "dask"), "scheduler", *where])
@@ -43,7 +43,7 @@ class Cluster:
             pass
 
     def start_worker(self, prefix: Sequence[str] = (), host: str | None = None) -> int:
-        """Start a worker with its nanny, wait until it is known; return its number."""
+        """Start a worker with its nanny, wait until the scheduler knows it, and return its number."""
         number, where = len(self.workers), ["--host", host or self.host, "--no-dashboard"]
         size = ["--nthreads", "1", "--nworkers", "1", "--name", f"worker-{number}"]
         local = ["--local-directory", str(self.folder / f"worker-{number}")]
@@ -54,28 +54,28 @@ class Cluster:
         return number
 
     def stop_worker(self) -> None:
-        """End the newest one, as who wants to keep the others would."""
+        """Retire the newest worker."""
         with self.client() as client:
             known = client.scheduler_info(n_workers=-1)["workers"]
             name = f"worker-{len(self.workers) - 1}"
-            client.retire_workers([address for address, said in known.items() if said["name"] == name])
+            client.retire_workers([address for address, facts in known.items() if facts["name"] == name])
         end(self.workers.pop())
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """A client of the scheduler's."""
+        """Yield a client of the scheduler."""
         from distributed import Client
 
         with Client(self.address, timeout=WAIT_S, set_as_default=False) as client:
             yield client
 
     def worker_pids(self) -> dict[str, int]:
-        """The processes that do the work, the nannies' children, by their addresses."""
+        """Return the ids of the processes that do the work, the nannies' children, by address."""
         with self.client() as client:
             return dict(client.run(os.getpid))
 
     def kill_scheduler(self) -> None:
-        """SIGKILL it; the workers end with it, as Dask's do."""
+        """Kill the scheduler and the workers, which would end with it."""
         assert self.scheduler is not None
         self.scheduler.kill()
         self.scheduler.wait()
@@ -84,7 +84,7 @@ class Cluster:
         self.workers.clear()
 
     def close(self) -> None:
-        """End everything."""
+        """Kill everything."""
         for process in [*self.workers, *([self.scheduler] if self.scheduler else [])]:
             end(process)
 
@@ -93,18 +93,18 @@ class Cluster:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )  # of its own: what it started goes with it
+            )  # a session of its own, so that end() reaches its children
 
 
 def end(process: "subprocess.Popen[Any]") -> None:
-    """SIGKILL a process and all of its session."""
+    """Kill a process and its session."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens at."""
+    """Return a port that is free."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -112,7 +112,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @contextmanager
 def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[str]:
-    """An S3 in this process with one bucket; its address."""
+    """Run an S3 server with one bucket in this process, and yield its address."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -122,7 +122,7 @@ def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[st
         url = f"http://{host}:{server.get_host_and_port()[1]}"
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
-        _forget()
+        _clear_filesystems()
         yield url
     finally:
         server.stop()
@@ -130,21 +130,21 @@ def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[st
 
 @contextmanager
 def google_store(bucket: str = "bucket") -> Iterator[str]:
-    """A Google Cloud Storage in this process with one bucket; its address."""
+    """Run a Google Cloud Storage server with one bucket in this process, and yield its address."""
     from gcp_storage_emulator.server import create_server
 
     port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
     server.start()
     try:
-        _forget()
+        _clear_filesystems()
         yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
 
 
-def _forget() -> None:
-    """fsspec keeps its file systems for the process, with the addresses that the environment had for them then."""
+def _clear_filesystems() -> None:
+    """Clear fsspec's cached file systems, which keep the addresses of an earlier environment."""
     from fsspec import get_filesystem_class
 
     for protocol in ("s3", "gs"):
@@ -161,18 +161,18 @@ def copy_in(folder: Path, url: str) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process runs: what stands before its command, and its address there."""
+class Host:
+    """A host for a process: a network namespace, or this machine."""
 
-    prefix: tuple[str, ...]
-    host: str
+    prefix: tuple[str, ...]  # goes before the command
+    host: str  # its address
 
 
 @contextmanager
-def places(count: int) -> Iterator[tuple[str, list[Place]]]:
-    """This machine's address and `count` places that reach it: network namespaces on a bridge, like other machines.
+def hosts(count: int) -> Iterator[tuple[str, list[Host]]]:
+    """Yield this machine's address, and `count` hosts that reach it: network namespaces on a bridge.
 
-    Without the right to make them (root on Linux) all are on loopback.
+    Without the right to create them (root on Linux) all hosts are on loopback.
     """
     tag, made = f"ck{os.getpid() % 100_000}", list[list[str]]()
 
@@ -185,7 +185,7 @@ def places(count: int) -> Iterator[tuple[str, list[Place]]]:
     try:
         ip("link", "add", f"{tag}b", "type", "bridge")
         undo("link", "del", f"{tag}b")
-        host, found = "10.213.77.1", list[Place]()
+        host, found = "10.213.77.1", list[Host]()
         ip("addr", "add", f"{host}/24", "dev", f"{tag}b")
         ip("link", "set", f"{tag}b", "up")
         for number in range(count):
@@ -199,9 +199,9 @@ def places(count: int) -> Iterator[tuple[str, list[Place]]]:
             for words in (["addr", "add", f"{address}/24", "dev", inner], ["link", "set", inner, "up"]):
                 ip("netns", "exec", name, "ip", *words)
             ip("netns", "exec", name, "ip", "link", "set", "lo", "up")
-            found.append(Place(("ip", "netns", "exec", name), address))
+            found.append(Host(("ip", "netns", "exec", name), address))
     except (OSError, subprocess.CalledProcessError):
-        host, found = "127.0.0.1", [Place((), "127.0.0.1")] * count
+        host, found = "127.0.0.1", [Host((), "127.0.0.1")] * count
     try:
         yield host, found
     finally:

@@ -1,4 +1,4 @@
-"""Folders as `clotkit tile` leaves them, made at once: shards of drawn tiles and their table, without slides."""
+"""Folders of shards and their table, as `clotkit tile` writes them, from random tiles without slides."""
 
 import hashlib
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.shards.cut import TILING
 from clotkit.shards.shard import write_shard
-from clotkit.shards.table import ShardRow, publish_rows
+from clotkit.shards.table import ShardRow, write_shard_rows
 from clotkit.stores import Folder
 from clotkit.tiling.tilers import Batch
 
@@ -46,7 +46,10 @@ feed = "shards"
 
 
 def write_recipe(path: Path, *lines: str, text: str = SHARDED) -> str:
-    """A recipe of shards, with lines that replace those of the same key or are new in [training]; its path."""
+    """Write a recipe that trains on shards, and return its path.
+
+    Each line replaces the one of the same key, or is added to [training].
+    """
     for line in lines:
         key = line.split(" = ")[0]
         kept = [old for old in text.splitlines() if old.split(" = ")[0] != key]
@@ -56,7 +59,7 @@ def write_recipe(path: Path, *lines: str, text: str = SHARDED) -> str:
 
 
 def write_shards(folder: Path, recipe: str, competition: Competition, slides: int = 16, seed: int = 0) -> Path:
-    """A folder of shards with 5 to 16 tiles each, of two classes that noise hides a little; a slide a patient."""
+    """Write shards of 5 to 16 noisy tiles each, of two classes, one slide a patient; return the folder."""
     folder.mkdir(parents=True)
     rng, tiling, rows = np.random.default_rng(seed), load_recipe(recipe).tiling, []
     for number in range(slides):
@@ -66,6 +69,6 @@ def write_shards(folder: Path, recipe: str, competition: Competition, slides: in
         batch = Batch(tiles.astype(np.uint8), np.zeros((count, 2), np.int32))
         file, key = f"{name}.npy", hashlib.sha256(name.encode()).hexdigest()
         made = write_shard(Folder(folder), file, [{TILING: asdict(tiling)}, batch], key)
-        rows.append(ShardRow(name, name[:6], label, file, count, key, "", "", made.size_bytes, made.sha256))
-    publish_rows(Folder(folder), rows, competition)
+        rows.append(ShardRow(name, name[:6], label, "", file, count, key, made.size_bytes, made.sha256))
+    write_shard_rows(Folder(folder), rows, competition)
     return folder

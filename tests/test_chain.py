@@ -58,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(train_split: Path, tiny: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That split's shards; nothing may write into it."""
     out = tmp_path_factory.mktemp("shards") / "tiny"
-    wanted = TileSettings(train_split, out, str(tiny), None, 2, 2048, preview=False, dated=False)
+    wanted = TileSettings(train_split, out, str(tiny), None, 2, 2048, preview=False, use_mtime=False)
     assert tile_split(wanted, strip_ai, lambda _: None)["failed"] == 0
     return out
 
@@ -278,7 +278,7 @@ def test_tiling_stops_by_its_deadline_and_when_there_is_no_room(place: Callable[
     ran(root)
     assert summary(root)["done"] == SLIDES
     root = place("tile", {"most_mb": 0.001})
-    assert "the shards take up all the room they may" in ran(root, code=1)
+    assert "--max-output" in ran(root, code=1)
 
 
 def test_a_tiling_that_is_killed_is_started_once_more_then_listed(place: Callable[..., Path]) -> None:

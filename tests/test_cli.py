@@ -95,8 +95,8 @@ FILLED = [
         "split": "split_dir", "split_name": "split", "cluster": "machines", "jobs": "threads", "price": "price_usd",
         "bandwidth": "bandwidth_mb_s", "startup": "startup_s"}, ("seed",), ("weights", "deadline")),
     Filled("tile", TileSettings, UNITS | {
-        "split": "split_dir", "split_name": "split", "undated": "dated", "most": "most_mb", "scheduler": "backend"},
-        unused=("verify",)),
+        "split": "split_dir", "split_name": "split", "undated": "use_mtime", "max_output": "max_output_mb",
+        "scheduler": "backend"}, unused=("verify",)),
     Filled("train", TrainSettings, {"wait": "wait_s"}),
     Filled("evaluate", EvaluateSettings, {}, ("worst",)),
     Filled("blend", BlendSettings, {"trust": "trusted"}, ("repeats",)),
@@ -118,7 +118,7 @@ def test_options_and_settings_have_the_same_names_and_defaults(filled: Filled) -
     assert sets.keys() - SHARED == fields.keys() - {*filled.other} - SHARED
     for name, option in sets.items():
         default = fields[name].default if name in fields else dataclasses.MISSING
-        if default not in (dataclasses.MISSING, None) and option.default is not None and "dated" not in name:
+        if default not in (dataclasses.MISSING, None) and option.default is not None and name != "use_mtime":
             assert option.default in (default, [*default] if isinstance(default, tuple) else default), name
 
 

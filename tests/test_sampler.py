@@ -65,12 +65,12 @@ def test_a_replica_reads_its_own_shards_alone(read: Callable[[], TileSet], repli
     opened: list[frozenset[int]] = []
     for replica in range(replicas):
         feed, lanes, pixels = feed_of(read())
-        before = pixels.shelf.opened
+        before = pixels.shard_set.opened
         for epoch in range(2):
             for step in range(feed.steps):
                 feed.part(epoch, step, replica, replicas)
         own = {shard for lane in lanes_of(replica, replicas, lanes.count) for shard in lanes.shards[lane].tolist()}
-        opened.append(pixels.shelf.opened - before)
+        opened.append(pixels.shard_set.opened - before)
         assert opened[-1] <= own
     assert not frozenset.intersection(*opened)
 

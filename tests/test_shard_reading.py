@@ -1,4 +1,4 @@
-"""The tiles of many shards as one array: what is indexed is what it would be in memory, whatever the order."""
+"""ShardTiles gives the same tiles as an array in memory, in any order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit.errors import SlideUnreadable
-from clotkit.shards.reading import Listed, ShardTiles, Shelf
+from clotkit.shards.reading import LazyShard, ShardSet, ShardTiles
 from clotkit.shards.shard import Shard, read_shard, write_shard
 from clotkit.stores import Folder
 from clotkit.tiling.tilers import Batch
@@ -18,7 +18,7 @@ from clotkit.tiling.tilers import Batch
 COUNTS, SIDE_PX = (5, 1, 9, 3), 4
 TOTAL = sum(COUNTS)
 Tiles = npt.NDArray[np.uint8]
-Shelved = tuple[Callable[[], Shelf], Tiles]
+Sharded = tuple[Callable[[], ShardSet], Tiles]
 
 
 def opener(path: Path) -> Callable[[bool], Shard]:
@@ -26,17 +26,17 @@ def opener(path: Path) -> Callable[[bool], Shard]:
 
 
 @pytest.fixture(scope="module")
-def shelved(tmp_path_factory: pytest.TempPathFactory) -> Shelved:
-    """Four shards, two of them open at a time, and the same tiles in memory."""
-    folder, rng = tmp_path_factory.mktemp("shelf"), np.random.default_rng(0)
-    listed, whole = [], []
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Sharded:
+    """Return a set of four shards, at most two of them open at a time, and the same tiles in memory."""
+    folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    shards, whole = [], []
     for number, count in enumerate(COUNTS):
         tiles = rng.integers(0, 256, (count, SIDE_PX, SIDE_PX, 3)).astype(np.uint8)
         name = f"{number}.npy"
         write_shard(Folder(folder), name, [Batch(tiles, np.zeros((count, 2), np.int32))], f"key {number}")
-        listed.append(Listed(count, f"key {number}", opener(folder / name)))
+        shards.append(LazyShard(count, f"key {number}", opener(folder / name)))
         whole.append(tiles)
-    return lambda: Shelf(listed, SIDE_PX, most_open=2), np.concatenate(whole)
+    return lambda: ShardSet(shards, SIDE_PX, max_open=2), np.concatenate(whole)
 
 
 def masks(length: int) -> st.SearchStrategy[npt.NDArray[np.bool_]]:
@@ -44,8 +44,8 @@ def masks(length: int) -> st.SearchStrategy[npt.NDArray[np.bool_]]:
 
 
 @given(masks(TOTAL), st.data())
-def test_it_is_indexed_as_an_array_is(shelved: Shelved, mask: npt.NDArray[np.bool_], data: st.DataObject) -> None:
-    tiles, whole = ShardTiles(shelved[0]())[mask], shelved[1][mask]
+def test_indexing_is_that_of_an_array(sharded: Sharded, mask: npt.NDArray[np.bool_], data: st.DataObject) -> None:
+    tiles, whole = ShardTiles(sharded[0]())[mask], sharded[1][mask]
     assert isinstance(tiles, ShardTiles)
     assert (len(tiles), tiles.shape, tiles.dtype, tiles.ndim) == (len(whole), whole.shape, whole.dtype, whole.ndim)
     edges = st.none() | st.integers(-TOTAL, TOTAL)
@@ -59,34 +59,34 @@ def test_it_is_indexed_as_an_array_is(shelved: Shelved, mask: npt.NDArray[np.boo
         np.testing.assert_array_equal(tiles[int(rows[0]) if len(rows) else 0], whole[rows[0] if len(rows) else 0])
 
 
-def test_a_mask_reads_nothing_and_an_index_only_what_it_needs(shelved: Shelved) -> None:
-    shelf = shelved[0]()
-    tiles = ShardTiles(shelf)
+def test_a_mask_opens_no_shard_and_an_index_only_those_it_needs(sharded: Sharded) -> None:
+    shard_set = sharded[0]()
+    tiles = ShardTiles(shard_set)
     assert tiles.owner.tolist() == np.repeat(np.arange(len(COUNTS)), COUNTS).tolist()
     some = tiles[np.arange(TOTAL) % 2 == 0]
-    assert shelf.opened == frozenset()
+    assert shard_set.opened == frozenset()
     some[np.array([0, 1])]
-    assert shelf.opened == {0}
+    assert shard_set.opened == {0}
 
 
 @pytest.mark.parametrize("wrong", [np.array([TOTAL]), np.ones(TOTAL - 1, bool), TOTAL])
-def test_what_is_not_there_is_refused(shelved: Shelved, wrong: object) -> None:
+def test_an_index_out_of_range_is_refused(sharded: Sharded, wrong: object) -> None:
     with pytest.raises(IndexError):
-        ShardTiles(shelved[0]())[wrong]
+        ShardTiles(sharded[0]())[wrong]
 
 
-def test_fingerprints_tell_tiles_apart(shelved: Shelved) -> None:
-    tiles = ShardTiles(shelved[0]())
-    assert tiles.fingerprint() == ShardTiles(shelved[0]()).fingerprint()
+def test_fingerprints_tell_tiles_apart(sharded: Sharded) -> None:
+    tiles = ShardTiles(sharded[0]())
+    assert tiles.fingerprint() == ShardTiles(sharded[0]()).fingerprint()
     assert tiles.fingerprint() != tiles[np.arange(TOTAL) > 0].fingerprint()
 
 
-def test_a_shard_is_checked_when_it_is_first_opened(tmp_path: Path) -> None:
+def test_a_shard_is_verified_when_it_is_first_opened(tmp_path: Path) -> None:
     tiles = np.zeros((2, SIDE_PX, SIDE_PX, 3), np.uint8)
     write_shard(Folder(tmp_path), "0.npy", [Batch(tiles, np.zeros((2, 2), np.int32))], "key")
     with (tmp_path / "0.npy").open("r+b") as file:
         file.seek(150)
         file.write(b"\x01")
-    shelf = Shelf([Listed(2, "key", opener(tmp_path / "0.npy"))], SIDE_PX)
-    with pytest.raises(SlideUnreadable, match="not a whole shard"):
-        shelf.read(np.array([1]))
+    shard_set = ShardSet([LazyShard(2, "key", opener(tmp_path / "0.npy"))], SIDE_PX)
+    with pytest.raises(SlideUnreadable):
+        shard_set.read(np.array([1]))

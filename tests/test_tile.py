@@ -1,4 +1,4 @@
-"""`clotkit tile`: shards whole or absent, made again exactly when what they are made from changes."""
+"""`clotkit tile`: shards are whole or absent, and are cut again exactly when an input changes."""
 
 import csv
 import fcntl
@@ -20,6 +20,7 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.errors import SplitError, UsageError
 from clotkit.files import sha256
+from clotkit.reasons import Reason
 from clotkit.shards.cut import ShardTask, shard_task
 from clotkit.shards.shard import read_shard, write_shard
 from clotkit.shards.table import read_shard_rows
@@ -31,11 +32,11 @@ from clotkit.workers import Ended, Limits, Task, Work, stream
 from .conftest import RECIPE
 
 TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
-DOOMED = "doomed"  # a file beside OUT that names the slide whose process is killed
+DOOMED = "doomed"  # a file beside OUT with the id of the slide whose process is killed
 
 
 def killed_midway(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process that is killed after its first batch is written, for the slide named in DOOMED."""
+    """Cut a slide; the process of the slide in DOOMED is killed after its first batch."""
     assert isinstance(task, ShardTask)
     assert isinstance(task.store, Folder)
     doomed = task.store.path.parent / DOOMED
@@ -52,43 +53,43 @@ def killed_midway(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 
 
 def killed_at_once(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a run that must start no process: nothing comes of it."""
+    """Kill the process at once: for runs that must not start any."""
     os.kill(os.getpid(), signal.SIGKILL)
     yield from shard_task(task)
 
 
 @pytest.fixture(scope="module")
 def cut_once(test_split: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards and previews of that split; nothing may write into it."""
+    """Cut the test split with previews, once for the module; read-only."""
     folder = tmp_path_factory.mktemp("cut_once")
     (folder / "tiny.toml").write_text(RECIPE)
-    wanted = TileSettings(test_split, folder / "out", str(folder / "tiny.toml"), None, 2, 2048, preview=True)
-    assert tile_split(wanted, strip_ai, lambda _: None) == {"new": 4, "up_to_date": 0, "failed": 0}
+    settings = TileSettings(test_split, folder / "out", str(folder / "tiny.toml"), None, 2, 2048, preview=True)
+    assert tile_split(settings, strip_ai, lambda _: None) == {"new": 4, "up_to_date": 0, "failed": 0}
     return folder / "out"
 
 
 @pytest.fixture
 def out(cut_once: Path, tmp_path: Path) -> Path:
-    """A copy of these shards, to be written into; copies keep the times of the slides, which the keys have in them."""
+    """Copy these shards into a folder that a test may change; their keys still fit the slides."""
     return Path(shutil.copytree(cut_once, tmp_path / "out"))
 
 
 @pytest.fixture
 def tile(split: Path, recipe: Path, strip_ai: Competition, tmp_path: Path) -> Callable[..., dict[str, int]]:
-    """Tile that split into tmp_path/out; `lines` gets the log."""
+    """Return a function that tiles the split into tmp_path/out; `lines` gets the log."""
 
     def run(
         lines: list[str] | None = None, work: Work | None = None, preview: bool = False, **more: Any
     ) -> dict[str, int]:
-        said = [] if lines is None else lines
-        wanted = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview, **more)
-        return tile_split(wanted, strip_ai, said.append, work)
+        log = [] if lines is None else lines
+        settings = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview, **more)
+        return tile_split(settings, strip_ai, log.append, work)
 
     return run
 
 
 def contents(out: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and bytes of every file below a folder."""
+    """Return the modification time and the bytes of every file below a folder."""
     return {
         str(path.relative_to(out)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in out.rglob("*")
@@ -97,7 +98,7 @@ def contents(out: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def data_of(out: Path) -> dict[str, bytes]:
-    """The bytes of every file below a folder."""
+    """Return the bytes of every file below a folder."""
     return {path: data for path, (_, data) in contents(out).items()}
 
 
@@ -125,9 +126,9 @@ def test_every_slide_gets_the_tiles_of_its_recipe(
         assert shard.facts["width_px"] == 1280
     rows = table(tmp_path / "out")
     known = ["image_id", "patient_id", "center_id"]
-    assert list(rows[0]) == [*known, "file", "tiles", "key", "bytes", "sha256", "state", "reason"]
+    assert list(rows[0]) == [*known, "file", "tiles", "key", "bytes", "sha256", "state", "reason", "code"]
     assert {row["image_id"] for row in rows} == {slide.stem for slide in slides_of(split)}
-    assert {(row["state"], row["reason"]) for row in rows} == {("done", "")}
+    assert {(row["state"], row["code"], row["reason"]) for row in rows} == {("done", "", "")}
     found = read_shard_rows(Folder(tmp_path / "out"), strip_ai)
     assert [(row.tiles, row.key) for row in found] == [(int(row["tiles"]), row["key"]) for row in rows]
     for row in found:
@@ -140,7 +141,6 @@ def test_a_second_run_does_nothing(tile: Callable[..., dict[str, int]], out: Pat
     before, lines = contents(out), list[str]()
     assert tile(lines, killed_at_once, preview=True) == {"new": 0, "up_to_date": 4, "failed": 0}
     assert contents(out) == before
-    assert lines[0] == "4 shards are up to date"
     assert tile(lines, killed_at_once) == {"new": 0, "up_to_date": 4, "failed": 0}
     assert contents(out) == before
 
@@ -152,7 +152,7 @@ def test_the_same_slides_give_the_same_bytes(
     assert data_of(tmp_path / "out") == data_of(cut_once)
 
 
-def test_another_recipe_makes_them_again(tile: Callable[..., dict[str, int]], out: Path, recipe: Path) -> None:
+def test_another_tiling_cuts_all_again(tile: Callable[..., dict[str, int]], out: Path, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("max_tiles = 6", "max_tiles = 1"))
     assert tile(preview=True) == {"new": 4, "up_to_date": 0, "failed": 0}
     assert {len(read_shard(path).tiles) for path in out.glob("*.npy")} == {1}
@@ -167,12 +167,12 @@ def test_a_touched_slide_is_tiled_again_alone(tile: Callable[..., dict[str, int]
     assert tile() == {"new": 1, "up_to_date": 3, "failed": 0}
     after = contents(out)
     changed = {path for path in before if before[path] != after.get(path)}
-    # its picture shows the old slide: it goes, and comes back when previews are asked for
+    # its preview shows the old slide: it is deleted, and drawn again in a run with previews
     assert changed == {f"{slide.stem}.npy", "shards.csv", f"preview/{slide.stem}.jpg"}
     assert set(before) - set(after) == {f"preview/{slide.stem}.jpg"}
 
 
-def test_a_cut_shard_and_a_missing_preview_are_made_again(tile: Callable[..., dict[str, int]], out: Path) -> None:
+def test_a_short_shard_and_a_missing_preview_are_made_again(tile: Callable[..., dict[str, int]], out: Path) -> None:
     before = data_of(out)
     shards = sorted(out.glob("*.npy"))
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
@@ -183,7 +183,7 @@ def test_a_cut_shard_and_a_missing_preview_are_made_again(tile: Callable[..., di
     assert data_of(out) == before
 
 
-def test_bad_slides_cost_themselves_alone(
+def test_a_bad_slide_costs_only_itself(
     tile: Callable[..., dict[str, int]], split: Path, out: Path, strip_ai: Competition
 ) -> None:
     damaged, missing, *good = slides_of(split)
@@ -191,19 +191,33 @@ def test_bad_slides_cost_themselves_alone(
     missing.unlink()
     lines: list[str] = []
     assert tile(lines, preview=True) == {"new": 0, "up_to_date": 2, "failed": 2}
-    (of_damaged,) = [line for line in lines if damaged.stem in line]
-    (of_missing,) = [line for line in lines if missing.stem in line]
-    assert " failed: " in of_damaged
-    assert "failed: the file is missing" in of_missing
-    # the old shard of a slide that has changed is gone; that of a slide that is away stays, and is not listed
+    assert all(len([line for line in lines if slide.stem in line]) == 1 for slide in (damaged, missing))
+    # the old shard of a changed slide is deleted; that of a missing slide stays, and is not listed
     kept = sorted(slide.stem for slide in [missing, *good])
     assert sorted(path.stem for path in out.glob("*.npy")) == kept
     assert sorted(path.stem for path in (out / "preview").iterdir()) == kept
     rows = {row["image_id"]: row for row in table(out)}
     assert {name for name, row in rows.items() if row["state"] == "failed"} == {damaged.stem, missing.stem}
     assert all(not rows[slide.stem]["file"] and rows[slide.stem]["reason"] for slide in (damaged, missing))
+    assert {rows[slide.stem]["code"] for slide in (damaged, missing)} == {Reason.DAMAGED}
     failed = [row for row in read_shard_rows(Folder(out), strip_ai) if not row.file]
-    assert {row.image_id for row in failed} == {damaged.stem, missing.stem}
+    assert {(row.image_id, row.code) for row in failed} == {
+        (damaged.stem, Reason.DAMAGED),
+        (missing.stem, Reason.DAMAGED),
+    }
+
+
+def test_a_table_of_an_earlier_version_has_no_codes(out: Path, strip_ai: Competition) -> None:
+    text = (out / "shards.csv").read_text()
+    rows = [line.rsplit(",", 1)[0] for line in text.splitlines()]
+    cells = rows[1].split(",")
+    rows[1] = ",".join([*cells[:3], "", "0", "", "", "", "failed", "its process died"])
+    (out / "shards.csv").write_text("\n".join(rows) + "\n")
+    first, *others = read_shard_rows(Folder(out), strip_ai)
+    assert (first.state, first.code, first.reason) == ("failed", Reason.FAILED, "its process died")
+    assert {(row.state, row.code) for row in others} == {("done", None)}
+    (out / "shards.csv").write_text(text.replace(",done,,", ",failed,later,a_new_code", 1).replace(first.file, ""))
+    assert all(row.code in (None, Reason.FAILED) for row in read_shard_rows(Folder(out), strip_ai))
 
 
 def test_a_process_killed_while_it_writes_leaves_no_shard(
@@ -211,25 +225,24 @@ def test_a_process_killed_while_it_writes_leaves_no_shard(
 ) -> None:
     doomed = slides_of(split)[2].stem
     (tmp_path / DOOMED).write_text(doomed)
-    lines: list[str] = []
-    assert tile(lines, killed_midway) == {"new": 3, "up_to_date": 0, "failed": 1}
-    assert any(doomed in line and "SIGKILL" in line for line in lines)
+    assert tile(work=killed_midway) == {"new": 3, "up_to_date": 0, "failed": 1}
+    assert {row["image_id"]: row["code"] for row in table(tmp_path / "out") if row["code"]} == {doomed: Reason.CRASHED}
     sound = {f"{slide.stem}.npy" for slide in slides_of(split)} - {f"{doomed}.npy"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == sound | {"shards.csv", "phantom.json"}
     (tmp_path / DOOMED).write_text("")
-    assert tile(lines, killed_midway) == {"new": 1, "up_to_date": 3, "failed": 0}
+    assert tile(work=killed_midway) == {"new": 1, "up_to_date": 3, "failed": 0}
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
 
 
-def test_what_a_killed_run_left_is_harmless(tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path) -> None:
-    """The whole run is killed while a slide's process writes: its temporary file and no shards.csv are left."""
+def test_a_killed_run_leaves_nothing_harmful(tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path) -> None:
+    """A run killed while a slide's process writes leaves a temporary file and no shards.csv."""
     out, slide = tmp_path / "out", slides_of(split)[0]
     (tmp_path / DOOMED).write_text(slide.stem)
     (out / "preview").mkdir(parents=True)
     task = ShardTask(slide.stem, slide, (TILING,), store=Folder(out), shard=f"{slide.stem}.npy", key="key")
     (ended,) = stream([task], Limits(60, 2048), 1, killed_midway)
     assert isinstance(ended, Ended)
-    assert "SIGKILL" in ended.reason
+    assert ended.code is Reason.CRASHED
     (left,) = [path for path in out.iterdir() if path.is_file()]
     assert left.name.startswith(f".{slide.stem}")
     assert left.stat().st_size > 0
@@ -238,49 +251,48 @@ def test_what_a_killed_run_left_is_harmless(tile: Callable[..., dict[str, int]],
     assert not list(out.rglob(".*"))
 
 
-def test_a_process_that_makes_nothing_is_not_believed(tile: Callable[..., dict[str, int]], tmp_path: Path) -> None:
+def test_a_process_that_writes_no_shard_has_failed(tile: Callable[..., dict[str, int]], tmp_path: Path) -> None:
     assert tile(work=idle) == {"new": 0, "up_to_date": 0, "failed": 4}
-    assert {row["reason"] for row in table(tmp_path / "out")} == {"its process ended without a shard"}
+    assert {row["code"] for row in table(tmp_path / "out")} == {Reason.CRASHED}
 
 
 def idle(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process that says it is done and has done nothing."""
+    """Report tiles without writing any."""
     yield 0, {"tiles": 6}
 
 
-def test_what_has_no_turn_by_the_deadline_is_cut_the_next_time(tile: Callable[..., dict[str, int]], out: Path) -> None:
+def test_slides_past_the_deadline_are_cut_by_the_next_run(tile: Callable[..., dict[str, int]], out: Path) -> None:
     shutil.rmtree(out)
     assert tile(deadline_s=0.0) == {"new": 0, "up_to_date": 0, "failed": 4}
-    assert {row["reason"] for row in table(out)} == {"the run's deadline came before its turn"}
+    assert {row["code"] for row in table(out)} == {Reason.DEADLINE}
     assert not list(out.glob("*.npy"))
     assert tile(deadline_s=600.0) == {"new": 4, "up_to_date": 0, "failed": 0}
 
 
-def test_nothing_is_begun_once_the_folder_is_full(tile: Callable[..., dict[str, int]], out: Path, split: Path) -> None:
-    os.utime(slides_of(split)[0], ns=(0, 0))  # one to cut, and no room
-    taken_mb = sum(path.stat().st_size for path in out.glob("*.npy")) / 2**20
-    assert tile(most_mb=taken_mb) == {"new": 0, "up_to_date": 3, "failed": 1}
-    (reason,) = (row["reason"] for row in table(out) if row["state"] == "failed")
-    assert reason == "the shards take up all the room they may; no slide was begun any more"
-    assert tile(most_mb=2 * taken_mb) == {"new": 1, "up_to_date": 3, "failed": 0}
+def test_no_slide_starts_once_the_folder_is_full(tile: Callable[..., dict[str, int]], out: Path, split: Path) -> None:
+    os.utime(slides_of(split)[0], ns=(0, 0))  # one slide to cut, and no room for it
+    used_mb = sum(path.stat().st_size for path in out.glob("*.npy")) / 2**20
+    assert tile(max_output_mb=used_mb) == {"new": 0, "up_to_date": 3, "failed": 1}
+    assert [row["code"] for row in table(out) if row["state"] == "failed"] == [Reason.OUTPUT_FULL]
+    assert tile(max_output_mb=2 * used_mb) == {"new": 1, "up_to_date": 3, "failed": 0}
 
 
-def test_undated_shards_outlive_a_copy_of_their_slides(
+def test_without_mtimes_shards_outlive_a_copy_of_their_slides(
     tile: Callable[..., dict[str, int]], split: Path, tmp_path: Path
 ) -> None:
-    assert tile(dated=False)["new"] == 4
+    assert tile(use_mtime=False)["new"] == 4
     for slide in slides_of(split):
         os.utime(slide, ns=(0, 1))
-    assert tile(dated=False, work=killed_at_once)["up_to_date"] == 4
+    assert tile(use_mtime=False, work=killed_at_once)["up_to_date"] == 4
     with slides_of(split)[0].open("ab") as file:
         file.write(b"more")
-    assert tile(dated=False) == {"new": 1, "up_to_date": 3, "failed": 0}
+    assert tile(use_mtime=False) == {"new": 1, "up_to_date": 3, "failed": 0}
 
 
-def test_a_shard_says_what_it_was_cut_with(cut_once: Path) -> None:
+def test_a_shard_holds_its_tiling(cut_once: Path) -> None:
     for path in cut_once.glob("*.npy"):
         assert read_shard(path).facts["tiling"] == asdict(TILING)
-    assert (cut_once / "phantom.json").is_file()  # and the folder, that its slides are drawn
+    assert (cut_once / "phantom.json").is_file()  # the slides are synthetic
 
 
 def test_tiles_are_cut_without_tensorflow() -> None:
@@ -294,7 +306,7 @@ def test_two_runs_do_not_share_a_folder(tile: Callable[..., dict[str, int]], tmp
     handle = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
-        with pytest.raises(UsageError, match="another clotkit tile is at work"):
+        with pytest.raises(UsageError, match="out"):
             tile()
     finally:
         os.close(handle)
@@ -334,14 +346,15 @@ def test_exit_code_3_where_a_slide_failed(
     slide.write_bytes(b"no slide at all")
     words = ["tile", str(split), str(tmp_path / "out"), "--recipe", str(recipe), "--memory", "2GB", "--preview"]
     assert main(words) == 3
-    said = capsys.readouterr().out.splitlines()
-    assert len([line for line in said if slide.stem in line and "failed: " in line]) == 1
-    assert said[-1].startswith(f"{tmp_path / 'out'}: 3 of 4 slides, ")
-    assert said[-1].endswith(" tiles, 1 failed")
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if slide.stem in line]) == 1
+    assert summary.startswith(f"{tmp_path / 'out'}: 3 of 4 slides, ")
     slide.unlink()
     shutil.copyfile(slides_of(split)[0], slide)
+    untouched = sorted((tmp_path / "out").glob("*.npy"))
+    before = [path.stat().st_mtime_ns for path in untouched]
     assert main(words) == 0
-    assert "3 shards are up to date" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in untouched] == before
 
 
 def test_wrong_input_ends_with_2_in_one_line(
@@ -352,19 +365,27 @@ def test_wrong_input_ends_with_2_in_one_line(
     wrong.write_text(RECIPE.replace('"patches"', '"crumbs"'))
     sound = {"split": str(split), "out": str(tmp_path / "new"), "--recipe": str(recipe)}
     cases = [
-        ({"split": str(tmp_path / "none")}, "neither train.csv nor test.csv"),
-        ({"out": str(tmp_path / "file")}, "cannot be used as a folder of shards"),
-        ({"out": str(tmp_path / "file" / "below")}, "cannot be used as a folder of shards"),
-        ({"--recipe": "unknown"}, "recipe unknown"),
+        ({"split": str(tmp_path / "none")}, "train.csv"),
+        ({"out": str(tmp_path / "file")}, str(tmp_path / "file")),
+        ({"out": str(tmp_path / "file" / "below")}, str(tmp_path / "file" / "below")),
+        ({"--recipe": "unknown"}, "unknown"),
         ({"--recipe": str(wrong)}, "crumbs"),
         ({"--split-name": "train"}, "train.csv"),
-        ({"--jobs": "0"}, "--jobs is 0"),
-        ({"--memory": "100MB"}, "--memory is 100 MB"),
+        ({"--jobs": "0"}, "--jobs"),
+        ({"--memory": "100MB"}, "100 MB"),
     ]
-    for change, told in cases:
-        given = sound | change
-        words = [given.pop("split"), given.pop("out"), *(word for pair in given.items() for word in pair)]
+    for change, named in cases:
+        options = sound | change
+        words = [options.pop("split"), options.pop("out"), *(word for pair in options.items() for word in pair)]
         assert main(["tile", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line
+        assert named in line
+
+
+def test_most_is_the_earlier_name_of_max_output(split: Path, recipe: Path, tmp_path: Path) -> None:
+    for option in ("--max-output", "--most"):
+        words = ["tile", str(split), str(tmp_path / option[2:]), "--recipe", str(recipe), option, "0.001MB"]
+        assert main(words) == 3
+        codes = {row["code"] for row in table(tmp_path / option[2:])}
+        assert Reason.OUTPUT_FULL in codes
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,7 @@
-"""Scratch folders: for what is fetched and for what is sent, gone with the process that uses them, however it ends."""
+"""Scratch folders for files on their way to or from another machine.
+
+A folder is removed when its process leaves it, or by the next process if its own was killed.
+"""
 
 import fcntl
 import os
@@ -10,18 +13,18 @@ from pathlib import Path
 
 
 def scratch_base() -> Path:
-    """The folder of this user's scratch folders: below TMPDIR."""
+    """Return the parent of this user's scratch folders, below TMPDIR."""
     return Path(tempfile.gettempdir()) / f"clotkit-scratch-{os.getuid()}"
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for what is fetched, removed in the end; those of processes that were killed go before it is made."""
+    """Yield a new scratch folder and remove it at the end; first remove those of killed processes."""
     base = scratch_base()
     base.mkdir(mode=0o700, exist_ok=True)
-    with _held(base):
-        for left in base.iterdir():
-            _remove_unheld(left)
+    with _locked(base):
+        for folder in base.iterdir():
+            _remove_if_unlocked(folder)
         folder = Path(tempfile.mkdtemp(dir=base))
         handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -33,7 +36,7 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -42,11 +45,11 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _remove_unheld(folder: Path) -> None:
-    """Remove a scratch folder that no process holds any more."""
+def _remove_if_unlocked(folder: Path) -> None:
+    """Remove a scratch folder whose process has ended, and with it the lock."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # its owner has just removed it
+    except FileNotFoundError:  # its own process has just removed it
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ from pathlib import Path
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
 from clotkit.scratch import scratch
-from clotkit.stores import Place, Stored, store_of
+from clotkit.stores import Place, StoredFile, store_of
 
 SYNTHETIC = "phantom.json"  # marks a split whose slides are drawn
 
@@ -29,7 +29,7 @@ class SlideRow:
     path: Path
     label: int | None
     centre: str = ""
-    stored: Stored | None = None
+    stored: StoredFile | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -135,7 +135,7 @@ def in_store(slides: Sequence[SlideRow], split_dir: Path, where: Place) -> list[
     entries = store.entries()
     names = [slide.path.relative_to(split_dir).as_posix() for slide in slides]
     return [
-        replace(slide, stored=Stored(store, name, entries[name])) if name in entries else slide
+        replace(slide, stored=StoredFile(store, name, entries[name])) if name in entries else slide
         for slide, name in zip(slides, names, strict=True)
     ]
 

@@ -1,8 +1,11 @@
-"""Folders and object stores by one face: a local folder, or an fsspec URL of one, like s3://bucket/folder.
+"""One interface for local folders and object stores.
 
-A local folder takes the standard library alone; fsspec is imported for a URL. Credentials and addresses are found where
-each store's own library looks for them: in the environment. Files appear whole or not at all: a local one is renamed,
-an object of S3, Google Cloud Storage or Azure is there once its upload is complete.
+An object store is named by an fsspec URL, like s3://bucket/folder. Credentials and addresses come from the environment,
+where each store's own library looks for them. A local folder needs only the standard library; fsspec is imported for
+URLs.
+
+Writes are atomic: a local file is renamed into place, and an object of S3, Google Cloud Storage or Azure appears once
+its upload is complete.
 """
 
 import shutil
@@ -16,27 +19,28 @@ from clotkit.errors import StoreError, UsageError, needs_extra, one_line
 from clotkit.files import atomic_write, atomic_write_text
 from clotkit.scratch import scratch
 
-VERSIONS = ("ETag", "etag", "LastModified", "updated", "mtime")  # what changes with an object, as libraries call it
+# Names of the field that changes when an object does, in the listings of the stores' libraries.
+VERSION_FIELDS = ("ETag", "etag", "LastModified", "updated", "mtime")
 Place = Path | str  # a local folder, or a URL
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a store: its size, and what changes when its content does ("" where the store does not say)."""
+    """A file in the listing of a store."""
 
     size_bytes: int
-    version: str = ""
+    version: str = ""  # changes with the content; "" if the store has none
 
 
 class Store(Protocol):
-    """A folder of files by their names; in a name a "/" is a folder below."""
+    """A folder of files by name; a "/" in a name separates folders."""
 
     def entries(self) -> dict[str, Entry]:
-        """All files, those in folders below too; empty where there is no such folder."""
+        """List all files, including those of subfolders; empty if the folder does not exist."""
         ...
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to read from and seek in; what is not read is not fetched. Raises OSError or StoreError."""
+        """Open a file to read and seek; only the parts that are read are fetched. Raises OSError or StoreError."""
         ...
 
     def fetch(self, name: str, path: Path) -> None:
@@ -44,31 +48,34 @@ class Store(Protocol):
         ...
 
     def read_text(self, name: str) -> str:
-        """A file's text, UTF-8. Raises OSError, StoreError or UnicodeDecodeError."""
+        """Read a UTF-8 file. Raises OSError, StoreError or UnicodeDecodeError."""
         ...
 
     def atomic_write_text(self, name: str, text: str) -> None:
-        """Write a file, atomically. Raises OSError or StoreError."""
+        """Write a UTF-8 file atomically. Raises OSError or StoreError."""
         ...
 
     def atomic_write(self, name: str) -> AbstractContextManager[Path]:
-        """Give a local path to write; on success its bytes become the file, in one step. Raises OSError, StoreError."""
+        """Yield a local path to write; on success its bytes become the file, in one step.
+
+        Raises OSError or StoreError.
+        """
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         ...
 
     def local(self, name: str) -> Path | None:
-        """The path of a file where the store is a local folder, else None."""
+        """Return the path of a file of a local folder, None in an object store."""
         ...
 
     def url(self, name: str = "") -> str:
-        """How the user calls the folder, or a file in it."""
+        """Return the folder, or a file in it, as messages name it: a path or a URL."""
         ...
 
     def absolute(self) -> "Store":
-        """The same for a process that stands elsewhere."""
+        """Return the same store for processes with another working directory."""
         ...
 
 
@@ -103,7 +110,7 @@ class Folder:
         atomic_write_text(self.path / name, text)
 
     def atomic_write(self, name: str) -> AbstractContextManager[Path]:
-        """See Store. A folder below is made."""
+        """See Store; missing subfolders are created."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return atomic_write(path)
@@ -126,14 +133,14 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A folder of an object store, by its fsspec URL; it can be sent to another machine."""
+class RemoteFolder:
+    """A folder of an object store; it can be pickled and sent to another machine."""
 
-    address: str  # without a slash at its end
+    address: str  # fsspec URL without a trailing slash
 
     def entries(self) -> dict[str, Entry]:
         """See Store."""
-        with _telling(self.address, "listed"):
+        with _store_errors(self.address, "listed"):
             found: dict[str, dict[str, Any]] = _filesystem(self.address).find(self._path(), detail=True)
         top = self._path().rstrip("/") + "/"
         return {path.removeprefix(top): Entry(int(facts["size"]), _version(facts)) for path, facts in found.items()}
@@ -141,25 +148,25 @@ class Bucket:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """See Store."""
-        with _telling(self.url(name), "read"):
+        with _store_errors(self.url(name), "read"):
             opened = _filesystem(self.address).open(self._path(name), "rb", cache_type="none")
-        with opened as file, _telling(self.url(name), "read"):
+        with opened as file, _store_errors(self.url(name), "read"):
             yield file
 
     def fetch(self, name: str, path: Path) -> None:
         """See Store."""
-        with _telling(self.url(name), "fetched"):
+        with _store_errors(self.url(name), "fetched"):
             _filesystem(self.address).get_file(self._path(name), str(path))
 
     def read_text(self, name: str) -> str:
         """See Store."""
-        with _telling(self.url(name), "read"):
+        with _store_errors(self.url(name), "read"):
             data: bytes = _filesystem(self.address).cat_file(self._path(name))
         return data.decode("utf-8")
 
     def atomic_write_text(self, name: str, text: str) -> None:
         """See Store."""
-        with _telling(self.url(name), "written"):
+        with _store_errors(self.url(name), "written"):
             _filesystem(self.address).pipe_file(self._path(name), text.encode())
 
     @contextmanager
@@ -168,12 +175,12 @@ class Bucket:
         with scratch() as folder:
             path = folder / PurePosixPath(name).name
             yield path
-            with _telling(self.url(name), "written"):
+            with _store_errors(self.url(name), "written"):
                 _filesystem(self.address).put_file(str(path), self._path(name))
 
     def remove(self, name: str) -> None:
         """See Store."""
-        with _telling(self.url(name), "removed"):
+        with _store_errors(self.url(name), "removed"):
             filesystem = _filesystem(self.address)
             if filesystem.exists(self._path(name)):
                 filesystem.rm_file(self._path(name))
@@ -186,38 +193,38 @@ class Bucket:
         """See Store."""
         return f"{self.address}/{name}" if name else self.address
 
-    def absolute(self) -> "Bucket":
+    def absolute(self) -> "RemoteFolder":
         """See Store."""
         return self
 
     def _path(self, name: str = "") -> str:
-        """What the store's library calls a file."""
+        """Return the name of a file in the store's own library."""
         path: str = _filesystem(self.address)._strip_protocol(self.url(name))
         return path
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One file of an object store: where it is, and what it was when it was listed."""
+class StoredFile:
+    """A file of an object store, as it was listed."""
 
     store: Store
     name: str
     entry: Entry
 
     def fetch(self, path: Path) -> None:
-        """Copy it to `path`. Raises StoreError where it cannot be had, or is not as long as it was listed."""
+        """Copy the file to `path`. Raises StoreError if it cannot be fetched, or its size has changed."""
         self.store.fetch(self.name, path)
         if path.stat().st_size != self.entry.size_bytes:
             raise StoreError(
-                f"{self.store.url(self.name)}: {path.stat().st_size} bytes came, "
-                f"{self.entry.size_bytes} were listed; it changed meanwhile: start again"
+                f"{self.store.url(self.name)}: fetched {path.stat().st_size} bytes, but {self.entry.size_bytes} were "
+                "listed; the file has changed: run the same command again"
             )
 
 
 def place(text: str) -> Place:
-    """A folder as the command line names it: a URL as it is, without a slash at its end; else a path."""
-    protocol, mark, rest = text.partition("://")
-    if not mark:
+    """Parse a folder of the command line: a URL of an object store, or a local path."""
+    protocol, separator, rest = text.partition("://")
+    if not separator:
         return Path(text)
     if protocol in {"file", "local"}:
         return Path(rest)
@@ -225,24 +232,24 @@ def place(text: str) -> Place:
 
 
 def is_url(where: Place) -> bool:
-    """Whether it is the URL of an object store."""
+    """Return True for the URL of an object store."""
     return isinstance(where, str)
 
 
 def store_of(where: Place) -> Store:
-    """The store of a folder or a URL; nothing is asked of it yet.
+    """Return the store of a local folder or a URL, without any request to it.
 
-    Raises UsageError for a protocol that fsspec does not know, or whose library is not installed.
+    Raises UsageError if fsspec does not know the protocol, or its library is not installed.
     """
     if isinstance(where, Path):
         return Folder(where)
     _filesystem(where)
-    return Bucket(where)
+    return RemoteFolder(where)
 
 
 @contextmanager
-def at_hand(store: Store, name: str) -> Iterator[Path]:
-    """A file by a local path: its own, or that of a copy which goes afterwards. Raises OSError or StoreError."""
+def local_copy(store: Store, name: str) -> Iterator[Path]:
+    """Yield a local path of a file: its own, or that of a temporary copy. Raises OSError or StoreError."""
     path = store.local(name)
     if path is not None:
         yield path
@@ -254,27 +261,30 @@ def at_hand(store: Store, name: str) -> Iterator[Path]:
 
 
 def _filesystem(address: str) -> Any:
-    """fsspec's file system of a URL, which it keeps for the process; what it lists is never from its memory."""
+    """Return fsspec's file system of a URL, which fsspec caches for the process; listings are never cached."""
     with needs_extra("cluster"):
         from fsspec.core import url_to_fs
 
     try:
         return url_to_fs(address, use_listings_cache=False)[0]
     except (ValueError, ImportError) as error:
-        raise UsageError(f"{address}: {one_line(error)}; a local folder, s3:// or gs:// is needed") from error
+        raise UsageError(
+            f"{address}: {one_line(error)}; give a local folder, or a URL like s3://… or gs://…"
+        ) from error
 
 
 def _version(facts: dict[str, Any]) -> str:
-    return next((str(facts[key]).strip('"') for key in VERSIONS if facts.get(key)), "")
+    return next((str(facts[key]).strip('"') for key in VERSION_FIELDS if facts.get(key)), "")
 
 
 @contextmanager
-def _telling(url: str, done: str) -> Iterator[None]:
-    """Make one error of the many that stores' libraries raise; that a file is not there stays FileNotFoundError."""
+def _store_errors(url: str, done: str) -> Iterator[None]:
+    """Raise StoreError for any error of a store's library; a missing file stays FileNotFoundError."""
     try:
         yield
     except (FileNotFoundError, StoreError, UsageError):
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise StoreError(f"{url}: cannot be {done}: {said}; see the address and the credentials") from error
+        raise StoreError(
+            f"{url}: cannot be {done}: {type(error).__name__}: {one_line(error)}; check the address and the credentials"
+        ) from error

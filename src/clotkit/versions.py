@@ -1,4 +1,4 @@
-"""What a result depends on besides its inputs: the code that cuts tiles, and packages. Workers must have the same."""
+"""Versions that a result depends on: the code that cuts tiles, and packages; workers must have the same."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from clotkit import __version__
 from clotkit.errors import ClusterError
 
 PACKAGE = Path(__file__).parent
-ROOMS = (PACKAGE / "slides", PACKAGE / "tiling")  # the code that cuts tiles
-NOT_CUTTING = ("preview.py",)  # modules of these rooms that change no tile
+ROOMS = (PACKAGE / "slides", PACKAGE / "tiling")  # the packages of the code that cuts tiles
+NOT_CUTTING = ("preview.py",)  # modules of these packages that change no tile
 CUTTING = (
     "numpy", "scipy", "pyvips", "pyvips-binary", "openslide-python", "openslide-bin", "tifffile", "pillow",
     "imagecodecs", "simplejpeg",
@@ -21,36 +21,37 @@ SCORING = (*CUTTING, "keras", "tensorflow")
 
 @dataclass(frozen=True)
 class Versions:
-    """The versions on the machine that asks: of the code that cuts tiles, a sha256, and of packages by name."""
+    """The versions on the client's machine, to be compared on a worker's."""
 
-    code: str
-    packages: tuple[tuple[str, str], ...]
+    code: str  # sha256 of the code that cuts tiles
+    packages: tuple[tuple[str, str], ...]  # name and version
 
     def check(self) -> None:
-        """Raise ClusterError where this machine, a worker, has others."""
+        """Raise ClusterError if this machine, a worker, has other versions."""
         if code_version() != self.code:
-            raise ClusterError("a worker has another clotkit than this machine; install the same on both")
+            raise ClusterError("a worker's clotkit differs from this machine's; install the same version on both")
         here = dict(packages_here(tuple(name for name, _ in self.packages)))
-        others = [f"{name} {here[name]}, not {wanted}" for name, wanted in self.packages if here[name] != wanted]
+        others = [f"{name} {here[name]} instead of {wanted}" for name, wanted in self.packages if here[name] != wanted]
         if others:
             raise ClusterError(
-                f"a worker has {', '.join(others)} as this machine; install what requirements/runtime.txt says on both"
+                f"a worker's packages differ from this machine's: {', '.join(others)}; install "
+                "requirements/runtime.txt on both"
             )
 
 
 def versions_here(packages: Sequence[str]) -> Versions:
-    """The versions on this machine."""
+    """Return the versions on this machine."""
     return Versions(code_version(), packages_here(tuple(packages)))
 
 
 @cache
 def packages_here(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Name and version of packages; "none" is the version of one that is not installed."""
+    """Return the name and version of packages, "none" for one that is not installed."""
     return tuple((name, _version(name)) for name in names)
 
 
 def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version  # 7 ms that a slide's process does not need
+    from importlib.metadata import PackageNotFoundError, version  # takes 7 ms, which a slide's process saves
 
     try:
         return version(name)
@@ -60,7 +61,7 @@ def _version(name: str) -> str:
 
 @cache
 def code_version(rooms: tuple[Path, ...] = ROOMS, version: str = __version__) -> str:
-    """Return a sha256 of the kit's version and of the modules in `rooms` that have a part in cutting tiles."""
+    """Return a sha256 of the kit's version and of the modules in `rooms` that cut tiles."""
     digest = hashlib.sha256(version.encode())
     for path in sorted(path for room in rooms for path in room.glob("*.py") if path.name not in NOT_CUTTING):
         source = path.read_bytes()

@@ -26,7 +26,7 @@ from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SlideError, UsageError
 from clotkit.reasons import Reason
 from clotkit.slides.reader import open_slide
-from clotkit.stores import Stored
+from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
 from clotkit.tiling.tissue import TissueRule
@@ -54,7 +54,7 @@ class Task:
     path: Path
     tilings: tuple[TilingConfig, ...]
     effort: int = field(default=0, kw_only=True)
-    stored: Stored | None = field(default=None, kw_only=True)
+    stored: StoredFile | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

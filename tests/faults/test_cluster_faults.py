@@ -1,4 +1,4 @@
-"""Sixty slides over two workers and an object store between them; whatever is killed, the shards are loky's."""
+"""Sixty slides, two workers and an object store: whatever is killed, the shards are those of one machine."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.shards.table import read_shard_rows
 from clotkit.stores import store_of
-from tests.cluster import KEYS, Cluster, copy_in, end, object_store, places
+from tests.cluster import KEYS, Cluster, copy_in, end, hosts, object_store
 from tests.conftest import RECIPE
 
 SLIDES = 60
@@ -22,7 +22,7 @@ URL, OUT = "s3://bucket/train", "s3://bucket/out"
 
 @contextmanager
 def client(words: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A clotkit at work in a process group of its own, its output to be read."""
+    """Run clotkit in a session of its own, with its output piped."""
     command = [sys.executable, "-m", "clotkit.cli", *words]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -36,12 +36,12 @@ def client(words: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def read_until(process: "subprocess.Popen[str]", number: int) -> None:
-    """Read a run's lines until so many slides of it have ended."""
+    """Read the lines of a run until `number` slides have ended."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"[{number}/"):
             return
-    raise AssertionError(f"it ended before {number} slides had: {process.stderr and process.stderr.read()}")
+    raise AssertionError(f"the run ended before {number} slides: {process.stderr and process.stderr.read()}")
 
 
 def done_in(out: str) -> int:
@@ -52,14 +52,14 @@ def done_in(out: str) -> int:
 def test_workers_a_scheduler_and_a_client_are_killed(
     strip_ai: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One worker killed twice, then the scheduler, then the client; each time the same command goes on."""
+    """Kill one worker twice, then the scheduler, then the client; the same command continues each time."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(RECIPE)
     split, here = tmp_path / "train", tmp_path / "here"
     size = ["--size", "1280x1920", "--seed", "9"]
     assert main(["phantom", str(split), "--split", "train", "--slides", str(SLIDES), *size]) == 0
     assert main(["tile", str(split), str(here), "--recipe", str(recipe), "--undated"]) == 0
-    with places(2) as (host, (one, two)), object_store(host=host) as address:
+    with hosts(2) as (host, (one, two)), object_store(host=host) as address:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
             monkeypatch.setenv(name, value)
         copy_in(split, URL)
@@ -78,9 +78,8 @@ def test_workers_a_scheduler_and_a_client_are_killed(
                 read_until(run, 25)
                 assert not [line for line in cut_lines(run, 26) if "failed" in line]
                 cluster.kill_scheduler()
-                said = run.communicate(timeout=60)[1]
-                assert (run.returncode, said.count("\n")) == (2, 1)
-                assert "the scheduler is gone" in said
+                errors = run.communicate(timeout=60)[1]
+                assert (run.returncode, errors.count("\n")) == (2, 1)
             done = done_in(OUT)
             assert 25 <= done < SLIDES
             cluster.start_scheduler()
@@ -91,8 +90,8 @@ def test_workers_a_scheduler_and_a_client_are_killed(
             assert done + 5 <= done_in(OUT) < SLIDES
             capsys.readouterr()
             assert main(words) == 0
-            kept = int(capsys.readouterr().out.split(" shards are up to date")[0].split()[-1])
-            assert kept >= done + 5
+            cut_now = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+            assert len(cut_now) <= SLIDES - done - 5
             assert main(["tile", URL, OUT, "--verify", "--recipe", str(recipe), *words[-4:]]) == 0
             assert capsys.readouterr().out.splitlines()[-1].startswith(f"{OUT}: {SLIDES} shards, ")
         finally:
@@ -107,7 +106,7 @@ def test_workers_a_scheduler_and_a_client_are_killed(
 
 
 def cut_lines(run: "subprocess.Popen[str]", number: int) -> list[str]:
-    """A run's lines until so many slides have ended."""
+    """Return the lines of a run until `number` slides have ended."""
     assert run.stdout is not None
     lines = []
     for line in run.stdout:

@@ -16,9 +16,9 @@ from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError, one_line
 from clotkit.progress import Log
-from clotkit.shards.cache import Opener
+from clotkit.shards.cache import ShardOpener
 from clotkit.shards.cut import TILING
-from clotkit.shards.reading import ShardTiles, Shelf
+from clotkit.shards.reading import ShardSet, ShardTiles
 from clotkit.shards.shard import Shard
 from clotkit.shards.table import TABLE, ShardRow, read_shard_rows
 from clotkit.slides.pixels import Pixels
@@ -171,7 +171,7 @@ def _shard_tiles(
         raise SplitError(f"{table}: 0 of {len(listed)} slides have a shard, at least 1 is needed; it says why")
     pictures = [Picture(row.image_id, Path(row.file), row.label or 0, row.patient_id, row.centre) for row in kept]
     _check_found(pictures, competition.classes.names, "slides", table)
-    opener = Opener(store, cache, lambda shard, name: _check_cut_alike(shard, name, recipe))
+    opener = ShardOpener(store, cache, lambda shard, name: _check_cut_alike(shard, name, recipe))
     if recipe.training.feed == "shards":
         return _lazy_tile_set(pictures, kept, opener, recipe, competition.classes.names, log)
     cut: list[Pixels] = [opener.open(row).tiles for row in kept]  # memory-mapped: read as they are stacked
@@ -181,14 +181,14 @@ def _shard_tiles(
 def _lazy_tile_set(
     pictures: Sequence[Picture],
     rows: Sequence[ShardRow],
-    opener: Opener,
+    opener: ShardOpener,
     recipe: Recipe,
     classes: tuple[str, ...],
     log: Log,
 ) -> TileSet:
     """The same without the pixels; one shard is opened, so that a wrong recipe is told at once."""
     opener.open(rows[0], verify=False)
-    tiles = ShardTiles(Shelf([opener.listed(row) for row in rows], recipe.tiling.tile_px))
+    tiles = ShardTiles(ShardSet([opener.lazy(row) for row in rows], recipe.tiling.tile_px))
     log(f"{len(tiles)} tiles of {len(rows)} slides, to be read from their shards")
     return _labelled(tiles.as_array(), pictures, [row.tiles for row in rows], classes)
 

@@ -1,1 +1,1 @@
-"""Tiles on disk, one file per slide."""
+"""Tiles on disk: one file (a shard) for each slide, and the table that lists them."""

@@ -1,7 +1,7 @@
-"""Shards where they can be mapped: in place in a local folder; of an object store, fetched once, as they are needed.
+"""Open shards where they can be memory-mapped: in a local folder in place, from an object store in a cache.
 
-A fetched shard's name is its sha256, so whoever trains on the same tiles shares it, whatever their folder is called.
-No TensorFlow here.
+A shard of an object store is fetched once, when it is first needed. Its name in the cache is its sha256, so folders
+with the same tiles share it, whatever they are called. No TensorFlow here.
 """
 
 from collections.abc import Callable
@@ -10,36 +10,45 @@ from pathlib import Path
 
 from clotkit.errors import SlideUnreadable, StoreError, UsageError
 from clotkit.files import atomic_write, sha256
-from clotkit.shards.reading import Listed
+from clotkit.shards.reading import LazyShard
 from clotkit.shards.shard import Shard, read_shard
 from clotkit.shards.table import ShardRow
 from clotkit.stores import Store
 
 
 @dataclass(frozen=True)
-class Opener:
-    """Opens the shards of a folder or URL; those of a URL are kept in `cache`. `check` sees each, and may refuse it."""
+class ShardOpener:
+    """Opens the shards of a local folder or of an object store."""
 
     store: Store
-    cache: Path
-    check: Callable[[Shard, str], None]
+    cache: Path  # local folder for shards of an object store
+    check: Callable[[Shard, str], None]  # gets each opened shard and its name, and may raise
 
-    def listed(self, row: ShardRow) -> Listed:
-        """A shard of the table, not opened yet."""
-        return Listed(row.tiles, row.key, lambda verify: self.open(row, verify))
+    def lazy(self, row: ShardRow) -> LazyShard:
+        """Return a shard of the table that is not opened yet."""
+        return LazyShard(row.tiles, row.key, lambda verify: self.open(row, verify))
 
     def open(self, row: ShardRow, verify: bool = True) -> Shard:
-        """A shard; with `verify` every byte is read. One that was fetched and is damaged now is fetched once more.
+        """Open the shard of a row of shards.csv.
 
-        Raises SlideUnreadable for a shard that is damaged or is not the one of the table, StoreError where it cannot be
-        fetched, UsageError where the cache cannot be written, and what `check` raises.
+        A cached shard that is damaged is fetched once more.
+
+        Args:
+            row: The row of shards.csv.
+            verify: Read every byte and compare checksums.
+
+        Raises:
+            SlideUnreadable: The shard is damaged, or differs from the table.
+            StoreError: The shard cannot be fetched.
+            UsageError: The cache cannot be written.
+            Exception: Whatever `check` raises.
         """
         name = self.store.url(row.file)
         local = self.store.local(row.file)
         shard = self._cached(row, verify) if local is None else read_shard(local, verify)
         if shard.key != row.key or len(shard.tiles) != row.tiles:
             raise SlideUnreadable(
-                f"{name}: {len(shard.tiles)} tiles of key {shard.key[:12]}…, the table says {row.tiles} of "
+                f"{name}: {len(shard.tiles)} tiles with key {shard.key[:12]}…, but the table lists {row.tiles} with "
                 f"{row.key[:12]}…; run clotkit tile again"
             )
         self.check(shard, name)
@@ -63,12 +72,13 @@ class Opener:
                 found = sha256(temporary)
                 if found != row.sha256:
                     raise StoreError(
-                        f"{self.store.url(row.file)}: sha256 is {found[:12]}…, the table says {row.sha256[:12]}…; "
-                        "run clotkit tile again, or clotkit tile --verify"
+                        f"{self.store.url(row.file)}: sha256 is {found[:12]}…, but the table lists "
+                        f"{row.sha256[:12]}…; run clotkit tile again, or clotkit tile --verify"
                     )
         except FileNotFoundError as error:
-            raise StoreError(f"{self.store.url(row.file)}: is not there; run clotkit tile again") from error
+            raise StoreError(f"{self.store.url(row.file)}: is missing; run clotkit tile again") from error
         except OSError as error:
             raise UsageError(
-                f"--cache {self.cache}: cannot be written: {error.strerror or error}; free it, or name another"
+                f"--cache {self.cache}: cannot be written: {error.strerror or error}; free some space, or choose "
+                "another folder"
             ) from error

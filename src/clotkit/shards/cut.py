@@ -1,4 +1,4 @@
-"""Cutting one slide to its shard on whatever machine has its turn: in a process of its own, with its limits there.
+"""Cut one slide to its shard, in a process with limits, on whichever machine gets the request.
 
 No TensorFlow here.
 """
@@ -12,99 +12,107 @@ from itertools import chain
 from typing import Any
 
 from clotkit.files import sha256
+from clotkit.reasons import Reason
 from clotkit.scratch import scratch
-from clotkit.shards.shard import Written, frame_in, write_shard
-from clotkit.stores import Store, at_hand
+from clotkit.shards.shard import ShardFile, metadata_in, write_shard
+from clotkit.stores import Store, local_copy
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.versions import CUTTING, Versions, versions_here
 from clotkit.workers import Ended, Limits, Task, Work, fetch, stream
 
-TILING = "tiling"  # among a shard's facts: what it was cut with
-FULL = "the shards take up all the room they may; no slide was begun any more"
-NOTHING = "its process ended without a shard"
+TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask(Task):
-    """A slide whose tiles go to the file `shard` of `store` under `key`, and its picture to `preview` if wanted."""
+    """A slide to cut, and the files that its process writes."""
 
     store: Store
-    shard: str
-    key: str
-    preview: str | None = None
+    shard: str  # file in the store
+    key: str  # of the shard, see shard_key
+    preview: str | None = None  # file in the store; None: no preview is drawn
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is asked for: a slide's shard, within the limits, and in `left_s` seconds: clocks differ.
-
-    `work` is what the slide's process does; `full` says that there is no room. `versions` are the asking side's:
-    others could cut other tiles.
-    """
+class CutRequest:
+    """A request to a worker to cut one slide."""
 
     task: ShardTask
-    slide_s: float
-    memory_mb: int
-    left_s: float
-    work: Work
-    full: Callable[[], bool]
+    slide_s: float  # time limit of the slide's process
+    memory_mb: int  # its address space
+    left_s: float  # until the run's deadline; a duration, because the clocks of machines differ
+    work: Work  # the slide's process runs it
+    is_full: Callable[[], bool]  # True: the output has reached its size limit
+    # The versions of the client; with others, a worker could cut other tiles.
     versions: Versions = field(default_factory=lambda: versions_here(CUTTING))
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of an order: the shard that stands now, or the reason why there is none."""
+class CutResult:
+    """The result of a request: a shard, or the reason why there is none."""
 
-    reason: str
+    code: Reason | None  # None: the shard is written
+    reason: str  # a sentence for people, "" if the shard is written
     seconds: float = 0.0
-    peak_mb: float = 0.0
-    written: Written | None = None
+    peak_mb: float = 0.0  # of the slide's process
+    shard: ShardFile | None = None
 
 
-def cut(order: Order) -> Outcome:
-    """Carry an order out. Whatever the slide does, it costs itself alone.
+OUTPUT_FULL = CutResult(Reason.OUTPUT_FULL, "the shards have reached --max-output, so the slide was not started")
+PAST_DEADLINE = CutResult(Reason.DEADLINE, "the run's deadline came before its turn")
 
-    Raises ClusterError where this machine's kit would cut other tiles than those asked for.
+
+def cut(request: CutRequest) -> CutResult:
+    """Cut a slide in a process of its own; whatever that process does costs only this slide.
+
+    Raises ClusterError if this machine's kit or packages differ from the client's: it could cut other tiles.
     """
-    order.versions.check()
-    limits = Limits(order.slide_s, order.memory_mb, time.monotonic() + order.left_s)
+    request.versions.check()
+    limits = Limits(request.slide_s, request.memory_mb, time.monotonic() + request.left_s)
     with ExitStack() as stack:
-        task = order.task
+        task = request.task
         if task.stored is not None:
             task = replace(task, path=stack.enter_context(scratch()) / task.path.name)
-        for event in stream([task], limits, 1, order.work, stopped=order.full):
+        for event in stream([task], limits, 1, request.work, stopped=request.is_full):
             if isinstance(event, Ended):
-                return _outcome(event)
-    return Outcome(FULL)
+                return _result(event)
+    return OUTPUT_FULL
 
 
 def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process: cut, write and publish its shard and its preview; only facts go to the parent.
+    """Cut a slide, and write its shard and its preview; the work of a slide's process.
 
-    Raises SlideError when the slide gives no tiles, and StoreError where it cannot be fetched or the shard not written.
+    Only facts go to the parent, no tiles.
+
+    Raises:
+        SlideError: The slide gives no tiles.
+        StoreError: The slide cannot be fetched, or the shard cannot be written.
     """
     assert isinstance(task, ShardTask)
-    frame = frame_in(task.store, task.shard)
-    stands = frame is not None and frame.key == task.key
-    if not stands or task.preview is not None:
+    metadata = metadata_in(task.store, task.shard)
+    is_current = metadata is not None and metadata.key == task.key
+    if not is_current or task.preview is not None:
         fetch(task)
-    if frame is None or not stands:
+    if metadata is None or not is_current:
         pieces = chain([{TILING: asdict(task.tilings[0])}], tile_slide(task.path, task.tilings[0]))
         yield 0, asdict(write_shard(task.store, task.shard, pieces, task.key))
-    else:  # whoever was to tell of it was killed
-        yield 0, asdict(Written(frame.count, *digest(task.store, task.shard)))
+    else:  # an earlier process wrote it, but was killed before it could report it
+        yield 0, asdict(ShardFile(metadata.count, *size_and_sha256(task.store, task.shard)))
     if task.preview is not None:
-        _draw(task, task.preview)
+        _draw_preview(task, task.preview)
 
 
-def digest(store: Store, name: str) -> tuple[int, str]:
-    """The bytes of a file, and their sha256; from an object store it is fetched. Raises OSError or StoreError."""
-    with at_hand(store, name) as path:
+def size_and_sha256(store: Store, name: str) -> tuple[int, str]:
+    """Return the bytes and the sha256 of a file, which is fetched from an object store.
+
+    Raises OSError or StoreError.
+    """
+    with local_copy(store, name) as path:
         return path.stat().st_size, sha256(path)
 
 
-def is_drawn(store: Store, name: str, key: str) -> bool:
-    """Whether the file `name` is the preview of the shard with this key."""
+def is_current_preview(store: Store, name: str, key: str) -> bool:
+    """Return True if the file `name` is the preview of the shard with this key."""
     from clotkit.tiling.preview import preview_key, preview_key_of
 
     try:
@@ -114,18 +122,20 @@ def is_drawn(store: Store, name: str, key: str) -> bool:
         return False
 
 
-def _draw(task: ShardTask, name: str) -> None:
+def _draw_preview(task: ShardTask, name: str) -> None:
     from clotkit.tiling.preview import write_preview
 
-    frame = frame_in(task.store, task.shard)
-    if frame is not None and not is_drawn(task.store, name, task.key):
+    metadata = metadata_in(task.store, task.shard)
+    if metadata is not None and not is_current_preview(task.store, name, task.key):
         with task.store.atomic_write(name) as temporary:
-            write_preview(temporary, task.path, task.tilings[0], frame.xy, task.key)
+            write_preview(temporary, task.path, task.tilings[0], metadata.xy, task.key)
 
 
-def _outcome(ended: Ended) -> Outcome:
-    """What a slide's process has left: no message of it makes a shard without its hash."""
+def _result(ended: Ended) -> CutResult:
+    """Return the result of a slide's process; without a sha256 among its facts there is no shard."""
     facts = ended.facts
-    written = Written(facts["tiles"], facts["size_bytes"], facts["sha256"]) if "sha256" in facts else None
-    reason = ended.reason or ("" if written else NOTHING)
-    return Outcome(reason, ended.seconds, ended.peak_mb, written)
+    shard = ShardFile(facts["tiles"], facts["size_bytes"], facts["sha256"]) if "sha256" in facts else None
+    code, reason = ended.code, ended.reason
+    if code is None and shard is None:
+        code, reason = Reason.CRASHED, "its process ended without a shard"
+    return CutResult(code, reason, ended.seconds, ended.peak_mb, shard)

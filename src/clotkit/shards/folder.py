@@ -1,4 +1,4 @@
-"""A local folder of shards while a run is at work in it: held for that run alone, swept, no fuller than it may be."""
+"""A local folder of shards that one run at a time writes: locked, cleaned of temporary files, and measured."""
 
 import fcntl
 import os
@@ -12,15 +12,17 @@ from clotkit.splits import SlideRow
 from clotkit.stores import Folder, Store
 from clotkit.units import MB
 
-PREVIEWS = "preview"
+PREVIEWS = "preview"  # folder of the previews, below that of the shards
 
 
 @contextmanager
-def alone(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
-    """Make a local folder and hold it for this run: two at a time would sweep away each other's temporary files.
+def exclusive(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
+    """Create a local folder and lock it for this run; do nothing for an object store.
 
-    What killed processes left half-written is swept before and after. An object store has neither: two runs write the
-    same objects. Raises UsageError for a folder that is not to be had, or not to be written.
+    Two runs in one folder would delete each other's temporary files. Those that killed processes left behind are
+    deleted before and after. An object store has no temporary files, and two runs write the same objects.
+
+    Raises UsageError if the folder cannot be created, locked or written.
     """
     if not isinstance(store, Folder):
         yield
@@ -30,46 +32,48 @@ def alone(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be used as a folder of shards: {error.strerror}; name another") from error
+        raise UsageError(
+            f"{out}: cannot be used as a folder of shards: {error.strerror}; choose another folder"
+        ) from error
     try:
         with suppress(OSError):  # a file system without locks; BlockingIOError, which says held, is raised below
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
-                    f"{out}: another clotkit tile is at work there; wait for it, or name another"
+                    f"{out}: another clotkit tile is writing there; wait for it, or choose another folder"
                 ) from None
-        _sweep(out, slides)
+        _remove_temporary_files(out, slides)
         yield
-        _sweep(out, slides)
+        _remove_temporary_files(out, slides)
     except BrokenPipeError:
-        raise  # of the log: whoever read it is gone
+        raise  # of the log, whose reader is gone
     except OSError as error:
         raise UsageError(
-            f"{error.filename or out}: cannot be written: {error.strerror}; free it, or name another"
+            f"{error.filename or out}: cannot be written: {error.strerror}; free some space, or choose another folder"
         ) from error
     finally:
-        os.close(handle)  # and with it the lock
+        os.close(handle)  # releases the lock
 
 
-def _sweep(out: Path, slides: Sequence[SlideRow]) -> None:
-    """Remove the temporary files (see files.atomic_write) of processes that were killed."""
-    wanted = {slide.image_id for slide in slides}  # one of them may begin with a dot
-    kinds = [out.glob(f".*.{kind}") for kind in ("npy", "csv", "json")]
-    for path in chain(*kinds, (out / PREVIEWS).glob(".*.jpg")):
-        if path.stem not in wanted:
+def _remove_temporary_files(out: Path, slides: Sequence[SlideRow]) -> None:
+    """Delete the temporary files (see files.atomic_write) of processes that were killed."""
+    slide_ids = {slide.image_id for slide in slides}  # a slide's id may begin with a dot too
+    by_suffix = [out.glob(f".*.{suffix}") for suffix in ("npy", "csv", "json")]
+    for path in chain(*by_suffix, (out / PREVIEWS).glob(".*.jpg")):
+        if path.stem not in slide_ids:
             path.unlink(missing_ok=True)
 
 
-def full(out: Path, most_mb: float) -> bool:
-    """Whether the folder's shards, half-written ones too, take up all that they may."""
-    return taken_mb(out) >= most_mb
+def is_full(out: Path, max_mb: float) -> bool:
+    """Return True if the folder's shards, including partly written ones, have reached `max_mb`."""
+    return used_mb(out) >= max_mb
 
 
-def taken_mb(out: Path) -> float:
-    """The MB (2**20 bytes) of the folder's shards, half-written ones too."""
-    taken = 0
+def used_mb(out: Path) -> float:
+    """Return the MB (2**20 bytes) of the folder's shards, including partly written ones."""
+    size_bytes = 0
     for path in out.glob("*.npy"):
         with suppress(FileNotFoundError):  # it was renamed meanwhile
-            taken += path.stat().st_size
-    return taken / MB
+            size_bytes += path.stat().st_size
+    return size_bytes / MB

@@ -1,4 +1,4 @@
-"""The tiles of many shards as one array that is never in memory as a whole: what is indexed is read.
+"""The tiles of many shards as one array that reads only the tiles that are indexed.
 
 No TensorFlow here.
 """
@@ -14,117 +14,120 @@ import numpy.typing as npt
 
 from clotkit.shards.shard import Shard
 
-MOST_OPEN = 64  # shards that are mapped at a time
+MAX_OPEN = 64  # shards that are memory-mapped at a time
 
 Tiles = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A shard that is not read yet: how many tiles it has, what it was made from, and how it is had.
+class LazyShard:
+    """A shard that is opened when its first tile is read."""
 
-    `open` gives it; with True it compares every byte with the shard's checksum.
-    """
-
-    tiles: int
-    key: str
-    open: Callable[[bool], Shard]
+    tiles: int  # number of tiles
+    key: str  # see shard_key
+    open: Callable[[bool], Shard]  # with True, every byte is compared with the shard's checksum
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Shards one after the other, at most `most_open` of them mapped; each is checked when it is first opened."""
+class ShardSet:
+    """Shards in a row, whose tiles have consecutive numbers; each shard is verified when it is first opened.
 
-    shards: Sequence[Listed]
+    Several threads may read at a time.
+    """
+
+    shards: Sequence[LazyShard]
     tile_px: int
-    most_open: int = MOST_OPEN
-    starts: Rows = field(init=False)  # [shards + 1]: the number of the first tile of each, and of all tiles
-    _open: "OrderedDict[int, Tiles]" = field(init=False, default_factory=OrderedDict)
-    _checked: set[int] = field(init=False, default_factory=set)
+    max_open: int = MAX_OPEN
+    starts: Rows = field(init=False)  # [shards + 1]: the number of each shard's first tile, and of all tiles
+    _open: "OrderedDict[int, Tiles]" = field(init=False, default_factory=OrderedDict)  # least recently used first
+    _verified: set[int] = field(init=False, default_factory=set)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
-    _locks: list[threading.Lock] = field(init=False)
+    _shard_locks: list[threading.Lock] = field(init=False)
 
     def __post_init__(self) -> None:
         counts = [shard.tiles for shard in self.shards]
         object.__setattr__(self, "starts", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
-        object.__setattr__(self, "_locks", [threading.Lock() for _ in counts])
+        object.__setattr__(self, "_shard_locks", [threading.Lock() for _ in counts])
 
     @property
     def opened(self) -> frozenset[int]:
-        """The numbers of the shards that were ever opened."""
-        return frozenset(self._checked)
+        """The numbers of the shards that have ever been opened."""
+        return frozenset(self._verified)
 
     def read(self, rows: Rows) -> Tiles:
-        """The tiles of these numbers, in their order: uint8[n, S, S, 3]. Raises what `Listed.open` raises."""
+        """Read the tiles with these numbers, in this order: uint8[n, tile_px, tile_px, 3].
+
+        Raises whatever `LazyShard.open` raises.
+        """
         owner = self.owner(rows)
-        found = np.empty((len(rows), self.tile_px, self.tile_px, 3), np.uint8)
+        tiles = np.empty((len(rows), self.tile_px, self.tile_px, 3), np.uint8)
         for shard in np.unique(owner):
             chosen = np.flatnonzero(owner == shard)
             wanted = rows[chosen] - self.starts[shard]
-            forward = np.argsort(wanted, kind="stable")  # as the tiles lie in the file
-            found[chosen[forward]] = self._tiles(int(shard))[wanted[forward]]
-        return found
+            forward = np.argsort(wanted, kind="stable")  # in the order of the file
+            tiles[chosen[forward]] = self._tiles(int(shard))[wanted[forward]]
+        return tiles
 
     def owner(self, rows: Rows) -> Rows:
-        """The number of the shard that each tile is of."""
+        """Return the number of the shard of each tile."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def _tiles(self, shard: int) -> Tiles:
-        with self._locks[shard]:  # one thread opens it, those that want others do not wait
+        with self._shard_locks[shard]:  # one thread opens it; threads that want other shards do not wait
             with self._lock:
                 if shard in self._open:
                     self._open.move_to_end(shard)
                     return self._open[shard]
-            tiles = self.shards[shard].open(shard not in self._checked).tiles
+            tiles = self.shards[shard].open(shard not in self._verified).tiles
             with self._lock:
-                self._checked.add(shard)
+                self._verified.add(shard)
                 self._open[shard] = tiles
-                while len(self._open) > self.most_open:
+                while len(self._open) > self.max_open:
                     self._open.popitem(last=False)
             return tiles
 
 
 class ShardTiles:
-    """Some of the tiles of a shelf, by the names of an array uint8[n, S, S, 3].
+    """Some tiles of a set of shards, with the interface of an array uint8[n, tile_px, tile_px, 3].
 
-    A number, a slice or an array of numbers gives the tiles as an array in memory; a boolean mask [n] gives those that
-    it picks as such an array again, without reading.
+    Indexing with a number, a slice or an array of numbers reads these tiles into memory. Indexing with a boolean mask
+    [n] returns another ShardTiles and reads nothing.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, shelf: Shelf, rows: Rows | None = None) -> None:
-        self.shelf = shelf
-        self.rows = np.arange(shelf.starts[-1]) if rows is None else rows
+    def __init__(self, shard_set: ShardSet, rows: Rows | None = None) -> None:
+        self.shard_set = shard_set
+        self.rows = np.arange(shard_set.starts[-1]) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As an array has it."""
-        return len(self.rows), self.shelf.tile_px, self.shelf.tile_px, 3
+        """The shape of the array: (n, tile_px, tile_px, 3)."""
+        return len(self.rows), self.shard_set.tile_px, self.shard_set.tile_px, 3
 
     @property
     def owner(self) -> Rows:
-        """The number of the shard that each tile is of, int64[n]."""
-        return self.shelf.owner(self.rows)
+        """The number of the shard of each tile, int64[n]."""
+        return self.shard_set.owner(self.rows)
 
-    def __getitem__(self, chosen: Any) -> Any:
-        """See the class. Raises IndexError for a number or a mask that does not fit."""
-        picked = np.asarray(chosen) if not isinstance(chosen, slice) else chosen
+    def __getitem__(self, index: Any) -> Any:
+        """Read or choose tiles, see the class. Raises IndexError as an array does."""
+        picked = np.asarray(index) if not isinstance(index, slice) else index
         if not isinstance(picked, slice) and picked.dtype == bool:
-            return ShardTiles(self.shelf, self.rows[picked])
+            return ShardTiles(self.shard_set, self.rows[picked])
         rows = self.rows[picked]
-        return self.shelf.read(np.atleast_1d(rows))[0 if rows.ndim == 0 else slice(None)]
+        return self.shard_set.read(np.atleast_1d(rows))[0 if rows.ndim == 0 else slice(None)]
 
     def as_array(self) -> Tiles:
-        """Itself, for what takes arrays and only indexes them, asks for their length, shape or type."""
+        """Return itself, typed as an array, for callers that only index it or take its length, shape or dtype."""
         return cast("Tiles", self)
 
     def fingerprint(self) -> bytes:
-        """What tells these tiles from others without reading them: the shards' keys and the numbers of the tiles."""
-        keys = "\n".join(f"{shard.key} {shard.tiles}" for shard in self.shelf.shards)
+        """Return bytes that identify these tiles without reading them: the shards' keys and the tiles' numbers."""
+        keys = "\n".join(f"{shard.key} {shard.tiles}" for shard in self.shard_set.shards)
         return keys.encode() + np.ascontiguousarray(self.rows, "<i8").tobytes()

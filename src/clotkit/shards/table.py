@@ -1,4 +1,4 @@
-"""shards.csv: what a folder of shards has of each slide, with the bytes and hashes of its files; the manifest of it."""
+"""shards.csv, the table of a folder of shards: one row a slide, with the size and sha256 of its shard."""
 
 import csv
 import io
@@ -7,59 +7,62 @@ from dataclasses import dataclass
 
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
+from clotkit.reasons import Reason
 from clotkit.splits import SlideRow, rows_of
 from clotkit.stores import Store
 
 TABLE = "shards.csv"
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-FILE_COLUMNS = ("file", "tiles", "key", "bytes", "sha256", "state", "reason")
+REQUIRED_COLUMNS = ("file", "tiles", "key", "bytes", "sha256", "state", "reason")
+CODE_COLUMN = "code"  # earlier versions wrote a table without it
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """A row of shards.csv: `file` is "" and `tiles` 0 where the slide gave no shard, and `reason` says why."""
+    """A row of shards.csv: one slide, with its shard or the reason why it has none."""
 
     image_id: str
     patient_id: str
-    label: int | None  # a class index; None in a test split
-    file: str  # in the folder of shards
-    tiles: int
-    key: str
-    reason: str
+    label: int | None  # class index; None in a test split
     centre: str = ""
+    file: str = ""  # of the shard, in the folder; "" without one
+    tiles: int = 0
+    key: str = ""  # see shard_key
     size_bytes: int = 0
     sha256: str = ""
+    code: Reason | None = None  # None: the slide has its shard, or no turn yet
+    reason: str = ""  # a sentence for people
 
     @property
     def state(self) -> str:
-        """Whether the slide has its shard, failed, or has had no turn yet."""
+        """The state of the slide: DONE, FAILED, or UNFINISHED if it has had no turn yet."""
         if self.file:
             return DONE
-        return FAILED if self.reason else UNFINISHED
+        return UNFINISHED if self.code is None else FAILED
 
 
-def bare_row(slide: SlideRow, reason: str = "") -> ShardRow:
-    """The row of a slide without a shard."""
-    return ShardRow(slide.image_id, slide.patient_id, slide.label, "", 0, "", reason, slide.centre)
+def row_without_shard(slide: SlideRow) -> ShardRow:
+    """Return the row of a slide that has no shard yet."""
+    return ShardRow(slide.image_id, slide.patient_id, slide.label, slide.centre)
 
 
 def read_shard_rows(store: Store, competition: Competition) -> list[ShardRow]:
-    """The rows of the shards.csv in a folder that `clotkit tile` has filled, failed slides too.
+    """Read the shards.csv of a folder that `clotkit tile` has finished, including the slides that failed.
 
-    Raises SplitError when it is missing or malformed, or when the folder's last run did not come to its end.
+    Raises SplitError if the table is missing or malformed, or if some slides are unfinished.
     """
     rows = parse_table(_text(store), store.url(TABLE), competition)
     left = [row.image_id for row in rows if row.state == UNFINISHED]
     if left:
         raise SplitError(
-            f"{store.url(TABLE)}: {len(left)} of {len(rows)} slides are unfinished, {left[0]} first; "
-            "clotkit tile with the same arguments goes on"
+            f"{store.url(TABLE)}: {len(left)} of {len(rows)} slides are unfinished, the first is {left[0]}; "
+            "run the same clotkit tile command again"
         )
     return rows
 
 
-def earlier_rows(store: Store, competition: Competition) -> dict[str, ShardRow]:
-    """The same by image id, unfinished ones too; none where the table is missing or cannot be understood."""
+def previous_rows(store: Store, competition: Competition) -> dict[str, ShardRow]:
+    """Return the rows of an earlier run by image id, or none if there is no readable table."""
     try:
         rows = parse_table(store.read_text(TABLE), TABLE, competition)
     except (FileNotFoundError, UnicodeDecodeError, SplitError):
@@ -67,8 +70,8 @@ def earlier_rows(store: Store, competition: Competition) -> dict[str, ShardRow]:
     return {row.image_id: row for row in rows}
 
 
-def publish_rows(store: Store, rows: Sequence[ShardRow], competition: Competition) -> None:
-    """Write shards.csv, unless it stands there as it must be."""
+def write_shard_rows(store: Store, rows: Sequence[ShardRow], competition: Competition) -> None:
+    """Write shards.csv, unless its text is the same already."""
     text = table_text(rows, competition)
     try:
         if store.read_text(TABLE) == text:
@@ -79,47 +82,59 @@ def publish_rows(store: Store, rows: Sequence[ShardRow], competition: Competitio
 
 
 def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
-    """The text of shards.csv; label and centre have columns where the split knows them."""
+    """Return the text of shards.csv, with columns for label and centre if the split knows them."""
     columns, names = competition.columns, competition.classes.names
     label = [columns.label] if any(row.label is not None for row in rows) else []
     centre = [columns.center] if any(row.centre for row in rows) else []
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([columns.image, columns.patient, *label, *centre, *FILE_COLUMNS])
+    table.writerow([columns.image, columns.patient, *label, *centre, *REQUIRED_COLUMNS, CODE_COLUMN])
     for row in rows:
-        named = [names[row.label]] if label and row.label is not None else [""] * len(label)
-        known = [row.image_id, row.patient_id, *named, *([row.centre] if centre else [])]
+        label_cells = [names[row.label]] if label and row.label is not None else [""] * len(label)
+        slide_cells = [row.image_id, row.patient_id, *label_cells, *([row.centre] if centre else [])]
         size = row.size_bytes if row.file else ""
-        table.writerow([*known, row.file, row.tiles, row.key, size, row.sha256, row.state, row.reason])
+        table.writerow(
+            [*slide_cells, row.file, row.tiles, row.key, size, row.sha256, row.state, row.reason, row.code or ""]
+        )
     return text.getvalue()
 
 
 def parse_table(text: str, where: str, competition: Competition) -> list[ShardRow]:
-    """The rows of a shards.csv's text. Raises SplitError, with the name `where`, for one that is malformed."""
+    """Parse the text of a shards.csv. Raises SplitError, which names `where`, if it is malformed."""
+    required = [competition.columns.image, competition.columns.patient, *REQUIRED_COLUMNS]
+    return [_parse_row(row, where, competition) for row in rows_of(text, where, required)]
+
+
+def _parse_row(row: dict[str, str], where: str, competition: Competition) -> ShardRow:
     columns, names = competition.columns, competition.classes.names
-    found = []
-    for row in rows_of(text, where, [columns.image, columns.patient, *FILE_COLUMNS]):
-        label = row.get(columns.label)
-        counts = row["tiles"], row["bytes"] or "0"
-        if not all(count.isdecimal() for count in counts) or (label is not None and label not in names):
-            raise SplitError(
-                f"{where}: {row[columns.image]} has {row['tiles']!r} tiles, {row['bytes']!r} bytes and label {label!r}"
-            )
-        found.append(
-            ShardRow(
-                row[columns.image],
-                row[columns.patient],
-                None if label is None else names.index(label),
-                row["file"],
-                int(counts[0]),
-                row["key"],
-                row["reason"],
-                row.get(columns.center, ""),
-                int(counts[1]),
-                row["sha256"],
-            )
+    label = row.get(columns.label)
+    tiles, size_bytes = row["tiles"], row["bytes"] or "0"
+    if not (tiles.isdecimal() and size_bytes.isdecimal()) or (label is not None and label not in names):
+        raise SplitError(
+            f"{where}: {row[columns.image]} has {tiles!r} tiles, {row['bytes']!r} bytes and label {label!r}; "
+            f"whole numbers and a label of {', '.join(names)} are needed; run clotkit tile again"
         )
-    return found
+    return ShardRow(
+        row[columns.image],
+        row[columns.patient],
+        None if label is None else names.index(label),
+        row.get(columns.center, ""),
+        row["file"],
+        int(tiles),
+        row["key"],
+        int(size_bytes),
+        row["sha256"],
+        _parse_code(row),
+        row["reason"],
+    )
+
+
+def _parse_code(row: dict[str, str]) -> Reason | None:
+    """Return the reason code of a row: FAILED if it has none that this version knows, but has failed."""
+    code = row.get(CODE_COLUMN, "")
+    if code in set(Reason):
+        return Reason(code)
+    return Reason.FAILED if row["state"] == FAILED else None
 
 
 def _text(store: Store) -> str:

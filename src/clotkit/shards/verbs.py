@@ -1,4 +1,4 @@
-"""The command line of tiles on disk."""
+"""The command `clotkit tile`."""
 
 import argparse
 from functools import partial
@@ -10,41 +10,37 @@ from clotkit.stores import place
 
 def register(verbs: Verbs) -> None:
     """Add the verbs of this room to the command line."""
-    _add_tile(verbs)
-
-
-def _add_tile(verbs: Verbs) -> None:
-    verb = add_verb(
-        verbs, "tile", "cut the tiles of a split into OUT, a shard a slide; what is up to date is left alone"
+    verb = add_verb(verbs, "tile", "cut every slide of a split into a shard of tiles; shards that are up to date stay")
+    verb.add_argument(
+        "split", type=place, metavar="SPLIT", help="folder or URL with train.csv or test.csv, and the slides"
     )
     verb.add_argument(
-        "split", type=place, metavar="SPLIT", help="a folder with train.csv or test.csv, and the slides; or its URL"
+        "out", type=place, metavar="OUT", help="folder for the shards and shards.csv; or a URL like s3://bucket/tiles"
     )
-    verb.add_argument(
-        "out", type=place, metavar="OUT", help="the folder of the shards and of shards.csv; or its URL, like s3://…"
-    )
-    verb.add_argument("--recipe", metavar="NAME", help="a recipe that ships with the kit, or the path of a .toml")
+    verb.add_argument("--recipe", metavar="NAME", help="name of a built-in recipe, or path of a .toml")
     verb.add_argument(
         "--verify",
         action="store_true",
-        help="cut nothing: read every shard of OUT, and say which are not as listed; with a recipe, not cut with it",
+        help="cut nothing, but compare every shard of OUT with shards.csv, and with --recipe if it is given",
     )
     add_backend(verb, ("loky", "dask"), "loky: processes of this machine")
-    verb.add_argument(
-        "--split-name", choices=("train", "test"), help="which table to read (default: train where there is one)"
-    )
+    verb.add_argument("--split-name", choices=("train", "test"), help="table to read (default: train if there is one)")
     add_slide_limits(verb)
     verb.add_argument(
-        "--preview", action="store_true", help="draw each slide with its tiles, kept and rejected, into OUT/preview"
+        "--preview", action="store_true", help="draw each slide with its kept and rejected tiles into OUT/preview"
     )
     verb.add_argument(
-        "--undated", action="store_true", help="a slide's time of change does not matter: for slides that are copies"
+        "--undated", action="store_true", help="ignore the slides' modification times, for slides that are copies"
     )
     verb.add_argument(
-        "--deadline", type=seconds, metavar="TIME", help="like 11h: no slide is begun after it (default: none)"
+        "--deadline", type=seconds, metavar="TIME", help="start no slide later than this, like 11h (default: none)"
     )
+    verb.add_argument("--most", dest="max_output", type=megabytes, help=argparse.SUPPRESS)  # of earlier versions
     verb.add_argument(
-        "--most", type=megabytes, metavar="SIZE", help="like 19GB: no slide is begun once OUT has that (default: none)"
+        "--max-output",
+        type=megabytes,
+        metavar="SIZE",
+        help="start no slide once the shards have this size, like 19GB; local OUT only (default: none)",
     )
     verb.set_defaults(verb=_tile)
 
@@ -57,15 +53,14 @@ def _tile(arguments: argparse.Namespace) -> int:
     competition = load_competition(arguments.competition)
     backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
     if arguments.verify:
-        from clotkit.shards.verify import lines, verify
+        from clotkit.shards.verify import verification_lines, verify
 
-        found = verify(
-            arguments.split, arguments.out, arguments.recipe, competition, backend, partial(print, flush=True)
-        )
-        print("\n".join(lines(found, arguments.out)))
+        log = partial(print, flush=True)
+        found = verify(arguments.split, arguments.out, arguments.recipe, competition, backend, log)
+        print("\n".join(verification_lines(found, arguments.out)))
         return DONE if found.sound else FALLBACKS
     if arguments.recipe is None:
-        raise UsageError("clotkit tile: no --recipe; name one, or give --verify to look at what was cut")
+        raise UsageError("clotkit tile: no --recipe; name one, or give --verify to check the shards of OUT")
     settings = TileSettings(
         split_dir=arguments.split,
         out=arguments.out,
@@ -74,9 +69,9 @@ def _tile(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         memory_mb=arguments.memory or competition.limits.slide_memory_mb,
         preview=arguments.preview,
-        dated=not arguments.undated,
+        use_mtime=not arguments.undated,
         deadline_s=arguments.deadline,
-        most_mb=arguments.most,
+        max_output_mb=arguments.max_output,
         backend=backend,
     )
     return FALLBACKS if tile_split(settings, competition)["failed"] else DONE

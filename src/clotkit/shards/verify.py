@@ -1,8 +1,9 @@
-"""`clotkit tile --verify`: every shard of a folder read once, and held against what shards.csv says of it."""
+"""`clotkit tile --verify`: read every shard of a folder once, and compare it with shards.csv."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from clotkit.competitions import Competition
@@ -15,91 +16,130 @@ from clotkit.shards.cut import TILING
 from clotkit.shards.shard import read_shard
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.splits import read_slides, split_of, tables_of
-from clotkit.stores import Place, Store, at_hand, store_of
+from clotkit.stores import Place, Store, local_copy, store_of
 from clotkit.units import MB
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a folder of shards is worth: `wrong` are lines, one a fault; `failed` slides are listed without a shard."""
+class FaultKind(StrEnum):
+    """A way in which a folder of shards can disagree with its table or its split."""
 
-    shards: int
-    size_bytes: int
-    failed: int
-    wrong: list[str] = field(default_factory=list)
+    LISTING = "listing"  # a slide is not listed exactly once, or is not of the split
+    MISSING = "missing"  # a shard is listed but not in the folder
+    UNLISTED = "unlisted"  # a shard is in the folder but not listed
+    SIZE = "size"  # another number of bytes than listed
+    SHA256 = "sha256"  # another sha256 than listed
+    CONTENT = "content"  # another number of tiles, or another key, than listed
+    TILING = "tiling"  # cut with another tiling than the recipe's
+    UNREADABLE = "unreadable"  # cannot be read, or not a whole shard
+    LOST = "lost"  # the workers of a cluster died while they read it
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a folder of shards."""
+
+    name: str  # of the shard's file, or an image id
+    kind: FaultKind
+    text: str  # for people
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of a verification."""
+
+    shards: int  # listed shards
+    size_bytes: int  # of these, as listed
+    failed: int  # slides that are listed without a shard
+    faults: list[Fault] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
-        """Whether every slide has its shard, and every shard is as it is listed."""
-        return not self.wrong and not self.failed
+        """True if every slide has its shard, and every shard is as listed."""
+        return not self.faults and not self.failed
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A row of shards.csv, the store of its shard, and what it must have been cut with (None: that does not matter)."""
+class ShardCheck:
+    """A shard to check, and what to compare it with."""
 
     store: Store
     row: ShardRow
-    tiling: TilingConfig | None
+    tiling: TilingConfig | None  # None: any tiling will do
 
 
 def verify(
     split_dir: Place, out: Place, recipe: str | None, competition: Competition, backend: Backend, log: Log = print
-) -> Verdict:
-    """Read every shard that the folder `out` lists, and compare its bytes, sha256, tiles, key and checksums.
+) -> Verification:
+    """Compare every shard of a folder with shards.csv: its bytes, sha256, tiles, key and checksums.
 
-    That every slide of the split is listed, each once, and that nothing else is there, is looked at too; with a recipe,
-    that the shards were cut with it. Raises SplitError where there is no table, or the folder's last run did not come
-    to its end, and what `engine` raises.
+    Also checks that the table lists every slide of the split once and nothing else, and that the folder has no other
+    shards.
+
+    Args:
+        split_dir: The folder or URL of the split.
+        out: The folder or URL of the shards.
+        recipe: The recipe that the shards must have been cut with, or None for any.
+        competition: The competition of the split.
+        backend: The processes or workers that read the shards.
+        log: Gets a line a shard.
+
+    Raises:
+        SplitError: There is no table, or some slides are unfinished.
+        UsageError, ClusterError: The backend cannot be used.
     """
     store, tiling = store_of(out), load_recipe(recipe).tiling if recipe else None
     rows, listed = read_shard_rows(store, competition), store.entries()
     done = [row for row in rows if row.file]
-    claims = [Claim(store.absolute(), row, tiling) for row in done if row.file in listed]
-    wrong = [*_not_listed(split_dir, rows, competition), *_not_there(done, set(listed))]
-    with engine(backend, log) as workers, progress(len(claims), log) as advance:
-        for claim, found in workers.unordered(check, claims):
-            fault = found.reason if isinstance(found, Lost) else found
-            wrong += [f"{claim.row.file}: {fault}"] if fault else []
-            advance(f"{claim.row.file} {fault or 'sound'}", bool(fault))
-    return Verdict(len(done), sum(row.size_bytes for row in done), len(rows) - len(done), wrong)
+    checks = [ShardCheck(store.absolute(), row, tiling) for row in done if row.file in listed]
+    faults = [*_listing_faults(split_dir, rows, competition), *_file_faults(done, set(listed))]
+    with engine(backend, log) as workers, progress(len(checks), log) as advance:
+        for check, found in workers.unordered(check_shard, checks):
+            fault = Fault(check.row.file, FaultKind.LOST, found.reason) if isinstance(found, Lost) else found
+            if fault is not None:
+                faults.append(fault)
+            advance(f"{check.row.file} {'sound' if fault is None else fault.text}", fault is not None)
+    return Verification(len(done), sum(row.size_bytes for row in done), len(rows) - len(done), faults)
 
 
-def check(claim: Claim) -> str:
-    """What is wrong with a shard, in a few words; "" where nothing is. From an object store it is fetched."""
+def check_shard(check: ShardCheck) -> Fault | None:
+    """Return the first fault of a shard, or None; a shard of an object store is fetched."""
     try:
-        with at_hand(claim.store, claim.row.file) as path:
-            return _fault(path, claim)
+        with local_copy(check.store, check.row.file) as path:
+            found = _content_fault(path, check)
     except (OSError, ClotkitError) as error:
-        return str(error)
+        found = FaultKind.UNREADABLE, str(error)
+    return None if found is None else Fault(check.row.file, *found)
 
 
-def lines(verdict: Verdict, out: Place) -> Iterator[str]:
-    """The verdict for a person: every fault, and a summary."""
-    yield from verdict.wrong
-    shards = f"{verdict.shards} shards, {verdict.size_bytes / MB:,.1f} MB"
-    failed = f", {verdict.failed} slides without one" if verdict.failed else ""
-    faults = f"{len(verdict.wrong)} faults: clotkit tile mends them" if verdict.wrong else "all as listed"
+def verification_lines(verification: Verification, out: Place) -> Iterator[str]:
+    """Yield a line for each fault, then a summary."""
+    yield from (f"{fault.name}: {fault.text}" for fault in verification.faults)
+    shards = f"{verification.shards} shards, {verification.size_bytes / MB:,.1f} MB"
+    failed = f", {verification.failed} slides without one" if verification.failed else ""
+    count = len(verification.faults)
+    faults = f"{count} faults; run clotkit tile to repair them" if count else "no faults"
     yield f"{out}: {shards}{failed}; {faults}"
 
 
-def _fault(path: Path, claim: Claim) -> str:
-    row, size_bytes = claim.row, path.stat().st_size
+def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | None:
+    row, size_bytes = check.row, path.stat().st_size
     if size_bytes != row.size_bytes:
-        return f"{size_bytes} bytes; {row.size_bytes} are listed"
+        return FaultKind.SIZE, f"has {size_bytes} bytes, but {row.size_bytes} are listed"
     digest = sha256(path)
     if digest != row.sha256:
-        return f"its sha256 is {digest}; {row.sha256 or 'none'} is listed"
+        return FaultKind.SHA256, f"its sha256 is {digest}, but {row.sha256 or 'none'} is listed"
     shard = read_shard(path)
     if (len(shard.tiles), shard.key) != (row.tiles, row.key):
-        return f"{len(shard.tiles)} tiles, key {shard.key}; listed are {row.tiles}, {row.key}"
-    if claim.tiling is not None and shard.facts.get(TILING) != asdict(claim.tiling):
-        return "cut with another tiling than the recipe's"
-    return ""
+        return FaultKind.CONTENT, (
+            f"has {len(shard.tiles)} tiles and key {shard.key}, but {row.tiles} and {row.key} are listed"
+        )
+    if check.tiling is not None and shard.facts.get(TILING) != asdict(check.tiling):
+        return FaultKind.TILING, "was cut with another tiling than the recipe's"
+    return None
 
 
-def _not_listed(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[str]:
-    """Slides of the split that the table does not have once."""
+def _listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[Fault]:
+    """Yield the slides of the split that are not listed exactly once, and the listed ones that are not of it."""
     with tables_of(split_dir, competition) as folder:
         split = split_of(folder, competition, ("train", "test") if rows[0].label is not None else ("test", "train"))
         wanted = dict.fromkeys(slide.image_id for slide in read_slides(folder, split, competition))
@@ -107,12 +147,13 @@ def _not_listed(split_dir: Place, rows: Sequence[ShardRow], competition: Competi
     for image_id in dict.fromkeys([*wanted, *counts]):
         if counts[image_id] != 1 or image_id not in wanted:
             slide = "a slide" if image_id in wanted else "not a slide"
-            yield f"{image_id}: is listed {counts[image_id]} times, and is {slide} of the split"
+            yield Fault(image_id, FaultKind.LISTING, f"is listed {counts[image_id]} times, and is {slide} of the split")
 
 
-def _not_there(done: Sequence[ShardRow], there: set[str]) -> Iterator[str]:
-    """Shards that are listed and not there, and those that are there and not listed."""
+def _file_faults(done: Sequence[ShardRow], files: set[str]) -> Iterator[Fault]:
+    """Yield the shards that are listed but missing, and those that are in the folder but not listed."""
     known = {row.file for row in done}
-    yield from (f"{name}: is listed and not there" for name in sorted(known - there))
-    strays = sorted(name for name in there - known if name.endswith(".npy"))
-    yield from (f"{name}: is there and not listed" for name in strays)
+    for name in sorted(known - files):
+        yield Fault(name, FaultKind.MISSING, "is listed but missing")
+    for name in sorted(name for name in files - known if name.endswith(".npy")):
+        yield Fault(name, FaultKind.UNLISTED, "is in the folder but not listed")
