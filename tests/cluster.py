@@ -1,4 +1,4 @@
-"""A Dask cluster and an S3 server on loopback, for tests that kill their processes, and for benchmarks."""
+"""A Dask cluster and object stores on loopback, for tests that kill processes, and for benchmarks."""
 
 import os
 import signal
@@ -20,7 +20,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @dataclass
 class Cluster:
-    """A scheduler and workers of one thread each; a `prefix` like `ip netns exec NAME` runs one on another host."""
+    """A scheduler and workers of one thread each.
+
+    A `prefix` like `ip netns exec NAME` runs one of them on another host.
+    """
 
     folder: Path  # of logs and scratch files
     env: Mapping[str, str] = field(default_factory=dict)  # more environment variables

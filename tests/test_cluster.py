@@ -1,4 +1,4 @@
-"""`clotkit tile` with a Dask cluster and an object store on loopback: the same shards, whatever is killed."""
+"""Tiling and scoring on a Dask cluster with an object store, on loopback: the same files as locally."""
 
 import csv
 import json
@@ -244,7 +244,7 @@ def test_a_slide_that_kills_every_worker_is_given_up_alone(cluster: Cluster) -> 
 def test_the_scheduler_is_lost_and_the_command_given_again(
     data: Path, here: Path, keys: None, strip_ai: Competition, tmp_path: Path
 ) -> None:
-    """Kill the scheduler after the first shard: one line, exit code 2; the same command cuts only the rest."""
+    """Kill the scheduler after the first shard: exit code 2; the same command cuts only the rest."""
     url, cluster = "s3://bucket/scheduler", Cluster(tmp_path)
     words = ["tile", "s3://bucket/train", url, "--recipe", str(data / "tiny.toml"), "--undated", "--backend", "dask"]
     try:

@@ -40,7 +40,10 @@ class Store(Protocol):
         ...
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open a file to read and seek; only the parts that are read are fetched. Raises OSError or StoreError."""
+        """Open a file to read and seek; only the parts that are read are fetched.
+
+        Raises OSError or StoreError.
+        """
         ...
 
     def fetch(self, name: str, path: Path) -> None:
@@ -261,7 +264,7 @@ def local_copy(store: Store, name: str) -> Iterator[Path]:
 
 
 def _filesystem(address: str) -> Any:
-    """Return fsspec's file system of a URL, which fsspec caches for the process; listings are never cached."""
+    """Return fsspec's file system of a URL; fsspec caches it for the process, but not its listings."""
     with needs_extra("cluster"):
         from fsspec.core import url_to_fs
 

@@ -1,4 +1,4 @@
-"""Versions that a result depends on: the code that cuts tiles, and packages; workers must have the same."""
+"""Versions that a result depends on: the tiling code and packages; a client and its workers must agree."""
 
 import hashlib
 from collections.abc import Sequence

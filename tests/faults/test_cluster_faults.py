@@ -1,4 +1,4 @@
-"""Sixty slides, two workers and an object store: whatever is killed, the shards are those of one machine."""
+"""Tiling over two workers and an object store: whatever is killed, the shards are the same."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Open shards where they can be memory-mapped: in a local folder in place, from an object store in a cache.
+"""Open shards: of a local folder in place, of an object store from a cache.
 
 A shard of an object store is fetched once, when it is first needed. Its name in the cache is its sha256, so folders
 with the same tiles share it, whatever they are called. No TensorFlow here.

@@ -1,4 +1,4 @@
-"""A local folder of shards that one run at a time writes: locked, cleaned of temporary files, and measured."""
+"""A local folder of shards: locked for one run, cleaned of temporary files, and measured."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The inventory of a folder of shards: which slides are up to date, which are left to cut, and the table of both."""
+"""The inventory of a folder of shards: slides that are up to date, slides to cut, and their table."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -106,10 +106,10 @@ def take_inventory(
 def _up_to_date_row(
     slide: SlideRow, task: ShardTask, previous: ShardRow | None, listed: Mapping[str, Entry]
 ) -> ShardRow | None:
-    """Return the row of a shard that is up to date, with sha256 "" if no table has it; None if it must be cut.
+    """Return the row of a shard that is up to date, or None if it must be cut.
 
-    The metadata of a local shard is always read. That of one in an object store is read only if shards.csv does not
-    list it: an object is never partly written, and each request takes time.
+    The sha256 is "" if no table has it. The metadata of a local shard is always read. That of one in an object store is
+    read only if shards.csv does not list it: an object is never partly written, and each request takes time.
     """
     entry = listed.get(task.shard)
     if entry is None or not task.key:

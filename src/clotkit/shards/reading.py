@@ -31,9 +31,9 @@ class LazyShard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """Shards in a row, whose tiles have consecutive numbers; each shard is verified when it is first opened.
+    """Shards in a row, whose tiles have consecutive numbers.
 
-    Several threads may read at a time.
+    Each shard is verified when it is first opened. Several threads may read at a time.
     """
 
     shards: Sequence[LazyShard]
@@ -128,6 +128,6 @@ class ShardTiles:
         return cast("Tiles", self)
 
     def fingerprint(self) -> bytes:
-        """Return bytes that identify these tiles without reading them: the shards' keys and the tiles' numbers."""
+        """Return bytes that identify these tiles without reading them: shard keys and tile numbers."""
         keys = "\n".join(f"{shard.key} {shard.tiles}" for shard in self.shard_set.shards)
         return keys.encode() + np.ascontiguousarray(self.rows, "<i8").tobytes()

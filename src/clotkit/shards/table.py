@@ -1,4 +1,4 @@
-"""shards.csv, the table of a folder of shards: one row a slide, with the size and sha256 of its shard."""
+"""The table of a folder of shards, shards.csv: a row a slide, with the size and sha256 of its shard."""
 
 import csv
 import io
@@ -13,8 +13,8 @@ from clotkit.stores import Store
 
 TABLE = "shards.csv"
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-REQUIRED_COLUMNS = ("file", "tiles", "key", "bytes", "sha256", "state", "reason")
-CODE_COLUMN = "code"  # earlier versions wrote a table without it
+FILE_COLUMNS = ("file", "tiles", "key", "bytes", "sha256", "state", "reason", "code")
+NEW_COLUMNS = ("code",)  # earlier versions wrote a table without them
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
     centre = [columns.center] if any(row.centre for row in rows) else []
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([columns.image, columns.patient, *label, *centre, *REQUIRED_COLUMNS, CODE_COLUMN])
+    table.writerow([columns.image, columns.patient, *label, *centre, *FILE_COLUMNS])
     for row in rows:
         label_cells = [names[row.label]] if label and row.label is not None else [""] * len(label)
         slide_cells = [row.image_id, row.patient_id, *label_cells, *([row.centre] if centre else [])]
@@ -101,7 +101,8 @@ def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
 
 def parse_table(text: str, where: str, competition: Competition) -> list[ShardRow]:
     """Parse the text of a shards.csv. Raises SplitError, which names `where`, if it is malformed."""
-    required = [competition.columns.image, competition.columns.patient, *REQUIRED_COLUMNS]
+    columns = [competition.columns.image, competition.columns.patient, *FILE_COLUMNS]
+    required = [column for column in columns if column not in NEW_COLUMNS]
     return [_parse_row(row, where, competition) for row in rows_of(text, where, required)]
 
 
@@ -131,7 +132,7 @@ def _parse_row(row: dict[str, str], where: str, competition: Competition) -> Sha
 
 def _parse_code(row: dict[str, str]) -> Reason | None:
     """Return the reason code of a row: FAILED if it has none that this version knows, but has failed."""
-    code = row.get(CODE_COLUMN, "")
+    code = row.get("code", "")
     if code in set(Reason):
         return Reason(code)
     return Reason.FAILED if row["state"] == FAILED else None

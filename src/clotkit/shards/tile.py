@@ -160,7 +160,7 @@ def _size_and_sha256(task: ShardTask) -> tuple[int, str]:
 
 
 def _cut(inventory: Inventory, workers: Engine, requests: Sequence[CutRequest], until: float, log: Log) -> None:
-    """Cut the slides; those that are not started before the deadline or the size limit fail with that reason."""
+    """Cut the slides; those that the deadline or the size limit keeps from starting fail with its code."""
     started = set()
 
     def due_requests() -> Iterator[CutRequest]:

@@ -139,7 +139,7 @@ def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | Non
 
 
 def _listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[Fault]:
-    """Yield the slides of the split that are not listed exactly once, and the listed ones that are not of it."""
+    """Yield the slides of the split that are not listed once, and the listed ones that are not of it."""
     with tables_of(split_dir, competition) as folder:
         split = split_of(folder, competition, ("train", "test") if rows[0].label is not None else ("test", "train"))
         wanted = dict.fromkeys(slide.image_id for slide in read_slides(folder, split, competition))
