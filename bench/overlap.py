@@ -309,7 +309,8 @@ def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[
 def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
     """`clotkit run`, after the import of Keras."""
     from clotkit.report.records import read_report
-    from clotkit.scoring.pipeline import RunSettings, run
+    from clotkit.scoring.pipeline import run
+    from clotkit.scoring.settings import RunSettings
 
     competition = load_competition()
     untrained(member)

@@ -31,7 +31,8 @@ from clotkit.ensembling.data import member_name, read_material
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.blending import Pool, expit, logit
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
-from clotkit.scoring.pipeline import RunSettings, run
+from clotkit.scoring.pipeline import run
+from clotkit.scoring.settings import RunSettings
 
 from .test_pipeline import report_of, submission_of
 

@@ -11,7 +11,7 @@ import pytest
 
 from clotkit.config import InferenceConfig, TilingConfig
 from clotkit.reasons import Reason
-from clotkit.scoring.budget import AGAIN, EVERYTHING, FEWER_TILES, ONE_MEMBER, Pace, again
+from clotkit.scoring.budget import Budget, Scheduler, coarser
 from clotkit.scoring.scorer import Scorer, tilings_of
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Task, Tiles
@@ -22,30 +22,31 @@ TASK = Task("a_0", Path("a_0.tif"), (TILING, OTHER))
 
 
 @pytest.mark.parametrize(
-    ("now", "effort"), [(20.0, EVERYTHING), (40.0, FEWER_TILES), (65.0, ONE_MEMBER), (200.0, ONE_MEMBER)]
+    ("now", "budget"),
+    [(20.0, Budget.FULL), (40.0, Budget.FEWER_TILES), (65.0, Budget.ONE_MEMBER), (200.0, Budget.ONE_MEMBER)],
 )
-def test_what_the_pace_of_the_last_slides_leaves(now: float, effort: int) -> None:
+def test_what_the_pace_of_the_last_slides_leaves(now: float, budget: int) -> None:
     """Ten seconds a slide, eight slides to go, the deadline at 100 s."""
-    pace = Pace(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
-    assert pace.effort(now) == effort
+    scheduler = Scheduler(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
+    assert scheduler.budget(now) == budget
 
 
 def test_the_first_slides_get_everything() -> None:
-    assert Pace(slides=10, deadline=0.0, min_tiles=4).effort(1e9) == EVERYTHING
-    assert Pace(slides=10, deadline=float("inf"), min_tiles=4, ends=deque([0.0, 1e6])).effort(2e6) == EVERYTHING
+    assert Scheduler(slides=10, deadline=0.0, min_tiles=4).budget(1e9) == Budget.FULL
+    assert Scheduler(slides=10, deadline=float("inf"), min_tiles=4, ends=deque([0.0, 1e6])).budget(2e6) == Budget.FULL
 
 
 def test_fewer_tiles_are_never_fewer_than_count() -> None:
-    pace = Pace(slides=1000, deadline=0.0, min_tiles=4, ends=deque([0.0, 10.0]))
-    task = pace.prepare(TASK)
-    assert task.effort == ONE_MEMBER
+    scheduler = Scheduler(slides=1000, deadline=0.0, min_tiles=4, ends=deque([0.0, 10.0]))
+    task = scheduler.prepare(TASK)
+    assert task.budget == Budget.ONE_MEMBER
     assert [tiling.max_tiles for tiling in task.tilings] == [6, 4]
     assert [tiling.downsample for tiling in task.tilings] == [4, 8]
 
 
 def test_a_second_try_is_coarser() -> None:
-    task = again(TASK)
-    assert (task.effort, task.image_id) == (AGAIN, "a_0")
+    task = coarser(TASK)
+    assert (task.budget, task.image_id) == (Budget.COARSER, "a_0")
     assert [(tiling.downsample, tiling.max_tiles) for tiling in task.tilings] == [(8, 24), (16, 6)]
 
 
@@ -79,7 +80,8 @@ def scored(members: list[FakeMember], *events: Tiles | Ended) -> tuple[Any, dict
             scorer.postpone(event)
     last = events[-1]
     assert isinstance(last, Ended)
-    return scorer.end(last)
+    line, means, _ = scorer.finish(last)
+    return line, means
 
 
 def tiles(task: Task, tiling: int, count: int) -> Tiles:
@@ -90,8 +92,8 @@ def members() -> list[FakeMember]:
     return [FakeMember("first", TILING, 0.25), FakeMember("second", OTHER, 0.75)]
 
 
-def task_of(effort: int) -> Task:
-    return Task("a_0", Path("a_0.tif"), (TILING, OTHER), effort=effort)
+def task_of(budget: int) -> Task:
+    return Task("a_0", Path("a_0.tif"), (TILING, OTHER), budget=budget)
 
 
 def test_each_member_sees_its_own_tiling() -> None:
@@ -104,7 +106,7 @@ def test_each_member_sees_its_own_tiling() -> None:
 
 
 def test_where_time_is_short_the_first_member_stands_alone() -> None:
-    task, both = task_of(ONE_MEMBER), members()
+    task, both = task_of(Budget.ONE_MEMBER), members()
     line, means = scored(both, tiles(task, 0, 6), tiles(task, 1, 4), Ended(task, "", 1.0, 50.0))
     assert (line.state, list(means), both[1].asked) == ("partial", ["first"], [])
     assert line.codes == [Reason.ONE_MEMBER]
@@ -124,7 +126,7 @@ def test_a_member_that_raises_is_out_for_that_slide() -> None:
 
 def test_what_had_come_of_a_lost_first_try_counts_when_the_second_is_lost_too() -> None:
     first = Ended(TASK, "time limit: 300 s without an end", 300.0, 90.0, Reason.TIMEOUT, lost=True)
-    second = Ended(again(TASK), "its process died of SIGKILL", 2.0, 70.0, Reason.CRASHED, lost=True)
+    second = Ended(coarser(TASK), "its process died of SIGKILL", 2.0, 70.0, Reason.CRASHED, lost=True)
     line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 4), first, second)
     assert (line.state, line.tiles, line.seconds, line.peak_mb) == ("partial", 12, 302.0, 90.0)
     assert line.codes == [Reason.TIMEOUT, Reason.CRASHED]

@@ -73,14 +73,14 @@ def test_a_pipeline_that_is_killed_is_started_once_more(kernel_root: Path, strip
 
 def test_the_second_pipeline_goes_on_where_the_first_was(kernel_root: Path, strip_ai: Competition) -> None:
     said = killed_at(kernel_root, ["[2/4]"])
-    assert any("slides are done already" in line for line in said)
+    assert any("resuming from" in line for line in said)
     assert states(kernel_root) == ["done"] * 4
     lines = [line for line in said if "] " in line and " done, " in line]
     assert 4 <= len(lines) <= 5  # one that ended as the kill came may be told twice, no more
 
 
 def test_a_pipeline_that_is_killed_twice_leaves_what_there_was(kernel_root: Path, strip_ai: Competition) -> None:
-    said = killed_at(kernel_root, ["[1/4]", "going on from"])
+    said = killed_at(kernel_root, ["[1/4]", "resuming from"])
     assert any("SIGKILL again" in line for line in said)
     assert states(kernel_root)
     assert valid(kernel_root, strip_ai)

@@ -19,7 +19,8 @@ from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.loading import load_member
 from clotkit.reasons import Reason
-from clotkit.scoring.pipeline import RunSettings, run
+from clotkit.scoring.pipeline import run
+from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
 
@@ -185,7 +186,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from clotkit.competitions import load_competition
-from clotkit.scoring.pipeline import RunSettings, run
+from clotkit.scoring.pipeline import run
+from clotkit.scoring.settings import RunSettings
 from tests.faults.misbehaving import work
 split, weights, out = map(Path, sys.argv[1:])
 run(RunSettings(split, weights, out, 600.0, 4096, 2), load_competition(), work=work)
@@ -322,7 +324,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, member: Path
     assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
     assert sorted(report_of(out)) == images
     assert (out / "report.jsonl").read_text().split("\n")[1:3] == "".join(lines[1:3]).split("\n")[:2]
-    assert any("3 slides are done already" in line for line in said)
+    assert any(line.startswith("resuming") and "3 slides" in line for line in said)
     assert len([line for line in said if line.startswith("[")]) == 3
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit.config import TilingConfig
-from clotkit.scoring.prefetch import ahead
+from clotkit.scoring.prefetch import prefetch
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Task, Tiles
 
@@ -43,7 +43,7 @@ class Source:
 
 @given(st.integers(0, 40), st.integers(0, 10))
 def test_the_events_are_the_same(count: int, room: int) -> None:
-    got = list(ahead(Source(count), room * SIZE))
+    got = list(prefetch(Source(count), room * SIZE))
     assert len(got) == count
     for number, one in enumerate(got):
         assert one.tiling == number if isinstance(one, Tiles) else one.reason == str(number)
@@ -51,7 +51,7 @@ def test_the_events_are_the_same(count: int, room: int) -> None:
 
 def test_no_more_waits_than_may() -> None:
     source = Source(1000)
-    events = ahead(source, 3 * SIZE)
+    events = prefetch(source, 3 * SIZE)
     for taken in range(1, 50):
         next(events)
         assert source.made <= taken + 3 + 1 + taken // 5 + 1  # ends have no size
@@ -62,7 +62,7 @@ def test_no_more_waits_than_may() -> None:
 
 def test_an_error_comes_through_after_what_came_before_it() -> None:
     source = Source(7, ValueError("by the source"))
-    events = ahead(source)
+    events = prefetch(source)
     assert len([next(events) for _ in range(7)]) == 7
     with pytest.raises(ValueError, match="by the source"):
         next(events)

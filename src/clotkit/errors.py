@@ -122,3 +122,9 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise UsageError(
             f"{error.name} is not installed; in clotkit's checkout type: pip install '.[{extra}]'"
         ) from error
+
+
+def described(error: Exception) -> str:
+    """Return an error on one line, with its type unless it is the kit's own or of the file system."""
+    known = isinstance(error, ClotkitError | OSError)
+    return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"

@@ -24,7 +24,7 @@ from typing import Any
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SlideError, UsageError
-from clotkit.reasons import Reason
+from clotkit.reasons import Cause, Reason
 from clotkit.slides.reader import open_slide
 from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
@@ -37,7 +37,7 @@ BEAT_S = 0.5
 LEAST_MEMORY_MB = 512  # that a slide's process can do anything with
 SHARE = 4.0  # a slide may take this many times its fair share of the time left
 ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # of a slide: the other slides have the rest
-BEFORE_ITS_TURN = "the run's deadline came before its turn"
+NOT_REACHED = Cause(Reason.DEADLINE, "the run's deadline came before its turn")
 _STARTING = threading.Lock()
 FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
 ALLOCATION_WORDS = ("allocate", "out of memory", "malloc")  # of native libraries, which have no type for it
@@ -45,7 +45,7 @@ ALLOCATION_WORDS = ("allocate", "out of memory", "malloc")  # of native librarie
 
 @dataclass(frozen=True)
 class Task:
-    """One slide to tile, once per distinct tiling; `effort` is the caller's own mark (scoring.budget).
+    """One slide to tile, once per distinct tiling; `budget` is for the caller (scoring.budget).
 
     A slide that is `stored` elsewhere is fetched to `path` by its own process.
     """
@@ -53,7 +53,7 @@ class Task:
     image_id: str
     path: Path
     tilings: tuple[TilingConfig, ...]
-    effort: int = field(default=0, kw_only=True)
+    budget: int = field(default=0, kw_only=True)
     stored: StoredFile | None = field(default=None, kw_only=True)
 
 
@@ -191,7 +191,7 @@ def stream(
             while waiting and len(running) < jobs:
                 now = time.monotonic()
                 if now >= limits.deadline:
-                    yield Ended(waiting.popleft(), BEFORE_ITS_TURN, 0.0, 0.0, Reason.DEADLINE)
+                    yield Ended(waiting.popleft(), NOT_REACHED.sentence, 0.0, 0.0, NOT_REACHED.code)
                     continue
                 limit = slide_limit_s(limits, now, jobs, len(waiting) + len(running))
                 child = _Child(prepare(waiting.popleft()), work, limit, limits)

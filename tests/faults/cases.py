@@ -20,7 +20,7 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.files import sha256
-from clotkit.scoring.budget import AGAIN
+from clotkit.scoring.budget import Budget
 from clotkit.workers import Piece, Task, tile_task
 
 from . import misbehaving
@@ -298,7 +298,7 @@ SLIDES = [
 
 def work(task: Task) -> Iterator[tuple[int, Piece]]:
     """misbehaving.work; a name that begins with "once" misbehaves the first time only."""
-    if task.image_id.startswith("once") and task.effort == AGAIN:
+    if task.image_id.startswith("once") and task.budget == Budget.COARSER:
         return tile_task(task)
     if task.image_id.startswith("once"):
         return misbehaving.work(Task(task.image_id.removeprefix("once"), task.path, task.tilings))

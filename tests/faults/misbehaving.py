@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clotkit.errors import SlideUnreadable
-from clotkit.scoring.budget import AGAIN
+from clotkit.scoring.budget import Budget
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Piece, Task, tile_task
 
@@ -27,7 +27,7 @@ def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "once":
-            if task.effort != AGAIN:
+            if task.budget != Budget.COARSER:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield from some(task)
         case "segv":

@@ -30,8 +30,8 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError
 from clotkit.rehearsal import environment
-from clotkit.scoring.pipeline import RunSettings
 from clotkit.scoring.pipeline import run as run_pipeline
+from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.submission import check_submission
 
 from ..conftest import ROOT

@@ -25,7 +25,7 @@ from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.members.folder import RECIPE
 from clotkit.members.loading import load_member
 from clotkit.planning.forecast import forecast
-from clotkit.scoring.pipeline import find_ensemble
+from clotkit.scoring.inputs import find_ensemble
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of
 from clotkit.tiling.tilers import Batch, check_tiler
 from clotkit.units import MB

@@ -1,7 +1,7 @@
-"""Reading ahead: events are taken from their source while the one before is still being worked on.
+"""Read events from a stream of slides in a thread while the model works on earlier ones.
 
-A slide's process waits once its pipe is full, which is after less than one batch. Taking batches off its hands while
-the model works lets it finish, and the next slide begin.
+A slide's process blocks once its pipe is full, which takes less than one batch. Taking batches from it while the model
+works lets it finish, and the next slide begin.
 """
 
 import queue
@@ -10,38 +10,38 @@ from collections.abc import Callable, Generator
 
 from clotkit.workers import Ended, Tiles
 
-MOST_BYTES = 2**27  # of tiles that wait for the model
+MAX_BYTES = 2**27  # of tiles that wait for the model
 Event = Tiles | Ended
-Make = Callable[[Callable[[], bool]], Generator[Event, None, None]]
+Source = Callable[[Callable[[], bool]], Generator[Event, None, None]]
 
 
-def ahead(make: Make, most_bytes: int = MOST_BYTES) -> Generator[Event, None, None]:
-    """The events that `make` makes, in their order, read by a thread of its own until `most_bytes` of tiles wait.
+def prefetch(source: Source, max_bytes: int = MAX_BYTES) -> Generator[Event, None, None]:
+    """Yield the events of `source` in order, read by a thread that pauses while `max_bytes` of tiles wait.
 
-    `make` is given a function that says when nobody wants more: closing this generator cannot close one that another
-    thread is in. What the events raise is raised here.
+    `source` is called with a function that returns True once no more events are wanted: closing this generator cannot
+    close one that another thread is running. An exception in `source` is raised here, after the events before it.
     """
-    waiting = _Waiting(most_bytes)
-    events = make(waiting.is_stopped)
-    thread = threading.Thread(target=waiting.fill, args=(events,), name="ahead", daemon=True)
+    buffer = _Buffer(max_bytes)
+    events = source(buffer.is_stopped)
+    thread = threading.Thread(target=buffer.fill, args=(events,), name="prefetch", daemon=True)
     thread.start()
     try:
-        while (event := waiting.take()) is not None:
+        while (event := buffer.take()) is not None:
             yield event
     finally:
-        waiting.stop()
+        buffer.stop()
         thread.join()
-    if waiting.error is not None:
-        raise waiting.error
+    if buffer.error is not None:
+        raise buffer.error
 
 
-class _Waiting:
+class _Buffer:
     """Events between two threads, with a limit on the bytes of their tiles."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.error: BaseException | None = None
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._room, self._free, self._stopped = threading.Condition(), most_bytes, False
+        self._condition, self._free_bytes, self._stopped = threading.Condition(), max_bytes, False
 
     def is_stopped(self) -> bool:
         return self._stopped
@@ -50,9 +50,9 @@ class _Waiting:
         try:
             for event in events:
                 self._events.put(event)
-                if not self._wait_for_room(_size(event)):
+                if not self._wait_for_room(_size_bytes(event)):
                     break
-        except BaseException as error:  # noqa: BLE001 - it belongs to the other thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the other thread
             self.error = error
         finally:
             events.close()
@@ -61,23 +61,23 @@ class _Waiting:
     def take(self) -> Event | None:
         event = self._events.get()
         if event is not None:
-            with self._room:
-                self._free += _size(event)
-                self._room.notify()
+            with self._condition:
+                self._free_bytes += _size_bytes(event)
+                self._condition.notify()
         return event
 
     def stop(self) -> None:
-        with self._room:
+        with self._condition:
             self._stopped = True
-            self._room.notify()
+            self._condition.notify()
 
-    def _wait_for_room(self, size: int) -> bool:
-        """Take room for an event that is in the queue already; False when nobody wants more."""
-        with self._room:
-            self._free -= size
-            self._room.wait_for(lambda: self._free >= 0 or self._stopped)
+    def _wait_for_room(self, size_bytes: int) -> bool:
+        """Count an event that is in the queue already, and wait until the queue fits; False: stopped."""
+        with self._condition:
+            self._free_bytes -= size_bytes
+            self._condition.wait_for(lambda: self._free_bytes >= 0 or self._stopped)
             return not self._stopped
 
 
-def _size(event: Event) -> int:
+def _size_bytes(event: Event) -> int:
     return event.batch.tiles.nbytes if isinstance(event, Tiles) else 0

@@ -1,180 +1,163 @@
-"""Slides scored on the workers of a cluster: each loads the members once, and sends back a line and means a slide."""
+"""Score slides on the workers of a cluster: each loads the members once, and returns a report line per slide."""
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.engines import Backend, Lost, engine
+from clotkit.engines import Lost, engine
 from clotkit.errors import ClusterError, one_line
-from clotkit.members.ensemble import Probabilities
 from clotkit.members.folder import find_members
 from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
-from clotkit.reasons import Reason
-from clotkit.report.records import SlideReport
-from clotkit.report.sidecar import Trace
-from clotkit.scoring.budget import Pace, again
-from clotkit.scoring.scorer import Scored, Scorer, tilings_of
+from clotkit.scoring.budget import Scheduler
+from clotkit.scoring.inputs import local_weights
+from clotkit.scoring.scorer import Scored, Scorer, not_scored, score_tasks, tilings_of
+from clotkit.scoring.settings import RunSettings
 from clotkit.scratch import scratch
 from clotkit.splits import SlideRow
-from clotkit.stores import Place, store_of
+from clotkit.stores import Place
 from clotkit.versions import SCORING, Versions, versions_here
-from clotkit.workers import BEFORE_ITS_TURN, Ended, Limits, Task, Tiles, Work, stream
+from clotkit.workers import NOT_REACHED, Ended, Limits, Task, Tiles, Work, stream
 
 _LOADING = threading.Lock()
-_LOADED: dict[tuple[tuple[str, str, str], ...], list[Member]] = {}
+_LOADED: dict[tuple["MemberKey", ...], list[Member]] = {}
+MemberKey = tuple[str, str, str]  # name, sha256 of the weights, how an ensemble pools its tiles
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What holds for all slides of a run: where the members are, what a slide may cost, when none is begun any more.
+class RunContext:
+    """What all requests of a run have in common."""
 
-    `deadline` is a time.monotonic() value; `work` is what a slide's process does; `versions` are the asking side's.
-    """
-
-    weights: Place
+    weights: Place  # where a worker finds the members
     competition: Competition
-    memory_mb: int
-    stall_s: float
-    deadline: float
-    work: Work
-    versions: Versions = field(default_factory=lambda: versions_here(SCORING))
+    memory_mb: int  # address space of a slide's process
+    stall_s: float  # the longest wait for a slide's next batch
+    work: Work  # what a slide's process does
+    versions: Versions = field(default_factory=lambda: versions_here(SCORING))  # of the machine that asks
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a worker is asked for: a slide's score, in `left_s` seconds: clocks differ.
-
-    `members` are (name, sha256 of the weights, how tiles are pooled), to be found where the terms say.
-    """
+class ScoreRequest:
+    """A request to a worker: score one slide."""
 
     task: Task
     patient_id: str
-    members: tuple[tuple[str, str, str], ...]
-    left_s: float
-    terms: Terms
+    members: tuple[MemberKey, ...]
+    left_s: float  # until the deadline; machines' clocks differ
+    context: RunContext
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A slide's line, its mean a member and what else it left; `now` is the time.monotonic() of its end there."""
+class ScoreResponse:
+    """A worker's response: the scored slide."""
 
-    line: SlideReport
-    means: dict[str, Probabilities]
-    trace: Trace
-    now: float
+    scored: Scored
+    now: float  # time.monotonic() of the worker when it answered
 
 
-def score_afar(
-    slides: Sequence[SlideRow], members: Sequence[Member], terms: Terms, backend: Backend, log: Log
+def score_remotely(
+    scorer: Scorer,
+    slides: Sequence[SlideRow],
+    members: Sequence[Member],
+    settings: RunSettings,
+    competition: Competition,
+    started: float,
+    work: Work,
+    log: Log,
 ) -> Iterator[Scored]:
-    """A line, the mean a member and a trace for each slide, as they come, their times as this machine's clock has them.
+    """Score slides on the workers of a cluster, and yield each as it comes, in times of this machine's clock.
 
-    The smallest file is first; a slide that is lost is read again at once, by the worker that lost it. Where time runs
-    short slides get less, as on one machine. Raises what `engine` raises.
+    The smallest file comes first. A worker reads a slide whose process was lost once more, at once. Slides get fewer
+    tiles when time is short, as on one machine.
+
+    Raises:
+        UsageError: the scheduler does not answer.
+        ClusterError: the cluster is gone, or a worker has other members or another clotkit.
     """
-    scorer = Scorer(members, {slide.image_id: slide.patient_id for slide in slides}, terms.competition.limits.min_tiles)
-    pace = Pace(len(slides), terms.deadline, terms.competition.limits.min_tiles)
-    left = {slide.image_id: slide for slide in sorted(slides, key=lambda slide: slide.size_bytes)}
-    tilings = tilings_of(members)
-    with engine(backend, log) as workers:
-        for ask, found in workers.unordered(answer, _asks(list(left.values()), members, terms, pace), terms.deadline):
-            pace.ended()
-            del left[ask.task.image_id]
-            if isinstance(found, Lost):
-                yield scorer.scored(Ended(ask.task, found.reason, 0.0, 0.0, found.code, lost=True))
-            else:
-                yield found.line, found.means, found.trace.shifted(time.monotonic() - found.now)
-    why = (BEFORE_ITS_TURN, Reason.DEADLINE) if members else ("no member could be loaded", Reason.NO_MEMBER)
-    for slide in left.values():
-        yield scorer.scored(Ended(Task(slide.image_id, slide.path, tilings), why[0], 0.0, 0.0, why[1]))
+    assert settings.backend is not None
+    scheduler = Scheduler(len(slides), settings.last_start(started), competition.limits.min_tiles)
+    weights = settings.weights_source or settings.weights_dir
+    place = weights.absolute() if isinstance(weights, Path) else weights
+    context = RunContext(place, competition, settings.memory_mb, settings.stall_s, work)
+    waiting = {slide.image_id: slide for slide in sorted(slides, key=lambda slide: slide.size_bytes)}
+    requests = _requests(list(waiting.values()), members, context, scheduler)
+    try:
+        with engine(settings.backend, log) as workers:
+            for request, response in workers.unordered(score_request, requests, scheduler.deadline):
+                scheduler.slide_ended()
+                del waiting[request.task.image_id]
+                yield _scored(scorer, request, response)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; scored slides are kept, the same command with --resume goes on") from error
+    yield from not_scored(scorer, waiting.values(), NOT_REACHED)
 
 
-def _asks(slides: Sequence[SlideRow], members: Sequence[Member], terms: Terms, pace: Pace) -> Iterator[Ask]:
-    """An ask for each slide when its turn comes, until the deadline."""
-    named = tuple((member.name, member.weights_sha256, member.tile_pool) for member in members)
-    if isinstance(terms.weights, Path):
-        terms = replace(terms, weights=terms.weights.absolute())
-    for slide in slides if members else ():
-        left_s = terms.deadline - time.monotonic()
+def _requests(
+    slides: Sequence[SlideRow], members: Sequence[Member], context: RunContext, scheduler: Scheduler
+) -> Iterator[ScoreRequest]:
+    """Yield a request for each slide when its turn comes, until the deadline."""
+    keys = tuple((member.name, member.weights_sha256, member.tile_pool) for member in members)
+    for slide in slides:
+        left_s = scheduler.deadline - time.monotonic()
         if left_s <= 0:
             return
         task = Task(slide.image_id, slide.path.absolute(), tilings_of(members), stored=slide.stored)
-        yield Ask(pace.prepare(task), slide.patient_id, named, left_s, terms)
+        yield ScoreRequest(scheduler.prepare(task), slide.patient_id, keys, left_s, context)
 
 
-def answer(ask: Ask) -> Answer:
-    """Score a slide on this machine: read in a process of its own, predicted here; once more where that was lost.
+def _scored(scorer: Scorer, request: ScoreRequest, response: ScoreResponse | Lost) -> Scored:
+    if isinstance(response, Lost):
+        return scorer.finish(Ended(request.task, response.reason, 0.0, 0.0, response.code, lost=True))
+    line, means, trace = response.scored
+    return Scored(line, means, trace.shifted(time.monotonic() - response.now))
 
-    Raises ClusterError where the members, the kit or its packages cannot be had here, or are others.
+
+def score_request(request: ScoreRequest) -> ScoreResponse:
+    """Score a slide on this worker: it is read in a process of its own, the members predict in this one.
+
+    Raises ClusterError if the members, the kit or its packages cannot be loaded here, or are other versions.
     """
-    ask.terms.versions.check()
-    scorer = Scorer(_members(ask), {ask.task.image_id: ask.patient_id}, ask.terms.competition.limits.min_tiles)
-    deadline = time.monotonic() + ask.left_s
-    limits = Limits(ask.terms.competition.limits.slide_s, ask.terms.memory_mb, deadline, ask.terms.stall_s)
+    task, context = request.task, request.context
+    context.versions.check()
+    scorer = Scorer(_members(request), {task.image_id: request.patient_id}, context.competition.limits.min_tiles)
+    deadline = time.monotonic() + request.left_s
+    limits = Limits(context.competition.limits.slide_s, context.memory_mb, deadline, context.stall_s)
+
+    def read(tasks: Sequence[Task], jobs: int) -> Iterator[Tiles | Ended]:
+        return stream(tasks, limits, jobs, context.work)
+
     with scratch() as folder:
-        task = ask.task if ask.task.stored is None else replace(ask.task, path=folder / ask.task.path.name)
-        ended = _watch(scorer, task, limits, ask.terms.work)
-        if ended.lost and time.monotonic() < deadline:
-            scorer.postpone(ended)
-            ended = _watch(scorer, again(task), limits, ask.terms.work)
-    return Answer(*scorer.scored(ended), time.monotonic())
+        here = task if task.stored is None else replace(task, path=folder / task.path.name)
+        (scored,) = score_tasks(scorer, [here], 1, deadline, read)
+    return ScoreResponse(scored, time.monotonic())
 
 
-@contextmanager
-def folder_of(weights: Place) -> Iterator[Path]:
-    """The folder of members: itself, or for a URL a copy. Raises StoreError where an object store cannot be asked."""
-    if isinstance(weights, Path):
-        yield weights
-        return
-    store = store_of(weights)
-    with scratch() as made:
-        folder = made / PurePosixPath(weights).name  # a member is called as its folder is
-        for name in store.entries():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.fetch(name, path)
-        yield folder
-
-
-def _watch(scorer: Scorer, task: Task, limits: Limits, work: Work) -> Ended:
-    for event in stream([task], limits, 1, work):
-        if isinstance(event, Tiles):
-            scorer.add(event)
-        else:
-            return event
-    raise AssertionError("a stream ends every task")
-
-
-def _members(ask: Ask) -> list[Member]:
-    """The members that are asked for; loaded once a process, whatever its threads."""
+def _members(request: ScoreRequest) -> list[Member]:
+    """Return the members of a request, loaded once per process and shared by its threads."""
     with _LOADING:
-        if ask.members not in _LOADED:
+        if request.members not in _LOADED:
             _LOADED.clear()
-            _LOADED[ask.members] = _load(ask)
-        return _LOADED[ask.members]
+            _LOADED[request.members] = _load(request.members, request.context)
+        return _LOADED[request.members]
 
 
-def _load(ask: Ask) -> list[Member]:
+def _load(keys: Sequence[MemberKey], context: RunContext) -> list[Member]:
+    classes = context.competition.classes.names
     try:
-        with folder_of(ask.terms.weights) as weights:
-            found = {folder.name: folder for folder in find_members(weights)}
-            members = [
-                replace(load_member(found[name], ask.terms.competition.classes.names), tile_pool=pool)
-                for name, _, pool in ask.members
-            ]
+        with local_weights(context.weights) as weights:
+            folders = {folder.name: folder for folder in find_members(weights)}
+            members = [replace(load_member(folders[name], classes), tile_pool=pool) for name, _, pool in keys]
     except Exception as error:
         raise ClusterError(
-            f"a worker cannot load the members in {ask.terms.weights}: {type(error).__name__}: {one_line(error)}; "
+            f"a worker cannot load the members in {context.weights}: {type(error).__name__}: {one_line(error)}; "
             "give --weights as a URL or a path that every worker has"
         ) from error
-    for member, (name, wanted, _) in zip(members, ask.members, strict=True):
-        if member.weights_sha256 != wanted:
+    for member, (name, sha256, _) in zip(members, keys, strict=True):
+        if member.weights_sha256 != sha256:
             raise ClusterError(
-                f"{ask.terms.weights}: a worker has another {name} there than this machine has; make them one"
+                f"{context.weights}: the weights of {name} on a worker differ from those on this machine; copy them"
             )
     return members

@@ -1,8 +1,9 @@
-"""From batches to slides: predict them as they come, and judge each slide when its last tile has come."""
+"""Turn batches of tiles into report lines: predict each batch as it comes, and judge each slide at its end."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,130 +16,139 @@ from clotkit.members.pooling import pooled_as, tile_probabilities
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
-from clotkit.scoring.budget import AGAIN, CAUSES, EVERYTHING, ONE_MEMBER
+from clotkit.scoring.budget import CAUSES, Budget, coarser
+from clotkit.splits import SlideRow
 from clotkit.workers import Ended, Task, Tiles
 
-Scored = tuple[SlideReport, dict[str, Probabilities], Trace]
+DIGITS = 9  # of the probabilities in the report: a resumed run writes the same submission
 
-DIGITS = 9  # of the probabilities in the report: a run that goes on from it writes the same submission
+
+class Scored(NamedTuple):
+    """One scored slide."""
+
+    line: SlideReport
+    means: dict[str, Probabilities]  # by member: [C], before calibration; empty: fallback
+    trace: Trace  # for the report page
 
 
 @dataclass
 class Tally:
-    """What has come of one slide: for each member a row a tile, or why it is out."""
+    """The predictions of one slide so far."""
 
-    rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # batches of [n, C], of [n, C + 1]
+    rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # by member: batches of [n, C or C+1]
     members: dict[str, Member] = field(default_factory=dict)  # those that have rows
-    out: dict[str, str] = field(default_factory=dict)
-    corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # of a tiling: batches of [n, 2]
-    shown_to: dict[int, list[str]] = field(default_factory=dict)  # the members that are given its tiles
-    busy: list[Span] = field(default_factory=list)  # when the model was at work on it
+    failed: dict[str, str] = field(default_factory=dict)  # by member: why it no longer counts for this slide
+    corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # by tiling: batches of [n, 2]
+    readers: dict[int, list[str]] = field(default_factory=dict)  # by tiling: the members that predict its tiles
+    busy: list[Span] = field(default_factory=list)  # when the model worked on this slide
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
-        """Add a batch, uint8[n, H, W, 3], as one member sees it; a member that fails on it is out for this slide."""
-        if member.name in self.out:
+        """Predict a batch, uint8[n, H, W, 3], with one member; one that fails no longer counts for this slide."""
+        if member.name in self.failed:
             return
         try:
-            rows = member.predict(tiles)  # -> [n, C], under attention [n, C + 1]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide one member and is named
-            self.out[member.name] = f"{type(error).__name__}: {one_line(error)}"
+            rows = member.predict(tiles)  # [n, C], with attention pooling [n, C + 1]
+        except Exception as error:  # noqa: BLE001 - any error costs this slide one member, and the report names it
+            self.failed[member.name] = f"{type(error).__name__}: {one_line(error)}"
             return
         if not np.isfinite(rows).all():
-            self.out[member.name] = "returned NaN"
+            self.failed[member.name] = "returned NaN"
             return
         self.rows.setdefault(member.name, []).append(rows)
         self.members[member.name] = member
 
     @property
     def tiles(self) -> dict[str, int]:
-        """Tiles a member."""
+        """The number of tiles by member."""
         return {name: sum(map(len, batches)) for name, batches in self.rows.items()}
 
-    def seen(self) -> dict[str, int]:
-        """Tiles a member, of those that are not out."""
-        return {name: count for name, count in self.tiles.items() if name not in self.out}
+    def valid_tiles(self) -> dict[str, int]:
+        """Return the number of tiles by member, of the members that have not failed."""
+        return {name: count for name, count in self.tiles.items() if name not in self.failed}
 
     def means(self) -> dict[str, Probabilities]:
-        """The slide's probabilities a member, [C] each: its tiles pooled as its recipe says."""
+        """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
         return {
             name: np.round(
                 pooled_as(np.concatenate(self.rows[name]), member.recipe.inference.pooling, member.tile_pool), DIGITS
             )
             for name, member in self.members.items()
-            if name not in self.out
+            if name not in self.failed
         }
 
     def tiled(self, tilings: Sequence[TilingConfig]) -> Iterator[Tiled]:
-        """Its tiles by each tiling with what they said, the mean of the members that are not out."""
+        """Yield the tiles of each tiling with the last class's probability, averaged over the valid members."""
         for index, batches in self.corners.items():
-            said = [
+            p = [
                 tile_probabilities(np.concatenate(self.rows[name]), self.members[name].recipe.inference.pooling)[:, -1]
-                for name in self.shown_to[index]
-                if name in self.rows and name not in self.out
+                for name in self.readers[index]
+                if name in self.rows and name not in self.failed
             ]
-            if said:
-                yield Tiled(tilings[index], np.concatenate(batches), np.mean(said, axis=0))
+            if p:
+                yield Tiled(tilings[index], np.concatenate(batches), np.mean(p, axis=0))
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
-        return [Cause(Reason.MEMBER_FAILED, f"member {name} left out: {why}") for name, why in sorted(self.out.items())]
+        return [
+            Cause(Reason.MEMBER_FAILED, f"member {name} left out: {why}") for name, why in sorted(self.failed.items())
+        ]
 
 
-@dataclass(frozen=True)
-class First:
-    """A first try that was lost: what had come of it by then, and why it ended."""
+class FirstTry(NamedTuple):
+    """The result of a first try whose process was lost."""
 
     tally: Tally
     ended: Ended
 
 
 class Scorer:
-    """The slides of a run on their way from batches to report lines."""
+    """The slides of a run between their first batch and their report line."""
 
     def __init__(self, members: Sequence[Member], patient_of: Mapping[str, str], min_tiles: int) -> None:
-        """`members` in the order of the tilings of each task: tilings[i] is that of `tilings_of(members)[i]`."""
+        """Score with `members`; tiling i of every task must be entry i of `tilings_of(members)`."""
         self._members, self._patient_of, self._min_tiles = members, patient_of, min_tiles
         self._tilings = tilings_of(members)
         self._tallies: dict[str, Tally] = {}
-        self._first: dict[str, First] = {}
-        self._traces: dict[str, Trace] = {}
+        self._first: dict[str, FirstTry] = {}
+
+    def ends(self, events: Iterable[Tiles | Ended]) -> Iterator[Ended]:
+        """Predict the tiles among `events`, and yield the ends of slides."""
+        for event in events:
+            if isinstance(event, Tiles):
+                self.add(event)
+            else:
+                yield event
 
     def add(self, tiles: Tiles) -> None:
-        """Predict a batch with every member that looks at such tiles."""
+        """Predict a batch with every member that has its tiling."""
         tally, began = self._tallies.setdefault(tiles.image_id, Tally()), time.monotonic()
-        members = self._members[:1] if tiles.task.effort == ONE_MEMBER else self._members
-        looking = [member for member in members if self._tilings.index(member.recipe.tiling) == tiles.tiling]
-        for member in looking:
+        members = self._members[:1] if tiles.task.budget == Budget.ONE_MEMBER else self._members
+        readers = [member for member in members if self._tilings.index(member.recipe.tiling) == tiles.tiling]
+        for member in readers:
             tally.predict(member, tiles.batch.tiles)
         tally.corners.setdefault(tiles.tiling, []).append(tiles.batch.xy)
-        tally.shown_to[tiles.tiling] = [member.name for member in looking]
+        tally.readers[tiles.tiling] = [member.name for member in readers]
         tally.busy.append((began, time.monotonic()))
 
-    def scored(self, ended: Ended) -> Scored:
-        """A slide's line, its mean a member, and what it has left besides for the report's page."""
-        return *self.end(ended), self.take_trace(ended.image_id)
-
-    def take_trace(self, image_id: str) -> Trace:
-        """What an ended slide has left for the report's page besides its line; it is given once."""
-        return self._traces.pop(image_id, Trace())
-
     def postpone(self, ended: Ended) -> None:
-        """Keep what came of a first try until the second one has ended."""
-        self._first[ended.image_id] = First(self._tallies.pop(ended.image_id, Tally()), ended)
+        """Keep the predictions of a first try until the second one has ended."""
+        self._first[ended.image_id] = FirstTry(self._tallies.pop(ended.image_id, Tally()), ended)
 
-    def end(self, ended: Ended) -> tuple[SlideReport, dict[str, Probabilities]]:
-        """A slide's line, and its mean a member (none for a fallback)."""
+    def finish(self, ended: Ended) -> Scored:
+        """Return the result of a slide that has ended.
+
+        The predictions of a lost first try count if the second try gives a fallback and the first had enough tiles.
+        """
         tally = self._tallies.pop(ended.image_id, Tally())
         first = self._first.pop(ended.image_id, None)
-        came_of = ended.task
+        task = ended.task
         state, causes = self._judge(ended, tally)
         if first is not None:
             causes = [*_cause(first.ended), *causes]
-            if state == "fallback" and self._enough(first.tally, EVERYTHING):
-                state, tally, came_of = "partial", first.tally, first.ended.task
-        means = {} if state == "fallback" else tally.means()
-        self._traces[ended.image_id] = _trace(tally, came_of, ended, first)
+            if state == "fallback" and self._enough(first.tally, Budget.FULL):
+                state, tally, task = "partial", first.tally, first.ended.task
         causes = list(dict.fromkeys(causes))
+        means = {} if state == "fallback" else tally.means()
         line = SlideReport(
             image_id=ended.image_id,
             patient_id=self._patient_of[ended.image_id],
@@ -151,44 +161,86 @@ class Scorer:
             p={name: [float(value) for value in mean] for name, mean in means.items()},
             facts=ended.facts or (first.ended.facts if first else {}),
         )
-        return line, means
+        return Scored(line, means, _trace(tally, task, ended, first))
 
     def _judge(self, ended: Ended, tally: Tally) -> tuple[State, list[Cause]]:
         """Return a slide's state and its causes; tiles that came before a crash count if there are enough."""
         whole, causes = ended.code is None, _cause(ended)
-        if ended.task.effort in CAUSES and (whole or ended.task.effort != AGAIN):
-            causes.append(CAUSES[ended.task.effort])
+        if ended.task.budget in CAUSES and (whole or ended.task.budget != Budget.COARSER):
+            causes.append(CAUSES[Budget(ended.task.budget)])
         causes += tally.failures()
-        if whole and tally.seen():
+        if whole and tally.valid_tiles():
             return ("partial" if causes else "done"), causes
-        if not whole and self._enough(tally, ended.task.effort):
+        if not whole and self._enough(tally, ended.task.budget):
             return "partial", causes
         return "fallback", causes or [Cause(Reason.NO_TILES, "no tiles were cut")]
 
-    def _enough(self, tally: Tally, effort: int) -> bool:
-        """Whether every member that was asked, and is not out, has seen min_tiles tiles."""
-        asked = 1 if effort == ONE_MEMBER else len(self._members)
-        seen = tally.seen()
-        return bool(seen) and len(seen) + len(tally.out) == asked and min(seen.values()) >= self._min_tiles
+    def _enough(self, tally: Tally, budget: int) -> bool:
+        """Return whether every member of the budget that has not failed has predicted min_tiles tiles."""
+        wanted = 1 if budget == Budget.ONE_MEMBER else len(self._members)
+        valid = tally.valid_tiles()
+        return bool(valid) and len(valid) + len(tally.failed) == wanted and min(valid.values()) >= self._min_tiles
+
+
+def score_tasks(
+    scorer: Scorer,
+    tasks: Sequence[Task],
+    jobs: int,
+    deadline: float,
+    read: Callable[[Sequence[Task], int], Iterable[Tiles | Ended]],
+) -> Iterator[Scored]:
+    """Score slides, `jobs` at a time; a slide whose process was lost is read once more, coarser.
+
+    Second tries come after all others, one at a time: whatever killed the first may need the whole machine.
+
+    Args:
+        scorer: predicts the tiles.
+        tasks: the slides, in the order to begin them.
+        jobs: slides at a time.
+        deadline: a time.monotonic() value after which nothing is tried again.
+        read: yields the tiles and the ends of tasks, so many at a time.
+    """
+    lost = list[Task]()
+    for ended in scorer.ends(read(tasks, jobs)):
+        if ended.lost and time.monotonic() < deadline:
+            scorer.postpone(ended)
+            lost.append(coarser(ended.task))
+        else:
+            yield _finish(scorer, ended)
+    if lost:
+        for ended in scorer.ends(read(lost, 1)):
+            yield _finish(scorer, ended)
+
+
+def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iterator[Scored]:
+    """Return a fallback for each of `slides`, which no process has read."""
+    for slide in slides:
+        yield scorer.finish(Ended(Task(slide.image_id, slide.path, ()), cause.sentence, 0.0, 0.0, cause.code))
+
+
+def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
+    """Return the distinct tilings of members, in their order."""
+    return tuple(dict.fromkeys(member.recipe.tiling for member in members))
+
+
+def _finish(scorer: Scorer, ended: Ended) -> Scored:
+    if ended.task.stored is not None:
+        ended.task.path.unlink(missing_ok=True)  # a download for this slide only
+    return scorer.finish(ended)
 
 
 def _cause(ended: Ended) -> list[Cause]:
-    """Return why a slide's process did not give every tile; nothing if it did."""
+    """Return why a slide's process did not give every tile; an empty list if it did."""
     return [] if ended.code is None else [Cause(ended.code, ended.reason)]
 
 
-def _trace(tally: Tally, came_of: Task, ended: Ended, first: First | None) -> Trace:
-    """What is left of a slide whose tiles are in `tally` and `came_of` this task: tiles, thumbnail and times."""
+def _trace(tally: Tally, task: Task, ended: Ended, first: FirstTry | None) -> Trace:
+    """Return what the report page shows of a slide: tiles (of `tally`, cut for `task`), thumbnail and times."""
     last = ended if ended.started is not None or first is None else first.ended
     thumbnail = ended.thumbnail or (first.ended.thumbnail if first else None)
     lived = None if last.started is None else (last.started, last.started + last.seconds)
     try:
-        tiled = tuple(tally.tiled(came_of.tilings))
+        tiled = tuple(tally.tiled(task.tilings))
     except Exception:  # noqa: BLE001 - boxes on a picture are not worth a slide
         tiled = ()
     return Trace(thumbnail, tiled, lived, tuple(tally.busy))
-
-
-def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
-    """The distinct tilings of members, in their order."""
-    return tuple(dict.fromkeys(member.recipe.tiling for member in members))

@@ -33,14 +33,15 @@ def _add_run(verbs: Verbs) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
     from clotkit.engines import Backend
-    from clotkit.scoring.pipeline import RunSettings, run
-    from clotkit.scoring.remote import folder_of
+    from clotkit.scoring.inputs import local_weights
+    from clotkit.scoring.pipeline import run
+    from clotkit.scoring.settings import RunSettings
     from clotkit.splits import tables_of
 
     competition = load_competition(arguments.competition)
     backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
     local = arguments.backend == "local" and not arguments.scheduler
-    with tables_of(arguments.split, competition) as split_dir, folder_of(arguments.weights) as weights_dir:
+    with tables_of(arguments.split, competition) as split_dir, local_weights(arguments.weights) as weights_dir:
         settings = RunSettings(
             split_dir=split_dir,
             weights_dir=weights_dir,

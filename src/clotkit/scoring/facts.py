@@ -1,0 +1,107 @@
+"""The contents of run.json: what a run was given, and what came of it."""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from clotkit import __version__
+from clotkit.competitions import Competition
+from clotkit.files import sha256
+from clotkit.members.folder import OUT_OF_FOLD
+from clotkit.members.loading import Member
+from clotkit.reasons import Cause
+from clotkit.report.shift import Histogram, read_out_of_fold
+from clotkit.scoring.inputs import Inputs
+from clotkit.scoring.settings import RunSettings
+from clotkit.scoring.state import SubmissionState
+from clotkit.splits import kind_of
+from clotkit.workers import peak_mb
+
+PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
+
+
+def run_facts(
+    settings: RunSettings,
+    competition: Competition,
+    inputs: Inputs,
+    members: Sequence[Member],
+    left_out: Mapping[str, Cause],
+) -> dict[str, Any]:
+    """Return what run.json has from the start of a run on.
+
+    It has all that the report page needs of the weights: they may be gone when the page is made.
+    """
+    return {
+        "key": inputs.key,
+        "clotkit": __version__,
+        "python": platform.python_version(),
+        "packages": dict(_package_versions()),
+        "competition": competition.slug,
+        "scoring": _scoring_facts(competition),
+        "synthetic": bool(kind_of(settings.split_dir)),
+        "arguments": {
+            "split": str(settings.source or settings.split_dir),
+            "weights": str(settings.weights_source or settings.weights_dir),
+            "deadline_s": settings.deadline_s,
+            "memory_mb": settings.memory_mb,
+            "jobs": settings.jobs,
+        },
+        "members": dict(_member_facts(members, inputs, competition.classes.names[-1])),
+        "left_out": {name: cause.sentence for name, cause in left_out.items()},
+        "left_out_codes": {name: cause.code for name, cause in left_out.items()},
+        "ensemble": inputs.ensemble_sha256,
+    }
+
+
+def outcome_facts(counts: Mapping[str, int], seconds: float, state: SubmissionState) -> dict[str, Any]:
+    """Return what run.json has in addition once the run has ended; `counts` are slides by state."""
+    return {
+        "state": "ended",
+        "seconds": round(seconds, 1),
+        "peak_mb": round(peak_mb(), 1),
+        "slides": counts,
+        "patients": {"asked": len(state.ids), "scored": len(set(state.ids) & state.scored_patients())},
+        "unwritten": state.unwritten.sentence if state.unwritten else "",
+        "unwritten_code": state.unwritten.code if state.unwritten else None,
+        "submission_sha256": sha256(state.path),
+    }
+
+
+def _scoring_facts(competition: Competition) -> dict[str, Any]:
+    classes = competition.classes
+    return {
+        "title": competition.title,
+        "submission": competition.files.submission,
+        "classes": list(classes.names),
+        "weights": list(classes.weights),
+        "fallback": list(classes.fallback),
+        "clip": competition.metric.clip,
+    }
+
+
+def _member_facts(
+    members: Sequence[Member], inputs: Inputs, positive_class: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    folders = {folder.name: folder for folder in inputs.folders}
+    for member in members:
+        out_of_fold: Histogram | None = read_out_of_fold(folders[member.name] / OUT_OF_FOLD, positive_class)
+        yield (
+            member.name,
+            {
+                "recipe": member.recipe.name,
+                "weights_sha256": member.weights_sha256,
+                "notes": member.notes,
+                "calibration": member.calibration.to_json(),
+                "tile_pool": member.tile_pool,
+                "out_of_fold": None if out_of_fold is None else out_of_fold.to_json(),
+            },
+        )
+
+
+def _package_versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed"

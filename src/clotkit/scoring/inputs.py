@@ -1,0 +1,123 @@
+"""The inputs of a run: its slides, the patients of the sample submission, and the members."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from clotkit.competitions import Competition
+from clotkit.errors import ClotkitError, ConfigError, one_line
+from clotkit.files import sha256
+from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
+from clotkit.members.folder import find_members
+from clotkit.members.loading import Member, load_member
+from clotkit.progress import Log
+from clotkit.reasons import Cause, Reason
+from clotkit.scoring.settings import RunSettings
+from clotkit.scratch import scratch
+from clotkit.splits import SlideRow, in_store, read_sample_ids, read_slides
+from clotkit.stores import Place, store_of
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The slides, patients and member folders of a run; nothing heavy is loaded yet."""
+
+    slides: Sequence[SlideRow]
+    ids: Sequence[str]  # patients of the sample submission, in its order
+    ensemble: Ensemble | None
+    folders: Sequence[Path]  # of the members
+    ensemble_sha256: str | None
+    key: str  # changes with the competition, the slides and the weights
+
+    @cached_property
+    def patient_of(self) -> dict[str, str]:
+        """The patient of each slide."""
+        return {slide.image_id: slide.patient_id for slide in self.slides}
+
+
+def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> Inputs:
+    """Read the tables of the split and find the members.
+
+    Raises SplitError or ConfigError if a table or the folder of members is wrong.
+    """
+    slides = read_slides(settings.split_dir, "test", competition, log)
+    slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir)
+    ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
+    ensemble, folders = find_ensemble(settings.weights_dir, competition)
+    path = settings.weights_dir / ENSEMBLE
+    digest = sha256(path) if path.is_file() else None
+    return Inputs(slides, ids, ensemble, folders, digest, _key(competition, slides, folders, digest))
+
+
+def _key(
+    competition: Competition, slides: Sequence[SlideRow], folders: Sequence[Path], ensemble_sha256: str | None
+) -> str:
+    """Return a hash of the competition, the slides and the weights: a report belongs to one such key."""
+    parts = [competition.slug, *sorted(f"{slide.image_id} {slide.size_bytes}" for slide in slides)]
+    for folder in folders:
+        parts += [f"{path.name} {path.stat().st_size} {folder.name}" for path in sorted(folder.iterdir())]
+    parts += filter(None, [ensemble_sha256])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble | None, list[Path]]:
+    """Return the fitted ensemble of a folder and its members' folders; without an ensemble, every member folder.
+
+    Raises ConfigError if there is no member, or an ensemble that cannot be read or has none of its members.
+    """
+    ensemble, folders = read_ensemble(weights_dir, competition), find_members(weights_dir)
+    if ensemble is None:
+        return None, folders
+    wanted = ensemble.committee.members
+    present = [folder for folder in folders if folder.name in wanted]
+    if not present:
+        raise ConfigError(
+            f"{weights_dir / ENSEMBLE}: blends {', '.join(wanted)}; the folder has "
+            f"{', '.join(folder.name for folder in folders)}; put the ensemble's members there"
+        )
+    return ensemble, present
+
+
+def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[list[Member], dict[str, Cause]]:
+    """Load the members; return those that loaded, and why each of the others is left out.
+
+    A member that cannot be loaded does not end the run: the remaining members score without it.
+    """
+    members, left_out, ensemble = list[Member](), dict[str, Cause](), inputs.ensemble
+    pools = ensemble.tile_pools if ensemble else {}
+    for name in ensemble.committee.members if ensemble else ():
+        if name not in {folder.name for folder in inputs.folders}:
+            left_out[name] = Cause(Reason.MISSING, "its folder is missing")
+    for folder in inputs.folders:
+        try:
+            member = load_member(folder, competition.classes.names)
+            members.append(replace(member, tile_pool=pools.get(member.name, "")))
+        except ClotkitError as error:
+            left_out[folder.name] = Cause(error.reason, str(error))
+        except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything
+            left_out[folder.name] = Cause(Reason.FAILED, f"{type(error).__name__}: {one_line(error)}")
+    for name, cause in left_out.items():
+        log(f"member {name} left out: {cause.sentence}")
+    return members, left_out
+
+
+@contextmanager
+def local_weights(weights: Place) -> Iterator[Path]:
+    """Give the folder of members: `weights` itself, or for a URL a temporary copy.
+
+    Raises StoreError if the object store cannot be read.
+    """
+    if isinstance(weights, Path):
+        yield weights
+        return
+    store = store_of(weights)
+    with scratch() as parent:
+        folder = parent / PurePosixPath(weights).name  # a member's name is that of its folder
+        for name in store.entries():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.fetch(name, path)
+        yield folder

@@ -1,0 +1,81 @@
+"""The submission while a run goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clotkit.competitions import Competition
+from clotkit.members.blending import COVARIATES
+from clotkit.members.ensemble import Ensemble, Probabilities, blend, patient_mean
+from clotkit.members.loading import Member
+from clotkit.progress import Log
+from clotkit.reasons import Cause, Reason
+from clotkit.report.records import SlideReport
+from clotkit.scoring.submission import write_submission
+
+
+@dataclass
+class SubmissionState:
+    """The scores of a run so far, and the submission that follows from them."""
+
+    path: Path  # of the submission
+    competition: Competition
+    ids: Sequence[str]  # patients of the sample submission, in its order
+    patient_of: Mapping[str, str]  # the patient of each slide
+    log: Log
+    ensemble: Ensemble | None = None  # None: members are calibrated, then averaged
+    members: Sequence[Member] = ()
+    scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)  # by slide and member: [C]
+    covariates: dict[str, dict[str, float]] = field(default_factory=dict)  # by slide, for an ensemble that uses them
+    unwritten: Cause | None = None  # why the last attempt to write failed
+
+    def add(self, line: SlideReport, means: dict[str, Probabilities]) -> None:
+        """Add a slide's probabilities by member, [C] each."""
+        self.scored[line.image_id] = means
+        self.covariates[line.image_id] = {name: line.facts[name] for name in COVARIATES if name in line.facts}
+
+    def add_earlier(self, line: SlideReport) -> None:
+        """Add a slide from its line in the report of an earlier run."""
+        self.add(line, {name: np.array(values) for name, values in line.p.items()})
+
+    def write(self) -> None:
+        """Write the submission: patients with a scored slide get their probabilities, the others the fallback.
+
+        Raises OSError if it cannot be written; the file that was there is then left as it was.
+        """
+        write_submission(self.path, self.competition, self.ids, self.probabilities())
+
+    def publish(self) -> None:
+        """Write the submission; a failure is logged and the run goes on."""
+        self.attempt(self.write)
+
+    def probabilities(self) -> dict[str, Sequence[float]]:
+        """Return the probabilities of every patient with a scored slide, [C] each."""
+        if self.ensemble is not None:
+            return dict(self.ensemble.apply(self.scored, self.patient_of, self.covariates))
+        calibrations = {member.name: member.calibration for member in self.members}
+        patients = patient_mean(self.scored, self.patient_of)
+        return {patient: blend(means, calibrations) for patient, means in patients.items()}
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Call `write`; log the first of several OSErrors in a row and go on, as a later write may find room."""
+        try:
+            write()
+        except OSError as error:
+            if self.unwritten is None:
+                self.log(f"{self.path.parent}: {error.strerror}; earlier results are kept, the run goes on")
+            self.unwritten = Cause(Reason.NOT_WRITTEN, str(error.strerror))
+        else:
+            self.unwritten = None
+
+    def shortfalls(self) -> dict[str, int]:
+        """Count the patients without a score and the failed last write, leaving out zeros."""
+        unscored = len(set(self.ids) - self.scored_patients())
+        counts = {"unscored": unscored, "unwritten": int(self.unwritten is not None)}
+        return {name: count for name, count in counts.items() if count}
+
+    def scored_patients(self) -> set[str]:
+        """Return the patients with at least one scored slide."""
+        return {self.patient_of[image_id] for image_id, means in self.scored.items() if means}
