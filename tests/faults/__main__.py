@@ -16,54 +16,61 @@ MOST = 130
 
 HEAD = """# What happens when
 
-Every row is a test that makes the fault happen for real, among healthy slides that must come out as if nothing were.
-"Fallback" is the constant of the competition's TOML (0.5 / 0.5 for STRIP AI), after the patient's other slides; "done"
-and "partial" slides count in full. While a run goes on, its submission.csv is checked whenever it has changed.
+Every row is a test that makes the fault happen for real, among healthy slides that must come out as if nothing had
+happened. While a run goes on, its submission.csv is checked whenever it has changed.
 
-`clotkit run` ends with 0 when all slides are done, with 3 when some are not, with 2 and one line when it could not
-start ("refused"). The kernel ends with 0 in every row.
+- **done**, **partial**: the slide counts in full; a partial one was scored with fewer tiles, fewer members or a second
+  try.
+- **fallback**: the slide was not scored. Its patient's other slides count; without any, the patient gets the constant
+  of the competition's TOML (0.5 / 0.5 for STRIP AI).
+- **refused**: the command could not start.
+- **valid**: submission.csv is valid, with what was scored so far.
 
-Made with `python -m tests.faults > docs/explanation/faults.md`.
-`make test` runs most of it, `make test-faults` the slow rest.
+`clotkit run` ends with exit code 0 if all slides are done, 3 if some are not, and 2 with one line if it could not
+start. The kernel ends with 0 in every row.
+
+`python -m tests.faults > docs/explanation/faults.md` writes this page. `make test` runs most of the rows,
+`make test-faults` the slow rest.
 
 | fault | outcome | reason, or what the run says | in |
 |---|---|---|---|
 """
 
 TAIL = """
-## More of slides
+## More faults of slides
 
 | fault | outcome | test |
 |---|---|---|
-| float, signed, 32-bit samples | fallback: 32-bit float samples are no slide, … | test_odd_slides |
-| a codec that nothing reads (LERC, …) | fallback: compression LERC is not read by libvips, and OpenSlide says: … | test_reader |
-| a size that the file cannot hold | fallback: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
-| palette, turned; PNG, JPEG | read as 8-bit RGB, upright | test_odd_slides |
-| pen marks, shadows | left out while there is other tissue | test_tissue, test_marks |
-| less tissue than on any real slide | its tiles | test_tissue |
+| float, signed, 32-bit samples | fallback, `unsupported` | test_odd_slides |
+| a codec that nothing reads (LERC, …) | fallback, `unsupported`; the reason names the codec | test_reader |
+| a size that the file cannot hold | fallback, `damaged`: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
+| palette, rotated; PNG, JPEG | read as 8-bit RGB, upright | test_odd_slides |
+| pen marks, shadows | excluded while there is other tissue | test_tissue, test_marks |
+| less tissue than on any real slide | done, with the tiles that it has | test_tissue |
 
-## More of the run
+## More faults of the run
 
 | fault | outcome | test |
 |---|---|---|
 | SIGKILL of the run, before or after the first slide | submission.csv on disk is valid, with what was scored; report.jsonl has whole lines | test_pipeline |
-| the kernel's child hangs | it is killed a minute after the deadline; the file is checked, the kernel ends with 0 | test_rehearsal |
+| the kernel's child hangs | it is killed a minute after the deadline; the file is checked, and the kernel ends with 0 | test_rehearsal |
 | SIGKILL of the kernel | submission.csv on disk is valid | test_rehearsal |
 | the parent dies while a slide hangs | the slide's process dies with it | faults/test_workers |
 | wheels that pip refuses | slides are read by OpenSlide | test_rehearsal |
-| no competition data | what is mounted is printed; exit code 2 | test_rehearsal |
-| an image id that is no file name | one line, exit code 2, nothing written | test_pipeline |
+| no competition data | the kernel prints what is mounted; exit code 2 | test_rehearsal |
+| an image id that is not a file name | one line, exit code 2, nothing written | test_pipeline |
 | a run folder that holds something else | one line, exit code 2, nothing written | test_pipeline |
-| a slide's picture, or the page, that cannot be made | one line, the run goes on and ends as it would have | test_report_page |
-| `clotkit report` on a folder that is no run, or a damaged one | one line, exit code 2, nothing written | test_report_page |
+| a slide's picture, or the page, cannot be made | one line; the run goes on and ends as it would have | test_report_page |
+| `clotkit report` on a folder that is not a run, or on a damaged one | one line, exit code 2, nothing written | test_report_page |
 
-Of `clotkit tile` and `clotkit run` on a cluster, and of object stores, [Scale](../guides/scale.md) has the table.
+[Scale](../guides/scale.md#what-happens-when) has the table for clusters and object stores,
+[Deliver](../guides/deliver.md#what-happens-when) the one for Kaggle.
 
-## The rehearsal refuses
+## What a rehearsal refuses
 
-A kernel that ends with another code than 0, imports the repository or what the wheels should bring, opens a
-connection, writes to its inputs, leaves files besides those of a run (README), passes the memory or
-wall limit, or gives different submissions in the two layouts (test_rehearsal).
+A rehearsal refuses a kernel that ends with an exit code other than 0, imports the repository or what the wheels should
+bring, opens a connection, writes to its inputs, leaves files other than those of a run, exceeds the memory or wall-clock
+limit, or gives different submissions in the two layouts (test_rehearsal).
 """  # noqa: E501 - a row of a table is one line
 
 
