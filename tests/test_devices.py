@@ -1,11 +1,11 @@
-"""Training on several devices: two processors of this machine stand for two GPUs, in a process of their own."""
+"""Test training on several devices: two virtual CPUs stand for two GPUs, in a process of their own."""
 
 import subprocess
 import sys
 
 import pytest
 
-from clotkit.training.devices import training
+from clotkit.training.devices import training_scope
 
 TWO = """
 import numpy as np
@@ -17,7 +17,7 @@ from pathlib import Path
 import sys
 
 from clotkit.config import load_recipe
-from clotkit.training.devices import gather_team, training
+from clotkit.training.devices import create_context, training_scope
 from clotkit.training.fit import fit
 from clotkit.members.networks import build_network
 from clotkit.data.tiles import TileSet
@@ -27,12 +27,12 @@ rng = np.random.default_rng(0)
 labels = np.arange(48) % 2
 tiles = rng.integers(0, 120, (48, 16, 16, 3)) + 90 * labels[:, None, None, None]
 names = np.arange(48).astype(str)
-seen = TileSet(tiles.astype(np.uint8), labels, names, names, names, names, ("dark", "light"))
-team = gather_team("auto")
-with training(team=team):
+train = TileSet(tiles.astype(np.uint8), labels, names, names, names, names, ("dark", "light"))
+context = create_context("auto")
+with training_scope(context=context):
     network = build_network(recipe.model[0], 16, 2)
-    history = fit(network, seen, seen, recipe, 1, Path(sys.argv[2]), team=team)
-    print("replicas", team.replicas)
+    history = fit(network, train, train, recipe, 1, Path(sys.argv[2]), context=context)
+    print("replicas", context.replicas)
 print("loss", history["loss"].iloc[0], history["loss"].iloc[-1])
 """
 RECIPE = """
@@ -68,12 +68,12 @@ def test_a_network_learns_on_two_devices(tmp_path_factory: pytest.TempPathFactor
     assert last < first
 
 
-def test_on_one_device_nothing_is_spread() -> None:
+def test_half_precision_is_set_on_a_gpu_and_reset_afterwards() -> None:
     import keras
 
     before = keras.config.dtype_policy().name
-    with training(["cpu:0"]):
+    with training_scope(["cpu:0"]):
         assert keras.config.dtype_policy().name == before
-    with training(["gpu:0"]):
+    with training_scope(["gpu:0"]):
         assert keras.config.dtype_policy().name == "mixed_float16"
     assert keras.config.dtype_policy().name == before

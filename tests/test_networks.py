@@ -12,7 +12,7 @@ from clotkit.errors import ConfigError
 from clotkit.members.networks import KINDS, Network, build_committee, build_network
 from clotkit.members.pooling import pool_attention, pool_logits
 from clotkit.members.predict import noise
-from clotkit.training.fit import standardise
+from clotkit.training.frozen import set_standardisation
 
 from .conftest import ROOT
 
@@ -225,7 +225,7 @@ def test_even_rows_give_the_logits_of_the_standardised_mean_feature() -> None:
     shake(network.model)
     tiles = noise(16, 6)
     features = ask(network.features, tiles).astype(np.float64)
-    standardise(network, features.astype(np.float32), ["a", "a", "a", "a", "b", "b"])
+    set_standardisation(network, features.astype(np.float32), ["a", "a", "a", "a", "b", "b"])
     means = np.array([features[:4].mean(axis=0), features[4:].mean(axis=0)])
     w, b = (np.asarray(value, np.float64) for value in network.head.get_layer("classes").get_weights())
     scaled = (means[0] - means.mean(axis=0)) / np.sqrt(means.var(axis=0) + 1e-3)

@@ -1,38 +1,93 @@
-"""Global batches of a training, as each replica's part of them: from memory, or from shards; and as a tf.data dataset.
+"""Make the batches of a training run: from memory or from shards, for each replica, and as a tf.data dataset.
 
-Every part is a pure function of the seed, the epoch, the step and the replica: a run that was killed goes on with the
-batch that it would have had, and the parts of all replicas are the batch of one.
+Every part of a batch is a pure function of the seed, the epoch, the step and the replica. So a resumed run continues
+with the batch that it would have had, and the parts of all replicas together are the batch of a single one.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.training.sampler import Lanes, Rows, lanes_of
+from clotkit.config import TrainingConfig
+from clotkit.data.tiles import TileSet
+from clotkit.training.resampling import epoch_order, sample_weights
+from clotkit.training.sampler import Rows, ShardSampler, replica_groups
 
-AT_A_TIME = 2  # parts that are made ready in parallel, and that wait to be taken
+PARALLEL_PARTS = 2  # parts that are computed at the same time, and parts that wait to be taken
 
 Floats = npt.NDArray[np.float32]
-Draw = Callable[[Rows, np.random.Generator], npt.NDArray[Any]]
-Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # inputs [b, …], classes [b, C], weights [b], items of the batch
+Draw = Callable[[Rows, np.random.Generator], npt.NDArray[Any]]  # item numbers [b] -> their inputs [b, …]
+Batch = tuple[npt.NDArray[Any], Floats, Floats]  # inputs [b, …], one-hot classes [b, C], weights [b]
+Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # a Batch, and the items of the global batch, float32[]
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The data that one model is fitted to. An item is a tile, or a slide for a head that pools whole slides."""
+
+    model: Any  # Keras model of the inputs
+    draw: Draw  # gives the inputs of items, augmented
+    classes: Floats  # one-hot class of each item, [n, C]
+    labels: Rows  # class index of each item, [n]
+    weights: Floats  # weight of each item in the loss, [n]
+    validation: Batch | None  # the items that choose the epoch; None without any
+    shards: Rows | None = None  # the shard of each item, [n]; None when the items are in memory
+
+
+def training_inputs(
+    model: Any, draw: Draw, train: TileSet, validation: TileSet, inputs: npt.NDArray[Any], config: TrainingConfig
+) -> TrainingInputs:
+    """Return inputs whose items have the classes and weights of the rows of `train`, in memory.
+
+    `inputs` are the model's inputs for the rows of `validation`.
+    """
+    batch = None
+    if len(validation):
+        batch = (inputs, one_hot(validation.labels, len(validation.classes)), sample_weights(validation, config))
+    classes = one_hot(train.labels, len(train.classes))
+    return TrainingInputs(model, draw, classes, train.labels, sample_weights(train, config), batch)
+
+
+def one_hot(labels: Rows, classes: int) -> Floats:
+    """Return float32[n, C] for class indices int64[n]."""
+    return np.eye(classes, dtype=np.float32)[labels]
 
 
 class Feed(Protocol):
-    """Where the batches come from."""
+    """The batches of a run."""
 
-    steps: int  # global batches of an epoch
+    steps: int  # global batches in an epoch
 
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
-        """A replica's part of a global batch; the last number is how many items the whole batch has, float32[]."""
+        """Return a replica's part of a global batch."""
         ...
 
 
+def create_feed(inputs: TrainingInputs, config: TrainingConfig, seed: int) -> Feed:
+    """Return the global batches of the inputs: in any order from memory, or grouped by shard."""
+    labels, classes = inputs.labels, inputs.classes.shape[1]
+
+    def order(epoch: int) -> Rows:
+        return epoch_order(labels, config, classes, seed, epoch)
+
+    if inputs.shards is None:
+        return MemoryFeed(inputs.draw, order, inputs.classes, inputs.weights, config.batch_tiles, seed)
+
+    def copies(epoch: int) -> Rows:
+        return np.bincount(order(epoch), minlength=len(labels))
+
+    sampler = ShardSampler(inputs.shards, config.batch_tiles, seed, copies if config.balance == "oversample" else None)
+    return ShardFeed(inputs.draw, sampler, inputs.classes, inputs.weights, seed)
+
+
 class MemoryFeed:
-    """Items that are in memory, in the order of `order(epoch)`; each replica takes its rows of the whole batch."""
+    """Items in memory, in the order of `order(epoch)`; each replica takes its rows of the global batch."""
 
     def __init__(
         self, draw: Draw, order: Callable[[int], Rows], classes: Floats, weights: Floats, batch_items: int, seed: int
@@ -40,50 +95,67 @@ class MemoryFeed:
         self._draw, self._order, self._classes, self._weights = draw, order, classes, weights
         self._batch_items, self._seed = batch_items, seed
         self._lock = threading.Lock()
-        self._known: tuple[int, Rows] = (-1, np.zeros(0, np.int64))
+        self._cached_order: tuple[int, Rows] = (-1, np.zeros(0, np.int64))
         self.steps = -(-len(order(0)) // batch_items)
 
-    def batch(self, epoch: int, step: int) -> tuple[npt.NDArray[Any], Floats, Floats]:
-        """A whole global batch: inputs [b, …], one-hot classes [b, C], weights [b]."""
-        chosen = self._in_order(epoch)[step * self._batch_items : (step + 1) * self._batch_items]
-        inputs = self._draw(chosen, np.random.default_rng([self._seed, epoch, step]))
-        return inputs, self._classes[chosen], self._weights[chosen]
-
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
-        """See Feed. The whole batch is drawn: what chance does to an item depends on those before it."""
-        # Keras says that an epoch ends before its first one begins: for it they count from 1, and here as for it
-        inputs, classes, weights = self.batch(epoch + 1, step)
-        begin, end = (len(inputs) * edge // replicas for edge in (replica, replica + 1))
-        return _cut((inputs, classes, weights), begin, end)
+        """See Feed. Every replica draws the whole batch, because an item's random numbers follow those before it."""
+        number = epoch + 1  # seeds count epochs from 1
+        rows = self._epoch_rows(number)[step * self._batch_items : (step + 1) * self._batch_items]
+        inputs = self._draw(rows, np.random.default_rng([self._seed, number, step]))
+        begin, end = (len(rows) * edge // replicas for edge in (replica, replica + 1))
+        return _slice((inputs, self._classes[rows], self._weights[rows]), begin, end)
 
-    def _in_order(self, epoch: int) -> Rows:
+    def _epoch_rows(self, number: int) -> Rows:
         with self._lock:
-            if self._known[0] != epoch:
-                self._known = epoch, self._order(epoch)
-            return self._known[1]
+            if self._cached_order[0] != number:
+                self._cached_order = number, self._order(number)
+            return self._cached_order[1]
 
 
 class ShardFeed:
-    """Tiles of shards, by lanes (see Lanes); `draw` reads those that it is asked for."""
+    """Tiles of shards in the order of a ShardSampler; `draw` reads the tiles that it is asked for."""
 
-    def __init__(self, draw: Draw, lanes: Lanes, classes: Floats, weights: Floats, seed: int) -> None:
-        self._draw, self._lanes, self._classes, self._weights, self._seed = draw, lanes, classes, weights, seed
-        self.steps = lanes.steps
+    def __init__(self, draw: Draw, sampler: ShardSampler, classes: Floats, weights: Floats, seed: int) -> None:
+        self._draw, self._sampler, self._classes, self._weights, self._seed = draw, sampler, classes, weights, seed
+        self.steps = sampler.steps
 
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
-        """See Feed. Raises ConfigError where the lanes cannot be parted evenly."""
-        lanes = lanes_of(replica, replicas, self._lanes.count)
-        drawn = [self._lane(epoch, step, lane) for lane in lanes]
-        inputs, rows = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-        return inputs, self._classes[rows], self._weights[rows], np.array(self._lanes.batch_tiles, np.float32)
+        """See Feed. Raises ConfigError when the replicas cannot share the groups of shards evenly."""
+        groups = replica_groups(replica, replicas, self._sampler.group_count)
+        drawn = [self._group(epoch, step, group) for group in groups]
+        inputs, rows = (np.concatenate(parts) for parts in zip(*drawn, strict=True))  # [b, …], [b]
+        return inputs, self._classes[rows], self._weights[rows], np.array(self._sampler.batch_tiles, np.float32)
 
-    def _lane(self, epoch: int, step: int, lane: int) -> tuple[npt.NDArray[Any], Rows]:
-        rows = self._lanes.rows(epoch, step, lane)
-        return self._draw(rows, np.random.default_rng([self._seed, epoch, step, lane])), rows
+    def _group(self, epoch: int, step: int, group: int) -> tuple[npt.NDArray[Any], Rows]:
+        rows = self._sampler.rows(epoch, step, group)
+        return self._draw(rows, np.random.default_rng([self._seed, epoch, step, group])), rows
 
 
-def _cut(batch: tuple[npt.NDArray[Any], Floats, Floats], begin: int, end: int) -> Part:
-    """Some items of a batch; instead of none, one of no weight: TensorFlow's convolutions fail on empty batches."""
+class ValidationFeed:
+    """The validation items once, in their order; each replica has a contiguous run of them. Epochs do not differ."""
+
+    def __init__(self, validation: Batch, batch_items: int, replicas: int = 1) -> None:
+        self._validation = validation
+        self._batch_items = batch_items
+        self.steps = -(-self._run_length(replicas) // batch_items)
+
+    def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
+        """See Feed."""
+        length = self._run_length(replicas)
+        end = min((replica + 1) * length, len(self._validation[0]))
+        begin = min(replica * length + step * self._batch_items, end)
+        return _slice(self._validation, begin, min(begin + self._batch_items, end))
+
+    def _run_length(self, replicas: int) -> int:
+        return -(-len(self._validation[0]) // replicas)
+
+
+def _slice(batch: Batch, begin: int, end: int) -> Part:
+    """Return some items of a batch; for an empty slice one item of weight 0.
+
+    An empty batch breaks TensorFlow's convolutions and the statistics of batch normalisation.
+    """
     inputs, classes, weights = batch
     items = np.array(len(inputs), np.float32)
     if begin < end:
@@ -92,71 +164,58 @@ def _cut(batch: tuple[npt.NDArray[Any], Floats, Floats], begin: int, end: int) -
     return inputs[last : last + 1], classes[last : last + 1], np.zeros(1, np.float32), items
 
 
-class WatchFeed:
-    """Watched items once, in their order; each replica has a run of them that lie together. No epoch matters."""
+class BatchDataset:
+    """A feed as tf.data: the parts that the replicas of this process take, in turn, of each global batch."""
 
-    def __init__(self, watched: tuple[npt.NDArray[Any], Floats, Floats], batch_items: int, replicas: int = 1) -> None:
-        self._inputs, self._classes, self._weights = watched
-        self._batch_items = batch_items
-        self.steps = -(-self._most(replicas) // batch_items)
+    def __init__(self, feed: Feed, local_replicas: int = 1, first: int = 0, replicas: int = 1) -> None:
+        """Wrap a feed for the replicas `first` … `first + local_replicas - 1` of `replicas`."""
+        self._feed, self._local_replicas, self._first, self._replicas = feed, local_replicas, first, replicas
+        self._failure: Exception | None = None
 
-    def _most(self, replicas: int) -> int:
-        return -(-len(self._inputs) // replicas)
+    def epochs(self, begin: int, end: int, whole: bool = False) -> Any:
+        """Return a tf.data.Dataset of the parts of epochs begin … end - 1.
 
-    def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
-        """See Feed."""
-        most = self._most(replicas)
-        end = min((replica + 1) * most, len(self._inputs))
-        begin = min(replica * most + step * self._batch_items, end)
-        return _cut((self._inputs, self._classes, self._weights), begin, min(begin + self._batch_items, end))
-
-
-class Dataset:
-    """A feed as tf.data: what a process's replicas take, in turn, of the global batches from one step to another.
-
-    `failure` is what was raised in the feed: TensorFlow makes an error of its own of it.
-    """
-
-    def __init__(self, feed: Feed, here: int = 1, first: int = 0, replicas: int = 1) -> None:
-        self._feed, self._here, self._first, self._replicas = feed, here, first, replicas
-        self.failure: Exception | None = None
-
-    @cached_property
-    def _spec(self) -> Sequence[tuple[Any, tuple[int, ...]]]:
-        """The type, and the shape after the first axis, of each array of a part."""
-        part = self._feed.part(0, 0, self._first, self._replicas)
-        return [(array.dtype, array.shape[1:]) for array in part]
-
-    def between(self, begin: int, end: int, whole: bool = False) -> Any:
-        """A tf.data.Dataset of the parts of steps begin … end - 1, counted on from epoch to epoch.
-
-        An element is (inputs, classes, weights, items of the batch); for a `whole` batch, as Keras takes it, without
-        the last. Raises what the feed raises for the first part.
+        An element is a Part; with `whole`, for a single replica, it is a Batch, as Keras's `fit` takes it. Raises
+        what the feed raises for the first part.
         """
         import tensorflow as tf
 
-        types = [array_type for array_type, _ in self._spec]
+        types = [dtype for dtype, _ in self._spec]
 
         def shaped(*arrays: Any) -> tuple[Any, ...]:
-            for array, (_, rest) in zip(arrays[:3], self._spec[:3], strict=True):
-                array.set_shape((None, *rest))
+            for array, (_, item_shape) in zip(arrays[:3], self._spec[:3], strict=True):
+                array.set_shape((None, *item_shape))
             arrays[3].set_shape(())
             return arrays[:3] if whole else arrays
 
-        numbers = tf.data.Dataset.range(begin * self._here, end * self._here)
+        parts_per_epoch = self._feed.steps * self._local_replicas
+        numbers = tf.data.Dataset.range(begin * parts_per_epoch, end * parts_per_epoch)
         parts = numbers.map(
             lambda number: shaped(*tf.numpy_function(self._part, [number], types)),
-            num_parallel_calls=AT_A_TIME,
+            num_parallel_calls=PARALLEL_PARTS,
             deterministic=True,
         )
-        return parts.prefetch(AT_A_TIME)
+        return parts.prefetch(PARALLEL_PARTS)
+
+    @contextmanager
+    def feed_errors(self) -> Iterator[None]:
+        """Raise the feed's own exception instead of the error that TensorFlow makes of it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - TensorFlow's class depends on where the feed failed
+            raise self._failure or error from None
+
+    @cached_property
+    def _spec(self) -> Sequence[tuple[Any, tuple[int, ...]]]:
+        """Return the dtype of each array of a part, and its shape without the first axis."""
+        part = self._feed.part(0, 0, self._first, self._replicas)
+        return [(array.dtype, array.shape[1:]) for array in part]
 
     def _part(self, number: Any) -> Part:
-        step, local = divmod(int(number), self._here)
+        step, local = divmod(int(number), self._local_replicas)
+        epoch, step = divmod(step, self._feed.steps)
         try:
-            return self._feed.part(
-                step // self._feed.steps, step % self._feed.steps, self._first + local, self._replicas
-            )
+            return self._feed.part(epoch, step, self._first + local, self._replicas)
         except Exception as error:
-            self.failure = error
+            self._failure = error
             raise

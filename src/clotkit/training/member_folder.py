@@ -1,5 +1,6 @@
-"""What a member folder holds, and writing it: weights, recipe, calibration, metrics, history, predictions, card."""
+"""Write a member folder, and the manifest of a folder of members."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,72 +9,102 @@ from typing import Any
 import pandas as pd
 
 from clotkit.config import Recipe
+from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
-from clotkit.files import atomic_write, atomic_write_json, atomic_write_text
-from clotkit.members import folder, loading
+from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sha256
+from clotkit.members import folder as files
 from clotkit.members.ensemble import Calibration
+from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training came to: the networks that ship, fold by fold or those trained on everything; how they were made.
+class TrainedMember:
+    """The result of training a recipe."""
 
-    `out_of_fold` has a row an image that its networks had not seen, raw; `scored` a row a unit, calibrated on others;
-    `crossed` are the calibrations of the folds, each fitted on the others; `split` has a row an image: image, and the
-    fold that held it, TRAINED or WATCHED.
+    networks: list[list[Network]]  # that ship: those of each fold, or one list of those trained on all patients
+    history: pd.DataFrame  # one row per epoch of every network
+    out_of_fold: pd.DataFrame  # one row per image: the raw prediction of networks that were not trained on it
+    scored: pd.DataFrame  # one row per patient or image: its prediction, calibrated on the other folds
+    calibration: Calibration  # that ships
+    fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
+    split: pd.DataFrame  # one row per image: image, and fold as in split.csv
+
+
+def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember, metrics: dict[str, Any]) -> None:
+    """Write the member folder `out`, the metrics last: a folder without them is not a complete member.
+
+    `source` is the text of the recipe.
     """
-
-    networks: list[list[Network]]
-    history: pd.DataFrame
-    out_of_fold: pd.DataFrame
-    scored: pd.DataFrame
-    calibration: Calibration
-    crossed: list[Calibration]
-    split: pd.DataFrame
-
-
-def write_member(out: Path, recipe: Recipe, source: str, trained: Trained, metrics: dict[str, Any]) -> None:
-    """Write the member folder `out`, file by file, the metrics last: without them it is no member."""
     out.mkdir(parents=True, exist_ok=True)
-    _write_weights(out / folder.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
-    atomic_write_text(out / folder.RECIPE, source)
-    crossed = [calibration.to_json() for calibration in trained.crossed]
-    atomic_write_json(out / folder.CALIBRATION, trained.calibration.to_json() | {"folds": crossed})
-    _write_table(out / folder.HISTORY, trained.history.round(6))
-    _write_table(out / folder.OUT_OF_FOLD, trained.out_of_fold.round(6))
-    _write_table(out / folder.SPLIT, trained.split)
-    plots.draw_curves(out / folder.CURVES, trained.history)
-    atomic_write_text(out / folder.CARD, card(recipe, metrics))
-    atomic_write_json(out / folder.METRICS, metrics)
+    _write_weights(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
+    atomic_write_text(out / files.RECIPE, source)
+    folds = [calibration.to_json() for calibration in trained.fold_calibrations]
+    atomic_write_json(out / files.CALIBRATION, trained.calibration.to_json() | {"folds": folds})
+    _write_table(out / files.HISTORY, trained.history.round(6))
+    _write_table(out / files.OUT_OF_FOLD, trained.out_of_fold.round(6))
+    _write_table(out / files.SPLIT, trained.split)
+    plots.draw_curves(out / files.CURVES, trained.history)
+    atomic_write_text(out / files.CARD, card(recipe, metrics))
+    atomic_write_json(out / files.METRICS, metrics)
 
 
 def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
-    """The model card, in Markdown (Mitchell et al. 2019, "Model cards for model reporting")."""
-    said = recipe.card
+    """Return the model card in Markdown (Mitchell et al. 2019, "Model cards for model reporting")."""
+    texts = recipe.card
     networks = " + ".join(
         f"{model.copies} x {model.name}" if model.copies > 1 else model.name for model in recipe.model
     )
-    many = metrics["networks_of_folds"]
+    folds = metrics["networks_of_folds"]
     parts = [
         f"# {recipe.name}",
-        said.use or f"Tells {', '.join(metrics['classes'])} apart.",
-        "**Not for clinical use.** Nothing here was tested for it.",
+        texts.use or f"Tells {', '.join(metrics['classes'])} apart.",
+        "**Not for clinical use.** It was never tested for that.",
         "## Network",
-        f"{networks}{f', once for each of {many} folds, averaged' if many > 1 else ''}; "
-        f"{recipe.tiling.name} of {recipe.tiling.tile_px} px. Everything else is in recipe.toml.",
+        f"{networks}{f', trained once for each of {folds} folds and averaged' if folds > 1 else ''}. "
+        f"Tiles: {recipe.tiling.name}, {recipe.tiling.tile_px} px. recipe.toml has all other settings.",
         "## Data",
-        f"{said.data or metrics['data']}\n\nLicence of the data: {said.licence or 'not stated'}.\n\n"
+        f"{texts.data or metrics['data']}\n\nLicence of the data: {texts.licence or 'not stated'}.\n\n"
         "{tiles} tiles of {images} images of {patients} patients.".format(**metrics["material"]),
         "## Figures",
-        f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s; with 95 % intervals of a bootstrap by "
-        f"patient. Seed {metrics['seed']}. A constant has a weighted log loss of {metrics['constant']:.4f}.",
+        f"Estimated on: {metrics['estimate']}, {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
+        f"intervals, resampled by patient. Seed: {metrics['seed']}. A constant prediction has a weighted log loss of "
+        f"{metrics['constant']:.4f}.",
         _figures_table(metrics),
         "## Limits",
-        said.limits or "The figures are of data like the training data; other scanners and stains were not tried.",
+        texts.limits or "The figures hold for data like the training data; other scanners and stains were not tried.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write_manifest(folder: Path) -> int:
+    """Write MANIFEST.json for the members directly inside `folder`, and return how many there are.
+
+    It lists every file of a member: {"member/file": {"sha256", "bytes", "provenance"}}. Raises ConfigError when there
+    is no member.
+    """
+    members = [path for path in files.find_members(folder) if path != folder]
+    if not members:
+        raise ConfigError(f"{folder}: is a member itself; give the folder that holds members")
+    entries: dict[str, Any] = {}
+    for member in members:
+        provenance = _provenance(member)
+        for path in sorted(member.iterdir()):
+            entries[f"{member.name}/{path.name}"] = {
+                "sha256": sha256(path),
+                "bytes": path.stat().st_size,
+                "provenance": provenance,
+            }
+    atomic_write_json(folder / files.MANIFEST, entries)
+    return len(members)
+
+
+def _provenance(member: Path) -> str:
+    """Return one line that says how a member was made."""
+    metrics = json.loads((member / files.METRICS).read_text(encoding="utf-8"))
+    images = metrics["material"]["images"]
+    return f"recipe {metrics['recipe']}, seed {metrics['seed']}, {images} images: {metrics['data']}"
 
 
 def _figures_table(metrics: dict[str, Any]) -> str:
@@ -86,9 +117,9 @@ def _figures_table(metrics: dict[str, Any]) -> str:
 
 
 def _write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]], classes: int) -> None:
-    """Save the weights of all networks in a committee that was never compiled: no optimizer's state in the file."""
-    bare, model = loading.build_member(recipe, classes, len(folds))
-    for target, network in zip(bare, [network for fold in folds for network in fold], strict=True):
+    """Save the weights of all networks through a model that was never compiled, so without an optimizer's state."""
+    uncompiled, model = build_member(recipe, classes, len(folds))
+    for target, network in zip(uncompiled, [network for fold in folds for network in fold], strict=True):
         target.features.set_weights(network.features.get_weights())
         target.head.set_weights(network.head.get_weights())
     with atomic_write(path) as temporary:

@@ -1,4 +1,7 @@
-"""Workers of one training meet before TensorFlow is told of them, which waits without end and without a word."""
+"""Wait until every worker of a training run answers, before TensorFlow starts its cluster.
+
+TensorFlow waits for missing workers forever and prints nothing while it does.
+"""
 
 import signal
 import socket
@@ -9,42 +12,47 @@ from contextlib import contextmanager
 from clotkit.errors import ClusterError
 from clotkit.progress import Log
 
-LOOK_S = 0.2  # between two looks for those who are missing
-ANSWER_S = 2.0  # that a machine has for an answer
-SAY_S = 30.0  # between two lines that say who is missing
+POLL_S = 0.2  # between two attempts to connect
+CONNECT_TIMEOUT_S = 2.0
+LOG_EVERY_S = 30.0  # between two lines that name the missing workers
+MAX_NAMED = 3  # missing workers that a line names
 
 
-def meet(addresses: Sequence[str], index: int, wait_s: float, log: Log) -> None:
-    """Return when every worker of `addresses` ("host:port") answers; meanwhile be there for them, at one's own port.
+def rendezvous(addresses: Sequence[str], rank: int, wait_s: float, log: Log) -> None:
+    """Return when every worker of `addresses` ("host:port") answers, while answering at this worker's own port.
 
-    Each of them has to be seen once: who has seen all goes on, and then TensorFlow answers at the same port.
-    Raises ClusterError, with who is missing, after `wait_s` seconds, and where one's own port cannot be had.
+    Each worker has to be reached once. A worker that has reached all of them goes on, and TensorFlow then listens at
+    the same port. Raises ClusterError, with the missing workers, after `wait_s` seconds, and when this worker's port
+    is taken.
     """
-    me = f"worker {index} of {len(addresses)}, at {addresses[index]}"
-    end = time.monotonic() + wait_s
-    said = -SAY_S
-    missing = {number: address for number, address in enumerate(addresses) if number != index}
-    with _listening(addresses[index], me, len(addresses)):
+    this_worker = f"worker {rank} of {len(addresses)}, at {addresses[rank]}"
+    deadline = time.monotonic() + wait_s
+    last_log = -LOG_EVERY_S
+    missing = {number: address for number, address in enumerate(addresses) if number != rank}
+    with _listening(addresses[rank], this_worker, len(addresses)):
         while True:
-            why = {number: _asked(address, end) for number, address in missing.items()}
-            missing = {number: address for number, address in missing.items() if why[number]}
+            failures = {number: _connect_failure(address, deadline) for number, address in missing.items()}
+            missing = {number: address for number, address in missing.items() if failures[number]}
             if not missing:
                 return
-            who = _names(missing, why)
-            if time.monotonic() >= end:
-                raise ClusterError(f"{me}: waited {wait_s:g} s for {who}; start all of them, or give a longer --wait")
-            if time.monotonic() - said >= SAY_S:
-                log(f"{me}: waits for {who}")
-                said = time.monotonic()
-            time.sleep(LOOK_S)
+            names = _names(missing, failures)
+            if time.monotonic() >= deadline:
+                raise ClusterError(
+                    f"{this_worker}: waited {wait_s:g} s for {names}; start all of them, or give a longer --wait"
+                )
+            if time.monotonic() - last_log >= LOG_EVERY_S:
+                log(f"{this_worker}: waits for {names}")
+                last_log = time.monotonic()
+            time.sleep(POLL_S)
 
 
 @contextmanager
-def ended_within(wait_s: float) -> Iterator[None]:
-    """Let Ctrl-C, and `wait_s` seconds, end the process where native code holds Python's lock and waits.
+def killed_after(wait_s: float) -> Iterator[None]:
+    """Let the default actions of SIGINT, SIGTERM and, after `wait_s` seconds, SIGALRM end the process inside.
 
-    Signals are afterwards as they were, SIGTERM too: TensorFlow catches it, and the process could not be ended by it.
-    Only the main thread may ask for it; in another one nothing is limited.
+    Python's own handlers cannot run while native code waits and holds Python's lock. Afterwards the handlers are those
+    of before; SIGTERM is among them because TensorFlow replaces its handler, which makes the process ignore it.
+    Only the main thread may set signals; in another thread nothing changes.
     """
     try:
         before = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM)}
@@ -60,39 +68,8 @@ def ended_within(wait_s: float) -> Iterator[None]:
             signal.signal(one, handler)
 
 
-@contextmanager
-def _listening(address: str, me: str, backlog: int) -> Iterator[None]:
-    port = parted(address)[1]
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    try:
-        listener = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
-    except OSError as error:
-        raise ClusterError(
-            f"{me}: port {port} cannot be had: {error.strerror}; see whether the worker is running already"
-        ) from error
-    with listener:
-        yield
-
-
-def _asked(address: str, end: float) -> str:
-    """Why nobody answers there; empty where somebody does."""
-    least = max(LOOK_S, min(ANSWER_S, end - time.monotonic()))
-    try:
-        socket.create_connection(parted(address), timeout=least).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
-
-
-def _names(missing: dict[int, str], why: dict[int, str]) -> str:
-    shown = [f"worker {number} at {address} ({why[number]})" for number, address in list(missing.items())[:3]]
-    more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
-    return ", ".join(shown + more)
-
-
-def parted(address: str) -> tuple[str, int]:
-    """Host and port of "host:port", or of "[host]:port" for IPv6. Raises ValueError where it is neither."""
+def split_address(address: str) -> tuple[str, int]:
+    """Split "host:port", or "[host]:port" for IPv6, into host and port. Raises ValueError for another form."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -101,9 +78,42 @@ def parted(address: str) -> tuple[str, int]:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text has a host and a port."""
+    """Tell if a text has a host and a port."""
     try:
-        parted(text)
+        split_address(text)
     except ValueError:
         return False
     return True
+
+
+@contextmanager
+def _listening(address: str, this_worker: str, backlog: int) -> Iterator[None]:
+    """Listen at the port of `address`, on all interfaces. Raises ClusterError when the port is taken."""
+    port = split_address(address)[1]
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        listener = socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
+    except OSError as error:
+        raise ClusterError(
+            f"{this_worker}: cannot listen at port {port}: {error.strerror}; check that this worker is not running yet"
+        ) from error
+    with listener:
+        yield
+
+
+def _connect_failure(address: str, deadline: float) -> str:
+    """Return why nobody answers at an address, or "" when somebody does."""
+    timeout_s = max(POLL_S, min(CONNECT_TIMEOUT_S, deadline - time.monotonic()))
+    try:
+        socket.create_connection(split_address(address), timeout=timeout_s).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _names(missing: dict[int, str], failures: dict[int, str]) -> str:
+    named = list(missing.items())[:MAX_NAMED]
+    shown = [f"worker {number} at {address} ({failures[number]})" for number, address in named]
+    more = [f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else []
+    return ", ".join(shown + more)

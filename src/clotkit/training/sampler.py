@@ -1,7 +1,7 @@
-"""The order in which the tiles of shards are learned from: the same global batches however many processes there are.
+"""Order the tiles of shards into global batches that are the same for any number of processes.
 
-Shards are dealt to lanes, and every global batch takes as many tiles of each lane. A process has whole lanes, so it
-reads its own shards alone. Numpy only.
+Shards are dealt to groups, and every global batch takes the same number of tiles from each group. A process owns whole
+groups, so it reads only its own shards. Numpy only.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,88 +12,100 @@ import numpy.typing as npt
 
 from clotkit.errors import ConfigError
 
-MOST_LANES = 8
-WINDOW = 4  # shards whose tiles are shuffled together: so many files are in use at a time, of a lane
+MAX_GROUPS = 8
+WINDOW = 4  # shards whose tiles are shuffled together, and so files in use at a time in each group
 
 Rows = npt.NDArray[np.int64]
-Copies = Callable[[int], Rows]  # epoch -> how often each tile is to be in it, int64[n]
+Copies = Callable[[int], Rows]  # epoch -> how often it contains each tile, int64[n]
 
 
-class Lanes:
-    """Lanes over tiles of which `owner` int64[n] names the shards: a pure function of the seed, the epoch and the step.
+class ShardSampler:
+    """The order of tiles in shards: a pure function of the seed, the epoch and the step.
 
-    In an epoch a lane goes through its shards in an order of its own, WINDOW at a time, the tiles of those shuffled.
-    All lanes make as many steps: one that runs out begins again, one that has more leaves some out, others each epoch.
+    In each epoch a group goes through its shards in a new order, WINDOW shards at a time, with the tiles of these
+    shuffled. All groups make the same number of steps: a group with too few tiles starts again, and a group with too
+    many leaves some out, different ones in each epoch.
     """
 
     def __init__(self, owner: Rows, batch_tiles: int, seed: int, copies: Copies | None = None) -> None:
-        self.count = lane_count(batch_tiles, len(np.unique(owner)))
-        self.each = batch_tiles // self.count  # tiles of a lane in a global batch
+        """Deal shards to groups.
+
+        Args:
+            owner: the shard of each tile, int64[n].
+            batch_tiles: tiles in a global batch.
+            seed: seed of all orders.
+            copies: how often an epoch contains each tile; once by default.
+        """
+        self.group_count = count_groups(batch_tiles, len(np.unique(owner)))
+        self.group_tiles = batch_tiles // self.group_count  # tiles of one group in a global batch
         self._owner, self._seed = owner, seed
         self._copies = copies or (lambda epoch: np.ones(len(owner), np.int64))
         self.batch_tiles = batch_tiles
         self._orders: dict[tuple[int, int], Rows] = {}
 
     @cached_property
-    def shards(self) -> list[Rows]:
-        """The shards of each lane: the largest first, each to the lane that has the fewest tiles yet."""
+    def groups(self) -> list[Rows]:
+        """Return the shards of each group: dealt by falling size, each to the group with the fewest tiles so far."""
         shards, counts = np.unique(self._owner, return_counts=True)
         shuffled = np.random.default_rng([self._seed]).permutation(len(shards))
-        dealt: list[list[int]] = [[] for _ in range(self.count)]
-        tiles = np.zeros(self.count, np.int64)
+        dealt: list[list[int]] = [[] for _ in range(self.group_count)]
+        tiles = np.zeros(self.group_count, np.int64)
         for index in shuffled[np.argsort(-counts[shuffled], kind="stable")]:
-            lane = int(tiles.argmin())
-            dealt[lane].append(int(shards[index]))
-            tiles[lane] += counts[index]
-        return [np.array(sorted(lane), np.int64) for lane in dealt]
+            group = int(tiles.argmin())
+            dealt[group].append(int(shards[index]))
+            tiles[group] += counts[index]
+        return [np.array(sorted(group), np.int64) for group in dealt]
 
     @cached_property
     def steps(self) -> int:
-        """The global batches of an epoch."""
+        """Return the number of global batches in an epoch."""
         return -(-int(self._copies(0).sum()) // self.batch_tiles)
 
-    def rows(self, epoch: int, step: int, lane: int) -> Rows:
-        """The tiles that a lane gives to a global batch, int64[each]."""
-        order = self._orders.get((epoch, lane))
+    def rows(self, epoch: int, step: int, group: int) -> Rows:
+        """Return the tiles that a group gives to a global batch, int64[group_tiles]."""
+        order = self._orders.get((epoch, group))
         if order is None:
-            order = self._order(epoch, lane)
+            order = self._order(epoch, group)
             self._orders = {key: kept for key, kept in self._orders.items() if key[0] >= epoch - 1}
-            self._orders[epoch, lane] = order
-        return order[step * self.each : (step + 1) * self.each]
+            self._orders[epoch, group] = order
+        return order[step * self.group_tiles : (step + 1) * self.group_tiles]
 
-    def _order(self, epoch: int, lane: int) -> Rows:
-        needed, copies = self.steps * self.each, self._copies(epoch)
-        rng = np.random.default_rng([self._seed, epoch, lane])
-        found: list[Rows] = []
-        while sum(map(len, found)) < needed:
-            found += self._pass(lane, copies, rng)
-        return np.concatenate(found)[:needed]
+    def _order(self, epoch: int, group: int) -> Rows:
+        """Return the tiles of a group in an epoch, int64[steps * group_tiles]."""
+        needed, copies = self.steps * self.group_tiles, self._copies(epoch)
+        rng = np.random.default_rng([self._seed, epoch, group])
+        windows: list[Rows] = []
+        while sum(map(len, windows)) < needed:
+            windows += self._shuffled_windows(group, copies, rng)
+        return np.concatenate(windows)[:needed]
 
-    def _pass(self, lane: int, copies: Rows, rng: np.random.Generator) -> list[Rows]:
-        """All tiles of a lane once, or as often as they are wanted, window by window."""
-        shards = rng.permutation(self.shards[lane])
+    def _shuffled_windows(self, group: int, copies: Rows, rng: np.random.Generator) -> list[Rows]:
+        """Return all tiles of a group, each as often as `copies` says, window by window."""
+        shards = rng.permutation(self.groups[group])
         windows = [shards[start : start + WINDOW] for start in range(0, len(shards), WINDOW)]
         tiles = [np.concatenate([self._tiles_of[shard] for shard in window]) for window in windows]
         return [rng.permutation(np.repeat(rows, copies[rows])) for rows in tiles]
 
     @cached_property
     def _tiles_of(self) -> dict[int, Rows]:
+        """Return the tiles of each shard."""
         order = np.argsort(self._owner, kind="stable")
         shards, starts = np.unique(self._owner[order], return_index=True)
         return dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def lane_count(batch_tiles: int, shards: int) -> int:
-    """The most lanes, MOST_LANES at most, that part a global batch evenly and have a shard each."""
-    return max(lanes for lanes in range(1, min(MOST_LANES, shards, batch_tiles) + 1) if batch_tiles % lanes == 0)
+def count_groups(batch_tiles: int, shards: int) -> int:
+    """Return the largest number of groups, up to MAX_GROUPS, that divides a batch and leaves a shard for each."""
+    return max(groups for groups in range(1, min(MAX_GROUPS, shards, batch_tiles) + 1) if batch_tiles % groups == 0)
 
 
-def lanes_of(replica: int, replicas: int, lanes: int) -> Sequence[int]:
-    """The lanes of one replica. Raises ConfigError where they cannot be parted evenly."""
-    if lanes % replicas:
+def replica_groups(replica: int, replicas: int, groups: int) -> Sequence[int]:
+    """Return the groups that one replica reads. Raises ConfigError when the replicas cannot share them evenly."""
+    if groups % replicas:
         raise ConfigError(
-            f"{replicas} replicas are to share {lanes} lanes of shards; allowed: a number that divides {lanes}; lanes "
-            f"are the most up to {MOST_LANES} that divide training.batch_tiles and have a shard each"
+            f"{replicas} replicas cannot share {groups} groups of shards evenly; allowed: a number that divides "
+            f"{groups} (the largest number of groups, up to {MAX_GROUPS}, that divides training.batch_tiles and leaves "
+            "a shard for each); change training.batch_tiles or the number of devices"
         )
-    each = lanes // replicas
-    return range(replica * each, (replica + 1) * each)
+    share = groups // replicas
+    return range(replica * share, (replica + 1) * share)

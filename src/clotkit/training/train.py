@@ -1,4 +1,4 @@
-"""Training a member: labelled tiles, folds, networks for each, the calibration, and what ships."""
+"""Train a member from a recipe: read tiles, fit networks on folds, calibrate, write the folder."""
 
 import hashlib
 import json
@@ -43,13 +43,19 @@ from clotkit.splits import SYNTHETIC
 from clotkit.stores import Place, store_of
 from clotkit.synthetic.contours import MARKER
 from clotkit.training import devices
-from clotkit.training.fit import Features, Told, features_of, fit, forget, is_frozen
-from clotkit.training.member_folder import Trained, write_member
+from clotkit.training.checkpoints import delete_checkpoints
+from clotkit.training.epochs import EpochCallback
+from clotkit.training.fit import fit
+from clotkit.training.frozen import FrozenFeatures, compute_features, is_frozen
+from clotkit.training.member_folder import TrainedMember, write_member
 
-DESCRIBED = ("seed", "size", "separation", "pictures")  # of what a synthetic split's marker says
-LINE_S = 20.0
-STATE = ".training"  # in the member's folder: what a killed run goes on from
-ESTIMATES = {  # what the figures are of, by the split's rule
+Mask = npt.NDArray[np.bool_]
+
+DESCRIBED = ("seed", "size", "separation", "pictures")  # facts of a synthetic split's marker that metrics.json repeats
+LOG_EVERY_S = 20.0  # least time between two lines of one fit
+STATE = ".training"  # folder of checkpoints in the member folder, until the member is written
+FINAL = "all"  # name of the fit on all patients; a fold's fit is named by its number
+ESTIMATES = {  # what the figures estimate, by data.split
     "folds": "out of fold, by patient",
     "centres": "out of fold, by centre",
     "holdout": "patients held out",
@@ -59,78 +65,80 @@ ESTIMATES = {  # what the figures are of, by the split's rule
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `clotkit train` is asked for; `folds` None takes the recipe's, `limit` None takes all images."""
+    """The options of one `clotkit train`."""
 
-    recipe: str
+    recipe: str  # name or path
     data: Place
-    out: Path
-    folds: int | None = None
-    limit: int | None = None
-    backbones: Path | None = None
-    cache: Path = CACHE  # of shards that `data`, a URL, names
-    wait_s: float = devices.WAIT_S  # for the other workers, where there are several
+    out: Path  # the member folder
+    folds: int | None = None  # None: as many as the recipe says
+    limit: int | None = None  # images of each class; None: all
+    backbones: Path | None = None  # folder of ImageNet weights
+    cache: Path = CACHE  # of shards, when `data` is a URL
+    wait_s: float = devices.WAIT_S  # seconds for the other workers, when there are several
 
 
 def train(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
-    """Train a recipe on its data; write the member folder `out` and return its metrics.
+    """Train a recipe on its data, write the member folder and return its metrics.
 
-    Patients are on one side of every split; the figures are of those that no network had seen, calibrated on others.
-    A run that was killed goes on where it stood when the same command is given again. Where training.strategy is
-    "multi_worker" every worker calls this alike; the chief alone writes the member, and the others return {}.
-    Raises ConfigError, SplitError, StoreError or UsageError, before a file is written, for wrong input; ClusterError
-    where another worker is gone, or did not come.
+    Every patient is on one side of each split. The metrics are of held-out patients, calibrated on others. If a run is
+    killed, the same command resumes it. With training.strategy "multi_worker" every worker calls this alike; only the
+    chief writes the member, and the others return {}.
+
+    Raises:
+        ConfigError, SplitError, StoreError, UsageError: the input is wrong; no file is written.
+        ClusterError: another worker is gone, or did not come.
     """
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
     _check_feed(recipe, settings.data, competition)
     if recipe.training.strategy == "multi_worker":
-        devices.read_cluster(os.environ.get(devices.CLUSTER))  # what is wrong with it is told before data are read
+        devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
     aim = aim_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
-    team = devices.gather_team(recipe.training.strategy, log, settings.wait_s)
+    context = devices.create_context(recipe.training.strategy, log, settings.wait_s)
     key = _key(source, tiles, folds)
-    with team.together():
-        _check_alike(team, key)
-        state = _state(settings.out, key, team, log)
-        run = _Run(recipe, tiles, aim, settings.backbones, state, log if team.is_chief else lambda _: None, team)
-        if team.is_chief:
-            trained = run.on_folds(folds)
+    with context.cluster_errors():
+        _check_same_key(context, key)
+        state = _open_state(settings.out, key, context, log)
+        progress = log if context.is_chief else lambda _: None
+        run = _Run(recipe, tiles, aim, settings.backbones, state, progress, context)
+        if context.is_chief:
+            trained = run.train_folds(folds)
             metrics = _metrics(trained, recipe, tiles, aim, settings.data, competition, len(folds))
             write_member(settings.out, recipe, source, trained, metrics)
         else:
-            run.with_the_chief(folds)
-        team.gathered([0])  # what is needed to go on stays until the member is there
-    forget(state)
-    if not team.is_chief:
-        with suppress(OSError):  # the chief's, with the member in it
+            run.follow_chief(folds)
+        context.all_gather([0])  # no worker deletes its checkpoints before the member is written
+    delete_checkpoints(state)
+    if not context.is_chief:
+        with suppress(OSError):  # not empty: the chief has written the member into it
             settings.out.rmdir()
         return {}
     log(f"{settings.out}: {summary(metrics)}; {time.monotonic() - started:.0f} s")
     return metrics
 
 
+def summary(metrics: dict[str, Any]) -> str:
+    """Return the main figures of a member, with their intervals, on one line."""
+    shown = [
+        f"{name.replace('_', ' ')} {metrics[name]:.4f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+        for name in ("accuracy", "balanced_accuracy", "auc", "weighted_log_loss")
+        if metrics.get(name) is not None and metrics.get(f"{name}_low") is not None
+    ]
+    return ", ".join(shown) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
+
+
 def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
     if recipe.training.feed == "shards" and not is_tiled(data, competition):
         raise ConfigError(
-            f'{data}: no shards there, but recipe {recipe.name} has training.feed = "shards"; clotkit tile it first, '
+            f'{data}: no shards there, but recipe {recipe.name} has training.feed = "shards"; run clotkit tile first, '
             'or set feed = "memory"'
         )
 
 
-def summary(metrics: dict[str, Any]) -> str:
-    """The figures that matter, on one line."""
-    shown = ("accuracy", "balanced_accuracy", "auc", "weighted_log_loss")
-    said = [
-        f"{name.replace('_', ' ')} {metrics[name]:.4f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
-        for name in shown
-        if metrics.get(name) is not None and metrics.get(f"{name}_low") is not None
-    ]
-    return ", ".join(said) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
-
-
 def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
-    """A sha256 of the recipe, the tiles and the folds; of tiles that are in shards their keys stand for the pixels."""
+    """Return a sha256 of the recipe, the tiles and the folds; the keys of shards stand for their pixels."""
     digest = hashlib.sha256(source.encode())
     pixels: Any = tiles.tiles
     digest.update(pixels.fingerprint() if isinstance(pixels, ShardTiles) else np.ascontiguousarray(pixels).data)
@@ -139,33 +147,33 @@ def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
     return digest.hexdigest()
 
 
-def _check_alike(team: devices.Team, key: str) -> None:
-    """Raise ConfigError where the workers do not all train the same on the same."""
-    keys = team.gathered([int(key[start : start + 15], 16) for start in range(0, 60, 15)])  # [workers, 4]
+def _check_same_key(context: devices.DistributedContext, key: str) -> None:
+    """Raise ConfigError when a worker has another recipe, other tiles or other folds."""
+    keys = context.all_gather([int(key[start : start + 15], 16) for start in range(0, 60, 15)])  # [world_size, 4]
     others = np.flatnonzero((keys != keys[0]).any(axis=1))
     if len(others):
         raise ConfigError(
-            f"worker {others[0]} of {team.workers} has another recipe, other tiles or other folds than worker 0; "
+            f"worker {others[0]} of {context.world_size} has another recipe, other tiles or other folds than worker 0; "
             "give all of them the same recipe, data and options"
         )
 
 
-def _state(out: Path, key: str, team: devices.Team, log: Log) -> Path:
-    """The folder of what this worker has done so far; an earlier one stays if it is of the same recipe, data, folds."""
-    state = out / (STATE if team.is_chief else f"{STATE}-{team.worker}")
-    named = state / "key"
-    if named.is_file() and named.read_text(encoding="utf-8") == key:
-        log(f"{out}: goes on from where an earlier run stood")
+def _open_state(out: Path, key: str, context: devices.DistributedContext, log: Log) -> Path:
+    """Return this worker's folder of checkpoints, emptied unless it is of the same recipe, tiles and folds."""
+    state = out / (STATE if context.is_chief else f"{STATE}-{context.rank}")
+    key_file = state / "key"
+    if key_file.is_file() and key_file.read_text(encoding="utf-8") == key:
+        log(f"{out}: resumes an earlier run")
         return state
-    forget(state)
+    delete_checkpoints(state)
     state.mkdir(parents=True)
-    atomic_write_text(named, key)
+    atomic_write_text(key_file, key)
     return state
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One recipe on one set of tiles; what a frozen backbone makes of them is computed once for all folds."""
+    """One recipe on one set of tiles; the features of a frozen backbone are computed once for all folds."""
 
     recipe: Recipe
     tiles: TileSet
@@ -173,125 +181,128 @@ class _Run:
     backbones: Path | None
     state: Path
     log: Log
-    team: devices.Team
-    bases: dict[ModelConfig, tuple[Network, Features]] = field(default_factory=dict)
+    context: devices.DistributedContext
+    bases: dict[ModelConfig, tuple[Network, FrozenFeatures]] = field(default_factory=dict)
 
-    def on_folds(self, folds: Sequence[Fold]) -> Trained:
-        """Train on every fold, and on everything where the recipe wants that to ship; calibrate what ships."""
+    def train_folds(self, folds: Sequence[Fold]) -> TrainedMember:
+        """Train on every fold, and on all patients if such a network is to ship; calibrate what ships."""
         networks: list[list[Network]] = []
-        histories, held, watched = [], [], []
+        histories, held_out, validation = [], [], []
         ships_folds = len(folds) == 1 or self.recipe.training.final == "folds"
         for number, fold in enumerate(folds):
-            found, history = self._committee(str(number), fold.train, fold.validation)
-            networks += [found] if ships_folds else []
+            trained, history = self._train_networks(str(number), fold.train, fold.validation)
+            networks += [trained] if ships_folds else []
             histories.append(history.assign(fold=number))
-            held.append(self._predicted(found, fold.held_out).assign(fold=number))
-            watched.append(self._predicted(found, fold.validation))
-            self.log(_said(f"fold {number + 1} of {len(folds)}", fold, history))
-        out_of_fold = pd.concat(held, ignore_index=True)
+            held_out.append(self._predict(trained, fold.held_out).assign(fold=number))
+            validation.append(self._predict(trained, fold.validation))
+            self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
+        out_of_fold = pd.concat(held_out, ignore_index=True)
         units = units_of(out_of_fold, self.aim)
         if len(folds) == 1:
-            calibration = calibrated_on(units_of(watched[0], self.aim), self.aim)  # none to speak of without any
-            crossed = [calibration]
+            calibration = calibrated_on(units_of(validation[0], self.aim), self.aim)  # identity if it lacks a class
+            fold_calibrations = [calibration]
         else:
             calibration = calibrated_on(units, self.aim)
-            crossed = [calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))]
-        scored = cross_calibrated(units, dict(enumerate(crossed)), self.aim)
+            fold_calibrations = [
+                calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))
+            ]
+        scored = cross_calibrated(units, dict(enumerate(fold_calibrations)), self.aim)
         if not ships_folds:
-            watch = folds[0].validation
-            found, history = self._committee("all", ~watch, watch)
-            networks, histories = [found], [*histories, history.assign(fold="all")]
+            trained, history = self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
+            networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
-        return Trained(networks, history, out_of_fold, scored, calibration, crossed, _split(self.tiles, folds))
+        split = _split_table(self.tiles, folds)
+        return TrainedMember(networks, history, out_of_fold, scored, calibration, fold_calibrations, split)
 
-    def with_the_chief(self, folds: Sequence[Fold]) -> None:
-        """Take part in every fit of `on_folds`, in the same order, and in nothing else."""
+    def follow_chief(self, folds: Sequence[Fold]) -> None:
+        """Take part in every fit of `train_folds`, in the same order, and in nothing else."""
         for number, fold in enumerate(folds):
-            self._committee(str(number), fold.train, fold.validation)
+            self._train_networks(str(number), fold.train, fold.validation)
         if len(folds) > 1 and self.recipe.training.final != "folds":
-            self._committee("all", ~folds[0].validation, folds[0].validation)
+            self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
 
-    def _committee(
-        self, name: str, train: npt.NDArray[np.bool_], watch: npt.NDArray[np.bool_]
-    ) -> tuple[list[Network], pd.DataFrame]:
-        """The recipe's networks, trained on some of the tiles, and their histories."""
+    def _train_networks(self, name: str, train: Mask, validation: Mask) -> tuple[list[Network], pd.DataFrame]:
+        """Train the recipe's networks on some of the tiles, and return them with their histories."""
         networks, histories = [], []
         for number, config in enumerate(expanded(self.recipe.model)):
-            seed = self.recipe.training.seed + 1000 * number + (0 if name == "all" else int(name) + 1)
-            base, features = self._base(config)
-            with devices.training(team=self.team):
-                network = self._network(config, seed, base)
-                parts = None if features is None else (features.where(train), features.where(watch))
-                seen, watched = self.tiles.where(train), self.tiles.where(watch)
+            seed = self.recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
+            base, features = self._frozen_base(config)
+            with devices.training_scope(context=self.context):
+                network = self._build(config, seed, base)
+                parts = None if features is None else (features.where(train), features.where(validation))
+                tiles = self.tiles.where(train), self.tiles.where(validation)
                 title, state = f"{config.name}, fold {name}", self.state / f"{name}-{number}"
-                with _epochs(title, self.recipe.training.epochs, self.log) as told:
-                    history = fit(network, seen, watched, self.recipe, seed, state, parts, told, self.team)
-            networks.append(self._alone(network, config, seed, base))
+                with _epoch_progress(title, self.recipe.training.epochs, self.log) as on_epoch:
+                    history = fit(network, *tiles, self.recipe, seed, state, parts, on_epoch, self.context)
+            networks.append(self._without_strategy(network, config, seed, base))
             histories.append(history.assign(network=number))
         return networks, pd.concat(histories, ignore_index=True)
 
-    def _network(self, config: ModelConfig, seed: int, base: Network | None) -> Network:
+    def _build(self, config: ModelConfig, seed: int, base: Network | None) -> Network:
         import keras
 
         keras.utils.set_random_seed(seed)
         recipe, classes = self.recipe, len(self.tiles.classes)
         return build_network(config, recipe.tiling.tile_px, classes, recipe.inference.pooling, self.backbones, base)
 
-    def _alone(self, network: Network, config: ModelConfig, seed: int, base: Network | None) -> Network:
-        """The network outside of the team: one that predicts without the other replicas."""
-        if self.team.strategy is None:
+    def _without_strategy(self, network: Network, config: ModelConfig, seed: int, base: Network | None) -> Network:
+        """Return the network, rebuilt outside a strategy's scope so that it predicts without the other replicas."""
+        if self.context.strategy is None:
             return network
-        alone = self._network(replace(config, weights="none"), seed, base)
-        alone.model.set_weights(network.model.get_weights())
-        return alone
+        rebuilt = self._build(replace(config, weights="none"), seed, base)
+        rebuilt.model.set_weights(network.model.get_weights())
+        return rebuilt
 
-    def _base(self, config: ModelConfig) -> tuple[Network | None, Features | None]:
-        """A frozen backbone, the same for all folds, and its features of all tiles; nothing where it learns."""
+    def _frozen_base(self, config: ModelConfig) -> tuple[Network | None, FrozenFeatures | None]:
+        """Return a network whose frozen backbone all folds share, and its features of all tiles; or None twice."""
         if not is_frozen(config, self.recipe):
             return None, None
         if config not in self.bases:
-            network = self._network(config, self.recipe.training.seed, None)
-            self.log(f"{config.name} is frozen: its features of {len(self.tiles)} tiles are computed once")
-            self.bases[config] = network, features_of(network, self.tiles.tiles, self.recipe)
+            network = self._build(config, self.recipe.training.seed, None)
+            self.log(f"{config.name} is frozen: computing the features of {len(self.tiles)} tiles once")
+            self.bases[config] = network, compute_features(network, self.tiles.tiles, self.recipe)
         return self.bases[config]
 
-    def _predicted(self, networks: Sequence[Network], chosen: npt.NDArray[np.bool_]) -> pd.DataFrame:
-        """One row an image of the chosen tiles."""
-        tiles, recipe = self.tiles.where(chosen), self.recipe
-        rows = predict_committee(networks, tiles.tiles, recipe, recipe.training.batch_tiles)
+    def _predict(self, networks: Sequence[Network], mask: Mask) -> pd.DataFrame:
+        """Return the predictions for the tiles of a mask, one row per image."""
+        tiles, recipe = self.tiles.where(mask), self.recipe
+        rows = predict_committee(networks, tiles.tiles, recipe, recipe.training.batch_tiles)  # [n, C] or [n, C + 1]
         return predicted_images(rows, tiles, recipe.inference)
 
 
 @contextmanager
-def _epochs(title: str, total: int, log: Log) -> Iterator[Told]:
-    """A tqdm bar of epochs on a terminal; elsewhere a line, at most one in LINE_S seconds."""
+def _epoch_progress(title: str, total: int, log: Log) -> Iterator[EpochCallback]:
+    """Show a tqdm bar of epochs on a terminal, and elsewhere a line every LOG_EVERY_S seconds at most."""
     from tqdm import tqdm
 
     last = time.monotonic()
     with tqdm(total=total, desc=title, unit="epoch", disable=not sys.stderr.isatty()) as bar:
 
-        def told(epoch: int, row: dict[str, float]) -> None:
+        def on_epoch(epoch: int, logs: dict[str, float]) -> None:
             nonlocal last
-            losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", "val_loss") if name in row)
+            losses = ", ".join(f"{name} {logs[name]:.3f}" for name in ("loss", "val_loss") if name in logs)
             bar.set_postfix_str(losses, refresh=False)
             bar.update(epoch - bar.n)
-            if bar.disable and time.monotonic() - last > LINE_S:
+            if bar.disable and time.monotonic() - last > LOG_EVERY_S:
                 last = time.monotonic()
                 log(f"{title}: epoch {epoch} of {total}, {losses}")
 
-        yield told
+        yield on_epoch
 
 
-def _said(name: str, fold: Fold, history: pd.DataFrame) -> str:
+def _fold_summary(name: str, fold: Fold, history: pd.DataFrame) -> str:
     last = history.iloc[-1]
     return (
-        f"{name}: {int(fold.train.sum())} tiles to train, {int(fold.held_out.sum())} held out, "
+        f"{name}: {int(fold.train.sum())} training tiles, {int(fold.held_out.sum())} held out, "
         f"{int(last['epoch'])} epochs, last loss {last['loss']:.3f}"
     )
 
 
-def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
-    """A row an image, and its fold: the number of the one that held it; with one fold also train and watch."""
+def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
+    """Return one row per image with its fold: the number of the one that held it out.
+
+    With a single fold, the rows of the other images say SPLIT_TRAIN or SPLIT_VALIDATION.
+    """
     table = pd.DataFrame({"image": tiles.images, "fold": ""})
     for number, fold in enumerate(folds):
         if len(folds) == 1:
@@ -301,36 +312,17 @@ def _split(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     return table.drop_duplicates()
 
 
-def _describe(data: Place, competition: Competition) -> str:
-    """What the member was trained on: drawn slides and pictures say so, and how to make them again."""
-    marker = _marker(data)
-    if marker is None:
-        return competition.slug if is_tiled(data, competition) else Path(data).name
-    facts = json.loads(marker)
-    facts = facts["splits"]["train"] if "splits" in facts else facts
-    return "synthetic, " + ", ".join(f"{name} {value}" for name, value in facts.items() if name in DESCRIBED)
-
-
-def _marker(data: Place) -> str | None:
-    store = store_of(data)
-    for name in (SYNTHETIC, MARKER):
-        with suppress(OSError):
-            return store.read_text(name)
-    return None
-
-
 def _metrics(
-    trained: Trained, recipe: Recipe, tiles: TileSet, aim: Aim, data: Place, competition: Competition, folds: int
+    trained: TrainedMember,
+    recipe: Recipe,
+    tiles: TileSet,
+    aim: Aim,
+    data: Place,
+    competition: Competition,
+    folds: int,
 ) -> dict[str, Any]:
+    """Return the contents of metrics.json."""
     raw = units_of(trained.out_of_fold, aim)
-    slides = {}
-    if aim.by_patient:
-        by_slide = replace(aim, by_patient=False)
-        slides = {
-            "per_slide": score(
-                cross_calibrated(trained.out_of_fold, dict(enumerate(trained.crossed)), by_slide), by_slide
-            )
-        }
     return {
         "classes": list(tiles.classes),
         "positive": aim.positive,
@@ -352,5 +344,33 @@ def _metrics(
         "constant": round(constant(aim), 6),
         "weighted_log_loss_uncalibrated": round(log_loss(raw, aim), 6),
         **score(trained.scored, aim),
-        **slides,
+        **_metrics_per_slide(trained, aim),
     }
+
+
+def _metrics_per_slide(trained: TrainedMember, aim: Aim) -> dict[str, Any]:
+    """Return the figures by slide for a member that is scored by patient, and nothing for others."""
+    if not aim.by_patient:
+        return {}
+    by_slide = replace(aim, by_patient=False)
+    calibrations = dict(enumerate(trained.fold_calibrations))
+    return {"per_slide": score(cross_calibrated(trained.out_of_fold, calibrations, by_slide), by_slide)}
+
+
+def _describe(data: Place, competition: Competition) -> str:
+    """Return the name of the data; for synthetic data the facts that it takes to draw them again."""
+    marker = _marker(data)
+    if marker is None:
+        return competition.slug if is_tiled(data, competition) else Path(data).name
+    facts = json.loads(marker)
+    facts = facts["splits"]["train"] if "splits" in facts else facts
+    return "synthetic, " + ", ".join(f"{name} {value}" for name, value in facts.items() if name in DESCRIBED)
+
+
+def _marker(data: Place) -> str | None:
+    """Return the text of the file that marks synthetic data, or None if there is none."""
+    store = store_of(data)
+    for name in (SYNTHETIC, MARKER):
+        with suppress(OSError):
+            return store.read_text(name)
+    return None

@@ -1,4 +1,4 @@
-"""The command line of training."""
+"""Add the verbs of training to the command line: train and manifest."""
 
 import argparse
 from functools import partial
@@ -9,43 +9,46 @@ from clotkit.stores import place
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add this room's verbs to the command line."""
     _add_train(verbs)
     _add_manifest(verbs)
 
 
 def _add_train(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "train", "train a member from a recipe, with its figures and its calibration")
+    verb = add_verb(verbs, "train", "train a member from a recipe, calibrate it and report its out-of-fold metrics")
     verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
     verb.add_argument(
         "--data",
         type=place,
         required=True,
         metavar="PATH",
-        help="a train split, what clotkit tile made of one (or its URL, like s3://…), or pictures: folder, table, .npz",
+        help="a train split; the shards that clotkit tile made of one, or their URL (s3://…); or pictures: a folder, a "
+        "table or an .npz file",
     )
     verb.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="MEMBER_DIR",
-        help="where the member is written; a run that was killed goes on from what is there",
+        help="folder to write the member to; run the same command again to resume a run that was killed",
     )
-    verb.add_argument("--folds", type=int, help="for the out-of-fold predictions (default: the recipe's)")
-    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument(
+        "--folds", type=int, help="number of folds for the out-of-fold predictions (default: the recipe's)"
+    )
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class, for a quick try")
     verb.add_argument(
         "--cache",
         type=Path,
         default=Path("build/cache"),
         metavar="DIR",
-        help="where shards of a URL are kept, so that each is fetched once (default: build/cache)",
+        help="folder to keep the shards of a URL in, so that each is fetched once (default: build/cache)",
     )
     verb.add_argument(
         "--wait",
         type=seconds,
         default=1800.0,
         metavar="TIME",
-        help="where several train, how long one waits for the others (default: 30m)",
+        help="how long to wait for the other training workers (default: 30m)",
     )
     add_backbones_dir(verb)
     verb.set_defaults(verb=_train)
@@ -70,13 +73,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _add_manifest(verbs: Verbs) -> None:
-    verb = verbs.add_parser("manifest", help="write MANIFEST.json: the hashes of the members in a folder")
+    verb = verbs.add_parser("manifest", help="write MANIFEST.json, which lists the hashes of the members in a folder")
     verb.add_argument("weights", type=Path, metavar="DIR", help="a folder of members")
     verb.set_defaults(verb=_manifest)
 
 
 def _manifest(arguments: argparse.Namespace) -> int:
-    from clotkit.training.manifest import write_manifest
+    from clotkit.training.member_folder import write_manifest
 
     print(f"{arguments.weights}: {write_manifest(arguments.weights)} members listed")
     return DONE

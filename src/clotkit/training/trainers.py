@@ -1,0 +1,223 @@
+"""Compute one epoch of training and its validation: with Keras's own `fit`, or with a distribution strategy.
+
+Keras 3.13's `fit` does not work under MultiWorkerMirroredStrategy: it reduces scalars along an axis, and asks for the
+mean of a tuple. Its loss is the mean of the replicas' means, which differs from the loss of the global batch when a
+batch cannot be split evenly. StrategyTrainer computes the loss of the global batch, so the number of replicas does not
+change it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.training.devices import DistributedContext
+from clotkit.training.feed import Batch, BatchDataset, Feed, ValidationFeed
+
+VALIDATION_BATCH = 256  # tiles in one process
+
+Logs = dict[str, float]  # figures of an epoch by the names that Keras gives them
+Sums = npt.NDArray[np.float64]  # one row per step, summed over the replicas: loss, weighted hits, weights, items
+
+
+class Trainer(Protocol):
+    """Computes the epochs of one compiled model."""
+
+    model: Any
+    monitor: str  # the loss that decides: "val_loss" with validation data, else "loss"
+
+    def train(self, epoch: int) -> Logs:
+        """Train for one epoch, counted from 0, and return its accuracy and loss. Epochs have to come in order."""
+        ...
+
+    def validate(self) -> Logs:
+        """Return val_accuracy and val_loss, or nothing without validation data."""
+        ...
+
+
+def create_trainer(
+    model: Any,
+    loss: Callable[[str | None], Any],
+    feed: Feed,
+    validation: Batch | None,
+    epochs: tuple[int, int],
+    context: DistributedContext,
+) -> Trainer:
+    """Return the trainer for a context: Keras's own when it has no strategy.
+
+    Args:
+        model: a compiled Keras model, built in the context's scope.
+        loss: gives the model's Keras loss with a reduction.
+        feed: training batches.
+        validation: validation inputs, one-hot classes and weights; None when there are none.
+        epochs: the first epoch to compute, and the one after the last.
+        context: processes and replicas.
+    """
+    if context.strategy is None:
+        return KerasTrainer(model, feed, validation)
+    return StrategyTrainer(model, loss(None), feed, validation, epochs, context)
+
+
+class KerasTrainer:
+    """Trains with Keras's `fit`, one epoch per call: on one device, or on several with JAX's DataParallel."""
+
+    def __init__(self, model: Any, feed: Feed, validation: Batch | None) -> None:
+        self.model = model
+        self.monitor = "loss" if validation is None else "val_loss"
+        self._batches = BatchDataset(feed)
+        self._validation = None if validation is None else BatchDataset(ValidationFeed(validation, VALIDATION_BATCH))
+
+    def train(self, epoch: int) -> Logs:
+        """See Trainer."""
+        batches = self._batches.epochs(epoch, epoch + 1, whole=True)
+        with self._batches.feed_errors():
+            done = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0)
+        return {name: float(values[-1]) for name, values in done.history.items()}
+
+    def validate(self) -> Logs:
+        """See Trainer."""
+        if self._validation is None:
+            return {}
+        batches = self._validation.epochs(0, 1, whole=True)
+        with self._validation.feed_errors():
+            figures = self.model.evaluate(batches, return_dict=True, verbose=0)
+        return {f"val_{name}": float(value) for name, value in figures.items()}
+
+
+class StrategyTrainer:
+    """Trains with a tf.distribute strategy: every replica computes its part of a global batch, gradients are summed."""
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        feed: Feed,
+        validation: Batch | None,
+        epochs: tuple[int, int],
+        context: DistributedContext,
+    ) -> None:
+        """Prepare the steps; `loss` is a Keras loss of single items, without reduction."""
+        synchronise_normalisation(model, context)
+        self.model = model
+        self.monitor = "loss" if validation is None else "val_loss"
+        self._context, self._train_steps = context, feed.steps
+        self._train_step, self._validation_step = (
+            _train_step(model, loss, context),
+            _validation_step(model, loss, context),
+        )
+        self._dataset = self._local_dataset(feed)
+        self._batches = self._iterator(self._dataset, *epochs)
+        self._validation = None
+        if validation is not None:
+            batch = VALIDATION_BATCH // context.local_replicas  # of a replica: the limit is the memory of one process
+            validation_feed = ValidationFeed(validation, batch, context.replicas)
+            self._validation = self._local_dataset(validation_feed)
+            self._validation_steps = validation_feed.steps
+
+    def train(self, epoch: int) -> Logs:
+        """See Trainer."""
+        rows = _run(self._train_step, self._batches, self._train_steps, self._dataset)  # [steps, 4]
+        return _accuracy(rows) | {"loss": float(np.average(rows[:, 0], weights=rows[:, 3]))}
+
+    def validate(self) -> Logs:
+        """See Trainer."""
+        if self._validation is None:
+            return {}
+        batches = self._iterator(self._validation, 0, 1)
+        rows = _run(self._validation_step, batches, self._validation_steps, self._validation)  # [steps, 3]
+        figures = _accuracy(rows) | {"loss": float(rows[:, 0].sum()) + float(_penalty(self.model))}
+        return {f"val_{name}": value for name, value in figures.items()}
+
+    def _local_dataset(self, feed: Feed) -> BatchDataset:
+        """Return the parts of the batches that this process's replicas take."""
+        context = self._context
+        return BatchDataset(feed, context.local_replicas, context.rank * context.local_replicas, context.replicas)
+
+    def _iterator(self, dataset: BatchDataset, begin: int, end: int) -> Iterator[Any]:
+        """Return an iterator over some epochs that the strategy spreads over its local replicas."""
+        distribute = self._context.strategy.distribute_datasets_from_function
+        batches: Iterator[Any] = iter(distribute(lambda _: dataset.epochs(begin, end)))
+        return batches
+
+
+def synchronise_normalisation(model: Any, context: DistributedContext) -> None:
+    """Let batch normalisation use the statistics of the global batch instead of those of a replica's part."""
+    import keras
+
+    if context.replicas > 1:
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+
+
+def _run(step: Callable[[Any], Any], batches: Iterator[Any], steps: int, dataset: BatchDataset) -> Sums:
+    """Run steps and return the figures of each, one row per step."""
+    with dataset.feed_errors():
+        return np.array([np.asarray(step(batches), np.float64) for _ in range(steps)])
+
+
+def _accuracy(rows: Sums) -> Logs:
+    """Return the weighted share of correct items."""
+    return {"accuracy": float(rows[:, 1].sum() / max(rows[:, 2].sum(), 1e-9))}
+
+
+def _train_step(model: Any, loss: Any, context: DistributedContext) -> Callable[[Any], Any]:
+    """Return a training step as a TensorFlow function of the batch iterator.
+
+    It returns float32[4]: the loss of the global batch, the weights of the correct items, all weights, and the items.
+    """
+    import tensorflow as tf
+
+    def on_replica(inputs: Any, classes: Any, weights: Any, items: Any) -> Any:
+        with tf.GradientTape() as tape:
+            probabilities = model(inputs, training=True)  # [b, C]
+            share = tf.reduce_sum(loss(classes, probabilities) * weights) / items  # of the global batch's loss
+            share += _penalty(model) / context.replicas
+            scaled = model.optimizer.scale_loss(share)
+        variables = model.trainable_variables
+        model.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
+        return _figures(share, classes, probabilities, weights, items / context.replicas)
+
+    return _replicated(on_replica, context)
+
+
+def _validation_step(model: Any, loss: Any, context: DistributedContext) -> Callable[[Any], Any]:
+    """Return a validation step as a TensorFlow function of the batch iterator.
+
+    It returns float32[3]: the step's share of the validation loss, the weights of the correct items, and all weights.
+    """
+    import tensorflow as tf
+
+    def on_replica(inputs: Any, classes: Any, weights: Any, items: Any) -> Any:
+        probabilities = model(inputs, training=False)  # [b, C]
+        share = tf.reduce_sum(loss(classes, probabilities) * weights) / items
+        return _figures(share, classes, probabilities, weights)
+
+    return _replicated(on_replica, context)
+
+
+def _penalty(model: Any) -> Any:
+    """Return the sum of what the model's regularisers add to the loss."""
+    import tensorflow as tf
+
+    return tf.add_n([tf.constant(0.0), *model.losses])
+
+
+def _figures(loss: Any, classes: Any, probabilities: Any, weights: Any, *others: Any) -> Any:
+    """Return the loss, the weights of the correct items, all weights, and the others, float32[3 + others]."""
+    import tensorflow as tf
+
+    correct = tf.cast(tf.argmax(classes, 1) == tf.argmax(probabilities, 1), tf.float32)  # [b]
+    return tf.stack([loss, tf.reduce_sum(correct * weights), tf.reduce_sum(weights), *others])
+
+
+def _replicated(on_replica: Callable[..., Any], context: DistributedContext) -> Callable[[Any], Any]:
+    """Return a TensorFlow function that takes the next batch, runs it on every replica and sums the results."""
+    import tensorflow as tf
+
+    def step(batches: Any) -> Any:
+        return context.strategy.reduce("SUM", context.strategy.run(on_replica, next(batches)), axis=None)
+
+    compiled: Callable[[Any], Any] = tf.function(step, reduce_retracing=True)
+    return compiled
