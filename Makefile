@@ -206,7 +206,7 @@ style: $(VENV)/.dev  ## check the prose and the sizes: docstrings open with a se
 	@$(BIN)/python tools/docstrings.py; prose=$$?; $(BIN)/python tools/functions.py; exit $$((prose | $$?))
 
 docs: $(VENV)/.docs  ## build the documentation site into build/site; every warning is an error
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --write-all -q -b html docs build/site
 	@echo "docs: build/site/index.html"
 
 reference: $(VENV)/.runtime  ## write the generated pages of docs/reference again, from the code

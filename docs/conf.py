@@ -10,11 +10,12 @@ release = version = metadata.version("clotkit")
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["README.md"]
 nitpicky = True
 
 html_theme = "furo"
 html_title = f"clotkit {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True, "footer_icons": []}

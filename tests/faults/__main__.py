@@ -41,9 +41,9 @@ TAIL = """
 
 | fault | outcome | test |
 |---|---|---|
-| float, signed, 32-bit samples | fallback, `unsupported` | test_odd_slides |
-| a codec that nothing reads (LERC, …) | fallback, `unsupported`; the reason names the codec | test_reader |
-| a size that the file cannot hold | fallback, `damaged`: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
+| float, signed, 32-bit samples | fallback; the reason names the sample type | test_odd_slides |
+| a codec that nothing reads (LERC, …) | fallback; the reason names the codec | test_reader |
+| a size that the file cannot hold | fallback: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
 | palette, rotated; PNG, JPEG | read as 8-bit RGB, upright | test_odd_slides |
 | pen marks, shadows | excluded while there is other tissue | test_tissue, test_marks |
 | less tissue than on any real slide | done, with the tiles that it has | test_tissue |
