@@ -1,7 +1,8 @@
-"""The application's logic, without Streamlit: uploads of every kind, roots, slides, submissions, trainings."""
+"""The application without Streamlit: uploads of every kind, roots, slides, submissions, trainings."""
 
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -16,30 +17,32 @@ import pytest
 from PIL import Image
 
 from clotkit.app import submissions
-from clotkit.app.decode import VIEW_PX, Window
-from clotkit.app.looking import (
-    folders,
-    moved,
-    open_folder,
-    overview_of,
-    painted,
-    score_live,
-    slide_path,
-    tissue_of,
-    window_of,
-    zoomed,
-    zooms,
-)
+from clotkit.app.escaping import LONGEST_NAME, escaped, printable, without_images
+from clotkit.app.prediction import load
 from clotkit.app.roots import Roots
 from clotkit.app.samples import samples_for
 from clotkit.app.serve import AppSettings, check, from_argument, options_of
-from clotkit.app.text import plain, shown, without_pictures
 from clotkit.app.training import card_of, training_of
-from clotkit.app.work import MOST_UPLOAD_MB, MOST_UPLOADS, PICTURE_LIMITS, Finding, Upload, classify, load
+from clotkit.app.untrusted import VIEW_PX, Window
+from clotkit.app.uploads import MOST_UPLOAD_MB, MOST_UPLOADS, PICTURE_LIMITS, Answer, Upload, classify
+from clotkit.app.viewer import (
+    list_folders,
+    moved,
+    open_folder,
+    paint_tiles,
+    read_overview,
+    read_tissue,
+    read_window,
+    score_live,
+    slide_path,
+    zoom_levels,
+    zoomed,
+)
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionError, UsageError
 from clotkit.evaluation.evaluate import Asked
 from clotkit.evaluation.predict import ask
+from clotkit.reasons import Reason
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.scoring.submission import Fault
 from clotkit.slides.reader import open_slide
@@ -49,23 +52,23 @@ from .conftest import ROOT
 
 WEIGHTS = ROOT / "weights"
 MEMBERS = ("bloodmnist", "brain", "breastmnist", "demo", "double_contour")
-ROOM = ("decode", "looking", "roots", "samples", "serve", "submissions", "text", "training", "work")
+PACKAGE = ROOT / "src" / "clotkit" / "app"
 
 
 @pytest.fixture(scope="module")
 def contour() -> Asked:
-    """The member of drawn pictures."""
+    """Load the member of drawn pictures."""
     return load(WEIGHTS / "double_contour")
 
 
 @pytest.fixture(scope="module")
 def demo() -> Asked:
-    """The member of synthetic slides."""
+    """Load the member of synthetic slides."""
     return load(WEIGHTS / "demo")
 
 
 def png(width: int, height: int, kind: str = "PNG") -> bytes:
-    """A sound picture of noise."""
+    """Return a sound picture of noise."""
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -73,7 +76,7 @@ def png(width: int, height: int, kind: str = "PNG") -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of a few hundred kB at most that says it has side x side pixels."""
+    """Return a PNG of at most a few hundred kB whose header says side x side pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -90,64 +93,66 @@ def zipped() -> bytes:
     return file.getvalue()
 
 
-HOSTILE = {  # name: (bytes, what the line says)
-    "empty.png": (b"", "empty: 0 bytes"),
-    "archive.png": (zipped(), "is a zip archive; PNG, JPEG"),
+HOSTILE = {  # name: (bytes, what the reason names)
+    "empty.png": (b"", "0 bytes"),
+    "archive.png": (zipped(), "zip archive"),
     "script.svg": (b"<svg onload=alert(1)></svg>", "HTML, SVG or XML"),
     "page.html.png": (b"  <script>alert(1)</script>", "HTML, SVG or XML"),
     "shell.sh": (b"#!/bin/sh\nrm -rf /\n", "a script"),
     "print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
-    "words.png": (b"these are words", "begins like none"),
-    "cut.png": (png(200, 200)[:5000], "no sound picture"),
-    "header.png": (b"\x89PNG\r\n\x1a\n" + bytes(40), "header cannot be read"),
-    "broken.jpg": (b"\xff\xd8\xff\xe0" + bytes(500), "header cannot be read"),
-    "broken.tif": (b"II*\0\x08\0\0\0\xff\xff" + bytes(64), "cannot be read"),
-    "bomb.png": (bomb(50_000), "50,000 x 50,000 px; allowed are 25,000,000 px"),
-    "dot.png": (png(3, 3), "3 x 3 px; at least 8"),
-    "../../../etc/passwd": (b"root:x:0:0", "begins like none"),
+    "words.png": (b"these are words", ""),
+    "cut.png": (png(200, 200)[:5000], ""),
+    "header.png": (b"\x89PNG\r\n\x1a\n" + bytes(40), "header"),
+    "broken.jpg": (b"\xff\xd8\xff\xe0" + bytes(500), "header"),
+    "broken.tif": (b"II*\0\x08\0\0\0\xff\xff" + bytes(64), ""),
+    "bomb.png": (bomb(50_000), "25,000,000"),
+    "dot.png": (png(3, 3), "at least 8"),
+    "../../../etc/passwd": (b"root:x:0:0", ""),
 }
 
 
-def test_hostile_uploads_get_a_line_each_and_the_others_their_answers(contour: Asked, strip_ai: Competition) -> None:
+def test_hostile_uploads_get_a_reason_each_and_the_others_their_answers(contour: Asked, strip_ai: Competition) -> None:
     sound = [Upload("one.png", png(192, 192)), Upload("two.jpg", png(300, 200, "JPEG"))]
     bad = [Upload(name, data) for name, (data, _) in HOSTILE.items()]
-    told: list[tuple[int, int]] = []
-    found = classify(contour, [sound[0], *bad, sound[1]], strip_ai, lambda done, total: told.append((done, total)))
-    assert [one.name for one in found] == ["one.png", *HOSTILE, "two.jpg"]
-    assert not found[0].refused
-    assert not found[-1].refused
-    for one in found[1:-1]:
-        assert HOSTILE[one.name][1] in one.refused
-        assert "\n" not in one.refused
-        assert "clotkit-app" not in one.refused, "the temporary folder is nobody's business"
+    steps: list[tuple[int, int]] = []
+    uploads = [sound[0], *bad, sound[1]]
+    answers = classify(contour, uploads, strip_ai, lambda done, total: steps.append((done, total)))
+    assert [one.name for one in answers] == ["one.png", *HOSTILE, "two.jpg"]
+    assert answers[0].refused is answers[-1].refused is None
+    for one in answers[1:-1]:
+        assert one.refused is not None, one.name
+        assert one.refused.code == Reason.DAMAGED, one.name
+        assert HOSTILE[one.name][1] in one.refused.sentence
+        assert "\n" not in one.refused.sentence
+        assert "clotkit-app" not in one.refused.sentence, "the temporary folder is not shown"
         assert one.picture is None
-    assert told[-1] == (len(found), len(found))
+    assert steps[-1] == (len(answers), len(answers))
 
 
 def test_twenty_uploads_one_of_them_a_bomb(contour: Asked, strip_ai: Competition) -> None:
     uploads = [Upload(f"{number}.png", png(96 + number, 96)) for number in range(19)]
     uploads.insert(7, Upload("bomb.png", bomb(60_000)))
-    found = classify(contour, uploads, strip_ai)
-    assert [one.name for one in found if one.refused] == ["bomb.png"]
-    assert sum(bool(one.label) for one in found) == 19
-    assert max(one.peak_mb for one in found) < 300 < PICTURE_LIMITS.memory_mb
+    answers = classify(contour, uploads, strip_ai)
+    assert [one.name for one in answers if one.refused is not None] == ["bomb.png"]
+    assert sum(bool(one.label) for one in answers) == 19
+    assert max(one.peak_mb for one in answers) < 300 < PICTURE_LIMITS.memory_mb
 
 
 def test_the_answer_is_that_of_clotkit_predict(contour: Asked, strip_ai: Competition, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(samples_for("double_contour", "folders", strip_ai)["drawn contour, yes"])
     (wanted,) = ask(WEIGHTS / "double_contour", [path], strip_ai)
-    (found,) = classify(contour, [Upload("x", path.read_bytes())], strip_ai)
-    assert found.label == wanted.label == "yes"
-    assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
-    assert found.heat is not None
-    assert found.heat.shape == (96, 96, 3)
+    (answer,) = classify(contour, [Upload("x", path.read_bytes())], strip_ai)
+    assert answer.label == wanted.label == "yes"
+    assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
+    assert answer.heat is not None
+    assert answer.heat.shape == (96, 96, 3)
 
 
 def test_two_visitors_at_once_get_what_one_gets(contour: Asked, strip_ai: Competition) -> None:
     uploads = [Upload("one.png", png(192, 192)), Upload("two.png", png(150, 192))]
     alone = classify(contour, uploads, strip_ai)
-    both: list[list[Finding]] = []
+    both: list[list[Answer]] = []
     threads = [threading.Thread(target=lambda: both.append(classify(contour, uploads, strip_ai))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -162,11 +167,13 @@ def test_two_visitors_at_once_get_what_one_gets(contour: Asked, strip_ai: Compet
 def test_too_many_and_too_large_uploads_are_refused_unread(contour: Asked, strip_ai: Competition) -> None:
     large = memoryview(bytes((MOST_UPLOAD_MB + 1) * MB))
     uploads = [Upload("large.tif", large), *[Upload("x", b"")] * (MOST_UPLOADS - 1), Upload("last.png", png(20, 20))]
-    (found,) = classify(contour, uploads[:1], strip_ai)
-    assert found.refused == f"65 MB; at most {MOST_UPLOAD_MB} MB are taken; open it from a folder"
-    assert found.seconds == 0
+    (one,) = classify(contour, uploads[:1], strip_ai)
     last = classify(contour, [Upload("x", large)] * MOST_UPLOADS + uploads[-1:], strip_ai)[-1]
-    assert last.refused == f"file {MOST_UPLOADS + 1} of this batch; at most {MOST_UPLOADS} are taken at a time"
+    for answer, numbers in ((one, (MOST_UPLOAD_MB + 1, MOST_UPLOAD_MB)), (last, (MOST_UPLOADS + 1, MOST_UPLOADS))):
+        assert answer.refused is not None
+        assert answer.refused.code == Reason.ABOVE_LIMIT
+        assert [int(number) for number in re.findall(r"\d+", answer.refused.sentence)] == [*numbers]
+        assert answer.seconds == 0
 
 
 def test_a_picture_of_another_size_is_answered_with_a_note(strip_ai: Competition) -> None:
@@ -175,8 +182,8 @@ def test_a_picture_of_another_size_is_answered_with_a_note(strip_ai: Competition
         brain, [Upload("a", png(160, 160)), Upload("b", png(400, 100)), Upload("c", png(20, 20))], strip_ai
     )
     assert not square.notes
-    assert "squeezed to a square" in long.notes[0]
-    assert "enlarged" in small.notes[0]
+    assert "400 x 100" in long.notes[0]
+    assert "20 x 20" in small.notes[0]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -186,14 +193,14 @@ def test_each_member_answers_its_drawn_samples(name: str, strip_ai: Competition)
     assert len(samples) == 2
     assert all(len(data) < 2**20 for data in samples.values())
     for one in classify(asked, [Upload(*item) for item in samples.items()], strip_ai):
-        assert not one.refused
+        assert one.refused is None
         assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-4)
         assert one.label in asked.aim.classes
         assert one.picture is not None
         assert one.heat is not None
 
 
-def test_a_member_of_slides_refuses_what_is_none(demo: Asked, strip_ai: Competition, test_split: Path) -> None:
+def test_a_member_for_slides_refuses_other_files(demo: Asked, strip_ai: Competition, test_split: Path) -> None:
     path = min((test_split / "test").glob("*.tif"))
     uploads = [
         Upload("slide.tif", path.read_bytes()),
@@ -202,29 +209,30 @@ def test_a_member_of_slides_refuses_what_is_none(demo: Asked, strip_ai: Competit
     ]
     slide, cut, archive = classify(demo, uploads, strip_ai)
     assert slide.label in demo.aim.classes
-    assert cut.refused
-    assert "zip archive" in archive.refused
+    for one in (cut, archive):
+        assert one.refused is not None
+        assert one.refused.code == Reason.DAMAGED
 
 
 @pytest.mark.parametrize(
     "name", ["![x](http://evil.example/x.png)", "<img src=x onerror=alert(1)>", ":red[x] $x$ `x`", "a\nb\u202egnp.exe"]
 )
 def test_names_are_shown_as_text(name: str) -> None:
-    escaped = plain(name)
-    assert "\n" not in escaped
-    assert "\u202e" not in escaped
-    assert all(escaped[at - 1] == "\\" for at, char in enumerate(escaped) if char in "![](<>:$`")
-    assert escaped.replace("\\", "") == shown(name)
+    text = escaped(name)
+    assert "\n" not in text
+    assert "\u202e" not in text
+    assert all(text[at - 1] == "\\" for at, char in enumerate(text) if char in "![](<>:$`")
+    assert text.replace("\\", "") == printable(name)
 
 
 def test_long_names_are_cut_and_a_card_fetches_nothing() -> None:
-    assert len(shown("x" * 1000)) == 160
-    assert "![" not in without_pictures("a ![b](http://evil.example/b.png)")
+    assert len(printable("x" * 1000)) == LONGEST_NAME
+    assert "![" not in without_images("a ![b](http://evil.example/b.png)")
 
 
 @pytest.fixture
 def rooted(split: Path, tmp_path: Path) -> Roots:
-    """A root with a split of four slides, a run beside it, and a secret outside."""
+    """Make a root with a split of four slides, and a secret folder outside it."""
     root = tmp_path / "root"
     root.mkdir()
     shutil.move(split, root / "split")
@@ -240,7 +248,7 @@ def test_nothing_outside_the_roots_is_opened(path: str, rooted: Roots, strip_ai:
     root = rooted.folders[0]
     (root / "link").symlink_to(root.parent / "secret")
     (root / "loop").symlink_to(root / "loop")
-    with pytest.raises(UsageError, match="no such file or folder in the folders that were given"):
+    with pytest.raises(UsageError):
         open_folder(path, rooted, strip_ai)
 
 
@@ -252,7 +260,7 @@ def test_a_sibling_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
 
 
 def test_a_root_must_be_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="none"):
         Roots.of([tmp_path / "none"])
 
 
@@ -265,11 +273,11 @@ def test_a_slide_that_is_a_link_out_of_the_roots_is_not_read(rooted: Roots, stri
     path.symlink_to("/etc/passwd")
     with pytest.raises(UsageError):
         slide_path(opened, image_id, rooted)
-    with pytest.raises(UsageError, match="no such slide"):
+    with pytest.raises(UsageError):
         slide_path(opened, "../../etc/passwd", rooted)
 
 
-def test_splits_and_runs_are_found_and_what_fell_back_comes_first(rooted: Roots, strip_ai: Competition) -> None:
+def test_splits_and_runs_are_listed_and_incomplete_slides_come_first(rooted: Roots, strip_ai: Competition) -> None:
     root = rooted.folders[0]
     ids = open_folder("split", rooted, strip_ai).ids()
     (root / "run").mkdir()
@@ -277,7 +285,7 @@ def test_splits_and_runs_are_found_and_what_fell_back_comes_first(rooted: Roots,
         file.add(SlideReport(ids[0], "p", "done", "", 4, 1.0, 40.0))
         file.add(SlideReport(ids[1], "p", "fallback", "the file is empty: 0 bytes", 0, 0.1, 30.0))
     (root / "run" / RUN).write_text(json.dumps({"arguments": {"split": str(root / "split")}}))
-    assert folders(rooted, strip_ai) == [root / "run", root / "split"]
+    assert list_folders(rooted, strip_ai) == [root / "run", root / "split"]
     opened = open_folder("run", rooted, strip_ai)
     assert opened.ids()[0] == ids[1]
     assert (opened.state(ids[1]), opened.reason(ids[1])) == ("fallback", "the file is empty: 0 bytes")
@@ -292,24 +300,24 @@ def test_a_run_over_a_split_outside_the_roots_shows_its_report_only(rooted: Root
     (root / RUN).write_text(json.dumps({"arguments": {"split": str(root.parent / "secret")}}))
     opened = open_folder(".", rooted, strip_ai)
     assert opened.ids() == ["a"]
-    assert "cannot be shown" in opened.note
-    with pytest.raises(UsageError, match="not at hand"):
+    assert isinstance(opened.unreadable, UsageError)
+    with pytest.raises(UsageError):
         slide_path(opened, "a", rooted)
 
 
-def test_a_damaged_report_is_a_line(rooted: Roots, strip_ai: Competition) -> None:
+def test_a_damaged_report_is_an_error(rooted: Roots, strip_ai: Competition) -> None:
     (rooted.folders[0] / REPORT).write_text('{"x": 1}\n')
-    with pytest.raises(SplitError, match="no report of a run"):
+    with pytest.raises(SplitError, match=REPORT):
         open_folder(".", rooted, strip_ai)
 
 
 def test_a_window_shows_what_the_reader_reads(slides: list[Path], strip_ai: Competition) -> None:
-    read = overview_of(slides[0], strip_ai)
-    size = (int(str(read.facts["width_px"])), int(str(read.facts["height_px"])))
-    downsample = zooms(*size)[0]
-    assert read.facts["downsample"] == downsample
+    overview = read_overview(slides[0], strip_ai)
+    size = (int(str(overview.facts["width_px"])), int(str(overview.facts["height_px"])))
+    downsample = zoom_levels(*size)[0]
+    assert overview.facts["downsample"] == downsample
     at = zoomed(Window(0, 0, downsample), 1, *size)
-    view = window_of(slides[0], at, strip_ai)
+    view = read_window(slides[0], at, strip_ai)
     assert view.shape == (VIEW_PX[1], VIEW_PX[0], 3)
     (wanted,) = open_slide(slides[0]).tiles([(at.x_px, at.y_px)], VIEW_PX[1], 1, (255, 255, 255))
     assert np.array_equal(view[:, : VIEW_PX[1]], wanted)
@@ -317,7 +325,7 @@ def test_a_window_shows_what_the_reader_reads(slides: list[Path], strip_ai: Comp
 
 def test_windows_stay_on_the_slide() -> None:
     size = (48_284, 101_408)
-    levels = zooms(*size)
+    levels = zoom_levels(*size)
     assert levels[0] == 256
     assert levels[-1] == 1
     at = moved(Window(0, 0, 4), 1000, 1000, *size)
@@ -327,18 +335,18 @@ def test_windows_stay_on_the_slide() -> None:
     assert zoomed(Window(0, 0, 256), 256, *size) == Window(0, 0, 256)
 
 
-def test_a_window_of_a_file_that_is_no_slide_is_a_line(tmp_path: Path, strip_ai: Competition) -> None:
+def test_a_window_of_a_file_that_is_no_slide_is_an_error(tmp_path: Path, strip_ai: Competition) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(b"II*\0 and nothing more")
     with pytest.raises(SlideUnreadable) as caught:
-        window_of(path, Window(0, 0, 1), strip_ai)
+        read_window(path, Window(0, 0, 1), strip_ai)
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_tissue_and_tiles_are_drawn(slides: list[Path], demo: Asked, strip_ai: Competition) -> None:
-    read = tissue_of(slides[0], demo.recipe.tiling, strip_ai)
-    assert int(str(read.facts["tiles"])) > 0
-    assert read.picture().ndim == 3
+    result = read_tissue(slides[0], demo.recipe.tiling, strip_ai)
+    assert int(str(result.facts["tiles"])) > 0
+    assert result.picture().ndim == 3
 
 
 def test_a_slide_is_scored_live(slides: list[Path], demo: Asked, strip_ai: Competition) -> None:
@@ -351,19 +359,19 @@ def test_a_slide_is_scored_live(slides: list[Path], demo: Asked, strip_ai: Compe
     assert last.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
     assert last.picture is not None
     assert max(last.picture.shape[1] / VIEW_PX[0], last.picture.shape[0] / VIEW_PX[1]) <= 1
-    assert not last.note
+    assert last.cut_short is None
 
 
-def test_scoring_what_is_no_slide_is_a_line(tmp_path: Path, demo: Asked, strip_ai: Competition) -> None:
+def test_scoring_a_file_that_is_no_slide_is_an_error(tmp_path: Path, demo: Asked, strip_ai: Competition) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(zipped())
-    with pytest.raises(SplitError, match="gives no tile: no picture: it is a zip archive"):
+    with pytest.raises(SplitError, match="zip archive"):
         list(score_live(demo, path, strip_ai))
 
 
 def test_tiles_are_painted_by_their_probability() -> None:
     view = np.full((10, 10, 3), 255, np.uint8)
-    seen = painted(view, 2, np.array([[0, 0], [10, 10]], np.int32), (4, 4), np.array([0.0, 1.0]))
+    seen = paint_tiles(view, 2, np.array([[0, 0], [10, 10]], np.int32), (4, 4), np.array([0.0, 1.0]))
     assert tuple(seen[9, 0]) == (255, 255, 255)
     assert seen[0, 0, 0] < seen[5, 5, 0], "violet is darker than yellow"
     assert tuple(seen[7, 7]) == (255, 255, 255)
@@ -377,30 +385,22 @@ def table(competition: Competition, rows: dict[str, tuple[float, float]]) -> byt
 ROWS = {"0a1b2c": (0.25, 0.75), "3d4e5f": (0.5, 0.5), "6a7b8c": (0.9, 0.1)}
 
 
-def test_a_submission_is_checked_spread_and_compared(strip_ai: Competition) -> None:
+def test_a_submission_is_checked_counted_and_compared(strip_ai: Competition) -> None:
     given, other = table(strip_ai, ROWS), table(strip_ai, ROWS | {"0a1b2c": (0.75, 0.25)})
     checked, second = submissions.check(given, given, other, strip_ai)
     assert checked.valid
     assert second is not None
     assert second.valid
-    assert sum(count for _, count in submissions.spread(checked, 1)) == 3
+    assert sum(count for _, count in submissions.histogram(checked, 1)) == 3
     found = submissions.difference(checked, second, strip_ai)
     assert (found.patients, found.only_one) == (3, 0)
     assert found.largest == pytest.approx(0.5)
     assert found.worst[0]["patient"] == "0a1b2c"
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "0 rows|cannot be read|no column"),
-        (b"\0" * 100, "NUL|no column"),
-        (zipped(), "cannot be read|no column|UTF-8"),
-        (b"a,b\n1,2\n", "no column"),
-    ],
-)
-def test_what_is_no_submission_is_a_line(data: bytes, said: str, strip_ai: Competition) -> None:
-    with pytest.raises(SubmissionError, match=said) as caught:
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, zipped(), b"a,b\n1,2\n"])
+def test_a_file_that_is_no_submission_is_an_error(data: bytes, strip_ai: Competition) -> None:
+    with pytest.raises(SubmissionError) as caught:
         submissions.check(data, None, None, strip_ai)
     assert "clotkit-app" not in str(caught.value)
     checked, _ = submissions.check(data, table(strip_ai, ROWS), None, strip_ai)
@@ -415,8 +415,8 @@ def test_problems_are_listed_and_without_a_sample_ids_are_taken_as_they_are(stri
     assert not checked.rows
 
 
-def test_a_file_of_gigabytes_is_no_submission(strip_ai: Competition) -> None:
-    with pytest.raises(SubmissionError, match="9 MB are no submission; at most 8 MB"):
+def test_a_large_file_is_no_submission(strip_ai: Competition) -> None:
+    with pytest.raises(SubmissionError, match=r"9 MB.*8 MB"):
         submissions.check(bytes(9 * MB), None, None, strip_ai)
 
 
@@ -426,19 +426,19 @@ def test_the_errors_of_a_training_are_those_of_its_figures(name: str) -> None:
     accuracy = json.loads((WEIGHTS / name / "metrics.json").read_text())["accuracy"]
     assert 1 - found.wrong / found.units == pytest.approx(accuracy, abs=1e-5)
     assert {row["figure"] for row in found.figures} >= {"accuracy", "auc", "weighted log loss"}
-    assert all(data.startswith(b"\x89PNG") for data in found.pictures.values())
+    assert all(data.startswith(b"\x89PNG") for data in found.plots.values())
     assert len(found.worst) == min(found.wrong, 30)
     assert "Not for clinical use" in card_of(WEIGHTS / name)
 
 
-def test_a_member_without_its_table_is_a_line(tmp_path: Path, contour: Asked) -> None:
+def test_a_member_without_its_table_is_an_error(tmp_path: Path, contour: Asked) -> None:
     folder = Path(shutil.copytree(WEIGHTS / "double_contour", tmp_path / "double_contour"))
     (folder / "oof.csv").unlink()
-    with pytest.raises(ConfigError, match=r"double_contour/oof\.csv: cannot be read"):
+    with pytest.raises(ConfigError, match=r"double_contour/oof\.csv"):
         training_of(folder, contour)
 
 
-def test_the_server_is_told_to_keep_to_itself(tmp_path: Path) -> None:
+def test_the_server_listens_on_loopback_and_reports_nothing(tmp_path: Path) -> None:
     settings = AppSettings(WEIGHTS, (tmp_path,), "strip_ai", 8600)
     options = options_of(settings)
     assert options["server_address"] == "127.0.0.1"
@@ -447,32 +447,32 @@ def test_the_server_is_told_to_keep_to_itself(tmp_path: Path) -> None:
     assert options["server_enableXsrfProtection"] is True
     found = from_argument(["entry.py", settings.to_argument()])
     assert (found.weights, found.roots) == (WEIGHTS.resolve(), (tmp_path.resolve(),))
-    with pytest.raises(UsageError, match="started by clotkit app"):
+    with pytest.raises(UsageError):
         from_argument(["entry.py"])
 
 
 @pytest.mark.parametrize("port", [0, 80, 70_000, -1])
-def test_a_port_out_of_bounds_is_a_line(port: int) -> None:
-    with pytest.raises(UsageError, match="--port is"):
+def test_a_port_out_of_bounds_is_an_error(port: int) -> None:
+    with pytest.raises(UsageError, match=str(port)):
         check(AppSettings(WEIGHTS, (), "strip_ai", port))
 
 
-def test_wrong_folders_are_a_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no member here"):
+def test_wrong_folders_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
         check(AppSettings(tmp_path, (), "strip_ai"))
     with pytest.raises(UsageError, match="--root"):
         check(AppSettings(WEIGHTS, (tmp_path / "none",), "strip_ai"))
 
 
-@pytest.mark.parametrize("module", ROOM)
+@pytest.mark.parametrize("module", sorted(path.stem for path in PACKAGE.glob("*.py")))
 def test_the_logic_needs_no_streamlit(module: str) -> None:
     code = f"import sys; import clotkit.app.{module}; print('streamlit' in sys.modules, 'tensorflow' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", "False"]
 
 
-def test_what_children_import_is_light() -> None:
+def test_child_processes_import_nothing_heavy() -> None:
     heavy = ("keras", "pandas", "scipy", "streamlit")
-    code = f"import sys, clotkit.app.decode; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, clotkit.app.untrusted; print([name for name in {heavy} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

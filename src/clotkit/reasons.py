@@ -30,6 +30,8 @@ class Reason(StrEnum):
     OUTPUT_FULL = "output_full"  # the output has reached its size limit
     NOT_WRITTEN = "not_written"  # the file system refused a write
     MISSING = "missing"  # a member's folder is not there
+    # The application.
+    ABOVE_LIMIT = "above_limit"  # an upload is larger than the application accepts
     # Done with less.
     FEWER_TILES = "fewer_tiles"  # time was short
     ONE_MEMBER = "one_member"  # time was very short

@@ -1,4 +1,4 @@
-"""The application in a real browser: headless Chromium, a real server on loopback. `make test-browser` runs these."""
+"""The application in headless Chromium, against a real server on loopback: make test-browser."""
 
 import os
 import re
@@ -32,13 +32,13 @@ ARGUMENTS = [
 PAGES = {"": "Classify", "slides": "Slides", "submission": "Submission", "training": "Training"}
 WIDTHS = {"phone": (375, 812), "desk": (1440, 900)}
 SHOTS = ROOT / "build" / "screenshots"
-WAIT_MS = 60_000  # for an answer: the first one imports TensorFlow, on however many cores there are
+WAIT_MS = 60_000  # for an answer; the first one imports TensorFlow, slowly on few cores
 READY = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
 @pytest.fixture(scope="module")
 def root(strip_ai: Competition, make_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a split of two synthetic slides, one of them damaged, and a run over it."""
+    """Make a folder with a split of three synthetic slides, one of them damaged, and a run over it."""
     folder = tmp_path_factory.mktemp("root")
     split: Path = make_split(folder / "split", strip_ai, slides=3)
     paths = sorted((split / "test").glob("*.tif"))
@@ -53,7 +53,7 @@ def root(strip_ai: Competition, make_split: Any, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that runs until the last test of this file."""
+    """Start a server that runs until the last test of this file, and give its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,19 +63,19 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     environment = os.environ | {"HOME": str(home)}
     with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = []
+        printed = []
         for line in process.stdout:  # until it listens, or has ended
-            said.append(line)
+            printed.append(line)
             if "URL" in line:
                 break
-        assert f"http://127.0.0.1:{port}" in said[-1], said
+        assert f"http://127.0.0.1:{port}" in printed[-1], printed
         yield f"http://127.0.0.1:{port}"
         process.kill()
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A browser with an empty profile of its own."""
+    """Start a browser with an empty profile."""
     if CHROMIUM is None:
         pytest.skip("no chromium here; install it (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
@@ -88,7 +88,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page(context: Any) -> Iterator[Any]:
-    """A page that may ask nothing but loopback, and whose scripts may not fail."""
+    """Open a page that may request nothing but loopback, and whose scripts may not fail."""
     page, asked, failed = context.new_page(), list[str](), list[str]()
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket_: asked.append(socket_.url))
@@ -115,8 +115,8 @@ def opened(page: Any, server: str, path: str, width: str = "desk") -> None:
     page.locator(READY).wait_for()
 
 
-def kept(page: Any, name: str) -> None:
-    """Keep a screenshot, a build artefact."""
+def screenshot(page: Any, name: str) -> None:
+    """Save a screenshot, a build artefact."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.locator(READY).wait_for()
     page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
@@ -128,14 +128,14 @@ def files_of(uploads: dict[str, bytes]) -> list[dict[str, Any]]:
 
 
 def upload(page: Any, place: int, name: str, data: bytes) -> None:
-    """Give a file to one of several places, and wait, as a person would, until it is there."""
+    """Upload a file to one of several upload fields and wait until it is listed."""
     page.locator('input[type="file"]').nth(place).set_input_files(files_of({name: data}))
     page.get_by_text(name, exact=True).first.wait_for()
     page.locator(READY).wait_for()
 
 
 def choose(page: Any, label: str, option: str) -> None:
-    """Choose an option by keyboard alone."""
+    """Choose an option with the keyboard alone."""
     box = page.get_by_label(label, exact=True).first
     box.focus()
     page.keyboard.type(option)
@@ -153,22 +153,22 @@ def test_pictures_are_answered_and_a_bad_file_gets_its_line(page: Any, server: s
         "![x](http://evil.example/x.png)<img src=http://evil.example/y onerror=alert(1)>.png": png(192, 192),
     }
     page.locator('input[type="file"]').set_input_files(files_of(uploads))
-    page.get_by_text("2 answered, 1 refused").wait_for()
-    page.get_by_text("no picture: it is a zip archive").wait_for()
+    page.get_by_text("2 classified, 1 refused").wait_for()
+    page.get_by_text("the file is a zip archive").wait_for()
     api.expect(page.get_by_text("Answer: yes")).to_have_count(1)
     api.expect(page.get_by_text("![x](http://evil.example/x.png)<img", exact=False).last).to_be_visible()
     api.expect(page.get_by_role("progressbar")).to_have_count(4)
     assert page.locator('img[src*="evil"]').count() == 0
-    kept(page, "classify-uploads")
+    screenshot(page, "classify-uploads")
 
 
 def test_a_sample_is_answered(page: Any, server: str) -> None:
     opened(page, server, "")
     page.get_by_label("drawn contour, yes").check(force=True)
-    page.get_by_text("1 answered, 0 refused").wait_for()
+    page.get_by_text("1 classified, 0 refused").wait_for()
     api.expect(page.get_by_text("Answer: yes")).to_be_visible()
-    page.get_by_text("Where the network looked").scroll_into_view_if_needed()
-    kept(page, "classify-sample")
+    page.get_by_text("Heat map on the tile").scroll_into_view_if_needed()
+    screenshot(page, "classify-sample")
     page.get_by_text("Model card").click()
     api.expect(page.get_by_role("heading", name="Limits")).to_be_visible()
 
@@ -177,13 +177,13 @@ def test_twenty_uploads_at_once_one_a_bomb(page: Any, server: str) -> None:
     opened(page, server, "")
     uploads = {f"{number}.png": png(96 + number, 96) for number in range(19)} | {"bomb.png": bomb(50_000)}
     page.locator('input[type="file"]').set_input_files(files_of(uploads))
-    page.get_by_text("19 answered, 1 refused").wait_for()
+    page.get_by_text("19 classified, 1 refused").wait_for()
     page.get_by_text("50,000 x 50,000 px").wait_for()
 
 
 def test_slides_are_listed_seen_near_and_scored(page: Any, server: str) -> None:
     opened(page, server, "slides")
-    page.get_by_text("3 slides; 1 fell back or are partial").wait_for()
+    page.get_by_text("3 slides, 1 of them partial or fallback").wait_for()
     page.get_by_role("cell", name="its first <b>directory</b> is cut short", exact=True).wait_for()
     page.get_by_text("fallback: 0 tiles, 0.1 s, 30 MB; its first <b>directory</b> is cut short").wait_for()
     choose(page, "Slide", page_option(page, "(done)"))
@@ -194,21 +194,21 @@ def test_slides_are_listed_seen_near_and_scored(page: Any, server: str) -> None:
     page.get_by_role("button", name="Right").press("Enter")
     page.get_by_text(re.compile(r"^1 : 1, from")).wait_for()
     page.locator(READY).wait_for()
-    kept(page, "slides-look")
+    screenshot(page, "slides-view")
     page.get_by_role("tab", name="Score").click()
     page.get_by_role("button", name="Score this slide").click()
     page.get_by_text(re.compile("Answer: (CE|LAA), from")).wait_for()
-    page.get_by_text("Probability of LAA a tile").scroll_into_view_if_needed()
-    kept(page, "slides-score")
+    page.get_by_text("Probability of LAA for each tile").scroll_into_view_if_needed()
+    screenshot(page, "slides-score")
     page.get_by_role("tab", name="Tissue and tiles").click()
-    page.get_by_text("Find the tissue and the tiles").click()
+    page.get_by_text("Find tissue and tiles").click()
     page.get_by_text(re.compile(r"\d+ tiles in blue")).wait_for()
     page.get_by_text(re.compile(r"\d+ tiles in blue")).scroll_into_view_if_needed()
-    kept(page, "slides-tissue")
+    screenshot(page, "slides-tissue")
 
 
 def page_option(page: Any, ending: str) -> str:
-    """The whole text of the option of the list of slides that ends so."""
+    """Return the whole text of the option of the list of slides that ends so."""
     box = page.get_by_label("Slide", exact=True).first
     box.click()
     option = page.get_by_role("option").filter(has_text=ending).first
@@ -228,18 +228,18 @@ def test_a_submission_is_checked(page: Any, server: str, strip_ai: Competition) 
     upload(page, 2, "other.csv", table(strip_ai, ROWS | {"0a1b2c": (0.75, 0.25)}))
     upload(page, 0, "mine.csv", given)
     page.get_by_text("mine.csv: valid, 3 patients").wait_for()
-    page.get_by_text("a probability differs by").wait_for()
+    page.get_by_text("probabilities differ by").wait_for()
     page.get_by_role("columnheader", name="CE, other file").wait_for()
-    kept(page, "submission")
+    screenshot(page, "submission")
 
 
 def test_a_training_is_shown(page: Any, server: str) -> None:
     opened(page, server, "training")
-    page.get_by_text("the worst of them").wait_for()
+    page.get_by_text("the largest errors").wait_for()
     api.expect(page.get_by_role("cell", name="0.9508")).to_be_visible()
     page.get_by_role("columnheader", name="log loss").wait_for()
     page.get_by_role("heading", name="Curves").scroll_into_view_if_needed()
-    kept(page, "training")
+    screenshot(page, "training")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -254,7 +254,7 @@ def test_every_page_is_readable_and_says_that_it_is_not_for_clinical_use(
         ".map(one => one.scrollWidth - one.clientWidth)"
     )
     assert max(wide) <= 0, "the page is wider than the window"
-    kept(page, f"{PAGES[path].lower()}-{width}")
+    screenshot(page, f"{PAGES[path].lower()}-{width}")
 
 
 @pytest.mark.parametrize("path", PAGES)

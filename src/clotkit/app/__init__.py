@@ -1,1 +1,4 @@
-"""The application in a browser: `clotkit app`. The pages (page_*.py, pages.py) know Streamlit, the rest does not."""
+"""The application in a browser, `clotkit app`.
+
+`pages/` draws with Streamlit; the other modules work without it.
+"""

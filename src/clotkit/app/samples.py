@@ -1,4 +1,4 @@
-"""Samples at hand: pictures of the kind that each member looks at, drawn here. No pixel of them is a patient's."""
+"""Draw sample pictures of the kind that each member predicts; no pixel is a patient's."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from clotkit.slides.pixels import Pixels
 
 Grey = npt.NDArray[np.float64]
 CONTOURS_SEED, SLIDES_SEED = 3, 7
-SLIDE_SIZE = "1536x1024"  # px of a drawn slide: six tiles of the member demo
-LARGE = 4  # cells are drawn this many times larger, then averaged
+SLIDE_SIZE = "1536x1024"  # width and height of a drawn slide, in pixels: six tiles of the member demo
+SUPERSAMPLING = 4  # discs are drawn this many times larger, then averaged
 
 
 def samples_for(member: str, source: str, competition: Competition) -> dict[str, bytes]:
-    """The drawn samples of a member, file name to bytes; none for a member that nothing is drawn for.
+    """Return the drawn samples of a member, {name: bytes of the file}; empty if it has none.
 
-    `source` is where its recipe has its data from: every member of slides gets drawn slides.
+    `source` is the recipe's data.source: every member of slides has drawn slides.
     """
     if source == "slides":
         return _slides(competition)
@@ -63,7 +63,7 @@ LOBES = [(10, 12, 3.6), (15, 16, 3.6), (19, 11, 3.6)]  # x, y, radius in px of 2
 
 
 def _cell(nucleus: Sequence[tuple[float, float, float]]) -> Pixels:
-    """A stained blood cell at 28 px: a pink field, red cells at its corners, a purple nucleus in paler plasma."""
+    """Draw a stained blood cell at 28 px: pink field, red corner cells, purple nucleus in paler plasma."""
     rng, side = np.random.default_rng(1), 28
     picture = np.full((side, side, 3), (236.0, 218.0, 214.0)) + rng.normal(0, 3, (side, side, 1))
     for left, top in ((1, 2), (27, 25), (26, 3)):
@@ -80,11 +80,11 @@ def _breasts() -> dict[str, bytes]:
 
 
 def _ultrasound(radius: float) -> Pixels:
-    """An ultrasound-like picture at 28 px: layers of grey, speckle, and a dark spot of `radius` px."""
+    """Draw an ultrasound-like picture at 28 px: layers of grey, speckle, and a dark spot of `radius` px."""
     rng, side = np.random.default_rng(2), 28
     layers = 120 + 40 * np.sin(np.linspace(0, 5, side))[:, None] - np.linspace(0, 30, side)[:, None]
-    seen = (layers * (1 - 0.75 * _disc(side, 14, 15, radius))) * rng.gamma(9, 1 / 9, (side, side))
-    return _grey(seen)
+    pixels = (layers * (1 - 0.75 * _disc(side, 14, 15, radius))) * rng.gamma(9, 1 / 9, (side, side))
+    return _grey(pixels)
 
 
 @cache
@@ -93,28 +93,28 @@ def _brains() -> dict[str, bytes]:
 
 
 def _head(radius: float) -> Pixels:
-    """An MRI-like picture at 160 px: a bright rim, grey folds inside, and a bright spot of `radius` px."""
+    """Draw an MRI-like picture at 160 px: bright rim, grey folds inside, and a bright spot of `radius` px."""
     rng, side = np.random.default_rng(4), 160
     rows, columns = np.mgrid[:side, :side]
     inside = ((rows - 80) / 70) ** 2 + ((columns - 80) / 56) ** 2
     folds = 95 + 14 * np.sin(columns / 5 + 3 * np.sin(rows / 9)) + rng.normal(0, 4, (side, side))
-    seen = np.where(inside < 0.82, folds, np.where(inside < 0.93, 25.0, np.where(inside < 1, 190.0, 8.0)))
-    return _grey(seen + 110 * _disc(side, 104, 66, radius) * (inside < 0.82))
+    pixels = np.where(inside < 0.82, folds, np.where(inside < 0.93, 25.0, np.where(inside < 1, 190.0, 8.0)))
+    return _grey(pixels + 110 * _disc(side, 104, 66, radius) * (inside < 0.82))
 
 
 def _disc(side: int, x: float, y: float, radius: float) -> Grey:
-    """How much of each pixel a disc covers, [side, side], 0 to 1."""
-    places = (np.arange(side * LARGE) + 0.5) / LARGE - 0.5
+    """Return the share of each pixel that a disc covers, [side, side], 0 to 1."""
+    places = (np.arange(side * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - 0.5
     within = (places[:, None] - y) ** 2 + (places[None] - x) ** 2 < radius**2
-    return np.asarray(within.reshape(side, LARGE, side, LARGE).mean(axis=(1, 3)), np.float64)
+    return np.asarray(within.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING).mean(axis=(1, 3)), np.float64)
 
 
 def _over(picture: Grey, cover: Grey, colour: tuple[int, int, int]) -> Grey:
     return np.asarray(picture * (1 - cover[..., None]) + cover[..., None] * np.array(colour), np.float64)
 
 
-def _grey(seen: Grey) -> Pixels:
-    return np.repeat(np.clip(np.rint(seen), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+def _grey(pixels: Grey) -> Pixels:
+    return np.repeat(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _png(pixels: Pixels) -> bytes:

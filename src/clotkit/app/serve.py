@@ -1,4 +1,4 @@
-"""Starting the application's server: its settings, and what Streamlit may do and may not."""
+"""Start the application's server with Streamlit confined to this machine."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.app.roots import Roots
-from clotkit.app.work import MOST_UPLOAD_MB
+from clotkit.app.uploads import MOST_UPLOAD_MB
 from clotkit.competitions import load_competition
 from clotkit.errors import UsageError, needs_extra
 from clotkit.members.folder import find_members
@@ -19,31 +19,31 @@ ENTRY = Path(__file__).parent / "pages" / "entry.py"
 
 @dataclass(frozen=True)
 class AppSettings:
-    """What `clotkit app` is asked for; only folders of members in `weights`, and what is in `roots`, are opened."""
+    """The settings of `clotkit app`. No folder but `weights` and `roots` is opened."""
 
-    weights: Path
-    roots: tuple[Path, ...]
-    competition: str
+    weights: Path  # a member, or a folder of members
+    roots: tuple[Path, ...]  # folders whose splits and runs may be opened
+    competition: str  # name, or path of a .toml
     port: int = 8501
-    address: str = LOOPBACK
+    address: str = LOOPBACK  # address to listen on
 
     def to_argument(self) -> str:
-        """As one word for the pages' process to read."""
+        """Return the settings that the pages need as one command-line word; `from_argument` reads it."""
         paths = [str(path.resolve()) for path in self.roots]
         return json.dumps([str(self.weights.resolve()), paths, self.competition])
 
 
 def from_argument(words: Sequence[str]) -> AppSettings:
-    """The settings that the pages were started with. Raises UsageError without them."""
+    """Return the settings in the last of a command line's words. Raises UsageError if they are not there."""
     try:
         weights, roots, competition = json.loads(words[-1])
         return AppSettings(Path(weights), tuple(map(Path, roots)), competition)
     except (LookupError, ValueError, TypeError) as error:
-        raise UsageError("the pages are started by clotkit app, not by themselves") from error
+        raise UsageError("the pages cannot run on their own; start them with clotkit app") from error
 
 
 def serve(settings: AppSettings) -> None:
-    """Serve the pages until it is interrupted. Raises UsageError or ConfigError where a setting is wrong."""
+    """Serve the pages until interrupted. Raises UsageError or ConfigError for a wrong setting."""
     check(settings)
     with needs_extra("app"):
         from streamlit.web import bootstrap
@@ -55,12 +55,12 @@ def serve(settings: AppSettings) -> None:
     except SystemExit as error:
         if error.code:
             raise UsageError(
-                f"port {settings.port} of {settings.address} cannot be had; name another: clotkit app --port N"
+                f"cannot listen on {settings.address}, port {settings.port}; try another: clotkit app --port N"
             ) from error
 
 
 def check(settings: AppSettings) -> None:
-    """Raise UsageError or ConfigError for a port, folder, competition or installation that will not do."""
+    """Raise UsageError or ConfigError for a wrong port, folder or competition."""
     if not PORTS[0] <= settings.port <= PORTS[1]:
         raise UsageError(f"--port is {settings.port}; allowed: {PORTS[0]} to {PORTS[1]}")
     find_members(settings.weights)
@@ -69,7 +69,7 @@ def check(settings: AppSettings) -> None:
 
 
 def options_of(settings: AppSettings) -> dict[str, Any]:
-    """Streamlit's options: on loopback, nothing told to anybody, no file watched, no error's insides shown."""
+    """Return Streamlit's options: no usage statistics, file watcher, static files or tracebacks in pages."""
     hosts = [settings.address, "localhost"] if settings.address == LOOPBACK else []
     return {
         "server_address": settings.address,

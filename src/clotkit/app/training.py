@@ -1,4 +1,4 @@
-"""What a member's folder says of its training: figures with intervals, plots, the images that it got most wrong."""
+"""Summarise a member's training: figures with intervals, plots, the images with the largest errors."""
 
 import threading
 from collections.abc import Callable
@@ -18,69 +18,69 @@ from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import calibrated, scored_of, units_of
 from clotkit.members.folder import CARD, HISTORY, OUT_OF_FOLD, read_member
 
-WORST = 30
-_drawing = threading.Lock()  # matplotlib's settings are of the whole process
+MOST_ROWS = 30  # images with the largest errors that are shown
+_drawing = threading.Lock()  # matplotlib's settings are shared by the whole process
 
 
 @dataclass(frozen=True)
 class Training:
-    """Figures (name, value, low, high), PNG pictures by name, and the worst images, as tables for a page."""
+    """The summary of a member's training, as tables and plots of a page."""
 
-    about: str
-    figures: list[dict[str, Any]]
-    pictures: dict[str, bytes]
-    worst: list[dict[str, Any]]
-    wrong: int
-    units: int
+    about: str  # how the figures were estimated, one line
+    figures: list[dict[str, Any]]  # name, value and 95 % interval of each figure
+    plots: dict[str, bytes]  # PNG files by title
+    worst: list[dict[str, Any]]  # the units with the largest errors
+    wrong: int  # units with a wrong label
+    units: int  # units that are scored: patients or images
 
 
 def card_of(folder: Path) -> str:
-    """The member's card, Markdown; empty where it has none."""
+    """Return the member's card as Markdown; empty if it has none."""
     try:
         return (folder / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def training_of(folder: Path, asked: Asked) -> Training:
-    """All that is shown of a member's training. Raises ConfigError where a table of it is missing or damaged."""
+def training_of(folder: Path, member: Asked) -> Training:
+    """Summarise a member's training. Raises ConfigError if one of its tables is missing or damaged."""
     metrics = read_member(folder).metrics
-    units = _units(_table(folder / OUT_OF_FOLD), asked)
-    rows = _rows(units, asked)
-    wrong = [row for row in rows if asked.aim.decide(row.probabilities) != asked.aim.classes[row.label]]
+    units = _units(_table(folder / OUT_OF_FOLD), member)
+    rows = _rows(units, member)
+    wrong = [row for row in rows if member.aim.decide(row.probabilities) != member.aim.classes[row.label]]
     return Training(
         about=f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s, data {metrics['data']}",
         figures=[_figure(name, metrics) for name in NAMES if metrics.get(name) is not None],
-        pictures=_pictures(_table(folder / HISTORY), units, asked),
-        worst=[_shown(wrong[index], asked) for index in worst_first(wrong, WORST)],
+        plots=_plots(_table(folder / HISTORY), units, member),
+        worst=[_table_row(wrong[index], member) for index in worst_first(wrong, MOST_ROWS)],
         wrong=len(wrong),
         units=len(rows),
     )
 
 
-def _units(images: pd.DataFrame, asked: Asked) -> pd.DataFrame:
-    """The units that are scored, each calibrated by what the other folds gave, where the member has that."""
-    units = units_of(images, asked.aim)
-    if len(asked.crossed) > 1:
-        return asked.calibrated(units)
-    return calibrated(units, asked.crossed[0] if asked.crossed else asked.calibration, asked.aim)
+def _units(images: pd.DataFrame, member: Asked) -> pd.DataFrame:
+    """Return the scored units, each calibrated by the other folds' calibration if the member has one."""
+    units = units_of(images, member.aim)
+    if len(member.crossed) > 1:
+        return member.calibrated(units)
+    return calibrated(units, member.crossed[0] if member.crossed else member.calibration, member.aim)
 
 
-def _rows(units: pd.DataFrame, asked: Asked) -> list[ErrorRow]:
-    said = units[list(asked.aim.classes)].to_numpy(np.float64)  # [units, C]
+def _rows(units: pd.DataFrame, member: Asked) -> list[ErrorRow]:
+    probabilities = units[list(member.aim.classes)].to_numpy(np.float64)  # [units, C]
     about = units[["image", "patient", "centre", "label"]].astype({"image": str, "patient": str}).to_dict("records")
     return [
         ErrorRow(row["image"], row["patient"], str(row["centre"]), int(row["label"]), p)
-        for row, p in zip(about, said, strict=True)
+        for row, p in zip(about, probabilities, strict=True)
     ]
 
 
-def _shown(row: ErrorRow, asked: Asked) -> dict[str, Any]:
+def _table_row(row: ErrorRow, member: Asked) -> dict[str, Any]:
     return {
         "image": row.image,
         "patient": row.patient,
-        "true": asked.aim.classes[row.label],
-        "said": asked.aim.decide(row.probabilities),
+        "true": member.aim.classes[row.label],
+        "predicted": member.aim.decide(row.probabilities),
         "probability of the true class": round(float(row.probabilities[row.label]), 4),
         "log loss": round(loss_of(row), 3),
     }
@@ -91,8 +91,8 @@ def _figure(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"figure": name.replace("_", " ")} | {key: None if v is None else round(v, 4) for key, v in values.items()}
 
 
-def _pictures(history: pd.DataFrame, units: pd.DataFrame, asked: Asked) -> dict[str, bytes]:
-    scored, aim = scored_of(units, asked.aim), asked.aim
+def _plots(history: pd.DataFrame, units: pd.DataFrame, member: Asked) -> dict[str, bytes]:
+    scored, aim = scored_of(units, member.aim), member.aim
     return {
         "Curves": _drawn(lambda path: plots.draw_curves(path, history)),
         "Confusion matrix": _drawn(lambda path: plots.draw_confusion(path, scored, aim.classes, aim.positive)),

@@ -1,4 +1,4 @@
-"""The command line of the application."""
+"""The verb `clotkit app`."""
 
 import argparse
 from pathlib import Path
@@ -13,14 +13,18 @@ def register(verbs: Verbs) -> None:
 
 def _add_app(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "app", "serve the pages: classify pictures, look at slides, check submissions, see trainings"
+        verbs, "app", "serve pages to classify pictures, view slides, check submissions and review trainings"
     )
-    verb.add_argument("--port", type=int, default=8501, help="default: 8501")
+    verb.add_argument("--port", type=int, default=8501, help="port to listen on, 1024 to 65535 (default: 8501)")
     verb.add_argument(
-        "--address", default="127.0.0.1", help="whom to listen to (default: 127.0.0.1, this machine alone)"
+        "--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
     verb.add_argument(
-        "--weights", type=Path, default=Path("weights"), metavar="DIR", help="a folder of members (default: weights)"
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="a member, or a folder of members (default: weights)",
     )
     verb.add_argument(
         "--root",
@@ -28,7 +32,7 @@ def _add_app(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder whose splits and runs may be opened; may be given again; nothing outside is read",
+        help="a folder whose splits and runs may be opened, repeatable; nothing outside these folders is read",
     )
     verb.set_defaults(verb=_app)
 

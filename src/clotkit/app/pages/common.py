@@ -1,4 +1,4 @@
-"""What several pages need of Streamlit: members loaded once, pictures, bars."""
+"""Parts that several pages share: members loaded once, pictures, bars and tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from clotkit.app.escaping import LONGEST_REASON, escaped
+from clotkit.app.prediction import load
 from clotkit.app.roots import Roots
-from clotkit.app.text import plain
 from clotkit.app.training import Training, training_of
-from clotkit.app.work import Upload, load
+from clotkit.app.uploads import Upload
 from clotkit.competitions import Competition
 from clotkit.evaluation.evaluate import Asked
 from clotkit.slides.pixels import Pixels
 
-WIDEST_PX = 768  # of a picture on a page; a tall one is half as wide
-LONGEST_CELL = 400  # characters of a table's cell: a slide's reason
+WIDEST_PX = 768  # width of a picture on a page; a tall one is half as wide
 LEAST_SHOWN_PX = 224  # a smaller picture is enlarged, each pixel to a square
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What every page is given: the members' folders by name, the roots, the competition."""
+    """The arguments of every page."""
 
-    members: dict[str, Path]
-    roots: Roots
+    members: dict[str, Path]  # folders of members, by name
+    roots: Roots  # folders whose splits and runs may be opened
     competition: Competition
 
 
@@ -41,47 +41,50 @@ training_once: Callable[[Path], Training] = st.cache_resource(show_spinner="Draw
 
 
 def choose_member(members: dict[str, Path], label: str, key: str) -> Path:
-    """The member's folder that is chosen: by name, among those that there are."""
+    """Draw a list of members and return the folder of the chosen one."""
     names = list(members)
     start = names.index("double_contour") if "double_contour" in names else 0
     chosen: str = st.selectbox(label, names, index=start, key=key)
     return members[chosen]
 
 
-def bars(probabilities: dict[str, float]) -> None:
-    """A bar for each class, with its name and probability."""
+def show_bars(probabilities: dict[str, float]) -> None:
+    """Draw a bar for each class, with its name and probability."""
     for name, value in probabilities.items():
-        st.progress(min(max(value, 0.0), 1.0), text=f"{plain(name)}: {value:.1%}")
+        st.progress(min(max(value, 0.0), 1.0), text=f"{escaped(name)}: {value:.1%}")
 
 
-def listing(rows: list[dict[str, Any]], height_px: int | None = None) -> None:
-    """Rows as a table of HTML, which is found, copied and read aloud as text (st.dataframe draws on a canvas).
+def show_table(rows: list[dict[str, Any]], height_px: int | None = None) -> None:
+    """Draw rows as an HTML table.
 
-    Cells and heads are escaped. `height_px`: what is higher scrolls, under its heads.
+    Unlike the canvas of st.dataframe, its text can be searched, copied and read aloud. Cells and headings are escaped.
+    A table higher than `height_px` scrolls below its headings.
     """
-    escaped = [{plain(name): _cell(value) for name, value in row.items()} for row in rows]
-    if escaped:
-        st.table(escaped, height=height_px or "content")
+    cells = [{escaped(name): _cell(value) for name, value in row.items()} for row in rows]
+    if cells:
+        st.table(cells, height=height_px or "content")
 
 
 def _cell(value: str | float | None) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return "" if value is None else plain(str(value), LONGEST_CELL)
+    return "" if value is None else escaped(str(value), LONGEST_REASON)
 
 
-def picture(pixels: Pixels, caption: str) -> None:
-    """A picture, WIDEST_PX wide at most, with a caption that is ours, or escaped."""
+def show_picture(pixels: Pixels | None, caption: str) -> None:
+    """Draw a picture, at most WIDEST_PX wide, with a caption that needs no escaping; nothing for None."""
+    if pixels is None:
+        return
     with st.container(width=WIDEST_PX if pixels.shape[1] >= pixels.shape[0] else WIDEST_PX // 2):
         st.image(enlarged(pixels), caption=caption, width="stretch")
 
 
 def enlarged(pixels: Pixels) -> Pixels:
-    """A small picture with each pixel as a square of several; another one as it is."""
+    """Return a picture of at least LEAST_SHOWN_PX, each pixel of a smaller one repeated to a square."""
     times = max(1, -(-LEAST_SHOWN_PX // max(pixels.shape[:2])))
     return np.asarray(pixels.repeat(times, axis=0).repeat(times, axis=1))
 
 
-def taken(file: Any) -> Upload:
-    """An uploaded file as the rest of the application takes it."""
+def upload_of(file: Any) -> Upload:
+    """Return a file of st.file_uploader as an Upload."""
     return Upload(file.name, file.getbuffer())

@@ -1,4 +1,4 @@
-"""What Streamlit runs for every visit. Child processes import it too, under another name, and it does nothing there."""
+"""The script that Streamlit runs for every visit; nothing happens when a child process imports it."""
 
 if __name__ == "__main__":
     from clotkit.app.pages.navigation import main

@@ -1,4 +1,4 @@
-"""The pages together: navigation, what they share, the line on every one of them."""
+"""The application's navigation, and the parts that every page has."""
 
 import sys
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from functools import partial
 
 import streamlit as st
 
+from clotkit.app.escaping import escaped_reason
 from clotkit.app.pages import classify, slides, submission, training
 from clotkit.app.pages.common import Shared
 from clotkit.app.roots import Roots
 from clotkit.app.serve import from_argument
-from clotkit.app.text import plain
 from clotkit.competitions import load_competition
 from clotkit.errors import ClotkitError
 from clotkit.members.folder import find_members
@@ -24,7 +24,7 @@ PAGES: dict[str, Callable[[Shared], None]] = {
 
 
 def main() -> None:
-    """Draw the page that is asked for."""
+    """Draw the page that the visitor is on."""
     st.set_page_config(page_title="clotkit", layout="wide", initial_sidebar_state="auto")
     pages = [
         st.Page(partial(_page, name), title=name, url_path=name.lower(), default=not number)
@@ -39,7 +39,7 @@ def _page(name: str) -> None:
     try:
         PAGES[name](_shared())
     except ClotkitError as error:
-        st.error(plain(str(error), 400))
+        st.error(escaped_reason(error))
 
 
 def _shared() -> Shared:

@@ -1,0 +1,103 @@
+"""Run `untrusted` work in limited child processes and collect the results."""
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from clotkit.app import untrusted
+from clotkit.app.escaping import LONGEST_REASON, printable
+from clotkit.competitions import Competition
+from clotkit.errors import SlideUnreadable
+from clotkit.slides.pixels import Pixels
+from clotkit.tiling.tilers import Batch
+from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream
+
+JOBS = 2  # processes of one batch at a time
+BATCHES = 2  # batches at a time, over all visitors
+SLIDE_S = 120.0  # time limit of one slide: somebody is waiting
+NAME_OF_FILE = "the file"  # stands for a path of this machine in messages
+
+_slots = threading.BoundedSemaphore(BATCHES)
+
+
+@dataclass
+class Result:
+    """The pieces that came from one child process."""
+
+    batches: dict[int, list[Batch]] = field(default_factory=dict)  # by index: untrusted.TILES, untrusted.SHOWN
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def add(self, event: Tiles) -> None:
+        """Add a batch."""
+        self.batches.setdefault(event.tiling, []).append(event.batch)
+
+    def tiles(self) -> Pixels:
+        """Return all tiles, uint8[n, S, S, 3]. Raises SlideUnreadable if there is none."""
+        batches = [batch.tiles for batch in self.batches.get(untrusted.TILES, [])]
+        if not batches:
+            raise SlideUnreadable("the file has no tile")
+        return np.concatenate(batches)
+
+    def picture(self) -> Pixels:
+        """Return the picture to show, uint8[h, w, 3]. Raises SlideUnreadable if there is none."""
+        batches = self.batches.get(untrusted.SHOWN, [])
+        if not batches:
+            raise SlideUnreadable("the file has no picture")
+        return np.asarray(batches[-1].tiles[0])
+
+
+def events(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[Tiles | Ended, None, None]:
+    """Yield the events of workers.stream, after waiting while BATCHES others run.
+
+    Closing the generator ends the processes.
+    """
+    with _slots, closing(stream(tasks, limits, JOBS, work)) as running:
+        yield from running
+
+
+def results(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[tuple[Ended, Result], None, None]:
+    """Yield the end and the result of each task, as they end."""
+    unfinished: dict[str, Result] = {}
+    with closing(events(tasks, work, limits)) as running:
+        for event in running:
+            if isinstance(event, Tiles):
+                unfinished.setdefault(event.image_id, Result()).add(event)
+                continue
+            result = unfinished.pop(event.image_id, Result())
+            result.facts = dict(event.facts)
+            yield event, result
+
+
+def run_one(task: Task, work: Work, limits: Limits) -> Result:
+    """Return the result of one task. Raises SlideUnreadable, with the reason code, if it did not finish."""
+    ((ended, result),) = list(results([task], work, limits))
+    if ended.code is not None:
+        error = SlideUnreadable(printable(without_path(ended.reason, task.path), LONGEST_REASON))
+        error.reason = ended.code
+        raise error
+    return result
+
+
+def without_path(sentence: str, path: Path) -> str:
+    """Return a message without the path that the file has on this machine."""
+    return sentence.replace(str(path), NAME_OF_FILE)
+
+
+def slide_limits(competition: Competition) -> Limits:
+    """Return the limits of a slide's process: the memory of a run, the time that a visitor waits."""
+    return Limits(min(SLIDE_S, competition.limits.slide_s), competition.limits.slide_memory_mb)
+
+
+@contextmanager
+def temporary_files(files: dict[str, bytes | memoryview | None]) -> Iterator[Path]:
+    """Give a temporary folder with the files that are not None, and remove it afterwards."""
+    with TemporaryDirectory(prefix="clotkit-app-") as folder:
+        for name, data in files.items():
+            if data is not None:
+                (Path(folder) / name).write_bytes(data)
+        yield Path(folder)

@@ -1,0 +1,224 @@
+"""View slides: splits and runs in the allowed folders, windows on a slide, and live scoring."""
+
+import json
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.app import untrusted
+from clotkit.app.prediction import decide, predict_tiles
+from clotkit.app.processes import Result, events, run_one, slide_limits, without_path
+from clotkit.app.roots import Roots
+from clotkit.app.untrusted import VIEW_PX, Window
+from clotkit.competitions import Competition
+from clotkit.config import TilingConfig
+from clotkit.errors import ClotkitError, SplitError, UsageError
+from clotkit.evaluation.evaluate import Asked
+from clotkit.members.heat import RAMP, RAMP_AT
+from clotkit.members.pooling import tile_probabilities
+from clotkit.reasons import Cause
+from clotkit.report.records import REPORT, RUN, SlideReport, read_report
+from clotkit.slides.pixels import Pixels
+from clotkit.splits import SlideRow, read_slides, split_of
+from clotkit.tiling.preview import kept_size_px
+from clotkit.workers import Ended, Task
+
+OPACITY = 0.55  # of a tile's colour over the slide
+SPLITS = ("test", "train")
+
+
+@dataclass(frozen=True)
+class SlideFolder:
+    """The slides of a split, or of a run with its report."""
+
+    folder: Path
+    rows: dict[str, SlideRow] = field(default_factory=dict)  # by image id; empty where the files may not be read
+    lines: dict[str, SlideReport] = field(default_factory=dict)  # the run's report by image id; empty for a split
+    unreadable: ClotkitError | None = None  # why the files of a run's slides cannot be read
+
+    def ids(self) -> list[str]:
+        """Return the ids of all slides: partial and fallback ones first, then in the order of the table."""
+        known = list(dict.fromkeys([*self.lines, *self.rows]))
+        return sorted(known, key=lambda one: self.state(one) in {"done", "not run"})
+
+    def state(self, image_id: str) -> str:
+        """Return a slide's state in the run: done, partial, fallback, or "not run" if the report lacks it."""
+        return self.lines[image_id].state if image_id in self.lines else "not run"
+
+    def reason(self, image_id: str) -> str:
+        """Return the sentence why a slide is not done; empty if it is."""
+        return self.lines[image_id].reason if image_id in self.lines else ""
+
+
+@dataclass(frozen=True)
+class LiveScore:
+    """A slide that is being scored; the last one of a slide has its answer."""
+
+    tiles: int  # so far
+    most: int  # most tiles that the recipe takes
+    label: str = ""
+    probabilities: dict[str, float] = field(default_factory=dict)  # calibrated, by class
+    picture: Pixels | None = None  # the overview with each tile coloured by its probability
+    cut_short: Cause | None = None  # why reading the slide ended before all tiles came
+
+
+def list_folders(roots: Roots, competition: Competition) -> list[Path]:
+    """Return the folders of splits and runs below the roots."""
+    return roots.below([REPORT, *(competition.table_path(Path(), split).name for split in SPLITS)])
+
+
+def open_folder(path: str | Path, roots: Roots, competition: Competition) -> SlideFolder:
+    """Open the folder of a split or a run.
+
+    Raises UsageError if it is outside the roots or a file, SplitError if it is neither a split nor a run.
+    """
+    folder = roots.inside(path)
+    if not folder.is_dir():
+        raise UsageError("that is a file; give the folder of a split or of a run")
+    if not (folder / REPORT).is_file():
+        return SlideFolder(folder, _slides(folder, competition))
+    roots.inside(folder / REPORT)
+    lines = {line.image_id: line for line in _lines(folder / REPORT)}
+    try:
+        split = roots.inside(_split_of_run(folder, roots))
+        return SlideFolder(folder, _slides(split, competition), lines)
+    except ClotkitError as error:
+        return SlideFolder(folder, {}, lines, error)
+
+
+def slide_path(opened: SlideFolder, image_id: str, roots: Roots) -> Path:
+    """Return the file of a slide. Raises UsageError if it is missing or leads out of the roots."""
+    if image_id not in opened.rows:
+        raise UsageError(f"the slide's file cannot be read: {opened.unreadable or 'its split has no such slide'}")
+    return roots.inside(opened.rows[image_id].path)
+
+
+def read_overview(path: Path, competition: Competition) -> Result:
+    """Return an overview of a slide, with its width_px, height_px and downsample. Raises SlideUnreadable."""
+    return run_one(Task(path.name, path, ()), untrusted.overview, slide_limits(competition))
+
+
+def read_window(path: Path, at: Window, competition: Competition) -> Pixels:
+    """Return a part of a slide, uint8[512, 768, 3]. Raises SlideUnreadable."""
+    return run_one(Task(path.name, path, ()), partial(untrusted.window, at=at), slide_limits(competition)).picture()
+
+
+def read_tissue(path: Path, tiling: TilingConfig, competition: Competition) -> Result:
+    """Return an overview with tissue and tiles marked, and the number of tiles. Raises SlideUnreadable."""
+    return run_one(Task(path.name, path, (tiling,)), untrusted.tissue, slide_limits(competition))
+
+
+def zoom_levels(width_px: int, height_px: int) -> list[int]:
+    """Return the downsamples that a slide is viewed with: powers of 2, from the whole slide down to 1."""
+    most = untrusted.fitting_downsample(width_px, height_px)
+    return [1 << step for step in range(most.bit_length() - 1, -1, -1)]
+
+
+def moved(at: Window, right: float, down: float, width_px: int, height_px: int) -> Window:
+    """Return the window moved by a number of its own sides, but kept on the slide.
+
+    Its corner is a multiple of its downsample.
+    """
+    return Window(
+        _clamped(at.x_px + right * VIEW_PX[0] * at.downsample, VIEW_PX[0], at.downsample, width_px),
+        _clamped(at.y_px + down * VIEW_PX[1] * at.downsample, VIEW_PX[1], at.downsample, height_px),
+        at.downsample,
+    )
+
+
+def zoomed(at: Window, downsample: int, width_px: int, height_px: int) -> Window:
+    """Return the window at another downsample with the same centre, kept on the slide."""
+    centre = [
+        corner + side * at.downsample / 2 for corner, side in zip((at.x_px, at.y_px), VIEW_PX, strict=True)
+    ]  # full-resolution px
+    x, y = (int(place - side * downsample / 2) for place, side in zip(centre, VIEW_PX, strict=True))
+    return moved(Window(x, y, downsample), 0, 0, width_px, height_px)
+
+
+def score_live(member: Asked, path: Path, competition: Competition) -> Generator[LiveScore, None, None]:
+    """Score a slide: yield a LiveScore for every batch of tiles, and a last one with the answer.
+
+    If reading the slide ends early, the answer comes from the tiles so far. Raises SplitError if there is no tile.
+    """
+    result, rows, most = Result(), list[npt.NDArray[np.float64]](), member.recipe.tiling.max_tiles
+    task, cut_short = Task(path.name, path, (member.recipe.tiling,)), None
+    with closing(events([task], untrusted.slide, slide_limits(competition))) as running:
+        for event in running:
+            if isinstance(event, Ended):
+                result.facts, cut_short = dict(event.facts), _cause_of(event)
+                continue
+            result.add(event)
+            if event.tiling == untrusted.TILES:
+                rows.append(predict_tiles(member, event.batch.tiles))
+                yield LiveScore(sum(map(len, rows)), most)
+    if not rows:
+        raise SplitError(f"the slide gives no tile: {cut_short.sentence if cut_short else 'it has none'}")
+    yield _last(member, result, np.concatenate(rows), cut_short)
+
+
+def paint_tiles(
+    overview: Pixels, downsample: int, xy: npt.NDArray[np.int32], size_px: tuple[int, int], p: npt.NDArray[np.float64]
+) -> Pixels:
+    """Draw tiles over an overview, coloured by probability: violet at 0, green at 0.5, yellow at 1.
+
+    Args:
+        overview: the slide, uint8[h, w, 3].
+        downsample: full-resolution pixels per pixel of the overview.
+        xy: corners of the tiles, int32[n, 2], in full-resolution pixels.
+        size_px: width and height of a tile, in full-resolution pixels.
+        p: probabilities [n].
+    """
+    painted = overview.astype(np.float32)
+    colours = np.stack([np.interp(p, RAMP_AT, channel) for channel in np.array(RAMP).T], axis=-1)  # [n, 3]
+    for (x, y), colour in zip((xy // downsample).tolist(), colours, strict=True):
+        part = painted[y : y + max(1, size_px[1] // downsample), x : x + max(1, size_px[0] // downsample)]
+        part[:] = part * (1 - OPACITY) + colour * OPACITY
+    return np.asarray(np.rint(painted), np.uint8)
+
+
+def _cause_of(ended: Ended) -> Cause | None:
+    return None if ended.code is None else Cause(ended.code, without_path(ended.reason, ended.task.path))
+
+
+def _last(member: Asked, result: Result, rows: npt.NDArray[np.float64], cut_short: Cause | None) -> LiveScore:
+    label, probabilities = decide(member, rows)
+    picture = None
+    if untrusted.SHOWN in result.batches:
+        facts: dict[str, Any] = dict(result.facts)
+        xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
+        size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"])
+        p = tile_probabilities(rows, member.recipe.inference.pooling)[:, member.aim.classes.index(member.aim.positive)]
+        picture = paint_tiles(result.picture(), facts["downsample"], xy, size, p)
+    return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)
+
+
+def _slides(folder: Path, competition: Competition) -> dict[str, SlideRow]:
+    split = split_of(folder, competition, SPLITS)
+    return {row.image_id: row for row in read_slides(folder, split, competition, log=lambda _: None)}
+
+
+def _lines(path: Path) -> list[SlideReport]:
+    try:
+        return read_report(path)
+    except (TypeError, ValueError) as error:
+        raise SplitError(f"{path.name}: not the report of a run; clotkit run writes one") from error
+
+
+def _split_of_run(folder: Path, roots: Roots) -> Path:
+    try:
+        split = json.loads(roots.inside(folder / RUN).read_text(encoding="utf-8"))["arguments"]["split"]
+        return Path(split).absolute()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SplitError(f"{RUN} does not name the run's split; the run has not ended") from error
+
+
+def _clamped(corner_px: float, side: int, downsample: int, length_px: int) -> int:
+    """Return a corner moved back onto the slide and rounded down to a multiple of the downsample."""
+    last = max(0, length_px - side * downsample)
+    return int(min(max(corner_px, 0), last)) // downsample * downsample
