@@ -212,7 +212,7 @@ docs: $(VENV)/.docs  ## build the documentation site into build/site; every warn
 reference: $(VENV)/.runtime  ## write the generated pages of docs/reference again, from the code
 	$(BIN)/python tools/reference.py
 
-screenshots: $(VENV)/.runtime  ## take docs/images/run-report.png again, from a run over 12 synthetic slides (needs chromium)
+screenshots: $(VENV)/.runtime  ## take the pictures in docs/images again: a run report; the application as make test-browser left it (needs chromium)
 	$(BIN)/python tools/screenshots.py
 
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)

@@ -21,7 +21,7 @@ def lengths() -> list[tuple[int, str]]:
 
 
 def faults() -> list[str]:
-    """Return a line for each function that is too long, longest first, and one for a median that is too high."""
+    """Return a line for each function that is too long, longest first, and one for a high median."""
     found = lengths()
     long = sorted((one for one in found if one[0] > MOST_LINES), reverse=True)
     median = statistics.median(lines for lines, _ in found)

@@ -74,49 +74,49 @@ limit, or gives different submissions in the two layouts (test_rehearsal).
 """  # noqa: E501 - a row of a table is one line
 
 
-class Seen:
-    """What the tests saw: (state, reason) for each case and run."""
+class Outcomes:
+    """A pytest plugin that keeps the (state, reason) of each case and run."""
 
     def __init__(self) -> None:
-        self.outcomes: dict[tuple[str, str], tuple[str, str]] = {}
+        self.by_case: dict[tuple[str, str], tuple[str, str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take what a test recorded."""
+        """Keep the outcome that a test recorded."""
         found = dict(report.user_properties)
         if "case" in found:
             case, run, state, reason = (str(found[name]) for name in ("case", "run", "state", "reason"))
-            self.outcomes[case, run] = (state, reason)
+            self.by_case[case, run] = (state, reason)
 
 
-def row(case: Case, seen: Seen) -> str:
-    """A case's row: what came of it in its runs, which agree."""
-    outcomes = {run: seen.outcomes[case.name, run] for run in case.runs if (case.name, run) in seen.outcomes}
-    state, reason = next(iter(outcomes.values()), ("not made here", ""))
+def row(case: Case, outcomes: Outcomes) -> str:
+    """Return the row of a case; its runs have the same outcome."""
+    found = [outcomes.by_case[case.name, run] for run in case.runs if (case.name, run) in outcomes.by_case]
+    state, reason = found[0] if found else ("not made here", "")
     where = ", ".join(dict.fromkeys(place(run) for run in case.runs))
     return f"| {case.name} | {state} | {shown(reason)} | {where} |"
 
 
 def shown(reason: str) -> str:
-    """A reason as a table's cell: its first MOST letters, without what Markdown would take for its own."""
+    """Return a reason as a table's cell: its first MOST letters, with Markdown's characters escaped."""
     text = reason.removeprefix("clotkit: ").replace("|", "/").replace("<", "&lt;")
     return text if len(text) <= MOST else f"{text[:MOST].rstrip()} …"
 
 
 def place(run: str) -> str:
-    """Where a run is made: the kernel's have plans of that name or of its signals."""
+    """Return "kernel" or "run": the command that meets the fault in this run of the table."""
     from .test_table import PLANS
 
     return "kernel" if PLANS[run].kernel else "run"
 
 
 def main() -> int:
-    """Print the document; nothing of it when a test fails."""
-    seen = Seen()
+    """Print the page, or nothing if a test fails."""
+    outcomes = Outcomes()
     table = Path(__file__).with_name("test_table.py")
     with contextlib.redirect_stdout(sys.stderr):
-        code = pytest.main([str(table), "-q", "-m", "", "-k", "not the_document"], plugins=[seen])
+        code = pytest.main([str(table), "-q", "-m", "", "-k", "not the_document"], plugins=[outcomes])
     if code == 0:
-        print(HEAD + "\n".join(row(case, seen) for case in CASES) + "\n" + TAIL, end="")
+        print(HEAD + "\n".join(row(case, outcomes) for case in CASES) + "\n" + TAIL, end="")
     return int(code)
 
 
