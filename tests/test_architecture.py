@@ -67,7 +67,7 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"clotkit.evaluation.plots"},
     "imblearn": {"clotkit.training.resampling"},
     "imagehash": {"clotkit.data.near_duplicates"},
-    "jinja2": {"clotkit.evaluation.errors_page"},
+    "jinja2": {"clotkit.evaluation.errors_page", "clotkit.report.page"},
     "streamlit": {
         "clotkit.app.pages.common",
         "clotkit.app.pages.navigation",

@@ -1,4 +1,4 @@
-"""The benchmark at a size where its figures mean nothing: it runs, and every row is whole."""
+"""Run the benchmark at a small size and check that every row is whole; its figures mean nothing."""
 
 import json
 import math

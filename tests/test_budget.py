@@ -1,4 +1,4 @@
-"""How much a slide gets: less where time is short, the same coarser at a second try; and what each is called."""
+"""Test the budget of slides: fewer tiles when time is short, coarser ones at a second try."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ TASK = Task("a_0", Path("a_0.tif"), (TILING, OTHER))
     [(20.0, Budget.FULL), (40.0, Budget.FEWER_TILES), (65.0, Budget.ONE_MEMBER), (200.0, Budget.ONE_MEMBER)],
 )
 def test_what_the_pace_of_the_last_slides_leaves(now: float, budget: int) -> None:
-    """Ten seconds a slide, eight slides to go, the deadline at 100 s."""
+    """Slides take 10 s each, eight are left, and the deadline is at 100 s."""
     scheduler = Scheduler(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
     assert scheduler.budget(now) == budget
 
@@ -52,7 +52,7 @@ def test_a_second_try_is_coarser() -> None:
 
 @dataclass
 class FakeMember:
-    """A member that always says the same, and counts what it was asked."""
+    """A member that predicts a constant, and records the batches that it was given."""
 
     name: str
     tiling: TilingConfig
@@ -125,7 +125,7 @@ def test_a_member_that_raises_is_out_for_that_slide() -> None:
 
 
 def test_what_had_come_of_a_lost_first_try_counts_when_the_second_is_lost_too() -> None:
-    first = Ended(TASK, "time limit: 300 s without an end", 300.0, 90.0, Reason.TIMEOUT, lost=True)
+    first = Ended(TASK, "time limit: not done after 300 s", 300.0, 90.0, Reason.TIMEOUT, lost=True)
     second = Ended(coarser(TASK), "its process died of SIGKILL", 2.0, 70.0, Reason.CRASHED, lost=True)
     line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 4), first, second)
     assert (line.state, line.tiles, line.seconds, line.peak_mb) == ("partial", 12, 302.0, 90.0)

@@ -94,10 +94,12 @@ def test_wrong_settings_are_one_line(text: str, words: str, tmp_path: Path) -> N
 def test_what_its_modules_import_is_in_it(job: str) -> None:
     """The kit's own imports, lazy ones too; verbs that a kernel does not run stay behind."""
     files = build.module_files(job, "from clotkit.supervise import say\n")
-    carried = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in files}
+    modules = [name for name in files if name.endswith(".py")]
+    carried = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in modules}
     for name in carried:
         assert imports_of(MODULES[name]) & set(MODULES) <= carried, name
     assert {name for name in carried if name.endswith("verbs")} == {build.VERBS_OF[job]}
+    assert ("clotkit/report/report.html.j2" in files) == ("clotkit.report.page" in carried)
 
 
 def test_another_competition_travels_with_it(other_toml: Path) -> None:

@@ -321,7 +321,7 @@ def test_wrong_words_are_one_line(data: Path, keys: None, strip_ai: Competition,
 def test_a_run_on_a_cluster_scores_as_here(
     make_split: Callable[..., Path], strip_ai: Competition, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Slides and weights by URL, scored on workers; the same submission, report and pictures as in one process."""
+    """Score slides by URL on workers; submission, report and pictures equal those of one process."""
     split = make_split(tmp_path / "test", strip_ai, slides=3)
     min((split / "test").iterdir()).write_bytes(b"no slide at all")
     copy_in(split, "s3://bucket/test")
@@ -345,7 +345,7 @@ def test_a_run_on_a_cluster_scores_as_here(
 def test_a_run_whose_scheduler_is_lost_is_gone_on_with(
     make_split: Callable[..., Path], strip_ai: Competition, keys: None, tmp_path: Path
 ) -> None:
-    """One line, exit code 2, a valid submission of what was scored; --resume on another cluster scores the rest."""
+    """The run ends with one line and a valid submission; --resume on another cluster scores the rest."""
     split, out = make_split(tmp_path / "test", strip_ai, slides=6), tmp_path / "out"
     weights = str(ROOT / "weights" / "demo")
     words = ["run", str(split), "--weights", weights, "--backend", "dask"]
@@ -376,7 +376,7 @@ def test_a_run_whose_scheduler_is_lost_is_gone_on_with(
 
 
 def lines_of(out: str) -> dict[str, tuple[Any, ...]]:
-    """What a run's report says of each slide, without the seconds and megabytes it took."""
+    """Return a run's report by slide, without seconds and megabytes."""
     lines = map(json.loads, (Path(out) / "report.jsonl").read_text().splitlines())
     return {
         line["image_id"]: (line["state"], line["codes"], line["reason"], line["tiles"], line["p"]) for line in lines

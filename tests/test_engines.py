@@ -1,4 +1,4 @@
-"""The engines: every item is done once, whatever becomes of the processes that do it."""
+"""Test that engines return every item once, whatever happens to their processes."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def squared(number: int) -> int:
 
 
 def killing_once(path: Path) -> int:
-    """Kill this worker the first time that a path is seen."""
+    """Kill this worker the first time that it gets a path."""
     if not path.exists():
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -37,7 +37,7 @@ def killing_once(path: Path) -> int:
 
 
 def killing(number: int) -> int:
-    """Kill this worker, for the number 0 alone."""
+    """Kill this worker for the number 0 only."""
     if number == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -85,7 +85,7 @@ def test_what_the_function_raises_is_raised(jobs: int) -> None:
 
 
 def test_no_process_outlives_a_caller_that_is_killed(tmp_path: Path) -> None:
-    """SIGKILL of the run: its workers and their slides' processes die with it."""
+    """Kill the caller with SIGKILL; its workers and their slides' processes die with it."""
     code = (
         "import sys; from pathlib import Path\n"
         "from clotkit.engines import Backend, engine\n"
@@ -102,14 +102,14 @@ def test_no_process_outlives_a_caller_that_is_killed(tmp_path: Path) -> None:
 
 
 def hanging(path: Path) -> None:
-    """Say who does it, and never end."""
+    """Write this process's id to a file, and never return."""
     (path.parent.parent / f"{path.name}.tmp").write_text(str(os.getpid()))
     (path.parent.parent / f"{path.name}.tmp").replace(path)
     signal.pause()
 
 
 def until(holds: Callable[[], bool], at_most_s: float = 60.0) -> None:
-    """Look until something holds."""
+    """Wait until a condition holds."""
     end = time.monotonic() + at_most_s
     while not holds():
         assert time.monotonic() < end

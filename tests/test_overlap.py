@@ -1,4 +1,4 @@
-"""The overlap benchmark's own arithmetic, and one small measurement of it."""
+"""Test the arithmetic of the overlap benchmark, and make one small measurement."""
 
 from pathlib import Path
 

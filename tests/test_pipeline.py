@@ -1,4 +1,4 @@
-"""The run, end to end: what is on disk at every instant, what each slide costs, what a patient gets."""
+"""Test a run from end to end: its files at every instant, each slide's line, each patient's row."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def submission_of(path: Path) -> dict[str, list[float]]:
 
 
 def bare_split(out: Path, competition: Competition, images: list[str], extra_patients: tuple[str, ...] = ()) -> Path:
-    """A split whose slides are whatever the work makes of their names: no files."""
+    """Make a split without slide files: the work decides by their names."""
     out.mkdir()
     patients = list(dict.fromkeys([image.rpartition("_")[0] for image in images]))
     rows = [f"{image},1,{image.rpartition('_')[0]},0" for image in images]
@@ -77,7 +77,7 @@ def test_sound_slides_are_done_and_two_runs_agree(
 def test_probabilities_are_the_members_own(
     test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:
-    """The report against a plain computation: read the tiles, predict, average, calibrate."""
+    """Compare the report with a plain computation: read the tiles, predict, average, calibrate."""
     from clotkit.tiling.tilers import Batch, tile_slide
 
     run(settings_of(test_split, member, tmp_path), strip_ai, lambda _: None)
@@ -161,7 +161,7 @@ def test_a_deadline_that_has_passed_leaves_the_fallback(
 
 
 def test_a_hard_kill_leaves_a_valid_submission(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
-    """SIGKILL to the run itself, once nothing is scored yet and once a slide is; nothing half-written either time."""
+    """Kill the run before the first slide is scored, and after it; no file is half-written either time."""
     images = ["good_0", "good_1", "hang_0", "hang_1"]
     split = bare_split(tmp_path / "split", strip_ai, images)
     for count, wanted in (("0", b"4 slides"), ("1", b"good_1 done")):
@@ -199,14 +199,14 @@ def test_wrong_input_is_one_line_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     cases = [
-        (settings_of(tmp_path / "none", member, out), SplitError, "test.csv: cannot be read"),
+        (settings_of(tmp_path / "none", member, out), SplitError, r"none/test\.csv"),
         (settings_of(test_split, member, out, jobs=0), UsageError, "--jobs is 0"),
         (settings_of(test_split, member, out, memory_mb=10), UsageError, "--memory is 10 MB"),
         (settings_of(test_split, member, out, deadline_s=-1.0), UsageError, "--deadline"),
-        (settings_of(test_split, tmp_path / "nothing", out), ConfigError, "no member here"),
+        (settings_of(test_split, tmp_path / "nothing", out), ConfigError, "nothing"),
     ]
-    for settings, error, words in cases:
-        with pytest.raises(error, match=words):
+    for settings, error, name in cases:
+        with pytest.raises(error, match=name):
             run(settings, strip_ai, lambda _: None)
         assert not out.exists()
     (tmp_path / "mine").mkdir()
@@ -236,7 +236,7 @@ def test_a_wrong_table_is_named(
 
 
 def test_a_table_is_read_as_far_as_it_goes(test_split: Path, tmp_path: Path, strip_ai: Competition) -> None:
-    """An id that repeats, and no column of patients."""
+    """Read a table in which an id repeats and the column of patients is missing."""
     lines: list[str] = []
     (tmp_path / "test.csv").write_text("image_id,center_id\nabcdef_1,3\n001122_0,4\nabcdef_1,5\n")
     slides = read_slides(tmp_path, "test", strip_ai, lines.append)
@@ -249,10 +249,10 @@ def test_a_damaged_member_is_one_line(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition, other: Competition
 ) -> None:
     weights = make_member(tmp_path / "weights" / "tiny", strip_ai.classes.names)
-    with pytest.raises(ConfigError, match="wanted: blue, green, white"):
+    with pytest.raises(ConfigError, match="blue, green, white"):
         load_member(weights, other.classes.names)
     (weights / "model.weights.h5").write_bytes(b"not HDF5")
-    with pytest.raises(ConfigError, match="does not fit the network"):
+    with pytest.raises(ConfigError, match=r"tiny/model\.weights\.h5"):
         load_member(weights, strip_ai.classes.names)
     (weights.parent / "MANIFEST.json").write_text(json.dumps({"tiny/model.weights.h5": {"sha256": "0" * 64}}))
     with pytest.raises(ConfigError, match="sha256"):
@@ -265,7 +265,7 @@ def test_a_damaged_member_is_one_line(
 def test_a_member_that_cannot_be_loaded_is_left_out_by_name(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
 ) -> None:
-    """Its weight goes to the others; with none left, everything is at the fallback, and the file is valid."""
+    """The other members score without it; with none left every patient gets the fallback."""
     weights = tmp_path / "weights"
     good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
     run(settings_of(test_split, good, tmp_path / "good"), strip_ai, lambda _: None)
@@ -305,7 +305,7 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
 
 
 def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
-    """The slides that are done are not read again, and the file is that of a run in one go."""
+    """Slides that are done are not read again, and the submission equals that of an uninterrupted run."""
     images = [f"good_{number}" for number in range(6)]
     split = bare_split(tmp_path / "split", strip_ai, images)
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -337,7 +337,7 @@ def test_another_runs_report_is_not_gone_on_with(tmp_path: Path, member: Path, s
 
 
 def test_a_lost_slide_is_read_again_coarser(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
-    """Killed at the first try, sound at the second: partial, with both facts; killed twice: what had come, if any."""
+    """A slide killed once is partial, with both codes; one killed twice keeps the tiles that had come."""
     images = ["once_0", "latekill_0", "kill_0", "good_0"]
     split = bare_split(tmp_path / "split", strip_ai, images)
     run(settings_of(split, member, tmp_path / "out"), strip_ai, lambda _: None, work=misbehaving.work)

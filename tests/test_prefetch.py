@@ -1,4 +1,4 @@
-"""Reading ahead: the same events in the same order, within bounds, and nothing left behind."""
+"""Test prefetching: the same events in the same order, within bounds, and no thread left behind."""
 
 import threading
 from collections.abc import Callable, Generator
@@ -25,7 +25,7 @@ def event(number: int) -> Tiles | Ended:
 
 
 class Source:
-    """Events on demand; knows how many were taken from it and whether it was closed."""
+    """A source of events that counts those taken from it, and records that it was closed."""
 
     def __init__(self, count: int, error: Exception | None = None) -> None:
         self.count, self.error, self.made, self.closed = count, error, 0, threading.Event()

@@ -1,4 +1,4 @@
-"""The progress of a run: a plain line a slide, or a bar and the lines that must be read."""
+"""Test the progress of a run: one line per slide, or a bar and the lines that must be read."""
 
 import io
 
@@ -8,7 +8,7 @@ from clotkit.progress import progress
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""What Kaggle would refuse, each named with its row; and the file that the kit writes."""
+"""Test that each fault of a submission is named with its row, and that written files are valid."""
 
 import codecs
 from pathlib import Path

@@ -10,20 +10,21 @@ Log = Callable[[str], None]  # takes one line for people
 
 @contextmanager
 def progress(total: int, log: Log) -> Iterator[Callable[[str, bool], None]]:
-    """A tqdm bar of slides on a terminal, a plain line a slide elsewhere; what it yields is called as each ends.
+    """Show a tqdm bar of slides on a terminal, and one log line per slide elsewhere.
 
-    It is given what is said of the slide, and whether that is a line on a terminal too.
+    Call the function that it yields as each slide ends, with the slide's line, and whether to log that on a terminal
+    too.
     """
     from tqdm import tqdm
 
     number = count(1)
     with tqdm(total=total, unit="slide", disable=not sys.stderr.isatty()) as bar:
 
-        def advance(said: str, always: bool) -> None:
+        def advance(text: str, always: bool) -> None:
             done = next(number)
             if always or bar.disable:
                 with bar.external_write_mode():
-                    log(f"[{done}/{total}] {said}")
+                    log(f"[{done}/{total}] {text}")
             bar.update()
 
         yield advance

@@ -1,8 +1,8 @@
-"""One process and one pipe per slide: the only place with processes, signals and limits.
+"""Run each slide in a process of its own, with a pipe, a time limit and a memory limit.
 
-A pool loses healthy tasks when a worker is killed, and returns one result a task. Here a slide that is killed, crashes,
-hangs or eats memory costs itself alone, and batches stream to the parent: a full pipe blocks the child, so memory is
-bounded on both sides whatever the slide's size.
+A pool loses healthy tasks when a worker is killed, and returns one result per task. Here a slide that is killed,
+crashes, hangs or runs out of memory affects no other slide. Batches stream to the parent: a full pipe blocks the child,
+so memory is bounded on both sides whatever the slide's size.
 """
 
 import ctypes
@@ -32,50 +32,48 @@ from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
 from clotkit.tiling.tissue import TissueRule
 from clotkit.units import MB
 
-FLOOR_S = 30.0  # a slide's time never falls below this for being one of many
-BEAT_S = 0.5
-LEAST_MEMORY_MB = 512  # that a slide's process can do anything with
-SHARE = 4.0  # a slide may take this many times its fair share of the time left
-ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # of a slide: the other slides have the rest
+FLOOR_S = 30.0  # a slide gets at least this long, however many slides are left
+POLL_S = 0.5  # between two looks at the limits
+MIN_MEMORY_MB = 512  # below it a slide's process cannot even start
+MAX_SHARE = 4.0  # a slide may take this many times its fair share of the time that is left
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # other slides use the other cores
 NOT_REACHED = Cause(Reason.DEADLINE, "the run's deadline came before its turn")
-_STARTING = threading.Lock()
+_STARTING = threading.Lock()  # the environment belongs to the whole process
 FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
-ALLOCATION_WORDS = ("allocate", "out of memory", "malloc")  # of native libraries, which have no type for it
+ALLOCATION_WORDS = (
+    "allocate",
+    "out of memory",
+    "malloc",
+)  # in messages of native libraries, which raise no MemoryError
 
 
 @dataclass(frozen=True)
 class Task:
-    """One slide to tile, once per distinct tiling; `budget` is for the caller (scoring.budget).
-
-    A slide that is `stored` elsewhere is fetched to `path` by its own process.
-    """
+    """A slide to tile, once per distinct tiling."""
 
     image_id: str
     path: Path
     tilings: tuple[TilingConfig, ...]
-    budget: int = field(default=0, kw_only=True)
-    stored: StoredFile | None = field(default=None, kw_only=True)
+    budget: int = field(default=0, kw_only=True)  # for the caller: scoring.budget.Budget
+    stored: StoredFile | None = field(default=None, kw_only=True)  # the slide's process downloads it to `path`
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a slide may cost; `stall_s` is the longest wait for its next batch.
+    """The limits of a slide's process."""
 
-    `deadline` is a time.monotonic() value, or infinity.
-    """
-
-    slide_s: float
-    memory_mb: int
-    deadline: float = float("inf")
-    stall_s: float = float("inf")
+    slide_s: float  # seconds
+    memory_mb: int  # address space
+    deadline: float = float("inf")  # of the whole run, a time.monotonic() value
+    stall_s: float = float("inf")  # the longest wait for the next batch, seconds
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A batch of a slide, cut with `tilings[tiling]` of its task."""
+    """A batch of tiles of a slide."""
 
     task: Task
-    tiling: int
+    tiling: int  # index into the task's tilings
     batch: Batch
 
     @property
@@ -86,22 +84,17 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Ended:
-    """A slide's end: `code` is None and `reason` empty when every tile came.
-
-    `lost`: the process died and the slide can be retried.
-
-    `started` is a time.monotonic() value, None where there was no process; `thumbnail` is for the report alone.
-    """
+    """The end of a slide's process."""
 
     task: Task
-    reason: str
+    reason: str  # a sentence for people; empty: every tile came
     seconds: float
-    peak_mb: float
-    code: Reason | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    lost: bool = False
-    started: float | None = None
-    thumbnail: Thumbnail | None = None
+    peak_mb: float  # resident memory; 0 if the process was killed
+    code: Reason | None = None  # None: every tile came
+    facts: dict[str, Any] = field(default_factory=dict)  # of the file and its tissue, from the tilers
+    lost: bool = False  # the process died and the slide can be retried
+    started: float | None = None  # a time.monotonic() value; None: there was no process
+    thumbnail: Thumbnail | None = None  # for the report only
 
     @property
     def image_id(self) -> str:
@@ -115,9 +108,9 @@ Work = Callable[[Task], Iterator[tuple[int, Piece]]]
 
 
 def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
-    """The work of a slide's process: its tiles for each tiling, each piece with the tiling's index; then its thumbnail.
+    """Cut a slide with each tiling; yield each piece with the tiling's index, and the thumbnail last.
 
-    A slide that is refused is sketched as far as it was read.
+    This is the work of a slide's process. A slide that cannot be read gets a thumbnail of the part that was.
     """
     recorder, facts = ThumbnailRecorder(), dict[str, Any]()
     fetch(task)
@@ -135,39 +128,39 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
 
 
 def fetch(task: Task) -> None:
-    """Have the task's slide at its path. Raises StoreError."""
+    """Download the slide to `task.path` if an object store has it. Raises StoreError."""
     if task.stored is not None:
         task.path.parent.mkdir(parents=True, exist_ok=True)
         task.stored.fetch(task.path)
 
 
 def _thumbnail_of(recorder: ThumbnailRecorder, facts: dict[str, Any]) -> Iterator[tuple[int, Thumbnail]]:
-    """The thumbnail of a slide of which the tilers have said these facts, if there is one."""
+    """Yield the thumbnail of a slide, if one can be made; `facts` are those of its tilers."""
     background = tuple(facts.get("background", (255, 255, 255)))
     rule = TissueRule(facts["tissue_step"], facts["marks_are_tissue"]) if "tissue_step" in facts else None
     try:
         thumbnail = recorder.thumbnail(background, rule)
-    except Exception:  # noqa: BLE001 - a picture is not worth a slide
+    except Exception:  # noqa: BLE001 - a thumbnail is not worth a slide
         return
     if thumbnail is not None:
         yield 0, thumbnail
 
 
 def check_limits(jobs: int, memory_mb: int) -> None:
-    """Raise UsageError where `--jobs` or `--memory` leaves no slide's process anything to work with."""
+    """Raise UsageError if `--jobs` or `--memory` is too small for any slide."""
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}; at least 1 is needed")
-    if memory_mb < LEAST_MEMORY_MB:
-        raise UsageError(f"--memory is {memory_mb} MB; at least {LEAST_MEMORY_MB} is needed")
+    if memory_mb < MIN_MEMORY_MB:
+        raise UsageError(f"--memory is {memory_mb} MB; at least {MIN_MEMORY_MB} is needed")
 
 
-def as_it_is(task: Task) -> Task:
-    """The task itself: nothing is changed before its turn."""
+def unchanged(task: Task) -> Task:
+    """Return the task as it is."""
     return task
 
 
 def never() -> bool:
-    """False: nothing stops the stream."""
+    """Return False: nothing stops the stream."""
     return False
 
 
@@ -176,14 +169,21 @@ def stream(
     limits: Limits,
     jobs: int,
     work: Work = tile_task,
-    prepare: Prepare = as_it_is,
+    prepare: Prepare = unchanged,
     stopped: Callable[[], bool] = never,
 ) -> Generator[Tiles | Ended, None, None]:
-    """Run every task in a process of its own, `jobs` at a time, and yield batches as they come, then each task's end.
+    """Run every task in a process of its own; yield batches as they come, and the end of each task.
 
-    `work` runs in the child and must be importable by name; `prepare` may change a task when its turn comes. Every task
-    ends exactly once, whatever its process does; tasks not begun by the deadline end without a process. Closing the
-    generator kills what runs, and so does `stopped`, which is asked every BEAT_S, for whoever cannot close it.
+    Every task ends exactly once, whatever its process does. Tasks that have not begun by the deadline end without a
+    process. Closing the generator kills the processes that run.
+
+    Args:
+        tasks: the slides, in the order to begin them.
+        limits: of each process.
+        jobs: processes at a time.
+        work: runs in the child; it must be importable by name.
+        prepare: may change a task when its turn comes.
+        stopped: polled every POLL_S, for callers that cannot close the generator; True ends it.
     """
     waiting, running = deque(tasks), dict[Connection, _Child]()
     try:
@@ -203,18 +203,21 @@ def stream(
 
 
 def slide_limit_s(limits: Limits, now: float, jobs: int, slides_left: int) -> float:
-    """Seconds a slide may take when it starts now: its own limit, a few fair shares of what is left, the deadline."""
+    """Return the seconds that a slide may take if it starts at `now`, a time.monotonic() value.
+
+    The least of its own limit, MAX_SHARE fair shares of the time that is left, and the time until the deadline.
+    """
     left = limits.deadline - now
-    fair = max(FLOOR_S, SHARE * left * jobs / max(slides_left, 1))
+    fair = max(FLOOR_S, MAX_SHARE * left * jobs / max(slides_left, 1))
     return max(0.0, min(limits.slide_s, fair, left))
 
 
 def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tiles | Ended]:
-    """Wait for one message or limit and yield what it gives; ended children leave `running`."""
+    """Wait for one message or limit, and yield its events; ended children leave `running`."""
     if not running:
         return
     next_limit = min(child.due for child in running.values())
-    for ready in wait(list(running), timeout=min(BEAT_S, max(0.0, next_limit - time.monotonic()))):
+    for ready in wait(list(running), timeout=min(POLL_S, max(0.0, next_limit - time.monotonic()))):
         reader = ready if isinstance(ready, Connection) else None
         if reader is not None and (event := running[reader].receive()) is not None:
             if isinstance(event, Ended):
@@ -222,14 +225,14 @@ def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tile
             yield event
     for reader, child in list(running.items()):
         now = time.monotonic()
-        # A child with something in its pipe waits for us, not we for it: only the run's deadline ends that.
+        # A child with a message in its pipe waits for us, so only the run's deadline ends it.
         if now >= child.due and (now >= deadline or not reader.poll()):
             del running[reader]
             yield child.overdue()
 
 
 class _Child:
-    """A slide's process, seen from the parent."""
+    """The parent's side of a slide's process."""
 
     def __init__(self, task: Task, work: Work, limit_s: float, limits: Limits) -> None:
         context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
@@ -239,24 +242,24 @@ class _Child:
         self.process: BaseProcess = context.Process(
             target=_child_main, args=(work, task, writer, limits.memory_mb, os.getpid()), daemon=True
         )
-        self.started = self.heard = time.monotonic()
+        self.started = self.last_message = time.monotonic()
         self.limit, self.stall_s = self.started + limit_s, limits.stall_s
         self.peak_mb = 0.0
-        with _one_core():
+        with _one_thread():
             self.process.start()
         writer.close()
 
     @property
     def due(self) -> float:
-        """When it has had its time: a time.monotonic() value."""
-        return min(self.limit, self.heard + self.stall_s)
+        """The time.monotonic() value at which its time is up."""
+        return min(self.limit, self.last_message + self.stall_s)
 
     def receive(self) -> Tiles | Ended | None:
         try:
             kind, value = self.reader.recv()
         except (EOFError, OSError):
             return self._died()
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         if kind == BATCH:
             return Tiles(self.task, *value)
         if kind == FACTS:
@@ -270,11 +273,14 @@ class _Child:
 
     def overdue(self) -> Ended:
         if self.due < self.limit:
-            return self._end(f"stalled: {self.stall_s:.0f} s without a batch", Reason.STALLED, lost=True)
-        return self._end(f"time limit: {self.limit_s:.0f} s without an end", Reason.TIMEOUT, lost=True)
+            return self._end(f"stalled: no batch for {self.stall_s:.0f} s", Reason.STALLED, lost=True)
+        return self._end(f"time limit: not done after {self.limit_s:.0f} s", Reason.TIMEOUT, lost=True)
 
     def kill(self) -> None:
-        """SIGKILL, because native code does not heed SIGTERM; the pipe is closed first so that no join can block."""
+        """Kill the process with SIGKILL: native code ignores SIGTERM.
+
+        The pipe is closed first so that the join cannot block.
+        """
         self.reader.close()
         self.process.kill()
         self.process.join()
@@ -285,7 +291,7 @@ class _Child:
         code = self.process.exitcode
         if code is not None and code < 0:
             return self._end(f"its process died of {signal.Signals(-code).name}", Reason.CRASHED, lost=True)
-        return self._end(f"its process ended without a word, exit code {code}", Reason.CRASHED, lost=True)
+        return self._end(f"its process ended without a result, exit code {code}", Reason.CRASHED, lost=True)
 
     def _end(self, reason: str, code: Reason | None, lost: bool = False) -> Ended:
         self.kill()
@@ -294,14 +300,15 @@ class _Child:
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
-    """Let processes that start inside have one core each, in the environment, where libraries look as they are loaded.
+def _one_thread() -> Iterator[None]:
+    """Limit children started here to one thread each, through environment variables.
 
-    OpenBLAS makes its threads while numpy is imported: two slides that begin at once took 1.7 times as long for that.
+    Libraries read them when they are loaded. OpenBLAS starts its threads while numpy is imported: with them, two slides
+    that began at once took 1.7 times as long.
     """
     with _STARTING:
-        before = {name: os.environ.get(name) for name in ONE_CORE}
-        os.environ.update(ONE_CORE)
+        before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(ONE_THREAD)
         try:
             yield
         finally:
@@ -313,7 +320,7 @@ def _one_core() -> Iterator[None]:
 
 
 def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
-    """The life of a slide's process: limits first, then the work, then one last message with the peak memory."""
+    """Run a slide's process: set the limits, do the work, send one last message with the peak memory."""
     die_with(parent)
     _limit(memory_mb)
     last: tuple[str, tuple[str, Reason | None, float]]
@@ -326,23 +333,23 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
     except ClotkitError as error:
         last = _failed(str(error), error.reason, memory_mb)
     except BrokenPipeError:
-        return  # the parent has given this slide up
-    except Exception as error:  # noqa: BLE001 - whatever it is, it costs this slide alone and is named in the report
+        return  # the parent has abandoned this slide
+    except Exception as error:  # noqa: BLE001 - any error affects this slide only, and the report names it
         last = _failed(f"{type(error).__name__}: {error}".splitlines()[0], Reason.FAILED, memory_mb)
     writer.send(last)
     writer.close()
-    os._exit(0)  # native libraries may hang or crash in their own clean-up; everything is sent
+    os._exit(0)  # native libraries may hang or crash in their clean-up, and everything is sent
 
 
 def _message(index: int, piece: Piece) -> tuple[str, Any]:
-    """What goes through the pipe for a piece of the work."""
+    """Return the message for one piece of work."""
     if isinstance(piece, Batch):
         return BATCH, (index, piece)
     return (THUMBNAIL if isinstance(piece, Thumbnail) else FACTS), piece
 
 
 def _failed(reason: str, code: Reason, memory_mb: int) -> tuple[str, tuple[str, Reason, float]]:
-    """Return the last message for an error; the memory limit is named where a library could not allocate."""
+    """Return the last message for an error; a failed allocation is reported as the memory limit."""
     if code is Reason.OUT_OF_MEMORY or any(word in reason.lower() for word in ALLOCATION_WORDS):
         why = f" ({reason})" if reason else ""
         return END, (f"memory limit: {memory_mb} MB were not enough{why}", Reason.OUT_OF_MEMORY, peak_mb())
@@ -356,7 +363,10 @@ def _limit(memory_mb: int) -> None:
 
 
 def set_oom_score(score: int) -> None:
-    """Say how readily the kernel may take this process when memory runs out (1000: first), where that can be said."""
+    """Set how readily Linux kills this process when memory runs out; 1000 is first.
+
+    It does nothing on other systems.
+    """
     try:
         Path("/proc/self/oom_score_adj").write_text(str(score))
     except OSError:
@@ -364,8 +374,11 @@ def set_oom_score(score: int) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the parent dies, so that a hung slide does not outlive its run. Linux only; elsewhere nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Have this process killed when its parent dies, so that a hung slide does not outlive its run.
+
+    Linux only; nothing on other systems.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     except (OSError, AttributeError):
@@ -375,24 +388,24 @@ def die_with(parent: int) -> None:
 
 
 def allow_children() -> None:
-    """Let this process, a worker of loky's or of a Dask cluster, start others.
+    """Let this process, a worker of loky or of a Dask cluster, start the processes of slides.
 
-    Dask's are daemons, which multiprocessing refuses children; loky's would hand down a way to start them that only it
-    knows. A child would first import the engine's own program, Dask's for as long as a small slide takes; and Dask has
-    its workers give memory back at once, with which a slide decodes 1.2 times as long.
+    Dask's workers are daemons, to which multiprocessing refuses children; loky's would pass on a start method that only
+    loky knows. Children would also import the engine's own main module first, which for Dask takes as long as a small
+    slide. Dask sets malloc to return memory at once, which makes decoding 1.2 times as slow; that is undone here.
     """
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method("spawn", force=True)
     program = sys.modules["__main__"]
     program.__spec__ = None
-    vars(program).pop("__file__", None)  # where it is None, inspect fails
+    vars(program).pop("__file__", None)  # inspect fails if it is None
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
 
 
 def peak_mb() -> float:
-    """The peak resident memory of this process in MB (2**20 bytes).
+    """Return the peak resident memory of this process in MB (2**20 bytes).
 
-    VmHWM, because getrusage's maximum is inherited from the parent across spawn.
+    It is VmHWM, because a spawned process inherits the maximum of getrusage from its parent.
     """
     try:
         status = Path("/proc/self/status").read_text()

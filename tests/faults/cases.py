@@ -1,8 +1,8 @@
-"""The fault table: what goes wrong, how it is made to happen, and what must come of it.
+"""List the faults, how each is made to happen, and its expected outcome.
 
 One list, CASES, drives the tests (test_table.py) and docs/explanation/faults.md (`python -m tests.faults`). Cases
-that name the same run share it: every bad slide of a run lies in one split, among healthy ones. Imported by name in
-slides' processes (`work`), so nothing heavy is imported here before it is needed.
+that name the same run share it: all bad slides of a run are in one split, among healthy ones. Slides' processes import
+this module by name (`work`), so heavy imports are made where they are needed.
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,19 +20,20 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.files import sha256
+from clotkit.reasons import Reason
 from clotkit.scoring.budget import Budget
 from clotkit.workers import Piece, Task, tile_task
 
 from . import misbehaving
 
 SLIDE_S, MEMORY_MB = 8, 2048  # of a slide, in the runs whose slides' processes misbehave
-EMPTY = r"test\.csv: (no column|0 rows|.*empty)"  # what is said of a table of 0 bytes
-ORPHAN, STRANGER = "c0ffee", "facade"  # a patient of the sample without a slide, and one the other way round
+EMPTY = r"test\.csv: "  # a line about a table of 0 bytes
+ORPHAN, STRANGER = "c0ffee", "facade"  # a patient of the sample without a slide, and one with a slide outside it
 
 
 @dataclass
 class Stage:
-    """The folders of one run before it starts: what a case changes. The tables are written by `lay`."""
+    """The folders of one run before it starts, for cases to change; `lay` writes the tables."""
 
     folder: Path
     competition: Competition
@@ -61,18 +62,18 @@ class Stage:
         return self.competition.sample_path(self.split)
 
     def slide(self, image_id: str) -> Path:
-        """Where a slide stands."""
+        """Return the path of a slide."""
         return self.competition.slide_path(self.split, "test", image_id)
 
     def add(self, image_id: str, listed: bool = True) -> Path:
-        """A row for one more slide, and (if `listed`) its patient in the sample; returns the slide's path."""
+        """Add a row for a slide, and (if `listed`) its patient to the sample; return the slide's path."""
         patient = image_id.rpartition("_")[0]
         self.rows.append({"image_id": image_id, "center_id": "1", "patient_id": patient, "image_num": "0"})
         self.patients += [patient] if listed else []
         return self.slide(image_id)
 
     def lay(self) -> None:
-        """Write the two tables; without a header the first has 0 bytes."""
+        """Write the two tables; without a header the first one has 0 bytes."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.header, extrasaction="ignore", restval="x", lineterminator=self.line_end)
         if self.header:
@@ -90,8 +91,7 @@ class Case:
     """One fault.
 
     `slide` writes the bad slide at a path; `stage` changes the folders of the run. `state` is the bad slide's, or that
-    of the healthy slides where the fault is the run's own, or "valid" where only the file counts. `words` is a regular
-    expression for the slide's reason, `said` one for a line of the run.
+    of the healthy slides if the fault is the run's own, or "valid" if only the submission counts.
     """
 
     name: str
@@ -100,12 +100,12 @@ class Case:
     slide: Callable[[Path, Path], None] | None = None  # (where it is to be, a healthy slide)
     stage: Callable[[Stage], None] | None = None
     image_id: str = ""  # where its name is what tells `work` how to misbehave
-    words: str = ""
-    said: str = ""
-    twin: bool = False  # the healthy slide's own pixels in another form: the same probabilities are wanted
+    codes: Sequence[Reason] = ()  # of the bad slide's line, or of a healthy one's where the fault is the run's own
+    said: str = ""  # a regular expression for a line that the run prints
+    twin: bool = False  # the healthy slide's pixels in another form: the probabilities must be the same
 
     def apply(self, stage: Stage, number: int) -> None:
-        """Bring the fault about."""
+        """Make the fault happen."""
         if self.stage is not None:
             self.stage(stage)
         if self.slide is not None:
@@ -119,19 +119,19 @@ class Case:
 
 @cache
 def pixels(path: Path) -> Any:
-    """A slide's pixels, uint8[h, w, 3]."""
+    """Return a slide's pixels, uint8[h, w, 3]."""
     import tifffile
 
     return tifffile.imread(path)
 
 
 def copied(path: Path, healthy: Path) -> None:
-    """The healthy slide itself."""
+    """Link the healthy slide."""
     path.symlink_to(healthy)
 
 
 def content(data: bytes) -> Callable[[Path, Path], None]:
-    """A file with these bytes."""
+    """Return a writer of a file with these bytes."""
     return lambda path, healthy: _written(path, data)
 
 
@@ -140,22 +140,22 @@ def _written(path: Path, data: bytes) -> None:
 
 
 def absent(path: Path, healthy: Path) -> None:
-    """No file at all."""
+    """Write no file at all."""
 
 
 def folder(path: Path, healthy: Path) -> None:
-    """A folder with the slide's name."""
+    """Make a folder with the slide's name."""
     path.mkdir()
 
 
 def locked(path: Path, healthy: Path) -> None:
-    """A slide that nobody may read."""
+    """Copy the slide without read permission."""
     shutil.copyfile(healthy, path)
     path.chmod(0)
 
 
 def cut(share: float) -> Callable[[Path, Path], None]:
-    """The first part of a slide whose directory comes first, so that it opens."""
+    """Return a writer of the first part of a slide whose directory comes first, so that it opens."""
 
     def write(path: Path, healthy: Path) -> None:
         data = healthy.read_bytes()
@@ -165,7 +165,7 @@ def cut(share: float) -> Callable[[Path, Path], None]:
 
 
 def flipped(tissue: bool) -> Callable[[Path, Path], None]:
-    """Every bit flipped in the middle of one tile's bytes: the darkest tile, or the lightest."""
+    """Return a writer that flips every bit in the middle of one tile: the darkest tile, or the lightest."""
 
     def write(path: Path, healthy: Path) -> None:
         import tifffile
@@ -187,7 +187,7 @@ def flipped(tissue: bool) -> Callable[[Path, Path], None]:
 
 
 def directory_at(where: Callable[[bytes], tuple[int, int]]) -> Callable[[Path, Path], None]:
-    """A slide with one of its directory offsets changed: `where` gives the offset's place and what it says then."""
+    """Return a writer that changes a directory offset; `where` gives the offset's place and new value."""
 
     def write(path: Path, healthy: Path) -> None:
         data = bytearray(healthy.read_bytes())
@@ -198,19 +198,19 @@ def directory_at(where: Callable[[bytes], tuple[int, int]]) -> Callable[[Path, P
 
 
 def past_the_end(data: bytes) -> tuple[int, int]:
-    """The first directory lies behind the file."""
+    """Put the first directory beyond the end of the file."""
     return 4, len(data) + 4096
 
 
 def loop(data: bytes) -> tuple[int, int]:
-    """The next directory is the first one again."""
+    """Make the first directory its own successor."""
     first = struct.unpack_from("<I", data, 4)[0]
     (tags,) = struct.unpack_from("<H", data, first)
     return first + 2 + 12 * tags, first
 
 
 def bomb(path: Path, healthy: Path) -> None:
-    """A slide that says it has 10^12 pixels."""
+    """Write a slide that claims to have 10^12 pixels."""
     import tifffile
 
     shutil.copyfile(healthy, path)
@@ -220,7 +220,7 @@ def bomb(path: Path, healthy: Path) -> None:
 
 
 def tiff(change: Callable[[Any], Any], **options: Any) -> Callable[[Path, Path], None]:
-    """The healthy slide's pixels, changed, in another kind of TIFF."""
+    """Return a writer of the healthy slide's pixels, changed, in another kind of TIFF."""
 
     def write(path: Path, healthy: Path) -> None:
         import tifffile
@@ -233,32 +233,32 @@ def tiff(change: Callable[[Any], Any], **options: Any) -> Callable[[Path, Path],
 
 
 def constant(height: int, width: int, value: int) -> Callable[[Path, Path], None]:
-    """One grey level all over."""
+    """Return a writer of one grey level."""
     return tiff(lambda _: np.full((height, width, 3), value, np.uint8), compression="zlib")
 
 
 def same(image: Any) -> Any:
-    """The pixels as they are."""
+    """Return the pixels as they are."""
     return image
 
 
 def grey(image: Any) -> Any:
-    """One band, uint8[h, w]."""
+    """Return one band, uint8[h, w]."""
     return image.mean(axis=2).astype(np.uint8)
 
 
 def deep(image: Any) -> Any:
-    """16 bits a sample: 255 becomes 65,535."""
+    """Return 16-bit samples: 255 becomes 65,535."""
     return image.astype(np.uint16) * 257
 
 
 def opaque(image: Any) -> Any:
-    """RGBA, nowhere transparent."""
+    """Return RGBA, opaque everywhere."""
     return np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
 
 
 def inks(image: Any) -> Any:
-    """CMYK without black ink: the complement."""
+    """Return CMYK without black ink, which is the complement."""
     return np.dstack([255 - image, np.zeros(image.shape[:2], np.uint8)])
 
 
@@ -266,30 +266,36 @@ FILES = ("files", "kernel")
 ZIP: dict[str, Any] = {"compression": "zlib"}
 APERIO: dict[str, Any] = {"compression": "aperio_jp2000_rgb", "description": "Aperio Image Library\r\n|AppMag = 20"}
 SLIDES = [
-    Case("0 bytes", FILES, "fallback", content(b""), words="empty: 0 bytes"),
-    Case("no image", FILES, "fallback", content(b"this is no slide\n" * 50), words="not an image"),
-    Case("cut at 25 %", FILES, "fallback", cut(0.25), words="the file is cut short"),
-    Case("cut at 50 %", FILES, "fallback", cut(0.5), words="the file is cut short"),
-    Case("cut at 99 %", FILES, "fallback", cut(0.99), words="the file is cut short"),
-    Case("flipped bytes in a tissue tile", FILES, "fallback", flipped(tissue=True), words="damaged"),
+    Case("0 bytes", FILES, "fallback", content(b""), codes=[Reason.DAMAGED]),
+    Case("no image", FILES, "fallback", content(b"this is no slide\n" * 50), codes=[Reason.DAMAGED]),
+    Case("cut at 25 %", FILES, "fallback", cut(0.25), codes=[Reason.DAMAGED]),
+    Case("cut at 50 %", FILES, "fallback", cut(0.5), codes=[Reason.DAMAGED]),
+    Case("cut at 99 %", FILES, "fallback", cut(0.99), codes=[Reason.DAMAGED]),
+    Case("flipped bytes in a tissue tile", FILES, "fallback", flipped(tissue=True), codes=[Reason.DAMAGED]),
     Case("flipped bytes in a background tile", FILES, "done", flipped(tissue=False), twin=True),
-    Case("a TIFF directory past the end", FILES, "fallback", directory_at(past_the_end), words="director"),
+    Case("a TIFF directory past the end", FILES, "fallback", directory_at(past_the_end), codes=[Reason.DAMAGED]),
     Case("a loop of TIFF directories", FILES, "done", directory_at(loop), twin=True),
-    Case("1,000,000 x 1,000,000 px claimed", FILES, "fallback", bomb, words="allowed"),
-    Case("the file is missing", FILES, "fallback", absent, words="the file is missing"),
-    Case("a folder in its place", FILES, "fallback", folder, words="a folder, not a file"),
-    Case("all white", FILES, "fallback", constant(1920, 1280, 255), words="no tissue"),
-    Case("all black", FILES, "fallback", constant(1920, 1280, 0), words="no tissue"),
-    Case("1 px", FILES, "fallback", constant(1, 1, 120), words="no tissue"),
-    Case("1 x 100,000 px", FILES, "fallback", constant(100_000, 1, 120), words="no tissue"),
+    Case("1,000,000 x 1,000,000 px claimed", FILES, "fallback", bomb, codes=[Reason.DAMAGED]),
+    Case("the file is missing", FILES, "fallback", absent, codes=[Reason.DAMAGED]),
+    Case("a folder in its place", FILES, "fallback", folder, codes=[Reason.DAMAGED]),
+    Case("all white", FILES, "fallback", constant(1920, 1280, 255), codes=[Reason.NO_TISSUE]),
+    Case("all black", FILES, "fallback", constant(1920, 1280, 0), codes=[Reason.NO_TISSUE]),
+    Case("1 px", FILES, "fallback", constant(1, 1, 120), codes=[Reason.NO_TISSUE]),
+    Case("1 x 100,000 px", FILES, "fallback", constant(100_000, 1, 120), codes=[Reason.NO_TISSUE]),
     Case("one band", FILES, "done", tiff(grey, photometric="minisblack", **ZIP)),
     Case("16-bit", FILES, "done", tiff(deep, **ZIP), twin=True),
     Case("RGBA", FILES, "done", tiff(opaque, extrasamples=["unassalpha"], **ZIP), twin=True),
     Case("CMYK", FILES, "done", tiff(inks, photometric="separated", **ZIP), twin=True),
     Case("ZSTD", FILES, "done", tiff(same, compression="zstd"), twin=True),
     Case("JPEG 2000 as Aperio writes it", FILES, "done", tiff(same, **APERIO), twin=True),
-    Case("JPEG 2000 as nobody here reads it", FILES, "fallback", tiff(same, compression="jpeg2000"), words="JPEG 2000"),
-    Case("no read permission", ("locked",), "fallback", locked, words="[Pp]ermission denied"),
+    Case(
+        "JPEG 2000 as nobody here reads it",
+        FILES,
+        "fallback",
+        tiff(same, compression="jpeg2000"),
+        codes=[Reason.UNSUPPORTED],
+    ),
+    Case("no read permission", ("locked",), "fallback", locked, codes=[Reason.DAMAGED]),
 ]
 
 
@@ -297,7 +303,7 @@ SLIDES = [
 
 
 def work(task: Task) -> Iterator[tuple[int, Piece]]:
-    """misbehaving.work; a name that begins with "once" misbehaves the first time only."""
+    """Do the work of `misbehaving.work`; a name that begins with "once" misbehaves the first time only."""
     if task.image_id.startswith("once") and task.budget == Budget.COARSER:
         return tile_task(task)
     if task.image_id.startswith("once"):
@@ -305,27 +311,33 @@ def work(task: Task) -> Iterator[tuple[int, Piece]]:
     return misbehaving.work(task)
 
 
-def process(name: str, kind: str, run: str, state: str, words: str) -> Case:
-    """A sound slide whose process does what `kind` says."""
-    return Case(name, (run,), state, copied, image_id=f"{kind}_0", words=words)
+def process(name: str, kind: str, run: str, state: str, *codes: Reason) -> Case:
+    """Return a case with a sound slide whose process does what `kind` says."""
+    return Case(name, (run,), state, copied, image_id=f"{kind}_0", codes=codes)
 
 
-TWICE = "read again at 2 times the downsample"
 PROCESSES = [
-    process("its decoder is killed", "kill", "crashes", "fallback", "died of SIGKILL"),
-    process("its decoder is killed the first time", "oncekill", "crashes", "partial", f"SIGKILL; {TWICE}"),
-    process("its decoder is killed after 8 tiles", "latekill", "crashes", "partial", "died of SIGKILL"),
-    process("its decoder crashes", "segv", "crashes", "fallback", "died of SIGSEGV"),
-    process("its decoder ends without a word", "exit", "crashes", "fallback", "exit code 7"),
-    process("its decoder raises", "raise", "crashes", "fallback", "ZeroDivisionError: by a decoder"),
-    process("its decoder hangs", "hang", "hangs", "fallback", f"time limit: {SLIDE_S} s"),
-    process("its decoder hangs the first time", "oncehang", "hangs", "partial", f"time limit: {SLIDE_S} s.*; {TWICE}"),
-    process("its decoder hangs after 8 tiles", "latehang", "hangs", "partial", f"time limit: {SLIDE_S} s"),
-    process("its decoder ignores SIGTERM", "deaf", "hangs", "fallback", f"time limit: {SLIDE_S} s"),
-    process("its decoder eats memory", "hog", "crashes", "fallback", f"memory limit: {MEMORY_MB} MB"),
-    process("its decoder eats memory the first time", "oncehog", "crashes", "partial", f"{MEMORY_MB} MB.*; {TWICE}"),
-    process("its decoder stalls after 8 tiles", "latehang", "stalls", "partial", "stalled: 5 s without a batch"),
-    process("the deadline comes while a slide hangs", "hang", "deadline", "fallback", "deadline|time limit"),
+    process("its decoder is killed", "kill", "crashes", "fallback", Reason.CRASHED),
+    process("its decoder is killed the first time", "oncekill", "crashes", "partial", Reason.CRASHED, Reason.COARSER),
+    process("its decoder is killed after 8 tiles", "latekill", "crashes", "partial", Reason.CRASHED),
+    process("its decoder crashes", "segv", "crashes", "fallback", Reason.CRASHED),
+    process("its decoder ends without a word", "exit", "crashes", "fallback", Reason.CRASHED),
+    process("its decoder raises", "raise", "crashes", "fallback", Reason.FAILED),
+    process("its decoder hangs", "hang", "hangs", "fallback", Reason.TIMEOUT),
+    process("its decoder hangs the first time", "oncehang", "hangs", "partial", Reason.TIMEOUT, Reason.COARSER),
+    process("its decoder hangs after 8 tiles", "latehang", "hangs", "partial", Reason.TIMEOUT),
+    process("its decoder ignores SIGTERM", "deaf", "hangs", "fallback", Reason.TIMEOUT),
+    process("its decoder eats memory", "hog", "crashes", "fallback", Reason.OUT_OF_MEMORY),
+    process(
+        "its decoder eats memory the first time",
+        "oncehog",
+        "crashes",
+        "partial",
+        Reason.OUT_OF_MEMORY,
+        Reason.COARSER,
+    ),
+    process("its decoder stalls after 8 tiles", "latehang", "stalls", "partial", Reason.STALLED),
+    process("the deadline comes while a slide hangs", "hang", "deadline", "fallback", Reason.TIMEOUT),
 ]
 
 
@@ -333,42 +345,42 @@ PROCESSES = [
 
 
 def add_column(stage: Stage) -> None:
-    """A column that nobody asked for, first."""
+    """Put an unknown column first."""
     stage.header.insert(0, "scanner")
 
 
 def drop_column(name: str) -> Callable[[Stage], None]:
-    """A column less."""
+    """Return a change that drops a column."""
     return lambda stage: stage.header.remove(name)
 
 
 def with_line_ends(stage: Stage) -> None:
-    """Windows line ends."""
+    """Use Windows line ends."""
     stage.line_end = "\r\n"
 
 
 def with_mark(stage: Stage) -> None:
-    """A byte-order mark."""
+    """Begin with a byte-order mark."""
     stage.mark = "\ufeff"
 
 
 def repeat(stage: Stage) -> None:
-    """The first slide once more, for another patient."""
+    """Repeat the first slide, for another patient."""
     stage.rows.append({**stage.rows[0], "patient_id": stage.rows[-1]["patient_id"]})
 
 
 def orphan(stage: Stage) -> None:
-    """A patient of the sample without a slide."""
+    """Add a patient without a slide to the sample."""
     stage.patients.append(ORPHAN)
 
 
 def no_rows(stage: Stage) -> None:
-    """A table of 0 bytes."""
+    """Write a table of 0 bytes."""
     stage.header.clear()
 
 
 def no_sample(stage: Stage) -> None:
-    """No sample submission."""
+    """Write no sample submission."""
     stage.sampled = False
 
 
@@ -380,7 +392,7 @@ TABLES = [
     Case("a patient not in the sample", ("tables", "kernel"), "done", copied, image_id=f"{STRANGER}_0", said=STRANGER),
     Case("a sample patient without a slide", ("tables", "kernel"), "done", stage=orphan, said=f"fallback: .*{ORPHAN}"),
     Case("test.csv without patient_id", ("ids",), "done", stage=drop_column("patient_id"), said="patient_id"),
-    Case("test.csv without image_id", ("header",), "refused", stage=drop_column("image_id"), said="no column image_id"),
+    Case("test.csv without image_id", ("header",), "refused", stage=drop_column("image_id"), said="test.csv.*image_id"),
     Case("test.csv is empty", ("empty",), "refused", stage=no_rows, said=EMPTY),
     Case(
         "test.csv is empty, in the kernel",
@@ -389,7 +401,7 @@ TABLES = [
         stage=no_rows,
         said=EMPTY,
     ),
-    Case("no sample submission", ("no sample",), "refused", stage=no_sample, said="sample_submission.csv: .*No such"),
+    Case("no sample submission", ("no sample",), "refused", stage=no_sample, said="sample_submission.csv"),
 ]
 
 
@@ -397,7 +409,7 @@ TABLES = [
 
 
 def another(change: Callable[[Path], None], name: str) -> Callable[[Stage], None]:
-    """One more member: the sound one, copied and harmed."""
+    """Return a change that adds a damaged copy of the sound member."""
 
     def make(stage: Stage) -> None:
         shutil.copytree(stage.weights / "tiny", stage.weights / name)
@@ -407,7 +419,7 @@ def another(change: Callable[[Path], None], name: str) -> Callable[[Stage], None
 
 
 def alone(change: Callable[[Path], None], name: str) -> Callable[[Stage], None]:
-    """The only member, harmed."""
+    """Return a change that leaves a damaged copy of the sound member only."""
 
     def make(stage: Stage) -> None:
         another(change, name)(stage)
@@ -417,7 +429,7 @@ def alone(change: Callable[[Path], None], name: str) -> Callable[[Stage], None]:
 
 
 def listed(member: Path, name: str, digest: str) -> None:
-    """Put the hash of one of a member's files into the manifest."""
+    """Put the hash of a member's file into the manifest."""
     from clotkit.members.folder import MANIFEST
 
     path = member.parent / MANIFEST
@@ -426,33 +438,33 @@ def listed(member: Path, name: str, digest: str) -> None:
 
 
 def wrong_hash(member: Path) -> None:
-    """A manifest that knows other weights."""
+    """Write a manifest with the hash of other weights."""
     listed(member, "model.weights.h5", "0" * 64)
 
 
 def other_size(member: Path) -> None:
-    """A recipe that asks for larger tiles than the weights were trained on; the manifest knows the recipe as it was."""
+    """Ask for larger tiles than the weights were trained on; the manifest has the recipe's old hash."""
     listed(member, "recipe.toml", sha256(member / "recipe.toml"))
     edited("tile_px = 32", "tile_px = 64")(member)
 
 
 def without(name: str) -> Callable[[Path], None]:
-    """A file of the member is missing."""
+    """Return a change that removes a file of the member."""
     return lambda member: (member / name).unlink()
 
 
 def damaged(member: Path) -> None:
-    """Weights that are no HDF5 file."""
+    """Write weights that are not an HDF5 file."""
     (member / "model.weights.h5").write_bytes(b"not HDF5")
 
 
 def other_classes(member: Path) -> None:
-    """Trained for another competition."""
+    """Claim to be trained for other classes."""
     (member / "metrics.json").write_text(json.dumps({"classes": ["blue", "green"]}))
 
 
 def edited(old: str, new: str) -> Callable[[Path], None]:
-    """A recipe that was changed after the training."""
+    """Return a change of the recipe after the training."""
 
     def change(member: Path) -> None:
         text = (member / "recipe.toml").read_text()
@@ -463,7 +475,7 @@ def edited(old: str, new: str) -> Callable[[Path], None]:
 
 
 def nan(member: Path) -> None:
-    """Weights that are all NaN."""
+    """Set all weights to NaN."""
     import h5py
 
     def fill(_: str, found: Any) -> None:
@@ -475,28 +487,30 @@ def nan(member: Path) -> None:
 
 
 def no_members(stage: Stage) -> None:
-    """No weights attached."""
+    """Attach no weights."""
     shutil.rmtree(stage.weights)
     stage.weights.mkdir()
 
 
 WEIGHTS = ("weights", "kernel")
 MEMBERS = [
-    Case("weights with a wrong hash", WEIGHTS, "done", stage=another(wrong_hash, "hash"), said="hash.*sha256"),
-    Case("weights that are damaged", WEIGHTS, "done", stage=another(damaged, "torn"), said="torn.*does not fit"),
+    Case("weights with a wrong hash", WEIGHTS, "done", stage=another(wrong_hash, "hash"), said="member hash left out"),
+    Case("weights that are damaged", WEIGHTS, "done", stage=another(damaged, "torn"), said="member torn left out"),
     Case("no weights file in a member", ("half", "kernel"), "done", stage=another(without("model.weights.h5"), "bare"),
-         said=r"bare.*model\.weights\.h5 is missing"),
+         said=r"member bare left out.*model\.weights\.h5"),
     Case("no calibration in a member", ("half", "kernel"), "done", stage=another(without("calibration.json"), "raw"),
-         said=r"raw.*calibration\.json is missing"),
-    Case("a member of other classes", WEIGHTS, "done", stage=another(other_classes, "moulds"), said="moulds.*classes"),
-    Case("a member whose recipe has other filters", WEIGHTS, "done", said="other.*does not fit",
+         said=r"member raw left out.*calibration\.json"),
+    Case("a member of other classes", WEIGHTS, "done", stage=another(other_classes, "moulds"),
+         said="member moulds left out"),
+    Case("a member whose recipe has other filters", WEIGHTS, "done", said="member other left out",
          stage=another(edited("filters = [4, 8]", "filters = [4, 16]"), "other")),
     Case("a member of another tile_px than its weights", ("size",), "done", stage=another(other_size, "wide"),
-         said="wide.*sha256"),
-    Case("a member that returns NaN", ("nan",), "partial", stage=another(nan, "nan"), words="member nan.*NaN"),
-    Case("the only member returns NaN", ("nan alone",), "fallback", stage=alone(nan, "nan"), words="member nan.*NaN"),
+         said="member wide left out"),
+    Case("a member that returns NaN", ("nan",), "partial", stage=another(nan, "nan"), codes=[Reason.MEMBER_FAILED]),
+    Case("the only member returns NaN", ("nan alone",), "fallback", stage=alone(nan, "nan"),
+         codes=[Reason.MEMBER_FAILED]),
     Case("the only member has a wrong hash", ("no member",), "fallback", stage=alone(wrong_hash, "hash"),
-         said="hash.*sha256"),
+         said="member hash left out"),
 ]  # fmt: skip
 
 
@@ -504,16 +518,16 @@ MEMBERS = [
 
 
 def nothing(stage: Stage) -> None:
-    """The fault is in how the run is started, or in what happens to it."""
+    """Change nothing: the fault is in how the run is started, or in what happens to it."""
 
 
 def closed(stage: Stage) -> None:
-    """A folder for runs that nobody may write to."""
+    """Make a folder for runs without write permission."""
     (stage.folder / "closed").mkdir(mode=0o555)
 
 
 RUNS = [
-    Case("the deadline has passed", ("past",), "fallback", stage=nothing, words="deadline"),
+    Case("the deadline has passed", ("past",), "fallback", stage=nothing, codes=[Reason.DEADLINE]),
     Case("the disk is full", ("full",), "valid", stage=nothing, said="No space left"),
     Case("the output cannot be written", ("closed",), "refused", stage=closed, said="closed.*(denied|[Rr]ead-only)"),
     Case("the clock jumps", ("clock",), "done", stage=nothing),
@@ -522,7 +536,7 @@ RUNS = [
     Case("SIGTERM to the kernel", ("terminated",), "valid", stage=nothing, said="SIGTERM"),
     Case("SIGTERM to the kernel as it starts", ("terminated early",), "valid", stage=nothing),
     Case("SIGKILL to the kernel's pipeline", ("restarted",), "done", stage=nothing, said="started once more"),
-    Case("the deadline comes in the kernel", ("kernel past",), "fallback", stage=nothing, words="deadline"),
+    Case("the deadline comes in the kernel", ("kernel past",), "fallback", stage=nothing, codes=[Reason.DEADLINE]),
 ]
 
 CASES = [*SLIDES, *PROCESSES, *TABLES, *MEMBERS, *RUNS]

@@ -1,4 +1,4 @@
-"""Work for a slide's process that goes wrong for real. Imported by name in the spawned process."""
+"""Work for a slide's process that really fails; the spawned process imports it by name."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ FOREVER_S = 3600
 
 
 def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a fault
-    """Sound tiles first where the name asks for some ("late"), then what the name says; sound ones for other names."""
+    """Do what the slide's name says; sound tiles first if it begins with "late", and for any other name."""
     kind = task.image_id.partition("_")[0]
     if kind.startswith("late"):
         yield from some(task)
@@ -54,7 +54,7 @@ def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a
 
 
 def some(task: Task) -> Iterator[tuple[int, Piece]]:
-    """Facts and two batches of grey tiles, the same for the same slide."""
+    """Yield facts and two batches of grey tiles, the same for every slide."""
     side = task.tilings[0].tile_px
     yield 0, {"decoder": "none"}
     for value in (90, 160):
@@ -62,14 +62,14 @@ def some(task: Task) -> Iterator[tuple[int, Piece]]:
 
 
 def limited(task: Task) -> Iterator[tuple[int, Piece]]:
-    """Refuse a slide, with the threads that its process and its libraries may have."""
+    """Refuse a slide; the message has the threads of its process and its libraries."""
     threads = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads"))
     raise SlideUnreadable(f"{os.environ['VIPS_CONCURRENCY']} of libvips, {threads.split()[1]} in all")
     yield
 
 
 def heavy(task: Task) -> Iterator[tuple[int, Piece]]:
-    """Refuse a slide, with what its process has of the engine that may have started it: its modules, its settings."""
+    """Refuse a slide; the message has the modules and settings that its process inherited from the engine."""
     brought = {"click", "dask", "distributed", "joblib"} & set(sys.modules)
     set_so = {"MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
     raise SlideUnreadable(f"brought {sorted(brought | set_so)}")

@@ -1,8 +1,4 @@
-"""Every fault of the table (cases.py) for real: what the bad slide comes to, and that nothing else is touched.
-
-Each run is made once, for all the cases in it. While it goes on, a thread checks submission.csv at every change. What
-a case came to is recorded as the test's properties, from which `python -m tests.faults` writes the document.
-"""
+"""Make every fault of cases.py happen; check the bad slide's outcome, and that nothing else changed."""
 
 import ast
 import contextlib
@@ -51,18 +47,18 @@ SETTINGS_LINE = "SETTINGS: dict[str, Any] = {"
 
 @dataclass
 class Ran:
-    """What a run left and said."""
+    """The results of a run."""
 
     stage: Stage
-    code: int
-    said: list[str]
+    code: int  # exit code
+    said: list[str]  # lines that it printed
     seconds: float
     deadline_s: float
     out: Path
-    checks: int  # how often the submission changed and was checked
-    wrong: list[str]  # what was wrong with it at any of these instants
-    left: list[str] = field(default_factory=list)  # processes that live on
-    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: int  # times that the submission changed and was checked
+    wrong: list[str]  # problems of the submission at any of these times
+    left: list[str] = field(default_factory=list)  # processes that outlived the run
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)  # by image id: its line
 
     def __post_init__(self) -> None:
         path = self.out / "report.jsonl"
@@ -77,7 +73,7 @@ class Ran:
 
 
 class Watch(threading.Thread):
-    """Checks a submission whenever it changes, from the first time it is there; then it must never be gone again."""
+    """Checks a submission whenever it changes; once it exists it must never disappear."""
 
     def __init__(self, path: Path, stage: Stage) -> None:
         super().__init__(daemon=True)
@@ -116,13 +112,13 @@ Start = Callable[[Stage], Ran]
 
 
 def words_of(stage: Stage, out: Path, deadline: str) -> list[str]:
-    """The command line of a run."""
+    """Return the command line of a run."""
     return ["run", str(stage.split), "--weights", str(stage.weights), "--out", str(out), "--jobs", "2",
             "--deadline", deadline]  # fmt: skip
 
 
 def in_process(deadline_s: float = DEADLINE_S) -> Start:
-    """`clotkit run`, in this process."""
+    """Return a start of `clotkit run` in this process."""
 
     def start(stage: Stage) -> Ran:
         out, said, started = stage.folder / "out", io.StringIO(), time.monotonic()
@@ -136,13 +132,13 @@ def in_process(deadline_s: float = DEADLINE_S) -> Start:
 
 @contextlib.contextmanager
 def redirected(said: io.StringIO) -> Iterator[None]:
-    """What is printed goes to `said`."""
+    """Collect in `said` the text that is printed."""
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         yield
 
 
 def with_work(deadline_s: float = DEADLINE_S, slide_s: float = SLIDE_S, stall_s: float = DEADLINE_S) -> Start:
-    """The pipeline with processes that misbehave, under short limits."""
+    """Return a start of the pipeline with processes that misbehave, under short limits."""
 
     def start(stage: Stage) -> Ran:
         limits = dataclasses.replace(stage.competition.limits, slide_s=slide_s)
@@ -159,7 +155,10 @@ def with_work(deadline_s: float = DEADLINE_S, slide_s: float = SLIDE_S, stall_s:
 
 
 def as_process(wrap: Callable[[Stage, Path], list[str]], out: str = "out", kept: str = "") -> Start:
-    """`clotkit run` as a process inside what `wrap` gives; `kept`: where its files are afterwards, if elsewhere."""
+    """Return a start of `clotkit run` as a process inside the command of `wrap`.
+
+    `kept` is the folder with its files afterwards, if it is not `out`.
+    """
 
     def start(stage: Stage) -> Ran:
         folder = stage.folder / out
@@ -184,7 +183,7 @@ def follow(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=stage.folder,
         env=variables or {**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    # A file system that only the process sees is reached through its root.
+    # A file system that only the process can see is reached through its root.
     seen = Path(f"/proc/{process.pid}/root{out}") if seen_from_inside else out
     said, family = [], set[psutil.Process]()
     with process, Watch(seen / "submission.csv", stage) as watch:
@@ -193,7 +192,7 @@ def follow(
             family |= descendants(process.pid)
             heard(line, process.pid)
     seconds = time.monotonic() - started
-    # The root of a process that has ended is gone: that is no loss of the file.
+    # The root of an ended process is gone, which does not mean that the file is lost.
     wrong = [text for text in watch.wrong if not (seen_from_inside and "No such file" in text)]
     _, alive = psutil.wait_procs(family, timeout=GONE_S)
     left = [str(each) for each in alive]
@@ -201,7 +200,7 @@ def follow(
 
 
 def descendants(pid: int) -> set[psutil.Process]:
-    """All processes below one, as long as that one lives."""
+    """Return all processes below a process, none if it has ended."""
     try:
         return set(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -209,7 +208,7 @@ def descendants(pid: int) -> set[psutil.Process]:
 
 
 def unprivileged(stage: Stage, out: Path) -> list[str]:
-    """As somebody whom permissions hold: root's own are left behind in a user namespace that maps nobody."""
+    """Return a command that makes permissions apply: root's are lost in a user namespace that maps nobody."""
     if os.geteuid() != 0:
         return []
     need_namespace("--user")
@@ -223,14 +222,17 @@ out=$1; kept=$2; shift 3; "$@"; code=$?; cp "$out"/* "$kept"; exit $code
 
 
 def full_disk(stage: Stage, out: Path) -> list[str]:
-    """On a disk of three pages: the submission and run.json have two, and the report takes what a new one needs."""
+    """Return a command with a disk of three pages as output folder.
+
+    The submission and run.json take two, and the report takes the one that a new submission would need.
+    """
     need_namespace("--user", "--map-root-user", "--mount")
     return ["unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", FULL, "sh", str(out),
             str(stage.folder / "kept"), "12k"]  # fmt: skip
 
 
 def need_namespace(*options: str) -> None:
-    """Skip where the system has no such namespaces."""
+    """Skip the test if the system has no such namespaces."""
     try:
         ended = subprocess.run(["unshare", *options, "--", "true"], capture_output=True, check=False)
     except OSError:
@@ -261,7 +263,7 @@ time_t time(time_t *t) {
 
 
 def jumping_clock(stage: Stage, out: Path) -> list[str]:
-    """Every look at the wall clock is up to 400 days off, to either side in turn."""
+    """Return a command in which the wall clock is up to 400 days off, in both directions in turn."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler here for a clock that jumps")
     source, library = stage.folder / "jumps.c", stage.folder / "jumps.so"
@@ -273,7 +275,10 @@ def jumping_clock(stage: Stage, out: Path) -> list[str]:
 def kernel(
     heard: Callable[[str, int], None] = lambda line, pid: None, settings: str = "", pyvips: bool = True
 ) -> Start:
-    """The bundle, in a Kaggle of our own, without the wheels dataset; `pyvips`: the image has what they would bring."""
+    """Return a start of the kernel's bundle in an imitation of Kaggle without the wheels dataset.
+
+    `pyvips`: the image has the packages that the wheels would bring.
+    """
 
     def start(stage: Stage) -> Ran:
         root = stage.folder / "kaggle"
@@ -292,7 +297,7 @@ def kernel(
 
 
 def without_readers(folder: Path) -> Path:
-    """The python of an environment that lacks what the wheels bring to read slides with: OpenSlide is left."""
+    """Return the python of an environment in which only OpenSlide can read slides."""
     (folder / "wheels").mkdir()
     for name in READERS:
         (folder / "wheels" / f"{name}-0-py3-none-any.whl").touch()  # only the names count here
@@ -300,19 +305,19 @@ def without_readers(folder: Path) -> Path:
 
 
 def terminate(line: str, pid: int) -> None:
-    """SIGTERM for the kernel once a slide is done."""
+    """Send SIGTERM to the kernel once a slide is done."""
     if line.startswith("[1/"):
         psutil.Process(pid).terminate()
 
 
 def terminate_early(line: str, pid: int) -> None:
-    """SIGTERM for the kernel at its first line."""
+    """Send SIGTERM to the kernel at its first line."""
     if line.startswith("clotkit kernel"):
         psutil.Process(pid).terminate()
 
 
 class KillOnce:
-    """SIGKILL for the kernel's pipeline once a slide is done, the first time."""
+    """Kills the kernel's pipeline once a slide is done, the first time."""
 
     def __init__(self) -> None:
         self.done = False
@@ -328,13 +333,13 @@ class KillOnce:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is started, its exit code, what the healthy slides come to, if it is slow, or a kernel's."""
+    """The way to start a run, and its expected results."""
 
     start: Start
-    code: int
-    healthy: str = "done"
+    code: int  # exit code
+    healthy: str = "done"  # state of the healthy slides
     slow: bool = False
-    kernel: bool = False
+    kernel: bool = False  # the run is a kernel's
 
 
 PLANS = {
@@ -372,7 +377,7 @@ PLANS = {
 
 @dataclass
 class Lab:
-    """Where runs are made, each once; `reference` is the report of a run without a fault."""
+    """Makes each run once; `reference` is the report of a run without a fault."""
 
     base: Path
     healthy: Path
@@ -382,7 +387,7 @@ class Lab:
     reference: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
-        """The folders of a run, healthy as yet."""
+        """Make the folders of a run, all healthy."""
         folder = self.base / name.replace(" ", "_")
         (folder / "split" / "test").mkdir(parents=True)
         shutil.copytree(self.member, folder / "weights" / "tiny")
@@ -395,7 +400,7 @@ class Lab:
         return Stage(folder, self.competition, list(rows[0]), rows, patients, images)
 
     def ran(self, name: str) -> Ran:
-        """The run of that name, with the faults of all its cases."""
+        """Return the run of that name, with the faults of all its cases."""
         if name not in self.made:
             stage = self.stage(name)
             for number, case in enumerate(CASES):
@@ -414,7 +419,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(test_split: Path, member: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The place for the runs of this module."""
+    """Make the lab for the runs of this module."""
     made = Lab(tmp_path_factory.mktemp("faults"), test_split, member, strip_ai)
     made.refer()
     return made
@@ -424,7 +429,7 @@ def lab(test_split: Path, member: Path, strip_ai: Competition, tmp_path_factory:
 
 
 def of_cases() -> list[Any]:
-    """Every case in every run that it is part of; the slow half is marked."""
+    """Return every case in every run that it is part of; the slow half is marked."""
     return [
         pytest.param(case, name, id=f"{name}: {case.name}", marks=[pytest.mark.slow_faults] * PLANS[name].slow)
         for case in CASES
@@ -433,7 +438,7 @@ def of_cases() -> list[Any]:
 
 
 def of_runs() -> list[Any]:
-    """Every run."""
+    """Return every run."""
     return [pytest.param(name, id=name, marks=[pytest.mark.slow_faults] * plan.slow) for name, plan in PLANS.items()]
 
 
@@ -451,8 +456,8 @@ def test_a_fault_comes_to_what_the_table_says(
     if case.slide is None:
         return
     line = ran.report[ran.stage.bad[case.name]]
-    assert re.search(case.words, line["reason"]), line["reason"]
-    assert (line["state"] == "done") == (not line["reason"])
+    assert line["codes"] == list(case.codes), line["reason"]
+    assert (line["state"] == "done") == (not line["codes"]) == (not line["reason"])
     assert_for_a_person(line["reason"], ran.stage)
     if case.twin:
         assert_same(line["p"], lab.reference[ran.stage.healthy[0]]["p"])
@@ -462,7 +467,7 @@ def test_a_fault_comes_to_what_the_table_says(
 
 
 def outcome(case: Case, ran: Ran) -> tuple[str, str]:
-    """What came of a case's slide, or of the run; and why, as the report or a line of the run says it."""
+    """Return the state of a case's slide, or of the run, and the sentence about it."""
     said = spoken(case, ran)
     if case.slide is not None:
         line = ran.report[ran.stage.bad[case.name]]
@@ -472,14 +477,15 @@ def outcome(case: Case, ran: Ran) -> tuple[str, str]:
     if case.state == "valid":
         return "valid", said
     lines = [ran.report[image] for image in ran.stage.healthy if image in ran.report]
-    worst = min(lines, key=lambda line: WORST.index(line["state"]), default={"state": "fallback", "reason": ""})
-    if case.words:
-        assert re.search(case.words, worst["reason"]), worst["reason"]
+    unread: dict[str, Any] = {"state": "fallback", "reason": "", "codes": []}
+    worst = min(lines, key=lambda line: WORST.index(line["state"]), default=unread)
+    if case.codes:
+        assert worst["codes"] == list(case.codes), worst["reason"]
     return worst["state"], worst["reason"] or said
 
 
 def spoken(case: Case, ran: Ran) -> str:
-    """The line of the run that tells of a fault, without the folders of this machine; empty where none is asked for."""
+    """Return the run's line about a fault, without this machine's folders; empty if the case names none."""
     if not case.said:
         return ""
     found = next((line for line in ran.said if re.search(case.said, line)), None)
@@ -488,7 +494,7 @@ def spoken(case: Case, ran: Ran) -> str:
 
 
 def assert_for_a_person(reason: str, stage: Stage) -> None:
-    """One line, no path, no traceback."""
+    """Check that a reason is one line without a path or a traceback."""
     assert "\n" not in reason
     assert str(stage.folder) not in reason
     assert "Traceback" not in reason
@@ -496,7 +502,7 @@ def assert_for_a_person(reason: str, stage: Stage) -> None:
 
 
 def assert_same(p: dict[str, list[float]], wanted: dict[str, list[float]]) -> None:
-    """The same probabilities of the sound member."""
+    """Check that the sound member's probabilities are the same."""
     assert p["tiny"] == pytest.approx(wanted["tiny"], abs=TOLERANCE)
 
 
@@ -520,9 +526,9 @@ def test_nothing_else_is_touched(name: str, lab: Lab) -> None:
 
 
 def assert_healthy(ran: Ran, state: str, lab: Lab) -> None:
-    """The healthy slides have ended as they should, with the probabilities of a run without a fault."""
+    """Check the healthy slides' states, and their probabilities against a run without a fault."""
     ended = {match[1]: match[2] for line in ran.said if (match := re.match(r"\[\d+/\d+\] (\S+) (\w+),", line))}
-    ended |= {image: line["state"] for image, line in ran.report.items()}  # said too, unless a kill came between
+    ended |= {image: line["state"] for image, line in ran.report.items()}  # logged too, unless a kill came between
     for image in ran.stage.healthy:
         assert ended[image] == state, "\n".join(ran.said)
         if image in ran.report:  # a line may not have found room on a full disk
@@ -540,14 +546,16 @@ def test_each_run_has_a_case_and_each_case_a_run() -> None:
 
 
 def test_no_wall_clock_decides_anything() -> None:
-    """Limits that hold while the clock is set: the time module's other functions are not called here."""
-    for path in [*(ROOT / "src" / "clotkit" / "infer").glob("*.py"), KERNEL / "main.py"]:
+    """Limits must hold while the clock is set, so the wall-clock functions of `time` are not called."""
+    kit = ROOT / "src" / "clotkit"
+    paths = [*(kit / "scoring").glob("*.py"), kit / "workers.py", kit / "engines.py", kit / "supervise.py"]
+    for path in [*paths, KERNEL / "main.py"]:
         used = set(clock_functions(ast.parse(path.read_text(encoding="utf-8"))))
         assert used <= {"monotonic", "perf_counter"}, f"{path.name}: {used}"
 
 
 def clock_functions(tree: ast.AST) -> Iterator[str]:
-    """What a module uses of `time`; datetime by its own name."""
+    """Yield the names that a module uses of `time`, and datetime by its own name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
             yield node.attr

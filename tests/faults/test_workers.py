@@ -1,4 +1,4 @@
-"""One process a slide: whatever one does, the others finish, and each ends once, with its reason."""
+"""Test that a slide's process affects no other slide, and that each ends once, with its code."""
 
 import multiprocessing
 import os
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from clotkit.config import TilingConfig
+from clotkit.reasons import Reason
 from clotkit.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
 
 from .misbehaving import limited, work
@@ -26,36 +27,37 @@ def tasks(*names: str) -> list[Task]:
     return [Task(name, Path("/nowhere") / name, (TILING,)) for name in names]
 
 
-def reasons(names: list[str], limits: Limits = LIMITS, jobs: int = 2) -> tuple[dict[str, str], Counter[str]]:
-    ends: dict[str, str] = {}
+def ends_of(names: list[str], limits: Limits = LIMITS, jobs: int = 2) -> tuple[dict[str, Ended], Counter[str]]:
+    ends: dict[str, Ended] = {}
     tiles: Counter[str] = Counter()
     for event in stream(tasks(*names), limits, jobs, work):
         if isinstance(event, Tiles):
             tiles[event.image_id] += len(event.batch.tiles)
         else:
             assert event.image_id not in ends
-            ends[event.image_id] = event.reason
+            ends[event.image_id] = event
     return ends, tiles
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "code", "detail"),
     [
-        ("kill", "SIGKILL"),
-        ("segv", "SIGSEGV"),
-        ("hang", "time limit: 4 s"),
-        ("deaf", "time limit: 4 s"),
-        ("hog", "memory limit: 2048 MB"),
-        ("raise", "ZeroDivisionError: by a decoder"),
-        ("refuse", "not an image"),
-        ("exit", "exit code 7"),
+        ("kill", Reason.CRASHED, "SIGKILL"),
+        ("segv", Reason.CRASHED, "SIGSEGV"),
+        ("hang", Reason.TIMEOUT, "4 s"),
+        ("deaf", Reason.TIMEOUT, "4 s"),
+        ("hog", Reason.OUT_OF_MEMORY, "2048 MB"),
+        ("raise", Reason.FAILED, "ZeroDivisionError"),
+        ("refuse", Reason.DAMAGED, ""),
+        ("exit", Reason.CRASHED, "7"),
     ],
 )
-def test_one_bad_slide_costs_itself_alone(kind: str, reason: str) -> None:
+def test_one_bad_slide_affects_no_other(kind: str, code: Reason, detail: str) -> None:
     names = ["good_0", f"{kind}_0", "good_1", "good_2"]
-    ends, tiles = reasons(names, LIMITS if "time" in reason else PATIENT)
-    assert reason in ends[f"{kind}_0"]
-    assert [ends[name] for name in names if name.startswith("good")] == ["", "", ""]
+    ends, tiles = ends_of(names, LIMITS if code is Reason.TIMEOUT else PATIENT)
+    assert ends[f"{kind}_0"].code is code
+    assert detail in ends[f"{kind}_0"].reason
+    assert [(ends[name].code, ends[name].reason) for name in names if name.startswith("good")] == [(None, "")] * 3
     assert tiles == {"good_0": 8, "good_1": 8, "good_2": 8}
 
 
@@ -71,36 +73,38 @@ def test_a_slide_has_one_core_and_the_run_what_it_had(own: str | None, monkeypat
 
 
 def test_tiles_sent_before_a_crash_have_arrived() -> None:
-    ends, tiles = reasons(["latekill_0", "latesegv_0", "latehang_0"])
-    assert all(ends.values())
+    ends, tiles = ends_of(["latekill_0", "latesegv_0", "latehang_0"])
+    assert [end.code for end in ends.values()].count(None) == 0
     assert tiles == {"latekill_0": 8, "latesegv_0": 8, "latehang_0": 8}
 
 
 def test_a_slide_that_sends_nothing_more_has_stalled() -> None:
-    """Long before its own limit; one that goes on sending is not stopped for it."""
+    """It ends long before its own limit; a slide that goes on sending is not stopped."""
     limits = Limits(600.0, 2048, deadline=time.monotonic() + 8, stall_s=3.0)
-    ends, tiles = reasons(["latehang_0", "hang_0", "flood_0", "good_0"], limits, jobs=4)
-    assert ends["hang_0"] == ends["latehang_0"] == "stalled: 3 s without a batch"
-    assert "time limit" in ends["flood_0"]
-    assert (ends["good_0"], tiles["good_0"]) == ("", 8)
+    ends, tiles = ends_of(["latehang_0", "hang_0", "flood_0", "good_0"], limits, jobs=4)
+    assert ends["hang_0"].code is ends["latehang_0"].code is Reason.STALLED
+    assert ends["flood_0"].code is Reason.TIMEOUT
+    assert (ends["good_0"].code, tiles["good_0"]) == (None, 8)
 
 
 def test_a_slide_without_end_meets_the_deadline() -> None:
-    ends, tiles = reasons(["flood_0", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 3))
-    assert "time limit" in ends["flood_0"]
+    ends, tiles = ends_of(["flood_0", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 3))
+    assert ends["flood_0"].code is Reason.TIMEOUT
     assert tiles["good_0"] == 8
 
 
 def test_no_slide_starts_after_the_deadline() -> None:
-    ends, _ = reasons(["good_0", "good_1"], Limits(4.0, 2048, deadline=time.monotonic() - 1))
-    assert set(ends.values()) == {"the run's deadline came before its turn"}
+    ends, _ = ends_of(["good_0", "good_1"], Limits(4.0, 2048, deadline=time.monotonic() - 1))
+    assert {end.code for end in ends.values()} == {Reason.DEADLINE}
 
 
 def test_a_slide_is_stopped_at_the_deadline() -> None:
-    ends, _ = reasons(["hang_0", "hang_1", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 2))
-    assert "time limit" in ends["hang_0"]
-    assert "time limit" in ends["hang_1"]
-    assert "deadline" in ends["good_0"]
+    ends, _ = ends_of(["hang_0", "hang_1", "good_0"], Limits(60.0, 2048, deadline=time.monotonic() + 2))
+    assert [ends[name].code for name in ("hang_0", "hang_1", "good_0")] == [
+        Reason.TIMEOUT,
+        Reason.TIMEOUT,
+        Reason.DEADLINE,
+    ]
 
 
 def test_closing_the_stream_leaves_no_process() -> None:
@@ -118,7 +122,7 @@ def test_every_end_has_its_cost() -> None:
 
 
 def test_a_slide_dies_with_the_run() -> None:
-    """The parent is killed for real; its hanging child must not go on."""
+    """Kill the parent; its hanging child must die too."""
     code = (
         "from pathlib import Path\n"
         "from clotkit.workers import stream, Limits\n"

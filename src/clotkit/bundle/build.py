@@ -6,7 +6,7 @@ next, and whoever opens the kernel on Kaggle can read what runs.
 
 import hashlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from clotkit.files import atomic_write_text
 
 # The rooms whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
 VERBS_OF = {"score": "clotkit.scoring.verbs", "tile": "clotkit.shards.verbs", "train": "clotkit.training.verbs"}
+TEMPLATES = ("*.j2", "*.css", "*.js")  # package data that modules read
 SETTINGS_FILE = "settings.toml"
 SCORING = "infer"  # the kernel that is submitted
 LIMIT_BYTES = 1_000_000  # Kaggle refuses a longer source, on the server only
@@ -98,9 +99,19 @@ def build_bundle(kernel_dir: Path, competition: str) -> str:
 
 
 def module_files(job: str, main: str) -> dict[str, Path]:
-    """Return the modules that a kernel of this job, and its `main`, import: their names in the bundle and files."""
-    needed = modules_needed(("clotkit.cli", VERBS_OF[job]), main)
+    """Return the files that a kernel of this job and its `main` need, by their names in the bundle.
+
+    They are the modules that are imported, and the templates beside them.
+    """
+    modules = modules_needed(("clotkit.cli", VERBS_OF[job]), main)
+    needed = [*modules, *(path for pattern in TEMPLATES for path in _beside(modules, pattern))]
     return {path.relative_to(PACKAGE.parent).as_posix(): path for path in needed}
+
+
+def _beside(modules: Iterable[Path], pattern: str) -> list[Path]:
+    """Return the files of a pattern in the packages of which some module is carried."""
+    folders = {module.parent for module in modules if module.name != "__init__.py"}
+    return sorted(path for folder in folders for path in folder.glob(pattern))
 
 
 def _recipe_files(kernel_dir: Path, settings: KernelSettings) -> dict[str, Path]:

@@ -1,10 +1,12 @@
-"""The drawings of report.html, as SVG text: tissue outlines, tile boxes, histograms, the timeline. numpy only."""
+"""Compute the drawings in report.html: tissue outlines, tile boxes, histograms, the timeline.
+
+Functions return plain numbers and SVG path data; the template writes the markup. It needs numpy only.
+"""
 
 import base64
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -15,33 +17,55 @@ from clotkit.report.shift import BINS, Histogram
 
 Mask = npt.NDArray[np.bool_]
 
-WIDE, HIGH, LEFT, BELOW = 440, 200, 34, 34  # of a histogram, and its margins, in its own units
-LONG, LANE, HEAD = 1200, 16, 6  # of the timeline: its width, a lane's height, what is above the first
-LEAST = 1.0  # width of what happened in no time
+WIDTH, HEIGHT, LEFT, BELOW = 440, 200, 34, 34  # of a histogram, and its margins, in SVG units
+TIMELINE_WIDTH, LANE_HEIGHT, TOP = 1200, 16, 6  # of the timeline, in SVG units; TOP: above the first lane
+MIN_BAR_WIDTH = 1.0  # of a bar on the timeline, however short its time
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A span on the timeline, in seconds: a slide's process, with its `state` and what is said of it."""
+    """A slide's process on the timeline, in seconds."""
 
     begin: float
     end: float
     state: str = ""
-    said: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tile on a slide's picture, in full-resolution pixels."""
+
+    p: float
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def tenth(self) -> int:
+        """The class of the colour of `p`, 0 to 9."""
+        return min(max(int(self.p * 10), 0), 9) if math.isfinite(self.p) else 0
 
 
 def unpacked(bits: str, width: int, height: int) -> Mask:
-    """A mask bool[height, width] of the base64 of its packed bits. Raises ValueError for other bits."""
+    """Return a mask bool[height, width] from the base64 of its packed bits.
+
+    Raises ValueError if they are not valid.
+    """
     flat = np.unpackbits(np.frombuffer(base64.b64decode(bits, validate=True), np.uint8), count=width * height)
     return flat.reshape(height, width).astype(bool)
 
 
-def outline_path(mask: Mask, scale: float, most_chars: int) -> str:
-    """The edges of a mask as SVG path data, `scale` units a pixel; coarser, until it has at most `most_chars`."""
+def outline_path(mask: Mask, scale: float, max_chars: int) -> str:
+    """Return the edges of a mask as SVG path data, `scale` units per pixel.
+
+    The mask is halved until the path has at most `max_chars` characters.
+    """
     step = 1
     while True:
-        path = "".join(_edges(mask, round(scale * step))) if _edge_px(mask) <= most_chars else None
-        if path is not None and len(path) <= most_chars:
+        path = "".join(_edges(mask, round(scale * step))) if _edge_px(mask) <= max_chars else None
+        if path is not None and len(path) <= max_chars:
             return path
         if max(mask.shape) <= 2:
             return ""
@@ -49,7 +73,7 @@ def outline_path(mask: Mask, scale: float, most_chars: int) -> str:
 
 
 def _edge_px(mask: Mask) -> int:
-    """How many of a mask's pixels are at its edge, about: a quick look before each edge is written down."""
+    """Return about how many pixels of a mask are at its edge: a cheap bound before the path is written."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
 
 
@@ -61,7 +85,7 @@ def _halved(mask: Mask) -> Mask:
 
 
 def _edges(mask: Mask, scale: int) -> Iterator[str]:
-    """One piece of path for each straight run of edge between what is mask and what is not."""
+    """Yield a piece of path for each straight run of edge between mask and background."""
     padded = np.pad(mask, 1).astype(np.int8)
     for letter, steps in (("h", np.diff(padded, axis=0)[:, 1:-1]), ("v", np.diff(padded, axis=1)[1:-1].T)):
         for line, start, length in _runs(steps):
@@ -70,7 +94,7 @@ def _edges(mask: Mask, scale: int) -> Iterator[str]:
 
 
 def _runs(steps: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, int]]:
-    """Row, first column and length of each run of equal steps that are not 0."""
+    """Yield row, first column and length of each run of equal nonzero steps."""
     ends = np.diff(np.pad(steps, ((0, 0), (1, 1))), axis=1) != 0
     for row in np.flatnonzero(ends.any(axis=1)).tolist():
         places = np.flatnonzero(ends[row]).tolist()
@@ -79,10 +103,10 @@ def _runs(steps: npt.NDArray[np.int8]) -> Iterator[tuple[int, int, int]]:
                 yield row, first, after - first
 
 
-def box_rects(tiles: Iterable[Mapping[str, Any]], most: int) -> tuple[str, int, int]:
-    """A rect for each tile, in full-resolution pixels, coloured by its probability; how many are drawn, of how many.
+def tile_boxes(tiles: Iterable[Mapping[str, Any]], limit: int) -> tuple[list[Box], int]:
+    """Return at most `limit` boxes of the tiles in a line of slides.jsonl, and the number of tiles.
 
-    Where there are more than `most`, those that are drawn spread evenly over the probabilities, both ends among them.
+    If there are more, the boxes spread evenly over the sorted probabilities, including both ends.
     """
     boxes = [
         (float(p), int(x), int(y), int(group["size_px"][0]), int(group["size_px"][1]))
@@ -90,78 +114,86 @@ def box_rects(tiles: Iterable[Mapping[str, Any]], most: int) -> tuple[str, int, 
         for (x, y), p in zip(group["xy"], group["p"], strict=True)
     ]
     boxes.sort()
-    drawn = [boxes[round(i * (len(boxes) - 1) / (most - 1))] for i in range(most)] if 1 < most < len(boxes) else boxes
-    rects = (
-        f'<rect class="p{tenth(p)}" x="{x}" y="{y}" width="{width}" height="{height}"><title>{p:.2f}</title></rect>'
-        for p, x, y, width, height in drawn
-    )
-    return "".join(rects), len(drawn), len(boxes)
+    if 1 < limit < len(boxes):
+        drawn = [boxes[round(i * (len(boxes) - 1) / (limit - 1))] for i in range(limit)]
+    else:
+        drawn = boxes
+    return [Box(*box) for box in drawn], len(boxes)
 
 
-def tenth(p: float) -> int:
-    """The class of a probability's colour, 0 to 9."""
-    return min(max(int(p * 10), 0), 9) if math.isfinite(p) else 0
-
-
-def histogram_svg(run: Histogram, known: Histogram | None, said: str) -> str:
-    """The run's histogram as bars, the known one as a line over it, both as shares; `said` is its text in words."""
+def histogram_plot(run: Histogram, known: Histogram | None) -> dict[str, Any]:
+    """Return the geometry of a run's histogram as bars and the known one as a line, both as shares."""
     shares = [[count / one.n for count in one.counts] for one in (run, known) if one is not None]
     top = max(max(values) for values in shares)
-    bars = "".join(
-        f'<rect class="run" x="{_x(i) + 1:.1f}" y="{_y(share, top):.1f}" width="{_x(1) - _x(0) - 2:.1f}" '
-        f'height="{HIGH - BELOW - _y(share, top):.1f}"/>'
+    base = HEIGHT - BELOW
+    bars = [
+        {"x": _x(i) + 1, "y": _y(share, top), "width": _x(1) - _x(0) - 2, "height": base - _y(share, top)}
         for i, share in enumerate(shares[0])
         if share
-    )
+    ]
     line = ""
     if known is not None:
         steps = "".join(f"V{_y(share, top):.1f}H{_x(i + 1):.1f}" for i, share in enumerate(shares[1]))
-        line = f'<path class="known" d="M{_x(0):.1f} {HIGH - BELOW}{steps}V{HIGH - BELOW}"/>'
-    ticks = "".join(
-        f'<text x="{_x(tick * BINS):.1f}" y="{HIGH - BELOW + 16}" text-anchor="middle">{tick:g}</text>'
-        for tick in (0, 0.25, 0.5, 0.75, 1)
-    )
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(said)}">{bars}{line}'
-        f'<path class="axis" d="M{LEFT} {HIGH - BELOW}H{WIDE - 8}"/>{ticks}'
-        f'<text x="4" y="{_y(top, top) + 4:.1f}">{top:.0%}</text></svg>'
-    )
+        line = f"M{_x(0):.1f} {base}{steps}V{base}"
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "bars": bars,
+        "known": line,
+        "axis": f"M{LEFT} {base}H{WIDTH - 8}",
+        "ticks": [{"x": _x(at * BINS), "y": base + 16, "text": f"{at:g}"} for at in (0, 0.25, 0.5, 0.75, 1)],
+        "top": f"{top:.0%}",
+        "top_y": _y(top, top) + 4,
+    }
 
 
 def _x(place: float) -> float:
-    return LEFT + place * (WIDE - LEFT - 8) / BINS
+    return LEFT + place * (WIDTH - LEFT - 8) / BINS
 
 
 def _y(share: float, top: float) -> float:
-    return HIGH - BELOW - share / top * (HIGH - BELOW - 16)
+    return HEIGHT - BELOW - share / top * (HEIGHT - BELOW - 16)
 
 
-def timeline_svg(slides: Sequence[Bar], busy: Sequence[tuple[float, float]], said: str) -> str:
-    """Slides as bars, in as many lanes as there were at a time, and the model's busy spans below; seconds across."""
+def timeline_plot(slides: Sequence[Bar], busy: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return the geometry of a timeline: slides as bars in lanes, and the model's busy spans below."""
     lanes = list(_lanes(slides))
     last = max([bar.end for bar in slides] + [end for _, end in busy] + [1e-3])
-    below = HEAD + (max(lanes, default=0) + 1) * LANE
-    bars = "".join(
-        f'<rect class="slide {escape(bar.state)}" x="{_at(bar.begin, last):.1f}" y="{HEAD + lane * LANE}" '
-        f'width="{_long(bar.begin, bar.end, last):.1f}" height="{LANE - 3}"><title>{escape(bar.said)}</title></rect>'
-        for bar, lane in zip(slides, lanes, strict=True)
-    )
-    spans = "".join(
-        f"M{_at(a, last):.1f} {below}h{_long(a, b, last):.1f}v{LANE - 3}H{_at(a, last):.1f}z" for a, b in busy
-    )
-    ticks = "".join(
-        f'<text x="{_at(last * i / 4, last):.0f}" y="{below + LANE + 12}" text-anchor="{anchor}">'
-        f"{last * i / 4:.0f} s</text>"
-        for i, anchor in enumerate(("start", "middle", "middle", "middle", "end"))
-    )
-    return (
-        f'<svg class="plot wide" viewBox="0 0 {LONG} {below + LANE + 20}" role="img" aria-label="{escape(said)}">{bars}'
-        f'<path class="busy" d="{spans}"/><text x="4" y="{below + 11}">model</text>{ticks}</svg>'
-    )
+    below = TOP + (max(lanes, default=0) + 1) * LANE_HEIGHT
+    anchors = ("start", "middle", "middle", "middle", "end")
+    return {
+        "width": TIMELINE_WIDTH,
+        "height": below + LANE_HEIGHT + 20,
+        "bars": [
+            {
+                "state": bar.state,
+                "x": _at(bar.begin, last),
+                "y": TOP + lane * LANE_HEIGHT,
+                "width": _length(bar.begin, bar.end, last),
+                "height": LANE_HEIGHT - 3,
+                "title": bar.title,
+            }
+            for bar, lane in zip(slides, lanes, strict=True)
+        ],
+        "busy": "".join(
+            f"M{_at(a, last):.1f} {below}h{_length(a, b, last):.1f}v{LANE_HEIGHT - 3}H{_at(a, last):.1f}z"
+            for a, b in busy
+        ),
+        "label_y": below + 11,
+        "ticks": [
+            {
+                "x": _at(last * i / 4, last),
+                "y": below + LANE_HEIGHT + 12,
+                "anchor": anchor,
+                "text": f"{last * i / 4:.0f} s",
+            }
+            for i, anchor in enumerate(anchors)
+        ],
+    }
 
 
 def _lanes(slides: Sequence[Bar]) -> Iterator[int]:
-    """The lane of each bar, in the order of their begins: the first that is free by then."""
+    """Yield the lane of each bar, in order of their begins: the first that is free by then."""
     ends: list[float] = []
     for bar in slides:
         lane = next((lane for lane, end in enumerate(ends) if end <= bar.begin), len(ends))
@@ -170,8 +202,8 @@ def _lanes(slides: Sequence[Bar]) -> Iterator[int]:
 
 
 def _at(seconds: float, last: float) -> float:
-    return 44 + seconds / last * (LONG - 56)
+    return 44 + seconds / last * (TIMELINE_WIDTH - 56)
 
 
-def _long(begin: float, end: float, last: float) -> float:
-    return max((end - begin) / last * (LONG - 56), LEAST)
+def _length(begin: float, end: float, last: float) -> float:
+    return max((end - begin) / last * (TIMELINE_WIDTH - 56), MIN_BAR_WIDTH)

@@ -1,6 +1,6 @@
-"""What a run gives to read: its progress, report.jsonl, a line a slide, and the table at the end.
+"""Read and write report.jsonl, which has one line per slide, and make the table at the end of a run.
 
-What is imported with it is the standard library only.
+It needs the standard library only.
 """
 
 import json
@@ -17,8 +17,8 @@ from clotkit.errors import SplitError
 from clotkit.files import atomic_write_text
 
 REPORT, RUN, SLIDES, PAGE = "report.jsonl", "run.json", "slides.jsonl", "report.html"
-FILES = (REPORT, RUN, SLIDES, PAGE)  # in a run's folder, beside the submission
-IMAGE_ID = "image_id"  # of a line: in the report as in the pictures beside it
+FILES = (REPORT, RUN, SLIDES, PAGE)  # in a run's folder, besides the submission
+IMAGE_ID = "image_id"  # key of a line, here and in slides.jsonl
 State = Literal["done", "partial", "fallback"]
 STATES = ("done", "partial", "fallback")
 
@@ -46,13 +46,13 @@ class LinesFile:
     """A file of lines, open for appending."""
 
     def __init__(self, path: Path, kept: Iterable[str], durable: bool) -> None:
-        """Start the file anew, with the lines that are kept of an older one; `durable`: every line is fsynced."""
+        """Start the file with the lines `kept` of an older one; `durable`: fsync every line."""
         atomic_write_text(path, "".join(kept))
         self._file: BinaryIO = path.open("ab")
         self._durable = durable
 
     def append(self, line: str) -> None:
-        """Append a line, flushed. Raises OSError where the disk is full; the file then stays whole."""
+        """Append a line and flush. Raises OSError if the disk is full; the file then has whole lines only."""
         whole = self._file.tell()
         try:
             self._file.write(line.encode())
@@ -64,7 +64,7 @@ class LinesFile:
             raise
 
     def _cut(self, whole: int) -> BinaryIO:
-        """The file again, without what was written in part, and without a buffer that would try it once more."""
+        """Cut the file to its whole lines and open it again: the old buffer would write the rest later."""
         with suppress(OSError):
             self._file.close()
         os.truncate(self._file.name, whole)
@@ -84,10 +84,10 @@ class LinesFile:
 
 
 class ReportFile(LinesFile):
-    """report.jsonl, open for appending: each line is on disk before the next slide is looked at."""
+    """The file report.jsonl, open for appending; each line is on disk before the next slide."""
 
     def __init__(self, path: Path, kept: Sequence[SlideReport] = ()) -> None:
-        """Start the file anew, with the lines that are kept of an older one."""
+        """Start the file with the lines `kept` of an older one."""
         super().__init__(path, map(_text, kept), durable=True)
 
     def add(self, line: SlideReport) -> None:
@@ -100,9 +100,9 @@ def _text(line: SlideReport) -> str:
 
 
 def read_report(path: Path) -> list[SlideReport]:
-    """The lines of a report.jsonl; a last line cut short by a kill is left out.
+    """Return the lines of a report.jsonl, without a last line that a kill cut short.
 
-    Raises SplitError when the file cannot be read.
+    Raises SplitError if the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -113,7 +113,10 @@ def read_report(path: Path) -> list[SlideReport]:
 
 
 def table(lines: Sequence[SlideReport]) -> Iterator[str]:
-    """The closing table, worst first within what a person looks for: slide, state, tiles, seconds, peak MB, reason."""
+    """Yield the rows of the table at the end of a run, by state and image id.
+
+    Its columns are slide, state, tiles, seconds, peak MB and reason.
+    """
     width = max([len("slide"), *(len(line.image_id) for line in lines)])
     yield f"{'slide':<{width}}  {'state':<8} {'tiles':>6} {'seconds':>8} {'peak MB':>8}  reason"
     for line in sorted(lines, key=lambda line: (STATES.index(line.state), line.image_id)):
@@ -124,6 +127,6 @@ def table(lines: Sequence[SlideReport]) -> Iterator[str]:
 
 
 def counts(lines: Sequence[SlideReport]) -> dict[str, int]:
-    """How many slides ended in each state."""
-    found: Counter[str] = Counter(line.state for line in lines)
-    return {state: found[state] for state in STATES}
+    """Return the number of slides by state."""
+    by_state: Counter[str] = Counter(line.state for line in lines)
+    return {state: by_state[state] for state in STATES}

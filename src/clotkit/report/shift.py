@@ -1,4 +1,4 @@
-"""How a run's probabilities lie beside those that a member gave out of fold: a shifted set of slides shows here.
+"""Compare a run's probabilities with a member's out-of-fold ones, to detect a shift of the slides.
 
 Standard library only.
 """
@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 BINS = 20
-CHANCE = 1.358  # Kolmogorov's quantile: two samples of one distribution stay below this in 19 cases of 20
+KOLMOGOROV_95 = 1.358  # 95 % quantile of the Kolmogorov distribution
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Probabilities of one class in BINS equal bins from 0 to 1, and their mean."""
+    """The probabilities of one class in BINS equal bins from 0 to 1."""
 
     counts: tuple[int, ...]
     mean: float
 
     @property
     def n(self) -> int:
-        """How many there are."""
+        """The number of probabilities."""
         return sum(self.counts)
 
     def to_json(self) -> dict[str, Any]:
-        """As run.json has it."""
+        """Return the form that run.json has."""
         return {"counts": list(self.counts), "mean": round(self.mean, 6)}
 
     @classmethod
     def from_json(cls, raw: Any) -> "Histogram | None":
-        """Of what run.json says; None where it says nothing of the kind."""
+        """Return the histogram of a value in run.json; None if it is not a valid one."""
         try:
             counts, mean = tuple(int(count) for count in raw["counts"]), float(raw["mean"])
         except (KeyError, TypeError, ValueError):
@@ -42,7 +42,10 @@ class Histogram:
 
 
 def histogram(values: Sequence[float]) -> Histogram | None:
-    """The histogram of probabilities; None of none. What lies beyond 0 and 1 counts at the ends."""
+    """Return the histogram of probabilities, None if there are none.
+
+    Values outside 0 to 1 count in the first and the last bin.
+    """
     if not values:
         return None
     counts = [0] * BINS
@@ -52,7 +55,7 @@ def histogram(values: Sequence[float]) -> Histogram | None:
 
 
 def read_out_of_fold(path: Path, name: str) -> Histogram | None:
-    """The histogram of the column `name` of a member's out-of-fold table; None where it cannot be read."""
+    """Return the histogram of a column of a member's out-of-fold table; None if it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             values = [float(row[name]) for row in csv.DictReader(file)]
@@ -62,7 +65,10 @@ def read_out_of_fold(path: Path, name: str) -> Histogram | None:
 
 
 def distance(one: Histogram, other: Histogram) -> float:
-    """The largest difference of their shares below any bin's end, 0 to 1: at most Kolmogorov and Smirnov's distance."""
+    """Return the Kolmogorov-Smirnov distance of two histograms, 0 to 1.
+
+    It is the largest difference of their cumulative shares at an edge of the bins, so at most that of the samples.
+    """
     most, below_one, below_other = 0.0, 0, 0
     for a, b in zip(one.counts, other.counts, strict=True):
         below_one, below_other = below_one + a, below_other + b
@@ -71,5 +77,5 @@ def distance(one: Histogram, other: Histogram) -> float:
 
 
 def by_chance(one: Histogram, other: Histogram) -> float:
-    """What `distance` stays below in 19 cases of 20 when both are drawn alike."""
-    return CHANCE * math.sqrt((one.n + other.n) / (one.n * other.n))
+    """Return the value below which `distance` stays in 19 of 20 cases if both have one distribution."""
+    return KOLMOGOROV_95 * math.sqrt((one.n + other.n) / (one.n * other.n))

@@ -1,7 +1,7 @@
-"""slides.jsonl: what the report shows of each slide besides its line, one flushed line a slide.
+"""Read and write slides.jsonl, which has what the report page shows of each slide besides its line.
 
-A line has the slide's picture (JPEG, base64), the tissue on it, the tiles with what they said, and when it was worked
-on. Nothing of the run depends on it: what cannot be drawn is left out.
+A line has the slide's picture (JPEG, base64), its tissue mask, its tiles with their probabilities, and the times of its
+process and the model. No score depends on it: a slide that cannot be drawn has no picture.
 """
 
 import base64
@@ -20,9 +20,9 @@ from clotkit.report.records import IMAGE_ID, SlideReport
 from clotkit.tiling.preview import kept_size_px
 from clotkit.tiling.thumbnail import Thumbnail
 
-PICTURES_BYTES, PICTURE_BYTES = 4_500_000, 24_000  # of all JPEGs of a run, and of one, at most: base64 adds a third
+PICTURES_BYTES, PICTURE_BYTES = 4_500_000, 24_000  # limits of all JPEGs of a run and of one; base64 adds a third
 QUALITIES = (72, 55, 40)  # tried in this order, then once more at half the size
-GAP_S = 0.02  # between batches: shorter ones do not part what the model was busy with
+GAP_S = 0.02  # spans of the model with a shorter gap are joined
 
 Span = tuple[float, float]  # time.monotonic() values
 Shares = npt.NDArray[np.float64]
@@ -30,35 +30,37 @@ Shares = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tiled:
-    """A slide's tiles by one tiling: corners int32[n, 2], full resolution, and the last class's probability [n] of
-    each, the mean of the members that saw them.
-    """
+    """The tiles of a slide from one tiling."""
 
     tiling: TilingConfig
-    xy: npt.NDArray[np.int32]
-    p: Shares
+    xy: npt.NDArray[np.int32]  # [n, 2]: top left corners, full-resolution pixels
+    p: Shares  # [n]: probability of the last class, averaged over the members that predicted the tile
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a slide left besides its line: its thumbnail, its tiles, when its process lived and the model was busy."""
+    """The data of a slide for the report page."""
 
     thumbnail: Thumbnail | None = None
     tiled: tuple[Tiled, ...] = ()
-    lived: Span | None = None
-    busy: tuple[Span, ...] = field(default=())
+    lived: Span | None = None  # of its process
+    busy: tuple[Span, ...] = field(default=())  # when the model worked on it
 
     def shifted(self, seconds: float) -> "Trace":
-        """The same by a clock that is so many seconds behind."""
+        """Return the trace with `seconds` added to all times."""
         lived = None if self.lived is None else (self.lived[0] + seconds, self.lived[1] + seconds)
         return replace(self, lived=lived, busy=tuple((start + seconds, end + seconds) for start, end in self.busy))
 
 
 def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, part: int) -> str:
-    """The line of slides.jsonl for a slide of a run of `slides`.
+    """Return the line of slides.jsonl for a slide.
 
-    `started` is the time.monotonic() value that its times count from, `part` which of the runs that went on
-    from each other this one is, the first being 1.
+    Args:
+        line: the slide's report line.
+        trace: its picture, tiles and times.
+        slides: slides in the whole run, among which the bytes for pictures are divided.
+        started: the time.monotonic() value that times count from.
+        part: 1 in a new run, one more each time that it is resumed.
     """
     thumbnail = trace.thumbnail
     value = {
@@ -77,7 +79,7 @@ def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, p
 
 
 def kept_lines(path: Path, images: Collection[str]) -> tuple[list[str], int]:
-    """The last line of a slides.jsonl for each of these slides, and which part of the run comes after all of them."""
+    """Return the last line of a slides.jsonl for each of `images`, and the number of the run's next part."""
     kept, last = dict[str, str](), 0
     for text, value in _lines(path):
         if value[IMAGE_ID] in images:
@@ -87,7 +89,7 @@ def kept_lines(path: Path, images: Collection[str]) -> tuple[list[str], int]:
 
 
 def sidecar_places(path: Path) -> dict[str, int]:
-    """Where in a slides.jsonl each slide's last line begins, in bytes; empty where there is no such file."""
+    """Return the offset in bytes of each slide's last line in a slides.jsonl; empty if there is no file."""
     places, at = dict[str, int](), 0
     for text, value in _lines(path, every=True):
         if value is not None:
@@ -96,8 +98,11 @@ def sidecar_places(path: Path) -> dict[str, int]:
     return places
 
 
-def jpeg(view: npt.NDArray[np.uint8], most_bytes: int) -> bytes:
-    """uint8[h, w, 3] as a JPEG of at most `most_bytes`: coarser, then smaller, until it fits."""
+def jpeg(view: npt.NDArray[np.uint8], max_bytes: int) -> bytes:
+    """Return pixels uint8[h, w, 3] as a JPEG of at most `max_bytes`.
+
+    Its quality is lowered, then its size halved, until it fits.
+    """
     from PIL import Image
 
     picture = Image.fromarray(view)
@@ -105,13 +110,13 @@ def jpeg(view: npt.NDArray[np.uint8], most_bytes: int) -> bytes:
         for quality in QUALITIES:
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=quality)
-            if file.tell() <= most_bytes or max(picture.size) <= 16:
+            if file.tell() <= max_bytes or max(picture.size) <= 16:
                 return file.getvalue()
         picture = picture.resize((max(picture.width // 2, 1), max(picture.height // 2, 1)), Image.Resampling.BOX)
 
 
 def _lines(path: Path, every: bool = False) -> Iterator[tuple[str, Any]]:
-    """Each line with what it says; None for one that says nothing, where `every` one is asked for."""
+    """Yield each line with its parsed value; lines that are not valid only with `every`, with None."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             for text in file:
@@ -130,15 +135,15 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and IMAGE_ID in value else None
 
 
-def _picture(thumbnail: Thumbnail, most_bytes: int) -> dict[str, Any]:
-    """A thumbnail as it is stored: `width`, `height` and `tissue` are in its pixels of `downsample` px of the slide."""
+def _picture(thumbnail: Thumbnail, max_bytes: int) -> dict[str, Any]:
+    """Return a thumbnail as it is stored; `size` and `tissue` are in its own pixels, not the slide's."""
     height, width = thumbnail.tissue.shape
     return {
         "slide_px": [thumbnail.width_px, thumbnail.height_px],
         "size": [width, height],
         "downsample": thumbnail.downsample,
         "read_share": round(thumbnail.read_share, 3),
-        "jpeg": base64.b64encode(jpeg(thumbnail.pixels, most_bytes)).decode(),
+        "jpeg": base64.b64encode(jpeg(thumbnail.pixels, max_bytes)).decode(),
         "tissue": base64.b64encode(np.packbits(thumbnail.tissue).tobytes()).decode(),
     }
 
@@ -151,7 +156,7 @@ def _tiles(tiled: Tiled, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined(spans: Sequence[Span]) -> Iterator[Span]:
-    """The spans, those that follow each other within GAP_S as one."""
+    """Yield the spans, joined where the gap is at most GAP_S."""
     now: Span | None = None
     for begin, end in spans:
         if now is not None and begin - now[1] <= GAP_S:

@@ -12,7 +12,7 @@ from clotkit.report.sidecar import Trace, kept_lines, sidecar_line
 
 
 class SidecarWriter:
-    """slides.jsonl, open for appending; an error costs pictures in the report only, and is logged once."""
+    """The file slides.jsonl, open for appending; an error costs pictures only, and is logged once."""
 
     def __init__(self, path: Path, kept: set[str], slides: int, started: float, log: Log) -> None:
         """Start the file with the lines that are there of the slides in `kept`.

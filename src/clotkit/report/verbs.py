@@ -1,4 +1,4 @@
-"""The command line of the report of a run."""
+"""Add `clotkit report` to the command line."""
 
 import argparse
 from pathlib import Path
@@ -13,9 +13,9 @@ def register(verbs: Verbs) -> None:
 
 def _add_report(verbs: Verbs) -> None:
     verb = verbs.add_parser(
-        "report", help="make report.html of a run: its verdict, slides, patients and timeline on one page"
+        "report", help="make report.html from the files of a run: verdict, slides, patients and timeline on one page"
     )
-    verb.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a clotkit run")
+    verb.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out folder of a clotkit run")
     verb.set_defaults(verb=_report)
 
 

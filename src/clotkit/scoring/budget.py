@@ -15,7 +15,7 @@ RECENT = 16  # slides that the pace is measured over
 
 
 class Budget(IntEnum):
-    """How much work a slide gets; `budget` of a Task."""
+    """The amount of work for a slide; `budget` of a Task."""
 
     FULL = 0
     FEWER_TILES = 1
@@ -69,6 +69,6 @@ class Scheduler:
 
 
 def coarser(task: Task) -> Task:
-    """Return the task for a second try: tiles of the same number and size in pixels, at a larger downsample."""
+    """Return the task for a second try: as many tiles of the same pixels, at a larger downsample."""
     tilings = tuple(replace(tiling, downsample=tiling.downsample * COARSENING) for tiling in task.tilings)
     return replace(task, budget=Budget.COARSER, tilings=tilings)

@@ -64,7 +64,9 @@ def _key(
 
 
 def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble | None, list[Path]]:
-    """Return the fitted ensemble of a folder and its members' folders; without an ensemble, every member folder.
+    """Return the fitted ensemble of a folder and the folders of its members.
+
+    Without an ensemble every member folder is returned.
 
     Raises ConfigError if there is no member, or an ensemble that cannot be read or has none of its members.
     """

@@ -1,4 +1,4 @@
-"""Score slides on the workers of a cluster: each loads the members once, and returns a report line per slide."""
+"""Score slides on the workers of a cluster, each of which loads the members once."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ MemberKey = tuple[str, str, str]  # name, sha256 of the weights, how an ensemble
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all requests of a run have in common."""
+    """The settings that all requests of a run share."""
 
     weights: Place  # where a worker finds the members
     competition: Competition
@@ -68,10 +68,10 @@ def score_remotely(
     work: Work,
     log: Log,
 ) -> Iterator[Scored]:
-    """Score slides on the workers of a cluster, and yield each as it comes, in times of this machine's clock.
+    """Score slides on the workers of a cluster, and yield each as it comes.
 
-    The smallest file comes first. A worker reads a slide whose process was lost once more, at once. Slides get fewer
-    tiles when time is short, as on one machine.
+    Times are converted to this machine's clock. The smallest file comes first. A worker reads a slide whose process was
+    lost once more, at once. Slides get fewer tiles when time is short, as on one machine.
 
     Raises:
         UsageError: the scheduler does not answer.

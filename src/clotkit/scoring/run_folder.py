@@ -13,7 +13,10 @@ from clotkit.scoring.state import SubmissionState
 
 
 def earlier_lines(settings: RunSettings, key: str, log: Log) -> list[SlideReport]:
-    """Return the report lines of the run to resume; none without --resume, or if the key of that run differs."""
+    """Return the report lines of the run to resume.
+
+    There are none without --resume, or if that run had another key.
+    """
     if not settings.resume:
         return []
     try:

@@ -1,4 +1,4 @@
-"""Turn batches of tiles into report lines: predict each batch as it comes, and judge each slide at its end."""
+"""Predict each batch of tiles as it comes, and turn each slide into a report line at its end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -235,7 +235,7 @@ def _cause(ended: Ended) -> list[Cause]:
 
 
 def _trace(tally: Tally, task: Task, ended: Ended, first: FirstTry | None) -> Trace:
-    """Return what the report page shows of a slide: tiles (of `tally`, cut for `task`), thumbnail and times."""
+    """Return a slide's data for the report page; the tiles of `tally` were cut for `task`."""
     last = ended if ended.started is not None or first is None else first.ended
     thumbnail = ended.thumbnail or (first.ended.thumbnail if first else None)
     lived = None if last.started is None else (last.started, last.started + last.seconds)

@@ -35,8 +35,8 @@ class RunSettings:
             raise UsageError(f"--deadline is {self.deadline_s:g} s; more than 0 is needed")
 
     def last_start(self, started: float) -> float:
-        """Return the time.monotonic() value after which no slide is started, for a run that began at `started`.
+        """Return the time.monotonic() value after which no slide is started.
 
-        Some of the time until the deadline is kept for the last writes.
+        `started` is the one at which the run began. Some of the time is kept for the last writes.
         """
         return started + self.deadline_s - min(CLOSING_S, CLOSING_SHARE * self.deadline_s)

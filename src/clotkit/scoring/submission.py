@@ -87,7 +87,7 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Whether Kaggle can score the file."""
+        """True if Kaggle can score the file."""
         return not self.problems
 
     def add(self, code: Fault, text: str, row: int | None = None) -> None:
@@ -237,7 +237,7 @@ def _id_problems(
 
 
 def _same_number(known: str, other: str) -> bool:
-    """Return whether `other` is `known` as a table program writes it: zeros lost, a float, or 1e5 for 100000."""
+    """Return whether `other` is `known` as a spreadsheet writes it: zeros lost, a float, 1e5 for 100000."""
     if known.lstrip("0") == other.lstrip("0"):
         return True
     if not (re.fullmatch(r"[0-9]+(e[0-9]+)?", known) and re.fullmatch(r"[0-9.]+([eE][+-]?[0-9]+)?", other)):
@@ -277,7 +277,7 @@ def _number(cell: str) -> tuple[float, tuple[Fault, str] | None]:
 
 
 def _add_notes(competition: Competition, verdict: Verdict) -> None:
-    """Add the expected score of a valid file if its probabilities are calibrated and if they are uninformative."""
+    """Add the expected scores of a valid file, and notes about the spread of its rows."""
     rows, weights, clip = list(verdict.rows.values()), competition.classes.weights, competition.metric.clip
     fallback = metric.normalised(competition.classes.fallback, clip)
     verdict.expected = expected = Expected(

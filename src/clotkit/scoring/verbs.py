@@ -1,4 +1,4 @@
-"""The command line of scoring and checking submissions."""
+"""Add `clotkit run` and `clotkit check` to the command line."""
 
 import argparse
 import sys
@@ -17,16 +17,19 @@ def register(verbs: Verbs) -> None:
 def _add_run(verbs: Verbs) -> None:
     verb = add_verb(verbs, "run", "score a test split: submission.csv, and report.html to read, in RUN_DIR")
     verb.add_argument(
-        "split", type=place, metavar="SPLIT", help="a folder with test.csv, the sample submission, slides; or its URL"
+        "split",
+        type=place,
+        metavar="SPLIT",
+        help="a folder with test.csv, the sample submission and the slides; or its URL",
     )
     verb.add_argument(
         "--weights", type=place, required=True, metavar="DIR", help="a member, or a folder of members; or its URL"
     )
-    verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="where the results are written")
-    add_backend(verb, ("local", "dask"), "local: one network here, slides read beside it")
+    verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="folder for the results")
+    add_backend(verb, ("local", "dask"), "local: slides are read in processes of this machine")
     add_deadline(verb)
     add_slide_limits(verb)
-    verb.add_argument("--resume", action="store_true", help="go on from the report that is in RUN_DIR")
+    verb.add_argument("--resume", action="store_true", help="continue from the report in RUN_DIR")
     verb.set_defaults(verb=_run)
 
 
@@ -59,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _add_check(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "check", "say whether Kaggle can score a submission, and what it is worth if not trusted")
+    verb = add_verb(verbs, "check", "check whether Kaggle can score a submission, and print its expected score")
     verb.add_argument("submission", type=Path, help="the file to check")
     verb.add_argument("--sample", type=Path, required=True, help="the competition's sample submission")
     verb.set_defaults(verb=_check)
