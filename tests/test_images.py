@@ -1,5 +1,6 @@
-"""Pictures: what is read is what stands in the file, or an error; tiles cover the picture and are of its pixels."""
+"""Pictures are read exactly or refused, and their tiles cover them with their own pixels."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clotkit.config import TilingConfig
-from clotkit.data.images import EDGE_LEVEL, IMAGE_TILERS, MOST_PIXELS, edges, parts, read_image, whole
+from clotkit.data.images import EDGE_LEVEL, IMAGE_TILERS, MAX_PIXELS, edges, parts, read_image, whole
 from clotkit.errors import SlideUnreadable
 
 
@@ -54,7 +55,7 @@ def test_a_constant_deep_picture_is_black(tmp_path: Path) -> None:
     assert not read_image(saved(tmp_path / "a.png", np.full((3, 3), 700, np.uint16))).any()
 
 
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = 0, 255, 128
     found = read_image(saved(tmp_path / "a.png", pixels))[0, :, 0]
@@ -66,42 +67,41 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     assert read_image(tmp_path / "palette.png").tolist() == [[[255, 255, 255], [40, 50, 60]]]
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     pixels = noise(4, 6)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # a quarter turn clockwise
     path = saved(tmp_path / "a.png", pixels, exif=exif)
     assert np.array_equal(read_image(path), np.rot90(pixels, -1))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp", ".webp", ".gif"])
-def test_a_picture_cut_short_is_never_given(suffix: str, tmp_path: Path) -> None:
+def test_a_picture_cut_short_is_refused(suffix: str, tmp_path: Path) -> None:
     path = saved(tmp_path / f"a{suffix}", noise(64, 64))
     data = path.read_bytes()
     for share in (0.0, 0.01, 0.3, 0.6, 0.9):
         path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(SlideUnreadable) as told:
+        with pytest.raises(SlideUnreadable) as raised:
             read_image(path)
-        assert str(path) in str(told.value)
-        assert len(str(told.value).splitlines()) == 1
+        assert str(path) in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    for path, words in ((tmp_path / "text.png", "cannot identify"), (tmp_path / "none.png", "No such file"),
-                        (tmp_path, "Is a directory")):  # fmt: skip
-        with pytest.raises(SlideUnreadable, match=words):
+    for path in (tmp_path / "text.png", tmp_path / "none.png", tmp_path):
+        with pytest.raises(SlideUnreadable, match=re.escape(str(path))):
             read_image(path)
-    with pytest.raises(SlideUnreadable, match="not finite"):
+    with pytest.raises(SlideUnreadable):
         read_image(saved(tmp_path / "a.tif", np.array([[0, np.nan]], np.float32)))
 
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    side = int(MOST_PIXELS**0.5) + 1
+    side = int(MAX_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(tmp_path / "a.png")
-    with pytest.raises(SlideUnreadable, match=rf"{side} x {side} px, allowed are 64,000,000"):
+    with pytest.raises(SlideUnreadable, match=rf"{side} x {side} px.*64,000,000"):
         read_image(tmp_path / "a.png")
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow refuses it by itself
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow itself refuses it
     with pytest.raises(SlideUnreadable):
         read_image(tmp_path / "bomb.png")
 
@@ -112,13 +112,13 @@ def test_whole_is_one_tile() -> None:
     grid = np.indices((64, 128)).sum(0) % 2 * 255
     squeezed = whole(np.repeat(grid[..., None], 3, 2).astype(np.uint8), tiling("whole"))
     assert squeezed.shape == (1, 16, 16, 3)
-    assert abs(squeezed.astype(int) - 127).max() <= 8  # averaged: without antialiasing it would be black or white
+    assert abs(squeezed.astype(int) - 127).max() <= 8  # averaged; without antialiasing it would be black or white
 
 
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), most=st.integers(1, 40))
 def test_parts_cover_the_picture_with_its_own_pixels(height: int, width: int, most: int) -> None:
-    # every pixel has a number of its own, so that a tile says where it is from
+    # every pixel has its own number, which tells where a tile comes from
     number = np.arange(height * width)
     picture = np.stack([number // 256, number % 256, np.zeros_like(number)], 1).astype(np.uint8)
     picture = picture.reshape(height, width, 3)
@@ -140,12 +140,12 @@ def test_fewer_parts_are_spread_over_the_picture() -> None:
     assert len(parts(picture[:, :16], tiling(max_tiles=7))) == 7
 
 
-def test_parts_are_of_the_shrunk_picture() -> None:
+def test_parts_are_of_the_downsampled_picture() -> None:
     assert parts(noise(64, 96), tiling(downsample=2)).shape == (6, 16, 16, 3)
     assert parts(noise(3, 3), tiling(downsample=256)).shape == (1, 16, 16, 3)
 
 
-def test_edges_keep_the_brightest_pixels_alone() -> None:
+def test_edges_keep_only_the_brightest_pixels() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     picture = np.repeat(grey[..., None], 3, 2)
     (found,) = edges(picture, tiling("edges"))

@@ -1,4 +1,4 @@
-"""Sources: the same TileSet from slides, a MedMNIST file, folders and a table; a mistake in any of them is named."""
+"""Every source gives the same kind of TileSet, and a mistake in its data is named."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def draw(path: Path, level: int, side: int = 16) -> None:
 
 @pytest.fixture
 def read(strip_ai: Competition) -> Read:
-    """Read a source by the settings of its recipe; `lines` gets the log."""
+    """Return a function that reads a source with some settings of [data]; `lines` gets the log."""
 
     def run(
         data: Path, source: str, *, limit: int | None = None, lines: list[str] | None = None, tiler: str = "whole",
@@ -56,7 +56,7 @@ def read(strip_ai: Competition) -> Read:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Folders of a class each, with things beside the pictures; the grey level says which picture it is."""
+    """Write a folder for each class, with other files too; each picture has its own grey level."""
     for index, name in enumerate(("no/b.png", "no/a.PNG", "no/deeper/c.jpg", "yes/d.bmp", "yes/e.tif")):
         draw(tmp_path / "data" / name, 10 * index)
     (tmp_path / "data" / "no" / "notes.txt").write_text("no picture")
@@ -66,7 +66,10 @@ def folders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_npz(tmp_path: Path) -> Callable[..., Path]:
-    """Write a MedMNIST file of 4 train, 2 val and 2 test pictures, with some arrays changed."""
+    """Return a function that writes a MedMNIST file of 4 train, 2 val and 2 test pictures.
+
+    Its arguments replace arrays, or remove them (None).
+    """
 
     def write(**changes: npt.NDArray[np.generic] | None) -> Path:
         arrays: dict[str, npt.NDArray[np.generic] | None] = {}
@@ -82,7 +85,7 @@ def write_npz(tmp_path: Path) -> Callable[..., Path]:
 
 
 def check(tiles: TileSet) -> None:
-    """What holds of every TileSet."""
+    """Check the shapes and types of a TileSet."""
     assert tiles.tiles.dtype == np.uint8
     assert tiles.tiles.shape[1:] == (16, 16, 3)
     assert tiles.labels.dtype == np.int64
@@ -101,10 +104,8 @@ def test_folders(read: Read, folders: Path) -> None:
     assert tiles.tiles[:, 0, 0, 0].tolist() == [10, 0, 20, 30, 40]
     assert set(tiles.parts) == set(tiles.centres) == {""}
     assert tiles.classes == CLASSES
-    assert lines == [
-        f"{folders}: folder maybe is no class and is left out; classes: no, yes",
-        "5 tiles of 5 pictures",
-    ]
+    assert len(lines) == 2
+    assert "maybe" in lines[0]
 
 
 def test_the_order_of_classes_is_the_recipes(read: Read, folders: Path) -> None:
@@ -113,7 +114,7 @@ def test_the_order_of_classes_is_the_recipes(read: Read, folders: Path) -> None:
     assert tiles.images[0] == "yes/d.bmp"
 
 
-def test_a_table_in_folders_says_whose_the_pictures_are(read: Read, folders: Path) -> None:
+def test_a_table_in_folders_names_patients_and_centres(read: Read, folders: Path) -> None:
     rows = ["file,patient,centre", "no/a.PNG,p,x", "./no/b.png,p,x", "no/deeper/c.jpg,q,y", "yes/d.bmp,r,y",
             "yes/e.tif,s,x", "yes/gone.png,t,x"]  # fmt: skip
     (folders / "metadata.csv").write_text("\n".join(rows))
@@ -121,7 +122,7 @@ def test_a_table_in_folders_says_whose_the_pictures_are(read: Read, folders: Pat
     assert tiles.patients.tolist() == list("ppqrs")
     assert tiles.centres.tolist() == list("xxyyx")
     (folders / "metadata.csv").write_text("\n".join(rows[:-3]))
-    with pytest.raises(SplitError, match=r"2 of 5 pictures have no row; add yes/d\.bmp"):
+    with pytest.raises(SplitError, match=r"2 of 5 .*yes/d\.bmp"):
         read(folders, "folders")
 
 
@@ -138,15 +139,15 @@ def test_a_table(read: Read, folders: Path) -> None:
         assert tiles.patients.tolist() == ["p", "q", "p"]
         assert tiles.centres.tolist() == ["x", "x", ""]
         assert tiles.parts.tolist() == ["train", "val", "test"]
-    assert lines[0] == "1 patients have pictures in more than one of the given parts, p first"
+    assert re.search(r"\b1 patients .*\bp$", lines[0])
 
 
-def test_a_table_without_patients_makes_every_file_one(read: Read, folders: Path) -> None:
+def test_without_patients_every_file_is_a_patient(read: Read, folders: Path) -> None:
     (folders / "metadata.csv").write_text("file,label\nno/a.PNG,no\nyes/d.bmp,yes\n")
     lines: list[str] = []
     assert read(folders, "table", lines=lines).patients.tolist() == ["no/a.PNG", "yes/d.bmp"]
-    assert "no column patient; every file counts as a patient" in lines[0]
-    with pytest.raises(SplitError, match="no column who; columns found: file, label"):
+    assert "patient" in lines[0]
+    with pytest.raises(SplitError, match="who"):
         read(folders, "table", patient_column="who")
 
 
@@ -169,7 +170,7 @@ def test_coloured_npz_and_flat_labels(read: Read, write_npz: Callable[..., Path]
     assert tiles.labels.tolist()[-2:] == [1, 0]
 
 
-def test_limit_is_of_each_class_in_each_part(read: Read, write_npz: Callable[..., Path], folders: Path) -> None:
+def test_limit_counts_each_class_in_each_part(read: Read, write_npz: Callable[..., Path], folders: Path) -> None:
     assert read(write_npz(), "npz", limit=1).images.tolist() == [
         "train_0", "train_1", "val_0", "val_1", "test_0", "test_1"
     ]  # fmt: skip
@@ -188,22 +189,22 @@ def test_pictures_of_several_tiles(read: Read, tmp_path: Path) -> None:
     assert edges.tiles[:, 0, 0, 0].tolist() == [200] * 4 + [0]
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_by_name(read: Read, folders: Path) -> None:
+def test_an_unreadable_picture_is_skipped_by_name(read: Read, folders: Path) -> None:
     (folders / "no" / "b.png").write_bytes((folders / "no" / "b.png").read_bytes()[:45])
     lines: list[str] = []
     assert read(folders, "folders", lines=lines).images.tolist()[:2] == ["no/a.PNG", "no/deeper/c.jpg"]
-    assert lines[0].startswith("no/b.png is left out: ")
+    assert lines[0].startswith("no/b.png ")
     for path in (folders / "yes").iterdir():
         path.write_text("")
-    with pytest.raises(SplitError, match="class yes has 0 readable pictures"):
+    with pytest.raises(SplitError, match="class yes has 0"):
         read(folders, "folders")
     for path in folders.rglob("*.*"):
         path.write_text("")
-    with pytest.raises(SplitError, match="none of the 5 pictures can be read"):
+    with pytest.raises(SplitError, match="5 pictures"):
         read(folders, "folders")
 
 
-def test_slides_are_as_before_with_their_centres(
+def test_slides_keep_their_facts_and_a_broken_one_is_skipped(
     make_split: Callable[..., Path], strip_ai: Competition, recipe: Path, tmp_path: Path
 ) -> None:
     data = make_split(tmp_path / "train", strip_ai, split="train", slides=4)
@@ -220,90 +221,92 @@ def test_slides_are_as_before_with_their_centres(
         assert tiles.centres[index] == slide.centre != ""
         assert tiles.parts[index] == ""
     assert set(tiles.images) == set(slides) - {broken.image_id}
-    assert lines[0].startswith(f"{broken.image_id} is left out: ")
-    with pytest.raises(SplitError, match="has 0 slides, at least 1 is needed"):
+    assert lines[0].startswith(f"{broken.image_id} ")
+    with pytest.raises(SplitError, match="has 0 slides"):
         read_source(load_recipe(recipe), data, strip_ai, 1, lines.append)  # the broken one is the first of its class
 
 
 @pytest.mark.parametrize(
-    ("source", "settings", "words"),
+    ("source", "settings", "named"),
     [
-        ("folders", {"tiler": "patches"}, "tiling.name is 'patches'; of source folders allowed: edges, parts, whole"),
-        ("slides", {"tiler": "whole"}, "tiling.name is 'whole'; of source slides allowed: chunks, darkest"),
-        ("folders", {"classes": ()}, "data.classes has 0 different names; of source folders at least 2 are needed"),
-        ("npz", {"classes": ("a", "a")}, "data.classes has 1 different names; of source npz at least 2"),
+        ("folders", {"tiler": "patches"}, ("tiling.name", "patches", "edges, parts, whole")),
+        ("slides", {"tiler": "whole"}, ("tiling.name", "whole", "chunks, darkest")),
+        ("folders", {"classes": ()}, ("data.classes", "0", "2")),
+        ("npz", {"classes": ("a", "a")}, ("data.classes", "1", "2")),
     ],
 )
 def test_a_recipe_that_does_not_fit_its_source(
-    read: Read, folders: Path, source: str, settings: dict[str, str], words: str
+    read: Read, folders: Path, source: str, settings: dict[str, str], named: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    with pytest.raises(ConfigError) as raised:
         read(folders, source, **settings)
+    assert missing_from(raised.value, named) == []
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
+    ("table", "named"),
     [
-        ("file,label\nno/a.PNG,no\nyes/x.png,yes\nyes/y.png,yes\n", "2 of 3 files are missing, "),
-        ("file,label\nno/a.PNG,no\nyes/d.bmp,Yes\n", "yes/d.bmp has label 'Yes'; data.classes: no, yes"),
-        ("file,label\nno/a.PNG,no\nno/b.png,no\n", "class yes has 0 pictures, at least 1 is needed; classes: no, yes"),
-        ("file,label\nno/a.PNG,no\n./no/a.PNG,yes\n", "file no/a.PNG stands 2 times"),
-        ("file,label\n,no\n", "file (empty) stands 1 times"),
-        ("file,label,patient\nno/a.PNG,no,\nyes/d.bmp,yes,p\n", "no/a.PNG has an empty patient"),
-        (
-            "file,label,part\nno/a.PNG,no,train\nyes/d.bmp,yes,all\n",
-            "yes/d.bmp has part 'all'; allowed: train, val, test",
-        ),
-        ("file,kind\nno/a.PNG,no\n", "no column label; columns found: file, kind"),
-        ("file,label\n", "0 rows, at least 1 is needed"),
+        ("file,label\nno/a.PNG,no\nyes/x.png,yes\nyes/y.png,yes\n", ("2 of 3", "yes/x.png")),
+        ("file,label\nno/a.PNG,no\nyes/d.bmp,Yes\n", ("yes/d.bmp", "'Yes'", "no, yes")),
+        ("file,label\nno/a.PNG,no\nno/b.png,no\n", ("class yes", "0", "1", "no, yes")),
+        ("file,label\nno/a.PNG,no\n./no/a.PNG,yes\n", ("no/a.PNG", "2")),
+        ("file,label\n,no\n", ("file", "empty")),
+        ("file,label,patient\nno/a.PNG,no,\nyes/d.bmp,yes,p\n", ("no/a.PNG", "patient")),
+        ("file,label,part\nno/a.PNG,no,train\nyes/d.bmp,yes,all\n", ("yes/d.bmp", "'all'", "train, val, test")),
+        ("file,kind\nno/a.PNG,no\n", ("label", "file, kind")),
+        ("file,label\n", ("0 rows", "1")),
     ],
 )
-def test_a_mistake_in_a_table_is_named(read: Read, folders: Path, table: str, words: str) -> None:
+def test_a_mistake_in_a_table_is_named(read: Read, folders: Path, table: str, named: tuple[str, ...]) -> None:
     (folders / "metadata.csv").write_text(table)
-    with pytest.raises(SplitError, match=re.escape(words)) as told:
+    with pytest.raises(SplitError) as raised:
         read(folders, "table")
-    assert len(str(told.value).splitlines()) == 1
+    assert missing_from(raised.value, (str(folders), *named)) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "named"),
     [
-        ({"val_labels": None}, "no array val_labels; a MedMNIST file has images and labels of train, val, test"),
-        ({"val_labels": np.array([0, 2])}, "val_labels has 2; allowed: 0 to 1, the index in data.classes: no, yes"),
-        (
-            {"val_labels": np.array([0, 1, 1])},
-            "val_labels is int64[3]; allowed: one class index for each of 2 pictures",
-        ),
-        ({"val_labels": np.zeros((2, 14), np.uint8)}, "val_labels is uint8[2, 14]; allowed: one class index"),
-        ({"val_labels": np.array(["a", "b"])}, "val_labels is <U1[2]; allowed: one class index"),
-        ({"val_images": np.zeros((2, 8, 8, 8), np.uint8)}, "val_images is uint8[2, 8, 8, 8]; allowed: uint8[n, H, W]"),
-        ({"val_images": np.zeros((2, 8, 8))}, "val_images is float64[2, 8, 8]; allowed: uint8"),
-        ({"val_images": np.array([None, {}])}, "not a sound .npz: "),
+        ({"val_labels": None}, ("val_labels", "train, val, test")),
+        ({"val_labels": np.array([0, 2])}, ("val_labels", "2", "0 to 1", "no, yes")),
+        ({"val_labels": np.array([0, 1, 1])}, ("val_labels", "int64[3]", "2")),
+        ({"val_labels": np.zeros((2, 14), np.uint8)}, ("val_labels", "uint8[2, 14]")),
+        ({"val_labels": np.array(["a", "b"])}, ("val_labels", "<U1[2]")),
+        ({"val_images": np.zeros((2, 8, 8, 8), np.uint8)}, ("val_images", "uint8[2, 8, 8, 8]", "uint8[n, H, W]")),
+        ({"val_images": np.zeros((2, 8, 8))}, ("val_images", "float64[2, 8, 8]", "uint8[n, H, W]")),
+        ({"val_images": np.array([None, {}])}, ("data.npz",)),
     ],
 )
 def test_a_mistake_in_an_npz_is_named(
-    read: Read, write_npz: Callable[..., Path], changes: dict[str, npt.NDArray[np.generic]], words: str
+    read: Read, write_npz: Callable[..., Path], changes: dict[str, npt.NDArray[np.generic]], named: tuple[str, ...]
 ) -> None:
-    with pytest.raises(SplitError, match=re.escape(words)) as told:
+    with pytest.raises(SplitError) as raised:
         read(write_npz(**changes), "npz")
-    assert len(str(told.value).splitlines()) == 1
+    assert missing_from(raised.value, ("data.npz", *named)) == []
 
 
-def test_files_and_folders_that_are_not_there(
+def missing_from(error: BaseException, named: tuple[str, ...]) -> list[str]:
+    """Return the words that the one line of an error does not name."""
+    (line,) = str(error).splitlines()
+    return [word for word in named if word not in line]
+
+
+def test_missing_files_and_folders_are_named(
     read: Read, write_npz: Callable[..., Path], folders: Path, tmp_path: Path
 ) -> None:
     folder = write_npz()
     (folder / "data.npz").write_bytes((folder / "data.npz").read_bytes()[:500])
     cases = [
-        (folder, "npz", "not a sound .npz"),
-        (folders, "npz", "0 .npz files, exactly 1 is needed"),
-        (tmp_path / "none", "npz", "0 .npz files"),
-        (tmp_path / "none", "folders", "no such folder; it holds a folder of pictures for each of no, yes"),
-        (tmp_path / "none", "table", "cannot be read: No such file"),
+        (folder, "npz", ("data.npz",)),
+        (folders, "npz", ("0 .npz files", "1")),
+        (tmp_path / "none", "npz", ("0 .npz files", "1")),
+        (tmp_path / "none", "folders", ("none", "no, yes")),
+        (tmp_path / "none", "table", ("none", "metadata.csv")),
     ]
-    for data, source, words in cases:
-        with pytest.raises(ClotkitError, match=re.escape(words)):
+    for data, source, named in cases:
+        with pytest.raises(ClotkitError) as raised:
             read(data, source)
+        assert missing_from(raised.value, named) == []
 
 
 @pytest.mark.skipif(not (DATA / "breastmnist").is_dir(), reason="needs the breast pictures of the shared data")

@@ -1,1 +1,1 @@
-"""Labelled tiles: where they come from, and how they are split."""
+"""Labelled tiles: their sources, near-duplicates and folds."""

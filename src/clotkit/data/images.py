@@ -1,4 +1,4 @@
-"""Pictures of ordinary size (photographs, X-rays, ultrasound) into tiles: read whole, cut by a tiler of one word."""
+"""Read pictures of ordinary size (photographs, X-rays, ultrasound) and cut them into tiles."""
 
 import warnings
 from collections.abc import Callable
@@ -11,38 +11,40 @@ from clotkit.config import TilingConfig
 from clotkit.errors import SlideUnreadable, one_line
 from clotkit.slides.pixels import Pixels
 
-MOST_PIXELS = 64_000_000  # 192 MB as RGB: what is larger is a slide, and slides are read in pieces
-EDGE_LEVEL = 150  # of 255: brighter pixels are contours, where bone and cartilage send the most back
+MAX_PIXELS = 64_000_000  # 192 MB as RGB; a larger picture is a slide, and slides are read in pieces
+EDGE_LEVEL = 150  # of 255; brighter pixels are contours, where bone and cartilage reflect most
 
 PictureTiler = Callable[[Pixels, TilingConfig], Pixels]
 
 
 def read_image(path: Path) -> Pixels:
-    """Read a picture as RGB, uint8[H, W, 3]: the first frame of it, turned as its EXIF says.
+    """Read the first frame of a picture as RGB, uint8[H, W, 3], in the orientation that its EXIF names.
 
-    Transparent pixels are shown over white; grey pictures of more than 8 bits are scaled by their own range, darkest
-    pixel to brightest. Raises SlideUnreadable when the file is missing, no picture, damaged, cut short, or larger than
-    MOST_PIXELS.
+    Transparent pixels are shown on white. Grey pictures of more than 8 bits are scaled by their own range, from the
+    darkest pixel to the brightest.
+
+    Raises SlideUnreadable if the file is missing, damaged, cut short, no picture, or larger than MAX_PIXELS.
     """
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's doubts about odd but sound files; the size is checked here
+            warnings.simplefilter("ignore")  # Pillow warns of odd but sound files; the size is checked below
             with Image.open(path) as file:
                 _check_size(path, *file.size)
                 file.load()
                 return _as_rgb(ImageOps.exif_transpose(file))
     except SlideUnreadable:
         raise
-    except Exception as error:  # Pillow's decoders raise what they like: struct.error, SyntaxError, ValueError
-        raise SlideUnreadable(f"{path}: no sound picture: {_why(error, path)}; save it again") from error
+    except Exception as error:  # Pillow's decoders raise many types: struct.error, SyntaxError, ValueError
+        raise SlideUnreadable(f"{path}: not a sound picture: {_why(error, path)}; save it again") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise SlideUnreadable(
-            f"{path}: {width} x {height} px, allowed are {MOST_PIXELS:,} px in all; make it smaller, or a slide of it"
+            f"{path}: {width} x {height} px, at most {MAX_PIXELS:,} px are allowed; make it smaller, or use it as a "
+            "slide"
         )
 
 
@@ -64,7 +66,7 @@ def _as_rgb(image: Any) -> Pixels:
 
 
 def _scaled(grey: Any) -> Pixels:
-    """Grey float64[H, W] of any range as uint8[H, W, 3]; a constant picture is black."""
+    """Scale grey float64[H, W] of any range to uint8[H, W, 3]; a constant picture becomes black."""
     low, high = float(grey.min()), float(grey.max())
     if not np.isfinite(high - low):
         raise ValueError("some pixels are not finite numbers")
@@ -73,18 +75,19 @@ def _scaled(grey: Any) -> Pixels:
 
 
 def whole(picture: Pixels, config: TilingConfig) -> Pixels:
-    """The picture as one tile, uint8[1, tile_px, tile_px, 3]: stretched to a square, antialiased (bicubic).
+    """Return the picture as one tile, uint8[1, tile_px, tile_px, 3], resized to a square if it is not one.
 
-    One that has that size already passes through untouched.
+    Resizing is bicubic and antialiased.
     """
     return resized(picture, config.tile_px, config.tile_px)[None]
 
 
 def parts(picture: Pixels, config: TilingConfig) -> Pixels:
-    """The picture, shrunk by `downsample`, as a grid of squares, uint8[n, tile_px, tile_px, 3], row by row.
+    """Downsample the picture and cut it into a grid of tiles, uint8[n, tile_px, tile_px, 3], row by row.
 
-    The squares cover it: the last ones of a row and a column are shifted in. Of more than `max_tiles` a coarser grid is
-    taken, evenly spread, of at most that many. A side shorter than a tile is filled up with its outermost pixels.
+    The tiles cover the picture; the last ones of a row and a column are shifted inwards. If there are more than
+    `max_tiles`, a coarser grid of evenly spread tiles is taken. A side shorter than a tile is padded with its outermost
+    pixels.
     """
     height, width = picture.shape[:2]
     small = resized(picture, max(1, round(height / config.downsample)), max(1, round(width / config.downsample)))
@@ -99,14 +102,14 @@ def parts(picture: Pixels, config: TilingConfig) -> Pixels:
 
 
 def edges(picture: Pixels, config: TilingConfig) -> Pixels:
-    """The tiles of `parts` with nothing but their brightest pixels, uint8[n, tile_px, tile_px, 3].
+    """Return the tiles of `parts` with only their brightest pixels, uint8[n, tile_px, tile_px, 3].
 
-    Pixels whose grey value (luma of ITU-R BT.601) is not above EDGE_LEVEL are black: in X-ray and ultrasound pictures
-    what is left are the contours.
+    Pixels with a luma (ITU-R BT.601) of at most EDGE_LEVEL become black, which leaves the contours of X-ray and
+    ultrasound pictures.
     """
     tiles = parts(picture, config)
     luma = tiles @ np.array([0.299, 0.587, 0.114], np.float32)
-    # rounded: the weights sum to 1 only nearly, and a grey of exactly EDGE_LEVEL must not pass
+    # rounded, because the weights sum to 1 only nearly, and a grey of exactly EDGE_LEVEL must become black
     return np.where((np.rint(luma) > EDGE_LEVEL)[..., None], tiles, np.uint8(0))
 
 
@@ -114,7 +117,7 @@ IMAGE_TILERS: dict[str, PictureTiler] = {"whole": whole, "parts": parts, "edges"
 
 
 def resized(picture: Pixels, height: int, width: int) -> Pixels:
-    """A picture at another size, uint8[height, width, 3], bicubic and antialiased; itself where it has that size."""
+    """Resize a picture to uint8[height, width, 3], bicubic and antialiased; unchanged if it has that size."""
     from PIL import Image
 
     if picture.shape[:2] == (height, width):
@@ -127,15 +130,15 @@ def _starts(side: int, tile_px: int) -> list[int]:
     return [min(start, side - tile_px) for start in range(0, side, tile_px)]
 
 
-def _coarser(rows: int, columns: int, most: int) -> tuple[int, int]:
-    """A grid of at most `most` squares in about the proportions of the given one."""
-    if rows * columns <= most:
+def _coarser(rows: int, columns: int, max_tiles: int) -> tuple[int, int]:
+    """Return a grid of at most `max_tiles` with about the same proportions."""
+    if rows * columns <= max_tiles:
         return rows, columns
-    fewer = min(max(1, round((most * rows / columns) ** 0.5)), rows, most)
-    across = min(columns, most // fewer)
-    return min(rows, most // across), across
+    down = min(max(1, round((max_tiles * rows / columns) ** 0.5)), rows, max_tiles)
+    across = min(columns, max_tiles // down)
+    return min(rows, max_tiles // across), across
 
 
 def _evenly(starts: list[int], count: int) -> list[int]:
-    """`count` of them, the middle one of as many equal stretches."""
+    """Choose `count` starts, the middle one of each of `count` equal stretches."""
     return [starts[(2 * index + 1) * len(starts) // (2 * count)] for index in range(count)]

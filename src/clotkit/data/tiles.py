@@ -1,34 +1,30 @@
-"""Labelled tiles: what every source gives, and what training and evaluation take."""
+"""Labelled tiles, as sources give them and as training and evaluation take them."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-TRAIN, VAL, TEST = "train", "val", "test"  # the parts that a source may give
+TRAIN, VAL, TEST = "train", "val", "test"  # parts that a source may give
 
 
 @dataclass(frozen=True)
 class TileSet:
-    """`tiles` uint8[n, H, W, 3], and for each its class index, patient, image (a slide or a picture), centre, part.
+    """Labelled tiles, with the patient, image, centre and part of each."""
 
-    The tiles are in memory, or a ShardTiles, which reads those that are asked for. `classes` are the names by class
-    index. A centre is "" where none is known, a part "" where the source gives none.
-    """
-
-    tiles: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    patients: npt.NDArray[np.str_]
-    images: npt.NDArray[np.str_]
-    centres: npt.NDArray[np.str_]
-    parts: npt.NDArray[np.str_]
-    classes: tuple[str, ...]
+    tiles: npt.NDArray[np.uint8]  # [n, H, W, 3], in memory, or a ShardTiles that reads the tiles that are indexed
+    labels: npt.NDArray[np.int64]  # [n], class indices
+    patients: npt.NDArray[np.str_]  # [n]
+    images: npt.NDArray[np.str_]  # [n], names of slides or pictures
+    centres: npt.NDArray[np.str_]  # [n], "" if none is known
+    parts: npt.NDArray[np.str_]  # [n], "" if the source gives none
+    classes: tuple[str, ...]  # names by class index
 
     def __len__(self) -> int:
         return len(self.tiles)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "TileSet":
-        """The tiles that a boolean mask [n] picks."""
+        """Return the tiles that a boolean mask [n] chooses."""
         return replace(
             self,
             tiles=self.tiles[chosen],

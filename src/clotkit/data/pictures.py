@@ -1,0 +1,204 @@
+"""Labelled pictures by the source of a recipe: a MedMNIST file, a folder for each class, or a table.
+
+A mistake in the data raises SplitError, which names the file, what it has, and what is allowed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clotkit.config import DataConfig
+from clotkit.data.tiles import TEST, TRAIN, VAL
+from clotkit.errors import SplitError, one_line
+from clotkit.progress import Log
+from clotkit.slides.pixels import Pixels
+from clotkit.splits import read_table
+
+PARTS = (TRAIN, VAL, TEST)
+PART_COLUMN = "part"  # of a table; its values are PARTS
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A labelled picture that is not cut into tiles yet."""
+
+    image: str  # its name
+    pixels: Path | Pixels  # its file, or its pixels
+    label: int  # class index
+    patient: str
+    centre: str = ""  # "" if none is known
+    part: str = ""  # "" if the source gives none
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names for a message."""
+    return ", ".join(names) or "none"
+
+
+def _npz_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
+    """Read the pictures of a MedMNIST file, which names no patients, so that each picture is a patient."""
+    path = _npz_path(data)
+    return [picture for part in PARTS for picture in _npz_part(path, part, config)]
+
+
+def _npz_path(data: Path) -> Path:
+    if data.is_file():
+        return data
+    found = sorted(data.glob("*.npz"))
+    if len(found) != 1:
+        raise SplitError(f"{data}: {len(found)} .npz files, exactly 1 is needed; give the path of the file itself")
+    return found[0]
+
+
+def _npz_part(path: Path, part: str, config: DataConfig) -> Iterator[Picture]:
+    images, labels = (_npz_array(path, f"{part}_{name}") for name in ("images", "labels"))
+    images, labels = _npz_images(images, path, part), _npz_labels(labels, len(images), config, path, part)
+    for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"{part}_{index}"
+        yield Picture(name, pixels, int(label), name, "", part)
+
+
+def _npz_array(path: Path, name: str) -> Any:
+    try:
+        # The file is opened here because numpy does not close a damaged one.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return archive[name]
+    except KeyError as error:
+        raise SplitError(
+            f"{path}: no array {name}; a MedMNIST file has images and labels of {listed(PARTS)}"
+        ) from error
+    except Exception as error:  # numpy and zipfile raise many types: BadZipFile, zlib.error, NotImplementedError
+        raise SplitError(f"{path}: not a sound .npz: {one_line(error, path)}") from error
+
+
+def _npz_images(images: Any, path: Path, part: str) -> Any:
+    """Return grey or coloured pictures as uint8[n, H, W, 3]."""
+    if images.dtype != np.uint8 or images.ndim not in {3, 4} or (images.ndim == 4 and images.shape[3] != 3):
+        raise SplitError(
+            f"{path}: {part}_images is {images.dtype}{list(images.shape)}; allowed: uint8[n, H, W] or uint8[n, H, W, 3]"
+        )
+    return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
+
+
+def _npz_labels(labels: Any, pictures: int, config: DataConfig, path: Path, part: str) -> Any:
+    """Return class indices, int[n]."""
+    if not np.issubdtype(labels.dtype, np.integer) or labels.size != pictures or len(labels) != pictures:
+        raise SplitError(
+            f"{path}: {part}_labels is {labels.dtype}{list(labels.shape)}; allowed: one class index for each of "
+            f"{pictures} pictures"
+        )
+    wrong = labels[(labels < 0) | (labels >= len(config.classes))]
+    if wrong.size:
+        raise SplitError(
+            f"{path}: {part}_labels has {wrong.ravel()[0]}; allowed: 0 to {len(config.classes) - 1}, "
+            f"the index in data.classes: {listed(config.classes)}"
+        )
+    return labels.reshape(-1)
+
+
+def _folder_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
+    """Find the pictures below DIR/<class>/; a table in DIR may name patients, centres and parts."""
+    if not data.is_dir():
+        raise SplitError(
+            f"{data}: no such folder; it must hold a folder of pictures for each of {listed(config.classes)}"
+        )
+    pictures = [
+        Picture(path.relative_to(data).as_posix(), path, label, path.relative_to(data).as_posix())
+        for label, name in enumerate(config.classes)
+        for path in _image_files(data / name)
+    ]
+    others = sorted(path.name for path in data.iterdir() if path.is_dir() and path.name not in config.classes)
+    if others:
+        log(f"{data}: folder {', '.join(others)} is skipped, it is no class; classes: {listed(config.classes)}")
+    table = data / config.table
+    return _with_table(pictures, table, config, log) if table.is_file() else pictures
+
+
+def _image_files(folder: Path) -> list[Path]:
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, log: Log) -> list[Picture]:
+    """Return the pictures with the patients, centres and parts of a table."""
+    rows = _table_rows(table, [config.file_column], config, log)
+    unknown = [picture.image for picture in pictures if picture.image not in rows]
+    if unknown:
+        raise SplitError(
+            f"{table}: {len(unknown)} of {len(pictures)} pictures have no row, the first is {unknown[0]}; add them"
+        )
+    return [
+        Picture(one.image, one.pixels, one.label, *_row_facts(rows[one.image], one.image, table, config))
+        for one in pictures
+    ]
+
+
+def _table_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
+    """Read the pictures that a CSV lists: the file `data`, or the recipe's table in the folder `data`."""
+    table = data if data.is_file() else data / config.table
+    rows = _table_rows(table, [config.file_column, config.label_column], config, log)
+    missing = [file for file in rows if not (table.parent / file).is_file()]
+    if missing:
+        first = table.parent / missing[0]
+        raise SplitError(
+            f"{table}: {len(missing)} of {len(rows)} files are missing, the first is {first}; add them, or remove "
+            "their rows"
+        )
+    return [
+        Picture(file, table.parent / file, _row_label(row, file, table, config), *_row_facts(row, file, table, config))
+        for file, row in rows.items()
+    ]
+
+
+def _table_rows(table: Path, columns: list[str], config: DataConfig, log: Log) -> dict[str, dict[str, str]]:
+    """Return the rows of a table by file; files are paths relative to the table's folder."""
+    default = DataConfig()
+    # A column that the recipe sets itself is required: a misspelt one would let patients leak between folds.
+    required = [
+        name for key in ("patient_column", "centre_column") if (name := getattr(config, key)) != getattr(default, key)
+    ]
+    found = read_table(table, [*columns, *required])
+    if config.patient_column not in found[0]:
+        log(f"{table}: no column {config.patient_column}; each file counts as a patient of its own")
+    files = [os.path.normpath(row[config.file_column]) for row in found]
+    for file, count in Counter(files).items():
+        if count > 1 or file == ".":
+            raise SplitError(
+                f"{table}: {config.file_column} {'(empty)' if file == '.' else file} has {count} rows; "
+                "each file may have one; remove the others"
+            )
+    return dict(zip(files, found, strict=True))
+
+
+def _row_label(row: dict[str, str], file: str, table: Path, config: DataConfig) -> int:
+    label = row[config.label_column]
+    if label not in config.classes:
+        raise SplitError(
+            f"{table}: {file} has {config.label_column} {label!r}; allowed are data.classes: {listed(config.classes)}"
+        )
+    return config.classes.index(label)
+
+
+def _row_facts(row: dict[str, str], file: str, table: Path, config: DataConfig) -> tuple[str, str, str]:
+    """Return the patient, centre and part of a row; without a column of patients the file is the patient."""
+    patient, part = row.get(config.patient_column, file), row.get(PART_COLUMN, "")
+    if not patient:
+        raise SplitError(
+            f"{table}: {file} has an empty {config.patient_column}; name a patient, one of its own if none is known"
+        )
+    if PART_COLUMN in row and part not in PARTS:
+        raise SplitError(f"{table}: {file} has {PART_COLUMN} {part!r}; allowed: {listed(PARTS)}")
+    return patient, row.get(config.centre_column, ""), part
+
+
+PICTURE_READERS: dict[str, Callable[[Path, DataConfig, Log], list[Picture]]] = {
+    "npz": _npz_pictures,
+    "folders": _folder_pictures,
+    "table": _table_pictures,
+}
