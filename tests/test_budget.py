@@ -58,7 +58,6 @@ class FakeMember:
     tiling: TilingConfig
     p: float
     asked: list[int] = field(default_factory=list)
-    tile_pool: str = ""
 
     @property
     def recipe(self) -> Any:

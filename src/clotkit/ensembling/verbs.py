@@ -1,4 +1,4 @@
-"""The command line of ensembles."""
+"""The command line of ensembling: `clotkit blend`."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ def register(verbs: Verbs) -> None:
 
 def _add_blend(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "blend", "fit an ensemble to out-of-fold predictions, and say by nested folds what it is worth"
+        verbs, "blend", "fit an ensemble to out-of-fold predictions, and estimate its score by nested folds"
     )
     verb.add_argument(
         "predictions",
@@ -29,17 +29,12 @@ def _add_blend(verbs: Verbs) -> None:
         type=Path,
         required=True,
         metavar="ENSEMBLE_DIR",
-        help="where ensemble.toml and calibration.json go: the folder of the members, for run --weights",
+        help="write ensemble.toml and calibration.json here: the members' folder, for run --weights",
     )
     verb.add_argument(
-        "--covariates",
-        type=Path,
-        metavar="FILE",
-        help="a table of image_id with width_px or height_px: tried, and used where nested folds gain by it",
+        "--covariates", type=Path, metavar="FILE", help="ignored: slide sizes did not improve the nested score"
     )
-    verb.add_argument(
-        "--trust", nargs="+", default=[], metavar="NAME", help="members that are out of fold however good they look"
-    )
+    verb.add_argument("--trust", nargs="+", default=[], metavar="NAME", help="skip the leakage check for these members")
     verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_blend)
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.members.blending import Committee, covariates_of
-from clotkit.members.pooling import TILE_POOLS, TINY
+from clotkit.members.blending import Blend
+from clotkit.members.pooling import TINY
 
 Probabilities = npt.NDArray[np.float64]
 ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
@@ -80,23 +80,19 @@ def blend(members: Mapping[str, Probabilities], calibrations: Mapping[str, Calib
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What `clotkit blend` has fitted to the members of a folder, and how their tiles are pooled for it."""
+    """The ensemble of a folder of members, as `clotkit blend` fitted it."""
 
-    committee: Committee
-    tile_pools: Mapping[str, str]
+    blend: Blend
 
     def apply(
-        self,
-        slides: Mapping[str, Mapping[str, Probabilities]],
-        patient_of: Mapping[str, str],
-        sizes: Mapping[str, Mapping[str, float]],
+        self, slides: Mapping[str, Mapping[str, Probabilities]], patient_of: Mapping[str, str]
     ) -> dict[str, list[float]]:
-        """{image: {member: [2]}}, each image's patient and what is known of its size to {patient: [2]}.
+        """Return {patient: [2]} from {image: {member: [2]}} and the patient of each image.
 
-        A member that is missing on a slide is replaced by its expectation given the others; a slide that none of the
-        ensemble's members has seen does not count.
+        A member that is missing on a slide is imputed from the others. A slide that no member of the ensemble has seen
+        does not count.
         """
-        members = self.committee.members
+        members = self.blend.members
         images = [image for image in sorted(slides) if any(name in members for name in slides[image])]
         if not images:
             return {}
@@ -104,15 +100,14 @@ class Ensemble:
             [[slides[image][name][1] if name in slides[image] else np.nan for name in members] for image in images]
         )
         patients, owner = np.unique([patient_of[image] for image in images], return_inverse=True)
-        known = {name: [sizes.get(image, {}).get(name, 0.0) for image in images] for name in self.committee.covariates}
-        found = self.committee.apply(p, owner, covariates_of(owner, len(patients), known))
+        found = self.blend.apply(p, owner)
         return {patient: [1 - value, value] for patient, value in zip(patients.tolist(), found.tolist(), strict=True)}
 
 
 def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | None:
-    """The ensemble of a folder of members; None where it has none.
+    """Return the ensemble of a folder of members, None if it has none.
 
-    Raises ConfigError for one that cannot be read, is of another competition, or names a pool that is not known.
+    Raises ConfigError for an ensemble that cannot be read, or that is of another competition or an older clotkit.
     """
     path = weights_dir / ENSEMBLE
     if not path.is_file():
@@ -120,18 +115,11 @@ def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | Non
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         calibration = weights_dir / str(raw["calibration"])
-        committee = Committee.from_json(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
-        slug, positive, pools = raw["competition"], raw["positive"], dict(raw["tile_pools"])
+        fitted = Blend.from_json(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
+        slug, positive = raw["competition"], raw["positive"]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}; run clotkit blend again") from error
     wanted = (competition.slug, competition.classes.names[-1])
     if (slug, positive) != wanted:
         raise ConfigError(f"{path}: is for {positive} of {slug}; wanted: {wanted[1]} of {wanted[0]}")
-    unknown = sorted(
-        {pool for pool in pools.values() if pool not in TILE_POOLS} | (set(pools) - set(committee.members))
-    )
-    if unknown:
-        raise ConfigError(
-            f"{path}: tile_pools has {unknown[0]!r}; pools: {', '.join(TILE_POOLS)}; run clotkit blend again"
-        )
-    return Ensemble(committee, pools)
+    return Ensemble(fitted)

@@ -40,7 +40,6 @@ class Member:
     weights_sha256: str
     predict: Predict  # uint8[n, H, W, 3] -> float32[n, C], each row summing to 1
     notes: list[str] = field(default_factory=list)  # lines for the report; predicting may add one
-    tile_pool: str = ""  # set by an ensemble that does not pool by the mean
 
 
 def load_member(folder: Path, classes: tuple[str, ...]) -> Member:

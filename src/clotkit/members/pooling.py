@@ -1,30 +1,10 @@
 """A slide's probabilities from its tiles' rows: their mean, or the tiles that the network attends to count more."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from clotkit.errors import ConfigError
 
 TINY = 1e-4  # probabilities are clipped here before a logarithm: a net's 1.0 is not evidence without end
-
-
-TILE_POOLS: dict[str, Callable[[np.ndarray], float]] = {  # of the positive class's probabilities [n], of two classes
-    "mean": lambda p: float(np.mean(p)),
-    "median": lambda p: float(np.median(p)),
-    "trimmed": lambda p: float(np.sort(p)[len(p) // 5 : len(p) - len(p) // 5].mean()),
-    "max": lambda p: float(np.max(p)),
-    "noisy_or": lambda p: float(1 - np.exp(np.log1p(-np.clip(p, 0, 1 - TINY)).sum())),
-    "logit_mean": lambda p: float(_softmax(np.log(np.clip(np.stack([1 - p, p]), TINY, 1)).mean(axis=1))[1]),
-}
-
-
-def pooled_as(rows: np.ndarray, pool: str, tile_pool: str) -> np.ndarray:
-    """As `pooled`; of rows [n, 2] of probabilities in the way that `tile_pool` of TILE_POOLS names, if it names one."""
-    if not tile_pool or pool != "mean":
-        return pooled(rows, pool)
-    positive = TILE_POOLS[tile_pool](np.asarray(rows[:, 1], np.float64))
-    return np.array([1 - positive, positive])
 
 
 def pooled(rows: np.ndarray, pool: str) -> np.ndarray:

@@ -93,7 +93,7 @@ def _member_facts(
                 "weights_sha256": member.weights_sha256,
                 "notes": member.notes,
                 "calibration": member.calibration.to_json(),
-                "tile_pool": member.tile_pool,
+                "tile_pool": "",  # tiles are pooled as the recipe says; older ensembles chose otherwise
                 "out_of_fold": None if out_of_fold is None else out_of_fold.to_json(),
             },
         )

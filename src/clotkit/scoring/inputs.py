@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -73,7 +73,7 @@ def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble
     ensemble, folders = read_ensemble(weights_dir, competition), find_members(weights_dir)
     if ensemble is None:
         return None, folders
-    wanted = ensemble.committee.members
+    wanted = ensemble.blend.members
     present = [folder for folder in folders if folder.name in wanted]
     if not present:
         raise ConfigError(
@@ -89,14 +89,12 @@ def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[li
     A member that cannot be loaded does not end the run: the remaining members score without it.
     """
     members, left_out, ensemble = list[Member](), dict[str, Cause](), inputs.ensemble
-    pools = ensemble.tile_pools if ensemble else {}
-    for name in ensemble.committee.members if ensemble else ():
+    for name in ensemble.blend.members if ensemble else ():
         if name not in {folder.name for folder in inputs.folders}:
             left_out[name] = Cause(Reason.MISSING, "its folder is missing")
     for folder in inputs.folders:
         try:
-            member = load_member(folder, competition.classes.names)
-            members.append(replace(member, tile_pool=pools.get(member.name, "")))
+            members.append(load_member(folder, competition.classes.names))
         except ClotkitError as error:
             left_out[folder.name] = Cause(error.reason, str(error))
         except Exception as error:  # noqa: BLE001 - a damaged file can make a library raise anything

@@ -24,7 +24,7 @@ from clotkit.workers import NOT_REACHED, Ended, Limits, Task, Tiles, Work, strea
 
 _LOADING = threading.Lock()
 _LOADED: dict[tuple["MemberKey", ...], list[Member]] = {}
-MemberKey = tuple[str, str, str]  # name, sha256 of the weights, how an ensemble pools its tiles
+MemberKey = tuple[str, str]  # name, sha256 of the weights
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _requests(
     slides: Sequence[SlideRow], members: Sequence[Member], context: RunContext, scheduler: Scheduler
 ) -> Iterator[ScoreRequest]:
     """Yield a request for each slide when its turn comes, until the deadline."""
-    keys = tuple((member.name, member.weights_sha256, member.tile_pool) for member in members)
+    keys = tuple((member.name, member.weights_sha256) for member in members)
     for slide in slides:
         left_s = scheduler.deadline - time.monotonic()
         if left_s <= 0:
@@ -149,13 +149,13 @@ def _load(keys: Sequence[MemberKey], context: RunContext) -> list[Member]:
     try:
         with local_weights(context.weights) as weights:
             folders = {folder.name: folder for folder in find_members(weights)}
-            members = [replace(load_member(folders[name], classes), tile_pool=pool) for name, _, pool in keys]
+            members = [load_member(folders[name], classes) for name, _ in keys]
     except Exception as error:
         raise ClusterError(
             f"a worker cannot load the members in {context.weights}: {type(error).__name__}: {one_line(error)}; "
             "give --weights as a URL or a path that every worker has"
         ) from error
-    for member, (name, sha256, _) in zip(members, keys, strict=True):
+    for member, (name, sha256) in zip(members, keys, strict=True):
         if member.weights_sha256 != sha256:
             raise ClusterError(
                 f"{context.weights}: the weights of {name} on a worker differ from those on this machine; copy them"

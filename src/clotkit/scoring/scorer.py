@@ -12,7 +12,7 @@ from clotkit.config import TilingConfig
 from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member
-from clotkit.members.pooling import pooled_as, tile_probabilities
+from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
@@ -69,9 +69,7 @@ class Tally:
     def means(self) -> dict[str, Probabilities]:
         """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
         return {
-            name: np.round(
-                pooled_as(np.concatenate(self.rows[name]), member.recipe.inference.pooling, member.tile_pool), DIGITS
-            )
+            name: np.round(pooled(np.concatenate(self.rows[name]), member.recipe.inference.pooling), DIGITS)
             for name, member in self.members.items()
             if name not in self.failed
         }

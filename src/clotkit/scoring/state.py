@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from clotkit.competitions import Competition
-from clotkit.members.blending import COVARIATES
 from clotkit.members.ensemble import Ensemble, Probabilities, blend, patient_mean
 from clotkit.members.loading import Member
 from clotkit.progress import Log
@@ -28,13 +27,11 @@ class SubmissionState:
     ensemble: Ensemble | None = None  # None: members are calibrated, then averaged
     members: Sequence[Member] = ()
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)  # by slide and member: [C]
-    covariates: dict[str, dict[str, float]] = field(default_factory=dict)  # by slide, for an ensemble that uses them
     unwritten: Cause | None = None  # why the last attempt to write failed
 
     def add(self, line: SlideReport, means: dict[str, Probabilities]) -> None:
         """Add a slide's probabilities by member, [C] each."""
         self.scored[line.image_id] = means
-        self.covariates[line.image_id] = {name: line.facts[name] for name in COVARIATES if name in line.facts}
 
     def add_earlier(self, line: SlideReport) -> None:
         """Add a slide from its line in the report of an earlier run."""
@@ -54,7 +51,7 @@ class SubmissionState:
     def probabilities(self) -> dict[str, Sequence[float]]:
         """Return the probabilities of every patient with a scored slide, [C] each."""
         if self.ensemble is not None:
-            return dict(self.ensemble.apply(self.scored, self.patient_of, self.covariates))
+            return dict(self.ensemble.apply(self.scored, self.patient_of))
         calibrations = {member.name: member.calibration for member in self.members}
         patients = patient_mean(self.scored, self.patient_of)
         return {patient: blend(means, calibrations) for patient, means in patients.items()}
