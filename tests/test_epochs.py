@@ -1,4 +1,4 @@
-"""Test the training loop and its checkpoints with a trainer whose losses are given, so without a network."""
+"""Test the training loop and its checkpoints with a trainer of given losses, without a network."""
 
 from pathlib import Path
 from types import SimpleNamespace

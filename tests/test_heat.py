@@ -1,4 +1,4 @@
-"""Grad-CAM on networks whose attention is known: hand-set weights that see brightness, and the formula itself."""
+"""Test Grad-CAM on networks with hand-set weights that detect brightness, and against its formula."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Parts = tuple[Any, Callable[[Any], Any]]
 
 
 def blobs() -> np.ndarray:
-    """One tile a quadrant: dark, with a bright blob of 8 x 8 in the middle of that quadrant."""
+    """Return one dark tile per quadrant, with a bright blob of 8 x 8 in the middle of that quadrant."""
     tiles = np.full((4, SIZE, SIZE, 3), 20, np.uint8)
     for tile, (top, left) in zip(tiles, QUADRANTS, strict=True):
         tile[top + 4 : top + 12, left + 4 : left + 12] = 240
@@ -25,8 +25,8 @@ def blobs() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def seeing() -> Parts:
-    """A convolution whose first map is brightness and second darkness; class 1 is bright, class 0 is dark."""
+def brightness_network() -> Parts:
+    """Return a convolution with a map of brightness and one of darkness, and a head: class 1 is bright."""
     start_keras()
     import keras
     from keras import layers
@@ -47,8 +47,8 @@ def seeing() -> Parts:
     return maps, lambda features: dense(pool(features))
 
 
-def test_the_peak_is_in_the_quadrant_with_the_blob(seeing: Parts) -> None:
-    heat = heat_maps(*seeing, blobs(), np.ones(4, np.int64))
+def test_the_peak_is_in_the_quadrant_with_the_blob(brightness_network: Parts) -> None:
+    heat = heat_maps(*brightness_network, blobs(), np.ones(4, np.int64))
     assert heat.shape == (4, SIZE, SIZE)
     assert heat.dtype == np.float32
     assert heat.min() >= 0
@@ -59,14 +59,14 @@ def test_the_peak_is_in_the_quadrant_with_the_blob(seeing: Parts) -> None:
         assert one[top : top + 16, left : left + 16].sum() > 0.8 * one.sum()
 
 
-def test_the_other_class_looks_elsewhere(seeing: Parts) -> None:
-    heat = heat_maps(*seeing, blobs(), np.zeros(4, np.int64))
+def test_the_heat_of_the_other_class_is_elsewhere(brightness_network: Parts) -> None:
+    heat = heat_maps(*brightness_network, blobs(), np.zeros(4, np.int64))
     for one, (top, left) in zip(heat, QUADRANTS, strict=True):
         assert one[top + 6 : top + 10, left + 6 : left + 10].max() < 0.1
 
 
-def test_a_trained_network_looks_at_what_tells_its_classes_apart() -> None:
-    """The blob's quadrant is chance; whether there is a blob is the class."""
+def test_the_heat_of_a_trained_network_is_where_its_classes_differ() -> None:
+    """Train on tiles whose class is the presence of a blob, in a random quadrant."""
     start_keras()
     import keras
     from keras import layers
@@ -93,9 +93,9 @@ def test_a_trained_network_looks_at_what_tells_its_classes_apart() -> None:
     assert (peaks == np.array(QUADRANTS)[where[shown]]).all(axis=1).mean() > 0.9
 
 
-def test_follows_the_formula(seeing: Parts) -> None:
-    """Through an average pool, the gradient of class c at map k is the dense weight over the number of places."""
-    maps, rest = seeing
+def test_heat_follows_the_formula(brightness_network: Parts) -> None:
+    """Use an average pool, through which a gradient is the dense weight over the number of places."""
+    maps, rest = brightness_network
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
     values = np.asarray(maps(tiles.astype(np.float32)))  # [2, 8, 8, 2]
@@ -106,12 +106,12 @@ def test_follows_the_formula(seeing: Parts) -> None:
         np.testing.assert_allclose(one, large / large.max(), atol=1e-5)
 
 
-def test_a_map_counts_by_the_mean_of_its_gradient(seeing: Parts) -> None:
-    """Where each place has its own weight in the score, these are the gradients: alpha is their mean."""
+def test_a_map_counts_by_the_mean_of_its_gradient(brightness_network: Parts) -> None:
+    """Give each place its own weight in the score: these are the gradients, and alpha is their mean."""
     from keras import ops
 
     rng = np.random.default_rng(0)
-    maps, weights = seeing[0], rng.normal(size=(8, 8, 2, 2)).astype(np.float32)  # [h, w, D, C]
+    maps, weights = brightness_network[0], rng.normal(size=(8, 8, 2, 2)).astype(np.float32)  # [h, w, D, C]
     tiles = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
     alpha = weights.mean(axis=(0, 1))[:, 1]  # [D], of class 1
     wanted = np.maximum(np.asarray(maps(tiles.astype(np.float32))) @ alpha, 0)  # [n, 8, 8]
@@ -121,23 +121,25 @@ def test_a_map_counts_by_the_mean_of_its_gradient(seeing: Parts) -> None:
         np.testing.assert_allclose(one, large / max(large.max(), 1e-30), atol=1e-5)
 
 
-def test_batches_change_nothing(seeing: Parts) -> None:
+def test_the_batch_size_changes_nothing(brightness_network: Parts) -> None:
     rng = np.random.default_rng(0)
     tiles, target = rng.integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8), np.array([0, 1, 0, 1, 1])
-    whole, parts = heat_maps(*seeing, tiles, target), heat_maps(*seeing, tiles, target, batch=2)
+    whole, parts = heat_maps(*brightness_network, tiles, target), heat_maps(*brightness_network, tiles, target, batch=2)
     np.testing.assert_allclose(whole, parts, atol=1e-5)
 
 
-def test_nothing_for_the_class_is_no_heat(seeing: Parts) -> None:
+def test_a_tile_without_evidence_has_no_heat(brightness_network: Parts) -> None:
     dark = np.zeros((1, SIZE, SIZE, 3), np.uint8)
-    assert (heat_maps(*seeing, dark, np.ones(1, np.int64)) == 0).all()
-    assert heat_maps(*seeing, dark[:0], np.ones(0, np.int64)).shape == (0, SIZE, SIZE)
+    assert (heat_maps(*brightness_network, dark, np.ones(1, np.int64)) == 0).all()
+    assert heat_maps(*brightness_network, dark[:0], np.ones(0, np.int64)).shape == (0, SIZE, SIZE)
 
 
-def test_a_score_that_does_not_use_the_maps_is_no_heat(seeing: Parts) -> None:
+def test_a_score_that_does_not_use_the_maps_is_no_heat(brightness_network: Parts) -> None:
     from keras import ops
 
-    heat = heat_maps(seeing[0], lambda features: ops.ones((len(features), 2)), blobs(), np.ones(4, np.int64))
+    heat = heat_maps(
+        brightness_network[0], lambda features: ops.ones((len(features), 2)), blobs(), np.ones(4, np.int64)
+    )
     assert (heat == 0).all()
 
 
@@ -145,32 +147,34 @@ def test_a_score_that_does_not_use_the_maps_is_no_heat(seeing: Parts) -> None:
     ("tiles", "target", "batch", "words"),
     [
         (np.zeros((2, 32, 32, 3), np.float32), [0, 0], 8, "float32"),
-        (np.zeros((2, 32, 32), np.uint8), [0, 0], 8, "allowed: uint8"),
-        (np.zeros((2, 32, 32, 3), np.uint8), [0], 8, "one class index a tile"),
+        (np.zeros((2, 32, 32), np.uint8), [0, 0], 8, r"uint8\[2, 32, 32\]"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0], 8, r"\(1,\)"),
         (np.zeros((2, 32, 32, 3), np.uint8), [0, 2], 8, "0 to 1"),
         (np.zeros((2, 32, 32, 3), np.uint8), [0, -1], 8, "0 to 1"),
-        (np.zeros((2, 32, 32, 3), np.uint8), [0, 1], 0, "batch is 0"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0, 1], 0, "0"),
     ],
 )
-def test_refuses_what_does_not_fit(seeing: Parts, tiles: np.ndarray, target: list[int], batch: int, words: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(
+    brightness_network: Parts, tiles: np.ndarray, target: list[int], batch: int, words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
-        heat_maps(*seeing, tiles, np.array(target), batch)
+        heat_maps(*brightness_network, tiles, np.array(target), batch)
 
 
-def test_refuses_a_layer_without_places(seeing: Parts) -> None:
-    maps, rest = seeing
-    with pytest.raises(UsageError, match="give a layer with maps"):
+def test_a_layer_without_maps_is_refused(brightness_network: Parts) -> None:
+    maps, rest = brightness_network
+    with pytest.raises(UsageError, match=r"\(4, 2\)"):
         heat_maps(lambda tiles: maps(tiles)[:, 0, 0], rest, blobs(), np.ones(4, np.int64))
-    with pytest.raises(UsageError, match="the scores are"):
+    with pytest.raises(UsageError, match=r"\(4, 8, 8, 2\)"):
         heat_maps(maps, lambda features: features, blobs(), np.ones(4, np.int64))
 
 
-def test_overlay_leaves_cold_places_and_colours_hot_ones() -> None:
+def test_overlay_leaves_cold_pixels_and_colours_hot_ones() -> None:
     tile, heat = np.full((4, 4, 3), 200, np.uint8), np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
     found = overlay(tile, heat)
     assert found.dtype == np.uint8
     assert (found[1:] == 200).all()
     assert found[0, 0].tolist() == [234, 220, 94]  # 35 % of the tile, 65 % of the ramp's last colour
-    with pytest.raises(UsageError, match="one size"):
+    with pytest.raises(UsageError, match=r"\(2, 4\)"):
         overlay(tile, heat[:2])

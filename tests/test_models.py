@@ -1,4 +1,4 @@
-"""Prediction: the same figures whatever the batch, smaller batches when memory runs out, every device at work."""
+"""Test prediction: independence of the batch, smaller batches when memory runs out, several devices."""
 
 import os
 import re
@@ -11,13 +11,13 @@ import pytest
 
 from clotkit.competitions import Competition
 from clotkit.members.loading import (
-    FLOAT32,
     MIXED_FLOAT16,
     Member,
     choose_precision,
     load_member,
     load_on_device,
 )
+from clotkit.members.networks import FLOAT32
 from clotkit.members.predict import Predictor, is_out_of_memory, largest_difference, noise, predictor
 
 from .conftest import ROOT
@@ -25,15 +25,15 @@ from .conftest import ROOT
 SUMS = np.array([1e-6, 2e-6], np.float32)  # per grey level
 
 
-class Starved:
-    """A network that holds no more than `most` tiles; it notes the batches that it was given."""
+class SmallMemoryNetwork:
+    """A network that runs out of memory with more than `max_tiles` tiles, and records its batch sizes."""
 
-    def __init__(self, most: int, error: type[Exception] | None = None) -> None:
-        self.most, self.error, self.seen = most, error, list[int]()
+    def __init__(self, max_tiles: int, error: type[Exception] | None = None) -> None:
+        self.max_tiles, self.error, self.batches = max_tiles, error, list[int]()
 
     def predict_on_batch(self, tiles: np.ndarray) -> np.ndarray:
-        self.seen.append(len(tiles))
-        if len(tiles) > self.most:
+        self.batches.append(len(tiles))
+        if len(tiles) > self.max_tiles:
             if self.error is not None:
                 raise self.error("CUDA_ERROR_OUT_OF_MEMORY while autotuning")
             import tensorflow as tf
@@ -43,27 +43,27 @@ class Starved:
 
 
 def plain(tiles: np.ndarray) -> np.ndarray:
-    return np.asarray(Starved(10_000).predict_on_batch(tiles))
+    return np.asarray(SmallMemoryNetwork(10_000).predict_on_batch(tiles))
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, MemoryError])
-def test_memory_that_runs_out_halves_the_batch_for_good_and_says_so_once(error: type[Exception] | None) -> None:
-    model, tiles = Starved(3, error), noise(16, 11)
+def test_running_out_of_memory_halves_the_batch_permanently_with_one_note(error: type[Exception] | None) -> None:
+    model, tiles = SmallMemoryNetwork(3, error), noise(16, 11)
     predict = predictor(model, 8)
     assert predict.notes == []
     assert predict(tiles) == pytest.approx(plain(tiles))
-    assert model.seen == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert model.batches == [8, 4, 2, 2, 2, 2, 2, 2]
     assert predict(tiles[:3]) == pytest.approx(plain(tiles[:3]))
-    assert model.seen[8:] == [2, 2]
+    assert model.batches[8:] == [2, 2]
     assert re.findall("[0-9]+", " ".join(predict.notes)) == ["8", "2"]
 
 
 def test_a_single_tile_that_does_not_fit_is_an_error() -> None:
-    model = Starved(0)
+    model = SmallMemoryNetwork(0)
     with pytest.raises(Exception, match="OOM") as caught:
         predictor(model, 4)(noise(16, 4))
     assert is_out_of_memory(caught.value)
-    assert model.seen == [4, 2, 1]
+    assert model.batches == [4, 2, 1]
 
 
 def test_another_error_passes_through_at_once() -> None:
@@ -89,22 +89,22 @@ def test_another_error_passes_through_at_once() -> None:
         ("zoom level out of range", False),
     ],
 )
-def test_what_counts_as_out_of_memory(words: str, wanted: bool) -> None:
+def test_messages_of_out_of_memory_errors_are_recognised(words: str, wanted: bool) -> None:
     assert is_out_of_memory(RuntimeError(words)) is wanted
 
 
-def test_devices_share_the_tiles_and_shrink_together() -> None:
-    one, two, tiles = Starved(10), Starved(2), noise(16, 13)
+def test_devices_share_the_tiles_and_reduce_the_batch_together() -> None:
+    one, two, tiles = SmallMemoryNetwork(10), SmallMemoryNetwork(2), noise(16, 13)
     predict = Predictor([one.predict_on_batch, two.predict_on_batch], 8)
     for count in (0, 1, 2, 5, 13):
         assert predict(tiles[:count]) == pytest.approx(plain(tiles[:count]))
-    assert set(one.seen) <= {4, 2}
-    assert 4 in two.seen
-    assert set(two.seen[-2:]) == {2}
+    assert set(one.batches) <= {4, 2}
+    assert 4 in two.batches
+    assert set(two.batches[-2:]) == {2}
     assert re.findall("[0-9]+", " ".join(predict.notes)) == ["4", "2"]
 
 
-def test_a_tile_gets_the_same_figures_in_any_company(member: Path, strip_ai: Competition) -> None:
+def test_the_probabilities_of_a_tile_do_not_depend_on_other_tiles(member: Path, strip_ai: Competition) -> None:
     loaded = load_member(member, strip_ai.classes.names)
     assert loaded.notes == []
     tiles = noise(32, 10)
@@ -124,7 +124,7 @@ def test_a_member_needs_no_notes() -> None:
     assert member.notes == []
 
 
-def test_half_precision_is_taken_where_it_is_exact_enough(member: Path, strip_ai: Competition) -> None:
+def test_half_precision_is_chosen_when_it_is_exact_enough(member: Path, strip_ai: Competition) -> None:
     from clotkit.config import load_recipe
 
     recipe = load_recipe(member / "recipe.toml")
@@ -141,7 +141,7 @@ def test_half_precision_is_taken_where_it_is_exact_enough(member: Path, strip_ai
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_a_network_that_gives_nan_is_not_exact() -> None:
+def test_nan_is_an_infinite_difference() -> None:
     assert largest_difference(plain, lambda tiles: plain(tiles) * np.float32("nan"), 16, 4) == float("inf")
     assert largest_difference(plain, plain, 16, 4) == 0
 
@@ -156,6 +156,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.debugging.set_log_device_placement(True)
 from clotkit.members import loading
+from clotkit.members.networks import FLOAT32
 from clotkit.members.predict import noise
 member = loading.load_member(Path(sys.argv[1]), ("CE", "LAA"))
 assert loading.list_devices() == ["cpu:0", "cpu:1"], loading.list_devices()
@@ -165,7 +166,7 @@ print("memory growth:", os.environ["TF_FORCE_GPU_ALLOW_GROWTH"])
 
 
 def test_two_devices_both_compute(member: Path, tmp_path: Path, strip_ai: Competition) -> None:
-    """Two logical CPUs stand in for two GPUs: TensorFlow's own log says where each convolution was put."""
+    """Use two logical CPUs as two GPUs; TensorFlow's log names the device of each convolution."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     command = [sys.executable, "-c", TWO, str(member), str(tmp_path / "p.npy")]
     ended = subprocess.run(

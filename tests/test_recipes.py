@@ -1,4 +1,4 @@
-"""Every recipe that ships, the whole way on a small generated sample: train, evaluate, predict."""
+"""Test every recipe that ships on a small generated sample: train, evaluate, predict."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from clotkit.competitions import Competition
 from clotkit.config import RECIPES, Recipe, load_recipe
 from clotkit.synthetic.contours import write_contours
 
-SMALLER = {  # what makes a recipe quick; everything else stays
+QUICK = {  # settings that make a recipe quick; all others stay
     r"^epochs = .*": "epochs = 1",
     r"^copies = .*": "copies = 2",
     r"^frozen_augmentations = .*": "frozen_augmentations = 1",
@@ -34,7 +34,7 @@ def slides(make_split: Callable[..., Path], strip_ai: Competition, tmp_path_fact
 
 
 def pictures(folder: Path, recipe: Recipe) -> Path:
-    """Pictures of noise as the recipe's source has them."""
+    """Write pictures of noise in the form of the recipe's source."""
     rng = np.random.default_rng(1)
     classes = recipe.data.classes
     if recipe.data.source == "npz":
@@ -65,11 +65,11 @@ HEAVY = {  # large networks, or much the same as another here
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow_recipes] if name in HEAVY else []) for name in NAMES]
 )
-def test_a_recipe_goes_the_whole_way(
+def test_a_recipe_trains_evaluates_and_predicts(
     name: str, slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (RECIPES / f"{name}.toml").read_text()
-    for pattern, quick in SMALLER.items():
+    for pattern, quick in QUICK.items():
         text = re.sub(pattern, quick, text, flags=re.MULTILINE)
     path = tmp_path / f"{name}.toml"
     path.write_text(text)
@@ -85,14 +85,14 @@ def test_a_recipe_goes_the_whole_way(
     train = ["train", str(path), "--data", str(data), "--out", str(member), "--limit", limit]
     assert main([*train, "--backbones", str(tmp_path / "none")]) == 0
     assert main(["evaluate", str(member), "--data", str(data), "--out", str(out), "--limit", limit]) == 0
-    asked = next(iter(sorted((data / "train").glob("*.tif")) or sorted(data.rglob("*.png"))), None) or _picture(
+    image = next(iter(sorted((data / "train").glob("*.tif")) or sorted(data.rglob("*.png"))), None) or _picture(
         tmp_path
     )
     capsys.readouterr()
-    assert main(["predict", str(member), str(asked), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)["predictions"][0]
-    assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-    assert said["label"] in said["probabilities"]
+    assert main(["predict", str(member), str(image), "--json"]) == 0
+    prediction = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert prediction["label"] in prediction["probabilities"]
     assert json.loads((out / "metrics.json").read_text())["n"] > 0
     assert recipe.card.use
     assert recipe.card.limits

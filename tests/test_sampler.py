@@ -1,4 +1,4 @@
-"""Test that global batches are the same for any number of replicas, each of which reads only its own shards."""
+"""Test that global batches do not depend on the number of replicas, which read only their shards."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Test training end to end on small data: members that load, equal runs for equal seeds, resuming after a kill."""
+"""Test training end to end on small data: loading, equal runs for equal seeds, resuming a kill."""
 
 import json
 import os

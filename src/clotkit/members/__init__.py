@@ -1,1 +1,1 @@
-"""Trained models: a folder each, loaded, asked, pooled, calibrated, averaged."""
+"""Load trained models (members), predict with them, pool tiles, calibrate, and combine members."""

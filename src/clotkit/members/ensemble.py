@@ -1,6 +1,6 @@
-"""From slides to patients: the members' means, calibrated and averaged, or what a fitted ensemble makes of them.
+"""Combine the members' predictions for slides into one prediction per patient.
 
-numpy only.
+Either the members are calibrated and averaged, or a fitted ensemble combines them. numpy only.
 """
 
 import json
@@ -24,18 +24,19 @@ ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside t
 
 @dataclass(frozen=True)
 class Calibration:
-    """p_c -> softmax(slope * ln p_c + offset_c), then clipped to [floor, 1 - floor] and rescaled.
+    """A calibration of probabilities: p_c -> softmax(slope * ln p_c + offset_c), clipped.
 
-    For two classes this is Platt scaling on the logit; for more, temperature scaling with a bias (Guo et al. 2017,
-    "On calibration of modern neural networks"). Fitted for the metric's class weights, not the class shares.
+    The clipped probabilities are rescaled to sum to 1. For two classes this is Platt scaling on the logit; for more,
+    temperature scaling with a bias (Guo et al. 2017, "On calibration of modern neural networks"). It is fitted for the
+    metric's class weights, not for the class shares.
     """
 
     slope: float
-    offsets: tuple[float, ...]
-    floor: float
+    offsets: tuple[float, ...]  # one per class
+    floor: float  # probabilities are clipped to [floor, 1 - floor]
 
     def apply(self, probabilities: npt.ArrayLike) -> Probabilities:
-        """Calibrated probabilities [..., C] of raw ones [..., C]."""
+        """Return the calibrated probabilities [..., C] of raw ones [..., C]."""
         logs = np.log(np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY))
         scores = self.slope * logs + np.array(self.offsets)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -44,12 +45,12 @@ class Calibration:
         return calibrated
 
     def to_json(self) -> dict[str, Any]:
-        """As calibration.json has it."""
+        """Return the contents of calibration.json."""
         return {"method": "platt", "slope": self.slope, "offsets": list(self.offsets), "floor": self.floor}
 
     @classmethod
     def from_json(cls, raw: Any, where: str) -> "Calibration":
-        """Of what calibration.json says; raises ConfigError when it says something else."""
+        """Read the contents of calibration.json, `where` in messages. Raises ConfigError for others."""
         try:
             if raw["method"] != "platt":
                 raise ConfigError(f"{where}: method is {raw['method']!r}; known: platt")
@@ -61,19 +62,19 @@ class Calibration:
 def patient_mean(
     slides: Mapping[str, Mapping[str, Probabilities]], patient_of: Mapping[str, str]
 ) -> dict[str, dict[str, Probabilities]]:
-    """Mean over each patient's slides: {image: {member: [C]}} -> {patient: {member: [C]}}."""
-    gathered: dict[str, dict[str, list[Probabilities]]] = {}
-    for image_id in sorted(slides):  # in a fixed order: a float sum depends on it, and slides finish in any
+    """Return the mean over each patient's slides: {image: {member: [C]}} -> {patient: {member: [C]}}."""
+    grouped: dict[str, dict[str, list[Probabilities]]] = {}
+    for image_id in sorted(slides):  # sorted, because slides finish in any order and a float sum depends on it
         for member, probabilities in slides[image_id].items():
-            gathered.setdefault(patient_of[image_id], {}).setdefault(member, []).append(probabilities)
+            grouped.setdefault(patient_of[image_id], {}).setdefault(member, []).append(probabilities)
     return {
         patient: {member: np.mean(values, axis=0) for member, values in members.items()}
-        for patient, members in gathered.items()
+        for patient, members in grouped.items()
     }
 
 
 def blend(members: Mapping[str, Probabilities], calibrations: Mapping[str, Calibration]) -> Sequence[float]:
-    """One patient's probabilities: each member's, calibrated, then their plain mean."""
+    """Return one patient's probabilities [C]: the mean of its members' calibrated ones."""
     calibrated = [calibrations[member].apply(members[member]) for member in sorted(members)]
     return [float(value) for value in np.mean(calibrated, axis=0)]
 
@@ -98,7 +99,7 @@ class Ensemble:
             return {}
         p = np.array(
             [[slides[image][name][1] if name in slides[image] else np.nan for name in members] for image in images]
-        )
+        )  # [slides, members], nan where a member is missing
         patients, owner = np.unique([patient_of[image] for image in images], return_inverse=True)
         found = self.blend.apply(p, owner)
         return {patient: [1 - value, value] for patient, value in zip(patients.tolist(), found.tolist(), strict=True)}

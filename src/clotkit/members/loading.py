@@ -19,7 +19,7 @@ from clotkit.config import Recipe
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.ensemble import Calibration
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_member
-from clotkit.members.networks import Network, build_committee
+from clotkit.members.networks import FLOAT32, Network, build_committee
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference, with_tta
 
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
@@ -27,7 +27,7 @@ ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
-FLOAT32, MIXED_FLOAT16 = "float32", "mixed_float16"  # Keras's names of the dtype policies; weights are always float32
+MIXED_FLOAT16 = "mixed_float16"  # Keras's name of the dtype policy; weights stay float32
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def load_on_device(folder: Path, recipe: Recipe, classes: int, folds: int, devic
 
 
 def choose_precision(full: Forward, half: Forward, recipe: Recipe) -> tuple[str, list[str]]:
-    """Return MIXED_FLOAT16 when it changes every probability by less than MAX_DIFFERENCE, else FLOAT32 and a note."""
+    """Return MIXED_FLOAT16 if it changes no probability by MAX_DIFFERENCE, else FLOAT32, and notes."""
     tiling = recipe.tiling
     one, other = (Predictor([forward], tiling.batch_tiles) for forward in (full, half))
     difference = largest_difference(one, other, tiling.tile_px, tiling.batch_tiles)

@@ -1,8 +1,9 @@
-"""Networks by name, each in stages that share their layers: tiles -> maps -> features -> probabilities.
+"""Build a recipe's networks, each in stages that share their layers: maps, features and head.
 
-Every network takes RGB tiles in 0..255 and scales them inside, as its weights want them. Chance augments tiles outside:
-a network with random layers would apply them when it is called as a function. Layers have the same names however many
-networks a process has built, and a network's .weights.h5 loads into any other of the same recipe.
+Every network takes RGB tiles in 0..255 and scales the pixels inside, as its weights expect them. Augmentation happens
+outside the network (see training.augment): Keras would apply random layers inside one whenever it is called as a
+function. Layer names do not depend on how many networks a process has built, so a network's .weights.h5 loads into any
+other network of the same recipe.
 """
 
 import re
@@ -15,35 +16,35 @@ from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.backbones import find_backbone, lite0_backbone
 
-STANDARDISE = "standardise"  # the layer that scales features: closed, its statistics are given
-BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its start; small recipes train for fewer
-FULL = "float32"  # of what may not be computed in half precision: pixels, means, probabilities
-BGR_MEANS = (103.939, 116.779, 123.68)  # of ImageNet: what ResNet and VGG subtract (keras.applications, mode caffe)
-RGB_MEANS, RGB_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, of pixels in 0..1
+STANDARDISE = "standardise"  # name of the layer that standardises features; it is not trained, its statistics are set
+BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its initial values; small recipes train for fewer
+FLOAT32 = "float32"  # dtype of layers that half precision would spoil: pixels, means, probabilities
+BGR_MEANS = (103.939, 116.779, 123.68)  # ImageNet's, which ResNet and VGG subtract (keras.applications, mode "caffe")
+RGB_MEANS, RGB_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for pixels in 0..1
 
-Stage = Callable[[Any], Any]  # layers, made once, to be applied to one or more tensors
+Stage = Callable[[Any], Any]  # layers that are built once and applied to one or more tensors
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network in its stages, which share their layers: what trains or loads one trains or loads all.
+    """One network as four Keras models that share their layers: training or loading one changes all.
 
-    The stages are Keras models. Tiles are uint8 or float [n, S, S, 3], RGB in 0..255; what they give is float32.
+    Tiles are uint8 or float [n, S, S, 3], RGB in 0..255; outputs are float32.
     """
 
     maps: Any  # tiles -> last feature map [n, h, w, D]
     features: Any  # tiles -> pooled features [n, D]
-    head: Any  # features [n, D] -> probabilities [n, C]; for attention [n, C + 1]: C logits, and that of attention
-    model: Any  # tiles -> what head gives; its weights are those that a member ships
+    head: Any  # features [n, D] -> probabilities [n, C]; with attention or logits pooling rows [n, C + 1]
+    model: Any  # tiles -> the output of head; a member ships the weights of this model
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a name stands for: how pixels are scaled, what makes the maps, the least side that it takes."""
+class ModelSpec:
+    """An entry of the model registry: what a recipe's model.name stands for."""
 
-    scale: Callable[[], list[Any]]
-    backbone: Callable[[int], Any] | None = None  # side -> Keras model of scaled pixels; None: trained from scratch
-    least_px: int = 1
+    scale: Callable[[], list[Any]]  # builds the layers that scale pixels
+    backbone: Callable[[int], Any] | None = None  # input side -> Keras model of scaled pixels; None: no backbone
+    min_px: int = 1  # smallest input side
 
 
 def build_network(
@@ -54,21 +55,34 @@ def build_network(
     backbones: Path | None = None,
     base: Network | None = None,
 ) -> Network:
-    """The network of a recipe, for tiles of side `tile_px` and `classes` classes, with fresh weights or ImageNet's.
+    """Build one network with fresh weights or ImageNet's.
 
-    The head: with config.standardise the features' normalisation (fit sets it); for each of config.head a dense layer,
-    batch normalisation, ReLU and dropout (only dropout where it is empty); then the classes' softmax. For pool
-    "attention" the head gives logits instead, and with them the logit of gated attention (Ilse et al. 2018,
-    "Attention-based deep multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases;
-    members.pooling.pool_attention makes a slide's probabilities of them. For pool "logits" the attention is the same
-    for every tile, and config.l2 holds the classes' weights small.
-    config.freeze keeps the backbone's weights, and in training too it computes as it does in inference;
-    config.unfreeze_top opens that many of its layers with weights, from the top: batch normalisation stays closed, its
-    statistics with it (a small batch would spoil them), and is not counted.
-    config.weights "imagenet" reads a file in `backbones` or in a folder right inside it (see find_backbone); to load a
-    member's own weights afterwards, say "none": the network is the same. With `base`, a network of the same config,
-    only the head is new: the stages below it are those of the base.
-    Raises ConfigError for an unknown name, settings that do not go together, too small a tile, and a missing file.
+    The head has, in this order: with config.standardise a standardisation of the features, whose statistics training
+    sets; for each of config.head a dense layer, batch normalisation, ReLU and dropout (or dropout alone if it is
+    empty); and one output layer by `pool`:
+
+    - "mean": the softmax of the classes, [n, C].
+    - "attention": rows [n, C + 1] of the class logits and the logit of gated attention (Ilse et al. 2018,
+      "Attention-based deep multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases.
+      members.pooling.pool_attention turns a slide's rows into probabilities.
+    - "logits": rows as for attention, but with the same attention for every tile, and with config.l2 as a penalty on
+      the weights of the classes.
+
+    config.freeze keeps the backbone's weights, and the backbone computes in training as it does in inference.
+    config.unfreeze_top makes that many of its layers with weights trainable, from the top. Batch normalisation does not
+    count and stays frozen with its statistics, which small batches would spoil.
+
+    Args:
+        config: one [model] table of a recipe. weights = "imagenet" reads a file (see backbones.find_backbone); use
+            "none" to load a member's own weights afterwards: the network is the same.
+        tile_px: side of the tiles.
+        classes: number of classes.
+        pool: the recipe's inference.pooling.
+        backbones: folder of ImageNet weights.
+        base: a network of the same config; only the head is new, all other stages are those of the base.
+
+    Raises:
+        ConfigError: the name is unknown, settings contradict each other, the tiles are too small, or a file is missing.
     """
     return _build(config, tile_px, classes, pool, backbones, config.name, base)
 
@@ -76,12 +90,12 @@ def build_network(
 def build_committee(
     configs: Sequence[ModelConfig], tile_px: int, classes: int, pool: str = "mean", backbones: Path | None = None
 ) -> tuple[list[Network], Any]:
-    """The networks of a recipe, one for each config and copy, and the Keras model of them all.
+    """Build the networks of a recipe, one per config and copy, and one Keras model of them all.
 
-    That model gives the mean of their probabilities [n, C], each network weighted by its config's `share` (every copy
-    has it whole); of a single network it is the network's own model. Networks of the same config whose backbone is
-    frozen as a whole share it: it is computed once for all of them. Raises ConfigError as build_network does, and for
-    another pool than the mean over several networks.
+    That model returns the mean of their probabilities [n, C], each network weighted by its config's `share`, every copy
+    by the whole share. For a single network it is the network's own model. Networks of the same config whose backbone
+    is entirely frozen share it, so it is computed once for all of them. Raises ConfigError as build_network does, and
+    when several networks pool by anything but the mean.
     """
     members = expanded(configs)
     if len(members) == 1:
@@ -104,19 +118,20 @@ def build_committee(
 
 
 def expanded(configs: Sequence[ModelConfig]) -> list[ModelConfig]:
-    """One entry a network: each config as often as it wants copies."""
+    """Return one config per network: each config as often as its `copies`."""
     return [config for config in configs for _ in range(config.copies)]
 
 
 def _mean(networks: list[Network], shares: list[float], tile_px: int) -> Any:
+    """Return a model of tiles [n, S, S, 3] -> the weighted mean of the networks' probabilities [n, C]."""
     from keras import Input, Model, layers
 
     tiles = Input((tile_px, tile_px, 3), name="tiles")
     parts = [
-        layers.Rescaling(share / sum(shares), dtype=FULL, name=f"share{index}")(network.model(tiles))
+        layers.Rescaling(share / sum(shares), dtype=FLOAT32, name=f"share{index}")(network.model(tiles))
         for index, (network, share) in enumerate(zip(networks, shares, strict=True))
     ]
-    return Model(tiles, layers.Add(dtype=FULL, name="mean")(parts), name="committee")  # parts: [n, C] each
+    return Model(tiles, layers.Add(dtype=FLOAT32, name="mean")(parts), name="committee")  # parts: [n, C] each
 
 
 def _build(
@@ -131,10 +146,10 @@ def _build(
     from keras import Input, Model
 
     if base is not None:
-        return _on(base, config, classes, pool, name)
-    kind = _kind(config, tile_px, classes, pool)
+        return _with_new_head(base, config, classes, pool, name)
+    spec = _spec(config, tile_px, classes, pool)
     tiles = Input((tile_px, tile_px, 3), name="tiles")
-    maps = _maps(config, kind, _scaled(tiles, kind, config.input_px), backbones)  # [n, h, w, D]
+    maps = _maps(config, spec, _scaled(tiles, spec, config.input_px), backbones)  # [n, h, w, D]
     pooled = _pooled(config, maps)  # [n, D]
     head = _head(config, classes, pool)
     features = Input(pooled.shape[1:], name="features")
@@ -146,8 +161,8 @@ def _build(
     )
 
 
-def _on(base: Network, config: ModelConfig, classes: int, pool: str, name: str) -> Network:
-    """A new head on the stages of another network."""
+def _with_new_head(base: Network, config: ModelConfig, classes: int, pool: str, name: str) -> Network:
+    """Return a network with a new head on the stages of another one."""
     from keras import Input, Model
 
     head, width = _head(config, classes, pool), base.features.output.shape[1:]
@@ -160,90 +175,94 @@ def _on(base: Network, config: ModelConfig, classes: int, pool: str, name: str) 
     )
 
 
-def _kind(config: ModelConfig, tile_px: int, classes: int, pool: str) -> Kind:
-    """What the config's name stands for. Raises ConfigError for an unknown one or settings it does not take."""
-    kind, side = KINDS.get(config.name), config.input_px or tile_px
-    if kind is None:
-        raise ConfigError(f"model.name is {config.name!r}; known: {', '.join(sorted(KINDS))}")
-    if kind.backbone is None and (config.freeze or config.last_layer or config.weights != "none"):
+def _spec(config: ModelConfig, tile_px: int, classes: int, pool: str) -> ModelSpec:
+    """Look up a config's name. Raises ConfigError if it is unknown, or for settings that it does not take."""
+    spec, side = MODEL_REGISTRY.get(config.name), config.input_px or tile_px
+    if spec is None:
+        raise ConfigError(f"model.name is {config.name!r}; known: {', '.join(sorted(MODEL_REGISTRY))}")
+    if spec.backbone is None and (config.freeze or config.last_layer or config.weights != "none"):
         raise ConfigError(
             f"model {config.name}: freeze is {config.freeze}, weights is {config.weights!r}, "
             f"last_layer is {config.last_layer!r}; it has no backbone: set freeze = false, weights = 'none' and no "
             "last_layer"
         )
-    if kind.backbone is None and not config.filters:
+    if spec.backbone is None and not config.filters:
         raise ConfigError(f"model {config.name}: filters is empty; give one number of channels for each block")
     if config.unfreeze_top and not config.freeze:
         raise ConfigError(f"model {config.name}: unfreeze_top is {config.unfreeze_top}, which needs freeze = true")
-    if side < kind.least_px:
-        raise ConfigError(f"model {config.name}: its input is {side} px, at least {kind.least_px}; set input_px")
+    if side < spec.min_px:
+        raise ConfigError(
+            f"model {config.name}: its input is {side} px, at least {spec.min_px} are needed; set input_px"
+        )
     if config.name == "cnn_flat" and classes != 2 and pool == "mean":
-        raise ConfigError(f"model cnn_flat: {classes} classes; its one sigmoid unit tells 2 apart: use cnn")
-    return kind
+        raise ConfigError(f"model cnn_flat: {classes} classes; its single sigmoid unit separates 2: use cnn")
+    return spec
 
 
-def _scaled(tiles: Any, kind: Kind, input_px: int) -> Any:
-    """Tiles in 0..255 as the network wants them, resized first where it wants another side."""
+def _scaled(tiles: Any, spec: ModelSpec, input_px: int) -> Any:
+    """Resize tiles in 0..255 if the network has another input side, and scale them: [n, s, s, 3]."""
     from keras import layers
 
     x = tiles
     if input_px not in (0, tiles.shape[1]):
-        resized = layers.Resizing(input_px, input_px, "bilinear", antialias=True, dtype=FULL, name="resize")
+        resized = layers.Resizing(input_px, input_px, "bilinear", antialias=True, dtype=FLOAT32, name="resize")
         x = resized(x)  # [n, S, S, 3] -> [n, input_px, input_px, 3]
-    for layer in kind.scale():
+    for layer in spec.scale():
         x = layer(x)
     return x
 
 
-def _range(scale: float, offset: float) -> Callable[[], list[Any]]:
-    """Pixels times `scale`, plus `offset`."""
+def _affine_scaling(scale: float, offset: float) -> Callable[[], list[Any]]:
+    """Return a builder of the layer that computes pixel * scale + offset."""
 
     def make() -> list[Any]:
         from keras import layers
 
-        return [layers.Rescaling(scale, offset, dtype=FULL, name="scale")]
+        return [layers.Rescaling(scale, offset, dtype=FLOAT32, name="scale")]
 
     return make
 
 
 def _centred_bgr() -> list[Any]:
-    """RGB to BGR, minus ImageNet's means: what keras.applications calls caffe."""
+    """Return the layers of keras.applications' mode "caffe": RGB to BGR, minus ImageNet's means."""
     from keras import layers
 
-    flip = layers.Lambda(lambda x: x[..., ::-1], dtype=FULL, name="bgr")
-    return [flip, layers.Rescaling(1.0, [-mean for mean in BGR_MEANS], dtype=FULL, name="scale")]
+    flip = layers.Lambda(lambda x: x[..., ::-1], dtype=FLOAT32, name="bgr")
+    return [flip, layers.Rescaling(1.0, [-mean for mean in BGR_MEANS], dtype=FLOAT32, name="scale")]
 
 
-def _as_they_come() -> list[Any]:
+def _no_scaling() -> list[Any]:
     return []
 
 
-def _maps(config: ModelConfig, kind: Kind, x: Any, backbones: Path | None) -> Any:
-    """Scaled pixels [n, s, s, 3] -> the last feature map [n, h, w, D]."""
-    if kind.backbone is None:
+def _maps(config: ModelConfig, spec: ModelSpec, x: Any, backbones: Path | None) -> Any:
+    """Return the last feature map [n, h, w, D] of scaled pixels [n, s, s, 3]."""
+    if spec.backbone is None:
         return (_cnn_flat if config.name == "cnn_flat" else _cnn)(config, x)
-    backbone = kind.backbone(x.shape[1])
+    backbone = spec.backbone(x.shape[1])
     if config.weights == "imagenet":
-        _load(backbone, find_backbone(config.name, backbones))
-    _set_normalisation(backbone)
-    backbone = _cut(backbone, config)
+        load_backbone(backbone, find_backbone(config.name, backbones))
+    set_imagenet_normalisation(backbone)
+    backbone = _truncated(backbone, config)
     if config.freeze:
         _freeze(backbone, config)
     return backbone(x)
 
 
-def _load(backbone: Any, path: Path) -> None:
+def load_backbone(backbone: Any, path: Path) -> None:
+    """Load weights into a backbone. Raises ConfigError when they do not fit."""
     try:
         backbone.load_weights(path)
     except Exception as error:
         raise ConfigError(f"{path}: does not fit {backbone.name}: {one_line(error)}; make the file again") from error
 
 
-def _cut(backbone: Any, config: ModelConfig) -> Any:
-    """The backbone up to the layer config.last_layer. Raises ConfigError for a layer that it has not, or without maps.
+def _truncated(backbone: Any, config: ModelConfig) -> Any:
+    """Return the backbone up to the layer config.last_layer, or all of it if that is empty.
 
-    ImageNet's upper layers know its things; what tissue is made of shows lower down (Raghu et al. 2019, "Transfusion:
-    understanding transfer learning for medical imaging").
+    The upper layers of an ImageNet network detect ImageNet's objects; textures such as tissue show in lower ones
+    (Raghu et al. 2019, "Transfusion: understanding transfer learning for medical imaging"). Raises ConfigError when
+    the backbone has no such layer with maps.
     """
     from keras import Model
 
@@ -253,16 +272,16 @@ def _cut(backbone: Any, config: ModelConfig) -> Any:
     if config.last_layer not in with_maps:
         ends = ", ".join(name for name in with_maps if name.endswith(("add", "out", "pool")) or "mixed" in name)
         raise ConfigError(
-            f"model {config.name}: last_layer is {config.last_layer!r}; it has no such layer; some of it: {ends}"
+            f"model {config.name}: last_layer is {config.last_layer!r}, which is no layer with maps; some are: {ends}"
         )
     return Model(backbone.input, backbone.get_layer(config.last_layer).output, name=backbone.name)
 
 
-def _set_normalisation(backbone: Any) -> None:
-    """Give the normalisation inside Keras's EfficientNet ImageNet's means and deviations.
+def set_imagenet_normalisation(backbone: Any) -> None:
+    """Set the normalisation inside Keras's EfficientNet to ImageNet's means and variances.
 
-    Keras's files have deviations where variances belong. Keras makes up for it with one more layer, but only when it
-    downloads the file itself; see its efficientnet.py. A new network has 0 and 1 there.
+    Keras's weight files hold deviations where variances belong. Keras corrects it with one more layer, but only when it
+    downloads the file itself; see its efficientnet.py. A new network has mean 0 and variance 1 there.
     """
     import numpy as np
     from keras import layers
@@ -274,23 +293,24 @@ def _set_normalisation(backbone: Any) -> None:
 
 
 def _freeze(backbone: Any, config: ModelConfig) -> None:
-    """Close all layers but the top `unfreeze_top` of those that can be opened. Raises ConfigError when it has fewer.
+    """Freeze all layers except the top `unfreeze_top` of those that can be trained.
 
-    Closed batch normalisation computes as in inference. That it is called with training=False would not do: inside
-    another model, Keras lets the outer model's training=True win. Neither may dropout change a frozen feature.
+    A frozen batch normalisation computes as in inference. Calling it with training=False would not be enough: inside
+    another model, the outer model's training=True wins in Keras. Dropout is switched off, because it would change
+    frozen features. Raises ConfigError when the backbone has too few trainable layers.
     """
     from keras import layers
 
-    can_open = [layer for layer in backbone.layers if layer.trainable_weights and not _is_norm(layer)]
-    if config.unfreeze_top > len(can_open):
+    trainable = [layer for layer in backbone.layers if layer.trainable_weights and not _is_norm(layer)]
+    if config.unfreeze_top > len(trainable):
         raise ConfigError(
-            f"model {config.name}: unfreeze_top is {config.unfreeze_top}; it has {len(can_open)} layers with weights "
+            f"model {config.name}: unfreeze_top is {config.unfreeze_top}; it has {len(trainable)} layers with weights "
             "other than batch normalisation"
         )
-    opened = can_open[len(can_open) - config.unfreeze_top :]
-    backbone.trainable = bool(opened)  # a closed model would hide what is open inside
+    unfrozen = trainable[len(trainable) - config.unfreeze_top :]
+    backbone.trainable = bool(unfrozen)  # a frozen model would freeze every layer inside
     for layer in backbone.layers:
-        layer.trainable = layer in opened
+        layer.trainable = layer in unfrozen
         if isinstance(layer, layers.Dropout):
             layer.rate = 0.0
 
@@ -302,9 +322,10 @@ def _is_norm(layer: Any) -> bool:
 
 
 def _cnn(config: ModelConfig, x: Any) -> Any:
-    """For each of `filters`: `convolutions` of convolution, batch normalisation and ReLU, then max pooling.
+    """Apply one block per entry of `filters`: convolutions, then max pooling.
 
-    Pooling is left out where it would give a map of less than 2 x 2.
+    Each of `convolutions` has batch normalisation and ReLU after it. Pooling is skipped when it would make the map
+    smaller than 2 x 2.
     """
     from keras import layers
 
@@ -320,14 +341,17 @@ def _cnn(config: ModelConfig, x: Any) -> Any:
 
 
 def _cnn_flat(config: ModelConfig, x: Any) -> Any:
-    """For each of `filters`: convolution without a border, ReLU, max pooling. Raises ConfigError for too many."""
+    """Apply one block per entry of `filters`: convolution without padding, ReLU, max pooling.
+
+    Raises ConfigError when there are too many blocks for the size of the tiles.
+    """
     from keras import layers
 
     for block, filters in enumerate(config.filters):  # [n, h, w, c] -> [n, (h - 2) / 2, (w - 2) / 2, filters]
         if x.shape[1] < 4:
             raise ConfigError(
                 f"model cnn_flat: the map is {x.shape[1]} px before block {block + 1} of {len(config.filters)}, "
-                "at least 4; give fewer filters or larger tiles"
+                "at least 4 are needed; give fewer filters or larger tiles"
             )
         x = layers.Conv2D(filters, 3, activation="relu", name=f"block{block}_conv")(x)
         x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
@@ -335,21 +359,21 @@ def _cnn_flat(config: ModelConfig, x: Any) -> Any:
 
 
 def _pooled(config: ModelConfig, maps: Any) -> Any:
-    """[n, h, w, D] -> [n, D]; for cnn_flat -> [n, h * w * D]."""
+    """Pool maps [n, h, w, D] to features [n, D]; for cnn_flat flatten them to [n, h * w * D]."""
     from keras import layers
 
     if config.name == "cnn_flat":
-        return layers.Flatten(dtype=FULL, name="pooled")(maps)
-    return layers.GlobalAveragePooling2D(dtype=FULL, name="pooled")(maps)  # in half precision a sum may overflow
+        return layers.Flatten(dtype=FLOAT32, name="pooled")(maps)
+    return layers.GlobalAveragePooling2D(dtype=FLOAT32, name="pooled")(maps)  # a sum may overflow in half precision
 
 
 def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
-    """The layers from the features to the output, which its caller may apply to several tensors."""
+    """Build the layers from features [n, D] to the output; the function applies them to any tensor."""
     hidden = _hidden(config)
     if pool == "attention":
         last = _attention(config.attention_units, classes)
     elif pool == "logits":
-        last = _even(config.l2, classes)
+        last = _uniform_attention(config.l2, classes)
     else:
         last = _sigmoid() if config.name == "cnn_flat" else _softmax(classes)
 
@@ -362,6 +386,7 @@ def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
 
 
 def _hidden(config: ModelConfig) -> list[Any]:
+    """Build the layers of the head below its output layer."""
     from keras import layers
 
     hidden: list[Any] = []
@@ -378,19 +403,20 @@ def _hidden(config: ModelConfig) -> list[Any]:
 
 
 def _softmax(classes: int) -> Stage:
+    """Build the output of "mean" pooling: features [n, D] -> probabilities [n, C]."""
     from keras import layers
 
-    last: Stage = layers.Dense(classes, activation="softmax", dtype=FULL, name="classes")
+    last: Stage = layers.Dense(classes, activation="softmax", dtype=FLOAT32, name="classes")
     return last
 
 
 def _sigmoid() -> Stage:
-    """One unit gives p; the output is [1 - p, p]."""
+    """Build the output of cnn_flat: a sigmoid unit gives p, and the probabilities [n, 2] are 1 - p, p."""
     from keras import layers
 
-    unit = layers.Dense(1, activation="sigmoid", dtype=FULL, name="classes")
-    other = layers.Rescaling(-1.0, 1.0, dtype=FULL, name="other_class")
-    both = layers.Concatenate(dtype=FULL, name="probabilities")
+    unit = layers.Dense(1, activation="sigmoid", dtype=FLOAT32, name="classes")
+    other = layers.Rescaling(-1.0, 1.0, dtype=FLOAT32, name="other_class")
+    both = layers.Concatenate(dtype=FLOAT32, name="probabilities")
 
     def apply(x: Any) -> Any:
         p = unit(x)  # [n, 1]
@@ -399,30 +425,32 @@ def _sigmoid() -> Stage:
     return apply
 
 
-def _even(ridge: float, classes: int) -> Stage:
-    """Features [n, D] -> [n, C + 1]: the classes' logits, and the same attention for every tile."""
+def _uniform_attention(l2: float, classes: int) -> Stage:
+    """Build the output of "logits" pooling: features [n, D] -> [n, C + 1], with an attention of 0."""
     from keras import layers, regularizers
 
-    logits = layers.Dense(classes, kernel_regularizer=regularizers.L2(ridge), dtype=FULL, name="classes")
-    even = layers.Dense(1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FULL, name="attention_0")
-    both = layers.Concatenate(dtype=FULL, name="rows")
+    logits = layers.Dense(classes, kernel_regularizer=regularizers.L2(l2), dtype=FLOAT32, name="classes")
+    zero = layers.Dense(
+        1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FLOAT32, name="attention_0"
+    )
+    both = layers.Concatenate(dtype=FLOAT32, name="rows")
 
     def apply(x: Any) -> Any:
-        return both([logits(x), even(x)])  # [n, C], [n, 1]
+        return both([logits(x), zero(x)])  # [n, C], [n, 1]
 
     return apply
 
 
 def _attention(units: int, classes: int) -> Stage:
-    """Features h [n, D] -> [n, C + 1]: the classes' logits, and w . (tanh(V h) * sigmoid(U h))."""
+    """Build the output of "attention" pooling: features h [n, D] -> [n, C + 1], see build_network."""
     from keras import layers
 
-    logits = layers.Dense(classes, dtype=FULL, name="classes")
+    logits = layers.Dense(classes, dtype=FLOAT32, name="classes")
     content = layers.Dense(units, activation="tanh", name="attention_v")
     gate = layers.Dense(units, activation="sigmoid", name="attention_u")
     gated = layers.Multiply(name="attention_gated")
-    weight = layers.Dense(1, use_bias=False, dtype=FULL, name="attention_w")  # a bias would cancel in the softmax
-    both = layers.Concatenate(dtype=FULL, name="rows")
+    weight = layers.Dense(1, use_bias=False, dtype=FLOAT32, name="attention_w")  # a bias would cancel in the softmax
+    both = layers.Concatenate(dtype=FLOAT32, name="rows")
 
     def apply(x: Any) -> Any:
         return both([logits(x), weight(gated([content(x), gate(x)]))])  # [n, C], [n, 1] from [n, units]
@@ -431,7 +459,7 @@ def _attention(units: int, classes: int) -> Stage:
 
 
 def _application(function: str) -> Callable[[int], Any]:
-    """A network of keras.applications without its classifier and without weights, as a function of the side."""
+    """Return a builder of a network of keras.applications, without its classifier and with fresh weights."""
 
     def make(side_px: int) -> Any:
         import keras
@@ -445,7 +473,7 @@ def _application(function: str) -> Callable[[int], Any]:
 
 
 def _rename(backbone: Any) -> None:
-    """Number anew the layers that Keras has numbered: its counters go on from one network to the next."""
+    """Renumber the layers that Keras has numbered: its counters continue from network to network."""
     counts: dict[str, int] = {}
     for layer in backbone.layers:
         kind = re.sub(r"_\d+$", "", layer.name)
@@ -454,15 +482,15 @@ def _rename(backbone: Any) -> None:
             counts[kind] += 1
 
 
-KINDS = {
-    "cnn": Kind(_range(1 / 127.5, -1.0)),
-    "cnn_flat": Kind(_range(1 / 255, 0.0)),
-    "resnet50": Kind(_centred_bgr, _application("ResNet50"), 32),
-    "resnet101": Kind(_centred_bgr, _application("ResNet101"), 32),
-    "vgg16": Kind(_centred_bgr, _application("VGG16"), 32),
-    "vgg19": Kind(_centred_bgr, _application("VGG19"), 32),
-    "inceptionv3": Kind(_range(1 / 127.5, -1.0), _application("InceptionV3"), 75),
-    "efficientnetb0": Kind(_as_they_come, _application("EfficientNetB0"), 32),
-    "efficientnetb1": Kind(_as_they_come, _application("EfficientNetB1"), 32),
-    "efficientnet_lite0": Kind(_range(1 / 128, -127 / 128), lite0_backbone, 32),
+MODEL_REGISTRY = {
+    "cnn": ModelSpec(_affine_scaling(1 / 127.5, -1.0)),
+    "cnn_flat": ModelSpec(_affine_scaling(1 / 255, 0.0)),
+    "resnet50": ModelSpec(_centred_bgr, _application("ResNet50"), 32),
+    "resnet101": ModelSpec(_centred_bgr, _application("ResNet101"), 32),
+    "vgg16": ModelSpec(_centred_bgr, _application("VGG16"), 32),
+    "vgg19": ModelSpec(_centred_bgr, _application("VGG19"), 32),
+    "inceptionv3": ModelSpec(_affine_scaling(1 / 127.5, -1.0), _application("InceptionV3"), 75),
+    "efficientnetb0": ModelSpec(_no_scaling, _application("EfficientNetB0"), 32),
+    "efficientnetb1": ModelSpec(_no_scaling, _application("EfficientNetB1"), 32),
+    "efficientnet_lite0": ModelSpec(_affine_scaling(1 / 128, -127 / 128), lite0_backbone, 32),
 }

@@ -1,4 +1,4 @@
-"""Predict tiles in batches of one shape, on all devices at once, with smaller batches when memory runs out.
+"""Predict tiles in batches of one shape, on all devices at once, smaller ones when memory runs out.
 
 This module knows arrays, not Keras.
 """
@@ -87,7 +87,10 @@ def predictor(model: Any, batch_tiles: int, tta: int = 1) -> Predictor:
 def predict_committee(
     networks: Sequence[Network], tiles: Tiles, recipe: Recipe, batch_tiles: int
 ) -> npt.NDArray[np.float64]:
-    """Predict tiles uint8[n, S, S, 3] by a recipe's networks: their mean by share, [n, C] or rows [n, C + 1]."""
+    """Return the mean of a recipe's networks by share for tiles uint8[n, S, S, 3].
+
+    It is [n, C], or rows [n, C + 1] for a recipe that pools by attention or logits.
+    """
     rows = [predictor(network.model, batch_tiles, recipe.inference.tta)(tiles) for network in networks]
     shares = [config.share for config in expanded(recipe.model)]
     return np.average(np.stack(rows).astype(np.float64), axis=0, weights=shares)
@@ -103,7 +106,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def largest_difference(one: Predict, other: Predict, tile_px: int, tiles: int) -> float:
-    """Return the largest difference between two networks' probabilities on noise tiles; infinity for a NaN."""
+    """Return the largest difference of two networks' probabilities on noise tiles; infinity for a NaN."""
     sample = noise(tile_px, tiles)
     difference = np.abs(one(sample) - other(sample)).max()  # [n, C] -> one figure
     return float(difference) if np.isfinite(difference) else float("inf")

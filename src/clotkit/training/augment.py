@@ -1,7 +1,8 @@
-"""What chance does to tiles in training: turns, affine changes, colours, stains, blur, squares; all from one generator.
+"""Augment training tiles: flips and rotations, affine changes, colours, stains, blur and cutout.
 
-Outside the networks, because Keras applies a random layer inside one whenever it is called or exported. The draws are
-numpy's and the resampling is Keras's, so a seed gives the same tiles on every backend.
+Augmentation is redrawn for every epoch and happens outside the networks, because Keras applies random layers inside a
+network whenever it is called or exported. Random numbers are numpy's and resampling is Keras's, so a seed gives the
+same tiles on every backend.
 """
 
 import math
@@ -13,28 +14,32 @@ from clotkit.config import AugmentConfig
 
 Tiles = npt.NDArray[np.float32]
 
-# Optical densities of haematoxylin, eosin and DAB, a row a stain (Ruifrok & Johnston 2001, "Quantification of
+# Optical densities of haematoxylin, eosin and DAB, one row per stain (Ruifrok & Johnston 2001, "Quantification of
 # histochemical staining by color deconvolution").
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
 UNSTAINED = np.linalg.inv(STAINS).astype(np.float32)
-MOST_BLUR_PX = 1.5  # standard deviation
+BLUR_PX = (0.3, 1.5)  # range of the standard deviation
 
 
 def augment(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> Tiles:
-    """A changed copy of each tile: uint8 [n, S, S, 3] -> float32 [n, S, S, 3] in 0..255, one for one `rng`."""
-    changed = _turned(tiles, config, rng).astype(np.float32)
-    changed = _bent(changed, config, rng)
-    changed = _tinted(changed, config, rng)
+    """Return an augmented copy of each tile: uint8[n, S, S, 3] -> float32[n, S, S, 3] in 0..255.
+
+    The same state of `rng` gives the same copies.
+    """
+    changed = _flipped(tiles, config, rng).astype(np.float32)
+    changed = _transformed(changed, config, rng)
+    changed = _recoloured(changed, config, rng)
     if config.stain:
-        changed = _stained(changed, config.stain, rng)
+        changed = _restained(changed, config.stain, rng)
     if config.blur:
         changed = _blurred(changed, config.blur, rng)
     if config.cutout:
-        changed = _erased(changed, config.cutout, rng)
+        changed = _cut_out(changed, config.cutout, rng)
     return np.asarray(np.clip(changed, 0, 255), np.float32)
 
 
-def _turned(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _flipped(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Rotate tiles by multiples of 90 degrees and mirror them at random, or only mirror them."""
     if config.rotate_flip:
         return np.stack([np.rot90(tile, int(rng.integers(4)))[:, :: int(rng.choice((-1, 1)))] for tile in tiles])
     if config.mirror:
@@ -42,23 +47,26 @@ def _turned(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.
     return tiles
 
 
-def _bent(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
-    """Rotated, scaled, sheared and shifted in one resampling; what comes in from outside is mirrored at the edge."""
+def _transformed(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
+    """Rotate, scale, shear and shift tiles in one resampling; pixels outside are mirrored at the edge."""
     if not (config.rotate_deg or config.scale or config.shear_deg or config.shift):
         return tiles
     import keras
 
     transforms = _affine(len(tiles), tiles.shape[1], config, rng)
-    bent = keras.ops.image.affine_transform(tiles, transforms, interpolation="bilinear", fill_mode="reflect")
-    return np.asarray(keras.ops.convert_to_numpy(bent), np.float32)
+    resampled = keras.ops.image.affine_transform(tiles, transforms, interpolation="bilinear", fill_mode="reflect")
+    return np.asarray(keras.ops.convert_to_numpy(resampled), np.float32)
 
 
 def _affine(tiles: int, side_px: int, config: AugmentConfig, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Where each pixel comes from, [n, 8]: x' = a0 x + a1 y + a2, y' = b0 x + b1 y + b2, and two zeros."""
-    angle = np.radians(rng.uniform(-config.rotate_deg, config.rotate_deg, tiles))
+    """Draw one affine transform per tile, [n, 8], as Keras takes it: a0, a1, a2, b0, b1, b2, 0, 0.
+
+    The pixel at (x, y) comes from x' = a0 x + a1 y + a2, y' = b0 x + b1 y + b2.
+    """
+    angle = np.radians(rng.uniform(-config.rotate_deg, config.rotate_deg, tiles))  # [n]
     shear = np.tan(np.radians(rng.uniform(-config.shear_deg, config.shear_deg, tiles)))
-    scale = np.exp(rng.uniform(-1, 1, (2, tiles)) * math.log1p(config.scale))
-    shift = rng.uniform(-config.shift, config.shift, (2, tiles)) * side_px
+    scale = np.exp(rng.uniform(-1, 1, (2, tiles)) * math.log1p(config.scale))  # [2, n]
+    shift = rng.uniform(-config.shift, config.shift, (2, tiles)) * side_px  # [2, n]
     cos, sin, centre = np.cos(angle), np.sin(angle), (side_px - 1) / 2
     a0, a1 = cos * scale[0], (shear * cos - sin) * scale[0]
     b0, b1 = sin * scale[1], (shear * sin + cos) * scale[1]
@@ -68,8 +76,8 @@ def _affine(tiles: int, side_px: int, config: AugmentConfig, rng: np.random.Gene
     return np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1).astype(np.float32)
 
 
-def _tinted(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
-    """A gain a channel, a contrast about the tile's own mean, a brightness for all."""
+def _recoloured(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
+    """Multiply each channel by a gain, change the contrast around the tile's mean, and add a brightness."""
     n = len(tiles)
     if config.channel_gain:
         tiles = tiles * rng.uniform(1 - config.channel_gain, 1 + config.channel_gain, (n, 1, 1, 3)).astype(np.float32)
@@ -82,29 +90,36 @@ def _tinted(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Ti
     return tiles
 
 
-def _stained(tiles: Tiles, most: float, rng: np.random.Generator) -> Tiles:
-    """More or less of each stain (Tellez et al. 2018, "Whole-slide mitosis detection in H&E breast histology")."""
-    densities = -np.log((np.clip(tiles, 0, 255) + 1) / 256) @ UNSTAINED  # [n, S, S, 3], a channel a stain
-    densities *= rng.uniform(1 - most, 1 + most, (len(tiles), 1, 1, 3)).astype(np.float32)
-    densities += rng.uniform(-most, most, (len(tiles), 1, 1, 3)).astype(np.float32) * 0.1
+def _restained(tiles: Tiles, strength: float, rng: np.random.Generator) -> Tiles:
+    """Scale and shift the density of each stain, by at most `strength` and a tenth of it.
+
+    Source: Tellez et al. 2018, "Whole-slide mitosis detection in H&E breast histology".
+    """
+    densities = -np.log((np.clip(tiles, 0, 255) + 1) / 256) @ UNSTAINED  # [n, S, S, 3], one channel per stain
+    densities *= rng.uniform(1 - strength, 1 + strength, (len(tiles), 1, 1, 3)).astype(np.float32)
+    densities += rng.uniform(-strength, strength, (len(tiles), 1, 1, 3)).astype(np.float32) * 0.1
     return np.asarray(256 * np.exp(-densities @ STAINS) - 1, np.float32)
 
 
 def _blurred(tiles: Tiles, share: float, rng: np.random.Generator) -> Tiles:
+    """Blur a random share of the tiles."""
     from scipy.ndimage import gaussian_filter
 
     blurred = tiles.copy()
     for index in np.flatnonzero(rng.random(len(tiles)) < share):
-        sigma = rng.uniform(0.3, MOST_BLUR_PX)
+        sigma = rng.uniform(*BLUR_PX)
         blurred[index] = gaussian_filter(tiles[index], (sigma, sigma, 0))
     return blurred
 
 
-def _erased(tiles: Tiles, most: float, rng: np.random.Generator) -> Tiles:
-    """A square of the tile's mean colour (DeVries & Taylor 2017, "Improved regularization … with cutout")."""
-    erased, side = tiles.copy(), tiles.shape[1]
-    for tile in erased:
-        size = int(rng.uniform(0, most) * side)
+def _cut_out(tiles: Tiles, max_share: float, rng: np.random.Generator) -> Tiles:
+    """Fill a square, of a side up to `max_share` of the tile's, with the tile's mean colour.
+
+    Source: DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
+    """
+    changed, side = tiles.copy(), tiles.shape[1]
+    for tile in changed:
+        size = int(rng.uniform(0, max_share) * side)
         y, x = rng.integers(0, side - size + 1, 2)
         tile[y : y + size, x : x + size] = tile.mean(axis=(0, 1))
-    return erased
+    return changed

@@ -1,4 +1,4 @@
-"""Keep the state of a fit in a folder, so that a killed fit resumes with the weights it would have had."""
+"""Keep the state of a fit in a folder, so that a killed fit resumes as if it had not been."""
 
 import io
 import shutil
@@ -15,7 +15,7 @@ HISTORY, DONE = "history.csv", "done"
 
 
 class CheckpointManager:
-    """The checkpoints of one fit: the weights after the last epoch and after the best one, and the history.
+    """The checkpoints of one fit: the weights of the last and of the best epoch, and the history.
 
     The weights include the optimizer's state. The history is written after the weights of its last epoch, so it never
     lists an epoch whose weights are missing.
@@ -60,7 +60,7 @@ class CheckpointManager:
             self._model.load_weights(self._weights(epochs))
 
     def save(self, logs: dict[str, float]) -> None:
-        """Save the weights after an epoch and append its row to the history; delete weights that are not needed."""
+        """Save the weights after an epoch, append its row to the history, and delete unneeded weights."""
         epoch = self.epochs + 1
         self.history = pd.concat([self.history, pd.DataFrame([{"epoch": epoch, **logs}])], ignore_index=True)
         with atomic_write(self._weights(epoch)) as temporary:
@@ -82,7 +82,7 @@ class CheckpointManager:
         return self.history
 
     def _best(self, history: pd.DataFrame) -> int:
-        """Return the epoch of the lowest validation loss; the last one with keep = "last" or without validation."""
+        """Return the best epoch, which is the last one with keep = "last" or without validation."""
         if self._keep == "last" or "val_loss" not in history:
             return len(history)
         return best_epoch(history)
@@ -92,7 +92,10 @@ class CheckpointManager:
 
 
 def best_epoch(history: pd.DataFrame) -> int:
-    """Return the epoch, counted from 1, of the lowest validation loss, or training loss without validation."""
+    """Return the epoch of the lowest validation loss, or training loss without validation; 1 is the first.
+
+    A loss that is NaN is never the lowest.
+    """
     losses = history["val_loss" if "val_loss" in history else "loss"].to_numpy(np.float64)
     return int(np.where(np.isnan(losses), np.inf, losses).argmin()) + 1
 

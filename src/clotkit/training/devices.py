@@ -28,7 +28,7 @@ EXAMPLE = '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker"
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes and replicas that train one network together; by default one process without a strategy.
+    """The processes and replicas that train one network together; by default a single process.
 
     Every worker is one process. The worker of rank 0 is the chief, which writes the member.
     """

@@ -33,7 +33,7 @@ def run_epochs(
 
 
 def _resumed_schedule(trainer: Trainer, config: TrainingConfig, history: pd.DataFrame) -> list[Any]:
-    """Return the Keras callbacks that change the learning rate after an epoch, replayed over the epochs so far.
+    """Return the Keras callbacks that change the learning rate, replayed over the epochs so far.
 
     A cosine schedule needs none: it is part of the optimizer, and of its saved state.
     """

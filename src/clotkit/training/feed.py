@@ -1,4 +1,4 @@
-"""Make the batches of a training run: from memory or from shards, for each replica, and as a tf.data dataset.
+"""Make the batches of a training run, from memory or from shards, for each replica and as tf.data.
 
 Every part of a batch is a pure function of the seed, the epoch, the step and the replica. So a resumed run continues
 with the batch that it would have had, and the parts of all replicas together are the batch of a single one.
@@ -29,7 +29,10 @@ Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # a Batch, and the items
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The data that one model is fitted to. An item is a tile, or a slide for a head that pools whole slides."""
+    """The data that one model is fitted to.
+
+    An item is a tile, or a slide for a head that pools whole slides.
+    """
 
     model: Any  # Keras model of the inputs
     draw: Draw  # gives the inputs of items, augmented
@@ -99,7 +102,10 @@ class MemoryFeed:
         self.steps = -(-len(order(0)) // batch_items)
 
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
-        """See Feed. Every replica draws the whole batch, because an item's random numbers follow those before it."""
+        """See Feed.
+
+        Every replica draws the whole batch, because an item's random numbers follow those of the items before it.
+        """
         number = epoch + 1  # seeds count epochs from 1
         rows = self._epoch_rows(number)[step * self._batch_items : (step + 1) * self._batch_items]
         inputs = self._draw(rows, np.random.default_rng([self._seed, number, step]))
@@ -133,7 +139,7 @@ class ShardFeed:
 
 
 class ValidationFeed:
-    """The validation items once, in their order; each replica has a contiguous run of them. Epochs do not differ."""
+    """The validation items once, in their order, the same in every epoch; each replica has a run of them."""
 
     def __init__(self, validation: Batch, batch_items: int, replicas: int = 1) -> None:
         self._validation = validation

@@ -39,20 +39,19 @@ def fit(
 ) -> pd.DataFrame:
     """Train a network in place and return its history.
 
-    The same seed gives the same weights on the same machine. A fit that was interrupted resumes from `state` and ends
-    with the weights that it would have had.
+    The same seed gives the same weights on the same machine, also when a fit was interrupted and resumes from `state`.
 
     Args:
         network: built in the scope of devices.training_scope.
         train: tiles to learn from.
         validation: tiles that choose the best epoch; may be empty.
         recipe: settings.
-        seed: seed of the weights' updates, the order of tiles and their augmentation.
+        seed: of the order of tiles, their augmentation and dropout.
         state: folder of checkpoints.
         features: of `train` and `validation`, if the backbone is frozen; then only the head learns.
-        on_epoch: called after every epoch with its number, from 1, and its row of the history.
-        context: processes and replicas. With several workers each calls this alike, with a state of its own; they
-            resume after the last epoch that all of them have.
+        on_epoch: called after every epoch.
+        context: processes and replicas. Each worker calls this alike, with a state of its own; they resume after the
+            last epoch that all have.
 
     Returns:
         One row per epoch: epoch, loss, accuracy and learning_rate, and val_loss and val_accuracy with validation.
@@ -74,8 +73,7 @@ def fit(
         model.optimizer.build(model.trainable_variables)
         checkpoints = CheckpointManager(state, model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
-            epochs = checkpoints.epochs, config.epochs
-            trainer = create_trainer(model, loss, feed, inputs.validation, epochs, context)
+            trainer = create_trainer(inputs, loss, feed, (checkpoints.epochs, config.epochs), context)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)
     return checkpoints.finish()
 
@@ -88,7 +86,7 @@ def _inputs(
     seed: int,
     features: tuple[FrozenFeatures, FrozenFeatures] | None,
 ) -> TrainingInputs:
-    """Return augmented tiles for a network that learns as a whole, and features for a head over a frozen backbone."""
+    """Return augmented tiles for a whole network, or features for a head over a frozen backbone."""
     if features is not None:
         return frozen_inputs(network, train, validation, recipe, features)
     train = add_synthetic(train, recipe.training, seed)

@@ -1,4 +1,4 @@
-"""Train a head over a frozen backbone: its features are computed once, and the head sees tiles or whole slides.
+"""Prepare the inputs of a head over a frozen backbone, whose features are computed once.
 
 A head that pools by attention or logits sees bags: the features of some tiles of one slide. See members.pooling.
 """
@@ -44,7 +44,7 @@ def compute_features(network: Network, tiles: npt.NDArray[np.uint8], recipe: Rec
 
 
 def _features(network: Network, tiles: npt.NDArray[np.uint8], recipe: Recipe, copy: int | None) -> Floats:
-    """Return the features float32[n, D] of one augmented copy of the tiles, or of the tiles themselves for None."""
+    """Return the features float32[n, D] of an augmented copy of the tiles; of the tiles for None."""
     seed, batch_tiles = recipe.training.seed, recipe.training.batch_tiles
     rows = []
     for start in range(0, len(tiles), batch_tiles):
@@ -86,7 +86,7 @@ def _bag_inputs(
     config: TrainingConfig,
     features: tuple[FrozenFeatures, FrozenFeatures],
 ) -> TrainingInputs:
-    """Return inputs whose items are slides: bags of the features of BAG_TILES tiles, drawn anew in every step."""
+    """Return inputs whose items are slides: bags of BAG_TILES tiles' features, drawn in every step."""
     augmented, bags = features[0].augmented, tiles_by_image(train)  # [copies, n, D]
     fixed, validation_bags = np.random.default_rng(0), tiles_by_image(validation)
     drawn = [draw_evenly(bag, VALIDATION_BAG_TILES, fixed) for bag in validation_bags]

@@ -68,7 +68,7 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         f"{texts.data or metrics['data']}\n\nLicence of the data: {texts.licence or 'not stated'}.\n\n"
         "{tiles} tiles of {images} images of {patients} patients.".format(**metrics["material"]),
         "## Figures",
-        f"Estimated on: {metrics['estimate']}, {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
+        f"Estimate: {metrics['estimate']}; {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
         f"intervals, resampled by patient. Seed: {metrics['seed']}. A constant prediction has a weighted log loss of "
         f"{metrics['constant']:.4f}.",
         _figures_table(metrics),
@@ -117,7 +117,7 @@ def _figures_table(metrics: dict[str, Any]) -> str:
 
 
 def _write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]], classes: int) -> None:
-    """Save the weights of all networks through a model that was never compiled, so without an optimizer's state."""
+    """Save the weights of all networks, through a model without an optimizer, whose state is not needed."""
     uncompiled, model = build_member(recipe, classes, len(folds))
     for target, network in zip(uncompiled, [network for fold in folds for network in fold], strict=True):
         target.features.set_weights(network.features.get_weights())

@@ -19,11 +19,11 @@ MAX_NAMED = 3  # missing workers that a line names
 
 
 def rendezvous(addresses: Sequence[str], rank: int, wait_s: float, log: Log) -> None:
-    """Return when every worker of `addresses` ("host:port") answers, while answering at this worker's own port.
+    """Wait until every worker answers, and answer at this worker's own port meanwhile.
 
-    Each worker has to be reached once. A worker that has reached all of them goes on, and TensorFlow then listens at
-    the same port. Raises ClusterError, with the missing workers, after `wait_s` seconds, and when this worker's port
-    is taken.
+    `addresses` are "host:port" by rank. Each worker has to be reached once. A worker that has reached all of them goes
+    on, and TensorFlow then listens at the same port. Raises ClusterError, with the missing workers, after `wait_s`
+    seconds, and when this worker's port is taken.
     """
     this_worker = f"worker {rank} of {len(addresses)}, at {addresses[rank]}"
     deadline = time.monotonic() + wait_s
@@ -48,11 +48,11 @@ def rendezvous(addresses: Sequence[str], rank: int, wait_s: float, log: Log) -> 
 
 @contextmanager
 def killed_after(wait_s: float) -> Iterator[None]:
-    """Let the default actions of SIGINT, SIGTERM and, after `wait_s` seconds, SIGALRM end the process inside.
+    """Let SIGINT, SIGTERM and, after `wait_s` seconds, SIGALRM end the process while inside.
 
-    Python's own handlers cannot run while native code waits and holds Python's lock. Afterwards the handlers are those
-    of before; SIGTERM is among them because TensorFlow replaces its handler, which makes the process ignore it.
-    Only the main thread may set signals; in another thread nothing changes.
+    The signals have their default actions, because Python's own handlers cannot run while native code waits with
+    Python's lock. Afterwards the handlers are those of before; SIGTERM is among them because TensorFlow replaces its
+    handler, and the process would ignore it. Only the main thread may set signals; in another one nothing changes.
     """
     try:
         before = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM)}
@@ -69,7 +69,7 @@ def killed_after(wait_s: float) -> Iterator[None]:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Split "host:port", or "[host]:port" for IPv6, into host and port. Raises ValueError for another form."""
+    """Split "host:port", or "[host]:port" for IPv6. Raises ValueError for another form."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:

@@ -33,7 +33,7 @@ def sample_weights(tiles: TileSet, config: TrainingConfig) -> Floats:
 
 
 def epoch_order(labels: Rows, config: TrainingConfig, classes: int, seed: int, epoch: int) -> Rows:
-    """Return the items of an epoch, shuffled; with balance "oversample" each class as often as the largest one."""
+    """Return the items of an epoch, shuffled; with balance "oversample" all classes equally often."""
     rng = np.random.default_rng([seed, epoch])
     if config.balance != "oversample":
         return rng.permutation(len(labels))

@@ -45,7 +45,7 @@ class ShardSampler:
 
     @cached_property
     def groups(self) -> list[Rows]:
-        """Return the shards of each group: dealt by falling size, each to the group with the fewest tiles so far."""
+        """Return the shards of each group, dealt by falling size to the group with the fewest tiles."""
         shards, counts = np.unique(self._owner, return_counts=True)
         shuffled = np.random.default_rng([self._seed]).permutation(len(shards))
         dealt: list[list[int]] = [[] for _ in range(self.group_count)]
@@ -95,12 +95,12 @@ class ShardSampler:
 
 
 def count_groups(batch_tiles: int, shards: int) -> int:
-    """Return the largest number of groups, up to MAX_GROUPS, that divides a batch and leaves a shard for each."""
+    """Return the largest number up to MAX_GROUPS that divides a batch and leaves a shard for each group."""
     return max(groups for groups in range(1, min(MAX_GROUPS, shards, batch_tiles) + 1) if batch_tiles % groups == 0)
 
 
 def replica_groups(replica: int, replicas: int, groups: int) -> Sequence[int]:
-    """Return the groups that one replica reads. Raises ConfigError when the replicas cannot share them evenly."""
+    """Return the groups that one replica reads. Raises ConfigError if they cannot be shared evenly."""
     if groups % replicas:
         raise ConfigError(
             f"{replicas} replicas cannot share {groups} groups of shards evenly; allowed: a number that divides "

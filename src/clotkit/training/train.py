@@ -159,7 +159,7 @@ def _check_same_key(context: devices.DistributedContext, key: str) -> None:
 
 
 def _open_state(out: Path, key: str, context: devices.DistributedContext, log: Log) -> Path:
-    """Return this worker's folder of checkpoints, emptied unless it is of the same recipe, tiles and folds."""
+    """Return this worker's folder of checkpoints, emptied unless it belongs to the same key."""
     state = out / (STATE if context.is_chief else f"{STATE}-{context.rank}")
     key_file = state / "key"
     if key_file.is_file() and key_file.read_text(encoding="utf-8") == key:
@@ -246,7 +246,7 @@ class _Run:
         return build_network(config, recipe.tiling.tile_px, classes, recipe.inference.pooling, self.backbones, base)
 
     def _without_strategy(self, network: Network, config: ModelConfig, seed: int, base: Network | None) -> Network:
-        """Return the network, rebuilt outside a strategy's scope so that it predicts without the other replicas."""
+        """Return the network, rebuilt outside a strategy's scope, so that it predicts on its own."""
         if self.context.strategy is None:
             return network
         rebuilt = self._build(replace(config, weights="none"), seed, base)
@@ -254,7 +254,7 @@ class _Run:
         return rebuilt
 
     def _frozen_base(self, config: ModelConfig) -> tuple[Network | None, FrozenFeatures | None]:
-        """Return a network whose frozen backbone all folds share, and its features of all tiles; or None twice."""
+        """Return a network whose frozen backbone all folds share, and its features; or None twice."""
         if not is_frozen(config, self.recipe):
             return None, None
         if config not in self.bases:

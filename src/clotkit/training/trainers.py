@@ -1,4 +1,4 @@
-"""Compute one epoch of training and its validation: with Keras's own `fit`, or with a distribution strategy.
+"""Compute an epoch of training and its validation, with Keras's own `fit` or with a strategy.
 
 Keras 3.13's `fit` does not work under MultiWorkerMirroredStrategy: it reduces scalars along an axis, and asks for the
 mean of a tuple. Its loss is the mean of the replicas' means, which differs from the loss of the global batch when a
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.training.devices import DistributedContext
-from clotkit.training.feed import Batch, BatchDataset, Feed, ValidationFeed
+from clotkit.training.feed import Batch, BatchDataset, Feed, TrainingInputs, ValidationFeed
 
 VALIDATION_BATCH = 256  # tiles in one process
 
@@ -37,26 +37,24 @@ class Trainer(Protocol):
 
 
 def create_trainer(
-    model: Any,
+    inputs: TrainingInputs,
     loss: Callable[[str | None], Any],
     feed: Feed,
-    validation: Batch | None,
     epochs: tuple[int, int],
     context: DistributedContext,
 ) -> Trainer:
     """Return the trainer for a context: Keras's own when it has no strategy.
 
     Args:
-        model: a compiled Keras model, built in the context's scope.
-        loss: gives the model's Keras loss with a reduction.
+        inputs: their model is compiled, and was built in the context's scope.
+        loss: returns the model's Keras loss with a given reduction.
         feed: training batches.
-        validation: validation inputs, one-hot classes and weights; None when there are none.
         epochs: the first epoch to compute, and the one after the last.
         context: processes and replicas.
     """
     if context.strategy is None:
-        return KerasTrainer(model, feed, validation)
-    return StrategyTrainer(model, loss(None), feed, validation, epochs, context)
+        return KerasTrainer(inputs.model, feed, inputs.validation)
+    return StrategyTrainer(inputs.model, loss(None), feed, inputs.validation, epochs, context)
 
 
 class KerasTrainer:
@@ -86,7 +84,7 @@ class KerasTrainer:
 
 
 class StrategyTrainer:
-    """Trains with a tf.distribute strategy: every replica computes its part of a global batch, gradients are summed."""
+    """Trains with a tf.distribute strategy: replicas compute parts of a batch and sum their gradients."""
 
     def __init__(
         self,
@@ -213,7 +211,7 @@ def _figures(loss: Any, classes: Any, probabilities: Any, weights: Any, *others:
 
 
 def _replicated(on_replica: Callable[..., Any], context: DistributedContext) -> Callable[[Any], Any]:
-    """Return a TensorFlow function that takes the next batch, runs it on every replica and sums the results."""
+    """Return a TensorFlow function that runs the next batch on all replicas and sums the results."""
     import tensorflow as tf
 
     def step(batches: Any) -> Any:
