@@ -18,7 +18,7 @@ from clotkit.scoring.facts import outcome_facts, run_facts
 from clotkit.scoring.inputs import Inputs, load_members, read_inputs
 from clotkit.scoring.local import score_locally
 from clotkit.scoring.run_folder import earlier_lines, make_run_folder, open_report
-from clotkit.scoring.scorer import Scored, Scorer, not_scored
+from clotkit.scoring.scorer import Scored, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow, kind_of
@@ -106,14 +106,15 @@ def _scored(
     """Score slides here, or on the workers of a cluster if the settings name one."""
     members, competition = state.members, state.competition
     scorer = Scorer(members, state.patient_of, competition.limits.min_tiles)
+    job = ScoringJob(slides, members, scorer, settings, competition, started, work)
     if not members:
         yield from not_scored(scorer, slides, NO_MEMBER)
     elif settings.backend is None:
-        yield from score_locally(scorer, slides, members, settings, competition, started, work)
+        yield from score_locally(job)
     else:
         from clotkit.scoring.remote import score_remotely
 
-        yield from score_remotely(scorer, slides, members, settings, competition, started, work, log)
+        yield from score_remotely(job, settings.backend, log)
 
 
 def _write_run_json(settings: RunSettings, value: dict[str, object], state: SubmissionState) -> None:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.engines import Lost, engine
+from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClusterError, one_line
 from clotkit.members.folder import find_members
 from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
 from clotkit.scoring.budget import Scheduler
 from clotkit.scoring.inputs import local_weights
-from clotkit.scoring.scorer import Scored, Scorer, not_scored, score_tasks, tilings_of
-from clotkit.scoring.settings import RunSettings
+from clotkit.scoring.scorer import Scored, Scorer, ScoringJob, not_scored, score_tasks, tilings_of
 from clotkit.scratch import scratch
-from clotkit.splits import SlideRow
 from clotkit.stores import Place
 from clotkit.versions import SCORING, Versions, versions_here
 from clotkit.workers import NOT_REACHED, Ended, Limits, Task, Tiles, Work, stream
@@ -58,16 +56,7 @@ class ScoreResponse:
     now: float  # time.monotonic() of the worker when it answered
 
 
-def score_remotely(
-    scorer: Scorer,
-    slides: Sequence[SlideRow],
-    members: Sequence[Member],
-    settings: RunSettings,
-    competition: Competition,
-    started: float,
-    work: Work,
-    log: Log,
-) -> Iterator[Scored]:
+def score_remotely(job: ScoringJob, backend: Backend, log: Log) -> Iterator[Scored]:
     """Score slides on the workers of a cluster, and yield each as it comes.
 
     Times are converted to this machine's clock. The smallest file comes first. A worker reads a slide whose process was
@@ -77,34 +66,32 @@ def score_remotely(
         UsageError: the scheduler does not answer.
         ClusterError: the cluster is gone, or a worker has other members or another clotkit.
     """
-    assert settings.backend is not None
-    scheduler = Scheduler(len(slides), settings.last_start(started), competition.limits.min_tiles)
+    settings, scheduler = job.settings, job.scheduler()
     weights = settings.weights_source or settings.weights_dir
     place = weights.absolute() if isinstance(weights, Path) else weights
-    context = RunContext(place, competition, settings.memory_mb, settings.stall_s, work)
-    waiting = {slide.image_id: slide for slide in sorted(slides, key=lambda slide: slide.size_bytes)}
-    requests = _requests(list(waiting.values()), members, context, scheduler)
+    context = RunContext(place, job.competition, settings.memory_mb, settings.stall_s, job.work)
+    waiting = {slide.image_id: slide for slide in job.ordered}
+    requests = _requests(job, context, scheduler)
     try:
-        with engine(settings.backend, log) as workers:
+        with engine(backend, log) as workers:
             for request, response in workers.unordered(score_request, requests, scheduler.deadline):
                 scheduler.slide_ended()
                 del waiting[request.task.image_id]
-                yield _scored(scorer, request, response)
+                yield _scored(job.scorer, request, response)
     except ClusterError as error:
         raise ClusterError(f"{error}; scored slides are kept, the same command with --resume goes on") from error
-    yield from not_scored(scorer, waiting.values(), NOT_REACHED)
+    yield from not_scored(job.scorer, waiting.values(), NOT_REACHED)
 
 
-def _requests(
-    slides: Sequence[SlideRow], members: Sequence[Member], context: RunContext, scheduler: Scheduler
-) -> Iterator[ScoreRequest]:
+def _requests(job: ScoringJob, context: RunContext, scheduler: Scheduler) -> Iterator[ScoreRequest]:
     """Yield a request for each slide when its turn comes, until the deadline."""
-    keys = tuple((member.name, member.weights_sha256) for member in members)
-    for slide in slides:
+    keys = tuple((member.name, member.weights_sha256) for member in job.members)
+    tilings = tilings_of(job.members)
+    for slide in job.ordered:
         left_s = scheduler.deadline - time.monotonic()
         if left_s <= 0:
             return
-        task = Task(slide.image_id, slide.path.absolute(), tilings_of(members), stored=slide.stored)
+        task = Task(slide.image_id, slide.path.absolute(), tilings, stored=slide.stored)
         yield ScoreRequest(scheduler.prepare(task), slide.patient_id, keys, left_s, context)
 
 

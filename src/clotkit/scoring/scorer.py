@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
@@ -16,9 +17,10 @@ from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
-from clotkit.scoring.budget import CAUSES, Budget, coarser
+from clotkit.scoring.budget import CAUSES, Budget, Scheduler, coarser
+from clotkit.scoring.settings import RunSettings
 from clotkit.splits import SlideRow
-from clotkit.workers import Ended, Task, Tiles
+from clotkit.workers import Ended, Task, Tiles, Work
 
 DIGITS = 9  # of the probabilities in the report: a resumed run writes the same submission
 
@@ -178,6 +180,29 @@ class Scorer:
         wanted = 1 if budget == Budget.ONE_MEMBER else len(self._members)
         valid = tally.valid_tiles()
         return bool(valid) and len(valid) + len(tally.failed) == wanted and min(valid.values()) >= self._min_tiles
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """The slides of a run to score, with the members and the limits."""
+
+    slides: Sequence[SlideRow]
+    members: Sequence[Member]
+    scorer: Scorer
+    settings: RunSettings
+    competition: Competition
+    started: float  # the time.monotonic() value at which the run began
+    work: Work  # what a slide's process does
+
+    @property
+    def ordered(self) -> list[SlideRow]:
+        """The slides, the smallest file first."""
+        return sorted(self.slides, key=lambda slide: slide.size_bytes)
+
+    def scheduler(self) -> Scheduler:
+        """Return a scheduler for these slides until the last start that the deadline allows."""
+        deadline = self.settings.last_start(self.started)
+        return Scheduler(len(self.slides), deadline, self.competition.limits.min_tiles)
 
 
 def score_tasks(
