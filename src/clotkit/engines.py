@@ -123,13 +123,13 @@ class Loky:
         from joblib import Parallel
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        feed = _Feed(function, iter(items))
-        while feed.suspects or not feed.ended:
+        feed = _LokyCalls(function, iter(items))
+        while feed.suspects or not feed.exhausted:
             run = Parallel(self.jobs, LOKY, return_as="generator_unordered", batch_size=1, pre_dispatch=self.jobs)
             try:
                 with _closing(run(feed.calls())) as results:
                     for number, result in results:
-                        yield feed.out.pop(number).item, result
+                        yield feed.in_flight.pop(number).item, result
             except TerminatedWorkerError:
                 for item in feed.lost():
                     yield item, Lost(f"its worker died {LOSSES} times", Reason.LOST)
@@ -147,7 +147,7 @@ def _closing(results: Any) -> Iterator[Any]:
 
 
 @dataclass
-class _Feed:
+class _LokyCalls:
     """Calls for joblib, and the items in flight.
 
     joblib drops the pool without naming the item that killed it, so items in flight are retried after all others, one
@@ -156,31 +156,31 @@ class _Feed:
 
     function: Callable[[Any], Any]
     items: Iterator[Any]
-    out: dict[int, _InFlight] = field(default_factory=dict)
+    in_flight: dict[int, _InFlight] = field(default_factory=dict)
     suspects: deque[_InFlight] = field(default_factory=deque)
     number: int = 0
-    ended: bool = False  # every item has been in flight
+    exhausted: bool = False  # every item has been in flight
 
     def calls(self) -> Iterator[Any]:
         """Yield the remaining calls, each with a number; once none remains, one of the suspects."""
         from joblib import delayed
 
         call = delayed(_numbered)
-        for one in [self.suspects.popleft()] if self.ended else map(_InFlight, self.items):
+        for entry in [self.suspects.popleft()] if self.exhausted else map(_InFlight, self.items):
             self.number += 1
-            self.out[self.number] = one
-            yield call(self.function, self.number, one.item, os.getpid())
-        self.ended = True
+            self.in_flight[self.number] = entry
+            yield call(self.function, self.number, entry.item, os.getpid())
+        self.exhausted = True
 
     def lost(self) -> Iterator[Any]:
         """Take back the items in flight after a worker died, and yield those that are given up."""
-        for number in sorted(self.out):
-            one = self.out.pop(number)
-            one.losses += 1
-            if one.losses < LOSSES:
-                self.suspects.append(one)
+        for number in sorted(self.in_flight):
+            entry = self.in_flight.pop(number)
+            entry.losses += 1
+            if entry.losses < LOSSES:
+                self.suspects.append(entry)
             else:
-                yield one.item
+                yield entry.item
 
 
 def _numbered(function: Callable[[T], R], number: int, item: T, caller: int) -> tuple[int, R]:
@@ -201,24 +201,24 @@ class Dask:
         self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
     ) -> Generator[tuple[T, R | Lost], None, None]:
         """See Engine."""
-        feed = _Submitted(self.client, function, iter(items), until)
+        feed = _DaskTasks(self.client, function, iter(items), until)
         try:
             with _cluster_errors():
                 feed.fill()
-            while feed.out:
+            while feed.in_flight:
                 with _cluster_errors():
                     ended = feed.next()
                     feed.fill()
                 if ended is not None:
                     yield ended
-            for one in feed.suspects:
-                yield one.item, Lost("the run's deadline came before it was done", Reason.DEADLINE)
+            for entry in feed.suspects:
+                yield entry.item, Lost("the run's deadline came before it was done", Reason.DEADLINE)
         finally:
             with suppress(Exception):
-                self.client.cancel(list(feed.out))
+                self.client.cancel(list(feed.in_flight))
 
 
-class _Submitted:
+class _DaskTasks:
     """Items in flight on a cluster, by the futures of a client.
 
     When a worker dies, Dask counts it against every item that the worker had, begun or not. So an item that Dask gives
@@ -233,19 +233,19 @@ class _Submitted:
         left_s = None if until == float("inf") else max(until - time.monotonic(), 0.1)
         self.client, self.function, self.items = client, function, items
         self.ready = as_completed([], loop=client.loop, timeout=left_s)
-        self.out: dict[Any, _InFlight] = {}
+        self.in_flight: dict[Any, _InFlight] = {}
         self.suspects: deque[_InFlight] = deque()
         self.late = False  # `until` has passed
 
     def fill(self) -> None:
         """Submit as many items as there is room for; the cluster may have grown or shrunk since."""
         most = max(SUBMITTED_PER_THREAD * sum(self.client.ncores().values()), SUBMITTED_PER_THREAD)
-        while len(self.out) < most and not self.late:
-            one = next(map(_InFlight, self.items), None)
-            if one is None:
+        while len(self.in_flight) < most and not self.late:
+            entry = next(map(_InFlight, self.items), None)
+            if entry is None:
                 break
-            self._submit(one)
-        if not self.out and self.suspects and not self.late:
+            self._submit(entry)
+        if not self.in_flight and self.suspects and not self.late:
             self._submit(replace(self.suspects.popleft(), alone=True))
 
     def next(self) -> tuple[Any, Any] | None:
@@ -254,20 +254,20 @@ class _Submitted:
             future = next(self.ready)
         except TimeoutError:
             self.late = True
-            self.client.cancel(list(self.out))
-            self.suspects.extend(self.out.values())
-            self.out.clear()
+            self.client.cancel(list(self.in_flight))
+            self.suspects.extend(self.in_flight.values())
+            self.in_flight.clear()
             return None
-        one = self.out.pop(future)
-        result = self._result(future, one)
-        return None if result is RESUBMITTED else (one.item, result)
+        entry = self.in_flight.pop(future)
+        result = self._result(future, entry)
+        return None if result is RESUBMITTED else (entry.item, result)
 
-    def _submit(self, one: _InFlight) -> None:
-        future = self.client.submit(_on_worker, self.function, one.item, pure=False, retries=LOSSES - 1)
-        self.out[future] = one
+    def _submit(self, entry: _InFlight) -> None:
+        future = self.client.submit(_on_worker, self.function, entry.item, pure=False, retries=LOSSES - 1)
+        self.in_flight[future] = entry
         self.ready.add(future)
 
-    def _result(self, future: Any, one: _InFlight) -> Any:
+    def _result(self, future: Any, entry: _InFlight) -> Any:
         """Return the result of a task, or RESUBMITTED if it was lost with its worker."""
         from distributed import KilledWorker
         from distributed.utils import CancelledError
@@ -281,16 +281,16 @@ class _Submitted:
             error = future.exception()
             if not isinstance(error, KilledWorker):
                 return _failed(error)
-            if one.alone:
+            if entry.alone:
                 return Lost(f"its worker died {error.allowed_failures + 1} times", Reason.LOST)
-            self.suspects.append(one)
+            self.suspects.append(entry)
             return RESUBMITTED
         if self.client.status != "running":
             raise ClusterError("the scheduler is gone")
-        one.losses += 1
-        if one.losses >= LOSSES:
+        entry.losses += 1
+        if entry.losses >= LOSSES:
             return Lost(f"its result was lost with its worker {LOSSES} times", Reason.LOST)
-        self._submit(one)
+        self._submit(entry)
         return RESUBMITTED
 
 

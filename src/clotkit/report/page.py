@@ -158,7 +158,7 @@ def _verdict(run: Run) -> dict[str, Any]:
             {
                 "slides": _many(count, "slide"),
                 "codes": ", ".join(first[group].codes),
-                "example": _short(first[group].reason or "no reason given"),
+                "example": _short(first[group].reason or "no reason is recorded"),
             }
             for group, count in groups.most_common(MAX_REASONS)
         ],

@@ -1,5 +1,6 @@
+// Makes tables sortable: a heading becomes a button, and empty cells stay at the end. Tables work without it.
 (function () {
-  var said = document.getElementById("said");
+  var status = document.getElementById("status");
   function sort(table, heads, index) {
     var head = heads[index], up = head.getAttribute("aria-sort") !== "ascending";
     var number = head.dataset.sort === "n", body = table.tBodies[0];
@@ -16,7 +17,7 @@
     heads.forEach(function (other) { other.removeAttribute("aria-sort"); });
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     rows.forEach(function (pair) { body.appendChild(pair[1]); });
-    said.textContent = "Sorted by " + head.textContent + (up ? ", ascending" : ", descending");
+    status.textContent = "Sorted by " + head.textContent + (up ? ", ascending" : ", descending");
   }
   function keepRoles(table) {  // a narrow page draws rows as blocks, which may cost a table its meaning
     var roles = { THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TD: "cell" };

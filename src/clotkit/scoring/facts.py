@@ -1,4 +1,4 @@
-"""The contents of run.json: what a run was given, and what came of it."""
+"""The contents of run.json: the inputs and the outcome of a run."""
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
