@@ -1,4 +1,4 @@
-"""Work for a slide's process that reads an odd file with two decoders, and the table of what becomes of each file.
+"""Read odd files with two decoders, each in a process of its own, and print what becomes of each file.
 
 python -m tests.odd_work > docs/explanation/odd_tiffs.md
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.config import TilingConfig
+from clotkit.reasons import Reason
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tilers import Batch
@@ -21,11 +22,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FOLDERS = ("odd_tiffs", "bad_tiffs")
 TILING = TilingConfig("patches", tile_px=64, downsample=1, max_tiles=1, batch_tiles=1)
 LIMITS = Limits(slide_s=20.0, memory_mb=2048)
-HARM = ("died of", "time limit", "memory limit", "exit code")  # reasons that a bad file must never have
+# Reasons that a bad file must never have.
+HARM = {Reason.TIMEOUT, Reason.STALLED, Reason.OUT_OF_MEMORY, Reason.CRASHED}
 
 
 def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """An overview at 1/8, a tile, the mean colour, and Pillow's mean colour where it reads the file."""
+    """Yield an overview's tile, the mean colour, and Pillow's mean colour if it reads the file."""
     slide = open_slide(task.path)
     view = read_overview(slide, 8, (255, 255, 255))
     (tile,) = slide.tiles([(0, 0)], TILING.tile_px, 1, (255, 255, 255))
@@ -37,15 +39,18 @@ def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
 
 
 def pillow_mean(path: Path) -> list[float] | None:
-    """The mean colour that Pillow reads, transparency on white; None where it cannot."""
+    """Return the mean colour that Pillow reads, transparency on white; None if it cannot read the file."""
     try:
         return [round(float(value), 1) for value in pillow(path).mean(axis=(0, 1))]
-    except Exception:  # noqa: BLE001 - whatever it is, there is no second opinion
+    except Exception:  # noqa: BLE001 - any failure means no second opinion
         return None
 
 
 def pillow(path: Path) -> np.ndarray:
-    """The first page by Pillow, uint8[h, w, 3], upright, transparency on white, 16-bit grey >> 8."""
+    """Return the first page as Pillow reads it, uint8[h, w, 3].
+
+    It is upright, on white where transparent, and 16-bit grey is shifted by 8 bits.
+    """
     import warnings
 
     from PIL import Image, ImageOps
@@ -65,17 +70,20 @@ def pillow(path: Path) -> np.ndarray:
 
 
 def outcomes(paths: Sequence[Path]) -> list[Ended]:
-    """The end of each file, read in a process of its own, sorted by name; `facts` has what was read."""
+    """Read each file in a process of its own; return their ends, sorted by name.
+
+    The `facts` of an end hold what was read.
+    """
     tasks = [Task(path.name, path, (TILING,)) for path in paths]
     ended = [event for event in stream(tasks, LIMITS, 2, work) if isinstance(event, Ended)]
     return sorted(ended, key=lambda end: end.image_id)
 
 
 def table(folder: str, ends: Sequence[Ended]) -> str:
-    """A Markdown table of one folder's outcomes."""
+    """Return a Markdown table of one folder's outcomes."""
     lines = [f"## {folder}", "", "| file | outcome | reason |", "|---|---|---|"]
     for end in ends:
-        outcome = "refused" if end.reason else "read"
+        outcome = "refused" if end.code else "read"
         size = " x ".join(map(str, end.facts.get("size", [])))
         why = end.reason or f"{end.facts['decoder']}, {size} px, mean colour {' '.join(map(str, end.facts['mean']))}"
         lines.append(f"| {end.image_id} | {outcome} | {why.replace('|', '/')} |")
@@ -88,19 +96,20 @@ def main() -> None:
 
     version = ".".join(str(pyvips.version(part)) for part in range(3))
     found = {folder: outcomes(sorted((SHARED / folder).iterdir())) for folder in FOLDERS}
-    counts = {name: Counter("refused" if end.reason else "read" for end in ends) for name, ends in found.items()}
+    counts = {name: Counter("refused" if end.code else "read" for end in ends) for name, ends in found.items()}
     summary = "; ".join(f"{name}: {count['read']} read, {count['refused']} refused" for name, count in counts.items())
-    harmed = sum(any(word in end.reason for word in HARM) for ends in found.values() for end in ends)
+    harmed = sum(end.code in HARM for ends in found.values() for end in ends)
     compared = sum(end.facts.get("pillow") is not None for ends in found.values() for end in ends)
     print(
-        "# What becomes of odd TIFFs\n\n"
-        f"{datetime.date.today()}, libvips {version}. {summary}; {harmed} crashed, hung or passed 2048 MB.\n"
-        f"{compared} of those read are read by Pillow too; tests/test_odd_slides.py compares the two.\n\n"
-        "odd_tiffs: unusual files, most of them sound (libtiff's picture set, image-tiff, Pillow); bad_tiffs:\n"
-        "files that broke other readers (image-tiff, Pillow, openslide-python, histolab).\n"
-        "Each is opened in a process of its own with 20 s and 2048 MB: an overview, a tile, and the whole.\n"
-        "16-bit samples are shifted to 8: a file that keeps 8 or 12 bits in 16 comes out dark.\n"
-        "Made with `python -m tests.odd_work > docs/explanation/odd_tiffs.md`.\n"
+        "# Odd TIFFs\n\n"
+        f"{datetime.date.today()}, libvips {version}. {summary}.\n"
+        f"{harmed} files crashed a process, hung it or exceeded 2048 MB.\n"
+        f"Pillow reads {compared} of the files that were read; tests/test_odd_slides.py compares the two results.\n\n"
+        "- odd_tiffs: unusual files, most of them valid (libtiff's picture set, image-tiff, Pillow).\n"
+        "- bad_tiffs: files that broke other readers (image-tiff, Pillow, openslide-python, histolab).\n\n"
+        "Each file is opened in a process of its own, limited to 20 s and 2048 MB, which reads an overview, a tile and\n"
+        "the whole slide. 16-bit samples are shifted to 8 bits, so a file with 8 or 12 bits in 16 looks dark.\n\n"
+        "This page is the output of `python -m tests.odd_work > docs/explanation/odd_tiffs.md`.\n"
     )
     print("\n\n".join(table(name, ends) for name, ends in found.items()))
 

@@ -1,4 +1,7 @@
-"""The plain way to tile: decode the whole slide, look at every square, choose. What the engine is held to."""
+"""Tile the plain way: decode the whole slide, judge every square, choose.
+
+The tilers are tested against it.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +14,7 @@ from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.tiff import SegmentTable
 from clotkit.tiling.marks import marks
 
-THRESHOLDS, LADDER, ENOUGH = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
+THRESHOLDS, SHARES, MIN_TISSUE = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
 Tile = tuple[tuple[int, int], Pixels]
 
 
@@ -27,18 +30,18 @@ class ArraySlide:
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
-        """See reader.Slide.tiles."""
+        """Yield tiles; see `reader.Slide.tiles`."""
         for corner in xy:
             yield cut(self.pixels, corner, tile_px, downsample, background)
 
 
 def decoded(path: Path) -> Pixels:
-    """The whole slide as libvips decodes it."""
+    """Return the whole slide as libvips decodes it."""
     return np.ascontiguousarray(pyvips.Image.new_from_file(str(path)).numpy())
 
 
 def cut(whole: Pixels, corner: tuple[int, int], tile_px: int, downsample: int, background: Colour) -> Pixels:
-    """One tile, box-averaged and rounded half up; background beyond the edge."""
+    """Return one tile, box-averaged and rounded half up, with background beyond the edge."""
     side = tile_px * downsample
     full = np.empty((side, side, 3), np.uint8)
     full[:] = background
@@ -54,30 +57,33 @@ def downsampled(pixels: Pixels, downsample: int) -> Pixels:
 
 
 def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Tile]:
-    """What patches and darkest should cut, sorted by row."""
-    step_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.downsample
-    corners = [(x, y) for y in range(0, whole.shape[0], step_px) for x in range(0, whole.shape[1], step_px)]
+    """Return the tiles that patches and darkest should cut, sorted by row."""
+    stride_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.downsample
+    corners = [(x, y) for y in range(0, whole.shape[0], stride_px) for x in range(0, whole.shape[1], stride_px)]
     tiles = [cut(whole, corner, config.tile_px, config.downsample, background) for corner in corners]
     cell = next(
         c for c in (64, 32, 16, 8, 4, 2, 1) if (config.tile_px % c == 0 and config.tile_px // c >= 16) or c == 1
     )
     cells = [downsampled(tile, cell) for tile in tiles]
-    for step in THRESHOLDS:
-        share = np.array([tissue(cell, background, step).mean() for cell in cells])
-        area = (config.tile_px * config.downsample) ** 2 * (step_px / config.tile_px / config.downsample) ** 2
-        if share.sum() * area >= ENOUGH * whole.shape[0] * whole.shape[1]:
+    for threshold in THRESHOLDS:
+        share = np.array([tissue(cell, background, threshold).mean() for cell in cells])
+        area = (config.tile_px * config.downsample) ** 2 * (stride_px / config.tile_px / config.downsample) ** 2
+        if share.sum() * area >= MIN_TISSUE * whole.shape[0] * whole.shape[1]:
             break
     spread = -(np.arange(1, len(tiles) + 1) * (5**0.5 - 1) / 2 % 1)
     if config.name == "darkest":
         rank, least = 255 - np.array([tile.mean() for tile in tiles]), 0.0
     else:
         rank = np.minimum(np.floor(share * 10 + 1e-9), 9)
-        ladder = [config.min_tissue_share, *(rung for rung in LADDER if rung < config.min_tissue_share)]
-        least = next(rung for rung in ladder if share.max() >= rung)
+        shares = [
+            config.min_tissue_share,
+            *(least_share for least_share in SHARES if least_share < config.min_tissue_share),
+        ]
+        least = next(least_share for least_share in shares if share.max() >= least_share)
     order = [i for i in np.lexsort((-spread, -rank)) if share[i] > 0][: config.max_tiles]
     return [(corners[i], tiles[i]) for i in sorted(order) if share[i] >= least]
 
 
-def tissue(cells: Pixels, background: Colour, step: int) -> np.ndarray:
-    far = np.abs(cells.astype(int) - background).max(axis=2) >= step
+def tissue(cells: Pixels, background: Colour, threshold: int) -> np.ndarray:
+    far = np.abs(cells.astype(int) - background).max(axis=2) >= threshold
     return far & ~marks(cells, background)

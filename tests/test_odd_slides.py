@@ -1,4 +1,7 @@
-"""Odd and broken slides: read as a second decoder reads them, or refused in one line; never a crash, hang or black."""
+"""Test odd and broken slides: they are read as a second decoder reads them, or refused in one line.
+
+No file may crash or hang a process, or be read as black pixels.
+"""
 
 import struct
 import zlib
@@ -14,6 +17,7 @@ import tifffile
 from PIL import Image
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
+from clotkit.reasons import Reason
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tissue import find_tissue, sample_background
@@ -27,7 +31,7 @@ ORIENTATION = 274  # the TIFF and EXIF tag
 
 
 def scene(bands: int, seed: int = 1) -> Pixels:
-    """Smooth waves of another phase per band and corner: uint8[HEIGHT, WIDTH, bands], nowhere symmetric."""
+    """Return smooth waves with another phase per band, uint8[HEIGHT, WIDTH, bands], without symmetry."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     waves = [np.sin(x / (19 + 5 * band) + seed) * 60 + np.cos(y / (13 + band)) * 50 + x / 4 for band in range(bands)]
     return np.clip(np.stack(waves, axis=2) + 110, 0, 255).astype(np.uint8)
@@ -60,7 +64,7 @@ DEEP = scene(3).astype(np.uint16) * 257 - 20
 GREY, RGBA, BILEVEL = scene(1)[..., 0], scene(4), scene(1)[..., 0] > 128
 TILES: dict[str, Any] = {"tile": (32, 32), "compression": "zlib"}
 
-# name: what writes it, and how far Pillow's pixels may lie
+# name: (writer of the file, maximum difference from Pillow's pixels in grey levels)
 SAME_AS_PILLOW: dict[str, tuple[Callable[[Path], None], int]] = {
     "grey.tif": (pil("L"), 0),
     "grey.png": (pil("L"), 0),
@@ -102,7 +106,7 @@ SAME_AS_PILLOW: dict[str, tuple[Callable[[Path], None], int]] = {
 
 
 def read(path: Path) -> Pixels:
-    """The whole slide from tiles of 40 px, which must be what its overview at 1/1 says."""
+    """Return the whole slide from tiles of 40 px, checked against its overview at downsample 1."""
     slide = open_slide(path)
     corners = [(x, y) for y in range(0, slide.height_px, 40) for x in range(0, slide.width_px, 40)]
     whole = np.zeros((slide.height_px + 40, slide.width_px + 40, 3), np.uint8)
@@ -117,10 +121,10 @@ def read(path: Path) -> Pixels:
 def test_read_as_pillow_reads_it(name: str, tmp_path: Path) -> None:
     write, tolerance = SAME_AS_PILLOW[name]
     write(tmp_path / name)
-    mine, second = read(tmp_path / name), pillow(tmp_path / name)
-    assert mine.shape == second.shape
-    assert np.abs(mine.astype(int) - second).max() <= tolerance
-    assert mine.std() > 20
+    pixels, expected = read(tmp_path / name), pillow(tmp_path / name)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= tolerance
+    assert pixels.std() > 20
 
 
 def test_exif_turns_a_jpeg(tmp_path: Path) -> None:
@@ -139,7 +143,7 @@ def test_16_bit_rgb_is_scaled_by_257(tiled: bool, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path), (tifffile.imread(path) >> 8).astype(np.uint8))
 
 
-def test_premultiplied_colours_are_themselves_again(tmp_path: Path) -> None:
+def test_premultiplied_colours_are_restored(tmp_path: Path) -> None:
     pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     pixels[:] = (60, 30, 10, 128)  # 120, 60, 20 at half opacity
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
@@ -147,8 +151,8 @@ def test_premultiplied_colours_are_themselves_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tiled", [True, False])
-def test_what_is_transparent_is_no_tissue_on_a_tinted_background(tiled: bool, tmp_path: Path) -> None:
-    """It shows the slide's own background, so that a hole in a lilac slide is not a white spot."""
+def test_transparent_pixels_are_not_tissue_on_a_tinted_background(tiled: bool, tmp_path: Path) -> None:
+    """Transparent pixels show the slide's own background: a hole in a lilac slide is not a white spot."""
     pixels = np.zeros((600, 800, 4), np.uint8)
     pixels[:] = (234, 216, 254, 255)
     pixels[100:200, 100:300] = (0, 0, 0, 0)
@@ -172,12 +176,12 @@ def test_a_transparent_picture_is_white(tmp_path: Path) -> None:
 
 
 def white(path: Path) -> None:
-    """The most that deflate makes of white: 201 MB in tiles of 4096 px."""
+    """Write 201 MB of white in deflate tiles of 4096 px, the highest expansion that deflate reaches."""
     image = pyvips.Image.black(8192, 8192, bands=3).invert().copy(interpretation="srgb")
     image.tiffsave(str(path), compression="deflate", tile=True, tile_width=4096, tile_height=4096)
 
 
-def test_a_white_slide_is_no_bomb(tmp_path: Path) -> None:
+def test_a_white_slide_is_not_a_decompression_bomb(tmp_path: Path) -> None:
     white(tmp_path / "white.tif")
     assert 8192**2 * 3 / (tmp_path / "white.tif").stat().st_size > 800
     slide = open_slide(tmp_path / "white.tif")
@@ -186,7 +190,7 @@ def test_a_white_slide_is_no_bomb(tmp_path: Path) -> None:
 
 
 def with_tags(**tags: int) -> Callable[[Path], None]:
-    """A sound tiled slide whose directory then says something else."""
+    """Return a writer of a valid tiled slide whose directory is then changed."""
 
     def write(path: Path) -> None:
         tifffile.imwrite(path, scene(3), photometric="rgb", **TILES)
@@ -224,42 +228,43 @@ def numbers(dtype: str) -> Callable[[Path], None]:
     return tiff(np.ones((50, 60), dtype), photometric="minisblack")
 
 
+# name: (writer of the file, the figure or name in the message)
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "float16": (numbers("float16"), "16-bit float samples are no slide"),
-    "float32": (numbers("float32"), "32-bit float samples are no slide"),
-    "float64": (numbers("float64"), "64-bit float samples are no slide"),
-    "int8": (numbers("int8"), "8-bit signed samples are no slide"),
-    "int16": (numbers("int16"), "16-bit signed samples are no slide"),
-    "uint32": (numbers("uint32"), "32-bit unsigned samples are no slide"),
-    "uint64": (numbers("uint64"), "64-bit unsigned samples are no slide"),
-    "complex": (numbers("complex64"), "64-bit complex samples are no slide"),
+    "float16": (numbers("float16"), "16-bit float"),
+    "float32": (numbers("float32"), "32-bit float"),
+    "float64": (numbers("float64"), "64-bit float"),
+    "int8": (numbers("int8"), "8-bit signed"),
+    "int16": (numbers("int16"), "16-bit signed"),
+    "uint32": (numbers("uint32"), "32-bit unsigned"),
+    "uint64": (numbers("uint64"), "64-bit unsigned"),
+    "complex": (numbers("complex64"), "64-bit complex"),
     "six channels": (
         tiff(scene(6), photometric="minisblack", planarconfig="contig"),
-        "6 samples a pixel as b-w are neither grey, RGB nor CMYK",
+        "6 samples per pixel",
     ),
-    "no width": (with_tags(ImageWidth=0), "no pixels: 0 x 90 px"),
-    "no height": (with_tags(ImageLength=0), "no pixels: 150 x 0 px"),
-    "too wide": (with_tags(ImageWidth=2_000_000), "2,000,000 x 90 px; a side may have 1,000,000 px"),
-    "too many": (with_tags(ImageWidth=900_000, ImageLength=900_000), "810 Gpx; 500 Gpx are allowed"),
-    "a bomb": (with_tags(ImageWidth=200_000, ImageLength=200_000), "-fold; 2,000-fold is allowed"),
+    "no width": (with_tags(ImageWidth=0), "0 x 90 px"),
+    "no height": (with_tags(ImageLength=0), "150 x 0 px"),
+    "too wide": (with_tags(ImageWidth=2_000_000), "2,000,000 x 90 px; 1,000,000 px"),
+    "too many": (with_tags(ImageWidth=900_000, ImageLength=900_000), "810 Gpx; 500 Gpx"),
+    "a bomb": (with_tags(ImageWidth=200_000, ImageLength=200_000), "2,000-fold"),
     "a bomb of webp": (
         with_tags(ImageWidth=700_000, ImageLength=700_000, Compression=50001),
-        "-fold; 200,000-fold is allowed",
+        "200,000-fold",
     ),
-    "a large tile": (with_tags(TileWidth=2**20, TileLength=2**20), "a tile has 1,099,511,627,776 px"),
-    "a png bomb": (lambda path: _bytes(path, png(60000, 60000)), "-fold; 2,000-fold is allowed"),
-    "a jpeg bomb": (large_jpeg, "-fold; 2,000-fold is allowed"),
-    "a png of nothing": (lambda path: _bytes(path, png(0, 10)), "libvips|no pixels"),
+    "a large tile": (with_tags(TileWidth=2**20, TileLength=2**20), "1,099,511,627,776 px"),
+    "a png bomb": (lambda path: _bytes(path, png(60000, 60000)), "2,000-fold"),
+    "a jpeg bomb": (large_jpeg, "2,000-fold"),
+    "a png of nothing": (lambda path: _bytes(path, png(0, 10)), "libvips|0 x 10 px"),
     "a png cut short": (lambda path: _bytes(path, png(60, 60)), "libvips"),
-    "text": (lambda path: _bytes(path, b"this is no slide\n" * 50), "not an image"),
+    "text": (lambda path: _bytes(path, b"this is no slide\n" * 50), ""),
     "svg": (
         lambda path: _bytes(path, b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
-        "not an image",
+        "",
     ),
-    "pdf": (lambda path: _bytes(path, b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"), "not an image"),
-    "zeros": (lambda path: _bytes(path, bytes(5000)), "not an image"),
-    "a bare magic": (lambda path: _bytes(path, b"II*\0"), "TIFF directory"),
-    "large strips, turned": (turned_strips, "orientation 6 of 8,000 x 5,000 px in strips needs all of it in memory"),
+    "pdf": (lambda path: _bytes(path, b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"), ""),
+    "zeros": (lambda path: _bytes(path, bytes(5000)), ""),
+    "a bare magic": (lambda path: _bytes(path, b"II*\0"), "TIFF"),
+    "large strips, turned": (turned_strips, "orientation 6 .*8,000 x 5,000 px"),
 }
 
 
@@ -268,9 +273,10 @@ def _bytes(path: Path, data: bytes) -> None:
 
 
 def assert_refused(path: Path, words: str) -> SlideError:
-    """It is refused on opening or on reading, with these words, in one line without its path."""
+    """Check that opening or reading a slide is refused, in one line with `words` and without its path."""
     with pytest.raises(SlideUnreadable, match=words) as raised:
         read_overview(open_slide(path), 8, (255, 255, 255))
+    assert raised.value.reason is Reason.DAMAGED
     text = str(raised.value)
     assert "\n" not in text
     assert str(path) not in text
@@ -292,6 +298,7 @@ def test_an_unsupported_codec_is_named(number: int, name: str, tmp_path: Path) -
     with_tags(Compression=number)(tmp_path / "slide.tif")
     with pytest.raises(CodecUnsupported, match=name) as raised:
         open_slide(tmp_path / "slide.tif")
+    assert raised.value.reason is Reason.UNSUPPORTED
     assert "\n" not in str(raised.value)
 
 
@@ -302,7 +309,7 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     tasks = [Task(name, tmp_path / name, (TILING,)) for name in names]
     for end in stream(tasks, LIMITS, 2, work):
         assert isinstance(end, Ended)
-        assert "allowed" in end.reason or "a tile has" in end.reason
+        assert end.code is Reason.DAMAGED
         assert end.peak_mb < 200
 
 
@@ -314,11 +321,11 @@ def test_every_odd_file_is_read_right_or_refused_in_one_line(folder: str) -> Non
     ends = outcomes(paths)
     assert [end.image_id for end in ends] == sorted(path.name for path in paths)
     for end in ends:
-        if end.reason:
+        if end.code:
+            assert end.code not in HARM
             assert "\n" not in end.reason
             assert str(SHARED) not in end.reason
-            assert not any(word in end.reason for word in HARM)
             continue
-        mine, second = np.array(end.facts["mean"]), end.facts["pillow"]
-        if second is not None:
-            assert np.abs(mine - second).max() <= 2, f"{end.image_id}: {mine}, by Pillow {second}"
+        mean, by_pillow = np.array(end.facts["mean"]), end.facts["pillow"]
+        if by_pillow is not None:
+            assert np.abs(mean - by_pillow).max() <= 2, f"{end.image_id}: {mean}, by Pillow {by_pillow}"

@@ -1,1 +1,1 @@
-"""Slides: reading, tissue, tiling, and synthetic slides."""
+"""Read whole-slide images: decode pixels from TIFF, PNG, JPEG and OpenSlide formats."""

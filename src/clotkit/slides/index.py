@@ -1,8 +1,9 @@
-"""The tile index: where the tissue can be, from the compressed sizes of a slide's tiles, before a pixel is decoded.
+"""Find where tissue can be from the compressed sizes of a slide's tiles: the tile index.
 
-Near-empty background compresses to next to nothing, so a tiled slide's own table of byte counts is a map of it. It is
-a hint: a sample of the tiles that it would skip is decoded first. Tissue among them lowers the size that is skipped;
-where that leaves little to skip (noise, uncompressed tiles), there is no index, and every tile counts as wanted.
+No pixel is decoded for it. Empty background compresses to almost nothing, so the byte counts in a tiled file's
+directory map the tissue. The index is a hint, so it is checked: a sample of the tiles that it would skip is decoded. If
+tissue is among them, the size limit falls. If the limit leaves too little to skip (noise, uncompressed tiles), there is
+no index and every tile may have tissue.
 """
 
 from collections.abc import Callable
@@ -16,38 +17,37 @@ from clotkit.slides.reader import Slide
 from clotkit.slides.tiff import SegmentTable
 
 Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
-Distance = Callable[[int, int], int]  # of a tile (row, column): largest grey-level distance from the background
+Distance = Callable[[int, int], int]  # tile (row, column) -> largest distance from the background, grey levels
 
-CONTENT_SIZED_CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # their tiles' sizes follow their content
-DEVIATIONS = 4.0  # robust standard deviations above the commonest size: still background
-MARGIN, MIN_BYTES = 1.25, 32  # and this much above it, where the sizes hardly vary
-MIN_SKIPPED = 0.2  # of all tiles: below it the index saves nothing
-SAMPLED_LARGEST, SAMPLED_SPREAD = (
-    16,
-    48,
-)  # tiles that are decoded to verify it: those nearest to being wanted, and an even spread
-SAMPLE_DOWNSAMPLE = 8  # of those tiles: finer than what a tiler looks at
-LOWERINGS, LOWER = 8, 0.5  # how often, and to what part of its way from the mode to an offender, the limit falls
+CONTENT_SIZED_CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # tile size depends on content
+# A tile counts as background up to this far above the commonest tile size, whichever is the most.
+DEVIATIONS = 4.0  # robust standard deviations
+MARGIN, MARGIN_BYTES = 1.25, 32  # factor and bytes, for slides whose background sizes hardly vary
+MIN_SKIPPED = 0.2  # share of all tiles: with less to skip, an index saves nothing
+SAMPLED_LARGEST, SAMPLED_SPREAD = 16, 48  # tiles decoded as a check: the largest skipped ones, an even spread
+SAMPLE_DOWNSAMPLE = 8  # of the sampled tiles: finer than tilers need
+MAX_LOWERINGS = 8  # times that the limit may fall
+LOWERING_FACTOR = 0.5  # the new limit: this part of the way from the mode to the smallest offending tile
 
 
 @dataclass(frozen=True)
 class TileIndex:
-    """Which tiles of a slide may have tissue: `wanted` bool[rows, columns], tiles of `side_px` in each direction.
+    """The tiles of a slide that may have tissue."""
 
-    The others lie within `within` grey levels of the background.
-    """
-
-    side_px: int
-    wanted: npt.NDArray[np.bool_]
-    max_distance: float
+    side_px: int  # of a tile
+    wanted: npt.NDArray[np.bool_]  # [rows, columns] may have tissue
+    max_distance: float  # of the other tiles from the background, grey levels
 
     @property
     def wanted_share(self) -> float:
-        """The share of the tiles that is wanted."""
+        """Share of the tiles that may have tissue."""
         return float(self.wanted.mean())
 
     def bounds(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
-        """The largest tissue share that squares of `side_px` can have, [n]: the area of the wanted tiles they touch."""
+        """Return an upper bound of the tissue share of squares of `side_px` at `corners`, [n].
+
+        The bound is the area of the wanted tiles that a square touches, over the square's area.
+        """
         left, top = (corners // self.side_px).T
         right, bottom = -((-corners - side_px) // self.side_px).T
         touched = box_sums(self.wanted, top, bottom, left, right)
@@ -55,7 +55,10 @@ class TileIndex:
 
 
 def slide_index(slide: Slide, background: Colour, threshold: int) -> TileIndex | None:
-    """Return the tile index for tissue at least `threshold` grey levels from the background, None without one."""
+    """Return the tile index for tissue at least `threshold` grey levels from the background.
+
+    Returns None for a slide without an index: not tiled, or one on which the index would skip little.
+    """
     table = slide.table
     if table is None or slide.sequential or table.width_px % SAMPLE_DOWNSAMPLE:
         return None
@@ -69,18 +72,26 @@ def slide_index(slide: Slide, background: Colour, threshold: int) -> TileIndex |
     return verified_index(table, distance, threshold / 2)
 
 
-def verified_index(table: SegmentTable, distance: Distance, most: float) -> TileIndex | None:
-    """The index of a tiled slide, checked against decoded tiles; None where it would skip little.
+def verified_index(table: SegmentTable, distance: Distance, max_distance: float) -> TileIndex | None:
+    """Return the index of a tiled slide after checking it on decoded tiles.
 
-    `distance` decodes one tile; what is skipped lies within `most` grey levels of the background, as far as the sample
-    of it can tell. Raises what `distance` raises.
+    Args:
+        table: Where the tiles lie in the file, and their compressed sizes.
+        distance: Decodes one tile (row, column) and returns its largest distance from the background in grey levels.
+        max_distance: Distance that a skipped tile may have, in grey levels. It is enforced on the sample alone.
+
+    Returns:
+        The index, or None if it would skip less than MIN_SKIPPED of the tiles.
+
+    Raises:
+        SlideError: `distance` raised it.
     """
     counts = table.counts
     if not table.tiled or table.width_px != table.height_px or table.codec not in CONTENT_SIZED_CODECS:
         return None
     known: dict[tuple[int, int], int] = {}
     mode, limit = background_bytes(counts.ravel())
-    for _ in range(LOWERINGS):
+    for _ in range(MAX_LOWERINGS):
         wanted = counts > limit
         if 1 - wanted.mean() < MIN_SKIPPED:
             return None
@@ -88,30 +99,32 @@ def verified_index(table: SegmentTable, distance: Distance, most: float) -> Tile
         for place in sample:
             if place not in known:
                 known[place] = distance(*place)
-        offenders = [int(counts[place]) for place in sample if known[place] > most]
+        offenders = [int(counts[place]) for place in sample if known[place] > max_distance]
         if not offenders:
-            return TileIndex(table.width_px, wanted, most)
-        limit = mode + LOWER * (min(offenders) - mode)
+            return TileIndex(table.width_px, wanted, max_distance)
+        limit = mode + LOWERING_FACTOR * (min(offenders) - mode)
     return None
 
 
 def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """The commonest size, and the largest that is still background: above it by its spread, which is taken from below.
+    """Return the commonest tile size and the largest size that still counts as background, in bytes.
 
-    Background is the commonest thing on these slides (half of the largest tissue share ever seen is tissue).
+    The limit lies above the mode by a multiple of the spread, which is estimated from the sizes below the mode.
+    Background is the commonest content of these slides: the largest tissue share seen on a real slide is about one
+    half.
     """
-    bins = np.round(np.log2(counts) * 8).astype(np.int64)  # an eighth of a doubling
+    bins = np.round(np.log2(counts) * 8).astype(np.int64)  # eight bins per doubling
     values, frequency = np.unique(bins, return_counts=True)
     mode = float(np.median(counts[bins == values[frequency.argmax()]]))
     below = counts[counts <= mode]
     deviation = 1.4826 * float(np.median(mode - below))
-    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MIN_BYTES)
+    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MARGIN_BYTES)
 
 
 def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Tiles to decode before the others are skipped, (row, column): the largest of them, and an even spread."""
+    """Return tiles to decode before skipping the rest, (row, column): the largest ones and an even spread."""
     rows, columns = np.nonzero(~wanted)
     order = np.argsort(-counts[rows, columns], kind="stable")
-    largest, rest = order[:SAMPLED_LARGEST], np.sort(order[SAMPLED_LARGEST:])  # the rest in the order of the slide
+    largest, rest = order[:SAMPLED_LARGEST], np.sort(order[SAMPLED_LARGEST:])  # the rest in slide order
     spread = rest[:: max(1, len(rest) // SAMPLED_SPREAD)]
     return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread])]

@@ -1,4 +1,4 @@
-"""What every room of slides/ knows of pixels: their types, and the one way in which they are shrunk, or added up."""
+"""Define pixel types and the one way to downsample or sum pixels, shared by all readers and tilers."""
 
 from collections.abc import Callable
 from itertools import product
@@ -9,36 +9,36 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
-Places = npt.NDArray[np.int64]  # rows or columns
+Places = npt.NDArray[np.int64]  # row or column numbers
 
-BLOCK_PX = 1024  # side of what is held at full resolution while a tile is shrunk, 3 MB
-FEW = 16  # rows or columns of a box that are added faster one by one
-BAND_SAMPLES = 2**18  # of row sums at a time: 512 kB, which stays in the cache
+BLOCK_PX = 1024  # side of a full-resolution block while a tile is downsampled, 3 MB
+MAX_UNROLLED = 16  # terms of a sum; up to here adding them one by one is faster
+BAND_SAMPLES = 2**18  # row sums at a time: 512 kB, which fits the CPU cache
 
 
 def box_mean(pixels: Pixels, downsample: int) -> Pixels:
-    """Average boxes of `downsample` px, rounded half up: uint8[h, w, 3] -> uint8[h / downsample, w / downsample, 3].
+    """Average boxes of `downsample` px: uint8[h, w, 3] -> uint8[h / downsample, w / downsample, 3].
 
-    Both sides must be divisible; every reader downsamples with this, so that they agree to the bit.
+    Means are rounded half up. Both sides must be divisible by `downsample`. Every reader downsamples with this
+    function, so that their results agree to the bit.
     """
     if downsample == 1:
         return pixels
     height, width = pixels.shape[0] // downsample, pixels.shape[1] // downsample
     out = np.empty((height, width, 3), np.uint8)
     rows = max(1, BAND_SAMPLES // (3 * downsample * width or 1))
-    boxes = pixels.reshape(
-        height, downsample, 3 * downsample * width
-    )  # [h, w, 3] -> [rows, rows of a box, samples of a row]
+    # [h, w, 3] -> [rows of boxes, rows of a box, samples of a row]
+    boxes = pixels.reshape(height, downsample, 3 * downsample * width)
     for top in range(0, height, rows):
         _mean_of_rows(boxes[top : top + rows], downsample, out[top : top + rows])
     return out
 
 
 def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) -> None:
-    """Write box means of uint8[n, downsample, w * downsample * 3] to uint8[n, w, 3], rows first."""
-    sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; at most 256 * 255 fits
+    """Write box means of uint8[n, downsample, w * downsample * 3] into `out`, uint8[n, w, 3]."""
+    sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; 256 * 255 fits uint16
     columns = sums.reshape(len(boxes), -1, downsample, 3)  # [n, w, columns of a box, 3]
-    wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= FEW else np.uint32
+    wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= MAX_UNROLLED else np.uint32
     area = downsample * downsample
     for channel in range(3):
         total = _sum(columns[..., channel].swapaxes(1, 2), wide)  # [n, columns of a box, w] -> [n, w]
@@ -47,8 +47,8 @@ def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) ->
 
 
 def _sum(values: npt.NDArray[Any], wide: type[np.unsignedinteger[Any]]) -> npt.NDArray[Any]:
-    """Sums over the second axis: one by one, which is faster while they are few."""
-    if values.shape[1] > FEW:
+    """Return sums over the second axis; few terms are added one by one, which is faster."""
+    if values.shape[1] > MAX_UNROLLED:
         return np.asarray(np.add.reduce(values, axis=1, dtype=wide))
     total = values[:, 0].astype(wide)
     for index in range(1, values.shape[1]):
@@ -59,10 +59,20 @@ def _sum(values: npt.NDArray[Any], wide: type[np.unsignedinteger[Any]]) -> npt.N
 def box_sums(
     values: npt.NDArray[Any], top: Places, bottom: Places, left: Places, right: Places
 ) -> npt.NDArray[np.float64]:
-    """Sums of `values` [h, w] over boxes, by a summed-area table: of the shape that their sides broadcast to.
+    """Return sums of `values` [h, w] over boxes, from a summed-area table.
 
-    A box has the rows from `top` to `bottom` and the columns from `left` to `right`, the ends left out; what lies
-    beyond the values counts as 0. Exact for whole numbers and masks.
+    A box spans rows [top, bottom) and columns [left, right). Values beyond the edges count as 0. Sums of integers and
+    masks are exact.
+
+    Args:
+        values: The array, [h, w].
+        top: First row of each box; the four arrays broadcast.
+        bottom: Row after the last one.
+        left: First column of each box.
+        right: Column after the last one.
+
+    Returns:
+        float64 of the shape that the four arrays broadcast to.
     """
     height, width = values.shape
     sums = np.zeros((height + 1, width + 1))
@@ -73,7 +83,7 @@ def box_sums(
 
 
 def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:
-    """The pixels with their right and lower sides filled up with background to multiples of `downsample`."""
+    """Return the pixels with background added on the right and below, to multiples of `downsample`."""
     height, width = pixels.shape[:2]
     if not (height % downsample or width % downsample):
         return pixels
@@ -83,9 +93,9 @@ def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:
 
 
 def blank(width: int, height: int, background: Colour) -> Pixels:
-    """Background only: uint8[height, width, 3]."""
+    """Return a background image, uint8[height, width, 3]."""
     pixels = np.empty((height, width * 3), np.uint8)
-    pixels[:] = np.array(background * width, np.uint8)  # whole rows: ten times as fast as colour by colour
+    pixels[:] = np.array(background * width, np.uint8)  # filling whole rows is ten times as fast as pixel by pixel
     return pixels.reshape(height, width, 3)
 
 
@@ -97,7 +107,16 @@ def downsampled_tile(
     downsample: int,
     background: Colour,
 ) -> Pixels:
-    """One tile from `read` (x, y, width, height: a part of a slide of `size_px`), in blocks of bounded memory."""
+    """Return one tile, read and downsampled in blocks, so that memory is bounded.
+
+    Args:
+        read: Reads a region of the slide: (x, y, width, height) -> uint8[height, width, 3].
+        size_px: Width and height of the slide.
+        corner: Top left corner (x, y) of the tile, full-resolution pixels.
+        tile_px: Side of the tile, in its own pixels.
+        downsample: Slide pixels per tile pixel.
+        background: Colour of what lies beyond the slide's edge.
+    """
     tile = blank(tile_px, tile_px, background)
     block = max(1, BLOCK_PX // downsample)
     for top, left in product(range(0, tile_px, block), repeat=2):

@@ -1,7 +1,7 @@
-"""What a slide's header says, and what it may not say: read before a decoder is chosen or a pixel allocated.
+"""Read and check a slide's header before a decoder is chosen or a pixel is allocated.
 
-What no slide has (float samples, a size that the file cannot hold) is refused here. Tags are read into arrays: a
-library that makes Python numbers of 300,000 tile offsets takes more memory for them than reading the slide does.
+Headers that no slide has (float samples, a size that the file cannot hold) are refused here. Tags are read into arrays:
+a library that makes Python integers of 300,000 tile offsets takes more memory for them than reading the slide does.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clotkit.errors import SlideUnreadable, one_line
 
-# TIFF compression tags; the names are those of the TIFF specification and its registered extensions.
+# TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
     1: "none",
     2: "CCITT RLE",
@@ -47,7 +47,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
 
-# Tags of the first directory that are read, and how wide a number of each kind is.
+# The tags that are read from the first directory; KINDS has the dtype of each kind of value.
 WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIG, PREDICTOR = 274, 277, 278, 284, 317
 TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 338, 339, 347
@@ -61,50 +61,54 @@ KINDS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4"
 BIGTIFF, MAX_TAGS = 43, 4096
 Tags = dict[int, npt.NDArray[np.int64]]
 
-# What a file may claim to be. Real slides compress 2.4 to 159 fold; all white, deflate reaches 931, LZW 840, JPEG 511.
-# The other codecs have no such bound: a real ZSTD file has 6,214, white lossless WebP tiles of 1024 px have 31,566, and
-# a row of CCITT G4 can be one bit however wide it is.
+# Limits of a slide. Real slides compress 2.4 to 159 fold; an all-white one reaches 931 with deflate, 840 with LZW, 511
+# with JPEG. The other codecs have no such bound: a real ZSTD file reaches 6,214, white lossless WebP tiles of 1024 px
+# reach 31,566, and a row of CCITT G4 can take one bit whatever its width.
 MAX_SIDE_PX, MAX_PX, MAX_TILE_PX = 1_000_000, 500 * 10**9, 2**26
 MAX_EXPANSION, MAX_EXPANSION_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
-SMALL_BYTES = 2**26  # raw: below this no expansion does harm
+SMALL_BYTES = 2**26  # raw size up to which any expansion is harmless
 
-# What slides.segments decodes without libvips: plain 8-bit RGB in these codecs, in segments of a bounded size.
+# slides.segments decodes plain 8-bit RGB in these codecs, in segments of a bounded size.
 PLAIN_CODECS = {1, 5, 7, 8, 32946}
 RGB, YCBCR, JPEG = 2, 6, 7
-MAX_SEGMENT_BYTES = 48 * 2**20  # decoded: 128 rows of the widest slide are 39 MB
+MAX_SEGMENT_BYTES = 48 * 2**20  # decoded; 128 rows of the widest slide are 39 MB
 
 
 @dataclass(frozen=True)
 class SegmentTable:
-    """Where the tiles or strips of a page lie in the file, and how each is packed."""
+    """The tiles or strips of a page: their places in the file and their encoding."""
 
     tiled: bool
     plain: bool  # 8-bit RGB that slides.segments can decode
-    codec: int
-    predictor: bool  # horizontal differencing, undone after decoding
-    ycbcr: bool  # JPEG data in YCbCr, else in RGB
+    codec: int  # TIFF compression tag
+    predictor: bool  # horizontal differencing, to be undone after decoding
+    ycbcr: bool  # JPEG data are YCbCr, else RGB
     jpeg_tables: bytes
-    width_px: int  # of a segment: a tile's side, or the whole row
-    height_px: int
-    offsets: npt.NDArray[np.int64]  # [rows, columns] in the file
+    width_px: int  # of a segment: a tile's width, or the slide's for strips
+    height_px: int  # of a segment
+    offsets: npt.NDArray[np.int64]  # [rows, columns] byte offset in the file
     counts: npt.NDArray[np.int64]  # [rows, columns] compressed bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the first directory of a TIFF says; as it stands, that of a PNG or JPEG."""
+    """The contents of a TIFF's first directory; the defaults describe a PNG or JPEG."""
 
-    codec: int | None = None
+    codec: int | None = None  # TIFF compression tag, None for PNG and JPEG
     tiled: bool = False
-    alpha: bool = True  # a sample more than the colours is transparency
+    alpha: bool = True  # the first extra sample is transparency
     width_px: int = 0
     height_px: int = 0
     orientation: int = 1  # the TIFF tag; 1: upright
-    segments: SegmentTable | None = None  # None where its table is not whole
+    segments: SegmentTable | None = None  # None if the table is incomplete
 
 
 def read_layout(path: Path) -> Layout | None:
-    """The layout of a TIFF, PNG or JPEG, None for other files. Raises SlideUnreadable for what no slide has."""
+    """Return the layout of a TIFF, PNG or JPEG, or None for other files.
+
+    Raises:
+        SlideUnreadable: The file cannot be read, or its header is one that no slide has.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(8)
@@ -114,14 +118,18 @@ def read_layout(path: Path) -> Layout | None:
     except OSError as error:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
-        raise SlideUnreadable(f"its TIFF directory cannot be read: {one_line(error)}") from error
+        raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
     return _layout(tags, path)
 
 
 def read_tags(file: BinaryIO) -> Tags:
-    """The TAGS that a TIFF's first directory has, classic or BigTIFF. Raises ValueError or struct.error where it ends.
+    """Return those of TAGS that the first directory of a TIFF or BigTIFF has.
 
     Source: Adobe, TIFF Revision 6.0, section 2; for BigTIFF the libtiff project's description of its design.
+
+    Raises:
+        ValueError: The file ends early, or the directory is not plausible.
+        struct.error: The file ends within a number.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -131,7 +139,7 @@ def read_tags(file: BinaryIO) -> Tags:
     word, room, count_as = ("Q", 8, "Q") if big else ("I", 4, "H")
     (start,) = struct.unpack(f"{order}{word}", head[room : 2 * room])
     if not 8 <= start < size:
-        raise ValueError(f"it begins at byte {start:,} of {size:,}")
+        raise ValueError(f"the first directory starts at byte {start:,} of {size:,}")
     file.seek(start)
     (count,) = struct.unpack(f"{order}{count_as}", file.read(struct.calcsize(count_as)))
     if count > MAX_TAGS:
@@ -147,7 +155,7 @@ def read_tags(file: BinaryIO) -> Tags:
 def _values(
     file: BinaryIO, kind: np.dtype[Any], number: int, value: bytes, word: str, file_bytes: int
 ) -> npt.NDArray[np.int64]:
-    """The numbers of one tag: in the entry itself where they fit, else where it points to."""
+    """Return the values of one tag, from its entry if they fit there, else from where it points."""
     size = number * kind.itemsize
     if size <= len(value):
         return np.frombuffer(value[:size], kind).astype(np.int64)
@@ -166,7 +174,11 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _layout(tags: Tags, path: Path) -> Layout:
-    """The layout that tags say, checked. Raises SlideUnreadable for what no slide has."""
+    """Return the layout that the tags describe, checked.
+
+    Raises:
+        SlideUnreadable: The header is one that no slide has.
+    """
     codec, samples = _one(tags, COMPRESSION, 1), _one(tags, SAMPLES_PER_PIXEL, 1)
     width, height = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0)
     depths = tags.get(BITS_PER_SAMPLE, np.ones(1, np.int64))[: max(samples, 1)]
@@ -175,12 +187,12 @@ def _layout(tags: Tags, path: Path) -> Layout:
     known = bits in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)) and (depths == bits).all()
     if kind not in (1, 4) or not known:
         raise SlideUnreadable(
-            f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples are no slide, {samples} a pixel; "
-            "unsigned ones of 8 or 16 bits are read, of 1, 2 or 4 where a pixel has one"
+            f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples, {samples} per pixel, are not supported; "
+            "unsigned samples of 8 or 16 bits are, and of 1, 2 or 4 bits with one per pixel"
         )
     tiled = TILE_WIDTH in tags
     if tiled and not 0 < (area := _one(tags, TILE_WIDTH, 0) * _one(tags, TILE_HEIGHT, 0)) <= MAX_TILE_PX:
-        raise SlideUnreadable(f"a tile has {area:,} px; at most {MAX_TILE_PX:,} are read")
+        raise SlideUnreadable(f"a tile has {area:,} px; {MAX_TILE_PX:,} px are allowed")
     extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
     plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
     segments = _segments(tags, plain, path.stat().st_size)
@@ -188,14 +200,15 @@ def _layout(tags: Tags, path: Path) -> Layout:
 
 
 def _one(tags: Tags, code: int, default: int) -> int:
-    """The first number of a tag."""
+    """Return the first value of a tag."""
     return int(tags[code][0]) if len(tags.get(code, ())) else default
 
 
 def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
-    """The segments of a page whose samples lie together; None where there is no whole table of them.
+    """Return the segments of a page with interleaved samples, or None without a complete table of them.
 
-    Raises SlideUnreadable where they lie beyond the end of the file.
+    Raises:
+        SlideUnreadable: The segments extend beyond the end of the file.
     """
     width, height, tiled = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0), TILE_WIDTH in tags
     strip = (width, min(_one(tags, ROWS_PER_STRIP, height), height))
@@ -209,7 +222,7 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     if counts.min() < 1 or offsets.min() < 8:
         return None
     if (end := int((offsets + counts).max())) > file_bytes:
-        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,}, it has {file_bytes:,}")
+        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,} of {file_bytes:,}")
     codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,
@@ -226,24 +239,38 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
 
 
 def _packed_plainly(tags: Tags) -> bool:
-    """Whether slides.segments knows the codec of an 8-bit page of three samples, its colours and its packing."""
+    """Return whether `slides.segments` decodes this codec, colour model and packing.
+
+    The page must have three 8-bit samples per pixel.
+    """
     codec, photometric, predictor = _one(tags, COMPRESSION, 1), _one(tags, PHOTOMETRIC, 0), _one(tags, PREDICTOR, 1)
     colours = photometric in (RGB, YCBCR) if codec == JPEG else photometric == RGB
     packing = predictor == 1 or (predictor == 2 and codec not in (1, JPEG))
     return codec in PLAIN_CODECS and colours and packing and _one(tags, FILL_ORDER, 1) == 1
 
 
-def check_size(width: int, height: int, bits: int, path: Path, fold: int) -> None:
-    """Refuse sizes that no slide has, and those that a file cannot hold; `bits` are those of a pixel."""
+def check_size(width: int, height: int, bits: int, path: Path, expansion: int) -> None:
+    """Check that a slide may have this size and that its file can hold it.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        bits: Bits per pixel.
+        path: The file.
+        expansion: Allowed ratio of raw bytes to file bytes.
+
+    Raises:
+        SlideUnreadable: A side or the area is too small or too large, or the ratio is.
+    """
     if min(width, height) < 1:
         raise SlideUnreadable(f"no pixels: {width} x {height} px")
     size = f"{width:,} x {height:,} px"
     if max(width, height) > MAX_SIDE_PX:
-        raise SlideUnreadable(f"{size}; a side may have {MAX_SIDE_PX:,} px")
+        raise SlideUnreadable(f"{size}; {MAX_SIDE_PX:,} px per side are allowed")
     if width * height > MAX_PX:
         raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MAX_PX // 10**9} Gpx are allowed")
     raw, stored = width * height * bits // 8, path.stat().st_size
-    if raw > SMALL_BYTES and raw > fold * stored:
+    if raw > SMALL_BYTES and raw > expansion * stored:
         raise SlideUnreadable(
-            f"{size} in {stored:,} bytes would expand {raw // stored:,}-fold; {fold:,}-fold is allowed"
+            f"{size} in {stored:,} bytes would expand {raw // stored:,}-fold; {expansion:,}-fold is allowed"
         )

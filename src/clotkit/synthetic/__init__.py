@@ -1,1 +1,1 @@
-"""Synthetic slides and pictures."""
+"""Draw synthetic slides and pictures."""

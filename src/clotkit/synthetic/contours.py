@@ -1,12 +1,10 @@
-"""Synthetic double contours: drawn pictures in the manner of an ultrasound of a joint, of no patient.
+"""Draw synthetic double contours: pictures like an ultrasound of a joint, of no patient.
 
-In an ultrasound picture of cartilage the surface of the bone is one bright line; where crystals lie on the cartilage
+In an ultrasound picture of cartilage the surface of the bone is one bright line. If crystals lie on the cartilage,
 there is a second line above it, weaker and nearly parallel: the double contour sign of gout (Grassi et al., Semin
-Arthritis Rheum 36, 2006). Class `yes` has the second line, `no` has other bright things in its place.
+Arthritis Rheum 36, 2006). Class `yes` has the second line; class `no` has other bright structures in its place.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import UsageError
-from clotkit.files import atomic_write, atomic_write_json, atomic_write_text
+from clotkit.files import atomic_write, atomic_write_json
+from clotkit.progress import Log
+from clotkit.synthetic.folder import make_folder, remove_inside, write_table
 
 SIDE_PX = 192
 CLASSES = ("no", "yes")
-SHARE = 1 / 6  # of the pictures that are yes: one to five
-PICTURES = (12, 100_000)
-PICTURES_OF_PATIENT = 4  # at most
+SHARE = 1 / 6  # of the pictures that are yes
+PICTURES = (12, 100_000)  # allowed numbers
+MAX_PICTURES_OF_PATIENT = 4
 MARKER = "contours.json"  # marks a folder whose pictures are drawn
 TABLE = "metadata.csv"
 
@@ -32,79 +32,85 @@ Grey = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Patient:
-    """What the pictures of one patient have in common. Lengths in px, levels of 1."""
+    """The parameters that the pictures of one patient share; lengths in px, intensities from 0 to 1."""
 
     id: str
-    double: bool
-    depth: float  # of the bone, at the middle
-    tilt: float  # px down a px across
+    double: bool  # has the second line: class yes
+    depth: float  # of the bone, at the middle column
+    tilt: float  # of the bone, px down per px across
     bow: float  # of the bone's arc, px at the sides
-    thickness: float  # standard deviation of the line, across it
-    level: float  # of the line
+    thickness: float  # standard deviation of the line's profile
+    level: float  # intensity of the line
     decay: float  # of the light with depth, over the picture's height
     grain: float  # size of the speckle
     gap: float  # between the two lines
-    second: float  # level of the second line, of the first one's
+    second: float  # intensity of the second line over the first one's
 
 
-def write_contours(out: Path, pictures: int, seed: int, log: Callable[[str], None]) -> None:
-    """Write `pictures` drawn pictures into the folder `out`: no/*.png, yes/*.png (grey, 192 x 192), TABLE, MARKER.
+def write_contours(out: Path, pictures: int, seed: int, log: Log) -> None:
+    """Write drawn pictures into the folder `out`: no/*.png, yes/*.png (grey, 192 x 192), TABLE and MARKER.
 
-    About one in six is yes; a patient has one to four pictures, all of one class, and a character of its own. The table
-    has the columns file and patient. The same arguments give the same bytes; pictures drawn before in `out` are
-    replaced. Raises UsageError for a number out of its bounds, or a folder that holds something else.
+    About one in six is yes. A patient has one to four pictures of one class and parameters of its own. The table has
+    the columns file and patient. The same arguments give the same bytes; earlier pictures in `out` are replaced.
+
+    Args:
+        out: The folder to write.
+        pictures: Number of pictures.
+        seed: Seed of every random draw, 0 or more.
+        log: Called with a summary line.
+
+    Raises:
+        UsageError: A number is out of its bounds, or the folder holds something else.
     """
     if not PICTURES[0] <= pictures <= PICTURES[1]:
         raise UsageError(f"{pictures} pictures; allowed: {PICTURES[0]} to {PICTURES[1]}")
     if seed < 0:
         raise UsageError(f"the seed is {seed}; allowed: 0 and above")
-    _take(out)
+    _prepare_folder(out)
     plan = list(_plan(pictures, seed))
     files = [f"{CLASSES[patient.double]}/{patient.id}_{number}.png" for patient, number in plan]
-    # The marker comes first: a run cut short leaves a folder that the next one may replace.
+    # The marker comes first: the next run may replace the folder that an interrupted run leaves.
     atomic_write_json(out / MARKER, {"synthetic": True, "seed": seed, "pictures": pictures, "files": files})
     for name in CLASSES:
         (out / name).mkdir(exist_ok=True)
     for file, (patient, number) in zip(files, plan, strict=True):
         _write_png(out / file, _draw(patient, _generator(seed, "picture", patient.id, number)))
-    _write_table(out / TABLE, [(file, patient.id) for file, (patient, _) in zip(files, plan, strict=True)])
+    rows = [(file, patient.id) for file, (patient, _) in zip(files, plan, strict=True)]
+    write_table(out / TABLE, ("file", "patient"), rows)
     double = sum(patient.double for patient, _ in plan)
-    log(
-        f"{out}: {pictures} synthetic pictures of {len({patient.id for patient, _ in plan})} patients, {double} are yes"
-    )
+    patients = len({patient.id for patient, _ in plan})
+    log(f"{out}: {pictures} synthetic pictures of {patients} patients, {double} of them yes")
 
 
-def _take(out: Path) -> None:
-    """Make the folder `out`, or drop the pictures that were drawn there before."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; the pictures need a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not any(out.iterdir()):
+def _prepare_folder(out: Path) -> None:
+    """Create the folder `out`, or remove the pictures drawn there before."""
+    if not make_folder(out):
         return
     try:
         marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        stale = [out / str(file) for file in marker["files"] if marker["synthetic"] is True]
+        pictures = [out / str(file) for file in marker["files"] if marker["synthetic"] is True]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(
             f"{out} is not empty and holds no synthetic contours ({MARKER}); name another folder"
         ) from error
-    for path in (*stale, out / TABLE):
-        if path.resolve().is_relative_to(out.resolve()):  # a marker that was tampered with reaches nothing outside
-            path.unlink(missing_ok=True)
+    remove_inside(out, [*pictures, out / TABLE])
 
 
 def _generator(*words: Any) -> np.random.Generator:
-    """A generator of its own for whatever the words name."""
+    """Return a random generator for a name made of `words`."""
     return np.random.default_rng([*" ".join(map(str, words)).encode()])
 
 
 def _plan(pictures: int, seed: int) -> Iterator[tuple[Patient, int]]:
-    """Each picture's patient and its number within the patient's; a patient is yes when yes has fallen behind."""
+    """Yield each picture's patient and its number among the patient's pictures.
+
+    A patient is yes when the share of yes has fallen behind SHARE.
+    """
     rng = _generator(seed, "patients")
     done, double, patients = 0, 0, 0
     while done < pictures:
-        count = min(int(rng.integers(1, PICTURES_OF_PATIENT + 1)), pictures - done)
-        # at the middle of its pictures the share of yes is nearest to what it should be
+        count = min(int(rng.integers(1, MAX_PICTURES_OF_PATIENT + 1)), pictures - done)
+        # Halfway through a patient's pictures, the share of yes is closest to SHARE.
         is_double = double + count / 2 < (done + count) * SHARE
         patient = _patient(f"p{patients:04d}", is_double, rng)
         yield from ((patient, number) for number in range(count))
@@ -128,7 +134,7 @@ def _patient(name: str, is_double: bool, rng: np.random.Generator) -> Patient:
 
 
 def _draw(patient: Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One picture uint8[SIDE_PX, SIDE_PX]: light, times speckle, as a display compresses it."""
+    """Draw one picture, uint8[SIDE_PX, SIDE_PX]: light times speckle, compressed as a display does."""
     bone = _arc(patient, rng)
     light = _tissue(patient, bone, rng)
     light += _line(bone, patient.thickness, patient.level * _along(rng, 0.75, 1.05))
@@ -143,7 +149,7 @@ def _draw(patient: Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
 
 
 def _arc(patient: Patient, rng: np.random.Generator) -> Grey:
-    """The bone's depth in px for each column, [SIDE_PX]."""
+    """Return the bone's depth in px for each column, [SIDE_PX]."""
     across = np.linspace(-1, 1, SIDE_PX)
     middle = rng.normal(0, 0.15)
     tilt = patient.tilt + rng.normal(0, 0.03)
@@ -152,7 +158,7 @@ def _arc(patient: Patient, rng: np.random.Generator) -> Grey:
 
 
 def _waves(rng: np.random.Generator, height_px: float) -> Grey:
-    """A smooth random course, [SIDE_PX], of about `height_px` standard deviation."""
+    """Return a smooth random curve, [SIDE_PX], with a standard deviation of about `height_px`."""
     from scipy.ndimage import gaussian_filter1d
 
     course = gaussian_filter1d(rng.normal(size=SIDE_PX + 120), 20)[60:-60]
@@ -160,12 +166,12 @@ def _waves(rng: np.random.Generator, height_px: float) -> Grey:
 
 
 def _along(rng: np.random.Generator, low: float, high: float) -> Grey:
-    """A strength that changes smoothly along a line, [SIDE_PX]."""
+    """Return a strength that changes smoothly along a line, [SIDE_PX]."""
     return np.clip((low + high) / 2 + _waves(rng, (high - low) / 2), low, high)
 
 
 def _broken(rng: np.random.Generator, share: float) -> Grey:
-    """1 along a line, and 0 in a gap or two of it, [SIDE_PX]: of about `share` of the lines."""
+    """Return 1 along a line and 0 in a gap or two, [SIDE_PX]; about `share` of the lines have gaps."""
     from scipy.ndimage import gaussian_filter1d
 
     whole = np.ones(SIDE_PX)
@@ -177,13 +183,13 @@ def _broken(rng: np.random.Generator, share: float) -> Grey:
 
 
 def _line(course: Grey, thickness: float, strength: Grey | float) -> Grey:
-    """A bright line along a course, [SIDE_PX, SIDE_PX]."""
+    """Return a bright line along a curve, [SIDE_PX, SIDE_PX]."""
     rows = np.arange(SIDE_PX)[:, None]
     return np.asarray(strength * np.exp(-(((rows - course) / thickness) ** 2) / 2), np.float64)
 
 
 def _tissue(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
-    """Soft tissue that dims with depth, dark cartilage over the bone, and the bone's shadow, [SIDE_PX, SIDE_PX]."""
+    """Return soft tissue that dims with depth, dark cartilage and the bone's shadow, [SIDE_PX, SIDE_PX]."""
     from scipy.ndimage import gaussian_filter
 
     rows = np.arange(SIDE_PX)[:, None]
@@ -196,7 +202,10 @@ def _tissue(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _speckle(patient: Patient, rng: np.random.Generator) -> Grey:
-    """Multiplicative speckle of mean 1, [SIDE_PX, SIDE_PX]: the length of a sum of random phases (Rayleigh)."""
+    """Return multiplicative speckle of mean 1, [SIDE_PX, SIDE_PX].
+
+    It is the length of a sum of random phases (Rayleigh).
+    """
     from scipy.ndimage import gaussian_filter
 
     real, imaginary = (gaussian_filter(rng.normal(size=(SIDE_PX, SIDE_PX)), patient.grain) for _ in range(2))
@@ -209,7 +218,7 @@ def _nothing(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _band(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
-    """A short bright band near the bone that does not run with it."""
+    """Return a short bright band near the bone that is not parallel to it."""
     across = np.arange(SIDE_PX) - rng.uniform(0.2, 0.8) * SIDE_PX
     slope = rng.choice((-1, 1)) * rng.uniform(0.35, 0.8)
     course = bone.mean() - rng.uniform(14, 30) + slope * across
@@ -218,7 +227,7 @@ def _band(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _blob(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
-    """A bright spot above the bone."""
+    """Return a bright spot above the bone."""
     column = int(rng.uniform(0.2, 0.8) * SIDE_PX)
     rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
     row, width, height = bone[column] - rng.uniform(9, 30), rng.uniform(4, 9), rng.uniform(3, 6)
@@ -227,7 +236,7 @@ def _blob(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _layer(patient: Patient, bone: Grey, rng: np.random.Generator) -> Grey:
-    """A bright layer of the skin's that nears the bone at one side, and leaves it."""
+    """Return a bright layer that approaches the bone at one side."""
     across = np.linspace(0, 1, SIDE_PX)[:: int(rng.choice((-1, 1)))]
     course = bone - rng.uniform(6, 10) - rng.uniform(45, 90) * across**0.8
     return _line(course + _waves(rng, 1.5), patient.thickness, patient.level * patient.second * _along(rng, 0.7, 1.1))
@@ -241,9 +250,3 @@ def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=6)
-
-
-def _write_table(path: Path, rows: list[tuple[str, str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "patient"), *rows])
-    atomic_write_text(path, text.getvalue())

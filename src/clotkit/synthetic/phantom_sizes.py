@@ -1,9 +1,10 @@
-"""How large the slides of a competition are, drawn from its [sizes]: sides in px and bytes of files.
+"""Draw sizes of slides from a competition's [sizes]: sides in px and bytes of files.
 
-Draws are stratified: the sizes of n slides are the quantiles in the middle of n equal shares, so that sums come out as
-those of the real slides, and a seed decides only which side goes with which bytes.
+Draws are stratified: the sizes of n slides are the quantiles in the middle of n equal shares. So sums match those of
+the real slides, and a seed only decides which side goes with which bytes.
 """
 
+import re
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -11,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Sizes
+from clotkit.errors import UsageError
 
-# No published list has area and bytes of the same slides. With this share of rank in common raw bytes over file bytes
-# are 7.6 in the median and 2.8 to 18 for nine slides of ten; the real ones have 8.7 in the median, 2.4 to 159 in all.
-COMMON = 0.9
+SCALES = {"small": 1 / 8, "real": 1.0}  # of the real sides, by the name of a size
+SIDE_PX = (256, 120_000)  # allowed in WxH
+# No published list has area and bytes of the same slides. With this rank correlation, raw bytes over file bytes have a
+# median of 7.6, and 2.8 to 18 for nine slides of ten; the real ones have a median of 8.7, and 2.4 to 159 in all.
+RANK_CORRELATION = 0.9
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,15 +32,45 @@ class DrawnSlide:
     file_bytes: int
 
 
-def draw_slides(sizes: Sizes, slides: int, seed: int) -> list[DrawnSlide]:
-    """So many slides of a competition's sizes, areas and bytes by their own quantiles, their ranks COMMON in common.
+def slide_sizes(size: str, slides: int, rng: np.random.Generator, real: Sizes) -> list[tuple[int, int]]:
+    """Return width and height of each slide in px, in random order.
 
-    The same arguments draw the same slides.
+    Named sizes are stratified quantiles of the real slides.
+
+    Raises:
+        UsageError: The size is neither a name of SCALES nor WIDTHxHEIGHT within bounds.
+    """
+    if size not in SCALES:
+        return [fixed_size(size)] * slides
+    scale = SCALES[size]
+    return [(round(width * scale), round(height * scale)) for width, height in draw_sides(real, slides, rng)]
+
+
+def fixed_size(size: str) -> tuple[int, int]:
+    """Return width and height of a size WIDTHxHEIGHT.
+
+    Raises:
+        UsageError: The size has another form, or a side is out of bounds.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
+    sides = tuple(map(int, found.groups())) if found else ()
+    low, high = SIDE_PX
+    if not sides or not all(low <= side <= high for side in sides):
+        raise UsageError(f"size is {size!r}; allowed: {', '.join(SCALES)}, or WIDTHxHEIGHT of {low} to {high} px each")
+    return sides[0], sides[1]
+
+
+def draw_slides(sizes: Sizes, slides: int, seed: int) -> list[DrawnSlide]:
+    """Draw slides of a competition's sizes; the same arguments draw the same slides.
+
+    Areas and file sizes follow their own quantiles, with a rank correlation of RANK_CORRELATION.
     """
     rng = np.random.default_rng(seed)
     sides = draw_sides(sizes, slides, rng)
     rank = np.argsort(np.argsort([width * height for width, height in sides], kind="stable"))
-    noisy = COMMON * _normal((rank + 0.5) / slides) + np.sqrt(1 - COMMON**2) * rng.standard_normal(slides)
+    noisy = RANK_CORRELATION * _normal((rank + 0.5) / slides) + np.sqrt(1 - RANK_CORRELATION**2) * rng.standard_normal(
+        slides
+    )
     drawn = file_quantiles(sizes, (np.arange(slides) + 0.5) / slides)[np.argsort(np.argsort(noisy))]
     return [
         DrawnSlide(round(width), round(height), round(float(size)))
@@ -45,7 +79,7 @@ def draw_slides(sizes: Sizes, slides: int, seed: int) -> list[DrawnSlide]:
 
 
 def draw_sides(sizes: Sizes, slides: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Width and height of so many slides, px, in random order; the largest of all is always among them."""
+    """Return width and height of each slide in px, in random order; the largest real slide is among them."""
     level = (np.arange(slides - 1) + 0.5) / slides
     area = np.exp(np.interp(level, sizes.area_levels, np.log(sizes.areas_px)))
     aspect = np.exp(np.interp(rng.permutation(level), sizes.area_levels, np.log(sizes.aspects)))
@@ -59,17 +93,18 @@ def draw_sides(sizes: Sizes, slides: int, rng: np.random.Generator) -> list[tupl
 
 
 def file_quantiles(sizes: Sizes, level: Floats) -> Floats:
-    """Bytes of a file at each level [n], 0 to 1: between the known ones log bytes follow the normal quantile.
+    """Return file sizes in bytes at each level [n], 0 to 1.
 
-    File sizes are nearly log-normal: straight lines there give the real total within 2 %, over the level 4 % too much.
+    Between known levels, log bytes are interpolated over the normal quantile. File sizes are nearly log-normal: this
+    gives the real total within 2 %; linear interpolation over the level gives 4 % too much.
     """
-    edge = 0.5 / sizes.slides  # where a normal distribution has the least and the most of so many
+    edge = 0.5 / sizes.slides  # level of the smallest and largest of so many draws
     known = _normal(np.clip(sizes.file_levels, edge, 1 - edge))
     wanted = _normal(np.clip(level, edge, 1 - edge))
     return np.asarray(np.exp(np.interp(wanted, known, np.log(sizes.file_bytes))))
 
 
 def _normal(level: Floats) -> Floats:
-    """The quantiles of the standard normal distribution."""
+    """Return the quantiles of the standard normal distribution."""
     quantile = NormalDist().inv_cdf
     return np.array([quantile(float(each)) for each in level])

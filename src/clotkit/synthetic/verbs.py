@@ -1,4 +1,4 @@
-"""The command line of synthetic slides and pictures."""
+"""Register the commands for synthetic slides and pictures."""
 
 import argparse
 from pathlib import Path
@@ -7,27 +7,27 @@ from clotkit.options import DONE, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add this room's commands to the command line."""
     _add_phantom(verbs)
     _add_contours(verbs)
 
 
 def _add_phantom(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "phantom", "write a synthetic split with the statistics of the real one")
+    verb = add_verb(verbs, "phantom", "write a synthetic split with the statistics of the real slides")
     verb.add_argument(
-        "out", type=Path, metavar="OUT", help="the folder to write; the same split of an older one is replaced"
+        "out", type=Path, metavar="OUT", help="the folder to write; the same split of an earlier phantom is replaced"
     )
-    verb.add_argument("--split", choices=("train", "test"), default="test", help="default: test")
-    verb.add_argument("--slides", type=int, default=8, help="default: 8")
+    verb.add_argument("--split", choices=("train", "test"), default="test", help="the split to write (default: test)")
+    verb.add_argument("--slides", type=int, default=8, help="number of slides (default: 8)")
     verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
     verb.add_argument(
         "--size",
         default="small",
-        help="real: the real sizes, the largest 48284x101408; small: an eighth "
-        "of them; or WIDTHxHEIGHT in pixels (default: small)",
+        help="real: the real sizes, up to 48284x101408 px; small: an eighth of each side; "
+        "or WIDTHxHEIGHT in pixels for all slides (default: small)",
     )
     verb.add_argument(
-        "--separation", type=float, default=1.0, help="how far apart the classes are, 0 (not at all) to 4 (default: 1)"
+        "--separation", type=float, default=1.0, help="difference between the classes, from 0 (none) to 4 (default: 1)"
     )
     verb.set_defaults(verb=_phantom)
 
@@ -51,11 +51,11 @@ def _phantom(arguments: argparse.Namespace) -> int:
 
 def _add_contours(verbs: Verbs) -> None:
     verb = verbs.add_parser(
-        "contours", help="draw synthetic ultrasound-like pictures, with and without a double contour"
+        "contours", help="draw synthetic pictures like ultrasound, with and without a double contour"
     )
     verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write: yes/, no/, metadata.csv")
-    verb.add_argument("--pictures", type=int, default=1200, help="default: 1200")
-    verb.add_argument("--seed", type=int, default=0, help="the same seed draws the same bytes (default: 0)")
+    verb.add_argument("--pictures", type=int, default=1200, help="number of pictures (default: 1200)")
+    verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
     verb.set_defaults(verb=_contours)
 
 

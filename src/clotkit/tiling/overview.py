@@ -1,4 +1,4 @@
-"""A slide seen from afar: its overview, and the tissue on it."""
+"""Read a slide's overview, and find the tissue on it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,27 +13,27 @@ from clotkit.tiling.tissue import MIN_TISSUE_SHARE, THRESHOLDS, TissueMap, Tissu
 
 Mask = npt.NDArray[np.bool_]
 
-BLOCK_PX = 1024  # side of what is read at a time; where the index wants nothing of it, it is not read at all
-OVERVIEW_PX = 32_000_000  # 96 MB: bounds the memory of a recipe with small tiles on a large slide
+BLOCK_PX = 1024  # side of the blocks that are read; a block without a wanted tile is skipped
+MAX_OVERVIEW_PX = 32_000_000  # 96 MB: bounds the memory of a recipe with small tiles on a large slide
 
 
 @dataclass(frozen=True)
 class SlideContext:
-    """An open slide, its background, and what of it is to be left out: a mask bool[h, w] at `excluded_downsample`."""
+    """An open slide, its background colour, and the area to exclude from tiling."""
 
     slide: Slide
     background: Colour
-    excluded: Mask | None = None
+    excluded: Mask | None = None  # bool[h, w] of an overview at `excluded_downsample`
     excluded_downsample: int = 1
 
     def excluded_share(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
-        """The share of squares that is left out, [n]."""
+        """Return the excluded share of squares of `side_px` at `corners`, [n]."""
         if self.excluded is None:
             return np.zeros(len(corners))
         return box_means(self.excluded, corners, (side_px, side_px), self.excluded_downsample)
 
     def excluded_at(self, downsample: int, shape: tuple[int, ...]) -> Mask:
-        """What is left out on an overview at `downsample`, bool[shape]."""
+        """Return the excluded area on an overview at `downsample`, bool[shape]."""
         if self.excluded is None:
             return np.zeros(shape, bool)
         rows, columns = (
@@ -45,35 +45,43 @@ class SlideContext:
 
 @dataclass(frozen=True)
 class Overview:
-    """A slide seen from afar: its overview uint8[h, w, 3], shrunk by `downsample`, and the tissue on it."""
+    """A downsampled slide, and the tissue on it."""
 
     slide: Slide
-    pixels: Pixels
+    pixels: Pixels  # [h, w, 3]
     downsample: int
     tissue: TissueMap
-    skipped_share: float  # of the slide: what did not have to be read
+    skipped_share: float  # of the slide, not read thanks to the tile index
 
-    def facts(self, least: float) -> dict[str, Any]:
-        """What the report says of the slide; `least` is the tissue share that was asked of a tile in the end."""
-        return tissue_facts(self.tissue.rule, self.tissue.share, least, self.skipped_share)
+    def facts(self, min_share: float) -> dict[str, Any]:
+        """Return the slide's tissue facts for the report; `min_share` is the tissue share required of a tile."""
+        return tissue_facts(self.tissue.rule, self.tissue.share, min_share, self.skipped_share)
 
 
-def tissue_facts(rule: TissueRule, tissue_share: float, least: float, skipped_share: float) -> dict[str, Any]:
-    """What the report says of a slide's tissue, found by `rule`, whichever tiler has looked for it.
+def tissue_facts(rule: TissueRule, tissue_share: float, min_share: float, skipped_share: float) -> dict[str, Any]:
+    """Return the facts about a slide's tissue that every tiler reports.
 
-    `least` is the tissue share that was asked of a tile in the end, `skipped_share` the part that was not read.
+    Args:
+        rule: The rule that found the tissue.
+        tissue_share: Share of the slide that is tissue.
+        min_share: Tissue share that was finally required of a tile.
+        skipped_share: Share of the slide that was not read.
     """
     return {
         "tissue_share": round(tissue_share, 5),
         "tissue_step": rule.threshold,
         "marks_are_tissue": rule.with_marks,
-        "min_share": least,
+        "min_share": min_share,
         "skipped_share": round(skipped_share, 3),
     }
 
 
 def slide_overview(context: SlideContext, downsample: int) -> Overview:
-    """The slide at `downsample`, or coarser (bounded_downsample). Raises NoTissue when all is background."""
+    """Return the overview of a slide at `downsample`, or coarser (see `bounded_downsample`).
+
+    Raises:
+        NoTissue: The slide is all background.
+    """
     slide, background = context.slide, context.background
     downsample = bounded_downsample(slide, downsample)
     for threshold in THRESHOLDS:
@@ -88,21 +96,21 @@ def slide_overview(context: SlideContext, downsample: int) -> Overview:
 
 
 def bounded_downsample(slide: Slide, downsample: int) -> int:
-    """`downsample`, or the next double of it that keeps an overview of the slide within OVERVIEW_PX."""
-    while overview_px(slide, downsample) > OVERVIEW_PX:
+    """Return `downsample`, doubled until an overview of the slide has at most MAX_OVERVIEW_PX pixels."""
+    while overview_px(slide, downsample) > MAX_OVERVIEW_PX:
         downsample *= 2
     return downsample
 
 
 def overview_px(slide: Slide, downsample: int) -> int:
-    """How many pixels an overview at `downsample` has."""
+    """Return the number of pixels of an overview at `downsample`."""
     return -(-slide.width_px // downsample) * -(-slide.height_px // downsample)
 
 
 def read_overview(slide: Slide, downsample: int, background: Colour, index: TileIndex | None = None) -> Pixels:
-    """The whole slide, box-averaged: uint8[ceil(height / downsample), ceil(width / downsample), 3].
+    """Return the whole slide, box-averaged: uint8[ceil(height / downsample), ceil(width / downsample), 3].
 
-    What an index does not want is `background`, and so is what lies beyond the edge.
+    Blocks that the index does not want are not read and show `background`, as does what lies beyond the slide's edge.
     """
     cells = max(1, BLOCK_PX // downsample)
     corners = grid_corners(slide.width_px, slide.height_px, cells * downsample)
@@ -117,9 +125,9 @@ def read_overview(slide: Slide, downsample: int, background: Colour, index: Tile
 
 
 def grid_corners(width_px: int, height_px: int, stride_px: int, side_px: int | None = None) -> Corners:
-    """Corners of squares at every `stride_px`, row by row, that cover the slide.
+    """Return corners of squares at every `stride_px` that cover the slide, row by row: [n, 2].
 
-    With `side_px`, larger than a step, the last ones reach beyond the edge by less than a step.
+    With `side_px`, larger than the stride, the last squares extend beyond the edge by less than a stride.
     """
     beyond = 0 if side_px is None else side_px - stride_px
     columns = np.arange(0, max(width_px - beyond, 1), stride_px)
@@ -131,9 +139,13 @@ def grid_corners(width_px: int, height_px: int, stride_px: int, side_px: int | N
 def box_means(
     values: npt.NDArray[Any], corners: Corners, size_px: tuple[int, int], downsample: int
 ) -> npt.NDArray[np.float64]:
-    """Means of `values` [h, w], an overview at `downsample`, over boxes of `size_px` (width, height): [n].
+    """Return means of `values` [h, w] over boxes of a slide: [n].
 
-    What lies beyond the overview's edge counts as 0.
+    Args:
+        values: An overview at `downsample`; beyond its edge values count as 0.
+        corners: Top left corners, full-resolution pixels, [n, 2].
+        size_px: Width and height of the boxes, full-resolution pixels.
+        downsample: Slide pixels per overview pixel.
     """
     left, top = np.rint(corners.T / downsample).astype(np.int64)
     right, bottom = (np.rint((corners.T + np.array(size_px)[:, None]) / downsample)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Previews: a slide from afar with the tissue outlined, the tiles that a recipe keeps, and those that it leaves."""
+"""Draw previews: a downsampled slide with its tissue outline, kept tiles and rejected squares."""
 
 import hashlib
 from functools import cache
@@ -18,10 +18,10 @@ from clotkit.tiling.overview import SlideContext, read_overview, slide_overview
 from clotkit.tiling.overview_tilers import piece_grid
 from clotkit.tiling.tissue import sample_background
 
-LONG_PX = 1600  # of a preview's long side, at most
-MIN_BOX_PX = 2.0  # on the preview: smaller squares cannot be told apart, and there may be millions of them
-WIDE_BOX_PX = 12  # on the preview: from here on kept tiles have lines of 2 px
-GRID_TILERS = ("patches", "darkest")  # tilers that choose among the squares of a grid
+LONG_PX = 1600  # maximum of a preview's long side
+MIN_BOX_PX = 2.0  # on the preview; smaller squares are not drawn: they merge, and there may be millions
+WIDE_BOX_PX = 12  # on the preview; from this size on, kept tiles have lines of 2 px
+GRID_TILERS = ("patches", "darkest")  # tilers that choose squares of a grid
 WHOLE_SIDE_TILERS = ("chunks", "strips")  # tilers that cut across the whole slide
 KEPT, REJECTED, OUTLINE = (0, 90, 255), (225, 0, 0), (0, 110, 40)  # blue, red, dark green
 QUALITY = 88
@@ -31,25 +31,35 @@ Corners = npt.NDArray[np.int32]  # [n, 2] x and y of top left corners, full-reso
 
 
 def write_preview(out: Path, slide: Path, tiling: TilingConfig, xy: Corners, key: str) -> None:
-    """Draw `slide` and write it to the file `out`, a JPEG which carries `preview_key(key)` in its comment.
+    """Draw the slide and write it to the file `out`, a JPEG with `preview_key(key)` in its comment.
 
-    `xy` int32[n, 2] are the kept tiles' top left corners, `key` is their shard's key. Raises SlideError where the
-    slide cannot be read.
+    Args:
+        out: The file to write.
+        slide: The slide's file.
+        tiling: How the tiles were cut.
+        xy: Top left corners of the kept tiles, int32[n, 2].
+        key: The key of the tiles' shard.
+
+    Raises:
+        SlideError: The slide cannot be read.
     """
     picture = draw_preview(slide, tiling, xy)
     picture.save(out, "JPEG", quality=QUALITY, subsampling=0, comment=preview_key(key).encode())
 
 
 def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
-    """The slide at `path`, at most LONG_PX long: tissue outlined in green, kept tiles blue, rejected squares red.
+    """Draw a slide, at most LONG_PX long: tissue outline green, kept tiles blue, rejected squares red.
 
-    `xy` int32[n, 2] are the kept tiles' top left corners. Held at a time: the preview and what the reader's overview
-    takes, whatever the slide's size. Raises SlideError where the slide cannot be read.
+    `xy` int32[n, 2] are the top left corners of the kept tiles. Memory holds the preview and what reading an overview
+    takes, whatever the slide's size.
+
+    Raises:
+        SlideError: The slide cannot be read.
     """
     slide = open_slide(path)
     size_px = (slide.width_px, slide.height_px)
     downsample = preview_downsample(*size_px)
-    view, mask = _seen(slide, downsample)
+    view, mask = _overview_and_mask(slide, downsample)
     picture = Image.fromarray(np.where(outline(mask)[..., None], np.array(OUTLINE, np.uint8), view))
     side = tiling.tile_px * tiling.downsample
     if tiling.name in GRID_TILERS and side >= MIN_BOX_PX * downsample:
@@ -60,12 +70,15 @@ def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
 
 
 def preview_downsample(width_px: int, height_px: int) -> int:
-    """The least power of 2 that brings the long side to LONG_PX or below; powers of 2 suit the tiles of TIFF files."""
+    """Return the smallest power of 2 that brings the long side to LONG_PX or below.
+
+    Powers of 2 match the tiles of TIFF files.
+    """
     return 1 << (-(-max(width_px, height_px) // LONG_PX) - 1).bit_length()
 
 
 def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[int, int]:
-    """Width and height of what a kept tile shows of a slide, full-resolution pixels."""
+    """Return width and height of the slide area that a kept tile shows, full-resolution pixels."""
     if tiling.name in WHOLE_SIDE_TILERS:
         return piece_grid(tiling.name, width_px, height_px)[1]
     side = tiling.tile_px * tiling.downsample
@@ -75,58 +88,66 @@ def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[i
 def rejected_squares(
     mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, stride_px: int, xy: Corners
 ) -> Corners:
-    """Corners int32[m, 2] of the grid's squares of `side_px` with tissue in them that no kept tile overlaps.
+    """Return corners int32[m, 2] of grid squares that have tissue and overlap no kept tile, row by row.
 
-    `mask` bool[h, w] is the tissue on an overview at `downsample` of a slide of `size_px` (width, height); squares
-    begin every `stride_px`; `xy` int32[n, 2] are the corners of the kept tiles, squares of `side_px` too. Row by row.
+    Args:
+        mask: Tissue on an overview, bool[h, w].
+        downsample: Slide pixels per overview pixel.
+        size_px: Width and height of the slide.
+        side_px: Side of a square, and of a kept tile.
+        stride_px: Distance between neighbouring squares.
+        xy: Corners of the kept tiles, int32[n, 2].
     """
     rejected = _squares_with_tissue(mask, downsample, size_px, side_px, stride_px)
     for x, y in xy.astype(np.int64):
         rejected[_overlapping(y, side_px, stride_px), _overlapping(x, side_px, stride_px)] = False
-    found_rows, found_columns = np.nonzero(rejected)
-    return (np.stack([found_columns, found_rows], axis=1) * stride_px).astype(np.int32)
+    rows, columns = np.nonzero(rejected)
+    return (np.stack([columns, rows], axis=1) * stride_px).astype(np.int32)
 
 
 def _overlapping(start_px: int, side_px: int, stride_px: int) -> slice:
-    """The grid's rows (or columns) of squares that a square beginning at `start_px` overlaps."""
+    """Return the grid rows (or columns) whose squares overlap a square that starts at `start_px`."""
     return slice(max(0, (start_px - side_px) // stride_px + 1), max(0, -(-(start_px + side_px) // stride_px)))
 
 
 def outline(mask: Mask) -> Mask:
-    """The pixels of a mask, bool[h, w], that touch what is not mask, or the edge, at one of their four sides."""
+    """Return the pixels of a mask, bool[h, w], with a neighbour outside the mask or the image.
+
+    A pixel has four neighbours.
+    """
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.asarray(mask & ~inner)
 
 
 def preview_key(shard_key: str) -> str:
-    """What a preview of a shard's tiles carries: it changes with the shard, and with this module's code."""
+    """Return the key of a preview: it changes with the shard and with this module's code."""
     return hashlib.sha256(f"{shard_key} {_code()}".encode()).hexdigest()
 
 
 def preview_key_of(file: BinaryIO) -> str | None:
-    """The key in a preview's comment; None when the file is no preview."""
+    """Return the key in a preview's comment, None if the file is not a preview."""
     try:
         with Image.open(file, formats=["JPEG"]) as picture:
             comment = picture.info.get("comment", b"")
-    except (OSError, SyntaxError):  # the latter is what Pillow raises for some broken headers
+    except (OSError, SyntaxError):  # Pillow raises SyntaxError for some broken headers
         return None
     return bytes(comment).decode("ascii", "replace")
 
 
-def _seen(slide: Slide, downsample: int) -> tuple[Pixels, Mask]:
-    """The slide from afar and its tissue; none where it is too faint to be seen from here."""
+def _overview_and_mask(slide: Slide, downsample: int) -> tuple[Pixels, Mask]:
+    """Return the slide's overview and its tissue mask, empty if the tissue is too faint to find here."""
     background = sample_background(slide)
     try:
-        seen = slide_overview(SlideContext(slide, background), downsample)
+        overview = slide_overview(SlideContext(slide, background), downsample)
     except NoTissue:
         view = read_overview(slide, downsample, background)
         return view, np.zeros(view.shape[:2], bool)
-    return seen.pixels, seen.tissue.mask
+    return overview.pixels, overview.tissue.mask
 
 
 def _squares_with_tissue(mask: Mask, downsample: int, size_px: tuple[int, int], side_px: int, stride_px: int) -> Mask:
-    """Which squares of the grid have a pixel of `mask` in them, bool[rows, columns]."""
+    """Return which grid squares have a pixel of `mask`, bool[rows, columns]."""
     lefts, tops = (np.arange(0, px, stride_px) for px in size_px)
     left, right = lefts // downsample, -(-(lefts + side_px) // downsample)
     top, bottom = (tops // downsample)[:, None], -(-(tops + side_px) // downsample)[:, None]

@@ -1,13 +1,13 @@
-"""Consecutive sections of one clot on a slide: found by shape, so that tiles need be taken from one of them only.
+"""Find consecutive sections of one clot on a slide by shape, so that only one of them is tiled.
 
-A slide often carries two or three sections of the same clot in a row, each a little askew. Whatever fragments a section
-consists of, their whole arrangement repeats along the row; the row is therefore cut where hardly any tissue lies and
-the pieces are laid over each other.
+A slide often carries two or three sections of the same clot in a row, each slightly rotated. However many fragments a
+section has, their arrangement repeats along the row. So the row is split where hardly any tissue lies, and the parts
+are overlaid.
 
-Two round clots overlap well too and are no copies. So a piece must fit the other clearly better as it lies than
-mirrored or turned by 180 degrees: those keep its size, its length and its roundness and lose what is its own. A shape
-that is its own mirror image, such as a disc or an ellipse, gives no such proof, and its copies stay. Whenever in doubt
-a slide is one section: a copy left in costs a few tiles that look alike, a clot left out is lost.
+Two different round clots overlap well too. So a part must fit the other one clearly better as it lies than mirrored or
+rotated by 180 degrees: these keep its size, length and roundness, but lose its individual shape. A shape that is its
+own mirror image, such as a disc or an ellipse, cannot pass this test, and its copies stay. In doubt a slide counts as
+one section: a copy that stays costs a few similar tiles, a clot that is dropped is lost.
 """
 
 from collections.abc import Iterator
@@ -17,21 +17,22 @@ import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 
-SIDE_PX = 256  # of the shrunk mask in which shapes are compared, at most
-COVERED = 0.25  # least tissue in a pixel of it: threads narrower than a pixel stay
-COPIES = (3, 2)  # sections in a row; three would never pass as two, for the areas differ
-GAP = 0.1  # most tissue on the line between two sections, of the mean over the row: a thread may cross it
-AREA_RATIO = 0.75  # least area of a section over the largest one's
-MIN_PX = 100  # of a section in the shrunk mask: fewer have no shape
-TURNS = tuple(range(-12, 13, 3))  # degrees; a step of 3 moves the end of a section by 3 % of its length
-OVERLAP = 0.8  # least intersection over union; sections of one clot reach 0.9, different clots of one size 0.65
-PROOF = 0.05  # by which it exceeds that of the mirrored piece; both together let 1 pair of different clots in 150 pass
+SIDE_PX = 256  # maximum side of the downsampled mask in which shapes are compared
+COVERED = 0.25  # minimum tissue share of a pixel of that mask; threads narrower than a pixel stay
+COPIES = (3, 2)  # sections in a row; three never pass as two, because the areas differ
+GAP = 0.1  # maximum tissue on the line between two sections, over the row's mean: a thread may cross it
+AREA_RATIO = 0.75  # minimum area of a section over the largest one's
+MIN_PX = 100  # of a section in the downsampled mask; fewer have no shape
+TURNS = tuple(range(-12, 13, 3))  # degrees; 3 degrees move the end of a section by 3 % of its length
+OVERLAP = 0.8  # minimum intersection over union; sections of one clot reach 0.9, equal-sized clots 0.65
+PROOF = 0.05  # its minimum lead over the mirrored part's; with both rules, 1 in 150 pairs of different clots pass
 
 
 def sections(mask: Mask) -> npt.NDArray[np.int32]:
-    """Which section each pixel of a tissue mask bool[h, w] belongs to: int32[h, w], 0 without tissue, then 1, 2, 3.
+    """Label the sections of a tissue mask, bool[h, w]: int32[h, w], 0 without tissue, then 1, 2, 3.
 
-    They count from the top, or from the left where they lie side by side. A slide without repetition is one section.
+    Sections are numbered from the top, or from the left if they lie side by side. A slide without repetition is one
+    section.
     """
     labels = mask.astype(np.int32)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -40,7 +41,7 @@ def sections(mask: Mask) -> npt.NDArray[np.int32]:
     top, left = int(rows[0]), int(columns[0])
     part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
     downsample = -(-max(part.shape) // SIDE_PX)
-    small = _shrunk(part, downsample)
+    small = _downsampled(part, downsample)
     for axis, cuts in _splits(small):
         if _repeats(np.split(small, cuts, axis=axis)):
             places = np.arange(mask.shape[axis]) - (top, left)[axis]
@@ -51,9 +52,9 @@ def sections(mask: Mask) -> npt.NDArray[np.int32]:
 
 
 def duplicates(mask: Mask) -> Mask:
-    """The tissue of a mask bool[h, w] that repeats other tissue of it and can be left out: bool[h, w].
+    """Return the tissue of a mask bool[h, w] that repeats other tissue of it: bool[h, w].
 
-    The section with most tissue is kept, of equal ones the first.
+    The section with most tissue is kept; of equal ones, the first.
     """
     labels = sections(mask)
     areas = np.bincount(labels.ravel(), minlength=2)
@@ -62,9 +63,10 @@ def duplicates(mask: Mask) -> Mask:
 
 
 def repeated_area(mask: Mask) -> Mask:
-    """The part of a slide, bool[h, w] as its tissue mask, that repeats another part: all that lies nearest to it.
+    """Return the part of a slide that repeats another part, bool[h, w] like its tissue mask.
 
-    So fragments too faint for the mask go with the section they belong to.
+    It is everything that lies nearest to a repeated section, so that fragments too faint for the mask go with their
+    section.
     """
     from scipy import ndimage
 
@@ -76,8 +78,8 @@ def repeated_area(mask: Mask) -> Mask:
     return np.isin(labels[tuple(nearest)], excluded)
 
 
-def _shrunk(mask: Mask, downsample: int) -> Mask:
-    """Boxes of `downsample` pixels that hold enough tissue; beyond the edge there is none."""
+def _downsampled(mask: Mask, downsample: int) -> Mask:
+    """Return which boxes of `downsample` pixels have enough tissue; beyond the edge there is none."""
     height, width = (-(-side // downsample) for side in mask.shape)
     padded = np.pad(mask, ((0, height * downsample - mask.shape[0]), (0, width * downsample - mask.shape[1])))
     share = padded.reshape(height, downsample, width, downsample).mean(axis=(1, 3))
@@ -85,7 +87,10 @@ def _shrunk(mask: Mask, downsample: int) -> Mask:
 
 
 def _splits(mask: Mask) -> Iterator[tuple[int, list[int]]]:
-    """Ways to cut a mask into sections of about equal area, along its longer axis first: axis and the cuts' places."""
+    """Yield ways to split a mask into sections of similar area: the axis and the places of the cuts.
+
+    The longer axis comes first.
+    """
     longer = int(mask.shape[1] > mask.shape[0])
     for axis in (longer, 1 - longer):
         profile = mask.sum(axis=1 - axis)
@@ -96,7 +101,7 @@ def _splits(mask: Mask) -> Iterator[tuple[int, list[int]]]:
 
 
 def _valley(profile: npt.NDArray[np.int64], share: float, tolerance: float) -> int:
-    """Where `profile` is lowest among the places that have about `share` of its sum before them; 0: nowhere low."""
+    """Return where `profile` is lowest near the place with `share` of its sum before it, 0 if nowhere low."""
     before = np.cumsum(profile) / max(profile.sum(), 1)
     places = np.flatnonzero(np.abs(before - share) <= tolerance)
     if not len(places):
@@ -107,7 +112,7 @@ def _valley(profile: npt.NDArray[np.int64], share: float, tolerance: float) -> i
 
 
 def _repeats(parts: list[Mask]) -> bool:
-    """Whether all parts show the shape of the largest one."""
+    """Return whether all parts have the shape of the largest one."""
     areas = [int(part.sum()) for part in parts]
     if min(areas) < max(MIN_PX, AREA_RATIO * max(areas)):
         return False
@@ -125,23 +130,26 @@ def _same_shape(model: Mask, part: Mask) -> bool:
 
 
 def _overlap(model: Mask, part: Mask) -> float:
-    """The greatest intersection over union of two masks, over TURNS of the second one and all translations."""
+    """Return the greatest intersection over union of two masks.
+
+    The maximum is over TURNS of the second mask and over all translations.
+    """
     from scipy import fft, ndimage
 
-    reach = max(part.shape) // 4 + 2  # a turned part is larger, by up to sin 12 degrees of its other side
+    reach = max(part.shape) // 4 + 2  # a rotated part is larger, by up to sin 12 degrees of its other side
     shape = [fft.next_fast_len(a + b + reach, real=True) for a, b in zip(model.shape, part.shape, strict=True)]
     spectrum = fft.rfft2(model.astype(np.float32), shape)
     area, best = float(model.sum()), 0.0
     for turn in TURNS:
-        turned = ndimage.rotate(part.astype(np.float32), turn, order=1) >= 0.5
-        # All intersections at once: a correlation with wrap-around, for which `shape` leaves room.
-        intersections = fft.irfft2(spectrum * fft.rfft2(turned.astype(np.float32), shape).conj(), shape)
+        rotated = ndimage.rotate(part.astype(np.float32), turn, order=1) >= 0.5
+        # All translations at once: a circular correlation; `shape` has room for the wrap-around.
+        intersections = fft.irfft2(spectrum * fft.rfft2(rotated.astype(np.float32), shape).conj(), shape)
         intersection = float(intersections.max())
-        best = max(best, intersection / (area + float(turned.sum()) - intersection))
+        best = max(best, intersection / (area + float(rotated.sum()) - intersection))
     return best
 
 
 def _cropped(mask: Mask) -> Mask:
-    """The bounding box of a mask that is not empty."""
+    """Return the bounding box of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,4 +1,7 @@
-"""From a slide to tiles: a generator of uint8 batches in bounded memory, each tiler known to recipes by one word."""
+"""Cut a slide into batches of tiles in bounded memory.
+
+TILERS maps the recipes' tiler names to functions.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,16 +24,16 @@ from clotkit.tiling.tissue import sample_background
 
 Tiler = Callable[[SlideContext, TilingConfig], TileStream]
 
-SECTION_PX = 1024  # the longer side of the overview on which duplicate sections are looked for
-SAMPLE_TILES, SAMPLE_BYTES = 48, 2**25  # the first tiles of a slide, on which its colours are fitted
+SECTION_PX = 1024  # maximum long side of the overview in which duplicate sections are searched
+SAMPLE_TILES, SAMPLE_BYTES = 48, 2**25  # limits of the first tiles of a slide, on which a normaliser is fitted
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles of one slide: `tiles` uint8[n, tile_px, tile_px, 3], `xy` int32[n, 2] top left corners, full resolution."""
+    """Tiles of one slide."""
 
-    tiles: Pixels
-    xy: npt.NDArray[np.int32]
+    tiles: Pixels  # [n, tile_px, tile_px, 3]
+    xy: npt.NDArray[np.int32]  # [n, 2] top left corners, full resolution
 
 
 TILERS: dict[str, Tiler] = {
@@ -43,23 +46,29 @@ TILERS: dict[str, Tiler] = {
 
 
 def tile_slide(path: Path, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]:
-    """Open a slide and yield its batches of at most `batch_tiles` tiles, and dicts of facts for the report.
+    """Open a slide; yield batches of at most `batch_tiles` tiles, and dicts of facts for the report.
 
-    Raises SlideError (see errors) when the slide gives no tiles, ConfigError for an unknown tiler.
+    Raises:
+        SlideError: The slide gives no tiles; its subclasses say why.
+        ConfigError: The tiler is unknown.
     """
     check_tiler(config)
     yield from cut_slide(open_slide(path), config)
 
 
 def check_tiler(config: TilingConfig, recipe: str = "") -> None:
-    """Raise ConfigError where the recipe, of that name if it has one, asks for an unknown tiler."""
+    """Check that the tiler is known; `recipe`, if given, names the recipe in the error.
+
+    Raises:
+        ConfigError: The tiler is unknown.
+    """
     if config.name not in TILERS:
         where = f"recipe {recipe}: " if recipe else ""
         raise ConfigError(f"{where}tiling.name is {config.name!r}; known: {', '.join(sorted(TILERS))}")
 
 
 def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]:
-    """The same for an open slide."""
+    """Yield batches and facts of an open slide; see `tile_slide`."""
     background = sample_background(slide)
     yield {
         "decoder": slide.decoder,
@@ -78,17 +87,20 @@ def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | B
 
 
 def without_duplicates(context: SlideContext) -> SlideContext:
-    """The context without the sections that repeat another one; itself where none does."""
+    """Return the context with sections excluded that repeat another one."""
     downsample = 1
     while max(context.slide.width_px, context.slide.height_px) > SECTION_PX * downsample:
         downsample *= 2
-    seen = slide_overview(context, downsample)
-    repeated = repeated_area(seen.tissue.mask)
-    return SlideContext(context.slide, context.background, repeated, seen.downsample) if repeated.any() else context
+    overview = slide_overview(context, downsample)
+    repeated = repeated_area(overview.tissue.mask)
+    return SlideContext(context.slide, context.background, repeated, overview.downsample) if repeated.any() else context
 
 
 def normalised(pieces: TileStream, name: str, background: Colour) -> TileStream:
-    """The tiles in the colours of the normaliser `name`, fitted on the first of them, and what it was; facts pass."""
+    """Normalise the colours of tiles with the normaliser `name`, fitted on the first of them.
+
+    Facts pass through. The name of the normaliser that was used is added to the facts.
+    """
     waiting: list[PlacedTile] = []
     normaliser = None
     for piece in pieces:
@@ -100,33 +112,33 @@ def normalised(pieces: TileStream, name: str, background: Colour) -> TileStream:
             waiting.append(piece)
             if len(waiting) == SAMPLE_TILES or len(waiting) * piece[1].nbytes > SAMPLE_BYTES:
                 normaliser = fit_normaliser(name, background, np.stack([tile for _, tile in waiting]))
-                yield from _through(normaliser, waiting)
+                yield from _normalised_tiles(normaliser, waiting)
                 waiting = []
     if waiting:
         normaliser = fit_normaliser(name, background, np.stack([tile for _, tile in waiting]))
-        yield from _through(normaliser, waiting)
+        yield from _normalised_tiles(normaliser, waiting)
 
 
-def _through(normaliser: Normaliser, cuts: list[PlacedTile]) -> TileStream:
+def _normalised_tiles(normaliser: Normaliser, tiles: list[PlacedTile]) -> TileStream:
     yield {"normalised": normaliser.used}
-    for corner, tile in cuts:
+    for corner, tile in tiles:
         yield corner, normaliser(tile[None])[0]
 
 
 def batches(pieces: TileStream, most: int) -> Iterator[dict[str, Any] | Batch]:
-    """Tiles in batches of at most `most`; facts pass."""
-    cuts: list[PlacedTile] = []
+    """Group tiles in batches of at most `most`; facts pass through."""
+    tiles: list[PlacedTile] = []
     for piece in pieces:
         if isinstance(piece, dict):
             yield piece
             continue
-        cuts.append(piece)
-        if len(cuts) == most:
-            yield _batch(cuts)
-            cuts = []
-    if cuts:
-        yield _batch(cuts)
+        tiles.append(piece)
+        if len(tiles) == most:
+            yield _batch(tiles)
+            tiles = []
+    if tiles:
+        yield _batch(tiles)
 
 
-def _batch(cuts: list[PlacedTile]) -> Batch:
-    return Batch(np.stack([tile for _, tile in cuts]), np.array([corner for corner, _ in cuts], np.int32))
+def _batch(tiles: list[PlacedTile]) -> Batch:
+    return Batch(np.stack([tile for _, tile in tiles]), np.array([corner for corner, _ in tiles], np.int32))

@@ -1,6 +1,6 @@
-"""Where the tissue is: the distance from a background colour that is estimated slide by slide.
+"""Find tissue by its distance from a background colour that is estimated for each slide.
 
-A fixed threshold fails: slides of this kind have white, pinkish, lilac (234, 216, 254) and green-grey (196, 211, 192)
+A fixed threshold fails: real slides have white, pinkish, lilac (234, 216, 254) and green-grey (196, 211, 192)
 backgrounds, and a rule such as "grey below 230" calls all of a green-grey slide tissue.
 """
 
@@ -14,52 +14,52 @@ from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
 from clotkit.tiling.marks import marks
 
-SAMPLE_GRID = (
-    17,
-    5,
-)  # columns and rows where the background is sampled: of rows few, for in strips each costs a whole one
-SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, which is one tile of most files
-BORDER_SHARE = 0.05  # of the shorter side: samples of the border reach no deeper, where the slide has the pixels
-FLAT = 4  # grey levels between neighbours: below it a pixel has no texture
-MIN_TISSUE_SHARE = 5e-4  # the least tissue seen on a real slide is 1.1e-3 of it
+SAMPLE_GRID = (17, 5)  # columns and rows of background samples; few rows, because strips are decoded whole
+SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, one tile of most files
+BORDER_SHARE = 0.05  # of the shorter side: maximum depth of a border sample, on slides that are large enough
+FLAT = 4  # grey levels between neighbours, below which a pixel has no texture
+MIN_TISSUE_SHARE = 5e-4  # of a slide; the smallest seen on a real slide is 1.1e-3
 THRESHOLDS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
 
 
 @dataclass(frozen=True)
 class TissueRule:
-    """What counts as tissue: `step` grey levels from the background or more, and pen marks and shadows or not."""
+    """A rule for what counts as tissue."""
 
-    threshold: int  # grey levels
-    with_marks: bool = False
+    threshold: int  # minimum distance from the background, grey levels
+    with_marks: bool = False  # pen marks and shadows count as tissue
 
     def mask(self, pixels: Pixels, background: Colour) -> npt.NDArray[np.bool_]:
-        """Which pixels, uint8[h, w, 3], are tissue: bool[h, w]."""
-        found = distance(pixels, background) >= self.threshold
-        return found if self.with_marks or not found.any() else found & ~marks(pixels, background)
+        """Return which pixels, uint8[h, w, 3], are tissue: bool[h, w]."""
+        mask = distance(pixels, background) >= self.threshold
+        return mask if self.with_marks or not mask.any() else mask & ~marks(pixels, background)
 
 
-# Tried in this order. A grey picture is all mark: with nothing else on the slide, marks are what there is to look at.
+# Tried in this order. A grey picture is all marks, so marks count as tissue when there is nothing else.
 RULES = tuple(TissueRule(threshold, with_marks) for with_marks in (False, True) for threshold in THRESHOLDS)
 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """Tissue of one overview."""
+    """The tissue on one overview."""
 
     mask: npt.NDArray[np.bool_]  # [h, w] of the overview
     background: Colour
-    rule: TissueRule  # by which it was found
+    rule: TissueRule  # that found it
 
     @property
     def share(self) -> float:
-        """The share of the overview that is tissue."""
+        """Share of the overview that is tissue."""
         return float(self.mask.mean())
 
 
 def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
-    """The tissue of an overview, uint8[h, w, 3]. Rules relax one by one until enough is found, or else any.
+    """Find the tissue of an overview, uint8[h, w, 3].
 
-    Raises NoTissue when nothing differs from the background by the last step.
+    The first of RULES that finds enough is used, or else the first that finds any.
+
+    Raises:
+        NoTissue: Nothing differs from the background, even by the lowest threshold.
     """
     for least in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
         for rule in RULES:
@@ -70,23 +70,23 @@ def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
 
 
 def distance(pixels: Pixels, background: Colour) -> npt.NDArray[np.uint8]:
-    """The largest channel difference from the background: uint8[h, w, 3] -> uint8[h, w]."""
+    """Return the largest channel difference from the background: uint8[h, w, 3] -> uint8[h, w]."""
     colour = np.array(background, np.uint8)
-    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # in uint8: no sign to lose
+    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # stays in uint8, without a sign
     return np.asarray(np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2]))
 
 
 def no_tissue(background: Colour) -> NoTissue:
-    """The error for a slide that is all background."""
+    """Return the error for a slide that is all background."""
     return NoTissue(
         f"no tissue: nothing differs from the background {background} by {THRESHOLDS[-1]} grey levels or more"
     )
 
 
 def sample_background(slide: Slide) -> Colour:
-    """The background colour of a slide: the commonest colour without texture of samples along its border.
+    """Return a slide's background colour: the commonest flat colour of samples along its border.
 
-    Where the border is all texture, samples of the whole slide take its place.
+    If the border is all texture, samples of the whole slide are used.
     """
     size = (slide.width_px, slide.height_px)
     downsample = SAMPLE_DOWNSAMPLE if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_DOWNSAMPLE else 1
@@ -105,14 +105,14 @@ def sample_background(slide: Slide) -> Colour:
 
 
 def _places(length_px: int, count: int, side_px: int, downsample: int) -> list[int]:
-    """Where `count` samples begin along a side: evenly spread from end to end, each within one tile of a file."""
+    """Return where `count` samples start along a side, evenly spread, each within one tile of a file."""
     last = max(length_px - side_px, 0)
     places = {round(last * i / (count - 1)) // side_px * side_px for i in range(count - 1)}
     return sorted(places | {last // downsample * downsample})
 
 
 def _background_of(pixels: Pixels, flat: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool_]) -> Colour:
-    """The mode of uint8[n, 3]: of what is flat and on the ring, or flat, or all, whichever there is first."""
+    """Return the mode of uint8[n, 3]: of the flat pixels on the ring, else of the flat ones, else of all."""
     for chosen in (ring & flat, flat):
         if chosen.any():
             return _mode(pixels[chosen])
@@ -127,7 +127,10 @@ def _flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def _mode(pixels: Pixels) -> Colour:
-    """The commonest colour of uint8[n, 3]: the fullest bin of 8 grey levels a channel, then the median inside it."""
+    """Return the commonest colour of uint8[n, 3].
+
+    It is the median within the fullest bin of 8 grey levels per channel.
+    """
     bins = (pixels >> 3).astype(np.int32) @ np.array([1024, 32, 1], np.int32)  # [n, 3] -> [n]
     values, counts = np.unique(bins, return_counts=True)
     red, green, blue = np.median(pixels[bins == values[counts.argmax()]], axis=0)
