@@ -107,8 +107,9 @@ def main() -> None:
         f"Pillow reads {compared} of the files that were read; tests/test_odd_slides.py compares the two results.\n\n"
         "- odd_tiffs: unusual files, most of them valid (libtiff's picture set, image-tiff, Pillow).\n"
         "- bad_tiffs: files that broke other readers (image-tiff, Pillow, openslide-python, histolab).\n\n"
-        "Each file is opened in a process of its own, limited to 20 s and 2048 MB, which reads an overview, a tile and\n"
-        "the whole slide. 16-bit samples are shifted to 8 bits, so a file with 8 or 12 bits in 16 looks dark.\n\n"
+        "Each file is opened in a process of its own, limited to 20 s and 2048 MB. It reads an overview, a\n"
+        "tile and the whole slide. 16-bit samples are shifted to 8 bits, so files with 8 or 12 bits in 16\n"
+        "look dark.\n\n"
         "This page is the output of `python -m tests.odd_work > docs/explanation/odd_tiffs.md`.\n"
     )
     print("\n\n".join(table(name, ends) for name, ends in found.items()))

@@ -1,4 +1,4 @@
-"""Test synthetic double contours: reproducible bytes, class proportions, and classes that differ by the line."""
+"""Test synthetic double contours: reproducible bytes, class proportions, and the line that matters."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The fast way to tile against the plain one, tile for tile, on every layout; and what a search may leave undone."""
+"""Test the grid tilers against a plain reading on every layout, tile for tile, and what they skip."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def assert_same(tiles: list[Any], plain: list[Any], where: str) -> None:
 
 @pytest.mark.parametrize("layout", ["deflate", "strips"])
 def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> None:
-    """The index steps aside, or the pass is the only one: the tiles are the same."""
+    """There is no tile index, or one pass reads everything: the tiles are the same."""
     whole = decoded(slides[0])
     noise = np.random.default_rng(3).integers(-6, 7, whole.shape)
     pixels = np.clip(whole.astype(int) + noise, 0, 255).astype(np.uint8)
@@ -129,7 +129,7 @@ def pieces_or_nothing(slide: ArraySlide, config: TilingConfig) -> list[Any]:
 
 
 def test_full_squares_are_spread_over_the_slide() -> None:
-    """All tissue but a border: 400 full squares, of which 16 lie in all quarters."""
+    """All tissue but a border: 16 of 400 full squares are chosen, in all four quarters."""
     pixels = np.full((800, 800, 3), 245, np.uint8)
     pixels[40:760, 40:760] = (180, 90, 140)
     config = TilingConfig("patches", 32, 1, 16, 16)
@@ -140,27 +140,27 @@ def test_full_squares_are_spread_over_the_slide() -> None:
 
 
 class CountedSlide(ArraySlide):
-    """Counts the tiles that were asked for and taken."""
+    """A slide that counts the tiles read."""
 
-    taken = 0
+    read_count = 0
 
     def tiles(self, *arguments: Any) -> Any:
         for tile in super().tiles(*arguments):
-            self.taken += 1
+            self.read_count += 1
             yield tile
 
 
-def test_a_search_ends_when_none_can_be_better() -> None:
+def test_a_search_ends_when_no_square_can_be_better() -> None:
     pixels = np.full((3200, 3200, 3), 245, np.uint8)
     pixels[100:3100, 100:3100] = (180, 90, 140)
     slide = CountedSlide(pixels)
     config = TilingConfig("patches", 32, 2, 8, 8)
     (batch,) = [piece for piece in cut_slide(slide, config) if isinstance(piece, Batch)]
     assert len(batch.tiles) == 8
-    assert slide.taken < 81 + 20  # the samples of the background, and a few of 2,500 squares
+    assert slide.read_count < 81 + 20  # background samples, and a few of 2,500 squares
 
 
-def test_pixels_beyond_what_may_be_held_are_read_again(monkeypatch: pytest.MonkeyPatch, slides: list[Path]) -> None:
+def test_tiles_beyond_the_memory_limit_are_read_again(monkeypatch: pytest.MonkeyPatch, slides: list[Path]) -> None:
     expected = {name: cuts(slides[0], CONFIGS[name])[1] for name in ("few", "every")}
     monkeypatch.setattr("clotkit.tiling.grid_tilers.MAX_HELD_BYTES", 0)
     for name, tiles in expected.items():
@@ -171,7 +171,10 @@ def test_pixels_beyond_what_may_be_held_are_read_again(monkeypatch: pytest.Monke
 def test_almost_all_tissue_is_kept_and_hardly_any_background(
     background: tuple[int, int, int] | None, slides: list[Path], strip_ai: Competition
 ) -> None:
-    """By the phantom's truth, on every real background: over 99 % of the tissue, under 1 % of bare squares."""
+    """On every real background, by the phantom's ground truth.
+
+    More than 99 % of the tissue is kept, and less than 1 % of the squares without tissue.
+    """
     split = slides[0].parents[1]
     for image_id, plan in phantom.read_plans(split).items():
         path = strip_ai.slide_path(split, "test", image_id)
@@ -189,7 +192,7 @@ def test_almost_all_tissue_is_kept_and_hardly_any_background(
 
 
 def tinted(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """The slide as its stains would look on another background: light is multiplied."""
+    """Return the slide as its stains look on another background: light is multiplied."""
     own = np.array(sample_background(ArraySlide(pixels)), np.float32)
     return np.clip(np.rint(pixels * (np.array(background, np.float32) / own)), 0, 255).astype(np.uint8)
 
@@ -208,7 +211,7 @@ def test_tenths_of_a_share(share: float) -> None:
 
 
 def test_the_spread_is_even() -> None:
-    """Among n squares the first tenth of the order has about a tenth of any half of the slide."""
+    """The first tenth of the order has about a tenth of the squares in either half of the slide."""
     order = np.argsort(spread_order(1000))[:100]
     assert abs((order < 500).sum() - 50) <= 5
     assert len(set(order.tolist())) == 100

@@ -1,4 +1,4 @@
-"""The tile index: what it skips, what makes it step aside, and that the overview stays that of a whole reading."""
+"""Test the tile index: what it skips, when there is none, and that overviews do not change."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SAVED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("layout", SAVED)
-def test_what_is_skipped_is_background(layout: str, slides: list[Path], tmp_path: Path) -> None:
+def test_skipped_tiles_are_background(layout: str, slides: list[Path], tmp_path: Path) -> None:
     skipped = []
     for path in slides:
         copy = tmp_path / path.name
@@ -30,12 +30,12 @@ def test_what_is_skipped_is_background(layout: str, slides: list[Path], tmp_path
         slide = open_slide(copy)
         background = sample_background(slide)
         whole = read_overview(slide, 16, background)
-        for step in (24, 6):
-            index = slide_index(slide, background, step)
+        for threshold in (24, 6):
+            index = slide_index(slide, background, threshold)
             skipped.append(0.0 if index is None else 1 - index.wanted_share)
             view = read_overview(slide, 16, background, index)
             differs = np.abs(view.astype(int) - whole).max(axis=2)
-            assert differs.max() <= step / 2
+            assert differs.max() <= threshold / 2
     assert max(skipped) > 0.7
 
 
@@ -54,7 +54,7 @@ def test_a_noisy_background_has_no_index(tmp_path: Path) -> None:
 
 
 def test_flat_tissue_that_compresses_like_background_is_noticed(tmp_path: Path) -> None:
-    """Sizes alone would skip it: the sample sees another colour."""
+    """By size alone it would be skipped; the sample finds its colour."""
     pixels = np.full((2048, 2048, 3), 250, np.uint8)
     pixels[512:1280, 512:1280] = (170, 60, 90)
     pixels[:256, :256] = np.random.default_rng(0).integers(0, 255, (256, 256, 3))
@@ -63,7 +63,7 @@ def test_flat_tissue_that_compresses_like_background_is_noticed(tmp_path: Path) 
 
 
 def test_a_few_slivers_lower_the_limit_and_leave_an_index(tmp_path: Path) -> None:
-    """Tissue that fills a tile's corner only: just above background in bytes, and wanted all the same."""
+    """Tissue that fills only a tile's corner adds few bytes, and must be wanted all the same."""
     pixels = np.full((2048, 2048, 3), 250, np.uint8)
     pixels[512:1100, 512:1100] = np.random.default_rng(0).integers(80, 180, (588, 588, 3))
     for x, y in ((1500, 300), (300, 1500), (1700, 1700)):
@@ -82,7 +82,7 @@ def saved_index(folder: Path, pixels: np.ndarray) -> TileIndex | None:
 
 
 @given(background=st.integers(60, 400), spread=st.integers(0, 12), share=st.floats(0.0, 0.45), seed=st.integers(0, 99))
-def test_sizes_of_background_are_told_from_those_of_tissue(
+def test_background_sizes_are_separated_from_tissue_sizes(
     background: int, spread: int, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -98,20 +98,20 @@ def test_sizes_of_background_are_told_from_those_of_tissue(
     counts=st.lists(st.lists(st.integers(100, 5000), min_size=9, max_size=9), min_size=9, max_size=12),
     hidden=st.sets(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=4),
 )
-def test_nothing_that_was_seen_far_from_the_background_is_skipped(
+def test_tiles_decoded_far_from_the_background_are_not_skipped(
     counts: list[list[int]], hidden: set[tuple[int, int]]
 ) -> None:
-    seen: dict[tuple[int, int], int] = {}
+    decoded: dict[tuple[int, int], int] = {}
 
     def distance(row: int, column: int) -> int:
-        seen[row, column] = 40 if (row, column) in hidden else 0
-        return seen[row, column]
+        decoded[row, column] = 40 if (row, column) in hidden else 0
+        return decoded[row, column]
 
     sizes = np.array(counts, np.int64)
     table = SegmentTable(True, True, 8, False, False, b"", 128, 128, sizes, sizes)
     index = verified_index(table, distance, 12)
     if index is not None:
-        assert all(index.wanted[place] for place, far in seen.items() if far > 12)
+        assert all(index.wanted[place] for place, far in decoded.items() if far > 12)
         assert index.wanted_share <= 0.8
 
 
@@ -119,7 +119,7 @@ def test_nothing_that_was_seen_far_from_the_background_is_skipped(
     st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=6),
     st.integers(-40, 900), st.integers(-40, 700), st.integers(1, 500),
 )  # fmt: skip
-def test_bounds_are_what_wanted_tiles_could_fill(wanted: list[list[bool]], x: int, y: int, side: int) -> None:
+def test_bounds_are_upper_bounds_of_the_tissue_share(wanted: list[list[bool]], x: int, y: int, side: int) -> None:
     index = TileIndex(100, np.array(wanted), 12.0)
     pixels = np.kron(np.array(wanted), np.ones((100, 100), bool))
     inside = pixels[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]

@@ -1,4 +1,4 @@
-"""Previews: the right squares in the right colours, in bounded memory, remade only when needed."""
+"""Test previews: squares and colours, bounded memory, and keys."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ TILING = TilingConfig("patches", tile_px=64, downsample=2, max_tiles=2, batch_ti
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A white slide of 1000 x 600 px with a dark block of tissue at 128 to 512 across and 128 to 384 down."""
+    """Write a white slide of 1000 x 600 px with dark tissue from (128, 128) to (512, 384)."""
     import tifffile
 
     pixels = np.full((600, 1000, 3), 245, np.uint8)
@@ -53,7 +53,7 @@ def test_kept_rejected_and_outline_are_drawn(slide: Path) -> None:
     for corner_x, corner_y in xy:
         assert tuple(picture[corner_y, corner_x]) == KEPT
         assert tuple(picture[corner_y + 127, corner_x + 127]) == KEPT
-    assert tuple(picture[130, 384]) == REJECTED  # a square with tissue that was not kept
+    assert tuple(picture[130, 384]) == REJECTED  # has tissue, was not kept
     assert tuple(picture[383, 400]) == REJECTED
     assert tuple(picture[128, 100]) == (245, 245, 245)
     assert REJECTED not in colours(Image.fromarray(picture[:, 520:]))  # no tissue there
@@ -68,8 +68,8 @@ def test_kept_rejected_and_outline_are_drawn(slide: Path) -> None:
 def test_overlapping_squares_are_drawn_where_the_tiler_has_them(slide: Path) -> None:
     half = TilingConfig("patches", tile_px=64, downsample=2, max_tiles=2, batch_tiles=2, overlap=0.5)
     picture = np.asarray(draw_preview(slide, half, np.array([[128, 128]], np.int32)))
-    assert tuple(picture[300, 320]) == REJECTED  # a square that begins half a side off the plain grid
-    assert tuple(picture[220, 192]) != REJECTED  # one that the kept tile overlaps
+    assert tuple(picture[300, 320]) == REJECTED  # a square half a side off the plain grid
+    assert tuple(picture[220, 192]) != REJECTED  # overlapped by the kept tile
 
 
 @settings(max_examples=80, deadline=None)
@@ -106,7 +106,7 @@ def test_the_outline_is_the_mask_less_its_inside() -> None:
 
 
 @given(width=st.integers(1, 200_000), height=st.integers(1, 200_000))
-def test_a_preview_is_as_long_as_it_may_be(width: int, height: int) -> None:
+def test_a_preview_is_as_long_as_allowed(width: int, height: int) -> None:
     downsample = preview_downsample(width, height)
     assert -(-max(width, height) // downsample) <= LONG_PX
     assert downsample == 1 or -(-max(width, height) // (downsample // 2)) > LONG_PX
@@ -136,7 +136,7 @@ def test_a_preview_carries_its_key(slide: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
-def test_what_is_no_preview_has_no_key(slide: Path, tmp_path: Path) -> None:
+def test_other_files_have_no_key(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "b.jpg").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg")
@@ -148,7 +148,7 @@ def test_what_is_no_preview_has_no_key(slide: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "d.jpg").exists()
 
 
-def test_tiles_too_small_to_see_are_not_drawn_one_by_one(tmp_path: Path) -> None:
+def test_rejected_squares_too_small_to_see_are_not_drawn(tmp_path: Path) -> None:
     import tifffile
 
     pixels = np.full((64, 16_000, 3), 245, np.uint8)
@@ -162,7 +162,7 @@ def test_tiles_too_small_to_see_are_not_drawn_one_by_one(tmp_path: Path) -> None
 
 
 def test_the_memory_is_bounded(tmp_path: Path) -> None:
-    """12,000 x 24,000 px, 864 MB raw, within a peak of 300 MB."""
+    """A slide of 12,000 x 24,000 px, 864 MB raw, takes less than 300 MB."""
     import tifffile
 
     blank, dark = (np.full((256, 256, 3), value, np.uint8) for value in (245, 120))

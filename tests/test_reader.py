@@ -1,4 +1,4 @@
-"""Decoded pixels against a second decoder, whatever the layout; and what is refused, by name."""
+"""Test decoded pixels against a second decoder on every layout, and the refusal of unreadable files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ import pyvips
 import tifffile
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable
+from clotkit.reasons import Reason
 from clotkit.slides.reader import OpenSlideSlide, Slide, open_slide
 from clotkit.tiling.overview import read_overview
 
@@ -20,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def picture() -> Pixels:
-    """Smooth colour with texture: uint8[HEIGHT, WIDTH, 3]."""
+    """Return smooth colour with texture, uint8[HEIGHT, WIDTH, 3]."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     waves = np.stack([np.sin(x / 23) * 60, np.cos(y / 17) * 60, np.sin((x + y) / 31) * 60], axis=2)
     noise = np.random.default_rng(3).normal(0, 4, waves.shape)
@@ -79,7 +80,7 @@ def test_the_overview_is_the_box_mean(layout: str, save: Callable[[str], Path], 
 @pytest.mark.parametrize("rows", [1, 7, 9, 100, HEIGHT])
 @pytest.mark.parametrize("side", [10, 40, 150])
 def test_bands_that_begin_within_a_strip(rows: int, side: int, picture: Pixels, tmp_path: Path) -> None:
-    """libvips lost the rows between two bands: "out of order read"."""
+    """Bands need not begin at a strip; libvips once failed here with "out of order read"."""
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, picture, rowsperstrip=rows, compression="zlib", photometric="rgb")
     corners = [(300, y) for y in range(0, HEIGHT, side) if y % 90 != 40]
@@ -117,20 +118,15 @@ def test_other_pixel_forms_become_rgb(pixels: npt.NDArray[np.generic], corner: t
     assert np.abs(tile[5, 5].astype(int) - corner).max() <= 1
 
 
-def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.tif").touch()
-    (tmp_path / "text.tif").write_text("this is no slide\n" * 50)
+    (tmp_path / "text.tif").write_text("this is not a slide\n" * 50)
     (tmp_path / "folder.tif").mkdir()
     (tmp_path / "stub.tif").write_bytes(b"II*\0\x08\0\0\0")
-    for name, words in [
-        ("none.tif", "the file is missing"),
-        ("empty.tif", "0 bytes"),
-        ("folder.tif", "a folder"),
-        ("text.tif", "not an image"),
-        ("stub.tif", "TIFF directory|libvips"),
-    ]:
-        with pytest.raises(SlideUnreadable, match=words):
+    for name in ("none.tif", "empty.tif", "folder.tif", "text.tif", "stub.tif"):
+        with pytest.raises(SlideUnreadable) as raised:
             open_slide(tmp_path / name)
+        assert raised.value.reason is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.99])
@@ -152,13 +148,14 @@ def test_damaged_bytes_are_an_error_never_black(layout: str, save: Callable[[str
         read_overview(open_slide(path), 8, (255, 255, 255))
 
 
-def test_a_codec_that_nothing_reads_is_refused_by_name(picture: Pixels, tmp_path: Path) -> None:
+def test_a_codec_that_no_decoder_reads_is_refused_by_name(picture: Pixels, tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, picture, tile=(128, 128), compression="zlib", photometric="rgb")
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages.first.tags["Compression"].overwrite(34887)
-    with pytest.raises(CodecUnsupported, match="LERC"):
+    with pytest.raises(CodecUnsupported, match="LERC") as raised:
         open_slide(path)
+    assert raised.value.reason is Reason.UNSUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -174,7 +171,7 @@ def test_a_codec_that_nothing_reads_is_refused_by_name(picture: Pixels, tmp_path
 def test_real_slides_are_never_black(name: str, decoder: str) -> None:
     path = SHARED / "slides" / name
     if not path.exists():
-        pytest.skip(f"real slides are not here: {path.parent}")
+        pytest.skip(f"no real slides at {path.parent}")
     slide = open_slide(path)
     assert slide.decoder == decoder
     view = read_overview(slide, 16, (255, 255, 255))

@@ -1,4 +1,4 @@
-"""Sections of one clot are told from different clots, wherever they lie; in doubt all tissue is kept."""
+"""Test that repeated sections of a clot are found anywhere, and that different clots are all kept."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ masks = st.builds(
 
 
 def clot(seed: int, radius: float = 40.0) -> Mask:
-    """One fragment of its own shape in a box of 5 radii."""
+    """Return one fragment with a random shape, in a box of 5 radii."""
     rng = np.random.default_rng(seed)
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     waves = (rng.normal(0, 0.5 / wave) * np.cos(wave * angle + rng.uniform(0, 7)) for wave in range(2, 12))
@@ -37,7 +37,7 @@ def askew(mask: Mask, degrees: float) -> Mask:
 
 
 def fragments(seed: int) -> Mask:
-    """A clot of three fragments."""
+    """Return a clot of three fragments."""
     sizes = np.random.default_rng(seed).permutation([14.0, 20.0, 26.0])
     whole = np.zeros((190, 190), bool)
     for number, (size, (top, left)) in enumerate(zip(sizes, [(0, 20), (40, 60), (60, 0)], strict=True)):
@@ -73,19 +73,19 @@ def test_a_clot_and_its_mirror_image_are_different() -> None:
     assert not duplicates(mask).any()
 
 
-def test_round_clots_prove_nothing() -> None:
+def test_round_clots_are_not_copies() -> None:
     y, x = np.mgrid[-40:41, -40:41]
     assert not duplicates(np.tile(np.hypot(y, x) < 30, (1, 2))).any()
     assert not duplicates(np.tile((y / 20) ** 2 + (x / 35) ** 2 < 1, (3, 1))).any()
 
 
-def test_a_bar_is_not_cut() -> None:
+def test_a_bar_is_one_section() -> None:
     mask = np.zeros((300, 60), bool)
     mask[10:290, 20:40] = True
     assert sections(mask).max() == 1
 
 
-def test_a_copy_that_lost_half_its_tissue_is_no_copy() -> None:
+def test_half_a_copy_is_not_a_copy() -> None:
     whole = clot(3)
     half = whole.copy()
     half[: len(half) // 2] = False
@@ -99,7 +99,7 @@ def test_one_section_of_fragments_has_one_label() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(mask=masks)
-def test_what_is_kept_is_tissue_and_never_nothing(mask: Mask) -> None:
+def test_some_tissue_is_always_kept(mask: Mask) -> None:
     labels, left_out = sections(mask), duplicates(mask)
     assert labels.shape == left_out.shape == mask.shape
     assert (labels.dtype.name, left_out.dtype.name) == ("int32", "bool")
@@ -114,7 +114,7 @@ def test_what_is_kept_is_tissue_and_never_nothing(mask: Mask) -> None:
     shape=st.sampled_from(["copies", "different"]),
     margins=st.tuples(*[st.integers(0, 70)] * 4),
 )
-def test_it_does_not_matter_where_on_the_slide_the_tissue_lies(shape: str, margins: tuple[int, int, int, int]) -> None:
+def test_the_position_of_the_tissue_does_not_matter(shape: str, margins: tuple[int, int, int, int]) -> None:
     mask = np.concatenate([clot(3), askew(clot(3), 4) if shape == "copies" else clot(8)])
     top, bottom, left, right = margins
     moved = np.pad(mask, ((top, bottom), (left, right)))
@@ -139,7 +139,7 @@ def test_masks_of_any_size() -> None:
     assert duplicates(large).sum() == 49 * clot(3).sum()
 
 
-def test_the_truth_of_synthetic_slides() -> None:
+def test_sections_of_synthetic_slides_match_their_plans() -> None:
     plans = [slide_plan(7, "test", f"s{number}", 2400, 4800) for number in range(40)]
     found = [int(sections(tissue_mask(plan, 16)).max()) for plan in plans]
     assert all(number in (1, plan.sections) for number, plan in zip(found, plans, strict=True))

@@ -1,4 +1,4 @@
-"""Normalisers: properties on any pixels, two known stains mixed as light mixes them, real fields where there are."""
+"""Test normalisers on any pixels, on mixtures of two known stains, and on real fields."""
 
 import csv
 import pickle
@@ -28,7 +28,7 @@ from .conftest import ROOT
 FIELDS = ROOT.parent / "shared" / "data" / "breakhis"
 
 WHITE, LILAC, GREEN_GREY = (255, 255, 255), (234, 216, 254), (196, 211, 192)
-# Two laboratories: haematoxylin and eosin as optical densities of red, green and blue.
+# Optical densities of haematoxylin and eosin in red, green and blue, of two laboratories.
 ONE = np.array([[0.65, 0.70, 0.29], [0.15, 0.92, 0.35]])
 OTHER = np.array([[0.55, 0.72, 0.42], [0.25, 0.84, 0.48]])
 
@@ -36,7 +36,7 @@ colours = st.tuples(*[st.integers(0, 255)] * 3)
 
 
 def concentrations(tiles: int = 6, side: int = 96, seed: int = 0) -> np.ndarray:
-    """Of two stains, [tiles, side, side, 2]: dense nuclei, matrix of any density, glass with nothing."""
+    """Return concentrations of two stains, [tiles, side, side, 2]: dense nuclei, matrix, and empty glass."""
     rng = np.random.default_rng(seed)
     shape = (tiles, side, side)
     nucleus, matrix = rng.random(shape) < 0.25, rng.random(shape) < 0.8
@@ -46,14 +46,14 @@ def concentrations(tiles: int = 6, side: int = 96, seed: int = 0) -> np.ndarray:
 
 
 def stained(mixed: np.ndarray, stains: np.ndarray, background: tuple[int, int, int], noise: float = 0) -> np.ndarray:
-    """Beer and Lambert: light falls off exponentially with concentrations [..., 2] times densities [2, 3]."""
+    """Return tiles stained by the Beer-Lambert law: concentrations [..., 2] times densities [2, 3]."""
     unit = stains / np.linalg.norm(stains, axis=1, keepdims=True)
     light = (np.array(background) + 1) * np.exp(-mixed @ unit) - 1
     return np.clip(np.rint(light + np.random.default_rng(1).normal(0, noise, light.shape)), 0, 255).astype(np.uint8)
 
 
 def densities(tiles: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """Of the tissue pixels of tiles, [n, 3]."""
+    """Return the optical densities of the tiles' tissue pixels, [n, 3]."""
     every = np.log((np.array(background) + 1) / (tiles.reshape(-1, 3) + 1.0))
     return every[np.linalg.norm(np.maximum(every, 0), axis=1) >= TISSUE_OD]
 
@@ -70,17 +70,17 @@ def densities(tiles: np.ndarray, background: tuple[int, int, int]) -> np.ndarray
 @example(background=(0, 0, 0), low=0, high=255, shape=(4, 40, 40), seed=0)
 @example(background=(255, 0, 255), low=0, high=255, shape=(4, 40, 40), seed=0)
 @example(background=(254, 255, 255), low=0, high=2, shape=(4, 40, 40), seed=0)
-def test_any_pixels_give_as_many_pixels(
+def test_any_pixels_can_be_normalised(
     name: str, background: tuple[int, int, int], low: int, high: int, shape: tuple[int, int, int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     sample = rng.integers(min(low, high), max(low, high) + 1, (*shape, 3)).astype(np.uint8)
-    other = rng.integers(0, 256, (2, 9, 7, 3)).astype(np.uint8)  # colours that the sample need not have
+    other = rng.integers(0, 256, (2, 9, 7, 3)).astype(np.uint8)  # colours that the sample may lack
     before = sample.copy(), other.copy()
     normaliser = fit_normaliser(name, background, sample)
     again = fit_normaliser(name, background, sample.copy())
     assert normaliser.used in {name, "background"}
-    # Warnings are errors here: a NaN or an infinity on its way to uint8 would fail the test.
+    # Warnings are errors here: a NaN or infinity converted to uint8 fails the test.
     for tiles in (sample, other):
         done = normaliser(tiles)
         assert done.dtype == np.uint8
@@ -130,7 +130,7 @@ def tiny_tissue() -> np.ndarray:
 
 
 def grey_tissue() -> np.ndarray:
-    """Grey as seen through the background: each channel takes the same share of the light."""
+    """Return grey as seen through the background: each channel transmits the same share of light."""
     share = np.random.default_rng(0).uniform(0.3, 0.9, (4, 64, 64, 1))
     return np.rint(share * LILAC).astype(np.uint8)
 
@@ -162,8 +162,8 @@ def test_one_stain_and_noise_are_not_two_stains(stain: int) -> None:
     assert fit_normaliser("macenko", LILAC, stained(mixed, ONE, LILAC, noise=1)).used == "background"
 
 
-def test_an_unknown_name_is_a_fault_of_the_recipe() -> None:
-    with pytest.raises(ConfigError, match="'vahadane'; known: background, macenko, none, reinhard"):
+def test_an_unknown_name_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"vahadane.*background, macenko, none, reinhard"):
         fit_normaliser("vahadane", WHITE, np.empty((0, 8, 8, 3), np.uint8))
 
 
@@ -179,9 +179,9 @@ def test_macenko_recovers_known_stains(
     assert np.degrees(np.arccos(np.minimum(cosines, 1))).max() < degrees
 
 
-def test_macenko_makes_one_slide_of_two_stainings() -> None:
+def test_macenko_makes_two_stainings_alike() -> None:
     mixed = concentrations()
-    # The same tissue, paler in haematoxylin and denser in eosin, from the other laboratory and microscope.
+    # The same tissue from the other laboratory and microscope, with less haematoxylin and more eosin.
     first, second = stained(mixed, ONE, LILAC, 1), stained(mixed * (0.7, 1.2), OTHER, GREEN_GREY, 1)
     done = [
         fit_normaliser("macenko", background, tiles)(tiles).astype(int)
@@ -195,7 +195,7 @@ def test_macenko_makes_one_slide_of_two_stainings() -> None:
 
 
 def lab(tiles: np.ndarray) -> np.ndarray:
-    """l, alpha, beta of pixels, written out as in the paper, but with natural logarithms and 256 for white."""
+    """Return l, alpha, beta of pixels as in the paper, with natural logarithms and 256 for white."""
     red, green, blue = (tiles.reshape(-1, 3) + 1.0).T
     long = np.log(0.3811 * red + 0.5783 * green + 0.0402 * blue)
     medium = np.log(0.1967 * red + 0.7244 * green + 0.0782 * blue)
@@ -206,18 +206,18 @@ def lab(tiles: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("background", [WHITE, LILAC, GREEN_GREY])
 def test_reinhard_meets_the_reference_in_its_colour_space(background: tuple[int, int, int]) -> None:
-    # Of few colours, so that none clips: what clips is not at the reference.
+    # Few colours, so that none clips: clipped pixels miss the reference.
     tiles = stained(np.clip(concentrations(), 0, 0.8), ONE, background, 1)
     every = np.log((np.array(background) + 1) / (tiles.reshape(-1, 3) + 1.0))
     tissue = np.linalg.norm(np.maximum(every, 0), axis=1) >= TISSUE_OD
     done = lab(fit_normaliser("reinhard", background, tiles)(tiles))[tissue]
-    # What remains is the rounding to grey levels.
+    # The remaining difference is rounding to grey levels.
     np.testing.assert_allclose(done.mean(axis=0), REFERENCE_MEAN, atol=2e-3)
     np.testing.assert_allclose(done.std(axis=0), REFERENCE_DEVIATION, rtol=0.02)
 
 
 def test_reinhard_tints_no_pale_pixel() -> None:
-    """From glass to tissue colours go over without a step: neighbours on a ramp of density stay close."""
+    """Colours change without a step from glass to tissue: neighbours on a density ramp stay close."""
     tiles = stained(concentrations(), ONE, WHITE)
     ramp = stained(np.linspace(0, 1, 2000)[:, None] * (0.2, 0.8), ONE, WHITE)[None, None]
     done = fit_normaliser("reinhard", WHITE, tiles)(ramp)[0, 0].astype(int)
@@ -231,7 +231,7 @@ def test_l_alpha_beta_is_a_rotation() -> None:
 
 
 def glass(tiles: np.ndarray) -> tuple[int, int, int]:
-    """The background of fields without a border: the median of the brightest fiftieth."""
+    """Return the background of fields without a border: the median of the brightest 2 % of pixels."""
     pixels = tiles.reshape(-1, 3)
     darkest = pixels.min(axis=1)
     red, green, blue = np.median(pixels[darkest >= np.percentile(darkest, 98)], axis=0)
@@ -248,12 +248,12 @@ def test_patients_come_closer_on_real_fields() -> None:
     for paths in fields.values():
         tiles = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(paths)[:8]])
         background = glass(tiles)
-        seen = tiles[:, ::4, ::4]  # enough for a mean; normalisers work pixel by pixel
+        seen = tiles[:, ::4, ::4]  # enough for a mean, as normalisers work per pixel
         every = np.log((np.array(background) + 1) / (seen + 1.0))
         tissue = np.linalg.norm(np.maximum(every, 0), axis=-1) >= TISSUE_OD
         for name in NORMALISERS:
             means[name].append(fit_normaliser(name, background, tiles)(seen)[tissue].mean(axis=0))
-    # Grey levels by which the mean tissue colour deviates between patients, over the three channels.
+    # Deviation of the mean tissue colour between patients in grey levels, averaged over channels.
     spread = {name: float(np.std(colour, axis=0).mean()) for name, colour in means.items()}
     assert spread["background"] < spread["none"]
     assert spread["macenko"] < 0.85 * spread["none"]

@@ -1,4 +1,4 @@
-"""A slide's picture: drawn from what was read, filled in where nothing was, and never worth a slide."""
+"""Test a slide's thumbnail: what was read is drawn, holes are filled in, and failures cost no slide."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clotkit.config import TilingConfig
+from clotkit.errors import NoTissue
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.thumbnail import LONG_PX, Thumbnail, ThumbnailRecorder, thumbnail_downsample
@@ -21,7 +22,7 @@ TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_ti
 
 
 def drawn(height: int = 900, width: int = 1300) -> np.ndarray:
-    """A white slide with a red square from (400, 200) to (800, 600)."""
+    """Return a white slide with a red square from (400, 200) to (800, 600)."""
     pixels = np.full((height, width, 3), WHITE, np.uint8)
     pixels[200:600, 400:800] = RED
     return pixels
@@ -33,8 +34,8 @@ def test_the_long_side_is_within_its_bound(size: tuple[int, int], downsample: in
     assert LONG_PX / 2 < -(-max(size) // downsample) <= LONG_PX
 
 
-def test_what_is_read_stands_where_it_lies() -> None:
-    """Every tile of the grid: the picture is the slide's overview, the tissue is the square."""
+def test_what_is_read_is_drawn_in_place() -> None:
+    """With every tile of the grid read, the thumbnail is the overview and the tissue is the square."""
     pixels = drawn()
     recorder = ThumbnailRecorder()
     slide = recorder.watch(ArraySlide(pixels))
@@ -51,7 +52,7 @@ def test_what_is_read_stands_where_it_lies() -> None:
     assert tuple(thumbnail.pixels[5, 5]) == WHITE
 
 
-def test_holes_take_what_lies_near_and_nothing_is_black() -> None:
+def test_holes_are_filled_from_nearby_and_not_black() -> None:
     recorder = ThumbnailRecorder()
     slide = recorder.watch(ArraySlide(drawn()))
     list(slide.tiles([(448, 256)], 32, 4, WHITE))
@@ -59,7 +60,7 @@ def test_holes_take_what_lies_near_and_nothing_is_black() -> None:
     assert thumbnail is not None
     assert 0 < thumbnail.read_share < 0.05
     assert thumbnail.pixels.min() >= 40
-    assert tuple(thumbnail.pixels[100, 150]) == RED  # no index says that it is empty; all that is known is red
+    assert tuple(thumbnail.pixels[100, 150]) == RED  # without an index it may be tissue, and all that is known is red
 
 
 def test_nothing_read_is_no_sketch_and_no_rule_is_no_tissue() -> None:
@@ -75,7 +76,7 @@ def test_nothing_read_is_no_sketch_and_no_rule_is_no_tissue() -> None:
 
 @pytest.mark.parametrize("corner", [(0, 0), (1296, 896), (1000, 512), (5000, 5000)])
 @pytest.mark.parametrize(("tile_px", "downsample"), [(1, 1), (7, 3), (64, 16), (300, 8)])
-def test_any_tile_can_be_noted(corner: tuple[int, int], tile_px: int, downsample: int) -> None:
+def test_any_tile_can_be_recorded(corner: tuple[int, int], tile_px: int, downsample: int) -> None:
     recorder = ThumbnailRecorder()
     recorder.watch(ArraySlide(drawn()))
     recorder.record(corner, np.full((tile_px, tile_px, 3), 7, np.uint8), downsample)
@@ -92,7 +93,7 @@ def test_a_slides_process_gives_its_tiles_and_then_its_sketch(name: str, slides:
         np.testing.assert_array_equal(batch.xy, wanted.xy)
 
 
-def test_it_looks_like_the_slide(slides: list[Path]) -> None:
+def test_a_thumbnail_looks_like_the_slide(slides: list[Path]) -> None:
     for path in slides:
         *_, (_, thumbnail) = tile_task(Task("one", path, (TILING,)))
         assert isinstance(thumbnail, Thumbnail)
@@ -109,7 +110,7 @@ def test_a_slide_that_is_refused_is_sketched_as_far_as_it_was_read(tmp_path: Pat
 
     Image.new("RGB", (900, 700), WHITE).save(tmp_path / "blank.tif")
     pieces = []
-    with pytest.raises(Exception, match="no tissue"):  # noqa: PT012 - what came before it counts
+    with pytest.raises(NoTissue):  # noqa: PT012 - the pieces before the error count
         for _, piece in tile_task(Task("blank", tmp_path / "blank.tif", (TILING,))):
             pieces.append(piece)
     assert isinstance(pieces[-1], Thumbnail)
@@ -117,8 +118,8 @@ def test_a_slide_that_is_refused_is_sketched_as_far_as_it_was_read(tmp_path: Pat
     assert pieces[-1].pixels.min() >= 249
 
 
-def test_what_cannot_be_drawn_costs_the_picture_alone() -> None:
-    """A slide whose tiles are of a shape that no picture takes."""
+def test_a_failed_drawing_costs_the_thumbnail_alone() -> None:
+    """A slide yields tiles of a shape that cannot be drawn."""
 
     class Odd(ArraySlide):
         def tiles(self, xy, tile_px, downsample, background):  # type: ignore[no-untyped-def]

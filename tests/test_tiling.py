@@ -1,4 +1,4 @@
-"""Tiles of a slide: where they lie, how many, in what order, and that a plain reading gives the same pixels."""
+"""Test where a slide's tiles lie, how many there are, their order, and their pixels."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -55,7 +55,7 @@ def test_strips_and_tiles_give_the_same(name: str, test_split: Path, tmp_path: P
 
 
 def test_the_best_come_by_tissue(tmp_path: Path) -> None:
-    """Three squares of a 3 x 3 grid have tissue: all of one, most of one, a little of one."""
+    """Three squares of a 3 x 3 grid have tissue: one is full, one mostly, one a little."""
     pixels = np.full((384, 384, 3), 255, np.uint8)
     pixels[0:128, 0:128] = TISSUE
     pixels[128:256, 128:224] = TISSUE
@@ -74,7 +74,7 @@ def test_a_slide_smaller_than_a_tile_gives_one(tmp_path: Path) -> None:
     pyvips.Image.new_from_array(pixels).tiffsave(str(path))
     _, (batch,) = tiles_of(path)
     assert batch.xy.tolist() == [[0, 0]]
-    assert (batch.tiles[0, 20:, 20:] == 250).all()  # beyond the edge: the slide's background
+    assert (batch.tiles[0, 20:, 20:] == 250).all()  # beyond the edge is the slide's background
 
 
 def test_tile_sides_that_divide_unevenly_keep_their_place(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_tile_sides_that_divide_unevenly_keep_their_place(tmp_path: Path) -> Non
     assert (batch.tiles == TISSUE).all()
 
 
-def test_no_tissue_and_no_tiler_are_named(tmp_path: Path) -> None:
+def test_no_tissue_and_an_unknown_tiler_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     pyvips.Image.new_from_array(np.full((300, 300, 3), 250, np.uint8)).tiffsave(str(path))
     with pytest.raises(NoTissue):
@@ -102,7 +102,7 @@ def write(path: Path, pixels: np.ndarray) -> Path:
 
 
 def speckled(height: int, width: int, *spots: tuple[int, int, int, int, int]) -> np.ndarray:
-    """A white slide with spots: (top, left, height, width, red), pink and textured a little."""
+    """Return a white slide with spots (top, left, height, width, red), pink and slightly textured."""
     pixels = np.full((height, width, 3), 255, np.uint8)
     rng = np.random.default_rng(2)
     for top, left, high, wide, red in spots:
@@ -134,13 +134,13 @@ def test_darkest_is_the_brute_force_ranking(test_split: Path) -> None:
 
 
 def test_windows_do_not_overlap_and_follow_the_tissue(tmp_path: Path) -> None:
-    """One spot as large as a window, off the grid of windows' sides: its window lies on it, to a stride."""
+    """A spot of a window's size, off the windows' grid, has a window within one stride."""
     path = write(tmp_path / "slide.tif", speckled(1024, 1024, (300, 420, 128, 128, 120), (800, 60, 60, 60, 120)))
     taken = corners_of(path, "windows")
     for i, (x, y) in enumerate(taken):
         assert all(abs(x - other_x) >= 128 or abs(y - other_y) >= 128 for other_x, other_y in taken[i + 1 :])
     assert any(abs(x - 420) <= 16 and abs(y - 300) <= 16 for x, y in taken)
-    assert any(-68 <= x - 60 <= 16 for x, _ in taken)  # the small spot, once the share asked has fallen
+    assert any(-68 <= x - 60 <= 16 for x, _ in taken)  # the small spot, at a lower minimum share
     assert corners_of(path, "windows", max_tiles=1) == [min(taken, key=lambda xy: abs(xy[0] - 420) + abs(xy[1] - 300))]
 
 
@@ -175,7 +175,7 @@ def test_a_chunk_is_the_square_resized(tmp_path: Path) -> None:
 
 
 def test_strips_cover_the_slide_squeezed(tmp_path: Path) -> None:
-    """2.49 times as long as wide: two strips, none of the long side lost."""
+    """A slide 2.49 times as long as wide gives two strips that cover all of the long side."""
     path = write(tmp_path / "slide.tif", speckled(400, 996, (50, 20, 300, 950, 120)))
     assert corners_of(path, "strips") == [(0, 0), (498, 0)]
 
@@ -209,7 +209,7 @@ def test_box_means_are_means(height: int, width: int, fine: int, x: int, y: int,
 
 
 def test_a_repeated_section_is_left_out_on_request(tmp_path: Path) -> None:
-    """Two copies of one odd shape side by side, two tiles of each; other shapes both stay."""
+    """Of two copies of one shape side by side, one is tiled; different shapes are both tiled."""
     shape = np.zeros((400, 400), bool)
     shape[40:360, 60:160] = shape[260:360, 60:330] = True
     copies, others = (np.full((480, 960, 3), 245, np.uint8) for _ in range(2))
