@@ -1,1 +1,1 @@
-"""The tiler against other readers, in CPU seconds and memory: `python -m bench`. Not part of the package."""
+"""Benchmarks: clotkit against other readers, and what its runs cost. Not part of the package."""

@@ -1,7 +1,7 @@
-"""Measure the contenders on every layout, print one table and the targets, write build/bench.json.
+"""Measure the tiler against other readers on every layout: `python -m bench`.
 
-Every measurement is a process of its own (`--one NAME FILE`), with one libvips thread; the contenders take turns, round
-by round. Exit code 1 when a target is missed.
+Prints one table and the targets, and writes build/bench.json. Every measurement is a process of its own (`--one NAME
+FILE`) with one libvips thread; the contenders take turns, round by round. The exit code is 1 if a target is missed.
 """
 
 import argparse
@@ -26,29 +26,29 @@ from clotkit.workers import peak_mb
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("clotkit", "pyvips", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "numpy", "pillow")
 FIGURES = ("cpu_s", "wall_s", "peak_mb", "tiles")
-LIMIT_S = 1800  # of one measurement
+LIMIT_S = 1800  # time limit of one measurement
 
-LARGEST = "largest"  # the layout of the largest slide of the competition, on which only memory is asked for
-MOST_MB, MOST_GROWTH = 300, 1.20  # of a slide's process there, and over its figure at the first size
+LARGEST = "largest"  # layout name of the competition's largest slide, for which only memory has a target
+MAX_MB, MAX_GROWTH = 300, 1.20  # peak memory on the largest slide, and over that at the first size
 
-# At most these times libvips's decoding of the whole, in CPU seconds.
-WANTED = {
+# Maximum CPU seconds over those of libvips decoding the whole slide.
+TARGETS = {
     OURS: {"deflate": 0.20, "lzw": 0.20, "jpeg": 0.20, "strips": 1.15, "noisy": 1.15},
     OURS_EVERY: {"deflate": 0.60, "lzw": 0.60, "jpeg": 0.40, "strips": 1.15, "noisy": 1.15},
 }
 
 CAPTION = """\
-The job: a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px; "every tissue tile" is all of 224 px at 1/4
-with a hundredth of tissue or more. clotkit's best have half of tissue where a slide has such; the three recipes choose
-in their own way, so the tiles differ: the column says how many each made.
-CPU and wall seconds run from after the imports; peak is VmHWM of the process, imports included; medians of {rounds}.
-"x decode" is CPU over that of libvips decoding the whole slide once. One libvips thread, files in the page cache."""
+The job: a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px. "every tissue tile": all tiles of 224 px at
+1/4 with at least 1 % tissue. clotkit's best tiles have at least 50 % tissue if a slide has such tiles. The three
+recipes choose in their own ways, so their tiles differ; the column has the number of tiles.
+CPU and wall seconds start after the imports; peak is VmHWM of the process, imports included; medians of {rounds}.
+"x decode" is CPU over that of libvips decoding the whole slide once. One libvips thread; files in the page cache."""
 
 Row = dict[str, Any]
 
 
 def main() -> int:
-    """Run the benchmark, or one measurement of it. Returns the exit code."""
+    """Run the benchmark, or one measurement of it, and return the exit code."""
     options = _options()
     if options.one:
         print(json.dumps(measure(options.one[0], Path(options.one[1]))))
@@ -78,52 +78,62 @@ def _options() -> argparse.Namespace:
 
     line = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     line.add_argument(
-        "--side", type=int, nargs="+", default=[10_000, 30_000], help="of the square slides, px (default 10000 30000)"
+        "--side",
+        type=int,
+        nargs="+",
+        default=[10_000, 30_000],
+        help="sides of the square slides, px (default: 10000 30000)",
     )
     line.add_argument(
         "--largest",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="memory on a slide of 48,284 x 101,408 px too, 2.4 GB",
+        help="also measure memory on a slide of 48,284 x 101,408 px, 2.4 GB",
     )
-    line.add_argument("--rounds", type=int, default=3, help="measurements of each contender (default 3)")
+    line.add_argument("--rounds", type=int, default=3, help="measurements of each contender (default: 3)")
     line.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="LAYOUT")
-    line.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where the slides are kept")
-    line.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json", help="the rows, as JSON")
-    line.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help="one measurement, as a line of JSON")
+    line.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench", help="folder of the slides, kept for the next run"
+    )
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json", help="the JSON file to write")
+    line.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help="run one measurement and print a line of JSON")
     return line.parse_args()
 
 
 def measure(name: str, path: Path) -> Row:
-    """The figures of one contender on one slide, in this process, from after its imports."""
+    """Measure one contender on one slide in this process, after its imports."""
     contender = CONTENDERS[name]
     contender.load()
-    cpu, wall = _cpu_s(), time.perf_counter()
+    cpu, wall = cpu_s(), time.perf_counter()
     tiles = contender.run(path)
-    cpu, wall = _cpu_s() - cpu, time.perf_counter() - wall
+    cpu, wall = cpu_s() - cpu, time.perf_counter() - wall
     return {"cpu_s": cpu, "wall_s": wall, "peak_mb": peak_mb(), "tiles": tiles}
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
+    """Return the CPU seconds of this process and its ended children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def compare(layout: str, side: int | None, path: Path, rounds: int, names: Sequence[str] = ()) -> list[Row]:
-    """One row a contender (those of `names`, or all) on one slide: medians, or the reason why there are none."""
+    """Measure contenders on one slide, and return one row each: medians, or the reason of a failure.
+
+    `names` are the contenders to measure, all of them if empty.
+    """
     names = names or list(CONTENDERS)
     measured: dict[str, list[Row]] = {name: [] for name in names}
     reasons: dict[str, str] = {}
-    with path.open("rb") as file:  # into the page cache, for the first round too
+    with path.open("rb") as file:  # fill the page cache, for the first round too
         while file.read(2**24):
             pass
     for _ in range(rounds):
         for name in names:
             if name not in reasons:
-                got = _in_a_process(name, path)
-                if isinstance(got, str):
-                    reasons[name] = got
+                result = _in_a_process(name, path)
+                if isinstance(result, str):
+                    reasons[name] = result
                 else:
-                    measured[name].append(got)
+                    measured[name].append(result)
     rows = [
         {"layout": layout, "side_px": side, "name": name, **_figures([] if name in reasons else measured[name])}
         for name in names
@@ -137,7 +147,7 @@ def compare(layout: str, side: int | None, path: Path, rounds: int, names: Seque
 
 
 def _in_a_process(name: str, path: Path) -> Row | str:
-    """The figures of one contender, or the last line of what it said when it failed."""
+    """Return the figures of one contender, or the last line of its error output if it failed."""
     command = [sys.executable, "-m", "bench", "--one", name, str(path)]
     environment = os.environ | {"VIPS_CONCURRENCY": "1", "OMP_NUM_THREADS": "1", "VIPS_WARNING": "0"}
     try:
@@ -147,8 +157,8 @@ def _in_a_process(name: str, path: Path) -> Row | str:
     except subprocess.TimeoutExpired:
         return f"took more than {LIMIT_S} s"
     if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()]
-        return said[-1].strip()[:200] if ended.returncode > 0 and said else f"ended with code {ended.returncode}"
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        return lines[-1].strip()[:200] if ended.returncode > 0 and lines else f"ended with code {ended.returncode}"
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -161,7 +171,7 @@ def _median(values: list[float]) -> float | None:
 
 
 def header() -> str:
-    """Date, machine and versions."""
+    """Return the date, the machine and the versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     import openslide
     import pyvips
@@ -186,7 +196,7 @@ def _version(package: str) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows as lines of text, a blank line between layouts."""
+    """Return the rows as lines of text, with a blank line between layouts."""
     names, figures = ("layout", "px", "contender"), ("CPU s", "wall s", "peak MB", "tiles", "x decode")
     lines = ["{:8} {:>6} {:27} {:>8} {:>8} {:>8} {:>6} {:>9}".format(*names, *figures)]
     for row in rows:
@@ -205,45 +215,45 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def targets(rows: list[Row]) -> list[tuple[bool, str]]:
-    """Each target that these rows can answer: whether it is met, and a line that says so with both figures."""
+    """Return each target that these rows can answer: whether it is met, and a line with both figures."""
     by_key = {(row["layout"], row["side_px"], row["name"]): row for row in rows}
     places = list(dict.fromkeys((row["layout"], row["side_px"]) for row in rows if row["layout"] != LARGEST))
     lines = []
-    for name, limits in WANTED.items():
+    for name, limits in TARGETS.items():
         for layout, side in places:
             reached = by_key[layout, side, name]["ratio_to_libvips_decode"]
             what = f"{layout}, {side:,} px: {name}, x decode"
-            lines.append(_target(what, reached, limits[layout], "at most", lambda got, most: got <= most))
+            lines.append(_target(what, reached, limits[layout], "at most", lambda value, limit: value <= limit))
     for layout, side in places:
         ours = by_key[layout, side, OURS]["cpu_s"]
         here = [row for row in rows if (row["layout"], row["side_px"]) == (layout, side)]
         name, reached = _fastest_peer(ours, here)
         what = f"{layout}, {side:,} px: CPU of the fastest peer ({name}) over that of {OURS}"
-        lines.append(_target(what, reached, 1.0, "more than", lambda got, least: got > least))
+        lines.append(_target(what, reached, 1.0, "more than", lambda value, limit: value > limit))
     return lines + _memory_targets(by_key, places)
 
 
 def _memory_targets(by_key: dict[tuple[str, int | None, str], Row], places: list[Any]) -> list[tuple[bool, str]]:
-    """Peak memory on the largest slide, and over that on the first one of the same layout."""
+    """Return the targets for peak memory on the largest slide, and over that on the first slide."""
     lines = []
     for name in (OURS, OURS_EVERY):
         if (LARGEST, None, name) in by_key:
             peak, first = by_key[LARGEST, None, name]["peak_mb"], by_key[*places[0], name]["peak_mb"]
             growth = peak / first if peak and first else None
             what = f"{LARGEST}: {name}, peak"
-            lines.append(_target(f"{what} MB", peak, MOST_MB, "at most", lambda got, most: got <= most))
+            lines.append(_target(f"{what} MB", peak, MAX_MB, "at most", lambda value, limit: value <= limit))
             what = f"{what} over that at {places[0][1]:,} px"
-            lines.append(_target(what, growth, MOST_GROWTH, "at most", lambda got, most: got <= most))
+            lines.append(_target(what, growth, MAX_GROWTH, "at most", lambda value, limit: value <= limit))
     return lines
 
 
 def _fastest_peer(ours_s: float | None, rows: list[Row]) -> tuple[str, float | None]:
-    """The fastest peer of a layout, and how many times our CPU seconds it took."""
-    took = {row["name"]: row["cpu_s"] for row in rows if CONTENDERS[row["name"]].peer and row["cpu_s"] is not None}
-    if not took:
+    """Return the fastest peer of a layout, and its CPU seconds over ours."""
+    cpu_s_of = {row["name"]: row["cpu_s"] for row in rows if CONTENDERS[row["name"]].peer and row["cpu_s"] is not None}
+    if not cpu_s_of:
         return "none read it", math.inf
-    name = min(took, key=lambda peer: took[peer])
-    return name, took[name] / ours_s if ours_s else None
+    name = min(cpu_s_of, key=lambda peer: cpu_s_of[peer])
+    return name, cpu_s_of[name] / ours_s if ours_s else None
 
 
 def _target(

@@ -1,10 +1,12 @@
-"""Seconds that the cluster plan predicts, against those of real runs on 1 and 2 workers: `python -m bench.cluster`.
+"""Compare the cluster plan's predicted seconds with real runs on 1 and 2 workers.
 
-A synthetic split of varied sizes is planned (up to 16 of its slides are cut, the others are predicted from these), then
-tiled for real: one machine with one thread, one with two, and two Dask workers of one thread each on loopback. Two
-threads, or workers, share the cores of this machine: what a slide costs is measured with as many at a time. Before each
-run stands its own prediction. Exit code 1 when one is off by more than WITHIN in the median; build/cluster.json has the
-figures. They mean little on a busy machine.
+Run it with `python -m bench.cluster`. A synthetic split of varied sizes is planned: up to 16 of its slides are cut, and
+the rest is predicted from them. Then it is tiled for real: on one machine with one thread, on one with two, and on two
+Dask workers of one thread each on loopback. Two threads, or workers, share the cores of this machine, so the cost of a
+slide is measured with as many at a time. A new prediction is made before each run.
+
+The exit code is 1 if a median is off by more than WITHIN; build/cluster.json has the figures. They mean little on a
+busy machine.
 """
 
 import argparse
@@ -26,15 +28,15 @@ from clotkit.files import atomic_write_json
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ((1, 1), (1, 2), (2, 1))  # machines, threads of each
-WITHIN = 0.25  # of the measured seconds
+CASES = ((1, 1), (1, 2), (2, 1))  # (machines, threads of each)
+WITHIN = 0.25  # allowed error, of the measured seconds
 COLUMNS = ("machines", "threads", "predicted_s", "measured_s", "ratio")
 
 
 def main() -> int:
-    """Draw the split unless it stands, plan and tile it, print the table. Returns the exit code."""
+    """Draw the split if it is missing, plan and tile it, print the table, and return the exit code."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end with this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end with this process
     split = varied_split(options.folder / f"split-{options.slides}-{options.seed}-{options.size}", options)
     rows = [compare(split, options, *case) for case in CASES]
     atomic_write_json(options.out, rows)
@@ -47,7 +49,7 @@ def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
     line.add_argument("--slides", type=int, default=120)
     line.add_argument("--seed", type=int, default=40)
-    line.add_argument("--size", default="small", help="as clotkit phantom has it")
+    line.add_argument("--size", default="small", help="size of the slides, as for clotkit phantom")
     line.add_argument("--recipe", default="strip_ai")
     line.add_argument("--rounds", type=int, default=3)
     line.add_argument("--folder", type=Path, default=ROOT / "build" / "cluster")
@@ -56,8 +58,8 @@ def _options() -> argparse.Namespace:
 
 
 def varied_split(folder: Path, options: argparse.Namespace) -> Path:
-    """A synthetic train split with the spread of the real sizes."""
-    if not (folder / "train.csv").exists():  # it is written last
+    """Return a synthetic train split with the spread of the real sizes."""
+    if not (folder / "train.csv").exists():  # the table is written last
         shutil.rmtree(folder, ignore_errors=True)
         drawn = options.slides, options.seed, load_competition()
         write_split(folder, "train", *drawn, size=options.size, log=lambda _: None)
@@ -69,7 +71,7 @@ def _stored_mb(split: Path) -> float:
 
 
 def compare(split: Path, options: argparse.Namespace, machines: int, threads: int) -> dict[str, Any]:
-    """A row of the table: one case, planned and run in turns; each figure is a median."""
+    """Plan and run one case in turns, and return its row of the table; each figure is a median."""
     at_a_time = machines * threads  # two workers here are two threads of one machine
     predicted, measured = list[float](), list[float]()
     with workers(machines) as backend:
@@ -82,13 +84,13 @@ def compare(split: Path, options: argparse.Namespace, machines: int, threads: in
 
 
 def predict(split: Path, recipe: str, threads: int) -> float:
-    """Seconds of the split's own slides on so many threads of this machine, by `clotkit plan --cluster`."""
+    """Return the seconds that `clotkit plan --cluster` predicts for the split on this machine's threads."""
     words = ["plan", str(split), "--recipe", recipe, "--cluster", "1", "--jobs", str(threads), "--json"]
     return float(json.loads(clotkit(words))["own"][0]["wall_s"])
 
 
 def clotkit(words: Sequence[str]) -> str:
-    """What a verb prints, in a process of its own: a slide's process is then what it is for a user."""
+    """Run a verb in a process of its own, as a user does, and return its output."""
     command = [sys.executable, "-m", "clotkit.cli", *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -98,7 +100,7 @@ def clotkit(words: Sequence[str]) -> str:
 
 @contextmanager
 def workers(machines: int) -> Iterator[Sequence[str]]:
-    """The options of `clotkit tile` for one machine, this one, or for so many Dask workers, which run meanwhile."""
+    """Yield the options of `clotkit tile` for one machine, or for Dask workers that run meanwhile."""
     if machines == 1:
         yield ()
         return
@@ -116,7 +118,7 @@ def workers(machines: int) -> Iterator[Sequence[str]]:
 
 
 def tile(split: Path, words: Sequence[str]) -> float:
-    """Seconds of one `clotkit tile` of the split, from its start to its end."""
+    """Return the seconds of one `clotkit tile` of the split."""
     with tempfile.TemporaryDirectory(prefix="clotkit-shards-") as out:
         started = time.perf_counter()
         clotkit(["tile", str(split), out, *words])
@@ -124,7 +126,7 @@ def tile(split: Path, words: Sequence[str]) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The rows in Markdown."""
+    """Yield the rows in Markdown."""
     yield "| machines | threads | predicted, s | measured, s | ratio |"
     yield "|---|---|---|---|---|"
     for row in rows:

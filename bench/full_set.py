@@ -1,8 +1,9 @@
-"""A hidden test set in full, `python -m bench.full_set`: 280 slides, one in twenty of them broken, through the kernel.
+"""Run the kernel on a full hidden test set, one slide in twenty broken: `python -m bench.full_set`.
 
-The slides have the real ones' size distribution at an eighth of their sides. What it must show: no patient with a sound
-slide is lost, the pipeline's memory is flat, and the run ends well inside its deadline; then what the real sizes would
-take, from what each slide took here. Exit code 1 when one of these does not hold; build/full_set.json has the figures.
+The 280 slides have the real size distribution at an eighth of the sides. The run must show that no patient with a valid
+slide is lost, that the pipeline's memory is flat, and that the run ends well before its deadline. It also projects the
+time for the real sizes from the time of each slide. The exit code is 1 if one of these does not hold;
+build/full_set.json has the figures.
 """
 
 import argparse
@@ -28,19 +29,19 @@ from clotkit.splits import SlideRow, read_slides
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = 8  # the real slides' sides over these
-FAULTY = 20  # one slide in so many is broken
-FLAT = 1.1  # the pipeline's memory over the second half of the slides, over that of the first, at most
+SIDES = 8  # sides of the real slides over the sides here
+FAULTY = 20  # one slide in this many is broken
+FLAT = 1.1  # maximum ratio of the pipeline's memory in the second half of the slides to the first half
 FAULTS = ("truncated", "empty", "text", "damaged", "missing")
 
 
 def main() -> int:
-    """Draw the split unless it stands, run the kernel over it, say what it shows. Returns the exit code."""
+    """Draw the split if it is missing, run the kernel on it, print the figures, and return the exit code."""
     options = _options()
     split = faulty_split(options.folder / f"split-{options.slides}-{options.seed}", options.slides, options.seed)
     stage(options.folder / "kaggle", split, options.weights)
     seconds, memory = run_kernel(options.folder / "kaggle")
-    facts = shown(options.folder / "kaggle", split, seconds, memory)
+    facts = figures_of(options.folder / "kaggle", split, seconds, memory)
     atomic_write_json(options.out, facts)
     print(json.dumps(facts, indent=2))
     return 0 if facts["holds"] else 1
@@ -57,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 
 def faulty_split(folder: Path, slides: int, seed: int) -> Path:
-    """A synthetic test split of which every twentieth slide is then broken, each fault in turn."""
+    """Return a synthetic test split with every twentieth slide broken, each fault in turn."""
     competition = load_competition()
     if not (folder / "broken.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -71,7 +72,7 @@ def faulty_split(folder: Path, slides: int, seed: int) -> Path:
 
 
 def break_slide(path: Path, fault: str) -> None:
-    """Do to a slide's file what has happened to real ones."""
+    """Damage a slide's file the way real ones have been damaged."""
     data = bytearray(path.read_bytes())
     if fault == "truncated":
         data = data[: len(data) // 2]
@@ -85,7 +86,7 @@ def break_slide(path: Path, fault: str) -> None:
 
 
 def stage(root: Path, split: Path, weights: Path) -> None:
-    """Kaggle's folders, with the wheels where they have been collected."""
+    """Lay out Kaggle's folders, with the wheels if they have been collected."""
     shutil.rmtree(root, ignore_errors=True)
     for name in ("input/datasets", "working", "src"):
         (root / name).mkdir(parents=True)
@@ -98,7 +99,7 @@ def stage(root: Path, split: Path, weights: Path) -> None:
 
 
 def run_kernel(root: Path) -> tuple[float, list[float]]:
-    """Run the kernel to its end: the seconds it took, and the pipeline's memory in MB as each slide ended."""
+    """Run the kernel; return its seconds, and the pipeline's memory in MB at the end of each slide."""
     started, memory = time.monotonic(), []
     environment = {"PATH": os.environ["PATH"], "HOME": str(root), "CLOTKIT_KAGGLE_ROOT": str(root)}
     command = [sys.executable, "-I", str(root / "src" / "script.py")]
@@ -113,8 +114,8 @@ def run_kernel(root: Path) -> tuple[float, list[float]]:
     return time.monotonic() - started, memory
 
 
-def shown(root: Path, split: Path, seconds: float, memory: list[float]) -> dict[str, Any]:
-    """What the run showed, and whether it holds."""
+def figures_of(root: Path, split: Path, seconds: float, memory: list[float]) -> dict[str, Any]:
+    """Return the figures of the run, and whether the requirements hold."""
     competition = load_competition()
     lines = {line.image_id: line for line in read_report(root / "working" / "report.jsonl")}
     slides = read_slides(split, "test", competition)
@@ -142,7 +143,7 @@ def shown(root: Path, split: Path, seconds: float, memory: list[float]) -> dict[
 
 
 def lost_patients(slides: list[SlideRow], lines: dict[str, SlideReport], broken: dict[str, str]) -> Iterator[str]:
-    """Patients with a sound slide that none of their slides gave a probability for."""
+    """Yield patients with a valid slide but without a probability from any slide."""
     for slide in slides:
         own = [other.image_id for other in slides if other.patient_id == slide.patient_id]
         if slide.image_id not in broken and not any(lines[image_id].p for image_id in own):
@@ -150,7 +151,10 @@ def lost_patients(slides: list[SlideRow], lines: dict[str, SlideReport], broken:
 
 
 def projection(slides: list[SlideRow], lines: dict[str, SlideReport]) -> dict[str, float]:
-    """Slide seconds as a constant and a part per Mpx, fitted here, at the real sizes: hours on this many cores."""
+    """Fit slide seconds as a constant plus a part per Mpx, and return hours at the real sizes.
+
+    The hours are for the cores of this machine.
+    """
     done = [lines[slide.image_id] for slide in slides if lines[slide.image_id].state == "done"]
     mpx = np.array([line.facts["width_px"] * line.facts["height_px"] / 1e6 for line in done])
     per_mpx, constant = np.polyfit(mpx, [line.seconds for line in done], 1)

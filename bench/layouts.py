@@ -1,7 +1,6 @@
-"""The slides of the benchmark: one phantom, saved again in every layout, kept in a folder for the next run."""
+"""Draw the benchmark's slides: one phantom, saved in every layout, kept in a folder for the next run."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ import pyvips
 
 from clotkit.competitions import load_competition
 from clotkit.files import atomic_write
-from clotkit.synthetic import phantom, phantom_pixels, phantom_tissue
+from clotkit.progress import Log
+from clotkit.synthetic import phantom, phantom_patients, phantom_pixels, phantom_sizes, phantom_tissue
 
-SEED = 309  # draws 12.4 % tissue on background (244, 244, 243), one section: near the median of the real slides
+SEED = 309  # gives 12.4 % tissue on background (244, 244, 243), one section: near the median real slide
 LARGEST_PX = "48284x101408"
-NOISE, NOISE_PX = 6, 1024  # grey levels, and the side of the square of noise that repeats
-CLASSIC_BYTES = 2**32 - 2**25  # raw; above it BigTIFF
+NOISE, NOISE_PX = 6, 1024  # grey levels, and the side of the repeating square of noise
+CLASSIC_BYTES = 2**32 - 2**25  # maximum raw size of a classic TIFF; larger files are BigTIFF
 
+DRAWING = (phantom, phantom_patients, phantom_pixels, phantom_sizes, phantom_tissue)  # modules that draw slides
 SQUARES = {"tile": True, "tile_width": 128, "tile_height": 128}
 DEFLATE = {"compression": "deflate", "predictor": "horizontal"}
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -28,10 +29,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def slides(folder: Path, side_px: int, wanted: list[str], log: Callable[[str], None]) -> dict[str, Path]:
-    """The slides by layout, square, `side_px` a side; those that stand in `folder` already are not drawn again.
+def slides(folder: Path, side_px: int, wanted: list[str], log: Log) -> dict[str, Path]:
+    """Return the square slides by layout, `side_px` a side; those already in `folder` are not drawn again.
 
-    Slides of other code or another libvips have another name, so that a change of the phantom is never missed.
+    Slides of other code or another libvips have another name, so that a change of the phantom is noticed.
     """
     folder = folder / f"{side_px}-{_digest()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,20 +44,20 @@ def slides(folder: Path, side_px: int, wanted: list[str], log: Callable[[str], N
     return paths
 
 
-def largest(folder: Path, log: Callable[[str], None]) -> Path:
-    """A phantom of the competition's largest size, as phantoms are saved: deflate tiles of 128 px."""
+def largest(folder: Path, log: Log) -> Path:
+    """Return a phantom of the competition's largest size, in deflate tiles of 128 px."""
     return _phantom(folder / f"largest-{_digest()}" / "phantom", LARGEST_PX, log)
 
 
 def _digest() -> str:
-    """Eight characters that change with the code that draws and the libvips that saves."""
-    sources = [Path(str(module.__file__)).read_bytes() for module in (phantom, phantom_pixels, phantom_tissue)]
+    """Return eight characters that change with the code that draws and the libvips that saves."""
+    sources = [Path(str(module.__file__)).read_bytes() for module in DRAWING]
     version = f"{[pyvips.version(part) for part in range(3)]}".encode()
     return hashlib.sha256(b"".join([*sources, Path(__file__).read_bytes(), version])).hexdigest()[:8]
 
 
-def _phantom(folder: Path, size: str, log: Callable[[str], None]) -> Path:
-    """The one slide of a phantom split in `folder`, drawn unless it stands there."""
+def _phantom(folder: Path, size: str, log: Log) -> Path:
+    """Return the only slide of a phantom split in `folder`, drawn if it is missing."""
     competition = load_competition()
     if not (folder / "test.csv").exists():  # the table is written last
         phantom.write_split(folder, "test", 1, SEED, competition, size=size, log=log)
@@ -74,7 +75,7 @@ def _save(source: Path, path: Path, name: str) -> None:
 
 
 def _noisy(image: pyvips.Image) -> pyvips.Image:
-    """The image with -NOISE to +NOISE added to every sample, evenly drawn."""
+    """Return the image with uniform noise of -NOISE to +NOISE added to every sample."""
     rng = np.random.default_rng(SEED)
     square = pyvips.Image.new_from_array(rng.integers(-NOISE, NOISE + 1, (NOISE_PX, NOISE_PX, 3), np.int8))
     across, down = -(-image.width // NOISE_PX), -(-image.height // NOISE_PX)

@@ -1,18 +1,18 @@
-"""Decoding ahead of the model: a run's wall time against decoding alone and the model alone, `python -m bench.overlap`.
+"""Compare a run's wall time with decoding alone and the model alone: `python -m bench.overlap`.
 
-Every measurement is a process of its own (`--one KIND`), timed from after its imports; the kinds take turns, round by
-round. Four scenes, because on a CPU the slides' processes and the network want the same cores:
+A run decodes slides ahead of the model. Every measurement is a process of its own (`--one KIND`), timed after its
+imports; the kinds take turns, round by round. There are four scenes, because on a CPU the slides' processes and the
+network compete for the same cores:
 
-waiting      slides and a network that only wait: the run's own order of things, whatever else the machine does. No run
-             is faster than the slower of the two alone (`max alone`).
-a device     real slides, as many at a time as there are cores, and a network that only waits, as the parent does for a
+waiting      Slides and network only wait, which shows the run's own order whatever else the machine does. A run cannot
+             be faster than the slower of the two alone (`max alone`).
+a device     Real slides, as many at a time as there are cores, and a network that only waits, as the parent does for a
              GPU: the same bound.
-a core each  one slide at a time, a convolutional network and one TensorFlow thread: the same bound.
-all cores    as many slides at a time as there are cores, TensorFlow's own number of threads: each alone takes every
-             core already, so no run is faster than the CPU seconds of both over the cores (`CPU bound`).
+a core each  One slide at a time, a convolutional network and one TensorFlow thread: the same bound.
+all cores    As many slides at a time as there are cores, and TensorFlow's default number of threads. Each alone takes
+             every core, so a run cannot be faster than the CPU seconds of both over the cores (`CPU bound`).
 
-The network waits as long, or is as wide, as makes it cost about what decoding costs. Exit code 1 when a target is
-missed.
+The network's wait or width is set so that it costs about as much as decoding. The exit code is 1 if a target is missed.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.__main__ import LIMIT_S, ROOT, _cpu_s, header
+from bench.__main__ import LIMIT_S, ROOT, cpu_s, header
 from clotkit.competitions import load_competition
 from clotkit.splits import read_slides
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream, tile_task
 
 SEED = 309
-MOST_RATIO = 1.15  # of a run's wall time over the bound of its scene
+MAX_RATIO = 1.15  # of a run's wall time to the bound of its scene
 BATCH_TILES = 8
-WAIT_S = 0.2  # of a batch of a slide that waits
+WAIT_S = 0.2  # time per batch of a slide that waits
 WIDTHS = (8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)  # of the network's first layer
 CLASSES = load_competition().classes.names
 CORES = len(os.sched_getaffinity(0))
@@ -47,13 +47,13 @@ ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
 class Scene(NamedTuple):
-    """Slides at a time, the environment, what slides and network are (real, cnn or waiting), the bound asked for."""
+    """One setting of the benchmark."""
 
-    jobs: int
+    jobs: int  # slides at a time
     environment: dict[str, str]
-    slides: str
-    network: str
-    asked_for: str
+    slides: str  # real or waiting
+    network: str  # cnn or waiting
+    asked_for: str  # the ratio that has a target
 
 
 SCENES = {
@@ -88,15 +88,15 @@ folds = 2
 """
 
 CAPTION = """\
-decode: the slides' processes, with nobody predicting. model: the same tiles in the same batches, from memory. run:
-clotkit run. Seconds from after the imports, medians of {rounds}; others: cores that other programs had meanwhile, which
-spoils a figure when it is not near 0."""
+decode: the slides' processes without predictions. model: the same tiles in the same batches, from memory. run:
+clotkit run. Seconds start after the imports, medians of {rounds}. others: cores that other programs used meanwhile; a
+figure is unreliable if this is not near 0."""
 
 Row = dict[str, Any]
 
 
 def main() -> int:
-    """Run the benchmark, or one measurement of it. Returns the exit code."""
+    """Run the benchmark, or one measurement of it, and return the exit code."""
     options = _options()
     if options.one:
         print(json.dumps(measure(options.one, options.folder, options.member, options.jobs, options.waiting)))
@@ -113,21 +113,25 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.overlap", description=str(__doc__).splitlines()[0])
-    line.add_argument("--slides", type=int, default=24, help="of the phantom split (default 24)")
-    line.add_argument("--size", default="6000x9000", help="of each, WxH in px (default 6000x9000)")
-    line.add_argument("--rounds", type=int, default=3, help="measurements of each kind (default 3)")
+    line.add_argument("--slides", type=int, default=24, help="number of slides of the phantom split (default: 24)")
+    line.add_argument("--size", default="6000x9000", help="their size, WxH in px (default: 6000x9000)")
+    line.add_argument("--rounds", type=int, default=3, help="measurements of each kind (default: 3)")
     line.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES), metavar="SCENE")
-    line.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where the slides are kept")
-    line.add_argument("--out", type=Path, default=ROOT / "build" / "overlap.json", help="the rows, as JSON")
-    line.add_argument("--one", choices=(*KINDS, "widths"), help="one measurement on the split --folder, as JSON")
-    line.add_argument("--member", type=Path, help="of that measurement")
-    line.add_argument("--jobs", type=int, default=1, help="slides at a time of that measurement")
-    line.add_argument("--waiting", action="store_true", help="its slides wait and are not read")
+    line.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench", help="folder of the slides, kept for the next run"
+    )
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "overlap.json", help="the JSON file to write")
+    line.add_argument(
+        "--one", choices=(*KINDS, "widths"), help="run one measurement on the split --folder and print JSON"
+    )
+    line.add_argument("--member", type=Path, help="member for that measurement")
+    line.add_argument("--jobs", type=int, default=1, help="slides at a time in that measurement")
+    line.add_argument("--waiting", action="store_true", help="slides of that measurement wait and are not read")
     return line.parse_args()
 
 
 def draw(folder: Path, slides: int, size: str) -> Path:
-    """The phantom split, drawn unless it stands there."""
+    """Return the phantom split, drawn if it is missing."""
     from clotkit.synthetic.phantom import write_split
 
     if not (folder / "test.csv").exists():  # the table is written last
@@ -140,7 +144,7 @@ def _say(line: str) -> None:
 
 
 def scene(name: str, split: Path, rounds: int) -> Row:
-    """The medians of one scene: seconds a kind, the network, the bounds and the ratios to them."""
+    """Return the medians of one scene: seconds per kind, the network, the bounds and the ratios to them."""
     with tempfile.TemporaryDirectory() as folder:
         size = fitting_size(SCENES[name], split, Path(folder))
         member = write_member(Path(folder) / "member", SCENES[name].network, size)
@@ -154,7 +158,10 @@ def scene(name: str, split: Path, rounds: int) -> Row:
 
 
 def fitting_size(scene: Scene, split: Path, folder: Path) -> int:
-    """The network that costs what decoding costs: microseconds to wait for a batch, or the width of the first layer."""
+    """Return the network size that costs as much as decoding.
+
+    It is the wait per batch in microseconds, or the width of the first layer.
+    """
     member = write_member(folder / "first", scene.network, WIDTHS[0])
     decode = _in_a_process("decode", split, member, scene)
     if scene.network == "waiting":
@@ -164,14 +171,14 @@ def fitting_size(scene: Scene, split: Path, folder: Path) -> int:
 
 
 def write_member(folder: Path, network: str, size: int) -> Path:
-    """An untrained member; by a process of its own, so that this one stays without TensorFlow."""
+    """Write an untrained member in a process of its own, so that this one does not import TensorFlow."""
     code = "import sys; from bench.overlap import save_member; save_member(*sys.argv[1:3], int(sys.argv[3]))"
     subprocess.run([sys.executable, "-c", code, str(folder), network, str(size)], cwd=ROOT, check=True)
     return folder
 
 
 def save_member(where: str, network: str, size: int) -> None:
-    """Write the files of a member whose network is a cnn of this width, or waits so many microseconds a batch."""
+    """Write a member whose network is a CNN of width `size`, or waits `size` microseconds per batch."""
     from clotkit.members import folder as names
     from clotkit.members.ensemble import Calibration
 
@@ -185,12 +192,12 @@ def save_member(where: str, network: str, size: int) -> None:
 
 
 def recipe_text(network: str, size: int) -> str:
-    """The recipe of such a member."""
+    """Return the recipe of such a member."""
     return RECIPE.format(network=network, size=size, double=2 * size, batch_tiles=BATCH_TILES)
 
 
 def untrained(member: Path) -> Any:
-    """The network of a member's recipe."""
+    """Return the network of a member's recipe."""
     from clotkit.config import load_recipe
     from clotkit.members import loading, networks
     from clotkit.members.folder import RECIPE as NAME
@@ -202,7 +209,10 @@ def untrained(member: Path) -> Any:
 
 
 def _waiting(side_px: int, micros: int) -> Any:
-    """Pixels [n, side, side, 3] -> their mean colour [n, 1, 1, 3], after a wait without a core, as for a GPU."""
+    """Return a model that maps pixels to their mean colour after a wait without a core, as for a GPU.
+
+    [n, side, side, 3] -> [n, 1, 1, 3].
+    """
     import tensorflow as tf
     from keras import Sequential, layers
 
@@ -219,7 +229,7 @@ def _waiting(side_px: int, micros: int) -> Any:
 
 
 def nearest_width(wanted_s: float, batch_s: Mapping[str, float]) -> int:
-    """The width whose seconds a batch are nearest to those wanted, as a ratio."""
+    """Return the width whose seconds per batch have the ratio closest to 1 to those wanted."""
     return int(min(batch_s, key=lambda width: abs(math.log(batch_s[width] / wanted_s))))
 
 
@@ -235,31 +245,31 @@ def _in_a_process(kind: str, split: Path, member: Path, scene: Scene) -> Row:
 
 
 def measure(kind: str, split: Path, member: Path, jobs: int, waiting: bool = False) -> Row:
-    """The figures of one kind in this process: wall and CPU seconds (children included), tiles, other programs' cores.
+    """Measure one kind in this process: wall and CPU seconds, tiles, and cores that other programs used.
 
-    The kind `widths` gives seconds a batch for each of WIDTHS instead.
+    CPU seconds include children. The kind `widths` returns seconds per batch for each of WIDTHS instead.
     """
     if kind == "widths":
         return {"batch_s": batch_costs(member)}
-    from bench.overlap import waiting_tiles  # by its own name: this module may be __main__, which a child lacks
+    from bench.overlap import waiting_tiles  # under its own name: this module may be __main__, which a child lacks
 
     slides = waiting_tiles if waiting else tile_task
     work = {"decode": decode_alone, "model": model_alone, "run": whole_run}[kind](split, member, jobs, slides)
-    cpu_s, busy_s, wall_s = _cpu_s(), _busy_s(), time.perf_counter()
+    began_cpu_s, busy_s, wall_s = cpu_s(), _busy_s(), time.perf_counter()
     done = work()
-    cpu_s, busy_s, wall_s = _cpu_s() - cpu_s, _busy_s() - busy_s, time.perf_counter() - wall_s
-    others = max(0.0, busy_s - cpu_s) / wall_s
-    return {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), **done, "others": round(others, 2)}
+    own_s, busy_s, wall_s = cpu_s() - began_cpu_s, _busy_s() - busy_s, time.perf_counter() - wall_s
+    others = max(0.0, busy_s - own_s) / wall_s
+    return {"wall_s": round(wall_s, 3), "cpu_s": round(own_s, 3), **done, "others": round(others, 2)}
 
 
 def _busy_s() -> float:
-    """CPU seconds of the whole machine since it started, idle and waiting left out."""
+    """Return the CPU seconds of the whole machine since it started, without idle and waiting time."""
     user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     return (user + nice + system + sum(interrupts[:2])) / os.sysconf("SC_CLK_TCK")
 
 
 def decode_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
-    """Everything but the network. Returns the work, which returns how many tiles and batches it did."""
+    """Return work that does everything but the network and returns its numbers of tiles and batches."""
     return lambda: _counts(batches(split, member, jobs, slides))
 
 
@@ -268,24 +278,24 @@ def _counts(parts: Sequence[np.ndarray]) -> Row:
 
 
 def batches(split: Path, member: Path, jobs: int, work: Work) -> list[np.ndarray]:
-    """The tiles of every slide, uint8[n, H, W, 3] a batch, in the order in which they come."""
+    """Return the tiles of every slide, uint8[n, H, W, 3] per batch, in the order in which they arrive."""
     from clotkit.config import load_recipe
 
     competition, tiling = load_competition(), load_recipe(member / "recipe.toml").tiling
     rows = sorted(read_slides(split, "test", competition), key=lambda row: row.size_bytes)
     tasks = [Task(row.image_id, row.path, (tiling,)) for row in rows]
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
-    found = []
+    tiles = []
     for event in stream(tasks, limits, jobs, work):
         if isinstance(event, Tiles):
-            found.append(event.batch.tiles)
+            tiles.append(event.batch.tiles)
         elif isinstance(event, Ended) and event.code is not None:
             raise RuntimeError(f"{event.image_id}: {event.reason}")
-    return found
+    return tiles
 
 
 def waiting_tiles(task: Task) -> Iterator[tuple[int, Batch]]:
-    """Four grey batches, each after WAIT_S without a core; no file is read."""
+    """Yield four grey batches, each after WAIT_S without a core; no file is read."""
     shape = (BATCH_TILES, task.tilings[0].tile_px, task.tilings[0].tile_px, 3)
     for grey in (100, 130, 160, 190):
         time.sleep(WAIT_S)
@@ -293,7 +303,7 @@ def waiting_tiles(task: Task) -> Iterator[tuple[int, Batch]]:
 
 
 def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
-    """Loading the member and predicting what a run predicts, from memory."""
+    """Return work that loads the member and predicts what a run predicts, from memory."""
     from clotkit.members.loading import load_member
 
     tiles = batches(split, member, jobs, slides)
@@ -307,7 +317,7 @@ def model_alone(split: Path, member: Path, jobs: int, slides: Work) -> Callable[
 
 
 def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[], Row]:
-    """`clotkit run`, after the import of Keras."""
+    """Return work that does what `clotkit run` does after the import of Keras."""
     from clotkit.report.records import read_report
     from clotkit.scoring.pipeline import run
     from clotkit.scoring.settings import RunSettings
@@ -327,7 +337,7 @@ def whole_run(split: Path, member: Path, jobs: int, slides: Work) -> Callable[[]
 
 
 def batch_costs(member: Path) -> dict[str, float]:
-    """Seconds a batch of each width: the least of three, after the first call."""
+    """Return the seconds per batch of each width: the minimum of three, after the first call."""
     from clotkit.members.folder import RECIPE as NAME
     from clotkit.members.predict import predictor
 
@@ -352,7 +362,7 @@ def _medians(rows: list[Row]) -> Row:
 
 
 def bounds(kinds: Mapping[str, Row]) -> Row:
-    """The least wall seconds, counted both ways, and the run's ratio to each."""
+    """Return the minimum wall seconds, by both bounds, and the run's ratio to each."""
     decode, model, run = (kinds[kind] for kind in KINDS)
     max_alone_s = max(decode["wall_s"], model["wall_s"])
     cpu_bound_s = max(max_alone_s, (decode["cpu_s"] + model["cpu_s"]) / CORES)
@@ -365,7 +375,7 @@ def bounds(kinds: Mapping[str, Row]) -> Row:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows as lines of text."""
+    """Return the rows as lines of text."""
     columns = ("scene", "kind", "slides at a time", "tiles", "wall s", "CPU s", "others")
     lines = ["{:12} {:7} {:>16} {:>6} {:>8} {:>8} {:>7}".format(*columns)]
     for row in rows:
@@ -383,11 +393,11 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def target(row: Row) -> tuple[bool, str]:
-    """Whether a scene's target is met, and a line that says so with both figures."""
+    """Return whether a scene's target is met, and a line with both figures."""
     reached = row[row["asked_for"]]
-    met = reached <= MOST_RATIO
+    met = reached <= MAX_RATIO
     what = row["asked_for"].replace("ratio_to_", "run over ").replace("_", " ")
-    return met, f"{'met   ' if met else 'MISSED'} {row['scene']}: {what}: {reached:.2f}, wanted at most {MOST_RATIO}"
+    return met, f"{'met   ' if met else 'MISSED'} {row['scene']}: {what}: {reached:.2f}, wanted at most {MAX_RATIO}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The contenders: each does the whole job on one slide, and says how many tiles it got.
+"""The benchmark's contenders: each does the whole job on one slide and returns its number of tiles.
 
-The job: a tissue map, and the 16 best tiles of 1024 px as uint8 of 256 px. Every peer is written from a description of
-what it does, for this benchmark; none looks at the tile index. A module is imported before the clock starts.
+The job is a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px. Every peer is written for this benchmark
+from a description of its method; none uses the tile index. Modules are imported before the clock starts.
 """
 
 import importlib
@@ -21,34 +21,34 @@ Pixels = npt.NDArray[np.uint8]
 Corners = list[tuple[int, int]]
 
 TILES, SIDE_PX, OUT_PX = 16, 1024, 256
-VIEW = 64  # px of the slide a pixel of the overview: what clotkit takes for tiles of this side
+VIEW = 64  # slide pixels per overview pixel, as clotkit takes for tiles of this side
 BLOCK_PX = 2048
-STEP = 24  # grey levels from the background that make tissue
-MOST_BYTES = 8_000_000_000  # of memory: a peer that needs more is not tried
+THRESHOLD = 24  # grey levels from the background from which a pixel is tissue
+MAX_BYTES = 8_000_000_000  # memory; a peer that needs more is not run
 BEST = TilingConfig("patches", tile_px=OUT_PX, downsample=SIDE_PX // OUT_PX, max_tiles=TILES, batch_tiles=4)
 EVERY = TilingConfig("patches", tile_px=224, downsample=4, max_tiles=100_000, batch_tiles=4, min_tissue_share=0.01)
 
 
 class TooLargeError(Exception):
-    """A slide that a peer could only read with more than MOST_BYTES."""
+    """A peer would need more than MAX_BYTES for the slide."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the job: `run` gets a slide's path and returns how many tiles it made."""
+    """One way to do the job."""
 
-    run: Callable[[Path], int]
+    run: Callable[[Path], int]  # path of a slide -> number of tiles
     modules: tuple[str, ...]  # imported before the clock starts
-    peer: bool = True  # false for the limit, and for clotkit itself
+    peer: bool = True  # False for the limit and for clotkit itself
 
     def load(self) -> None:
-        """Import what it needs."""
+        """Import the modules it needs."""
         for module in self.modules:
             importlib.import_module(module)
 
 
 def decode_whole(path: Path) -> int:
-    """The limit: libvips decodes every pixel once, in order, and keeps only their mean, which costs a little too."""
+    """Decode every pixel once, in order, with libvips: the limit. The mean it keeps costs a little too."""
     import pyvips
 
     pyvips.Image.new_from_file(str(path), access="sequential").avg()
@@ -56,24 +56,24 @@ def decode_whole(path: Path) -> int:
 
 
 def ours_best(path: Path) -> int:
-    """Clotkit, the 16 best tiles."""
+    """Cut the 16 best tiles with clotkit."""
     return _count(tile_slide(path, BEST))
 
 
 def ours_unindexed(path: Path) -> int:
-    """The same without the tile index."""
+    """Cut the 16 best tiles with clotkit, without the tile index."""
     slide: Any = open_slide(path)
     slide.table = None
     return _count(cut_slide(slide, BEST))
 
 
 def ours_every(path: Path) -> int:
-    """Clotkit, every tile of 224 px at a quarter with tissue in at least a hundredth of it."""
+    """Cut every tile of 224 px at 1/4 with at least 1 % tissue, with clotkit."""
     return _count(tile_slide(path, EVERY))
 
 
 def vips_thumbnail(path: Path) -> int:
-    """The usual pyvips way: thumbnail, choose, crop from the image opened for random access."""
+    """Use pyvips the usual way: thumbnail, choose, crop from the image opened for random access."""
     import pyvips
 
     image = pyvips.Image.new_from_file(str(path), access="random")
@@ -83,12 +83,12 @@ def vips_thumbnail(path: Path) -> int:
     for x, y in best_squares(view, (image.width, image.height)):
         width, height = min(SIDE_PX, image.width - x), min(SIDE_PX, image.height - y)
         tile = image.crop(x, y, width, height).embed(0, 0, SIDE_PX, SIDE_PX, extend="white")
-        tiles.append(tile.downsample(downsample, downsample).numpy())
+        tiles.append(tile.shrink(downsample, downsample).numpy())
     return len(tiles)
 
 
 def openslide_grid(path: Path) -> int:
-    """OpenSlide block by block for the overview, then the chosen squares."""
+    """Read an overview block by block with OpenSlide, then the chosen squares."""
     import openslide
 
     with openslide.OpenSlide(path) as slide:
@@ -96,7 +96,7 @@ def openslide_grid(path: Path) -> int:
 
 
 def tiffslide_grid(path: Path) -> int:
-    """The same loop with tiffslide, which has OpenSlide's interface."""
+    """Run the same loop with tiffslide, which has OpenSlide's interface."""
     import tiffslide
 
     with tiffslide.TiffSlide(path) as slide:
@@ -104,28 +104,28 @@ def tiffslide_grid(path: Path) -> int:
 
 
 def tifffile_whole(path: Path) -> int:
-    """The whole slide as one array, everything else with numpy."""
+    """Read the whole slide as one array with tifffile; do the rest with numpy."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        needed = int(np.prod(page.shape)) * 17 // 16  # the array, and what is made of it
-        if needed > MOST_BYTES:
-            raise TooLargeError(f"needs {needed / 1e9:.1f} GB; peers get {MOST_BYTES / 1e9:g} GB")
+        needed = int(np.prod(page.shape)) * 17 // 16  # the array and its derived arrays
+        if needed > MAX_BYTES:
+            raise TooLargeError(f"needs {needed / 1e9:.1f} GB; peers get {MAX_BYTES / 1e9:g} GB")
         whole = page.asarray(maxworkers=1)
     height, width = whole.shape[:2]
-    view = np.concatenate([_shrunk(whole[top : top + VIEW], VIEW) for top in range(0, height, VIEW)])
+    view = np.concatenate([_downsampled(whole[top : top + VIEW], VIEW) for top in range(0, height, VIEW)])
     tiles = []
     for x, y in best_squares(view, (width, height)):
         tile = np.full((SIDE_PX, SIDE_PX, 3), 255, np.uint8)
         part = whole[y : y + SIDE_PX, x : x + SIDE_PX]
         tile[: part.shape[0], : part.shape[1]] = part
-        tiles.append(_shrunk(tile, SIDE_PX // OUT_PX))
+        tiles.append(_downsampled(tile, SIDE_PX // OUT_PX))
     return len(tiles)
 
 
 def second_place(path: Path) -> int:
-    """The second place's recipe: all at 1/24, blocks of 28 px with contrast, windows of 224 px that do not repeat."""
+    """Follow the second place: all at 1/24, blocks of 28 px with contrast, distinct windows of 224 px."""
     import pyvips
 
     scale, block, side, contrast = 24, 28, 224, 90
@@ -142,7 +142,7 @@ def second_place(path: Path) -> int:
 
 
 def twenty_fifth_place(path: Path) -> int:
-    """The 25th place's recipe: a thumbnail at most 20,000 px wide, its 16 darkest squares of 1024 px."""
+    """Follow the 25th place: a thumbnail at most 20,000 px wide, its 16 darkest squares of 1024 px."""
     import pyvips
     from PIL import Image
 
@@ -159,9 +159,9 @@ def twenty_fifth_place(path: Path) -> int:
 
 
 def approach_1(path: Path) -> int:
-    """Approach 1 as it was: squares of the short side, each read whole, filtered, squeezed into one tile.
+    """Follow Approach 1: squares of the short side, each read whole, filtered, squeezed into one tile.
 
-    Its step loses the last square of some slides; on a square slide there is one.
+    Its step drops the last square of some slides; a square slide has one.
     """
     import openslide
     from PIL import Image
@@ -185,12 +185,12 @@ def approach_1(path: Path) -> int:
 
 
 def best_squares(view: Pixels, size_px: tuple[int, int]) -> Corners:
-    """Corners of the squares of a grid with most tissue, for the peers that leave the choice open.
+    """Return corners of the grid squares with most tissue, for peers that leave the choice open.
 
-    `view` is the slide of `size_px` (width, height), shrunk by VIEW.
+    `view` is the slide of `size_px` (width, height), downsampled by VIEW.
     """
     border = np.concatenate([view[0], view[-1], view[:, 0], view[:, -1]])
-    mask = np.abs(view.astype(np.int16) - np.median(border, axis=0).astype(np.int16)).max(axis=2) >= STEP
+    mask = np.abs(view.astype(np.int16) - np.median(border, axis=0).astype(np.int16)).max(axis=2) >= THRESHOLD
     cells = SIDE_PX // VIEW
     columns, rows = (-(-length // SIDE_PX) for length in size_px)
     page = np.zeros((rows * cells, columns * cells))
@@ -217,8 +217,8 @@ def _grid_loop(slide: Any) -> int:
     return len(tiles)
 
 
-def _shrunk(pixels: Pixels, downsample: int) -> Pixels:
-    """Means of boxes of `downsample` px; a last row or column of boxes may be smaller: it repeats the edge."""
+def _downsampled(pixels: Pixels, downsample: int) -> Pixels:
+    """Return means of boxes of `downsample` px; the last row and column repeat the edge where needed."""
     height, width = (-(-length // downsample) for length in pixels.shape[:2])
     missing = [(0, height * downsample - pixels.shape[0]), (0, width * downsample - pixels.shape[1]), (0, 0)]
     whole = np.pad(pixels, missing, mode="edge") if max(missing)[1] else pixels
@@ -227,9 +227,9 @@ def _shrunk(pixels: Pixels, downsample: int) -> Pixels:
 
 
 def _add_windows(chosen: Corners, busy: npt.NDArray[np.bool_], side: int, least: float) -> None:
-    """Add windows of `side` blocks, in place, with that share of busy blocks, until there are TILES.
+    """Add windows of `side` blocks with a share of at least `least` busy blocks, in place, up to TILES.
 
-    A window that shares half of itself with a chosen one is left out.
+    A window that shares half of its area with a chosen one is dropped.
     """
     sums = np.pad(busy.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     share = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2

@@ -1,10 +1,10 @@
-"""What a cluster is worth, `python -m bench.scale`: one worker against two, ten slides against three hundred.
+"""Measure what a cluster gains: one worker against two, and 10 slides against 300.
 
-Real `clotkit tile --backend dask` runs over a real scheduler and workers of one thread each, on this machine, one and
-two of them by turns; loky with one process and with two beside them says what the machine's cores give. What it must
-show: two workers are at least 1.7 times as fast as one where there are two cores for them; a slide costs the same among
-300 as among 10; the client's memory is flat. Exit code 1 when one of these does not hold; build/scale.json has the
-figures.
+Run it with `python -m bench.scale`. Real `clotkit tile --backend dask` runs use a real scheduler and one-thread workers
+on this machine, one and two by turns; loky with one and two processes shows what the machine's cores give.
+Requirements: two workers are at least 1.7 times as fast as one if there are two cores for them; a slide costs the same
+among 300 as among 10; the client's memory is flat. The exit code is 1 if one of these does not hold; build/scale.json
+has the figures.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from clotkit.synthetic.phantom import write_split
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
-FASTER, FLAT = 1.7, 1.1  # two workers over one, at least; the most by which a flat figure may grow
-RECIPE, SMALL_RECIPE = "strip_ai", "demo"  # of the competition, for slides of some size; of the kit's tests
-CLIENT = (  # the command, and then what its process took at its peak
+FASTER, FLAT = 1.7, 1.1  # minimum speed of two workers over one; maximum growth of a flat figure
+RECIPE, SMALL_RECIPE = "strip_ai", "demo"  # for the large and the small slides
+CLIENT = (  # runs the command, then prints the process's peak memory
     "import sys\nfrom clotkit.cli import main\nfrom clotkit.workers import peak_mb\n"
     "code = main(sys.argv[1:])\nprint(f'peak {peak_mb():.1f}')\nsys.exit(code)\n"
 )
@@ -36,22 +36,22 @@ CLIENT = (  # the command, and then what its process took at its peak
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the client: its backend, slides, workers, seconds from its first line to its end, its peak memory."""
+    """One run of the client."""
 
     backend: str
     slides: int
     workers: int
-    seconds: float
+    seconds: float  # from its first line of output to its end
     peak_mb: float
 
     @property
     def slide_s(self) -> float:
-        """What a slide costs, in seconds of a worker."""
+        """Cost of a slide in worker seconds."""
         return self.seconds * self.workers / self.slides
 
 
 def main() -> int:
-    """Draw the splits unless they stand, run, say what it shows. Returns the exit code."""
+    """Draw the splits if they are missing, run, print the figures, and return the exit code."""
     options = _options()
     large = _split(options.folder / f"large-{options.large}", options.large, options.side)
     small = {count: _split(options.folder / f"small-{count}", count, "1280x1920") for count in options.slides}
@@ -73,11 +73,19 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    line.add_argument("--large", type=int, default=100, help="slides for one worker against two (default: 100)")
-    line.add_argument("--side", default="8192x12288", help="their size in pixels (default: 8192x12288)")
-    line.add_argument("--recipe", default=RECIPE, help=f"for them (default: {RECIPE})")
-    line.add_argument("--slides", type=int, nargs="+", default=[10, 30, 100, 300], help="small ones (10 30 100 300)")
-    line.add_argument("--repeats", type=int, default=3, help="of which the median counts (default: 3)")
+    line.add_argument(
+        "--large", type=int, default=100, help="number of large slides, for one worker against two (default: 100)"
+    )
+    line.add_argument("--side", default="8192x12288", help="size of the large slides in pixels (default: 8192x12288)")
+    line.add_argument("--recipe", default=RECIPE, help=f"recipe for the large slides (default: {RECIPE})")
+    line.add_argument(
+        "--slides",
+        type=int,
+        nargs="+",
+        default=[10, 30, 100, 300],
+        help="numbers of small slides (default: 10 30 100 300)",
+    )
+    line.add_argument("--repeats", type=int, default=3, help="runs per figure, of which the median counts (default: 3)")
     line.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")
     line.add_argument("--out", type=Path, default=ROOT / "build" / "scale.json")
     return line.parse_args()
@@ -90,7 +98,7 @@ def _split(folder: Path, slides: int, size: str) -> Path:
 
 
 def _by_turns(cluster: Cluster, split: Path, options: argparse.Namespace) -> Iterator[Run]:
-    """One worker, a second one beside it, and the same by loky; in the end there is one worker again."""
+    """Yield runs with one worker, with two, and both by loky; afterwards one worker is left."""
     yield _loky(cluster.folder, split, options.large, options.recipe, 1)
     yield _dask(cluster, split, options.large, options.recipe)
     cluster.start_worker()
@@ -100,7 +108,7 @@ def _by_turns(cluster: Cluster, split: Path, options: argparse.Namespace) -> Ite
 
 
 def _dask(cluster: Cluster, split: Path, slides: int, recipe: str) -> Run:
-    """Tile a split anew with the workers that there are."""
+    """Tile a split from scratch with the current workers."""
     words = ["--recipe", recipe, "--backend", "dask", "--scheduler", cluster.address]
     return _tile("dask", cluster.folder, split, slides, len(cluster.workers), words)
 
@@ -140,7 +148,7 @@ def _facts(runs: list[Run], flat: list[Run]) -> dict[str, Any]:
 
 
 def _faster(runs: list[Run], backend: str) -> float:
-    """How many times as fast two workers of a backend are as one, by the medians of their seconds."""
+    """Return how many times as fast two workers of a backend are as one, by median seconds."""
     one, two = (
         statistics.median(run.seconds for run in runs if (run.backend, run.workers) == (backend, workers))
         for workers in (1, 2)

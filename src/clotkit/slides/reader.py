@@ -5,8 +5,8 @@ LZMA, LERC, JPEG XL and JPEG 2000 in the build that pip installs). Plain 8-bit R
 libvips. libvips decodes the other codecs it has, OpenSlide the rest, and a codec that none of them reads is refused by
 name.
 
-libvips also returns black tiles for a truncated or damaged tiled file, unless `fail_on` is "warning" (docs/explanation/decisions.md
-has the table).
+libvips also returns black tiles for a truncated or damaged tiled file, unless `fail_on` is "warning"
+(docs/explanation/decisions.md has the table).
 """
 
 import os
