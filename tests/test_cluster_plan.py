@@ -1,8 +1,9 @@
-"""The plan of a cluster: the sizes it draws, the costs it fits, the laws that its simulation keeps, what it prints."""
+"""Cluster plans: drawn sizes, fitted costs, the simulation, and the printed plan."""
 
 import io
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -19,9 +20,9 @@ from clotkit.cli import main
 from clotkit.competitions import UNKNOWN, Competition, load_competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError, UsageError
-from clotkit.planning.cluster_costs import SAMPLED, Cost, fit_costs, full_mb, probe_split
-from clotkit.planning.cluster_plan import ClusterSettings, outcomes, plan_cluster
-from clotkit.planning.cluster_simulation import GAIN, Fleet, Job, simulate, sized, stops_helping_at
+from clotkit.planning.cluster_costs import SAMPLED, SlideCost, fit_costs, full_mb, measure_split
+from clotkit.planning.cluster_plan import ClusterSettings, plan_cluster, simulate_runs
+from clotkit.planning.cluster_simulation import MIN_GAIN, Fleet, Job, simulate, stops_helping_at, with_machines
 from clotkit.scratch import scratch_base
 from clotkit.synthetic.phantom import write_split
 from clotkit.synthetic.phantom_sizes import draw_slides, file_quantiles
@@ -46,7 +47,7 @@ fleets = st.builds(
 
 
 def reference_wall_s(jobs: list[Job], fleet: Fleet) -> float:
-    """The same run by other means: what is left of every slide on its way is counted down from event to event."""
+    """Simulate a run another way: count down what is left of every slide from event to event."""
     waiting = sorted(jobs, key=lambda job: -job.file_mb)[::-1]
     places = [machine for _ in range(fleet.threads) for machine in range(fleet.machines)]
     moving, working, now_s = list[list[Any]](), list[list[Any]](), fleet.startup_s
@@ -100,16 +101,16 @@ def test_one_machine_with_one_thread_takes_the_sum(jobs: list[Job], fleet: Fleet
 def test_more_machines_are_never_slower_where_threads_share_no_network(
     jobs: list[Job], fleet: Fleet, more: int
 ) -> None:
-    """Where they do, a slide that starts earlier may slow down another: then the bounds above are all that holds."""
+    """With a shared network only the bounds above hold: a slide that starts earlier may slow down another."""
     for apart in (replace(fleet, threads=1), replace(fleet, bandwidth_mb_s=math.inf)):
-        few_s, many_s = (simulate(jobs, sized(apart, apart.machines + extra))[0] for extra in (0, more))
+        few_s, many_s = (simulate(jobs, with_machines(apart, apart.machines + extra))[0] for extra in (0, more))
         assert many_s <= few_s * (1 + 1e-9)
 
 
 @settings(max_examples=200, deadline=None)
 @given(jobs=many_jobs, fleet=fleets)
-def test_threads_that_share_a_network_have_even_parts_of_it(jobs: list[Job], fleet: Fleet) -> None:
-    """Against a simulation by other means; sizes are made unlike each other, for ties may fall either way."""
+def test_threads_share_a_network_evenly(jobs: list[Job], fleet: Fleet) -> None:
+    """Compare with another simulation; sizes are made distinct, because ties may fall either way."""
     apart = [
         replace(job, file_mb=job.file_mb + 1e-3 * n, moved_mb=job.moved_mb + 1e-4 * n * n, work_s=job.work_s + 1e-5 * n)
         for n, job in enumerate(jobs)
@@ -126,7 +127,7 @@ def test_a_network_that_is_shared() -> None:
     assert simulate(jobs, Fleet(1, 1, bandwidth_mb_s=10, startup_s=1, task_s=0.5)) == (11.0, 0.0, jobs[1])
 
 
-def test_nothing_to_run() -> None:
+def test_a_run_without_slides_is_refused() -> None:
     with pytest.raises(ValueError, match="no slides"):
         simulate([], Fleet(1, 1))
 
@@ -137,16 +138,19 @@ def test_where_more_machines_stop_helping(jobs: list[Job], fleet: Fleet) -> None
     stop = stops_helping_at(jobs, fleet)
 
     def saved(machines: int) -> float:
-        return 1 - simulate(jobs, sized(fleet, 2 * machines))[0] / simulate(jobs, sized(fleet, machines))[0]
+        return (
+            1
+            - simulate(jobs, with_machines(fleet, 2 * machines))[0] / simulate(jobs, with_machines(fleet, machines))[0]
+        )
 
     assert stop <= len(jobs)
-    assert saved(stop) < GAIN + 1e-9
-    assert stop == 1 or saved(stop - 1) >= GAIN - 1e-9
+    assert saved(stop) < MIN_GAIN + 1e-9
+    assert stop == 1 or saved(stop - 1) >= MIN_GAIN - 1e-9
 
 
-def test_what_machines_cost() -> None:
+def test_the_cost_of_machines() -> None:
     jobs = [Job("large", 20, 0, 1800.0), Job("small", 10, 0, 600.0)]
-    one, two = outcomes(jobs, Fleet(1, 1, startup_s=600), (1, 2), 3.0)
+    one, two = simulate_runs(jobs, Fleet(1, 1, startup_s=600), (1, 2), 3.0)
     assert (one.wall_s, one.machine_hours, one.cost_usd, one.efficiency, one.last) == (
         3000,
         3000 / 3600,
@@ -156,7 +160,7 @@ def test_what_machines_cost() -> None:
     )
     assert (two.wall_s, two.cost_usd, two.efficiency, two.tail_s) == (2400, 4.0, 3000 / 4800, 1200)
     assert (two.last, two.last_mb) == ("large", 20)
-    assert outcomes(jobs, Fleet(1, 1), (1,), None)[0].cost_usd is None
+    assert simulate_runs(jobs, Fleet(1, 1), (1,), None)[0].cost_usd is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -167,20 +171,20 @@ def test_what_machines_cost() -> None:
 )
 def test_a_known_law_is_found(slide_s: float, s_per_mb: float, sizes: list[float]) -> None:
     full = float(np.median(sizes)) + 50
-    law = [Cost("a", mb, slide_s + s_per_mb * min(mb, full), 2.0) for mb in sizes]
+    law = [SlideCost("a", mb, slide_s + s_per_mb * min(mb, full), 2.0) for mb in sizes]
     found = fit_costs(law, full)
     assert all(math.isclose(found.seconds(cost.file_mb), cost.work_s, rel_tol=1e-6) for cost in law)
     assert found.seconds(1e6) == found.seconds(full)
     assert (found.slides, found.least_mb, found.most_mb, found.shard_mb) == (len(law), min(sizes), max(sizes), 2.0)
 
 
-def test_costs_are_never_negative_and_say_how_far_off_they_are() -> None:
-    falling = [Cost("a", mb, 10 / mb, 1.0) for mb in (1.0, 2.0, 4.0, 8.0)]
+def test_costs_are_never_negative_and_have_an_error() -> None:
+    falling = [SlideCost("a", mb, 10 / mb, 1.0) for mb in (1.0, 2.0, 4.0, 8.0)]
     found = fit_costs(falling)
     assert found.s_per_mb == 0
     assert found.slide_s > 0
     assert found.miss > 0.5
-    rising = fit_costs([Cost("a", mb, 1 + mb, 1.0) for mb in (1.0, 2.0, 4.0, 8.0)])
+    rising = fit_costs([SlideCost("a", mb, 1 + mb, 1.0) for mb in (1.0, 2.0, 4.0, 8.0)])
     assert rising.miss < 1e-9
 
 
@@ -218,42 +222,42 @@ def test_any_number_of_slides_can_be_drawn_again(slides: int, seed: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "named"),
     [
-        ("portrait_share = 0.84", "portrait_shore = 0.84", "unknown key portrait_shore"),
-        ("slides = 1_150", "slides = 0", "sizes has 0 slides"),
+        ("portrait_share = 0.84", "portrait_shore = 0.84", "portrait_shore"),
+        ("slides = 1_150", "slides = 0", "0 slides"),
         ("largest_px = [48_284, 101_408]", "largest_px = [48_284]", "largest_px"),
-        ("least_side_px = 4_420", "least_side_px = 50_000", "between least_side_px 50000"),
-        ("file_bytes = [7.4e6, ", "file_bytes = [", "file_bytes has 7 entries, sizes.file_levels 8"),
-        ("file_bytes = [7.4e6, ", "file_bytes = [37.4e6, ", "must rise"),
-        ("area_levels = [0, ", "area_levels = [0.01, ", "from level 0 to 1"),
+        ("least_side_px = 4_420", "least_side_px = 50_000", "50000"),
+        ("file_bytes = [7.4e6, ", "file_bytes = [", "file_bytes.*7.*8"),
+        ("file_bytes = [7.4e6, ", "file_bytes = [37.4e6, ", "file_bytes"),
+        ("area_levels = [0, ", "area_levels = [0.01, ", "0 to 1"),
     ],
 )
-def test_a_wrong_table_of_sizes_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_a_wrong_table_of_sizes_is_refused(tmp_path: Path, old: str, new: str, named: str) -> None:
     text = (ROOT / "src" / "clotkit" / "competitions" / "strip_ai.toml").read_text()
     assert old in text
     path = tmp_path / "wrong.toml"
     path.write_text(text.replace(old, new))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=named):
         load_competition(str(path))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe of these tests: at most 6 tiles a slide."""
+    """Write the recipe of these tests: at most 6 tiles a slide."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(RECIPE)
     return path
 
 
 @pytest.fixture
-def asked(test_split: Path, tiny: Path) -> ClusterSettings:
+def cluster_settings(test_split: Path, tiny: Path) -> ClusterSettings:
     return ClusterSettings(test_split, str(tiny), None, 4, 2, 4096, slides=50, price_usd=0.5, bandwidth_mb_s=100.0)
 
 
 @pytest.fixture(scope="module")
-def said(test_split: Path, tiny: Path) -> dict[str, Any]:
-    """What --json prints for 4 machines of 2 threads."""
+def printed(test_split: Path, tiny: Path) -> dict[str, Any]:
+    """Return the object that --json prints for 4 machines of 2 threads."""
     words = ["plan", str(test_split), "--recipe", str(tiny), "--cluster", "4", "--jobs", "2", "--slides", "50"]
     with redirect_stdout(io.StringIO()) as out:
         assert main([*words, "--price", "0.5", "--bandwidth", "100", "--startup", "30s", "--json"]) == 0
@@ -261,55 +265,57 @@ def said(test_split: Path, tiny: Path) -> dict[str, Any]:
     return found
 
 
-def test_one_json_object(said: dict[str, Any]) -> None:
-    assert (said["slides"], said["own_slides"], said["threads"], said["seed"]) == (50, 4, 2, 0)
-    assert (said["bandwidth_mb_s"], said["startup_s"], said["price_usd"]) == (100, 30, 0.5)
-    assert abs(said["file_gb"] / said["real_gb"] - 1) < 0.1
-    machines = [one["machines"] for one in said["outcomes"]]
-    assert {1, 2, 4, said["stops_helping_at"], 2 * said["stops_helping_at"]} <= set(machines)
+def test_one_json_object(printed: dict[str, Any]) -> None:
+    assert (printed["slides"], printed["own_slides"], printed["threads"], printed["seed"]) == (50, 4, 2, 0)
+    assert (printed["bandwidth_mb_s"], printed["startup_s"], printed["price_usd"]) == (100, 30, 0.5)
+    assert abs(printed["file_gb"] / printed["real_gb"] - 1) < 0.1
+    machines = [one["machines"] for one in printed["outcomes"]]
+    assert {1, 2, 4, printed["stops_helping_at"], 2 * printed["stops_helping_at"]} <= set(machines)
     assert machines == sorted(machines)
-    for one in said["outcomes"]:
-        assert one["wall_s"] > 30 + said["slowest_s"] * (1 - 1e-9)
+    for one in printed["outcomes"]:
+        assert one["wall_s"] > 30 + printed["slowest_s"] * (1 - 1e-9)
         assert one["machine_hours"] == pytest.approx(one["machines"] * one["wall_s"] / 3600)
         assert one["cost_usd"] == pytest.approx(0.5 * one["machine_hours"])
         assert one["last"].startswith("drawn ")
-    assert [one["machines"] for one in said["own"]] == [1, 2, 4]
-    assert said["failing"] == []
+    assert [one["machines"] for one in printed["own"]] == [1, 2, 4]
+    assert printed["failing"] == []
 
 
-def test_costs_are_of_real_cutting(said: dict[str, Any]) -> None:
-    costs = said["costs"]
+def test_costs_are_measured(printed: dict[str, Any]) -> None:
+    costs = printed["costs"]
     assert costs["slides"] == 4
     assert costs["slide_s"] + costs["s_per_mb"] > 0
     assert costs["shard_mb"] * 1e6 <= 6 * 32 * 32 * 3 + 10_000
     assert costs["full_mb"] > 0
 
 
-def test_the_split_is_predicted_from_what_was_cut(asked: ClusterSettings, strip_ai: Competition) -> None:
-    probed = probe_split(asked.split_dir, asked.recipe, None, 1, asked.memory_mb, strip_ai)
-    assert {cost.image_id for cost in probed.cut} == {slide.image_id for slide in probed.plan.slides}
-    assert probed.start_s > 0
-    tiles = sum(slide.tiles for slide in probed.plan.slides)
-    stored = sum(cost.file_mb for cost in probed.cut)
+def test_the_split_is_predicted_from_what_was_cut(cluster_settings: ClusterSettings, strip_ai: Competition) -> None:
+    measured = measure_split(
+        cluster_settings.split_dir, cluster_settings.recipe, None, 1, cluster_settings.memory_mb, strip_ai
+    )
+    assert {cost.image_id for cost in measured.cut} == {slide.image_id for slide in measured.plan.slides}
+    assert measured.start_s > 0
+    tiles = sum(slide.tiles for slide in measured.plan.slides)
+    stored = sum(cost.file_mb for cost in measured.cut)
     wanted = TilingConfig("patches", 32, 8, max_tiles=1000, batch_tiles=4)
-    assert full_mb(probed.plan, wanted) == pytest.approx(1000 * stored / tiles)
-    assert full_mb(probed.plan, replace(wanted, name="darkest")) == math.inf
+    assert full_mb(measured.plan, wanted) == pytest.approx(1000 * stored / tiles)
+    assert full_mb(measured.plan, replace(wanted, name="darkest")) == math.inf
 
 
 def test_lines_for_a_person(split: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a slide that is missing: three are left to learn from, and the exit code says that not all is well."""
+    """With a missing slide three are left to measure, and the exit code is 3."""
     sorted((split / "test").glob("*.tif"))[0].unlink()
     assert main(["plan", str(split), "--recipe", str(tiny), "--cluster", "3", "--jobs", "1", "--slides", "20"]) == 3
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("20 slides drawn (seed 0): ")
-    assert "3 slides cut here, 1 at a time; one left out is missed by " in told[1]
-    assert told[3].startswith("machine    1 threads, slides are local, ")
-    assert told[3].endswith("no --price")
-    assert told[4].split() == ["machines", "time", "machine-hours", "USD", "efficiency", "tail", "last,", "MB"]
-    assert {"1", "2", "3"} <= {line.split()[0] for line in told[5:-3]}
-    assert f"twice as many save less than {GAIN:.0%}; the slowest slide alone takes " in told[-3]
-    assert told[-2].startswith("this split's own 4 slides, ")
-    assert told[-1].startswith("1 of them will fail")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("20 slides ")
+    assert "3 slides cut here" in lines[1]
+    assert lines[3].startswith("machine ")
+    assert lines[3].endswith("no --price")
+    assert lines[4].split() == ["machines", "time", "machine-hours", "USD", "efficiency", "tail", "last,", "MB"]
+    assert {"1", "2", "3"} <= {line.split()[0] for line in lines[5:-3]}
+    assert f"{MIN_GAIN:.0%}" in lines[-3]
+    assert " 4 slides" in lines[-2]
+    assert lines[-1].startswith("1 ")
 
 
 def test_a_split_in_an_object_store_is_planned_from_some_of_its_slides(
@@ -328,64 +334,64 @@ def test_a_split_in_an_object_store_is_planned_from_some_of_its_slides(
             monkeypatch.setenv(name, value)
         copy_in(split, "s3://bucket/train")
         assert main([*words, "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
+        printed = json.loads(capsys.readouterr().out)
         assert main([*words, "--bandwidth", "50"]) == 0
-        told = capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
         assert main(words[:2]) == 2
         assert main(["plan", "s3://bucket/nothing", *words[2:]]) == 2
-    assert (said["own_slides"], said["costs"]["slides"]) == (SAMPLED + 4, SAMPLED)
-    assert said["own_gb"] * 1000 == pytest.approx(sum(sizes.values()) - sizes[min(sizes)])
-    assert 0 < said["fetched_mb"] < said["own_gb"] * 1000
-    assert said["bandwidth_mb_s"] == said["fetched_mb_s"] > 0
-    assert told[3].startswith("fetched    ")
-    assert told[4].startswith("machine    2 threads, 50 MB/s, ")
-    refused, nowhere = capsys.readouterr().err.splitlines()
-    assert "without --cluster every slide is looked at; give a local folder" in refused
-    assert "s3://bucket/nothing: has neither train.csv nor test.csv" in nowhere
+    assert (printed["own_slides"], printed["costs"]["slides"]) == (SAMPLED + 4, SAMPLED)
+    assert printed["own_gb"] * 1000 == pytest.approx(sum(sizes.values()) - sizes[min(sizes)])
+    assert 0 < printed["fetched_mb"] < printed["own_gb"] * 1000
+    assert printed["bandwidth_mb_s"] == printed["fetched_mb_s"] > 0
+    assert lines[3].startswith("fetched ")
+    assert "2 threads, 50 MB/s" in lines[4]
+    refused, missing = capsys.readouterr().err.splitlines()
+    assert "--cluster" in refused
+    assert "s3://bucket/nothing" in missing
     assert not list(scratch_base().iterdir())
 
 
-def test_too_few_slides_to_learn_from(split: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_slides_to_measure(split: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in sorted((split / "test").glob("*.tif"))[:2]:
         path.unlink()
     assert main(["plan", str(split), "--recipe", str(tiny), "--cluster", "3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "2 of 4 slides can be cut, 3 are needed" in line
+    assert re.search(r"\b2 of 4 .*\b3 ", line)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
-        (["--cluster", "0"], "--cluster is 0; allowed: 1 to 10000"),
-        (["--cluster", "2", "--slides", "0"], "--slides is 0; allowed: 1 to 1000000"),
-        (["--cluster", "2", "--price", "-1"], "--price is -1.0; allowed: 0 or more"),
-        (["--cluster", "2", "--price", "nan"], "--price is nan"),
-        (["--cluster", "2", "--bandwidth", "-5"], "--bandwidth is -5.0"),
-        (["--cluster", "2", "--bandwidth", "inf"], "--bandwidth is inf"),
-        (["--cluster", "2", "--jobs", "0"], "--jobs is 0; at least 1 is needed"),
-        (["--cluster", "2", "--weights", "weights/demo"], "--weights is for a run that scores"),
-        (["--cluster", "2", "--deadline", "1h"], "--deadline is for a run that scores"),
-        (["--price", "1"], "--price is for a cluster; give --cluster N too"),
-        (["--slides", "5"], "--slides is for a cluster"),
+        (["--cluster", "0"], ("--cluster", "0", "1 to 10000")),
+        (["--cluster", "2", "--slides", "0"], ("--slides", "0", "1 to 1000000")),
+        (["--cluster", "2", "--price", "-1"], ("--price", "-1.0")),
+        (["--cluster", "2", "--price", "nan"], ("--price", "nan")),
+        (["--cluster", "2", "--bandwidth", "-5"], ("--bandwidth", "-5.0")),
+        (["--cluster", "2", "--bandwidth", "inf"], ("--bandwidth", "inf")),
+        (["--cluster", "2", "--jobs", "0"], ("--jobs", "0")),
+        (["--cluster", "2", "--weights", "weights/demo"], ("--weights", "--cluster")),
+        (["--cluster", "2", "--deadline", "1h"], ("--deadline", "--cluster")),
+        (["--price", "1"], ("--price", "--cluster")),
+        (["--slides", "5"], ("--slides", "--cluster")),
     ],
 )
 def test_wrong_usage_ends_with_2_in_one_line(
-    test_split: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    test_split: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: tuple[str, ...]
 ) -> None:
     assert main(["plan", str(test_split), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert [word for word in named if word not in line] == []
 
 
-def test_a_competition_without_sizes(asked: ClusterSettings, other: Competition) -> None:
+def test_a_competition_without_sizes(cluster_settings: ClusterSettings, other: Competition) -> None:
     assert other.sizes == UNKNOWN
     assert "[sizes]" not in OTHER
-    with pytest.raises(ConfigError, match="no table sizes"):
-        plan_cluster(asked, other)
-    with pytest.raises(UsageError, match="--cluster is 20000"):
-        plan_cluster(replace(asked, machines=20_000), other)
+    with pytest.raises(ConfigError, match="sizes"):
+        plan_cluster(cluster_settings, other)
+    with pytest.raises(UsageError, match=r"--cluster .*20000"):
+        plan_cluster(replace(cluster_settings, machines=20_000), other)
 
 
-def test_a_phantom_of_a_competition_without_sizes_has_those_of_the_kits_own(other: Competition, tmp_path: Path) -> None:
+def test_a_phantom_without_a_table_of_sizes_has_the_default_sizes(other: Competition, tmp_path: Path) -> None:
     write_split(tmp_path / "a", "test", 1, 0, other, log=lambda _: None)
     assert json.loads((tmp_path / "a" / "phantom.json").read_text())["splits"]["test"]["linear_scale"] == 1 / 8

@@ -1,4 +1,4 @@
-"""The plan: what it says of slides against what a run finds, and what it does with slides that cannot be read."""
+"""Plans and forecasts agree with runs, and slides that cannot be read are named."""
 
 import json
 import os
@@ -19,7 +19,9 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.planning.forecast import Forecast, Probe, box_shares, forecast, searched
-from clotkit.planning.plan import Plan, PlanSettings, lines, plan_split, plan_task, wall_seconds
+from clotkit.planning.plan import Plan, PlanSettings, plan_split, plan_task, wall_seconds
+from clotkit.planning.text import plan_lines
+from clotkit.reasons import Reason
 from clotkit.tiling.tilers import TILERS, Batch, tile_slide
 from clotkit.workers import Task
 
@@ -31,12 +33,12 @@ TISSUE, BACKGROUND = (150, 60, 90), (245, 245, 245)
 
 @pytest.fixture
 def plan(split: Path, recipe: Path, strip_ai: Competition) -> Callable[..., Plan]:
-    """Plan that split, two slides at a time."""
+    """Return a function that plans the split, two slides at a time; its arguments change the settings."""
 
     def run(competition: Competition = strip_ai, **changed: Any) -> Plan:
         work = changed.pop("work", None)
-        wanted = PlanSettings(split, None, str(recipe), None, 2, 600.0, 2048)
-        return plan_split(replace(wanted, **changed), competition, work)
+        settings = PlanSettings(split, None, str(recipe), None, 2, 600.0, 2048)
+        return plan_split(replace(settings, **changed), competition, work)
 
     return run
 
@@ -46,7 +48,7 @@ def slides_of(split: Path) -> list[Path]:
 
 
 def facts_of(path: Path, *tilings: TilingConfig) -> dict[str, Any]:
-    """All that a forecast says of a slide."""
+    """Return all facts of a slide's forecast."""
     return {key: value for facts in forecast(path, tilings) for key, value in facts.items()}
 
 
@@ -56,7 +58,7 @@ def forecast_of(path: Path, tiling: TilingConfig) -> Forecast:
 
 
 def cut(path: Path, tiling: TilingConfig) -> tuple[int, dict[str, Any]]:
-    """How many tiles really come, and the facts of the cutting."""
+    """Cut a slide; return its number of tiles, and its facts."""
     facts, tiles = dict[str, Any](), 0
     for piece in tile_slide(path, tiling):
         if isinstance(piece, Batch):
@@ -67,7 +69,7 @@ def cut(path: Path, tiling: TilingConfig) -> tuple[int, dict[str, Any]]:
 
 
 def write_blocks(path: Path, tissue: np.ndarray[Any, Any], **options: Any) -> Path:
-    """A slide whose cells of 128 px are textured tissue where `tissue` bool[rows, columns] says so."""
+    """Write a slide whose cells of 128 px are textured tissue where `tissue` bool[rows, columns] is set."""
     import tifffile
 
     rng = np.random.default_rng(3)
@@ -80,14 +82,14 @@ def write_blocks(path: Path, tissue: np.ndarray[Any, Any], **options: Any) -> Pa
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 16 x 20 cells, 6 x 5 of which are tissue; nothing may write into it."""
+    """Write a slide of 16 x 20 cells, 6 x 5 of which are tissue; read-only."""
     tissue = np.zeros((16, 20), bool)
     tissue[2:8, 3:8] = True
     return write_blocks(tmp_path_factory.mktemp("blocks") / "a.tif", tissue, tile=(128, 128))
 
 
 @pytest.mark.parametrize("max_tiles", [3, 12, 500])
-def test_squares_and_tiles_are_those_of_the_tiler(blocks: Path, max_tiles: int) -> None:
+def test_forecast_squares_and_tiles_are_those_of_the_tiler(blocks: Path, max_tiles: int) -> None:
     tiling = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=max_tiles, batch_tiles=4)
     found = forecast_of(blocks, tiling)
     tiles, facts = cut(blocks, tiling)
@@ -107,7 +109,7 @@ def test_every_tiler_has_its_forecast(blocks: Path, name: str) -> None:
     assert found.extra_mb > 0
 
 
-def test_phantoms_give_about_what_is_expected(test_split: Path) -> None:
+def test_phantoms_give_about_as_many_tiles_as_forecast(test_split: Path) -> None:
     expected, real = 0, 0
     for slide in slides_of(test_split):
         found, (tiles, _) = forecast_of(slide, TILING), cut(slide, TILING)
@@ -130,7 +132,7 @@ def test_a_slide_in_rows_has_its_forecast(tmp_path: Path, name: str) -> None:
     assert tiles <= facts["forecasts"][0]["most_tiles"]
 
 
-def test_a_slide_whose_rows_come_only_from_the_top_counts_as_all_tissue(tmp_path: Path) -> None:
+def test_a_slide_read_only_from_the_top_counts_as_all_tissue(tmp_path: Path) -> None:
     tissue = np.zeros((8, 10), bool)
     tissue[2:5, 3:8] = True
     path = write_blocks(tmp_path / "a.tif", tissue, rowsperstrip=16, metadata={}, extratags=[(274, "H", 1, 3, True)])
@@ -140,7 +142,7 @@ def test_a_slide_whose_rows_come_only_from_the_top_counts_as_all_tissue(tmp_path
     assert facts["forecasts"][0]["tiles"] == facts["forecasts"][0]["most_tiles"] == 60
 
 
-def test_pictures_without_a_table_are_planned_too(tmp_path: Path) -> None:
+def test_pictures_without_a_tile_table_are_forecast(tmp_path: Path) -> None:
     from PIL import Image
 
     pixels = np.full((600, 800, 3), BACKGROUND, np.uint8)
@@ -191,14 +193,14 @@ def test_a_search_never_finds_more_than_there_is(data: st.DataObject) -> None:
     assert (tiles > 0) == (shares.max() > 0)
 
 
-def test_a_search_leaves_out_what_cannot_have_the_share_asked_for() -> None:
-    """As that of slides.squares: once one square has it, those whose bound is below it are not read."""
+def test_a_search_skips_squares_below_the_needed_share() -> None:
+    """Once one square has the share, squares with a lower bound are not read."""
     bounds = np.array([0.2, 0.9, 0.45, 0.9, 0.3, 0.6])
     config = replace(TILING, max_tiles=5, min_tissue_share=0.5)
     read, tiles = searched(config, bounds, bounds)
     assert (sorted(read.tolist()), tiles) == ([1, 3, 5], 3)
     read, tiles = searched(config, bounds, bounds / 2)
-    assert (len(read), tiles) == (6, 3)  # none has it: all but one are read for the five best, and a quarter is asked
+    assert (len(read), tiles) == (6, 3)  # none has it: all are read for the five best, and a quarter is needed
 
 
 @pytest.mark.parametrize(
@@ -207,11 +209,11 @@ def test_a_search_leaves_out_what_cannot_have_the_share_asked_for() -> None:
         ([], 2, 0.0),
         ([(3.0, 1.0), (2.0, 1.0)], 1, 7.0),  # one after the other
         ([(3.0, 0.0), (3.0, 0.0), (1.0, 0.0)], 2, 4.0),
-        ([(1.0, 5.0), (1.0, 5.0), (1.0, 5.0)], 3, 16.0),  # the network is what takes long
-        ([(1.0, 2.0), (4.0, 1.0)], 2, 5.0),  # it predicts the first while the second is decoded
+        ([(1.0, 5.0), (1.0, 5.0), (1.0, 5.0)], 3, 16.0),  # the network takes longest
+        ([(1.0, 2.0), (4.0, 1.0)], 2, 5.0),  # the first is predicted while the second is decoded
     ],
 )
-def test_the_wall_is_that_of_a_run(slides: list[tuple[float, float]], jobs: int, seconds: float) -> None:
+def test_wall_seconds_are_those_of_a_run(slides: list[tuple[float, float]], jobs: int, seconds: float) -> None:
     assert wall_seconds(slides, jobs) == seconds
 
 
@@ -226,7 +228,7 @@ def test_a_plan_adds_up(plan: Callable[..., Plan], test_split: Path) -> None:
     assert found.peak_mb == found.parent_mb + 2 * max(slide.peak_mb for slide in found.slides)
     assert not found.network_measured
     assert found.predict_s == found.load_s == 0
-    assert "give --weights" in "\n".join(lines(found))
+    assert "--weights" in "\n".join(plan_lines(found))
 
 
 def test_slides_that_cannot_be_read_are_named(plan: Callable[..., Plan], split: Path) -> None:
@@ -237,14 +239,14 @@ def test_slides_that_cannot_be_read_are_named(plan: Callable[..., Plan], split: 
     found = plan()
     assert {slide.image_id for slide in found.failing} == {missing.stem, empty.stem, damaged.stem}
     assert all(slide.tiles == 0 and "\n" not in slide.reason for slide in found.failing)
+    assert {slide.code for slide in found.failing} == {Reason.DAMAGED}
     assert found.tiles == next(slide.tiles for slide in found.slides if slide.image_id == good.stem) > 0
-    told = [line for line in lines(found) if "will fall back" in line]
-    assert len(told) == 3
-    assert f"{missing.stem} will fall back: the file is missing" in told
+    named = [line for line in plan_lines(found) if any(line.startswith(one.image_id) for one in found.failing)]
+    assert len(named) == 3
     assert not found.sound
 
 
-def test_a_codec_that_nothing_reads_is_named(plan: Callable[..., Plan], split: Path) -> None:
+def test_an_unsupported_codec_is_named(plan: Callable[..., Plan], split: Path) -> None:
     import tifffile
 
     slide = slides_of(split)[0]
@@ -252,30 +254,38 @@ def test_a_codec_that_nothing_reads_is_named(plan: Callable[..., Plan], split: P
     tifffile.imwrite(slide, pixels, tile=(128, 128), photometric="rgb", compression="lzma")
     (failing,) = plan().failing
     assert failing.codec == "LZMA"
-    assert "LZMA" in failing.reason
+    assert failing.code is Reason.UNSUPPORTED
 
 
 def killed(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process whose reader crashes, for the slide named in the file `doomed`."""
+    """Forecast a slide; the process of the slide named in the file `doomed` crashes."""
     if (task.path.parents[1] / "doomed").read_text() == task.image_id:
         os.kill(os.getpid(), signal.SIGSEGV)
     yield from plan_task(task)
 
 
-def test_a_reader_that_crashes_costs_its_slide_alone(plan: Callable[..., Plan], split: Path) -> None:
+def test_a_reader_that_crashes_costs_only_its_slide(plan: Callable[..., Plan], split: Path) -> None:
     doomed = slides_of(split)[1].stem
     (split / "doomed").write_text(doomed)
     (failing,) = plan(work=killed).failing
     assert failing.image_id == doomed
-    assert "SIGSEGV" in failing.reason
+    assert failing.code is Reason.CRASHED
 
 
-def test_what_asks_for_more_than_a_slide_may_have_will_fall_back(
-    plan: Callable[..., Plan], strip_ai: Competition
-) -> None:
+def test_a_slide_over_its_limits_will_fall_back(plan: Callable[..., Plan], strip_ai: Competition) -> None:
     hurried = replace(strip_ai, limits=replace(strip_ai.limits, slide_s=1e-6))
-    assert all("time limit: " in slide.reason for slide in plan(hurried).slides)
-    assert plan(hurried).tiles == 0
+    found = plan(hurried)
+    assert {slide.code for slide in found.slides} == {Reason.TIMEOUT}
+    assert found.tiles == 0
+    found = plan(memory_mb=1100, work=greedy)
+    assert {slide.code for slide in found.slides} == {Reason.OUT_OF_MEMORY}
+
+
+def greedy(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
+    """Forecast a slide, with a memory peak above any limit."""
+    for index, facts in plan_task(task):
+        assert isinstance(facts, dict)
+        yield index, facts | ({"probe_mb": 1e6} if "probe_mb" in facts else {})
 
 
 def test_the_networks_of_the_members_are_timed(plan: Callable[..., Plan], member: Path) -> None:
@@ -285,7 +295,7 @@ def test_the_networks_of_the_members_are_timed(plan: Callable[..., Plan], member
     assert found.load_s > 0
     assert found.predict_s > 0
     assert found.wall_s > found.load_s
-    assert any("predicting" in line for line in lines(found))
+    assert any("predicting" in line for line in plan_lines(found))
 
 
 def test_members_share_a_tiling(plan: Callable[..., Plan], make_member: Callable[..., Path], tmp_path: Path) -> None:
@@ -311,11 +321,12 @@ def test_without_weights_there_is_no_tensorflow(split: Path, recipe: Path) -> No
 
 def test_one_json_object_and_nothing_else(split: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(split), "--recipe", str(recipe), "--json", "--jobs", "1"]) == 0
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert said.err == ""
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert printed.err == ""
     assert found["fits"] is True
     assert found["failing"] == []
+    assert {slide["code"] for slide in found["slides"]} == {None}
     assert len(found["slides"]) == 4
     assert found["tiles"] == sum(slide["tiles"] for slide in found["slides"])
     assert load_recipe(recipe).name == found["members"][0]
@@ -324,10 +335,11 @@ def test_one_json_object_and_nothing_else(split: Path, recipe: Path, capsys: pyt
 def test_exit_codes(split: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(split), "--recipe", str(recipe)]
     assert main([*words, "--deadline", "0.001s"]) == 3
-    assert "DOES NOT FIT" in capsys.readouterr().out
-    slides_of(split)[0].unlink()
-    assert main(words) == 3
-    assert "the file is missing" in capsys.readouterr().out
+    missing = slides_of(split)[0]
+    missing.unlink()
+    assert main([*words, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(one["image_id"], one["code"]) for one in found["slides"] if one["code"]] == [(missing.stem, "damaged")]
 
 
 def test_a_train_split_is_planned_too(
@@ -344,14 +356,14 @@ def test_wrong_input_ends_with_2_in_one_line(
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(RECIPE.replace('"patches"', '"crumbs"'))
     cases = [
-        ([str(tmp_path / "none")], "neither test.csv nor train.csv"),
-        ([str(split), "--recipe", "unknown"], "recipe unknown"),
+        ([str(tmp_path / "none")], "test.csv"),
+        ([str(split), "--recipe", "unknown"], "unknown"),
         ([str(split), "--recipe", str(wrong)], "crumbs"),
-        ([str(split), "--weights", str(tmp_path)], "no member here"),
-        ([str(split), "--recipe", str(recipe), "--jobs", "0"], "--jobs is 0"),
-        ([str(split), "--recipe", str(recipe), "--memory", "100MB"], "--memory is 100 MB"),
+        ([str(split), "--weights", str(tmp_path)], str(tmp_path)),
+        ([str(split), "--recipe", str(recipe), "--jobs", "0"], "--jobs"),
+        ([str(split), "--recipe", str(recipe), "--memory", "100MB"], "100 MB"),
     ]
-    for words, told in cases:
+    for words, named in cases:
         assert main(["plan", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert told in line
+        assert named in line

@@ -1,1 +1,1 @@
-"""Estimate a run before it starts."""
+"""Plans of runs and of tiling on a cluster, before they start."""

@@ -1,6 +1,6 @@
-"""What tiling a slide costs, measured: some of a split's slides are cut for good, and a line through their seconds.
+"""Measure the cost of tiling a slide: cut some slides of a split, and fit a line to their seconds.
 
-MB are 10**6 bytes here, as networks and published sizes have them.
+MB are 10**6 bytes here, as for networks and published sizes.
 """
 
 import math
@@ -28,97 +28,99 @@ from clotkit.units import MB
 from clotkit.workers import Ended, Limits, Task, check_limits, fetch, stream
 
 DECIMAL_MB = 1e6
-SAMPLED = 16  # slides of the split that are cut to see what they cost
-LEAST = 3  # of them: with fewer nothing is known of how well the line fits
+SAMPLED = 16  # slides of the split that are cut to measure their cost
+MIN_CUT = 3  # slides that must be cut; with fewer the error of the fit is unknown
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What cutting one slide took: `work_s` from the start of its process to its end; its shard's size."""
+class SlideCost:
+    """The measured cost of cutting one slide."""
 
     image_id: str
     file_mb: float
-    work_s: float
+    work_s: float  # from the start of its process to its end
     shard_mb: float
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of a slide: `slide_s + s_per_mb * its MB`, at most `full_mb` of them.
-
-    `miss` is the mean relative error at each slide when it is left out of the fit.
-    """
+    """The fitted seconds of a slide: `slide_s + s_per_mb * min(its MB, full_mb)`."""
 
     slide_s: float
     s_per_mb: float
-    full_mb: float
-    miss: float
-    slides: int
-    least_mb: float
-    most_mb: float
-    shard_mb: float  # of a slide, in the mean
+    full_mb: float  # see full_mb()
+    miss: float  # mean relative leave-one-out error
+    slides: int  # slides in the fit
+    least_mb: float  # the smallest of them
+    most_mb: float  # the largest of them
+    shard_mb: float  # mean size of their shards
 
     def seconds(self, file_mb: float) -> float:
-        """What a slide of this size takes."""
+        """Return the seconds of a slide of this size."""
         return self.slide_s + self.s_per_mb * min(file_mb, self.full_mb)
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What was measured on a split: its slides looked at, some of them cut, `at_a_time` of them at a time.
-
-    Of a split in an object store only what was fetched is looked at, `fetched_mb`, and `network_mb_s` is how fast that
-    came; `file_mb` is of all slides, by image id.
-    """
+class SplitMeasurements:
+    """The measurements on the slides of a split; in an object store, on those that were fetched."""
 
     plan: Plan
-    cut: list[Cost]
+    cut: list[SlideCost]
     costs: CostModel
-    at_a_time: int
-    file_mb: dict[str, float]
+    jobs: int  # slides that were cut at a time
+    file_mb: dict[str, float]  # of all slides of the split, by image id
     fetched_mb: float = 0.0
-    network_mb_s: float = math.inf
+    network_mb_s: float = math.inf  # at which they were fetched
 
     @property
     def start_s(self) -> float:
-        """What starting a process with the kit in it took, in the median: a machine's start is at least that."""
-        return float(np.median([slide.process_s for slide in self.plan.slides if not slide.reason]))
+        """The median seconds to start a process with the kit; starting a machine takes at least that."""
+        return float(np.median([slide.process_s for slide in self.plan.slides if slide.code is None]))
 
 
-def probe_split(
-    where: Place, name: str, wanted: str | None, at_a_time: int, memory_mb: int, competition: Competition
-) -> Probed:
-    """Look at a split's slides as `clotkit plan` does, and cut some of them with the recipe `name`.
+def measure_split(
+    where: Place, recipe_name: str, split: str | None, jobs: int, memory_mb: int, competition: Competition
+) -> SplitMeasurements:
+    """Plan a split's slides as `clotkit plan` does, and cut some of them.
 
-    `where` is the split's folder, or its URL, of which SAMPLED slides are fetched, for the time being. `wanted` None
-    takes train where there is one, as `clotkit tile` does. Raises UsageError, ConfigError or SplitError for wrong
-    input, or where fewer than LEAST slides can be cut; StoreError where they cannot be fetched.
+    Args:
+        where: The folder of the split, or its URL, of which SAMPLED slides are fetched temporarily.
+        recipe_name: The recipe to cut with.
+        split: train or test; None: train if there is one, as in `clotkit tile`.
+        jobs: The number of slides at a time.
+        memory_mb: The address space of a slide's process.
+        competition: The competition of the split.
+
+    Raises:
+        UsageError, ConfigError, SplitError: The input is wrong, or fewer than MIN_CUT slides can be cut.
+        StoreError: Slides cannot be fetched.
     """
-    check_limits(at_a_time, memory_mb)
-    recipe, limits = load_recipe(name), Limits(competition.limits.slide_s, memory_mb)
-    check_tiler(recipe.tiling, name)
+    check_limits(jobs, memory_mb)
+    recipe, limits = load_recipe(recipe_name), Limits(competition.limits.slide_s, memory_mb)
+    check_tiler(recipe.tiling, recipe_name)
     with tables_of(where, competition) as folder:
-        split = wanted or split_of(folder, competition, ("train", "test"))
+        split = split or split_of(folder, competition, ("train", "test"))
         slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
         file_mb = {slide.image_id: slide.size_bytes / DECIMAL_MB for slide in slides}
-        looked, fetched_s = _fetched(slides, at_a_time)
-        settings = PlanSettings(folder, None, name, split, at_a_time, competition.limits.deadline_s, memory_mb)
-        plan = plan_slides(looked, settings, competition)
-        cut = cut_sample(plan, looked, recipe, limits, at_a_time, where)
+        local, fetched_s = _fetched(slides, jobs)
+        settings = PlanSettings(folder, None, recipe_name, split, jobs, competition.limits.deadline_s, memory_mb)
+        plan = plan_slides(local, settings, competition)
+        cut = cut_sample(plan, local, recipe, limits, jobs, where)
     costs = fit_costs(cut, full_mb(plan, recipe.tiling))
     if not fetched_s:
-        return Probed(plan, cut, costs, at_a_time, file_mb)
-    fetched_mb = sum(file_mb[slide.image_id] for slide in looked)
-    return Probed(plan, cut, costs, at_a_time, file_mb, fetched_mb, fetched_mb / fetched_s)
+        return SplitMeasurements(plan, cut, costs, jobs, file_mb)
+    fetched_mb = sum(file_mb[slide.image_id] for slide in local)
+    return SplitMeasurements(plan, cut, costs, jobs, file_mb, fetched_mb, fetched_mb / fetched_s)
 
 
-def _fetched(slides: Sequence[SlideRow], at_a_time: int) -> tuple[Sequence[SlideRow], float]:
-    """The slides that can be looked at here, and the seconds that fetching them took: 0 for those of a folder.
+def _fetched(slides: Sequence[SlideRow], jobs: int) -> tuple[Sequence[SlideRow], float]:
+    """Return local slides, and the seconds that fetching them took.
 
-    Of an object store these are SAMPLED, spread over their sizes, each now at its path.
+    These are all slides of a folder, in 0 s, or SAMPLED slides of an object store, spread over their sizes and fetched
+    to their paths.
     """
     stored = sorted((slide for slide in slides if slide.stored is not None), key=lambda slide: -slide.size_bytes)
     if not stored:
@@ -126,25 +128,25 @@ def _fetched(slides: Sequence[SlideRow], at_a_time: int) -> tuple[Sequence[Slide
     chosen = _spread(stored)
     tasks = [Task(slide.image_id, slide.path, (), stored=slide.stored) for slide in chosen]
     started = time.monotonic()
-    with ThreadPoolExecutor(at_a_time) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(fetch, tasks))
     return chosen, time.monotonic() - started
 
 
 def _spread(ordered: Sequence[T]) -> list[T]:
-    """Up to SAMPLED of them, the first and the last, and others at equal steps between."""
+    """Choose up to SAMPLED of them: the first, the last, and others at equal steps between."""
     chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLED, len(ordered))).astype(int)).tolist()
     return [ordered[index] for index in chosen]
 
 
 def cut_sample(
-    plan: Plan, rows: Sequence[SlideRow], recipe: Recipe, limits: Limits, at_a_time: int, where: Place
-) -> list[Cost]:
-    """Cut up to SAMPLED of a plan's sound slides, spread over their sizes, as `clotkit tile` does; what each took.
+    plan: Plan, rows: Sequence[SlideRow], recipe: Recipe, limits: Limits, jobs: int, where: Place
+) -> list[SlideCost]:
+    """Cut up to SAMPLED sound slides of a plan, spread over their sizes, and return the cost of each.
 
-    Their shards are thrown away. Raises SplitError where fewer than LEAST of them give one.
+    Their shards are deleted. Raises SplitError if fewer than MIN_CUT slides can be cut.
     """
-    sound = sorted((slide for slide in plan.slides if not slide.reason), key=lambda slide: -slide.stored_mb)
+    sound = sorted((slide for slide in plan.slides if slide.code is None), key=lambda slide: -slide.stored_mb)
     sample = {slide.image_id: slide for slide in _spread(sound)}
     path_of = {row.image_id: row.path for row in rows}
     with tempfile.TemporaryDirectory(prefix="clotkit-plan-") as folder:
@@ -152,54 +154,57 @@ def cut_sample(
             ShardTask(name, path_of[name], (recipe.tiling,), store=Folder(Path(folder)), shard=f"{name}.npy", key="")
             for name in sample
         ]
-        with closing(stream(tasks, limits, at_a_time, shard_task)) as events:
-            ended = [event for event in events if isinstance(event, Ended) and not event.reason]
-    if len(ended) < LEAST:
-        found = f"{len(ended)} of {len(plan.slides)} slides can be cut"
-        raise SplitError(f"{where}: {found}, {LEAST} are needed to know what one costs; clotkit plan says why")
+        with closing(stream(tasks, limits, jobs, shard_task)) as events:
+            ended = [event for event in events if isinstance(event, Ended) and event.code is None]
+    if len(ended) < MIN_CUT:
+        raise SplitError(
+            f"{where}: {len(ended)} of {len(plan.slides)} slides can be cut, {MIN_CUT} are needed to measure their "
+            "cost; run clotkit plan to see the reasons"
+        )
     return [_cost(sample[one.image_id], one) for one in ended]
 
 
-def _cost(slide: SlidePlan, ended: Ended) -> Cost:
+def _cost(slide: SlidePlan, ended: Ended) -> SlideCost:
     shard_mb = ended.facts["size_bytes"] / DECIMAL_MB
-    return Cost(slide.image_id, file_mb_of(slide), ended.seconds, shard_mb)
+    return SlideCost(slide.image_id, file_mb_of(slide), ended.seconds, shard_mb)
 
 
 def file_mb_of(slide: SlidePlan) -> float:
-    """The MB of a slide's file."""
+    """Return the MB of a slide's file."""
     return slide.stored_mb * MB / DECIMAL_MB
 
 
 def full_mb(plan: Plan, tiling: TilingConfig) -> float:
-    """From how many MB on a slide has all the tiles that are wanted of it, and a search is over; infinite: never.
+    """Return the MB from which on a slide gives `max_tiles` and the tiler's search ends early.
 
-    Only the search of patches ends early, once it has max_tiles; how many a MB gives is that of the plan's slides.
+    Infinite for every tiler except patches, whose search alone ends early. The tiles per MB are those of the plan's
+    slides.
     """
     if tiling.name != "patches":
         return math.inf
-    sound = [slide for slide in plan.slides if not slide.reason]
+    sound = [slide for slide in plan.slides if slide.code is None]
     short = [slide for slide in sound if slide.tiles < tiling.max_tiles] or sound
     return tiling.max_tiles * sum(map(file_mb_of, short)) / max(1, sum(slide.tiles for slide in short))
 
 
-def fit_costs(costs: Sequence[Cost], full_mb: float = math.inf) -> CostModel:
-    """Fit the seconds of LEAST slides or more: so much a slide, and so much a MB up to `full_mb`.
+def fit_costs(costs: Sequence[SlideCost], full_mb: float = math.inf) -> CostModel:
+    """Fit seconds per slide and per MB, up to `full_mb`, to MIN_CUT slides or more.
 
-    Non-negative least squares of relative errors, so that small slides count as large ones do.
+    Non-negative least squares of relative errors, so that small slides count as much as large ones.
     """
-    # By MB, because background is hardly stored and hardly read. On synthetic slides of 0.1 to 16 MB, cut with three
-    # recipes, MB miss what is left out by 3, 8 and 13 %, Mpx by 5, 8 and 14 %; on ones of 25 to 94 MB seconds by MB
-    # come out at 0.9 to 2.2 times the real ones, by Mpx at 1.1 to 2.4.
+    # By MB and not by Mpx, because background hardly takes space or time. On synthetic slides of 0.1 to 16 MB, cut with
+    # three recipes, the leave-one-out error is 3, 8 and 13 % by MB and 5, 8 and 14 % by Mpx; on slides of 25 to 94 MB
+    # predicted seconds are 0.9 to 2.2 times the real ones by MB, and 1.1 to 2.4 times by Mpx.
     mb = np.array([min(cost.file_mb, full_mb) for cost in costs])
     seconds = np.array([cost.work_s for cost in costs])
     slide_s, s_per_mb = _fitted(mb, seconds)
     others = [np.arange(len(costs)) != index for index in range(len(costs))]
-    found = np.array([_fitted(mb[rest], seconds[rest]) @ (1, mb[index]) for index, rest in enumerate(others)])
+    predicted = np.array([_fitted(mb[rest], seconds[rest]) @ (1, mb[index]) for index, rest in enumerate(others)])
     return CostModel(
         slide_s=float(slide_s),
         s_per_mb=float(s_per_mb),
         full_mb=full_mb,
-        miss=float(np.mean(np.abs(found / seconds - 1))),
+        miss=float(np.mean(np.abs(predicted / seconds - 1))),
         slides=len(costs),
         least_mb=min(cost.file_mb for cost in costs),
         most_mb=max(cost.file_mb for cost in costs),
@@ -208,7 +213,7 @@ def fit_costs(costs: Sequence[Cost], full_mb: float = math.inf) -> CostModel:
 
 
 def _fitted(mb: Floats, seconds: Floats) -> Floats:
-    """Seconds of a slide and of a MB, of slides' MB [n] and seconds [n]."""
+    """Fit the seconds of a slide and of a MB to slides' MB [n] and seconds [n]."""
     from scipy.optimize import nnls
 
     sizes = np.stack([np.ones(len(mb)), mb], axis=1)

@@ -1,4 +1,4 @@
-"""A simulation of `clotkit tile` on machines that are alike: each has threads, and a network that they share."""
+"""Simulate `clotkit tile` on equal machines, each with threads that share its network."""
 
 import heapq
 import math
@@ -6,112 +6,118 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-GAIN = 0.10  # of the time, that twice as many machines must save to be of help
+MIN_GAIN = 0.10  # share of the time that twice as many machines must save to be worth it
 
 
 @dataclass(frozen=True)
 class Job:
-    """One slide for the simulation: what goes over its machine's network, and the seconds of a thread beside it."""
+    """A slide in the simulation."""
 
     name: str
-    file_mb: float
-    moved_mb: float
-    work_s: float
+    file_mb: float  # of the slide
+    moved_mb: float  # over its machine's network: the slide and its shard
+    work_s: float  # of a thread, without the network
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Machines that are alike; `bandwidth_mb_s` infinite where slides are local."""
+    """Equal machines."""
 
     machines: int
-    threads: int
-    bandwidth_mb_s: float = math.inf
-    startup_s: float = 0.0
-    task_s: float = 0.0
+    threads: int  # of each machine; a thread has one slide at a time
+    bandwidth_mb_s: float = math.inf  # of each machine; infinite if slides are local
+    startup_s: float = 0.0  # until a machine takes slides
+    task_s: float = 0.0  # of the scheduler, for each slide
 
     def alone_s(self, job: Job) -> float:
-        """What a slide takes when it has a machine for itself."""
+        """Return the seconds of a slide that has a machine to itself."""
         return job.moved_mb / self.bandwidth_mb_s + self.task_s + job.work_s
 
 
-def sized(fleet: Fleet, machines: int) -> Fleet:
-    """The same fleet with another number of machines."""
+def with_machines(fleet: Fleet, machines: int) -> Fleet:
+    """Return the fleet with another number of machines."""
     return replace(fleet, machines=machines)
 
 
 class _Link:
-    """The network of a machine: what is on its way shares it evenly, at each moment.
+    """The network of a machine, which slides in transfer share evenly at each moment.
 
-    `version` changes with what is on its way: what was said of the next end before is no longer so.
+    `version` changes with the set of slides in transfer; an end that was predicted for another version is void.
     """
 
     def __init__(self, rate_mb_s: float) -> None:
         self.rate_mb_s, self.at_s, self.served_mb, self.version = rate_mb_s, 0.0, 0.0, 0
-        self.on_way: list[tuple[float, int]] = []  # (what each will have had at its end, MB, number of the slide)
+        self.in_transfer: list[tuple[float, int]] = []  # (served_mb at its end, number of the slide)
 
     def add(self, now_s: float, size_mb: float, number: int) -> None:
-        """Begin to move a slide."""
-        if self.on_way:
-            self.served_mb += (now_s - self.at_s) * self.rate_mb_s / len(self.on_way)
+        """Start the transfer of a slide."""
+        if self.in_transfer:
+            self.served_mb += (now_s - self.at_s) * self.rate_mb_s / len(self.in_transfer)
         self.at_s = now_s
-        heapq.heappush(self.on_way, (self.served_mb + size_mb, number))
+        heapq.heappush(self.in_transfer, (self.served_mb + size_mb, number))
         self.version += 1
 
     def pop(self, now_s: float) -> int:
-        """The slide that has come now."""
-        self.served_mb, number = heapq.heappop(self.on_way)
+        """End the transfer of the next slide, and return its number."""
+        self.served_mb, number = heapq.heappop(self.in_transfer)
         self.at_s = now_s
         self.version += 1
         return number
 
     def next_s(self) -> float:
-        """When the next slide will have come, if no other is added."""
-        return self.at_s + (self.on_way[0][0] - self.served_mb) * len(self.on_way) / self.rate_mb_s
+        """Return when the next slide arrives if no other is added."""
+        return self.at_s + (self.in_transfer[0][0] - self.served_mb) * len(self.in_transfer) / self.rate_mb_s
 
 
 def simulate(jobs: Sequence[Job], fleet: Fleet) -> tuple[float, float, Job]:
-    """Run slides through a fleet: seconds until the end, of the tail, and the slide that ends last.
+    """Run slides through a fleet.
 
-    Free threads take the largest file that is left. A slide first moves over its machine's network, its shard's bytes
-    with it, then takes its thread alone. Raises ValueError for no slides.
+    Free threads take the largest file that is left. A slide first crosses its machine's network together with the bytes
+    of its shard, then occupies only its thread.
+
+    Returns:
+        The seconds until the end, the seconds of the tail (from the first idle thread on), and the last slide.
+
+    Raises:
+        ValueError: There are no slides.
     """
     if not jobs:
         raise ValueError("no slides to simulate")
     run = _Run(sorted(jobs, key=lambda job: -job.file_mb), fleet)
     run.start()
-    while run.moved or run.worked:
+    while run.arrivals or run.ends:
         run.step()
     return run.now_s, run.now_s - run.first_idle_s, run.order[run.last]
 
 
 class _Run:
-    """A simulated run: what is under way, by when it ends; slides are numbers in `order`."""
+    """A simulated run: slides in progress, by when they end; a slide is its number in `order`."""
 
     def __init__(self, order: Sequence[Job], fleet: Fleet) -> None:
         self.order, self.fleet = order, fleet
         self.waiting = deque(range(len(order)))
         self.links = [_Link(fleet.bandwidth_mb_s) for _ in range(fleet.machines)]
-        self.moved: list[tuple[float, int, int]] = []  # (when, machine, version of its link)
-        self.worked: list[tuple[float, int, int]] = []  # (when, machine, slide)
+        self.arrivals: list[tuple[float, int, int]] = []  # (when, machine, version of its link), a heap
+        self.ends: list[tuple[float, int, int]] = []  # (when, machine, slide), a heap
         self.now_s, self.first_idle_s, self.last = fleet.startup_s, math.inf, 0
 
     def start(self) -> None:
-        """Every thread takes its first slide, machine by machine in turn."""
+        """Give every thread its first slide, machine by machine in turn."""
         for _ in range(self.fleet.threads):
             for machine in range(self.fleet.machines):
-                if math.isfinite(self.first_idle_s):  # nothing was left for one: nor is there for the rest
+                if math.isfinite(self.first_idle_s):  # no slide was left for a thread, so none is for the others
                     return
                 self._take(machine)
 
     def step(self) -> None:
-        """Go on to the next end of something."""
-        if self.moved and (not self.worked or self.moved[0][0] < self.worked[0][0]):
-            when_s, machine, version = heapq.heappop(self.moved)
+        """Advance to the next event."""
+        if self.arrivals and (not self.ends or self.arrivals[0][0] < self.ends[0][0]):
+            when_s, machine, version = heapq.heappop(self.arrivals)
             if version == self.links[machine].version:
                 self.now_s = when_s
                 self._arrived(machine)
         else:
-            self.now_s, machine, self.last = heapq.heappop(self.worked)
+            self.now_s, machine, self.last = heapq.heappop(self.ends)
             self._take(machine)
 
     def _take(self, machine: int) -> None:
@@ -123,29 +129,33 @@ class _Run:
             self._work(machine, number)
             return
         link.add(self.now_s, self.order[number].moved_mb, number)
-        heapq.heappush(self.moved, (link.next_s(), machine, link.version))
+        heapq.heappush(self.arrivals, (link.next_s(), machine, link.version))
 
     def _arrived(self, machine: int) -> None:
         link = self.links[machine]
         self._work(machine, link.pop(self.now_s))
-        if link.on_way:
-            heapq.heappush(self.moved, (link.next_s(), machine, link.version))
+        if link.in_transfer:
+            heapq.heappush(self.arrivals, (link.next_s(), machine, link.version))
 
     def _work(self, machine: int, number: int) -> None:
         end_s = self.now_s + self.fleet.task_s + self.order[number].work_s
-        heapq.heappush(self.worked, (end_s, machine, number))
+        heapq.heappush(self.ends, (end_s, machine, number))
 
 
 def stops_helping_at(jobs: Sequence[Job], fleet: Fleet) -> int:
-    """A number of machines of which twice as many save less than GAIN of the time, while of one machine less they do.
+    """Return a number of machines from which doubling saves less than MIN_GAIN of the time.
 
-    Found by doubling, then halving what is between: with a shared network there may be another such number above.
+    With one machine less, doubling still saves that much. The number is found by doubling, then by bisection; with a
+    shared network there may be another such number above it.
     """
 
     def helps(machines: int) -> bool:
-        if machines >= len(jobs):  # each slide has a machine for itself
+        if machines >= len(jobs):  # each slide has a machine to itself
             return False
-        return simulate(jobs, sized(fleet, 2 * machines))[0] <= (1 - GAIN) * simulate(jobs, sized(fleet, machines))[0]
+        return (
+            simulate(jobs, with_machines(fleet, 2 * machines))[0]
+            <= (1 - MIN_GAIN) * simulate(jobs, with_machines(fleet, machines))[0]
+        )
 
     low, high = 0, 1
     while helps(high):

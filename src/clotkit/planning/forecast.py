@@ -1,9 +1,10 @@
-"""What a slide will cost, told from its header, its tile index and a few dozen decoded cells: nothing is cut.
+"""Forecast the cost of a slide from its header, its tile index and a few dozen decoded cells.
 
-Seconds are those that this slide's own pixels take here and now: opening, background and index are timed as a run does
-them, then up to SAMPLES cells spread over what the index wants, or up to BLOCKS blocks of rows where the slide is read
-in rows. The tissue in these cells stands for that of the cells near them, and the tiler's search is walked through on
-it. Where rows cannot be had but from the top (libvips), one block is timed and all of the slide counts as tissue.
+Seconds are those of this slide's own pixels on this machine. Opening, background and index are timed as a run does
+them. Then up to SAMPLES cells, spread over the part that the index wants, are decoded; of a slide that is read in rows,
+up to BLOCKS blocks of rows. The tissue share of these cells stands for that of the cells near them, and the tiler's
+search is simulated on it. If rows can only be read from the top (libvips), one block is timed, and the whole slide
+counts as tissue.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +39,14 @@ from clotkit.units import MB
 
 T = TypeVar("T")
 
-SAMPLES = 48  # cells that are decoded to time them, and to see how much of what the index wants is tissue
-CHECKED = SAMPLED_LARGEST + SAMPLED_SPREAD  # cells that the index decodes, at least
-SHRINK = 8  # at which they are looked at, as the index does
-CELL_PX = 256  # side of a cell where the slide has no square tiles of its own
-ROW_CELL_PX, BLOCKS = 128, 16  # rows of a block, and how many are decoded, where a slide is read in rows
+SAMPLES = 48  # cells that are decoded, for their time and their tissue share
+CHECKED = SAMPLED_LARGEST + SAMPLED_SPREAD  # the least number of cells that the index decodes
+CELL_DOWNSAMPLE = 8  # at which cells are decoded, as in the index
+CELL_PX = 256  # side of a cell, if the file has no square tiles of its own
+ROW_CELL_PX, BLOCKS = 128, 16  # rows of a block, and number of decoded blocks, of a slide that is read in rows
 SAMPLED_PX = SAMPLE_PX * SAMPLE_DOWNSAMPLE  # rows of a sample of the background
-BATCHES = 3  # copies of a batch on its way: stacked, pickled, in the pipe
-VIEW_BYTES = 22  # for a pixel of an overview: its colours, its place in masks, and in two tables of sums
+BATCHES = 3  # copies of a batch that is being sent: stacked, pickled, in the pipe
+OVERVIEW_BYTES = 22  # a pixel of an overview: its colours, masks, and two summed-area tables
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -53,40 +54,37 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one slide will give and take by one tiling."""
+    """The predicted tiles and costs of one slide with one tiling."""
 
     tiles: int  # expected
-    most_tiles: int  # that can come
-    squares: int  # that will be decoded; of a slide in rows and of an overview, its blocks
+    most_tiles: int  # possible
+    squares: int  # that will be decoded; blocks, of a slide that is read in rows and of an overview
     decode_s: float
-    extra_mb: float  # of memory, beyond what opening the slide took
+    extra_mb: float  # of memory, beyond that of opening the slide
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the decoded cells of a slide say of all: `share` [rows, columns] is the tissue share of each.
-
-    `opening_s` is what comes before a tiler's first tile. Then each square takes `call_s`, and each of its cells
-    `cell_s` where the index wants it and `idle_s` where not; a slide in rows takes `rows_s` in all. `passes` is how
-    often everything is looked through before the rule that finds the tissue is known.
-    """
+    """The measurements on the decoded cells of a slide."""
 
     cell_px: int
-    share: Floats
+    share: Floats  # [rows, columns], tissue share of each cell
     index: TileIndex | None = None
-    opening_s: float = 0.0
-    call_s: float = 0.0
-    cell_s: float = 0.0
-    idle_s: float = 0.0
-    rows_s: float = 0.0
-    passes: int = 0
+    opening_s: float = 0.0  # before a tiler's first tile
+    call_s: float = 0.0  # of each square that is read
+    cell_s: float = 0.0  # of each of its cells that the index wants
+    idle_s: float = 0.0  # of each of its other cells
+    rows_s: float = 0.0  # of the whole slide, if it is read in rows
+    passes: int = 0  # over everything, before the rule that finds the tissue is known
 
 
 def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, Any]]:
-    """Facts of a slide, as they are found: its header's first, so that they are known whatever its pixels do.
+    """Yield facts of a slide as they become known, those of its header first.
 
-    The keys are those of planning.plan.SlidePlan; the last, `forecasts`, is a list of Forecast as dicts, one a tiling.
-    Raises SlideError for a slide that cannot be read, as far as that shows from what is decoded here.
+    So the header is known even if decoding fails. The keys are those of planning.plan.SlidePlan; the last one,
+    `forecasts`, is a list of Forecast as dicts, one for each tiling.
+
+    Raises SlideError for a slide that cannot be read, as far as the decoded parts show.
     """
     if path.is_file() and path.stat().st_size:
         yield _header(read_layout(path))
@@ -107,13 +105,13 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What comes of it, and the seconds that it took."""
+    """Return the result of the work, and the seconds that it took."""
     started = perf_counter()
     return work(), perf_counter() - started
 
 
 def _header(layout: Layout | None) -> dict[str, Any]:
-    """What a file's first bytes and directory say."""
+    """Return the facts of a file's first bytes and its TIFF directory."""
     if layout is None:
         return {"codec": "no TIFF", "layout": "tiled"}
     if layout.codec is None:
@@ -128,7 +126,7 @@ def _header(layout: Layout | None) -> dict[str, Any]:
 
 
 def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, opening_s: float, idle_s: float) -> Probe:
-    """Decode cells of what is wanted."""
+    """Decode and time some of the cells that the index wants."""
     side = _cell_px(slide)
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
     wanted = np.ones(shape, bool) if index is None else index.wanted
@@ -136,14 +134,14 @@ def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, open
     xy = [(int(column) * side, int(row) * side) for row, column in places]
 
     def decode() -> list[Pixels]:
-        return list(slide.tiles(xy, side // SHRINK, SHRINK, background)) if xy else []
+        return list(slide.tiles(xy, side // CELL_DOWNSAMPLE, CELL_DOWNSAMPLE, background)) if xy else []
 
     tiles, first_s = _timed(decode)
-    # This reader keeps what it has decoded: what takes time again is the asking alone.
+    # This reader caches decoded cells, so that the second time is that of the calls alone.
     again_s = _timed(decode)[1] if slide.decoder == "direct" else 0.0
     found, passes = _shares(tiles, background)
     call_s = again_s / max(1, len(tiles))
-    cell_s = max(0.0, first_s / max(1, len(tiles)) - call_s) * _heavier(slide, wanted, places)
+    cell_s = max(0.0, first_s / max(1, len(tiles)) - call_s) * _bytes_ratio(slide, wanted, places)
     return Probe(
         side,
         _filled(wanted, places, found),
@@ -156,8 +154,8 @@ def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, open
     )
 
 
-def _heavier(slide: Slide, wanted: Flags, places: Corners) -> float:
-    """The mean bytes of a wanted cell over those of the ones at `places`: it takes so many times as long."""
+def _bytes_ratio(slide: Slide, wanted: Flags, places: Corners) -> float:
+    """Return the mean compressed bytes of wanted cells over those at `places`, the ratio of their seconds."""
     if slide.table is None or slide.table.counts.shape != wanted.shape or not len(places):
         return 1.0
     counts = slide.table.counts
@@ -165,22 +163,22 @@ def _heavier(slide: Slide, wanted: Flags, places: Corners) -> float:
 
 
 def _evenly(values: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
-    """At most so many of `values` [n, ...], evenly spread from the first to the last."""
+    """Choose at most `most` of `values` [n, ...], evenly spread from the first to the last."""
     chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))
     return np.asarray(values[chosen])
 
 
 def _probe_rows(slide: Slide, opened_s: float) -> Probe:
-    """Decode blocks of rows: evenly spread, or the first alone where the others come only after it.
+    """Decode and time blocks of rows, evenly spread, or only the first if rows must be read from the top.
 
-    Seconds follow the compressed bytes where they are known, else the rows. The background is the median colour:
-    less than half of a slide is tissue.
+    Seconds are proportional to the compressed bytes if they are known, else to the rows. The background is the median
+    colour, because less than half of a slide is tissue.
     """
     side, direct = ROW_CELL_PX, slide.decoder == "direct"
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
     rows = _evenly(np.arange(shape[0]), BLOCKS) if direct else np.zeros(1, np.int64)
     xy = [(column * side, int(row) * side) for row in rows for column in range(shape[1])]
-    tiles, taken_s = _timed(lambda: list(slide.tiles(xy, side // SHRINK, SHRINK, (255, 255, 255))))
+    tiles, taken_s = _timed(lambda: list(slide.tiles(xy, side // CELL_DOWNSAMPLE, CELL_DOWNSAMPLE, (255, 255, 255))))
     rows_s = taken_s / _part_of_rows(slide, rows * side, side)
     opening_s = opened_s + rows_s * (min(1.0, SAMPLE_GRID[1] * SAMPLED_PX / slide.height_px) if direct else 1.0)
     if not direct:
@@ -193,7 +191,7 @@ def _probe_rows(slide: Slide, opened_s: float) -> Probe:
 
 
 def _part_of_rows(slide: Slide, tops: npt.NDArray[np.int64], side_px: int) -> float:
-    """The part of a slide in rows that blocks of `side_px` at `tops` make the reader decode, 0 to 1."""
+    """Return the share of a slide that the reader decodes for blocks of `side_px` rows at `tops`."""
     table = slide.table
     if table is None or table.tiled:
         return min(1.0, len(tops) * side_px / slide.height_px)
@@ -206,17 +204,18 @@ def _part_of_rows(slide: Slide, tops: npt.NDArray[np.int64], side_px: int) -> fl
 
 
 def _cell_px(slide: Slide) -> int:
-    """The side of a cell: that of the file's own tiles where they are square, as the index has it."""
+    """Return the side of a cell: that of the file's own tiles if they are square, as in the index."""
     table = slide.table
-    if table is None or not table.tiled or table.width_px != table.height_px or table.width_px % SHRINK:
+    if table is None or not table.tiled or table.width_px != table.height_px or table.width_px % CELL_DOWNSAMPLE:
         return CELL_PX
     return table.width_px
 
 
 def _shares(tiles: Sequence[Pixels], background: Colour) -> tuple[Floats, int]:
-    """The tissue share of each tile [n], by the first rule that finds some, and 1 where that is not the first of all.
+    """Return the tissue share of each tile [n] by the first rule that finds some, and the extra passes.
 
-    A search that finds too little looks through everything, and then knows which rule can find more.
+    A search that finds too little reads everything once more, and then knows which rule finds more. So there is 1 extra
+    pass if the rule is not the first one.
     """
     for number, rule in enumerate(RULES):
         shares = np.array([rule.mask(tile, background).mean() for tile in tiles])
@@ -226,9 +225,10 @@ def _shares(tiles: Sequence[Pixels], background: Colour) -> tuple[Floats, int]:
 
 
 def _filled(wanted: Flags, places: Corners, found: Floats) -> Floats:
-    """A tissue share for every cell, [rows, columns]: 0 where nothing is wanted, else that of the nearest known cell.
+    """Return a tissue share for every cell, [rows, columns].
 
-    Cells with an unwanted neighbour have the edge of the tissue in them: they learn from their like.
+    It is 0 where nothing is wanted, and else that of the nearest decoded cell of the same kind. There are two kinds:
+    cells with an unwanted neighbour, on the edge of the tissue, and all others.
     """
     share = np.zeros(wanted.shape)
     if not len(places):
@@ -246,9 +246,9 @@ def _filled(wanted: Flags, places: Corners, found: Floats) -> Floats:
 
 
 def _nearest(cells: Corners, places: Corners) -> npt.NDArray[np.int64]:
-    """The number of the nearest of `places` [k, 2] for each of `cells` [n, 2]; one place at a time, for memory."""
+    """Return the index of the nearest of `places` [k, 2] for each of `cells` [n, 2], [n]."""
     best, number = np.full(len(cells), np.inf), np.zeros(len(cells), np.int64)
-    for index, place in enumerate(places):
+    for index, place in enumerate(places):  # one place at a time needs little memory
         away = ((cells - place) ** 2).sum(axis=1)
         nearer = away < best
         best[nearer], number[nearer] = away[nearer], index
@@ -256,10 +256,15 @@ def _nearest(cells: Corners, places: Corners) -> npt.NDArray[np.int64]:
 
 
 def box_shares(probe: Probe, corners: Corners, size_px: tuple[int, int]) -> Floats:
-    """The tissue share of boxes of `size_px` (width, height) at `corners` [n, 2] (x, y), from the cells' shares: [n].
+    """Return the tissue share [n] of boxes, from the shares of the cells.
 
-    Exact for cells of even tissue: the summed-area table is interpolated between the cells' corners. What lies beyond
-    the cells counts as 0.
+    Exact if the tissue of each cell is evenly spread: the summed-area table is interpolated between the cells' corners.
+    Outside the cells there is no tissue.
+
+    Args:
+        probe: The measurements on the slide.
+        corners: The upper left corners (x, y) of the boxes, [n, 2].
+        size_px: The width and height of each box.
     """
     sums = np.pad(probe.share.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     left, top = corners.T / probe.cell_px
@@ -287,7 +292,7 @@ def _forecast(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
 
 
 def _of_squares(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
-    """Of the tilers that search through the squares of a grid."""
+    """Forecast a tiler that searches the squares of a grid."""
     side = config.tile_px * config.downsample
     corners = grid_corners(slide.width_px, slide.height_px, stride_px(config))
     bounds = np.ones(len(corners)) if probe.index is None else probe.index.bounds(corners, side)
@@ -295,7 +300,7 @@ def _of_squares(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
     candidates = np.flatnonzero(bounds > 0)
     read, tiles = searched(config, bounds, shares)
     if slide.sequential:
-        read = candidates  # all of them pass by
+        read = candidates  # every row is decoded
         decode_s = probe.rows_s * (1 + probe.passes)
     else:
         read = np.concatenate([read, *[candidates] * probe.passes])
@@ -303,18 +308,24 @@ def _of_squares(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
         decode_s = float((probe.call_s + _cells_of(corners[read], side, probe.cell_px) * each_s).sum())
     most = max(1, min(config.max_tiles, len(candidates)))
     tiles = max(1, tiles)
-    held = tiles if most < len(candidates) else 0  # where all are taken they are sent as they come
+    held = tiles if most < len(candidates) else 0  # if all candidates are taken, they are sent at once
     tile_bytes = 3 * config.tile_px**2
     across = -(-slide.width_px // stride_px(config))
-    kept_bytes = _kept_bytes(slide, config.downsample, len(read) * tile_bytes, across * tile_bytes)
-    extra_mb = _extra_mb(config, tiles, held, kept_bytes)
+    cached_bytes = _cached_bytes(slide, config.downsample, len(read) * tile_bytes, across * tile_bytes)
+    extra_mb = _extra_mb(config, tiles, held, cached_bytes)
     return Forecast(tiles, most, len(read), probe.opening_s + decode_s, extra_mb)
 
 
 def searched(config: TilingConfig, bounds: Floats, shares: Floats) -> tuple[npt.NDArray[np.int64], int]:
-    """The squares that slides.squares decodes, by index, and how many tiles come: of squares [n] with these shares.
+    """Simulate the search of tiling.grid_tilers, with `shares` in place of pixels.
 
-    The search goes through the squares as that of slides.squares does, with `shares` in place of pixels.
+    Args:
+        config: The tiling.
+        bounds: The upper bound of each square's tissue share by the index, [n].
+        shares: The tissue share of each square, [n].
+
+    Returns:
+        The indices of the squares that are decoded, and the number of tiles.
     """
     candidates = np.flatnonzero(bounds > 0)
     most = config.max_tiles
@@ -335,12 +346,12 @@ def searched(config: TilingConfig, bounds: Floats, shares: Floats) -> tuple[npt.
 
 
 def _least(config: TilingConfig, shares: Floats) -> float:
-    """The tissue share that is asked of a square in the end: relaxed until one has it."""
+    """Return the least tissue share of a tile, relaxed until one square has it."""
     return relaxed_min_share(config, float(shares.max(initial=0.0)))
 
 
 def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
-    """Of the tilers that look at the whole slide from afar, and of windows, which may read their tiles again."""
+    """Forecast a tiler that works on an overview; the tiler windows may read its tiles again."""
     corners, size = _piece_grid(slide, config)
     shares = box_shares(probe, corners, size)
     least = 0.0 if config.name == "windows" else MIN_PIECE_SHARE - 1e-12
@@ -360,13 +371,16 @@ def _of_overview(slide: Slide, config: TilingConfig, probe: Probe) -> Forecast:
         decode_s = float((probe.call_s + _cells_of(corners, BLOCK_PX, probe.cell_px) * each_s).sum())
         decode_s += again * tiles * (config.tile_px * config.downsample / probe.cell_px) ** 2 * probe.cell_s
     view_px = overview_px(slide, downsample)
-    kept_bytes = _kept_bytes(slide, downsample, 3 * view_px, 3 * slide.width_px * BLOCK_PX // downsample**2)
-    extra_mb = _extra_mb(config, tiles, 0, kept_bytes) + VIEW_BYTES * view_px / MB
+    cached_bytes = _cached_bytes(slide, downsample, 3 * view_px, 3 * slide.width_px * BLOCK_PX // downsample**2)
+    extra_mb = _extra_mb(config, tiles, 0, cached_bytes) + OVERVIEW_BYTES * view_px / MB
     return Forecast(tiles, most, len(corners), probe.opening_s + decode_s, extra_mb)
 
 
 def _piece_grid(slide: Slide, config: TilingConfig) -> tuple[Corners, tuple[int, int]]:
-    """Corners and (width, height) of the pieces that a tiler chooses from; windows: as many as lie side by side."""
+    """Return the corners and (width, height) of the pieces that a tiler chooses from.
+
+    For windows these are as many as lie side by side.
+    """
     if config.name == "windows":
         side = config.tile_px * config.downsample
         return grid_corners(slide.width_px, slide.height_px, side), (side, side)
@@ -374,27 +388,28 @@ def _piece_grid(slide: Slide, config: TilingConfig) -> tuple[Corners, tuple[int,
 
 
 def _cells_of(corners: Corners, side_px: int, cell_px: int) -> Floats:
-    """How many cells squares of `side_px` touch, [n]: more than their area where they lie across the cells."""
+    """Return how many cells each square of `side_px` touches, [n], whole or in part."""
     touched = -((-corners - side_px) // cell_px) - corners // cell_px  # [n, 2] columns and rows of cells
     return np.asarray(touched.prod(axis=1), np.float64)
 
 
 def _extra_mb(config: TilingConfig, tiles: int, held: int, reader_bytes: int) -> float:
-    """Memory for `held` tiles that wait for the end of a search, batches on their way, and what the reader keeps."""
+    """Return the MB of tiles held until a search ends, batches being sent, and the reader's cache."""
     tile_bytes = 3 * config.tile_px**2
-    waiting = held * tile_bytes if config.max_tiles * tile_bytes <= MAX_HELD_BYTES else 0  # too many are read again
+    waiting = held * tile_bytes if config.max_tiles * tile_bytes <= MAX_HELD_BYTES else 0  # else read again
     batch = BATCHES * min(config.batch_tiles, max(1, tiles)) * tile_bytes
     return (waiting + batch + reader_bytes) / MB
 
 
-def _kept_bytes(slide: Slide, downsample: int, shrunk_bytes: int, touched_bytes: int) -> int:
-    """What a reader keeps. In rows: a strip, a block, and the tiles that it touches, of `touched_bytes`.
+def _cached_bytes(slide: Slide, downsample: int, downsampled_bytes: int, touched_bytes: int) -> int:
+    """Return the bytes that a reader caches.
 
-    With random access: shrunk pieces, `shrunk_bytes` in all, or whole ones where the downsample does not divide them.
+    In rows: a strip, a block, and the tiles that the block touches, `touched_bytes`. With random access: downsampled
+    pieces, `downsampled_bytes` in all, or full-size ones if the downsample does not divide them.
     """
     table = slide.table
     if slide.sequential:
         strip_px = 0 if table is None else table.height_px * slide.width_px
         return 3 * strip_px + BLOCK_BYTES + touched_bytes
     divided = table is not None and table.width_px % downsample == 0 == table.height_px % downsample
-    return min(CACHE_BYTES, shrunk_bytes if divided else slide.width_px * slide.height_px * 3)
+    return min(CACHE_BYTES, downsampled_bytes if divided else slide.width_px * slide.height_px * 3)

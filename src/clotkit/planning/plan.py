@@ -1,12 +1,12 @@
-"""The plan: slides, tiles, minutes and peak memory of a run, before anything of it is done.
+"""Predict a run before it starts: slides, tiles, minutes and peak memory.
 
-Each slide is opened and sampled in a process of its own (slides.forecast says what of it is decoded), `jobs` at a time,
-so that one that hangs or crashes costs itself alone, here as in the run. No constant comes from another machine:
+Each slide is opened and sampled in a process of its own (see planning.forecast), `jobs` at a time, so that one that
+hangs or crashes costs only itself, as in the run. Every constant is measured on this machine:
 
-- a slide's decoding: the time for its own background and index, and for a sample of its own cells or rows;
-- a slide's process: what spawning it took here, beyond the work done in it;
-- the network: the time to load every member, and that of one batch each, if weights are given; else it is left out;
-- the whole: these seconds in the order and at the width of a run, whose parent predicts one batch at a time.
+- decoding: the time of each slide's own background and index, and of a sample of its own cells or rows;
+- processes: the time to start each slide's process, beyond the work in it;
+- network: the time to load every member, and of one batch of each, if weights are given; else it is not included;
+- in all: these seconds in the order and with the parallelism of a run, whose parent predicts one batch at a time.
 """
 
 import heapq
@@ -25,71 +25,72 @@ from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.members.folder import RECIPE
 from clotkit.members.loading import load_member
 from clotkit.planning.forecast import forecast
+from clotkit.reasons import Reason
 from clotkit.scoring.inputs import find_ensemble
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of
 from clotkit.tiling.tilers import Batch, check_tiler
 from clotkit.units import MB
 from clotkit.workers import Ended, Limits, Task, Work, check_limits, peak_mb, stream
 
-PROBE_S = 30.0  # that a slide's process may take here
-SHOWN = 5  # slides in the table, those that take longest
+FORECAST_LIMIT_S = 30.0  # time limit of a slide's process here
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What is planned: `split` None takes test where there is one, else train; `recipe` stands in for no weights."""
+    """The settings of one plan."""
 
     split_dir: Path
-    weights_dir: Path | None
-    recipe: str
-    split: str | None
-    jobs: int
-    deadline_s: float
+    weights_dir: Path | None  # members to time; None: the recipe stands in for them
+    recipe: str  # name, or path of a .toml
+    split: str | None  # train or test; None: test if there is one, else train
+    jobs: int  # slides at a time
+    deadline_s: float  # of the run
     memory_mb: int  # address space of a slide's process
 
 
 @dataclass(frozen=True)
-class Network:
-    """The members, measured here: `load_s` until the first prediction; `batch_s` of one batch each, by member."""
+class NetworkTiming:
+    """The time that the members take on this machine."""
 
-    load_s: float
-    batch_s: tuple[float, ...]
+    load_s: float  # to load all of them, with their first predictions
+    batch_s: tuple[float, ...]  # to predict one batch, by member
 
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """What one slide will cost. `reason` is empty, or says why it will fall back; then no tiles are expected of it."""
+    """The predicted cost of one slide; no tiles are expected of a slide that will fall back."""
 
     image_id: str
     stored_mb: float
     codec: str = ""
     decoder: str = ""
-    layout: str = ""  # tiled, strips, or rows where it is neither
+    layout: str = ""  # tiled or strips; rows if it is neither
     width_px: int = 0
     height_px: int = 0
-    wanted_share: float | None = None  # by the tile index; None where the slide is read in rows
+    wanted_share: float | None = None  # of the slide, by the tile index; None if it is read in rows
     tiles: int = 0  # of all distinct tilings
     most_tiles: int = 0
-    process_s: float = 0.0  # its process, less its work
+    process_s: float = 0.0  # to start its process
     decode_s: float = 0.0
     predict_s: float = 0.0
     peak_mb: float = 0.0  # of its process
-    reason: str = ""
-    forecasts: list[dict[str, Any]] = field(default_factory=list)  # slides.forecast.Forecast, one a tiling
+    reason: str = ""  # why it will fall back, a sentence for people
+    forecasts: list[dict[str, Any]] = field(default_factory=list)  # planning.forecast.Forecast, one a tiling
+    code: Reason | None = None  # why it will fall back; None: it will not
 
     @property
     def seconds(self) -> float:
-        """From the start of its process to its last prediction, if nothing else waits for the network."""
+        """Seconds from the start of its process to its last prediction, if it never waits for the network."""
         return self.process_s + self.decode_s + self.predict_s
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run, predicted. Seconds and MB (2**20 bytes)."""
+    """A predicted run, in seconds and MB (2**20 bytes)."""
 
     split: str
     synthetic: bool
-    members: list[str]  # or the recipe, where no weights were given
+    members: list[str]  # their names, or the recipe's if no weights are given
     network_measured: bool
     jobs: int
     deadline_s: float
@@ -106,26 +107,26 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the run ends by its deadline."""
+        """True if the run ends by its deadline."""
         return self.wall_s <= self.deadline_s
 
     @property
     def failing(self) -> list[SlidePlan]:
         """The slides that will fall back."""
-        return [slide for slide in self.slides if slide.reason]
+        return [slide for slide in self.slides if slide.code is not None]
 
     @property
     def peak_mb(self) -> float:
-        """The parent and its slides' processes at their worst, all at once."""
+        """The memory of the parent and of `jobs` slides' processes, if all peak at once."""
         return self.parent_mb + self.jobs * self.child_mb
 
     @property
     def sound(self) -> bool:
-        """Whether it fits and every slide can be read."""
+        """True if the run fits and every slide can be read."""
         return self.fits and not self.failing
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the object that `--json` prints."""
         failing = [slide.image_id for slide in self.failing]
         slides = [{**asdict(slide), "seconds": slide.seconds} for slide in self.slides]
         totals = {"fits": self.fits, "failing": failing, "peak_mb": self.peak_mb, **asdict(self), "slides": slides}
@@ -134,10 +135,17 @@ class Plan:
 
 
 def plan_split(settings: PlanSettings, competition: Competition, work: Work | None = None) -> Plan:
-    """Predict a run over a split: what it gives, how long it takes, and which slides will fail.
+    """Predict a run over a split: its tiles, its duration, and the slides that will fail.
 
-    `work` is what a slide's process does (plan_task). TensorFlow is imported only if there are weights. Raises
-    UsageError, ConfigError or SplitError for wrong input; no slide makes it raise.
+    TensorFlow is imported only if there are weights. A slide never raises an error.
+
+    Args:
+        settings: The settings of the plan.
+        competition: The competition of the split.
+        work: The work of a slide's process; None: plan_task.
+
+    Raises:
+        UsageError, ConfigError, SplitError: The input is wrong.
     """
     split = settings.split or split_of(settings.split_dir, competition, ("test", "train"))
     return plan_slides(read_slides(settings.split_dir, split, competition), settings, competition, work)
@@ -146,37 +154,44 @@ def plan_split(settings: PlanSettings, competition: Competition, work: Work | No
 def plan_slides(
     slides: Sequence[SlideRow], settings: PlanSettings, competition: Competition, work: Work | None = None
 ) -> Plan:
-    """The same for slides of the split that have been read from its table, one or more."""
+    """Predict a run over some slides of a split, at least one; see plan_split."""
     check_limits(settings.jobs, settings.memory_mb)
     folders = [] if settings.weights_dir is None else find_ensemble(settings.weights_dir, competition)[1]
     recipes = [load_recipe(folder / RECIPE) for folder in folders] or [load_recipe(settings.recipe)]
     for recipe in recipes:
         check_tiler(recipe.tiling, recipe.name)
-    slides = sorted(slides, key=lambda slide: slide.size_bytes)  # as a run takes them
+    slides = sorted(slides, key=lambda slide: slide.size_bytes)  # the order of a run
     tilings = tuple(dict.fromkeys(recipe.tiling for recipe in recipes))
-    network = _measure(folders, competition) if folders else None
-    ended = _probe(slides, tilings, settings, work or plan_task)
+    network = _time_members(folders, competition) if folders else None
+    ended = _forecast_slides(slides, tilings, settings, work or plan_task)
     limit_s = competition.limits.slide_s
     plans = [
-        _checked(_slide_plan(slide, ended[slide.image_id], recipes, tilings, network, limit_s), settings, limit_s)
+        _limited(_slide_plan(slide, ended[slide.image_id], recipes, tilings, network, limit_s), settings, limit_s)
         for slide in slides
     ]
-    return _whole(plans, network, [folder.name for folder in folders] or [recipes[0].name], settings)
+    return _total(plans, network, [folder.name for folder in folders] or [recipes[0].name], settings)
 
 
 def plan_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """The work of a slide's process: its forecast, as facts, with what making it took. Raises SlideError."""
+    """Forecast a slide in its own process, and yield facts, with the cost of the forecast itself.
+
+    Raises SlideError.
+    """
     started = time.perf_counter()
     for facts in forecast(task.path, task.tilings):
-        opened = {} if "forecasts" in facts else {"probe_mb": peak_mb()}  # before the forecast's own arrays
+        opened = {} if "forecasts" in facts else {"probe_mb": peak_mb()}  # before the arrays of the forecast
         yield 0, {**facts, **opened, "probe_s": time.perf_counter() - started}
 
 
 def wall_seconds(slides: Sequence[tuple[float, float]], jobs: int) -> float:
-    """Seconds until the last of `slides` is done, `jobs` at a time: each (seconds in its process, of predicting it).
+    """Return the seconds until the last slide is predicted, `jobs` at a time, by one parent.
 
-    The parent predicts them one by one. In a run a slide's place is free once it is decoded (scoring.prefetch), here
-    once it is predicted: the more of the time is the network's, the sooner a run is done than this says.
+    A run frees a slide's place once the slide is decoded (scoring.prefetch), but this only once it is predicted. So the
+    larger the network's share of the time, the sooner a run ends than predicted here.
+
+    Args:
+        slides: (seconds in its process, seconds of its prediction) of each slide.
+        jobs: The number of slides at a time.
     """
     waiting, running, now = list(reversed(slides)), list[tuple[float, float]](), 0.0
     while waiting or running:
@@ -188,53 +203,8 @@ def wall_seconds(slides: Sequence[tuple[float, float]], jobs: int) -> float:
     return now
 
 
-def lines(plan: Plan) -> Iterator[str]:
-    """The plan for a person: a summary, the slides that take longest, and every slide that will fall back."""
-    kind = "synthetic slides" if plan.synthetic else "slides"
-    stored_mb = sum(slide.stored_mb for slide in plan.slides)
-    yield f"{len(plan.slides)} {kind} in {plan.split}, {stored_mb:,.0f} MB; {', '.join(plan.members)}, jobs {plan.jobs}"
-    yield f"tiles      {plan.tiles:,} expected, {plan.most_tiles:,} at most"
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    yield f"time       {as_time(plan.wall_s)} of {as_time(plan.deadline_s)}: {verdict}"
-    network = (
-        f"loading {plan.load_s:.1f} s, predicting {plan.predict_s:.1f} s"
-        if plan.network_measured
-        else "the network not counted: give --weights"
-    )
-    yield f"           decoding {plan.decode_s:.1f} s, processes {plan.process_s:.1f} s, {network}"
-    parent = f"parent {plan.parent_mb:,.0f}" + ("" if plan.network_measured else " without a network")
-    yield f"memory     {plan.peak_mb:,.0f} MB: {parent}, {plan.jobs} x {plan.child_mb:,.0f} a slide"
-    yield f"fallbacks  {len(plan.failing)} slides" + (", named below" if plan.failing else "")
-    good = sorted((slide for slide in plan.slides if not slide.reason), key=lambda slide: -slide.seconds)[:SHOWN]
-    yield from _table(good)
-    for slide in plan.failing:
-        yield f"{slide.image_id} will fall back: {slide.reason}"
-
-
-def _table(slides: Sequence[SlidePlan]) -> Iterator[str]:
-    if not slides:
-        return
-    width = max(len("slowest"), *(len(slide.image_id) for slide in slides))
-    yield (
-        f"{'slowest':<{width}} {'size, px':>16} {'codec':>10} {'layout':>6} {'MB':>7} {'wanted':>7}"
-        f" {'tiles':>6} {'seconds':>8} {'peak MB':>8}"
-    )
-    for slide in slides:
-        wanted = "-" if slide.wanted_share is None else f"{slide.wanted_share:.1%}"
-        size = f"{slide.width_px} x {slide.height_px}"
-        yield (
-            f"{slide.image_id:<{width}} {size:>16} {slide.codec:>10} {slide.layout:>6} {slide.stored_mb:>7.1f}"
-            f" {wanted:>7} {slide.tiles:>6} {slide.seconds:>8.1f} {slide.peak_mb:>8.0f}"
-        )
-
-
-def as_time(seconds: float) -> str:
-    """Seconds for a person: in s, or in min from one minute on."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:,.1f} min"
-
-
 def _rounded(value: Any) -> Any:
-    """The same with every float to four places."""
+    """Return the value with every float rounded to four decimals."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
@@ -242,15 +212,15 @@ def _rounded(value: Any) -> Any:
     return [_rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _probe(
+def _forecast_slides(
     slides: Sequence[SlideRow], tilings: tuple[TilingConfig, ...], settings: PlanSettings, work: Work
 ) -> dict[str, Ended]:
-    """Every slide's end, with its facts, by image id; a bar on a terminal."""
+    """Run every slide's process, with a bar on a terminal; return how each ended, by image id."""
     from tqdm import tqdm
 
     tasks = [Task(slide.image_id, slide.path, tilings) for slide in slides]
     found = {}
-    limits = Limits(PROBE_S, settings.memory_mb)
+    limits = Limits(FORECAST_LIMIT_S, settings.memory_mb)
     running = stream(tasks, limits, settings.jobs, work)
     with closing(running) as events, tqdm(total=len(tasks), unit="slide", disable=not sys.stderr.isatty()) as bar:
         for event in events:
@@ -260,8 +230,8 @@ def _probe(
     return found
 
 
-def _measure(folders: Sequence[Path], competition: Competition) -> Network:
-    """Load the members and time one batch of each, once they have seen one: the first traces the network."""
+def _time_members(folders: Sequence[Path], competition: Competition) -> NetworkTiming:
+    """Load the members and time one batch of each, after a first one that traces the network."""
     started = time.perf_counter()
     members = [load_member(folder, competition.classes.names) for folder in folders]
     batches = []
@@ -270,11 +240,11 @@ def _measure(folders: Sequence[Path], competition: Competition) -> Network:
         batches.append(np.zeros((tiling.batch_tiles, tiling.tile_px, tiling.tile_px, 3), np.uint8))
         member.predict(batches[-1])
     load_s = time.perf_counter() - started
-    return Network(load_s, tuple(_timed(m.predict, batch) for m, batch in zip(members, batches, strict=True)))
+    return NetworkTiming(load_s, tuple(_median_s(m.predict, batch) for m, batch in zip(members, batches, strict=True)))
 
 
-def _timed(predict: Callable[[Any], Any], batch: Any) -> float:
-    """The median of three."""
+def _median_s(predict: Callable[[Any], Any], batch: Any) -> float:
+    """Return the median seconds of three predictions."""
     taken = []
     for _ in range(3):
         started = time.perf_counter()
@@ -288,23 +258,20 @@ def _slide_plan(
     ended: Ended,
     recipes: Sequence[Recipe],
     tilings: Sequence[TilingConfig],
-    network: Network | None,
+    network: NetworkTiming | None,
     limit_s: float,
 ) -> SlidePlan:
-    """What its process found out, and what follows from it; the members are in the order of `recipes`."""
+    """Return the plan of a slide by the facts of its process; members are in the order of `recipes`."""
     facts = dict(ended.facts)
     probe_s, probe_mb = facts.pop("probe_s", ended.seconds), facts.pop("probe_mb", ended.peak_mb)
     forecasts = facts.get("forecasts", [])
     stored_mb = slide.size_bytes / MB
-    if ended.reason or not forecasts:
-        hung = ended.seconds >= PROBE_S  # it would in the run, too, to the run's own limit
-        decode_s = limit_s if hung else ended.seconds
-        reason = ended.reason or "its process ended without a forecast"
-        return SlidePlan(slide.image_id, stored_mb, decode_s=decode_s, peak_mb=ended.peak_mb, reason=reason, **facts)
+    if ended.code is not None or not forecasts:
+        return _failed_plan(slide, ended, limit_s, facts)
     predict_s = 0.0
     for recipe, batch_s in zip(recipes, network.batch_s if network else (), strict=False):
         tiles = forecasts[tilings.index(recipe.tiling)]["tiles"]
-        predict_s += batch_s * -(-tiles // recipe.tiling.batch_tiles)  # a batch that is not full takes as long
+        predict_s += batch_s * -(-tiles // recipe.tiling.batch_tiles)  # a partial batch takes as long
     return SlidePlan(
         slide.image_id,
         stored_mb,
@@ -318,19 +285,38 @@ def _slide_plan(
     )
 
 
-def _checked(plan: SlidePlan, settings: PlanSettings, limit_s: float) -> SlidePlan:
-    """The plan of a slide, with a reason where it is sound but asks for more than a slide may have."""
-    if plan.reason:
+def _failed_plan(slide: SlideRow, ended: Ended, limit_s: float, facts: dict[str, Any]) -> SlidePlan:
+    """Return the plan of a slide that has no forecast."""
+    hung = ended.seconds >= FORECAST_LIMIT_S  # in the run it would hang until the run's own limit
+    return SlidePlan(
+        slide.image_id,
+        slide.size_bytes / MB,
+        decode_s=limit_s if hung else ended.seconds,
+        peak_mb=ended.peak_mb,
+        code=ended.code or Reason.CRASHED,
+        reason=ended.reason if ended.code else "its process ended without a forecast",
+        **facts,
+    )
+
+
+def _limited(plan: SlidePlan, settings: PlanSettings, limit_s: float) -> SlidePlan:
+    """Return the plan of a slide, as a fallback if it needs more time or memory than a slide may have."""
+    if plan.code is not None:
         return plan
-    reason = ""
-    if plan.process_s + plan.decode_s > limit_s:
-        reason = f"time limit: {plan.process_s + plan.decode_s:.0f} s expected; {limit_s:.0f} s are allowed"
     if plan.peak_mb > settings.memory_mb:
+        code = Reason.OUT_OF_MEMORY
         reason = f"memory limit: {plan.peak_mb:.0f} MB expected; {settings.memory_mb} MB are allowed"
-    return replace(plan, reason=reason, tiles=0, most_tiles=0) if reason else plan
+    elif plan.process_s + plan.decode_s > limit_s:
+        code = Reason.TIMEOUT
+        reason = f"time limit: {plan.process_s + plan.decode_s:.0f} s expected; {limit_s:.0f} s are allowed"
+    else:
+        return plan
+    return replace(plan, code=code, reason=reason, tiles=0, most_tiles=0)
 
 
-def _whole(slides: list[SlidePlan], network: Network | None, members: Sequence[str], settings: PlanSettings) -> Plan:
+def _total(
+    slides: list[SlidePlan], network: NetworkTiming | None, members: Sequence[str], settings: PlanSettings
+) -> Plan:
     load_s = 0.0 if network is None else network.load_s
     seconds = [(slide.process_s + slide.decode_s, slide.predict_s) for slide in slides]
     return Plan(
