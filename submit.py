@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Create submission.csv from a split and weights, and validate it; or validate a file only.
+"""Create submission.csv from a split and weights and validate it, or only validate a file.
 
 python submit.py [--split DIR] [--weights DIR] [--out submission.csv] [--check FILE]
 """
@@ -22,10 +22,14 @@ EMBEDDED = ROOT / "build" / "phantom"
 
 
 def main() -> int:
-    """Return 0 when done, 2 for wrong usage or input, 3 when done with fallbacks."""
+    """Run the program and return its exit code.
+
+    Returns:
+        0 when done, 2 for wrong usage or input, 3 when done with fallbacks.
+    """
     arguments = parse()
     if not (ROOT / ".venv" / ".runtime").exists():
-        print(f"submit.py: the kit is not set up here; type: make -C {ROOT} setup", file=sys.stderr)
+        print(f"submit.py: clotkit is not set up here; type: make -C {ROOT} setup", file=sys.stderr)
         return 2
     if Path(sys.prefix) != ROOT / ".venv":
         os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
@@ -43,14 +47,14 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="submit.py", description="Create and validate submission.csv.")
     parser.add_argument(
         "--split",
         type=Path,
         default=EMBEDDED,
         metavar="DIR",
-        help="a test split (default: the embedded, synthetic one)",
+        help="a test split (default: build/phantom, a synthetic one that is made if it is missing)",
     )
     parser.add_argument(
         "--weights",
@@ -59,18 +63,22 @@ def parse() -> argparse.Namespace:
         metavar="DIR",
         help="a member, or a folder of members (default: weights/demo)",
     )
-    parser.add_argument("--out", type=Path, default=Path("submission.csv"), help="default: submission.csv")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="validate FILE against the split's sample, no more")
+    parser.add_argument(
+        "--out", type=Path, default=Path("submission.csv"), help="file to write (default: submission.csv)"
+    )
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="only validate FILE against the split's sample submission"
+    )
     return parser.parse_args()
 
 
 def create(arguments: argparse.Namespace, competition: "Competition", sample: str) -> int:
-    """Run in a folder of its own, check there, and only then publish to --out."""
+    """Run in a temporary folder, check the submission there, then copy it to --out."""
     from clotkit.files import atomic_write
 
     if not arguments.out.absolute().parent.is_dir():
         print(
-            f"submit.py: {arguments.out.absolute().parent}: no such folder; make it or name another --out",
+            f"submit.py: {arguments.out.absolute().parent}: no such folder; create it or choose another --out",
             file=sys.stderr,
         )
         return 2
@@ -88,7 +96,7 @@ def create(arguments: argparse.Namespace, competition: "Competition", sample: st
 
 
 def clotkit(*words: str) -> int:
-    """Run a verb in this process."""
+    """Run a verb of clotkit in this process."""
     from clotkit.cli import main as verb
 
     return verb(words)

@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: a second competition, small splits, an untrained member."""
+"""Fixtures that many tests share: a second competition, small splits, an untrained member."""
 
 import json
 import os
@@ -83,13 +83,13 @@ folds = 2
 
 @pytest.fixture(scope="session")
 def strip_ai() -> Competition:
-    """The competition that the kit ships for."""
+    """Load the default competition."""
     return load_competition("strip_ai")
 
 
 @pytest.fixture(scope="session")
 def other_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The TOML of a competition with other names, three classes and a fallback that is not uniform."""
+    """Write the TOML of a competition with other names, three classes and a non-uniform fallback."""
     path = tmp_path_factory.mktemp("competition") / "three_moulds.toml"
     path.write_text(OTHER)
     return path
@@ -97,13 +97,13 @@ def other_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other(other_toml: Path) -> Competition:
-    """That competition."""
+    """Load that competition."""
     return load_competition(str(other_toml))
 
 
 @pytest.fixture(scope="session")
 def make_split() -> Callable[..., Path]:
-    """Write a small synthetic split and return its folder."""
+    """Return a function that writes a small synthetic split and returns its folder."""
     from clotkit.synthetic.phantom import write_split
 
     def make(out: Path, competition: Competition, split: str = "test", slides: int = 4, seed: int = 5) -> Path:
@@ -117,7 +117,7 @@ def make_split() -> Callable[..., Path]:
 def test_split(
     make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A test split of four sound slides; nothing may write into it."""
+    """Make a test split of four sound slides; tests must not write into it."""
     return make_split(tmp_path_factory.mktemp("split") / "test", strip_ai)
 
 
@@ -125,14 +125,14 @@ def test_split(
 def slides(
     make_split: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Five slides of other backgrounds and shapes than those of `test_split`; nothing may write beside them."""
+    """Make five slides of other backgrounds and shapes than `test_split`; tests must not write there."""
     split = make_split(tmp_path_factory.mktemp("slides") / "split", strip_ai, slides=5, seed=11)
     return sorted((split / "test").glob("*.tif"))
 
 
 @pytest.fixture(scope="session")
 def make_member() -> Callable[..., Path]:
-    """Write a member with seeded, untrained weights and return its folder."""
+    """Return a function that writes a member with seeded, untrained weights and returns its folder."""
 
     def make(folder: Path, classes: tuple[str, ...], seed: int = 1, recipe: str = RECIPE) -> Path:
         from clotkit.config import load_recipe
@@ -157,13 +157,13 @@ def make_member() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def member(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained member for the competition that the kit ships for."""
+    """Make an untrained member for the default competition."""
     return make_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The path of the small recipe."""
+    """Write the small recipe and return its path."""
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE)
     return path
@@ -171,5 +171,5 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def split(test_split: Path, tmp_path: Path) -> Path:
-    """A test split of four sound slides, to be written into."""
+    """Copy the test split, for a test that writes into it."""
     return Path(shutil.copytree(test_split, tmp_path / "split"))

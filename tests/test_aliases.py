@@ -1,4 +1,4 @@
-"""Old names in users' files keep working, each file with one warning line."""
+"""Old names in users' files keep working; each such file logs one warning."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from clotkit.errors import ConfigError
 
 
 def with_old_keys(text: str) -> tuple[str, int]:
-    """A recipe's text with every key under its old name, and how many there are."""
+    """Return a recipe's text with every renamed key under its old name, and their number."""
     lines, count, table = [], 0, ""
     for line in text.splitlines():
         if line.startswith("["):

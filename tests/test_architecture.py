@@ -1,4 +1,4 @@
-"""The rules of the packages: who may import what, how large a package and a function may be, how docstrings open."""
+"""Hold the code to its rules: imports, sizes of packages and functions, first lines of docstrings."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Publishing: the old file or the new one, never a part of one, and nothing left beside it."""
+"""Atomic writes leave the old file or the new one, and no temporary file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The package's metadata against the lock files and the code; `pip install .` in an empty environment (slow)."""
+"""Compare the package's metadata with the lock files and the code; install it (slow)."""
 
 import ast
 import re
@@ -50,7 +50,7 @@ def locked(path: Path) -> dict[str, list[str]]:
 
 
 def third_party_imports() -> set[str]:
-    """Return the top-level names that src/ imports and that are neither its own nor the standard library's."""
+    """Return the top-level names of third-party packages that src/ imports."""
     found: set[str] = set()
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

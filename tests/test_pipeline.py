@@ -222,8 +222,8 @@ def test_wrong_input_is_one_line_before_anything_is_written(
     [
         ("picture,patient_id\n", "no column image_id"),
         ("image_id,patient_id\n", "0 rows"),
-        ("image_id,patient_id\n../a,a\n", "is no file name"),
-        ("image_id\nsomething\n", "no image id of the form"),
+        ("image_id,patient_id\n../a,a\n", "../a"),
+        ("image_id\nsomething\n", "something"),
     ],
 )
 def test_a_wrong_table_is_named(
@@ -241,8 +241,7 @@ def test_a_table_is_read_as_far_as_it_goes(test_split: Path, tmp_path: Path, str
     (tmp_path / "test.csv").write_text("image_id,center_id\nabcdef_1,3\n001122_0,4\nabcdef_1,5\n")
     slides = read_slides(tmp_path, "test", strip_ai, lines.append)
     assert [(slide.image_id, slide.patient_id) for slide in slides] == [("abcdef_1", "abcdef"), ("001122_0", "001122")]
-    assert "patients are taken from image_id" in lines[0]
-    assert "image_id abcdef_1 repeats" in lines[1]
+    assert ["patient_id" in lines[0], "abcdef_1" in lines[1]] == [True] * len(lines)
 
 
 def test_a_damaged_member_is_one_line(

@@ -1,4 +1,4 @@
-"""Publishing files: written beside, flushed, fsynced, closed, then renamed. Standard library only."""
+"""Write files atomically: under a temporary name, fsynced, then renamed. Standard library only."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it becomes `path` in one step, on an exception it vanishes.
+    """Give a temporary path beside `path`, and rename it to `path` on success.
 
-    The temporary keeps the suffixes of `path`, for writers that choose a format by them.
+    On an exception the temporary file is removed, and `path` stays as it was. The temporary file has the suffixes of
+    `path`, for writers that choose a format by them.
     """
     suffix = "".join(path.suffixes)
     handle, name = tempfile.mkstemp(prefix=f".{path.name.removesuffix(suffix)}.", suffix=suffix, dir=path.parent)
@@ -25,7 +26,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from other users of the machine
+        temporary.chmod(0o644)  # mkstemp makes it 0600, unreadable for other users
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -34,18 +35,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8 with its line ends as they are, atomically."""
+    """Write `text` to `path` atomically, as UTF-8 with its line ends unchanged."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, atomically."""
+    """Write `value` to `path` atomically, as indented JSON."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tar(path: Path, files: Mapping[str, Path]) -> None:
-    """Write a tar of files by the names they are to have in it; the same files give the same bytes, whenever."""
+    """Write a tar archive of files, {name in the archive: file}; the same files give the same bytes."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name in sorted(files):
             entry = tarfile.TarInfo(name)  # its defaults: time 0, no owner, mode 0644
@@ -55,7 +56,7 @@ def write_tar(path: Path, files: Mapping[str, Path]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
+    """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -96,14 +96,14 @@ def add_backbones_dir(verb: argparse.ArgumentParser) -> None:
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise UsageError if one of these options is set; `why` completes the sentence that starts with its name."""
+    """Raise UsageError if one of these options is set; `why` follows the option's name in the message."""
     for name in names:
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name} {why}")
 
 
 def log_of(arguments: argparse.Namespace) -> Log:
-    """Return the function that prints progress: to stdout, or with --json to stderr, as stdout is then one object."""
+    """Return the function that prints progress, to stdout, or to stderr if stdout is for --json."""
     return partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
 
