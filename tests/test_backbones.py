@@ -270,7 +270,7 @@ def test_the_kernel_copies_files_with_the_right_hash_and_nothing_else(kernel: Mo
     source, out = tmp_path / "vgg16_notop.h5", tmp_path / "working"
     out.mkdir()
     source.write_bytes(b"weights")
-    with pytest.raises(ValueError, match=rf"md5 is {md5(source)}, must be 0000"):
+    with pytest.raises(ValueError, match=rf"{md5(source)}.*0000"):
         kernel.publish(source, "0" * 32, out)
     assert list(out.iterdir()) == []
     assert kernel.publish(source, md5(source), out) == f"vgg16_notop.h5, 7 bytes, md5 {md5(source)}"

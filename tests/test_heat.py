@@ -144,7 +144,7 @@ def test_a_score_that_does_not_use_the_maps_is_no_heat(brightness_network: Parts
 
 
 @pytest.mark.parametrize(
-    ("tiles", "target", "batch", "words"),
+    ("tiles", "target", "batch", "message"),
     [
         (np.zeros((2, 32, 32, 3), np.float32), [0, 0], 8, "float32"),
         (np.zeros((2, 32, 32), np.uint8), [0, 0], 8, r"uint8\[2, 32, 32\]"),
@@ -155,9 +155,9 @@ def test_a_score_that_does_not_use_the_maps_is_no_heat(brightness_network: Parts
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
-    brightness_network: Parts, tiles: np.ndarray, target: list[int], batch: int, words: str
+    brightness_network: Parts, tiles: np.ndarray, target: list[int], batch: int, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         heat_maps(*brightness_network, tiles, np.array(target), batch)
 
 

@@ -40,7 +40,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "seen"),
+    ("rows", "message"),
     [
         (np.zeros((0, 3)), r"\(0, 3\)"),
         (np.zeros((4, 1)), r"\(4, 1\)"),
@@ -48,6 +48,6 @@ def test_large_logits_do_not_overflow() -> None:
         (np.array([[0.0, np.nan, 1.0]]), "2 of 3"),
     ],
 )
-def test_wrong_rows_are_refused(rows: np.ndarray, seen: str) -> None:
-    with pytest.raises(ConfigError, match=seen):
+def test_wrong_rows_are_refused(rows: np.ndarray, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         pool_attention(rows)

@@ -252,11 +252,11 @@ def test_missing_shards_and_clusters_are_errors_before_a_file_is_written(
         train(TrainSettings(str(folder / "workers.toml"), folder / "shards", tmp_path / "out"), strip_ai)
     assert not (tmp_path / "out").exists()
     npz = SHARDED.replace("[training]", '[data]\nsource = "npz"\nclasses = ["a", "b"]\n\n[training]')
-    with pytest.raises(ConfigError, match=r"training.feed is 'shards', data.source 'npz'"):
+    with pytest.raises(ConfigError, match=r"training\.feed.*npz"):
         load_recipe(write_recipe(tmp_path / "npz.toml", text=npz))
-    with pytest.raises(ConfigError, match=r"training.balance is 'synthetic'"):
+    with pytest.raises(ConfigError, match=r"training\.balance.*synthetic"):
         load_recipe(write_recipe(tmp_path / "smote.toml", 'balance = "synthetic"'))
-    with pytest.raises(ConfigError, match=r"training.strategy is 'many'; allowed: auto, mirrored, multi_worker"):
+    with pytest.raises(ConfigError, match=r"training\.strategy.*many.*multi_worker"):
         load_recipe(write_recipe(tmp_path / "many.toml", 'strategy = "many"'))
 
 
