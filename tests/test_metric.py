@@ -1,4 +1,4 @@
-"""The score against scikit-learn's, its constants against the published ones, the expectations against sampling."""
+"""Compare the score with scikit-learn's and with published ones, and expectations with sampling."""
 
 import math
 
@@ -48,6 +48,10 @@ def test_expectations_agree_with_sampling() -> None:
     noise = [int(value) for value in rng.random(len(p)) > 0.5]
     drawn_true = metric.balanced_log_loss(rows, true, HALVES, CLIP)
     drawn_noise = metric.balanced_log_loss(rows, noise, HALVES, CLIP)
-    assert metric.expected_if_true(rows, HALVES, CLIP) == pytest.approx(drawn_true, abs=0.03)
-    assert metric.expected_if_noise(rows, HALVES, CLIP) == pytest.approx(drawn_noise, abs=0.03)
-    assert metric.expected_if_true(rows, HALVES, CLIP) < math.log(2) < metric.expected_if_noise(rows, HALVES, CLIP)
+    assert metric.expected_if_calibrated(rows, HALVES, CLIP) == pytest.approx(drawn_true, abs=0.03)
+    assert metric.expected_if_uninformative(rows, HALVES, CLIP) == pytest.approx(drawn_noise, abs=0.03)
+    assert (
+        metric.expected_if_calibrated(rows, HALVES, CLIP)
+        < math.log(2)
+        < metric.expected_if_uninformative(rows, HALVES, CLIP)
+    )

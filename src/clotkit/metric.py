@@ -1,10 +1,10 @@
-"""The competition's score, and what a file of probabilities can be expected to score. Standard library only.
+"""Compute the class-balanced log loss, and the score to expect of probabilities without labels.
 
-Source of the formula: the STRIP AI evaluation page; any competition with a per-class balanced log loss has the same:
+The formula is that of the STRIP AI evaluation page, and of any competition with a log loss balanced by class:
 
     score = - sum_c w_c * mean over rows of class c of ln p_c  /  sum_c w_c
 
-Rows are rescaled to sum to 1, then clipped.
+Rows are rescaled to sum to 1, then clipped. Standard library only.
 """
 
 import math
@@ -16,15 +16,24 @@ Rows = Sequence[Sequence[float]]
 
 
 def normalised(row: Sequence[float], clip: float) -> list[float]:
-    """`row` (one number a class, none negative, not all 0) rescaled to sum to 1, then clipped to [clip, 1 - clip]."""
+    """Return a row rescaled to sum to 1, then clipped to [clip, 1 - clip].
+
+    `row` has one number per class; none is negative and not all are 0.
+    """
     total = math.fsum(row)
     return [min(max(value / total, clip), 1 - clip) for value in row]
 
 
 def balanced_log_loss(rows: Rows, labels: Sequence[int], weights: Sequence[float], clip: float) -> float:
-    """The score of `rows` (one row a patient, one number a class) given each row's class index.
+    """Return the score of a submission; lower is better.
 
-    A class without a row adds nothing, and its weight does not count.
+    A class without rows does not count, and neither does its weight.
+
+    Args:
+        rows: one row per patient, one number per class.
+        labels: the class index of each row.
+        weights: the weight of each class.
+        clip: probabilities are clipped to [clip, 1 - clip].
     """
     losses: list[list[float]] = [[] for _ in weights]
     for row, label in zip(rows, labels, strict=True):
@@ -35,8 +44,11 @@ def balanced_log_loss(rows: Rows, labels: Sequence[int], weights: Sequence[float
     return math.fsum(weight * loss for weight, loss in present) / math.fsum(weight for weight, _ in present)
 
 
-def expected_if_true(rows: Rows, weights: Sequence[float], clip: float) -> float:
-    """The score to expect when every row is a true (class-balanced) probability: each row counts for class c by p_c."""
+def expected_if_calibrated(rows: Rows, weights: Sequence[float], clip: float) -> float:
+    """Return the expected score if the rows are calibrated: a row is of class c with probability p_c.
+
+    The probabilities are taken to be class-balanced.
+    """
     clipped = [normalised(row, clip) for row in rows]
     terms = []
     for index, weight in enumerate(weights):
@@ -45,8 +57,8 @@ def expected_if_true(rows: Rows, weights: Sequence[float], clip: float) -> float
     return math.fsum(terms) / math.fsum(weights)
 
 
-def expected_if_noise(rows: Rows, weights: Sequence[float], clip: float) -> float:
-    """The score to expect when the rows say nothing of the classes: every row counts for every class alike."""
+def expected_if_uninformative(rows: Rows, weights: Sequence[float], clip: float) -> float:
+    """Return the expected score if the rows are independent of the classes: each counts for every class."""
     clipped = [normalised(row, clip) for row in rows]
     means = [math.fsum(-math.log(row[index]) for row in clipped) / len(clipped) for index in range(len(weights))]
     return math.fsum(weight * mean for weight, mean in zip(weights, means, strict=True)) / math.fsum(weights)

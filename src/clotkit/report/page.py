@@ -217,8 +217,11 @@ def _expected(run: Run) -> tuple[str, str]:
     rows = list(run.rows.values())
     if not (rows and weights and clip and fallback) or len(weights) != len(rows[0]):
         return NONE, "not known"
-    true, noise = metric.expected_if_true(rows, weights, clip), metric.expected_if_noise(rows, weights, clip)
-    constant = metric.expected_if_noise([metric.normalised(fallback, clip)], weights, clip)
+    true, noise = (
+        metric.expected_if_calibrated(rows, weights, clip),
+        metric.expected_if_uninformative(rows, weights, clip),
+    )
+    constant = metric.expected_if_uninformative([metric.normalised(fallback, clip)], weights, clip)
     return f"{true:.4f}", f"if calibrated; {noise:.4f} if uninformative; the constant scores {constant:.4f}"
 
 

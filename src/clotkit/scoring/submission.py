@@ -281,9 +281,9 @@ def _add_notes(competition: Competition, verdict: Verdict) -> None:
     rows, weights, clip = list(verdict.rows.values()), competition.classes.weights, competition.metric.clip
     fallback = metric.normalised(competition.classes.fallback, clip)
     verdict.expected = expected = Expected(
-        metric.expected_if_true(rows, weights, clip),
-        metric.expected_if_noise(rows, weights, clip),
-        metric.expected_if_noise([fallback], weights, clip),
+        metric.expected_if_calibrated(rows, weights, clip),
+        metric.expected_if_uninformative(rows, weights, clip),
+        metric.expected_if_uninformative([fallback], weights, clip),
     )
     verdict.fallback_rows = sum(metric.normalised(row, clip) == fallback for row in rows)
     verdict.distinct_rows = len({tuple(row) for row in rows})
