@@ -1,6 +1,7 @@
 """Test the budget of slides: fewer tiles when time is short, coarser ones at a second try."""
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from clotkit.config import InferenceConfig, TilingConfig
 from clotkit.reasons import Reason
 from clotkit.scoring.budget import Budget, Scheduler, coarser
-from clotkit.scoring.scorer import Scorer, tilings_of
+from clotkit.scoring.scorer import Scorer, score_tasks, tilings_of
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Task, Tiles
 
@@ -133,3 +134,25 @@ def test_what_had_come_of_a_lost_first_try_counts_when_the_second_is_lost_too() 
     assert means["first"] == pytest.approx([0.25, 0.75])
     line, means = scored(members(), tiles(TASK, 0, 8), tiles(TASK, 1, 3), first, second)
     assert (line.state, means) == ("fallback", {})
+
+
+@pytest.mark.parametrize(("deadline", "tries"), [(float("inf"), [3, 1]), (0.0, [3])])
+def test_a_lost_slide_is_read_once_more_alone_and_coarser(deadline: float, tries: list[int]) -> None:
+    """Local and remote scoring share this rule; after the deadline nothing is read again."""
+    jobs_of_tries: list[int] = []
+
+    def read(tasks: Sequence[Task], jobs: int) -> Iterator[Tiles | Ended]:
+        jobs_of_tries.append(jobs)
+        for task in tasks:
+            if task.budget == Budget.COARSER:
+                yield from (tiles(task, 0, 8), tiles(task, 1, 6), Ended(task, "", 1.0, 50.0))
+            else:
+                yield Ended(task, "killed", 2.0, 60.0, Reason.CRASHED, lost=True)
+
+    scorer = Scorer(members(), {"a_0": "a"}, min_tiles=4)  # type: ignore[arg-type]
+    ((line, _, _),) = score_tasks(scorer, [TASK], 3, deadline, read)
+    assert jobs_of_tries == tries
+    if len(tries) == 2:
+        assert (line.state, line.codes, line.seconds) == ("partial", [Reason.CRASHED, Reason.COARSER], 3.0)
+    else:
+        assert (line.state, line.codes, line.seconds) == ("fallback", [Reason.CRASHED], 2.0)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -389,7 +390,7 @@ def test_faults_have_their_rows_and_reasons(tmp_path: Path, member: Path, strip_
     assert "not an image" in row_of(text, "refuse_0")
     assert "SIGSEGV" in row_of(text, "latesegv_0")
     assert outcome_of(page) == Outcome.SOME_FALLBACK
-    assert any("2 patients of 4" in said for said in page.said("p"))
+    assert any("2 of 4" in said for said in page.said("p"))
     assert len(re.findall(r'<rect class="slide ', text)) == 4
 
 
@@ -470,6 +471,23 @@ def test_neither_pictures_nor_the_page_are_worth_a_run(tmp_path: Path, member: P
     assert len([line for line in said if "report.html: not made" in line and "\n" not in line]) == 1
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "ended"
     assert (tmp_path / "out" / "report.jsonl").read_text().count("\n") == 2
+
+
+def test_without_jinja2_a_run_ends_without_a_page(
+    test_split: Path,
+    member: Path,
+    tmp_path: Path,
+    strip_ai: Competition,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    said: list[str] = []
+    assert run(settings_of(test_split, member, tmp_path / "out"), strip_ai, said.append)["done"] == 4
+    assert len([line for line in said if "report.html" in line and "jinja2" in line]) == 1
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert main(["report", str(tmp_path / "out")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_deadline_that_has_come_leaves_the_page_for_later(

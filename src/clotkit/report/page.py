@@ -176,7 +176,7 @@ def _outcome(run: Run) -> tuple[Outcome, str, str]:
     asked, scored = run.patients()
     unwritten, ended = run.facts.get("unwritten"), run.facts.get("state", "ended") == "ended"
     lost = sum(line.state != "done" for line in run.lines)
-    missing = f"{_many(asked - scored, 'patient')} of {asked:,} have the fallback"
+    missing = f"patients with the fallback: {asked - scored:,} of {asked:,}"
     cases = [
         (unwritten, Outcome.NOT_LATEST, "bad", f"The submission is not the latest: {unwritten}."),
         (not run.rows, Outcome.NO_SUBMISSION, "bad", "There is no readable submission."),
