@@ -287,13 +287,13 @@ def test_a_worker_with_another_kit_or_other_packages_is_refused(
     try:
         cluster.start_scheduler()
         cluster.start_worker()
-        afar = ["--backend", "dask", "--scheduler", cluster.address]
+        on_cluster = ["--backend", "dask", "--scheduler", cluster.address]
         for words in (
             ["tile", str(data / "train"), str(tmp_path / "tiles"), "--recipe", str(data / "tiny.toml")],
             ["run", str(test), "--weights", str(ROOT / "weights" / "demo"), "--out", str(tmp_path / "run")],
         ):
             capsys.readouterr()
-            assert main([*words, *afar]) == 2
+            assert main([*words, *on_cluster]) == 2
             line = capsys.readouterr().err.splitlines()[-1]
             assert "simplejpeg 0.0.1" in line
             assert version("simplejpeg") in line
@@ -327,10 +327,10 @@ def test_a_run_on_a_cluster_scores_as_here(
     copy_in(split, "s3://bucket/test")
     copy_in(ROOT / "weights" / "demo", "s3://bucket/demo")
     here, there, urls = (str(tmp_path / name) for name in ("here", "there", "urls"))
-    afar = ["--backend", "dask", "--scheduler", cluster.address]
+    on_cluster = ["--backend", "dask", "--scheduler", cluster.address]
     weights = str(ROOT / "weights" / "demo")
     assert main(["run", str(split), "--weights", weights, "--out", here]) == 3
-    assert main(["run", "s3://bucket/test", "--weights", "s3://bucket/demo", "--out", there, *afar]) == 3
+    assert main(["run", "s3://bucket/test", "--weights", "s3://bucket/demo", "--out", there, *on_cluster]) == 3
     assert main(["run", "s3://bucket/test", "--weights", weights, "--out", urls, "--jobs", "1"]) == 3
     for out in (there, urls):
         assert (Path(out) / "submission.csv").read_bytes() == (Path(here) / "submission.csv").read_bytes()

@@ -33,13 +33,15 @@ class SlideReport:
     image_id: str
     patient_id: str
     state: State
-    reason: str  # a sentence for people; empty: done
+    codes: list[str] = field(
+        default_factory=list, kw_only=True
+    )  # reasons.Reason, in the order of the sentences in `reason`
+    reason: str  # sentences for people; empty: done
     tiles: int
     seconds: float
     peak_mb: float
     p: dict[str, list[float]] = field(default_factory=dict)  # by member: [C], mean over tiles, before calibration
     facts: dict[str, Any] = field(default_factory=dict)  # of the slide's file and its tissue
-    codes: list[str] = field(default_factory=list)  # reasons.Reason, in the order of the sentences in `reason`
 
 
 class LinesFile:
