@@ -34,6 +34,7 @@ from .cluster import KEYS, Cluster, copy_in, free_port, object_store
 from .conftest import RECIPE, ROOT
 from .faults.misbehaving import heavy
 from .test_engines import killing
+from .test_tile import killed_at_once
 
 SLIDES = 4
 
@@ -80,8 +81,9 @@ def here(data: Path, strip_ai: Competition) -> Path:
 def tile(
     data: Path, split: Place, out: Place, competition: Competition, backend: Backend, **more: Any
 ) -> dict[str, int]:
-    wanted = TileSettings(split, out, str(data / "tiny.toml"), None, 2, 2048, False, use_mtime=False, backend=backend)
-    return tile_split(wanted, competition, lambda _: None, **more)
+    recipe = str(data / "tiny.toml")
+    settings = TileSettings(split, out, recipe, None, 2, 2048, preview=False, use_mtime=False, backend=backend)
+    return tile_split(settings, competition, lambda _: None, **more)
 
 
 def over(cluster: Cluster) -> Backend:
@@ -123,15 +125,8 @@ def test_shards_of_a_killed_client_are_kept(data: Path, here: Path, strip_ai: Co
     url = "s3://bucket/left"
     copy_in(here, url)
     store_of(url).remove("shards.csv")
-    never = Backend()
-    assert tile(data, "s3://bucket/train", url, strip_ai, never, work=killed_at_once)["up_to_date"] == SLIDES
+    assert tile(data, "s3://bucket/train", url, strip_ai, Backend(), work=killed_at_once)["up_to_date"] == SLIDES
     assert objects(url) == files(here)
-
-
-def killed_at_once(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """Kill the process at once: for runs that must not start any."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    yield from shard_task(task)
 
 
 def test_verify_finds_every_fault(data: Path, here: Path, cluster: Cluster, strip_ai: Competition) -> None:
@@ -256,10 +251,10 @@ def test_the_scheduler_is_lost_and_the_command_given_again(
         while not client.stdout.readline().startswith("[1/"):
             assert client.poll() is None
         cluster.kill_scheduler()
-        _, said = client.communicate(timeout=60)
+        _, errors = client.communicate(timeout=60)
         assert client.returncode == 2
-        assert re.search(r"scheduler.* [1-4] of 4 slides", said.splitlines()[-1])
-        assert "Traceback" not in said
+        assert re.search(r"scheduler.* [1-4] of 4 slides", errors.splitlines()[-1])
+        assert "Traceback" not in errors
         with pytest.raises(SplitError, match="of 4 slides"):
             read_shard_rows(store_of(url), strip_ai)
         cluster.start_scheduler()

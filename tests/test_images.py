@@ -124,8 +124,8 @@ def test_parts_cover_the_picture_with_its_own_pixels(height: int, width: int, mo
     picture = picture.reshape(height, width, 3)
     every = parts(picture, tiling(max_tiles=10_000))
     assert every.shape == (-(-height // 16) * -(-width // 16), 16, 16, 3)
-    seen = np.unique(every[..., 0].astype(int) * 256 + every[..., 1])
-    assert np.array_equal(seen, number)
+    covered = np.unique(every[..., 0].astype(int) * 256 + every[..., 1])
+    assert np.array_equal(covered, number)
     some = parts(picture, tiling(max_tiles=most))
     assert 1 <= len(some) <= most
     assert {tile.tobytes() for tile in some} <= {tile.tobytes() for tile in every}

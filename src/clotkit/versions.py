@@ -1,4 +1,4 @@
-"""Versions that a result depends on: the tiling code and packages; a client and its workers must agree."""
+"""Versions that a result depends on: the tiling code and packages; workers need those of the client."""
 
 import hashlib
 from collections.abc import Sequence

@@ -157,11 +157,11 @@ def _share(labels: npt.NDArray[np.int64], allowed: Mask, share: float, rng: np.r
     class is chosen, and at least one is left.
     """
     chosen = np.zeros(len(labels), bool)
-    seen = 0
+    candidates = 0  # patients of the classes so far
     for label in np.unique(labels[allowed]):
         members = np.flatnonzero(allowed & (labels == label))
-        seen += len(members)
-        wanted = int(seen * share + 0.5) - np.count_nonzero(chosen)
+        candidates += len(members)
+        wanted = int(candidates * share + 0.5) - np.count_nonzero(chosen)
         count = min(max(wanted, 1), len(members) - 1)
         chosen[rng.permutation(members)[:count]] = True
     return chosen

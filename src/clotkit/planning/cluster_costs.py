@@ -19,6 +19,7 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
+from clotkit.planning.forecast import evenly_spread
 from clotkit.planning.plan import Plan, PlanSettings, SlidePlan, plan_slides
 from clotkit.shards.cut import ShardTask, shard_task
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
@@ -135,8 +136,7 @@ def _fetched(slides: Sequence[SlideRow], jobs: int) -> tuple[Sequence[SlideRow],
 
 def _spread(ordered: Sequence[T]) -> list[T]:
     """Choose up to SAMPLED of them: the first, the last, and others at equal steps between."""
-    chosen = np.unique(np.linspace(0, len(ordered) - 1, min(SAMPLED, len(ordered))).astype(int)).tolist()
-    return [ordered[index] for index in chosen]
+    return [ordered[index] for index in evenly_spread(len(ordered), SAMPLED).tolist()]
 
 
 def cut_sample(

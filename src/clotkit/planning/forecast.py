@@ -130,7 +130,8 @@ def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, open
     side = _cell_px(slide)
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
     wanted = np.ones(shape, bool) if index is None else index.wanted
-    places = _evenly(np.argwhere(wanted), SAMPLES)
+    cells = np.argwhere(wanted)
+    places = cells[evenly_spread(len(cells), SAMPLES)]
     xy = [(int(column) * side, int(row) * side) for row, column in places]
 
     def decode() -> list[Pixels]:
@@ -162,10 +163,9 @@ def _bytes_ratio(slide: Slide, wanted: Flags, places: Corners) -> float:
     return float(counts[wanted].mean() / counts[places[:, 0], places[:, 1]].mean())
 
 
-def _evenly(values: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
-    """Choose at most `most` of `values` [n, ...], evenly spread from the first to the last."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))
-    return np.asarray(values[chosen])
+def evenly_spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Choose at most `most` of `count` indices, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def _probe_rows(slide: Slide, opened_s: float) -> Probe:
@@ -176,7 +176,7 @@ def _probe_rows(slide: Slide, opened_s: float) -> Probe:
     """
     side, direct = ROW_CELL_PX, slide.decoder == "direct"
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
-    rows = _evenly(np.arange(shape[0]), BLOCKS) if direct else np.zeros(1, np.int64)
+    rows = evenly_spread(shape[0], BLOCKS) if direct else np.zeros(1, np.int64)
     xy = [(column * side, int(row) * side) for row in rows for column in range(shape[1])]
     tiles, taken_s = _timed(lambda: list(slide.tiles(xy, side // CELL_DOWNSAMPLE, CELL_DOWNSAMPLE, (255, 255, 255))))
     rows_s = taken_s / _part_of_rows(slide, rows * side, side)
