@@ -58,7 +58,7 @@ def sidecar_of(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def weights(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two members that look at different tiles; one has out-of-fold predictions."""
+    """Make two members with different tilings, one of them with out-of-fold predictions."""
     folder = tmp_path_factory.mktemp("members") / "weights"
     make_member(folder / "a", strip_ai.classes.names, seed=1)
     make_member(folder / "b", strip_ai.classes.names, seed=2, recipe=RECIPE.replace("downsample = 8", "downsample = 4"))
@@ -69,7 +69,7 @@ def weights(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_fa
 
 @pytest.fixture(scope="module")
 def whole(test_split: Path, weights: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run over the test split; nothing may write into it but write_page."""
+    """Run the test split; only write_page may write into the folder."""
     out = tmp_path_factory.mktemp("run") / "out"
     run(settings_of(test_split, weights, out), strip_ai, lambda _: None)
     return out
@@ -77,7 +77,7 @@ def whole(test_split: Path, weights: Path, strip_ai: Competition, tmp_path_facto
 
 @pytest.fixture
 def copied(whole: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, to be written into."""
+    """Copy that folder, for tests that change it."""
     return Path(shutil.copytree(whole, tmp_path / "copied"))
 
 
@@ -257,7 +257,7 @@ def test_what_files_say_is_text_and_never_markup(tmp_path: Path, strip_ai: Compe
 
 
 def written(run_dir: Path, lines: list[SlideReport], facts: dict[str, Any], side: list[str]) -> None:
-    """A run's folder by hand, without its submission."""
+    """Write the files of a run, without its submission."""
     with records.ReportFile(run_dir / "report.jsonl", lines):
         pass
     (run_dir / "run.json").write_text(json.dumps(facts))
@@ -265,7 +265,7 @@ def written(run_dir: Path, lines: list[SlideReport], facts: dict[str, Any], side
 
 
 def drawn_run(run_dir: Path, competition: Competition, slides: int, tiles: int) -> None:
-    """A run's folder with `slides` lines and the worst of pictures: noise, with long edges."""
+    """Write the files of a run of `slides` slides with the largest pictures: noise, with long edges."""
     rng = np.random.default_rng(1)
     run_dir.mkdir()
     lines, side = [], []
@@ -319,7 +319,7 @@ def test_a_picture_is_made_to_fit() -> None:
 def test_a_run_that_goes_on_keeps_its_pictures(
     copied: Path, test_split: Path, weights: Path, strip_ai: Competition
 ) -> None:
-    """Two slides were done when it was killed; the picture of one of them was lost, and a line cut short."""
+    """Resume a run with two slides done, one of them without its picture, and a line cut short."""
     side = (copied / "slides.jsonl").read_text().splitlines(keepends=True)
     lines = (copied / "report.jsonl").read_text().splitlines(keepends=True)
     (copied / "report.jsonl").write_text("".join(lines[:2]))
@@ -456,7 +456,7 @@ def test_a_damaged_run_json_is_one_line(copied: Path, capsys: pytest.CaptureFixt
 
 
 def hindering(task: Task) -> Iterator[tuple[int, Any]]:
-    """Work with a picture that is none, which also puts a folder where the page is to be."""
+    """Yield an invalid thumbnail, and put a folder at the path of the page."""
     yield from misbehaving.some(task)
     yield 0, Thumbnail(8, 8, np.zeros((2, 2), np.float64), 4, np.zeros((2, 2), bool), 1.0)
     (task.path.parents[2] / "out" / "report.html").mkdir(exist_ok=True)
