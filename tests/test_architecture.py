@@ -33,6 +33,8 @@ MAY_KNOW = {
     ("clotkit/competitions/__init__.py", "strip_ai"),  # the default
     ("clotkit/report/records.py", '"image_id"'),  # the report's own field names
     ("clotkit/report/records.py", '"patient_id"'),
+    ("clotkit/report/page.py", '"image_id"'),
+    ("clotkit/report/page.py", '"patient_id"'),
 }
 
 # {top-level name of an import: the modules that may import it}

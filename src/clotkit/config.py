@@ -1,21 +1,15 @@
-"""Read recipes and other TOML files into frozen dataclasses.
+"""Read and check recipes: how a member is made, from tiling to prediction.
 
-Unknown keys are refused, types and bounds are checked, and names end with their unit. The comment beside each field is
-its text in the reference. Standard library only: the kernel's supervisor reads a competition with it.
+Names end with their unit. The comment beside each field is its text in the reference. Standard library only.
 """
 
-import dataclasses
-import tomllib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from clotkit.aliases import renamed_recipe
 from clotkit.errors import ConfigError
-
-T = TypeVar("T")
+from clotkit.typed_toml import read_toml, toml_path, typed
 
 
 @dataclass(frozen=True)
@@ -245,16 +239,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises ConfigError for an unknown name, an unreadable file, or a key that is unknown, missing, of a wrong type or
     out of bounds.
     """
-    path = recipe_path(name_or_path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml"))) or "none here"
-        raise ConfigError(
-            f"recipe {name_or_path}: {error.strerror}; known: {known}; or give the path of a .toml"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    path, raw = read_toml(name_or_path, RECIPES, "recipe")
     recipe = typed(Recipe, renamed_recipe(raw, str(path)), str(path))
     _check_recipe(recipe, str(path))
     return recipe
@@ -262,48 +247,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 def recipe_path(name_or_path: str | Path) -> Path:
     """Return the file of a recipe: the path itself, or that of one that ships with the kit."""
-    return Path(name_or_path) if str(name_or_path).endswith(".toml") else RECIPES / f"{name_or_path}.toml"
-
-
-def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
-    """Build the dataclass `cls` from a mapping, nested tables included.
-
-    Lists become tuples and integers pass as floats. Fields with a default may be left out.
-
-    Args:
-        cls: a dataclass whose fields are the allowed keys.
-        raw: the table as tomllib reads it.
-        where: the file and table, for messages.
-
-    Raises:
-        ConfigError: a key is unknown, missing or of a wrong type.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(raw) - set(fields))
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    missing = sorted(needed - set(raw))
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
-    if missing:
-        raise ConfigError(f"{where}: missing key {', '.join(missing)}")
-    return cls(**{name: _convert(hints[name], raw[name], f"{where}: {name}") for name in fields if name in raw})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return typed(hint, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple and isinstance(value, list | dict):
-        item = typing.get_args(hint)[0]
-        if isinstance(value, dict):  # [model] is short for a single [[model]]
-            return (_convert(item, value, where),)
-        return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    accepted = hint if isinstance(hint, type | types.UnionType) else object
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-    return value
+    return toml_path(name_or_path, RECIPES)
 
 
 def _check_recipe(recipe: Recipe, where: str) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 from clotkit import __version__
 from clotkit.bundle.imports import PACKAGE, modules_needed
 from clotkit.competitions import FOLDER as COMPETITIONS
-from clotkit.config import RECIPES, load_recipe, typed
+from clotkit.config import RECIPES, load_recipe
 from clotkit.errors import ConfigError, RehearsalError
 from clotkit.files import atomic_write_text
+from clotkit.typed_toml import typed
 
 # The rooms whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
 VERBS_OF = {"score": "clotkit.scoring.verbs", "tile": "clotkit.shards.verbs", "train": "clotkit.training.verbs"}

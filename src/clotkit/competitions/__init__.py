@@ -4,16 +4,14 @@ No other code knows a competition's names, classes or limits. The comment beside
 reference. Standard library only: the kernel's supervisor imports this.
 """
 
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from clotkit.config import typed
 from clotkit.errors import ConfigError
 from clotkit.metric import METRICS
+from clotkit.typed_toml import read_toml, typed
 
 FOLDER = Path(__file__).parent
 DEFAULT = "strip_ai"
@@ -139,16 +137,7 @@ def load_competition(name_or_path: str = DEFAULT) -> Competition:
     Raises ConfigError for an unknown name, an unreadable file, a key that is unknown, missing or of a wrong type, or
     lists of unequal length.
     """
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else FOLDER / f"{name_or_path}.toml"
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise ConfigError(
-            f"competition {name_or_path}: {error.strerror}; known: {known}; or give the path of a .toml"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    path, raw = read_toml(name_or_path, FOLDER, "competition")
     competition = typed(Competition, {**raw, "source": path}, str(path))
     _check_classes(competition, path)
     if competition.sizes != UNKNOWN:

@@ -1,0 +1,78 @@
+"""Read TOML files into frozen dataclasses: unknown keys are refused and types are checked.
+
+Standard library only: the kernel's supervisor reads a competition with it.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clotkit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def toml_path(name_or_path: str | Path, folder: Path) -> Path:
+    """Return the path itself if it ends with .toml, else that of the file with this name in `folder`."""
+    return Path(name_or_path) if str(name_or_path).endswith(".toml") else folder / f"{name_or_path}.toml"
+
+
+def read_toml(name_or_path: str | Path, folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Read a TOML file by the name of one in `folder` or by its path; return its path and tables.
+
+    `kind` is what one such file describes, for messages. Raises ConfigError for an unknown name or an unreadable file.
+    """
+    path = toml_path(name_or_path, folder)
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml"))) or "none here"
+        raise ConfigError(
+            f"{kind} {name_or_path}: {error.strerror}; known: {known}; or give the path of a .toml"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+
+def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
+    """Build the dataclass `cls` from a mapping, nested tables included.
+
+    Lists become tuples and integers pass as floats. Fields with a default may be left out.
+
+    Args:
+        cls: a dataclass whose fields are the allowed keys.
+        raw: the table as tomllib reads it.
+        where: the file and table, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of a wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(raw) - set(fields))
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(needed - set(raw))
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
+    if missing:
+        raise ConfigError(f"{where}: missing key {', '.join(missing)}")
+    return cls(**{name: _convert(hints[name], raw[name], f"{where}: {name}") for name in fields if name in raw})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return typed(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple and isinstance(value, list | dict):
+        item = typing.get_args(hint)[0]
+        if isinstance(value, dict):  # [model] is short for a single [[model]]
+            return (_convert(item, value, where),)
+        return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    accepted = hint if isinstance(hint, type | types.UnionType) else object
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    return value
