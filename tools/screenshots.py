@@ -15,7 +15,7 @@ from clotkit.cli import main as clotkit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS, IMAGES = ROOT / "build" / "screenshots", ROOT / "docs" / "images"
-WIDTH_PX, HEIGHT_PX = 1280, 1100
+WIDTH_PX, HEIGHT_PX = 1280, 1350
 MAX_BYTES = 300_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 APPLICATION = {"classify-sample.png": "app-classify.png", "slides-score.png": "app-slides.png"}
