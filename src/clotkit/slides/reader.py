@@ -152,7 +152,7 @@ class VipsSlide:
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
-    def _open(self, access: str, behind: Colour = (255, 255, 255)) -> Any:
+    def _open(self, access: str, background: Colour = (255, 255, 255)) -> Any:
         try:
             image = self._load(access)
             orientation = image.get("orientation") if image.get_typeof("orientation") else 1
@@ -164,15 +164,15 @@ class VipsSlide:
                     )
                 self._rotated = True
                 image = self._load("random").autorot()
-            return self._rgb(image, behind)
+            return self._rgb(image, background)
         except self._vips.Error as error:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
     def _load(self, access: str) -> Any:
         return self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
 
-    def _rgb(self, image: Any, behind: Colour) -> Any:
-        """Convert to 8-bit RGB without a colour profile; transparent pixels show `behind`."""
+    def _rgb(self, image: Any, background: Colour) -> Any:
+        """Convert to 8-bit RGB without a colour profile; transparent pixels show `background`."""
         if image.format not in ("uchar", "ushort"):
             raise SlideUnreadable(f"{image.format} samples are not supported; samples of 8 or 16 unsigned bits are")
         colours = COLOUR_BANDS.get(image.interpretation, 0)
@@ -190,7 +190,7 @@ class VipsSlide:
         if colours == 1:
             image = image.bandjoin([image, image])
         image = image.copy(interpretation="srgb")
-        return image if alpha is None else image.bandjoin(alpha).flatten(background=list(behind))
+        return image if alpha is None else image.bandjoin(alpha).flatten(background=list(background))
 
 
 class OpenSlideSlide:
@@ -217,7 +217,7 @@ class OpenSlideSlide:
             raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
         self.width_px, self.height_px = self._slide.dimensions
         colour = self._slide.properties.get("openslide.background-color", "FFFFFF")
-        self._behind = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
+        self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
@@ -235,5 +235,5 @@ class OpenSlideSlide:
         if rgba[..., 3].min() == 255:
             return rgba[..., :3]
         alpha = rgba[..., 3:].astype(np.float32) / 255
-        mixed: Pixels = np.rint(rgba[..., :3] * alpha + self._behind * (1 - alpha)).astype(np.uint8)
+        mixed: Pixels = np.rint(rgba[..., :3] * alpha + self._background * (1 - alpha)).astype(np.uint8)
         return mixed

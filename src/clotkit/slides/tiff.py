@@ -222,7 +222,7 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     if counts.min() < 1 or offsets.min() < 8:
         return None
     if (end := int((offsets + counts).max())) > file_bytes:
-        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,} of {file_bytes:,}")
+        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,}, the file at {file_bytes:,}")
     codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,

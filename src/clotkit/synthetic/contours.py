@@ -144,8 +144,8 @@ def _draw(patient: Patient, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         light += _line(above, patient.thickness * rng.uniform(0.7, 1.0), strength)
     else:
         light += DISTRACTORS[int(rng.integers(len(DISTRACTORS)))](patient, bone, rng)
-    seen = light * _speckle(patient, rng) * rng.uniform(0.85, 1.15)
-    return np.rint(255 * np.clip(seen, 0, 1) ** 0.8).astype(np.uint8)
+    intensity = light * _speckle(patient, rng) * rng.uniform(0.85, 1.15)
+    return np.rint(255 * np.clip(intensity, 0, 1) ** 0.8).astype(np.uint8)
 
 
 def _arc(patient: Patient, rng: np.random.Generator) -> Grey:

@@ -49,20 +49,20 @@ def stratified_labels(patients: int, priors: tuple[float, ...]) -> list[int]:
     Each class has at least 1 patient, or 2 from 8 patients on. With fewer patients than classes, the likeliest classes
     come first.
     """
-    wanted = np.array(priors) / sum(priors) * patients
-    counts = np.floor(wanted).astype(int)
-    for index in np.argsort(counts - wanted, kind="stable")[: patients - counts.sum()]:
+    expected = np.array(priors) / sum(priors) * patients
+    counts = np.floor(expected).astype(int)
+    for index in np.argsort(counts - expected, kind="stable")[: patients - counts.sum()]:
         counts[index] += 1
     least = 2 if patients >= 8 and patients >= 2 * len(priors) else 1
-    for index in np.argsort(-wanted, kind="stable"):
+    for index in np.argsort(-expected, kind="stable"):
         while counts[index] < least and counts.max() > least:
             counts[counts.argmax()] -= 1
             counts[index] += 1
     return [index for index, count in enumerate(counts) for _ in range(count)]
 
 
-def patient_ids(split: str, wanted: int, rng: np.random.Generator, pattern: str) -> list[str]:
-    """Return `wanted` ids that match `pattern`, sorted.
+def patient_ids(split: str, count: int, rng: np.random.Generator, pattern: str) -> list[str]:
+    """Return `count` ids that match `pattern`, sorted.
 
     The first id drawn has digits only and leading zeros, if the pattern allows that. A checksum of an id decides its
     split, so that no seed gives train and test an id in common.
@@ -79,7 +79,7 @@ def patient_ids(split: str, wanted: int, rng: np.random.Generator, pattern: str)
     length = int(simple[2]) if simple and letters else 6
     digits = [letter for letter in letters if letter.isdigit()] or list(string.digits)
     names: list[str] = []
-    for attempt in range(100 + 50 * wanted):
+    for attempt in range(100 + 50 * count):
         if not names and "0" in digits and attempt < 50:
             drawn = rng.choice(digits, length)
             drawn[: min(2, length - 1)] = "0"
@@ -92,9 +92,9 @@ def patient_ids(split: str, wanted: int, rng: np.random.Generator, pattern: str)
             raise ConfigError(f"ids.patient is {pattern!r}: no id for it can be made; use [characters]{{count}}")
         if zlib.crc32(name.encode()) % len(SPLITS) == SPLITS.index(split) and name not in names:
             names.append(name)
-        if len(names) == wanted:
+        if len(names) == count:
             return sorted(names)
-    raise ConfigError(f"ids.patient is {pattern!r}: only {len(names)} of {wanted} different ids found; allow more")
+    raise ConfigError(f"ids.patient is {pattern!r}: only {len(names)} of {count} different ids found; allow more")
 
 
 def image_id_of(competition: Competition, patient: Patient, number: int) -> str:

@@ -52,8 +52,8 @@ def fixed_size(size: str) -> tuple[int, int]:
     Raises:
         UsageError: The size has another form, or a side is out of bounds.
     """
-    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
-    sides = tuple(map(int, found.groups())) if found else ()
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
+    sides = tuple(map(int, match.groups())) if match else ()
     low, high = SIDE_PX
     if not sides or not all(low <= side <= high for side in sides):
         raise UsageError(f"size is {size!r}; allowed: {', '.join(SCALES)}, or WIDTHxHEIGHT of {low} to {high} px each")

@@ -181,12 +181,12 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
 
     The first squares are held back until the search is settled and a square has the required share.
     """
-    wanted = search.config.min_tissue_share if ranking.has_min_share else 0.0
+    min_share = search.config.min_tissue_share if ranking.has_min_share else 0.0
     waiting: list[tuple[int, float]] = []
     held: dict[int, Pixels] = {}
     ready = False
     for index, tile, share in search.read(candidates.tolist()):
-        if share <= 0 or (ready and share < wanted):
+        if share <= 0 or (ready and share < min_share):
             continue
         if ready:
             yield _corner(search, index), tile
@@ -194,13 +194,13 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
         waiting.append((index, share))
         if tile.nbytes * (len(held) + 1) <= MAX_HELD_BYTES:
             held[index] = tile
-        if search.settled and search.max_share >= wanted:
-            ready, search.min_share = True, wanted
-            yield from _emit(search, [i for i, found in waiting if found >= wanted], held)
+        if search.settled and search.max_share >= min_share:
+            ready, search.min_share = True, min_share
+            yield from _emit(search, [i for i, share in waiting if share >= min_share], held)
             waiting, held = [], {}
     if not ready and search.settled:
-        least = search.relax() if ranking.has_min_share else 0.0
-        yield from _emit(search, [i for i, found in waiting if found >= least], held)
+        min_share = search.relax() if ranking.has_min_share else 0.0
+        yield from _emit(search, [i for i, share in waiting if share >= min_share], held)
     return search.settled
 
 
@@ -261,8 +261,8 @@ def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) 
         if out is not None:
             held.pop(out, None)
     if search.settled:
-        least = search.relax() if ranking.has_min_share else 0.0
-        yield from _emit(search, sorted(index for _, _, index, share in best.kept if share >= least), held)
+        min_share = search.relax() if ranking.has_min_share else 0.0
+        yield from _emit(search, sorted(index for _, _, index, share in best.kept if share >= min_share), held)
     return search.settled
 
 

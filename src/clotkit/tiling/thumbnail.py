@@ -80,15 +80,15 @@ class ThumbnailRecorder:
             return None
         read_share = float(known.mean())
         shares = tissue_shares(slide, self._downsample, known.shape)
-        whole = np.where(known[..., None], view, np.array(background, np.uint8))
+        filled = np.where(known[..., None], view, np.array(background, np.uint8))
         holes = ~known & (shares > 0)
         if holes.any():
-            seen = known & _tissue(view, background, rule)
-            near = _near(view, seen if seen.any() else known)[holes]
-            behind = np.array(background, np.float32)
-            whole[holes] = np.rint(behind + (near - behind) * shares[holes, None])
-        tissue = _tissue(whole, background, rule) & (known | (shares >= MOSTLY))
-        return Thumbnail(slide.width_px, slide.height_px, whole, self._downsample, tissue, read_share)
+            tissue = known & _tissue(view, background, rule)
+            colours = _nearby_colours(view, tissue if tissue.any() else known)[holes]
+            glass = np.array(background, np.float32)
+            filled[holes] = np.rint(glass + (colours - glass) * shares[holes, None])
+        tissue = _tissue(filled, background, rule) & (known | (shares >= MOSTLY))
+        return Thumbnail(slide.width_px, slide.height_px, filled, self._downsample, tissue, read_share)
 
 
 class RecordedSlide:
@@ -170,17 +170,17 @@ def tissue_shares(slide: Slide, downsample: int, shape: tuple[int, ...]) -> npt.
     return np.asarray(shares[rows[:, None], columns])
 
 
-def _near(view: Pixels, known: Mask) -> npt.NDArray[np.float32]:
+def _nearby_colours(view: Pixels, known: Mask) -> npt.NDArray[np.float32]:
     """Return for every pixel of uint8[h, w, 3] the colour of the `known` ones near it, float32[h, w, 3].
 
     Colours are found in blocks of COARSE pixels.
     """
     step = COARSE if known[::COARSE, ::COARSE].any() else 1
-    near = _pulled(view[::step, ::step].astype(np.float32), known[::step, ::step])
-    return near.repeat(step, axis=0).repeat(step, axis=1)[: known.shape[0], : known.shape[1]]
+    colours = _pull_push(view[::step, ::step].astype(np.float32), known[::step, ::step])
+    return colours.repeat(step, axis=0).repeat(step, axis=1)[: known.shape[0], : known.shape[1]]
 
 
-def _pulled(view: npt.NDArray[np.float32], known: Mask) -> npt.NDArray[np.float32]:
+def _pull_push(view: npt.NDArray[np.float32], known: Mask) -> npt.NDArray[np.float32]:
     """Fill each unknown pixel of float32[h, w, 3] with the mean of the known ones near it.
 
     The mean is over the smallest block of 2, 4, 8, ... px that has a known pixel: the pull-push algorithm of Gortler et
@@ -193,5 +193,5 @@ def _pulled(view: npt.NDArray[np.float32], known: Mask) -> npt.NDArray[np.float3
     weights = np.pad(known, even).reshape(-(-height // 2), 2, -(-width // 2), 2)
     sums = np.pad(view * known[..., None], (*even, (0, 0))).reshape(*weights.shape, 3).sum(axis=(1, 3))
     counts = weights.sum(axis=(1, 3))
-    coarse = _pulled(sums / np.maximum(counts, 1)[..., None].astype(np.float32), counts > 0)
+    coarse = _pull_push(sums / np.maximum(counts, 1)[..., None].astype(np.float32), counts > 0)
     return np.where(known[..., None], view, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])

@@ -125,15 +125,15 @@ def _normalised_tiles(normaliser: Normaliser, tiles: list[PlacedTile]) -> TileSt
         yield corner, normaliser(tile[None])[0]
 
 
-def batches(pieces: TileStream, most: int) -> Iterator[dict[str, Any] | Batch]:
-    """Group tiles in batches of at most `most`; facts pass through."""
+def batches(pieces: TileStream, batch_tiles: int) -> Iterator[dict[str, Any] | Batch]:
+    """Group tiles in batches of at most `batch_tiles`; facts pass through."""
     tiles: list[PlacedTile] = []
     for piece in pieces:
         if isinstance(piece, dict):
             yield piece
             continue
         tiles.append(piece)
-        if len(tiles) == most:
+        if len(tiles) == batch_tiles:
             yield _batch(tiles)
             tiles = []
     if tiles:

@@ -61,10 +61,10 @@ def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
     Raises:
         NoTissue: Nothing differs from the background, even by the lowest threshold.
     """
-    for least in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
+    for min_share in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
         for rule in RULES:
             mask = rule.mask(overview, background)
-            if mask.mean() >= least:
+            if mask.mean() >= min_share:
                 return TissueMap(mask, background, rule)
     raise no_tissue(background)
 
@@ -72,8 +72,8 @@ def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
 def distance(pixels: Pixels, background: Colour) -> npt.NDArray[np.uint8]:
     """Return the largest channel difference from the background: uint8[h, w, 3] -> uint8[h, w]."""
     colour = np.array(background, np.uint8)
-    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # stays in uint8, without a sign
-    return np.asarray(np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2]))
+    difference = np.maximum(pixels, colour) - np.minimum(pixels, colour)  # stays in uint8, without a sign
+    return np.asarray(np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2]))
 
 
 def no_tissue(background: Colour) -> NoTissue:
