@@ -109,10 +109,8 @@ def test_an_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
         ["kaggle", "--help"],
     ):
         subprocess.run([programs / "clotkit", *words], check=True, cwd=work, capture_output=True, timeout=600)
-    for verb in (
-        ["app"],
-        ["run", "s3://bucket/split", "--weights", "w", "--out", "r"],
-    ):  # extras that are not installed
-        ended = subprocess.run([programs / "clotkit", *verb], cwd=work, capture_output=True, text=True, check=False)
+    weights = ["--weights", str(ROOT / "weights")]
+    for words in (["app", *weights], ["run", "s3://bucket/split", *weights, "--out", "r2"]):  # extras that are missing
+        ended = subprocess.run([programs / "clotkit", *words], cwd=work, capture_output=True, text=True, check=False)
         assert ended.returncode == 2
         assert "pip install" in ended.stderr

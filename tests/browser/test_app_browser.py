@@ -16,6 +16,7 @@ import pytest
 from clotkit.app.samples import samples_for
 from clotkit.competitions import Competition
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
+from clotkit.synthetic.phantom import write_split
 
 from ..conftest import ROOT
 from ..test_app import HOSTILE, ROWS, bomb, png, table
@@ -37,10 +38,11 @@ READY = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
 @pytest.fixture(scope="module")
-def root(strip_ai: Competition, make_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder with a split of three synthetic slides, one of them damaged, and a run over it."""
     folder = tmp_path_factory.mktemp("root")
-    split: Path = make_split(folder / "split", strip_ai, slides=3)
+    split = folder / "split"
+    write_split(split, "test", 3, 5, strip_ai, size="3072x4096", log=lambda _: None)
     paths = sorted((split / "test").glob("*.tif"))
     paths[1].write_bytes(paths[1].read_bytes()[:2000])
     (folder / "run").mkdir()
