@@ -235,8 +235,8 @@ def _slides(run: Run, pictures: "_Pictures") -> Iterator[dict[str, Any]]:
         p = _calibrated(line, calibrations)
         several = len(p) > 1
         yield {
-            "image_id": line.image_id,
-            "patient_id": line.patient_id,
+            "id": line.image_id,
+            "patient": line.patient_id,
             "state": line.state,
             "kind": {"done": "good", "partial": "partly"}.get(line.state, "bad"),
             "figure": pictures.of(line),
