@@ -44,8 +44,7 @@ def pool_logits(rows: np.ndarray) -> np.ndarray:
     A tile's logits are linear in its features, so these are the logits of the attention-weighted mean feature (Ilse et
     al. 2018, "Attention-based deep multiple instance learning"). Raises ConfigError as attention_weights does.
     """
-    checked = _checked(rows)
-    logits: np.ndarray = _softmax(checked[:, -1]) @ checked[:, :-1]  # [n] @ [n, C] -> [C]
+    logits: np.ndarray = attention_weights(rows) @ np.asarray(rows, np.float64)[:, :-1]  # [n] @ [n, C] -> [C]
     return logits
 
 
