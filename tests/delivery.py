@@ -1,15 +1,18 @@
-"""What the tests of the delivery share: an empty home, a clock that nobody waits for, a client of the server."""
+"""Fixtures and checks that the tests of the delivery share: an empty home, a fake clock, a client."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.errors import RemoteError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.client import Kaggle
 from clotkit.kaggle.credentials import Credentials
+from clotkit.reasons import RemoteKind
 
 from .kaggle_server import KaggleServer, only_loopback
 
@@ -17,7 +20,7 @@ TOKEN = "KGAT_0123456789abcdef"
 
 
 class Clock:
-    """A clock that only waiting moves on."""
+    """A clock that only waiting advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -33,7 +36,7 @@ class Clock:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty home; of the environment nothing that has to do with Kaggle or a proxy; no way out of this machine."""
+    """An empty home, no variable about Kaggle or a proxy, and no connection out of this machine."""
     for name in list(os.environ):
         if name.startswith(("KAGGLE_", "CLOTKIT_KAGGLE", "XDG_CONFIG")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -41,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder / "config"))
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # should an endpoint get lost: still not production
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # so that a lost endpoint is not production
     with only_loopback() as tried:
         yield folder
     assert tried == []
@@ -70,21 +73,31 @@ def client(server: KaggleServer, clock: Clock, lines: list[str]) -> Kaggle:
 
 
 def quiet(server: KaggleServer) -> KaggleServer:
-    """Let nothing take longer than one look: for the command line, which really waits."""
+    """Make nothing take longer than one poll: for the command line, which really waits."""
     server.dataset_polls = server.version_lag_polls = server.kernel_polls = server.submission_polls = 0
     return server
 
 
 def one_line(caught: pytest.ExceptionInfo[Exception]) -> str:
-    """What an error says: one line without a secret in it."""
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert not [secret for secret in ("Signature", "upload_id", TOKEN) if secret in said]
-    return said
+    """Return the message of an error, which must be one line without a secret in it."""
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert not [secret for secret in ("Signature", "upload_id", TOKEN) if secret in message]
+    return message
+
+
+@contextmanager
+def remote_error(kind: RemoteKind, *names: str) -> Iterator[None]:
+    """Expect a RemoteError of this kind; its message is one line with these names and numbers in it."""
+    with pytest.raises(RemoteError) as caught:
+        yield
+    message = one_line(caught)
+    assert caught.value.kind is kind, message
+    assert [name for name in names if name not in message] == [], message
 
 
 def rehearsed(kernel_dir: Path, out: Path, datasets: dict[str, dict[str, Path]] | None = None) -> str:
-    """Leave in `out` what a rehearsal of this kernel that went well leaves, and return its script."""
+    """Write the files of a successful rehearsal of this kernel to `out`, and return its script."""
     out.mkdir(parents=True, exist_ok=True)
     write_bundle(kernel_dir, "strip_ai", out / "script.py")
     script = (out / "script.py").read_text(encoding="utf-8")

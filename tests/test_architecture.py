@@ -82,8 +82,8 @@ HOMES: dict[str, set[str]] = {
     "multiprocessing": {"clotkit.workers"},
     "signal": {"clotkit.workers", "clotkit.training.rendezvous", "clotkit.supervise"},
     "resource": {"clotkit.workers"},
-    "subprocess": {"clotkit.rehearsal.scoring", "clotkit.rehearsal.environment", "clotkit.supervise"},
-    "psutil": {"clotkit.rehearsal.scoring"},
+    "subprocess": {"clotkit.rehearsal.sandbox", "clotkit.rehearsal.environment", "clotkit.supervise"},
+    "psutil": {"clotkit.rehearsal.sandbox"},
     "kagglesdk": {
         "clotkit.kaggle.client",
         "clotkit.kaggle.credentials",

@@ -1,18 +1,21 @@
-"""The bundle: the same bytes from the same files, everything in it, within Kaggle's limit."""
+"""Test the bundle: the same bytes from the same files, all modules in it, within Kaggle's limit."""
 
 import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clotkit import __version__
-from clotkit.bundle import build
+from clotkit.bundle import build, checkout
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError
+from clotkit.reasons import RehearsalKind
 
 from .conftest import ROOT
 from .test_architecture import MODULES, imports_of
@@ -30,6 +33,25 @@ def test_the_same_files_give_the_same_bytes(kernel: Path, tmp_path: Path) -> Non
     assert len(one.read_bytes()) < build.LIMIT_BYTES
 
 
+def test_the_scoring_bundle_leaves_room_below_the_limit() -> None:
+    assert len(build.build_bundle(KERNEL, "strip_ai").encode()) < 700_000
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_bundle_unpacks_itself(kernel: Path, tmp_path: Path) -> None:
+    script = build.build_bundle(kernel, "strip_ai")
+    assert build.UNPACK_LINE not in script
+    space: dict[str, Any] = {"__name__": "bundle"}
+    exec(compile(script, "script.py", "exec"), space)
+    before = list(sys.path)
+    assert space["unpack"](space["FILES"], tmp_path / "code") == tmp_path / "code"
+    added, sys.path[:] = sys.path[:1], before
+    assert added == [str(tmp_path / "code")]
+    carried = {name: (tmp_path / "code" / name).read_text(encoding="utf-8") for name in space["FILES"]}
+    assert carried == space["FILES"]
+    assert "clotkit/bundle/build.py" not in carried
+
+
 def test_the_header_has_the_hash_of_what_follows() -> None:
     script = build.build_bundle(KERNEL, "strip_ai")
     body = script.split("\n", 2)[2]
@@ -38,7 +60,7 @@ def test_the_header_has_the_hash_of_what_follows() -> None:
 
 
 def carried_by(kernel: Path) -> tuple[dict[str, str], dict[str, object]]:
-    """FILES and SETTINGS of a kernel's bundle."""
+    """Return FILES and SETTINGS of a kernel's bundle."""
     space: dict[str, object] = {"__name__": "bundle"}
     exec(compile(build.build_bundle(kernel, "strip_ai"), "script.py", "exec"), space)
     files, settings = space["FILES"], space["SETTINGS"]
@@ -73,26 +95,26 @@ def test_recipes_travel_with_the_kernels_that_need_them(recipe: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "name"),
     [
-        ('job = "fly"\n', "job is 'fly'; allowed: score, tile, train"),
-        ('job = "tile"\nrecipes = ["demo"]\n', "needs recipes, rehearse and deadline_s"),
-        ('job = "tile"\nspeed = 1\n', "unknown key speed"),
-        ("job = \n", "not a TOML file"),
-        ('job = "tile"\nrecipes = ["none"]\nrehearse = ["demo"]\ndeadline_s = 1\n', "none.toml: No such file"),
+        ('job = "fly"\n', "'fly'"),
+        ('job = "tile"\nrecipes = ["demo"]\n', "rehearse"),
+        ('job = "tile"\nspeed = 1\n', "speed"),
+        ("job = \n", "settings.toml"),
+        ('job = "tile"\nrecipes = ["none"]\nrehearse = ["demo"]\ndeadline_s = 1\n', "none.toml"),
     ],
 )
-def test_wrong_settings_are_one_line(text: str, words: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_line(text: str, name: str, tmp_path: Path) -> None:
     kernel = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "tile"))
     (kernel / "settings.toml").write_text(text)
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(ConfigError, match=name) as caught:
         build.build_bundle(kernel, "strip_ai")
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("job", build.VERBS_OF)
 def test_what_its_modules_import_is_in_it(job: str) -> None:
-    """The kit's own imports, lazy ones too; verbs that a kernel does not run stay behind."""
+    """Check the kit's own imports, lazy ones too; verbs that a kernel does not run are not carried."""
     files = build.module_files(job, "from clotkit.supervise import say\n")
     modules = [name for name in files if name.endswith(".py")]
     carried = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in modules}
@@ -118,19 +140,35 @@ def test_one_byte_changes_the_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("main_py", "words"),
+    ("main_py", "kind"),
     [
-        (None, "No such file"),
-        ("print('no place for the modules')\n", "0 times"),
-        (build.FILES_LINE + build.SETTINGS_LINE + "def (:\n", "no Python: line"),
-        (build.FILES_LINE + build.SETTINGS_LINE + "# " + "x" * build.LIMIT_BYTES + "\n", "Kaggle takes 1,000,000"),
+        (None, RehearsalKind.SOURCE),
+        ("print('no place for the modules')\n", RehearsalKind.SOURCE),
+        (build.FILES_LINE + build.SETTINGS_LINE + "def (:\n", RehearsalKind.SOURCE),
+        (build.FILES_LINE + build.SETTINGS_LINE + "# " + "x" * build.LIMIT_BYTES + "\n", RehearsalKind.TOO_LARGE),
     ],
+    ids=["no main.py", "no marker lines", "not Python", "too large"],
 )
-def test_what_kaggle_would_refuse_is_refused(main_py: str | None, words: str, tmp_path: Path) -> None:
+def test_what_kaggle_would_refuse_is_refused(main_py: str | None, kind: RehearsalKind, tmp_path: Path) -> None:
     if main_py is not None:
         (tmp_path / "main.py").write_text(main_py)
-    with pytest.raises(RehearsalError, match=words):
+    with pytest.raises(RehearsalError, match=r"main\.py|1,000,000") as caught:
         build.build_bundle(tmp_path, "strip_ai")
+    assert caught.value.kind is kind
+
+
+def test_outside_a_checkout_one_line_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bundle", "--out", "script.py"]) == 0  # from the checkout that the package is imported from
+    monkeypatch.setattr(checkout, "SOURCE", tmp_path)  # as an installed package
+    capsys.readouterr()
+    for words in (["bundle"], ["rehearse"], ["kaggle", "kernel-push"], ["kaggle", "datasets-push"]):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "git clone" in line
+        assert "kernels" in line or "datasets_meta" in line
 
 
 def test_kernel_metadata_is_what_the_kernel_needs(strip_ai: Competition) -> None:

@@ -1,4 +1,4 @@
-"""A kernel on its way to Kaggle: what is refused here, what Kaggle may not do to it, and that it is pushed once."""
+"""Test pushes of kernels: refusals here, what Kaggle must not do to a push, and that it happens once."""
 
 import json
 import shutil
@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from clotkit.bundle.build import LIMIT_BYTES
-from clotkit.errors import ClotkitError, RemoteError, RemoteFull, RemoteMissing, UsageError
+from clotkit.errors import ClotkitError, RemoteFull, RemoteMissing, UsageError
 from clotkit.kaggle import client as module
 from clotkit.kaggle import kernels
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import Stage, push_dataset
 from clotkit.kaggle.kernels import Kernel, metadata_problems, normalised, push_kernel, read_kernel, read_record
+from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT
-from .delivery import TOKEN, Clock, one_line, rehearsed
+from .delivery import TOKEN, Clock, one_line, rehearsed, remote_error
 from .kaggle_server import Fault, KaggleServer
 
 INFER, IMAGENET = ROOT / "kernels" / "infer", ROOT / "kernels" / "imagenet"
@@ -88,7 +89,7 @@ def test_the_same_kernel_is_not_pushed_again(
     assert push(client, kernel, record) == first
     assert "unchanged, version 1" in lines[-1]
     record.unlink()
-    assert push(client, kernel, record) == replace(first)  # by what Kaggle says alone
+    assert push(client, kernel, record) == replace(first)  # by Kaggle's record alone
     assert read_record(record) == first
     assert server.count("SaveKernel") == 1
     assert push(client, kernel, record, again=True).version == 2
@@ -130,25 +131,22 @@ def test_a_dry_run_changes_nothing(server: KaggleServer, kernel: Kernel, record:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "file"),
     [
-        (shutil.rmtree, "has passed no rehearsal"),
-        (lambda out: (out / "rehearsal.json").write_text("{"), "has passed no rehearsal"),
-        (
-            lambda out: (out / "rehearsal.json").write_text('{"bundle_sha256": "0123"}'),
-            "the rehearsal was of the bundle",
-        ),
-        (lambda out: (out / "script.py").write_text("another"), "not the script that would be pushed"),
-        (lambda out: (out / "script.py").unlink(), "not the script that would be pushed"),
+        (shutil.rmtree, "rehearsal.json"),
+        (lambda out: (out / "rehearsal.json").write_text("{"), "rehearsal.json"),
+        (lambda out: (out / "rehearsal.json").write_text('{"bundle_sha256": "0123"}'), "0123"),
+        (lambda out: (out / "script.py").write_text("another"), "script.py"),
+        (lambda out: (out / "script.py").unlink(), "script.py"),
     ],
 )
-def test_what_was_not_rehearsed_is_refused(script: tuple[str, Path], tmp_path: Path, change: Any, says: str) -> None:
+def test_what_was_not_rehearsed_is_refused(script: tuple[str, Path], tmp_path: Path, change: Any, file: str) -> None:
     out = Path(shutil.copytree(script[1], tmp_path / "rehearsal"))
     read_kernel(INFER, "strip_ai", out)
     change(out)
     with pytest.raises(UsageError) as caught:
         read_kernel(INFER, "strip_ai", out)
-    assert says in one_line(caught)
+    assert file in one_line(caught)
     assert "make dry-run" in str(caught.value)
 
 
@@ -156,53 +154,53 @@ def test_a_rehearsal_without_a_slide_done_does_not_count(script: tuple[str, Path
     out = Path(shutil.copytree(script[1], tmp_path / "rehearsal"))
     facts = json.loads((out / "rehearsal.json").read_text())
     (out / "rehearsal.json").write_text(json.dumps(facts | {"slides": {"done": 0, "fallback": 4}}))
-    with pytest.raises(UsageError, match="0 slides were done"):
+    with pytest.raises(UsageError, match=r"rehearsal\.json: 0 slides"):
         read_kernel(INFER, "strip_ai", out)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "name"),
     [
-        ({"id_no": 3}, "id_no is set"),
-        ({"machineshape": "x"}, "unknown key machineshape"),
-        ({"id": "clotkit-strip-ai-infer"}, "OWNER/slug is needed"),
-        ({"id": "OWNER/Bad_Slug!!"}, "OWNER/slug is needed"),
-        ({"id": "OWNER/clotkit-strip-ai-infer/3"}, "OWNER/slug is needed"),
-        ({"title": "abcd"}, "title has 4 characters, 5 to 50"),
-        ({"title": "x" * 51}, "title has 51 characters"),
+        ({"id_no": 3}, "id_no"),
+        ({"machineshape": "x"}, "machineshape"),
+        ({"id": "clotkit-strip-ai-infer"}, "id is"),
+        ({"id": "OWNER/Bad_Slug!!"}, "id is"),
+        ({"id": "OWNER/clotkit-strip-ai-infer/3"}, "id is"),
+        ({"title": "abcd"}, "title has 4 "),
+        ({"title": "x" * 51}, "title has 51 "),
         ({"title": None}, "title has None"),
-        ({"title": "another title"}, "gives the slug another-title"),
-        ({"code_file": "../main.py"}, "the name of one file"),
-        ({"code_file": None}, "the name of one file"),
-        ({"language": "r"}, "python is needed"),
-        ({"kernel_type": "notebook"}, "script is needed"),
-        ({"enable_internet": None}, "enable_internet is None"),
-        ({"enable_internet": True}, "must have false"),
-        ({"enable_internet": "false"}, "must be there and true or false"),
-        ({"is_private": 1}, "is_private is 1"),
-        ({"enable_gpu": True}, "without machine_shape"),
-        ({**GPU, "machine_shape": "NvidiaTeslaP100"}, "no longer has"),
-        ({**GPU, "machine_shape": "T4"}, "machine_shape is 'T4'"),
-        ({"docker_image": "gcr.io/kaggle-images/python"}, "with its digest"),
-        ({**GPU, "docker_image": f"gcr.io/kaggle-images/python@sha256:{'0' * 64}"}, "overrides the accelerator"),
-        ({"docker_image_pinning_type": "newest"}, "original or latest"),
-        ({"dataset_sources": ["clotkit-weights"]}, "owner/slug or owner/slug/version"),
-        ({"dataset_sources": ["a/b", "a/b"]}, "a source twice"),
-        ({"dataset_sources": "a/b"}, "a list is needed"),
+        ({"title": "another title"}, "another-title"),
+        ({"code_file": "../main.py"}, "code_file"),
+        ({"code_file": None}, "code_file"),
+        ({"language": "r"}, "language"),
+        ({"kernel_type": "notebook"}, "kernel_type"),
+        ({"enable_internet": None}, "enable_internet"),
+        ({"enable_internet": True}, "enable_internet"),
+        ({"enable_internet": "false"}, "'false'"),
+        ({"is_private": 1}, "is_private"),
+        ({"enable_gpu": True}, "machine_shape"),
+        ({**GPU, "machine_shape": "NvidiaTeslaP100"}, "NvidiaTeslaP100"),
+        ({**GPU, "machine_shape": "T4"}, "'T4'"),
+        ({"docker_image": "gcr.io/kaggle-images/python"}, "docker_image"),
+        ({**GPU, "docker_image": f"gcr.io/kaggle-images/python@sha256:{'0' * 64}"}, "docker_image"),
+        ({"docker_image_pinning_type": "newest"}, "docker_image_pinning_type"),
+        ({"dataset_sources": ["clotkit-weights"]}, "'clotkit-weights'"),
+        ({"dataset_sources": ["a/b", "a/b"]}, "dataset_sources"),
+        ({"dataset_sources": "a/b"}, "'a/b'"),
         ({"dataset_sources": [3]}, "dataset_sources has 3"),
-        ({"competition_sources": ["a/b"]}, "a slug is needed"),
-        ({"kernel_sources": ["a"]}, "owner/slug"),
-        ({"model_sources": ["a/b/keras/base"]}, "owner/model/framework/variation/version"),
+        ({"competition_sources": ["a/b"]}, "competition_sources"),
+        ({"kernel_sources": ["a"]}, "kernel_sources"),
+        ({"model_sources": ["a/b/keras/base"]}, "model_sources"),
     ],
 )
 def test_metadata_with_a_trap_is_refused(
-    script: tuple[str, Path], tmp_path: Path, change: dict[str, Any], says: str
+    script: tuple[str, Path], tmp_path: Path, change: dict[str, Any], name: str
 ) -> None:
     folder = Path(shutil.copytree(INFER, tmp_path / "infer"))
     (folder / kernels.METADATA).write_text(json.dumps(SOUND | change))
     with pytest.raises(UsageError) as caught:
         read_kernel(folder, "strip_ai", script[1])
-    assert says in one_line(caught)
+    assert name in one_line(caught)
 
 
 @pytest.mark.parametrize("name", ["infer", "imagenet", "tile", "train"])
@@ -242,32 +240,32 @@ def test_a_folder_that_is_no_kernel_is_one_line(tmp_path: Path) -> None:
     for text in (None, "[", "3"):
         if text is not None:
             (tmp_path / kernels.METADATA).write_text(text)
-        with pytest.raises(UsageError, match=r"No such file|no JSON object"):
+        with pytest.raises(UsageError, match=kernels.METADATA):
             read_kernel(tmp_path, "strip_ai", tmp_path)
     raw = json.loads((IMAGENET / kernels.METADATA).read_text())
     (tmp_path / kernels.METADATA).write_text(json.dumps(raw))
     with pytest.raises(UsageError, match=r"code_file main.py: No such file"):
         read_kernel(tmp_path, "strip_ai", tmp_path)
     (tmp_path / "main.py").write_text("def")
-    with pytest.raises(UsageError, match="no Python"):
+    with pytest.raises(UsageError, match=r"main\.py"):
         read_kernel(tmp_path, "strip_ai", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "name"),
     [
-        ("#" * (LIMIT_BYTES + 1), "1,000,001 bytes, 1 to 1,000,000"),
+        ("#" * (LIMIT_BYTES + 1), "1,000,001 "),
         ("", "0 bytes"),
-        ("token = 'KGAT_abcdef0123456789'", "there is a secret in it"),
-        (f"key = '{TOKEN}'", "there is a secret in it"),
+        ("token = 'KGAT_abcdef0123456789'", "secret"),
+        (f"key = '{TOKEN}'", "secret"),
     ],
 )
 def test_a_source_that_must_not_go_out(
-    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, source: str, says: str
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, source: str, name: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         push(client, replace(kernel, source=source), record)
-    assert says in one_line(caught)
+    assert name in one_line(caught)
     assert server.calls == []
 
 
@@ -277,7 +275,7 @@ def test_the_longest_source_goes_out(server: KaggleServer, client: Kaggle, kerne
 
 def test_somebody_elses_kernel_is_refused(client: Kaggle, kernel: Kernel, record: Path) -> None:
     metadata = {**kernel.metadata, "id": "bob/clotkit-strip-ai-infer"}
-    with pytest.raises(UsageError, match="the credentials are alice's"):
+    with pytest.raises(UsageError, match="alice"):
         push(client, replace(kernel, metadata=metadata), record)
 
 
@@ -285,19 +283,19 @@ def test_somebody_elses_kernel_is_refused(client: Kaggle, kernel: Kernel, record
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "name"),
     [
-        ({"dataset_sources": ["OWNER/not-there-yet"]}, "Kaggle has none; make datasets-push"),
-        ({"competition_sources": ["no-such-comp"]}, "no such thing"),
-        ({"kernel_sources": ["alice/no-such-kernel"]}, "no such kernel"),
+        ({"dataset_sources": ["OWNER/not-there-yet"]}, "alice/not-there-yet"),
+        ({"competition_sources": ["no-such-comp"]}, "no-such-comp"),
+        ({"kernel_sources": ["alice/no-such-kernel"]}, "alice/no-such-kernel"),
     ],
 )
 def test_a_source_that_is_not_there_is_refused(
-    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, change: dict[str, Any], says: str
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, change: dict[str, Any], name: str
 ) -> None:
     with pytest.raises(RemoteMissing) as caught:
         push(client, replace(kernel, metadata={**kernel.metadata, **change}), record)
-    assert says in one_line(caught)
+    assert name in one_line(caught)
     assert server.count("SaveKernel") == 0
 
 
@@ -306,7 +304,7 @@ def test_a_dataset_that_is_not_ready_is_refused(
 ) -> None:
     server.datasets["alice/clotkit-weights"].versions[-1].status = "BLOBS_RECEIVED"
     server.stuck_datasets.add("alice/clotkit-weights")
-    with pytest.raises(RemoteError, match="READY is needed: make datasets-push waits"):
+    with remote_error(RemoteKind.NOT_READY, "READY"):
         push(client, kernel, record)
     assert server.count("SaveKernel") == 0
 
@@ -316,7 +314,7 @@ def test_rules_that_were_not_accepted_are_said_so(
 ) -> None:
     server.competition.entered = False
     server.leave_out_defaults = True
-    with pytest.raises(RemoteError, match="accept the rules"):
+    with remote_error(RemoteKind.RULES):
         push(client, kernel, record)
 
 
@@ -330,9 +328,8 @@ def test_other_weights_than_were_rehearsed_are_refused(
     assert push(client, with_datasets({"a.txt": tmp_path / "a.txt"}), record).version == 1
     (tmp_path / "a.txt").write_text("others")
     for files in ({"a.txt": tmp_path / "a.txt"}, {"b.txt": tmp_path / "a.txt"}, {}):
-        with pytest.raises(RemoteError, match="not those of the rehearsal") as caught:
+        with remote_error(RemoteKind.MISMATCH, "alice/clotkit-weights"):
             push(client, with_datasets(files), record)
-        one_line(caught)
     assert server.count("SaveKernel") == 1
 
 
@@ -343,7 +340,7 @@ def test_a_gpu_asks_for_the_quota_first(
     push(client, gpu, record)
     assert "GPU quota: 29.0 of 30 hours left this week" in lines
     server.gpu_used_s = server.gpu_allowed_s
-    with pytest.raises(RemoteError, match=r"GPU quota: 30.0 of 30 hours are used"):
+    with remote_error(RemoteKind.NO_QUOTA, "30.0 of 30"):
         push(client, replace(gpu, source="2"), record)
     assert server.count("SaveKernel") == 1
 
@@ -395,14 +392,12 @@ def test_a_lost_answer_does_not_hide_what_was_left_out(
     server.faults.add(Fault("SaveKernel", "reset", after_effect=True))
     asked = client.wait
 
-    def wait(seconds: float) -> None:  # while it is waited for, Kaggle takes a dataset off the kernel
+    def wait(seconds: float) -> None:  # Kaggle removes a dataset from the kernel during the wait
         asked(seconds)
         server.kernels[REF].versions[-1].body["datasetDataSources"] = ["alice/clotkit-weights"]
 
     client.wait = wait
-    with pytest.raises(
-        RemoteError, match=r"version 1 was made and runs without invalidDatasetSources: alice/clotkit-wh"
-    ):
+    with remote_error(RemoteKind.MISMATCH, "version 1 ", "invalidDatasetSources", "alice/clotkit-wheels"):
         push(client, kernel, record)
 
 
@@ -420,9 +415,9 @@ def test_a_refusal_is_one_line_and_final(
     server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, status: int
 ) -> None:
     server.faults.add(Fault("SaveKernel", "status", None, status=status, message="no, not this"))
-    with pytest.raises(RemoteError, match="no, not this") as caught:
+    kinds = {401: RemoteKind.CREDENTIALS, 403: RemoteKind.FORBIDDEN}
+    with remote_error(kinds.get(status, RemoteKind.REFUSED), "no, not this"):
         push(client, kernel, record)
-    one_line(caught)
     assert (server.count("SaveKernel"), record.exists()) == (1, False)
 
 
@@ -441,10 +436,10 @@ def test_gpu_sessions_that_stay_full_are_an_error_of_their_own(
     server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
 ) -> None:
     server.gpu_sessions = 0
-    with pytest.raises(RemoteFull, match="So for 60 minutes: end one") as caught:
+    with pytest.raises(RemoteFull, match="60 minutes") as caught:
         push(client, replace(kernel, metadata={**kernel.metadata, **GPU}), record)
     one_line(caught)
-    assert server.count("SaveKernel") == kernels.FULL_TRIES
+    assert server.count("SaveKernel") == kernels.SESSION_TRIES
 
 
 def test_a_version_that_jumps_is_said_and_followed(
@@ -457,24 +452,23 @@ def test_a_version_that_jumps_is_said_and_followed(
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("change", "kind", "name"),
     [
-        ({"error": "Something is wrong"}, "did not take the push: Something is wrong"),
-        ({"invalidDatasetSources": ["a/b"]}, "version 2 was made and runs without invalidDatasetSources: a/b"),
-        ({"invalidModelSources": ["a/b"]}, "without invalidModelSources: a/b"),
-        ({"invalidTags": ["x"]}, "without invalidTags: x"),
-        ({"ref": "/code/alice/elsewhere"}, "filed it as alice/elsewhere"),
-        ({"ref": ""}, "filed it as nothing"),
-        ({"versionNumber": 1}, "names version 1, 1 was there before"),
-        ({"versionNumber": None}, "names version 0"),
+        ({"error": "Something is wrong"}, RemoteKind.REFUSED, "Something is wrong"),
+        ({"invalidDatasetSources": ["a/b"]}, RemoteKind.MISMATCH, "invalidDatasetSources: a/b"),
+        ({"invalidModelSources": ["a/b"]}, RemoteKind.MISMATCH, "invalidModelSources: a/b"),
+        ({"invalidTags": ["x"]}, RemoteKind.MISMATCH, "invalidTags: x"),
+        ({"ref": "/code/alice/elsewhere"}, RemoteKind.MISMATCH, "alice/elsewhere"),
+        ({"ref": ""}, RemoteKind.MISMATCH, REF),
+        ({"versionNumber": 1}, RemoteKind.MISMATCH, "version 1"),
+        ({"versionNumber": None}, RemoteKind.MISMATCH, "version 0"),
     ],
 )
-def test_an_answer_that_is_not_what_was_meant_is_an_error(said: dict[str, Any], says: str) -> None:
+def test_an_answer_that_is_not_what_was_meant_is_an_error(change: dict[str, Any], kind: RemoteKind, name: str) -> None:
     sound = {"ref": f"/code/{REF}", "versionNumber": 2, "error": "", "invalidTags": []}
-    assert kernels._check_answer(sound, {"id": REF}, 1) == 2
-    with pytest.raises(RemoteError) as caught:
-        kernels._check_answer(sound | said, {"id": REF}, 1)
-    assert says in one_line(caught)
+    assert kernels.check_answer(sound, {"id": REF}, 1) == 2
+    with remote_error(kind, name):
+        kernels.check_answer(sound | change, {"id": REF}, 1)
 
 
 def test_a_source_that_arrived_otherwise_is_an_error(
@@ -485,13 +479,13 @@ def test_a_source_that_arrived_otherwise_is_an_error(
     changed = replace(kernel, source=kernel.source)
 
     class Changing(Kaggle):
-        def save_kernel(self, look: Any, fields: Any) -> Any:
-            said = super().save_kernel(look, fields)
+        def save_kernel(self, lookup: Any, fields: Any) -> Any:
+            answer = super().save_kernel(lookup, fields)
             server.kernels[REF].versions[-1].source += "# changed on the way\n"
-            return said
+            return answer
 
     changing = Changing(Credentials(TOKEN), server.endpoint, client.wait, log=log)
-    with pytest.raises(RemoteError, match="another source than was sent"):
+    with remote_error(RemoteKind.MISMATCH, "version 1"):
         push(changing, changed, record)
 
 
@@ -509,10 +503,9 @@ def test_what_never_gets_through_is_one_line(
     server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
 ) -> None:
     server.faults.add(Fault("SaveKernel", "status", None, status=500))
-    with pytest.raises(RemoteError, match=f"sent {module.SENDS} times") as caught:
+    with remote_error(RemoteKind.UNCLEAR, f"sent {module.CHANGE_TRIES} times"):
         push(client, kernel, record)
-    one_line(caught)
-    assert (server.count("SaveKernel"), record.exists()) == (module.SENDS, False)
+    assert (server.count("SaveKernel"), record.exists()) == (module.CHANGE_TRIES, False)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"ref": 3}', '{"ref":"a/b","version":"x"}'])

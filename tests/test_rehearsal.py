@@ -1,11 +1,12 @@
-"""The built bundle, run as Kaggle runs it; and what the rehearsal must not let pass."""
+"""Test rehearsals: the built bundle run as Kaggle runs it, and the faults that must not pass."""
 
 import csv
 import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,22 @@ from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
 from clotkit.files import sha256
 from clotkit.kaggle.kernels import read_kernel
+from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal import environment
-from clotkit.rehearsal.scoring import MOUNTS, NAMESPACE, namespaces_work, rehearse
+from clotkit.rehearsal.sandbox import MOUNTS, NAMESPACE, namespaces_work
+from clotkit.rehearsal.scoring import rehearse
+from clotkit.supervise import State, Wheels, read_status
 
 from .conftest import ROOT
 
 WHEELS = ROOT / "build" / "wheels"
 KERNEL = ROOT / "kernels" / "infer"
 FOREVER_S = 3600
-PYVIPS = "print('pyvips 0 of /wheels/')\n"  # what the real kernel says when it has them
+# The status of a kernel that is done and used the wheels.
+STATUS = (
+    "import json\nSTATUS = {'job': 'score', 'state': 'done', 'wheels': 'used'}\n"
+    "(ROOT / 'working' / 'status.json').write_text(json.dumps(STATUS))\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +52,16 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
     assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", tmp_path / "out", lines.append)
     facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
+    assert (facts["state"], facts["codes"]) == ("done", [])
     assert sorted(facts["layouts"]) == ["new", "old"]
     assert sorted(facts["datasets"]) == ["clotkit-weights", "clotkit-wheels"]
     assert facts["datasets"]["clotkit-weights"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
-    kernel = read_kernel(KERNEL, "strip_ai", tmp_path / "out")  # what is rehearsed may be pushed, and is what is pushed
+    kernel = read_kernel(KERNEL, "strip_ai", tmp_path / "out")  # the rehearsed script may be pushed
     assert kernel.source == (tmp_path / "out" / "script.py").read_text()
     assert any("network: off" in line for line in lines)
-    assert any("simplejpeg" in line and line.endswith("/wheels") for line in lines)  # from the wheels dataset
+    status = read_status(tmp_path / "out" / "new" / "kaggle" / "working")
+    assert status is not None
+    assert (status.state, status.wheels, status.slides["done"]) == (State.DONE, Wheels.USED, 4)
     assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0
     for rehearsed, ran in zip(
         rows_of(tmp_path / "out" / "submission.csv"), rows_of(tmp_path / "run" / "submission.csv"), strict=True
@@ -82,11 +93,13 @@ def test_another_competition_is_rehearsed_too(
     clean = rehearse(str(split), weights, wheels, KERNEL, str(other_toml), "new", tmp_path / "out", lines.append)
     assert not clean
     assert rows_of(tmp_path / "out" / "answer.csv")[0] == ["person", "blue", "green", "white"]
-    assert "passed with fallbacks" in lines[-1]
+    status = read_status(tmp_path / "out" / "new" / "kaggle" / "working")
+    assert status is not None
+    assert (status.state, status.slides["done"], "damaged" in status.codes) == (State.PARTIAL, 2, True)
 
 
 def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path) -> bool:
-    """Rehearse a kernel that does `body` instead of the real one's work."""
+    """Rehearse a kernel that runs `body` in place of the real work."""
     kernel = out / "kernel"
     kernel.mkdir(parents=True)
     shutil.copyfile(KERNEL / "kernel-metadata.json", kernel / "kernel-metadata.json")
@@ -98,24 +111,36 @@ def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path)
     return rehearse(str(split), member, wheels, kernel, "strip_ai", "new", out / "out", lambda _: None)
 
 
+@contextmanager
+def rehearsal_error(kind: RehearsalKind) -> Iterator[None]:
+    """Expect a RehearsalError of this kind."""
+    with pytest.raises(RehearsalError) as caught:
+        yield
+    assert caught.value.kind is kind, caught.value
+
+
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "kind"),
     [
-        ("sys.exit(1)\n", "ended with 1"),
-        ("import clotkit\n", "ended with 1"),
-        ("import pyvips\n", "ended with 1"),
-        ("import pytest\n", "ended with 1"),
-        ("pass\n", "did not load pyvips from the wheels"),
-        (PYVIPS + "(ROOT / 'working' / 'cache.bin').touch()\n", "left behind in the working folder: cache.bin"),
-        ("socket.create_connection(('127.0.0.1', int(PORT)), timeout=5)\n", "ended with 1"),
-        ("socket.getaddrinfo('localhost.invalid', 80)\n", "ended with 1"),
-        ("next(ROOT.glob('input/*/mayo*/test.csv')).write_text('x')\n", "ended with 1"),
+        ("sys.exit(1)\n", RehearsalKind.EXIT_CODE),
+        ("import clotkit\n", RehearsalKind.EXIT_CODE),
+        ("import pyvips\n", RehearsalKind.EXIT_CODE),
+        ("import pytest\n", RehearsalKind.EXIT_CODE),
+        ("pass\n", RehearsalKind.STATUS),
+        (STATUS.replace("'done'", "'started'"), RehearsalKind.STATUS),
+        (STATUS.replace("'used'", "'absent'"), RehearsalKind.WHEELS),
+        (STATUS + "(ROOT / 'working' / 'cache.bin').touch()\n", RehearsalKind.LEFT_BEHIND),
+        ("socket.create_connection(('127.0.0.1', int(PORT)), timeout=5)\n", RehearsalKind.EXIT_CODE),
+        ("socket.getaddrinfo('localhost.invalid', 80)\n", RehearsalKind.EXIT_CODE),
+        ("next(ROOT.glob('input/*/mayo*/test.csv')).write_text('x')\n", RehearsalKind.EXIT_CODE),
     ],
     ids=[
         "exit code",
         "the repository",
         "a hidden package",
         "a developers' package",
+        "no status",
+        "a status that is not final",
         "no wheels",
         "output",
         "a connection",
@@ -124,11 +149,11 @@ def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path)
     ],
 )
 def test_what_kaggle_would_not_allow_fails(
-    body: str, words: str, test_split: Path, member: Path, wheels: Path, tmp_path: Path, listener: int
+    body: str, kind: RehearsalKind, test_split: Path, member: Path, wheels: Path, tmp_path: Path, listener: int
 ) -> None:
     if "write_text" in body and not namespaces_work(tmp_path):
         pytest.skip("no mount namespace here: inputs are compared after the run instead")
-    with pytest.raises(RehearsalError, match=words):
+    with rehearsal_error(kind):
         rehearse_main(body.replace("PORT", str(listener)), test_split, member, wheels, tmp_path)
 
 
@@ -136,15 +161,16 @@ def test_wheels_that_pip_refuses_fail_the_rehearsal(test_split: Path, member: Pa
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "pyvips-3.2.0-py3-none-any.whl").write_bytes(b"no wheel")
     lines: list[str] = []
-    with pytest.raises(RehearsalError, match="did not load pyvips from the wheels"):
+    with rehearsal_error(RehearsalKind.WHEELS):
         rehearse(str(test_split), member, tmp_path / "wheels", KERNEL, "strip_ai", "new", tmp_path / "o", lines.append)
-    assert any("the wheels could not be used: slides are read by OpenSlide" in line for line in lines)
-    assert any("4 done" in line for line in lines)
+    status = read_status(tmp_path / "o" / "new" / "kaggle" / "working")
+    assert status is not None
+    assert (status.wheels, status.slides["done"]) == (Wheels.UNUSABLE, 4)
 
 
 @pytest.fixture
 def listener() -> int:  # type: ignore[misc]
-    """A port of this machine that accepts connections, so that only the sandbox can refuse one."""
+    """Return a port of this machine that accepts connections, so that only the sandbox can refuse one."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -176,7 +202,7 @@ def test_the_socket_guard_refuses_what_a_namespace_would(wheels: Path, tmp_path:
         ended = subprocess.run(
             [python, "-I", "-c", f"import socket; {attempt}"], capture_output=True, text=True, check=False
         )
-        assert "the network is off in a rehearsal" in ended.stderr
+        assert environment.REFUSAL in ended.stderr
     pair = "import socket; a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))"
     assert subprocess.run([python, "-I", "-c", pair], capture_output=True, check=False).returncode == 0
 
@@ -184,28 +210,28 @@ def test_the_socket_guard_refuses_what_a_namespace_would(wheels: Path, tmp_path:
 def test_the_memory_and_wall_limits_hold(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path, other_toml: Path
 ) -> None:
-    for name, change, body, words in (
-        ("memory", ("kernel_memory_mb = 30_000", "kernel_memory_mb = 200"), "x = b'1' * 2**30\n", "memory limit"),
-        ("wall", ("kernel_wall_s = 32_400", "kernel_wall_s = 1"), "", "wall limit"),
+    for kind, change, body in (
+        (RehearsalKind.MEMORY, ("kernel_memory_mb = 30_000", "kernel_memory_mb = 200"), "x = b'1' * 2**30\n"),
+        (RehearsalKind.WALL, ("kernel_wall_s = 32_400", "kernel_wall_s = 1"), ""),
     ):
         text = (ROOT / "src" / "clotkit" / "competitions" / "strip_ai.toml").read_text()
-        toml = tmp_path / f"{name}.toml"
+        toml = tmp_path / f"{kind}.toml"
         toml.write_text(text.replace(*change))
-        kernel = tmp_path / name
+        kernel = tmp_path / kind
         kernel.mkdir()
         shutil.copyfile(KERNEL / "kernel-metadata.json", kernel / "kernel-metadata.json")
         (kernel / "main.py").write_text(
             "import time\nfrom typing import Any\nFILES: dict[str, str] = {}\nSETTINGS: dict[str, Any] = {}\n"
             f"{body}time.sleep({FOREVER_S})\n"
         )
-        with pytest.raises(RehearsalError, match=words):
-            rehearse(str(test_split), member, wheels, kernel, str(toml), "new", tmp_path / f"o{name}", lambda _: None)
+        with rehearsal_error(kind):
+            rehearse(str(test_split), member, wheels, kernel, str(toml), "new", tmp_path / f"o{kind}", lambda _: None)
 
 
 def test_what_is_missing_is_said_with_the_command_to_type(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no member here"):
+    with pytest.raises(ConfigError, match=str(tmp_path / "no")):
         rehearse(str(test_split), tmp_path / "no", wheels, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
     with pytest.raises(UsageError, match="make wheels"):
         rehearse(str(test_split), member, tmp_path, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)

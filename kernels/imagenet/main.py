@@ -1,7 +1,8 @@
-"""The kernel that fetches ImageNet weights, once, with the internet on: its output is the imagenet dataset.
+"""The kernel that fetches ImageNet weights with the internet on; its output is the imagenet dataset.
 
-Keras's own downloader gets each file; its MD5 is checked again before it is copied, under its own name. The kit reads
-them offline from wherever the dataset is mounted. It ends with 1 when a file could not be had, and with those it has.
+Keras's own downloader fetches each file; its MD5 is checked again before it is copied, under its own name. Other
+kernels read the files offline from wherever the dataset is mounted. The kernel ends with 1 if a file could not be
+fetched; the others are there then.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ WANTED = {  # the function in keras.applications: the file that it downloads wit
 
 
 def main() -> int:
-    """Fetch, check and copy every file; 0 when all are there, 1 when some are not."""
+    """Fetch, check and copy every file; return 0, or 1 if some could not be fetched."""
     missing = []
     with tempfile.TemporaryDirectory(prefix="keras-", ignore_cleanup_errors=True) as cache:
         os.environ["KERAS_HOME"] = cache  # read when Keras is imported; it downloads into models/ there
@@ -35,7 +36,7 @@ def main() -> int:
             try:
                 fetch(function)
                 say(f"{function}: {publish(Path(cache) / 'models' / file, md5, WORKING)}")
-            except Exception as error:  # noqa: BLE001 - one file that cannot be had may not cost the others
+            except Exception as error:  # noqa: BLE001 - one file that cannot be fetched must not cost the others
                 missing.append(function)
                 say(f"{function}: {type(error).__name__}: {error}")
     write_manifest(WORKING)
@@ -44,7 +45,7 @@ def main() -> int:
 
 
 def fetch(function: str) -> None:
-    """Let Keras download a network's file into its cache, up to TRIES times; raise its last error."""
+    """Let Keras download a network's file into its cache, up to TRIES times; raise the last error."""
     import keras
 
     for left in reversed(range(TRIES)):
@@ -58,10 +59,10 @@ def fetch(function: str) -> None:
 
 
 def publish(file: Path, md5: str, out: Path) -> str:
-    """Copy `file` into the folder `out` when its MD5 is `md5`; one line about it. Raises ValueError for another."""
-    found = digest(file)
-    if found != md5:
-        raise ValueError(f"{file.name}: md5 is {found}, must be {md5}; nothing is copied: run the kernel again")
+    """Copy `file` into `out` and return a line about it. Raises ValueError if its MD5 is not `md5`."""
+    actual = digest(file)
+    if actual != md5:
+        raise ValueError(f"{file.name}: md5 is {actual}, must be {md5}; it is not copied: run the kernel again")
     target = out / file.name
     partial = target.with_suffix(".partial")
     shutil.copyfile(file, partial)
@@ -77,13 +78,13 @@ def write_manifest(out: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """The MD5 of a file's bytes, in hex."""
+    """Return the MD5 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def say(text: str) -> None:
-    """Print now: a killed kernel's log ends where its buffer did."""
+    """Print at once: the log of a killed kernel ends where its buffer did."""
     print(text, flush=True)
 
 

@@ -1,8 +1,9 @@
 """The scoring kernel: a supervisor that always leaves a valid submission.csv and ends with 0.
 
-The bundle builder fills FILES (the kit's modules, as text) and SETTINGS below, and this is the one script that Kaggle
-runs. Until the kit is unpacked there is only the standard library, and the supervisor itself never needs more:
-a fallback submission first, then the pipeline as a child under the deadline, then the check.
+The bundle builder fills FILES (the kit's modules, as text) and SETTINGS below, and puts the source of `unpack` in place
+of its import; the result is the single script that Kaggle runs. The supervisor needs only the standard library. It
+writes a fallback submission first, runs the pipeline as a child under the deadline, then checks the submission.
+status.json says how the run ended, for programs.
 """
 
 import os
@@ -13,43 +14,48 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clotkit.bundle.unpack import unpack
+
 FILES: dict[str, str] = {}
 SETTINGS: dict[str, Any] = {}
 
 
 def main() -> int:
-    """Leave a valid submission.csv whatever happens to the child; 2 only when there is no competition data at all."""
+    """Leave a valid submission.csv whatever happens to the child; return 2 without data, else 0."""
     started = time.monotonic()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is a file that a stop would leave
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until a stop would leave a submission
     signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as scratch:
-        code = unpack(Path(scratch) / "code")
-        sys.path.insert(0, str(code))
+        code = unpack(FILES, Path(scratch) / "code")
         from clotkit.competitions import load_competition
+        from clotkit.reasons import Reason
         from clotkit.scoring.submission import write_submission
-        from clotkit.supervise import INPUT, WORKING, find_split, say, say_what_is_there
+        from clotkit.supervise import WORKING, Kit, State, Status, find_split, say
 
-        competition = load_competition(SETTINGS["competition"])
+        competition, status = load_competition(SETTINGS["competition"]), Status("score")
         say(f"clotkit kernel on Python {sys.version.split()[0]}, rerun: {rerun()}")
         split = find_split(competition, competition.sample_path)
         if split is None:
-            say(f"no {competition.files.sample} under {INPUT}: attach the competition's data. What is there:")
-            say_what_is_there()
+            status.add(Reason.NO_DATA)
+            status.write(State.FAILED, started)
             return 2
         ids = patient_ids(competition, split)
         submission = WORKING / competition.files.submission
         write_submission(submission, competition, ids, {})
+        status.write(State.STARTED, started)
         say(f"fallback submission for {len(ids)} patients of {split}")
         ended_well = False
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            ended_well = run_child(competition, split, code, Path(scratch) / "wheels", started)
+            ended_well = run_child(competition, split, Kit(code, Path(scratch) / "wheels"), started, status)
         except Stopped:
-            say("told to stop (SIGTERM): the pipeline is stopped, what it had published stands")
-        except Exception as error:  # noqa: BLE001 - the fallback file stands; nothing may take the kernel down
+            status.add(Reason.STOPPED)
+            say("SIGTERM: the pipeline is stopped; its last published submission stays")
+        except Exception as error:  # noqa: BLE001 - the fallback submission is there; nothing may end the kernel early
+            status.add(Reason.FAILED)
             say(f"the pipeline could not be run: {type(error).__name__}: {error}")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        finish(competition, split, ids, ended_well, started)
+        status.write(finish(competition, split, ids, ended_well, started, status), started)
     return 0
 
 
@@ -61,22 +67,13 @@ def _stop(_number: int, _frame: object) -> None:
     raise Stopped
 
 
-def unpack(folder: Path) -> Path:
-    """Write FILES below `folder` and return it."""
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return folder
-
-
 def rerun() -> str:
-    """Which run this is: Kaggle sets a variable in the scoring re-run only."""
+    """Return which run this is: Kaggle sets a variable in the scoring re-run only."""
     return "yes (scoring)" if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else "no (commit or rehearsal)"
 
 
 def patient_ids(competition: Any, split: Path) -> list[str]:
-    """The ids of the sample submission; those of the test table where the sample is damaged."""
+    """Return the ids of the sample submission, or of the test table if the sample is damaged."""
     from clotkit.errors import ClotkitError
     from clotkit.splits import read_sample_ids, read_slides
     from clotkit.supervise import say
@@ -88,45 +85,60 @@ def patient_ids(competition: Any, split: Path) -> list[str]:
         return list(dict.fromkeys(slide.patient_id for slide in read_slides(split, "test", competition)))
 
 
-def run_child(competition: Any, split: Path, code: Path, wheels: Path, started: float) -> bool:
-    """Run the pipeline under the deadline; True when it ended by itself with a code that says so."""
-    from clotkit.supervise import INPUT, WORKING, datasets_beside, install_wheels, kit, name_of, say, unpacked
+def run_child(competition: Any, split: Path, kit: Any, started: float, status: Any) -> bool:
+    """Run the pipeline under the deadline; return whether its exit code is one of ENDED_WELL."""
+    from clotkit.reasons import Reason
+    from clotkit.supervise import (
+        ENDED_WELL,
+        INPUT,
+        WORKING,
+        code_of,
+        datasets_beside,
+        install_wheels,
+        name_of,
+        say,
+        unpack_tars,
+    )
 
     datasets = datasets_beside(split)
-    install_wheels(datasets, wheels)
-    scratch = wheels.parent
-    weights = find_weights(datasets, scratch) or find_weights(unpacked(datasets, scratch / "tars"), scratch)
+    status.wheels = install_wheels(datasets, kit.wheels)
+    scratch = kit.wheels.parent
+    weights = find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
     if weights is None:
-        say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; the fallback stands")
+        status.add(Reason.NO_MEMBER)
+        say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; the fallback submission stays")
         return False
     deadline = started + SETTINGS.get("deadline_s", competition.limits.deadline_s)
     say(f"weights: {weights}; {deadline - time.monotonic():.0f} s until the deadline")
-    command = kit(code, wheels, "run", str(split))
-    command += ["--weights", str(weights), "--out", str(WORKING), "--competition", SETTINGS["competition"]]
-    status = run_once(command, deadline)
-    if status in (0, 3):
+    command = kit.command("run", str(split), "--weights", str(weights), "--out", str(WORKING))
+    command += ["--competition", SETTINGS["competition"]]
+    ended = run_once(command, deadline)
+    if ended in ENDED_WELL:
         return True
-    say(f"the pipeline ended with {name_of(status)}; what it had published stands")
-    if status < 0 and time.monotonic() < deadline:
-        say("it is started once more, from the slides that are done")
-        status = run_once([*command, "--resume"], deadline)
-        if status not in (0, 3):
-            say(f"the pipeline ended with {name_of(status)} again")
-    return status in (0, 3)
+    say(f"the pipeline ended with {name_of(ended)}; its last published submission stays")
+    if ended < 0 and time.monotonic() < deadline:
+        status.started_twice = True
+        say("the pipeline is started once more, and resumes after the slides that are done")
+        ended = run_once([*command, "--resume"], deadline)
+        if ended not in ENDED_WELL:
+            say(f"the pipeline ended with {name_of(ended)} again")
+    if ended not in ENDED_WELL:
+        status.add(code_of(ended, deadline))
+    return ended in ENDED_WELL
 
 
 def run_once(command: list[str], deadline: float) -> int:
-    """Run the pipeline in a session of its own until `deadline` (of time.monotonic) and GRACE_S; its exit status."""
+    """Run the pipeline until `deadline` (of time.monotonic) and GRACE_S, and return its exit status."""
     from clotkit.supervise import GRACE_S, run_until
 
-    left = max(deadline - time.monotonic(), 1)
-    command = [*command, "--deadline", f"{left:.0f}s"]
-    return run_until(command, left, "the pipeline", SETTINGS.get("grace_s", GRACE_S))
+    left_s = max(deadline - time.monotonic(), 1)
+    command = [*command, "--deadline", f"{left_s:.0f}s"]
+    return run_until(command, left_s, "the pipeline", SETTINGS.get("grace_s", GRACE_S))
 
 
 def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path | None:
-    """The folder of a lone member; else one that has the members, and what belongs to all, right inside."""
-    from clotkit.supervise import of_all
+    """Return the folder of the only member, or a folder with all members; None without a member."""
+    from clotkit.supervise import is_shared
 
     members = sorted(folder for folder, names in datasets if "recipe.toml" in names)
     if not members:
@@ -137,38 +149,57 @@ def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path 
         return members[0]
     if {member.parent for member in members} == set(ensembles or [members[0].parent]):
         return members[0].parent
-    gathered = scratch / "members"  # of a dataset that was unpacked with one more folder a member
-    gathered.mkdir(exist_ok=True)
-    beside = [folder / name for folder, names in datasets if folder in above for name in names if of_all(name)]
-    for path in [*members, *beside]:
-        if not (gathered / path.name).exists():
-            (gathered / path.name).symlink_to(path)
-    return gathered
+    linked = scratch / "members"  # of a dataset that was unpacked with one more folder per member
+    linked.mkdir(exist_ok=True)
+    shared = [folder / name for folder, names in datasets if folder in above for name in names if is_shared(name)]
+    for path in [*members, *shared]:
+        if not (linked / path.name).exists():
+            (linked / path.name).symlink_to(path)
+    return linked
 
 
-def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, started: float) -> None:
-    """Check the file on disk, put the fallback back where it is not valid, tidy up, print what there is to say."""
+def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, started: float, status: Any) -> Any:
+    """Check the submission, replace it by the fallback if it is not valid, and return the kernel's state."""
     from clotkit.errors import ClotkitError
+    from clotkit.reasons import Reason
     from clotkit.report import records
     from clotkit.scoring.submission import check_submission, write_submission
-    from clotkit.supervise import WORKING, say
+    from clotkit.supervise import WORKING, State, say
 
     submission = WORKING / competition.files.submission
-    for left_behind in WORKING.glob(f".{submission.stem}.*"):  # of a write that a kill cut short
-        left_behind.unlink()
+    for temporary in WORKING.glob(f".{submission.stem}.*"):  # of a write that a kill cut short
+        temporary.unlink()
     try:
         verdict = check_submission(submission, competition.sample_path(split), competition)
-        problems, notes = [str(problem) for problem in verdict.problems], verdict.notes
+        problems: list[Any] = list(verdict.problems)
+        codes, notes = [str(problem.code) for problem in problems], verdict.notes
     except ClotkitError as error:
-        problems, notes = [str(error)], []
+        problems, codes, notes = [error], [str(error.reason)], []
     if problems:
-        say("\n".join([*problems, "the fallback submission is written again"]))
+        status.add(Reason.INVALID, *codes)
+        say("\n".join([*map(str, problems), "the fallback submission is written again"]))
         write_submission(submission, competition, ids, {})
-    path = WORKING / records.REPORT
-    if path.is_file() and not ended_well:
-        say("\n".join(records.table(records.read_report(path))))
+    lines = report_lines(WORKING / records.REPORT)
+    if lines and not ended_well:
+        say("\n".join(records.table(lines)))
     say("\n".join(notes))
     say(f"{submission.name}: {'fallback' if problems else 'valid'}, {time.monotonic() - started:.0f} s in all")
+    status.slides = records.counts(lines)
+    status.add(*(code for line in lines for code in line.codes))
+    if problems or status.slides["fallback"] == len(lines):
+        return State.FALLBACK
+    return State.DONE if ended_well and status.slides["done"] == len(lines) else State.PARTIAL
+
+
+def report_lines(path: Path) -> Any:
+    """Return the lines of report.jsonl, none if it cannot be read: nothing may end the kernel early."""
+    from clotkit.errors import ClotkitError
+    from clotkit.report.records import read_report
+
+    try:
+        return read_report(path)
+    except (ClotkitError, ValueError, TypeError):
+        return []
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The tiling kernel: cuts the train split with each recipe's tiling, a shard a slide, into /kaggle/working/tiles.
+"""The tiling kernel: cuts the train split into shards, one per slide and recipe, in working/tiles.
 
-The bundle builder fills FILES (the kit's modules, as text) and SETTINGS below, and this is the one script that Kaggle
-runs. A slide that fails costs itself alone. By the deadline, and before the output is full, it stops with what there
-is; where that output is attached, a later version goes on from there. It ends with 0 when every recipe has a shard.
-The shards of a recipe leave as one tar: of a run's output files Kaggle gives out the first 500.
+The bundle builder fills FILES (the kit's modules, as text) and SETTINGS below, and puts the source of `unpack` in place
+of its import; the result is the single script that Kaggle runs. A slide that fails does not affect the others. The
+kernel stops at its deadline, and before its output is full; if that output is attached, a later version resumes from
+it. It ends with 0 if every recipe has a shard. The shards of a recipe are published as one tar, because Kaggle serves
+only the first 500 output files of a run. status.json says how the run ended, for programs.
 """
 
 import os
@@ -14,54 +15,45 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clotkit.bundle.unpack import unpack
+
 FILES: dict[str, str] = {}
 SETTINGS: dict[str, Any] = {}
 
-MB = 2**20
-LISTING_S = 0.001  # a deadline that lets nothing begin: what is there is listed
+LISTING_S = 0.001  # a deadline before any slide: the shards that are there are listed
 
 
 def main() -> int:
-    """Cut what is not cut yet; 1 when a recipe has no shard in the end, 2 when there is no train split."""
+    """Cut what is not cut yet; return 0, 1 if a recipe has no shard, or 2 without a train split."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as scratch:
-        code, wheels = unpack(Path(scratch) / "code"), Path(scratch) / "wheels"
-        sys.path.insert(0, str(code))
-        from clotkit import supervise
+    with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as top:
+        scratch = Path(top)
+        code = unpack(FILES, scratch / "code")
         from clotkit.competitions import load_competition
-        from clotkit.supervise import INPUT, WORKING, find_split, recipes_of, say
+        from clotkit.reasons import Reason
+        from clotkit.supervise import WORKING, Kit, State, Status, find_split, prepare, recipes_of, say
 
-        competition = load_competition(SETTINGS["competition"])
+        competition, status = load_competition(SETTINGS["competition"]), Status("tile")
+        kit, tiles = Kit(code, scratch / "wheels"), scratch / "tiles"
         say(f"clotkit tiling kernel on Python {sys.version.split()[0]}")
         split = find_split(competition, lambda folder: competition.table_path(folder, "train"))
         if split is None:
-            say(f"no train table under {INPUT}: attach the competition's data. What is there:")
-            supervise.say_what_is_there()
+            status.add(Reason.NO_DATA)
+            status.write(State.FAILED, started)
             return 2
-        datasets = supervise.datasets_beside(split)
-        supervise.install_wheels(datasets, wheels)
-        datasets += supervise.unpacked(datasets, Path(scratch) / "tars")
-        tiles = Path(scratch) / "tiles"
-        done = {}
+        status.write(State.STARTED, started)
+        datasets = prepare(split, kit, scratch, status)
+        recipes = {}
         for recipe in recipes_of(SETTINGS):
-            go_on_from(datasets, tiles / recipe)
-            cut(tiles / recipe, split, code, wheels, started + SETTINGS["deadline_s"])
-            done[recipe] = outcome(tiles / recipe, competition)
+            take_earlier_shards(datasets, tiles / recipe)
+            cut(tiles / recipe, split, kit, started + SETTINGS["deadline_s"], status)
+            recipes[recipe] = outcome(tiles / recipe, competition, status)
         pack(tiles, WORKING / "tiles")
-        return finish(done, started)
+        return finish(recipes, started, status)
 
 
-def unpack(folder: Path) -> Path:
-    """Write FILES below `folder` and return it."""
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return folder
-
-
-def go_on_from(datasets: list[tuple[Path, list[str]]], out: Path) -> None:
-    """Take the shards of an earlier version, wherever they are attached: those that are as they must be are kept."""
+def take_earlier_shards(datasets: list[tuple[Path, list[str]]], out: Path) -> None:
+    """Take the shards of an earlier version from the datasets; tiling keeps those that are up to date."""
     from clotkit.supervise import say
 
     out.mkdir(parents=True, exist_ok=True)
@@ -74,33 +66,40 @@ def go_on_from(datasets: list[tuple[Path, list[str]]], out: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Have the bytes of `source` at `target`, twice on the disk only where that cannot be helped."""
+    """Link `source` at `target`, or copy it to another file system."""
     try:
         os.link(source, target)
-    except OSError:  # another file system
+    except OSError:
         shutil.copyfile(source, target)
 
 
-def cut(out: Path, split: Path, code: Path, wheels: Path, deadline: float) -> None:
-    """Tile the split with the recipe `out` is named for, until `deadline` (of time.monotonic) or as there is room."""
-    from clotkit.supervise import bytes_of, kit, list_files, name_of, run_until, say
+def cut(out: Path, split: Path, kit: Any, deadline: float, status: Any) -> None:
+    """Tile the split with the recipe `out` is named after, until `deadline` or the size limit.
+
+    `deadline` is a time of time.monotonic. A tiling that fails is started once more.
+    """
+    from clotkit.supervise import ENDED_WELL, bytes_of, code_of, list_files, name_of, run_until, say
+    from clotkit.units import MB
 
     recipe = out.name
     others = [path for name, path in list_files(out.parent).items() if not name.startswith(f"{recipe}/")]
     room_mb = max(SETTINGS["most_mb"] - bytes_of(others) / MB, 0)
-    command = kit(code, wheels, "tile", str(split), str(out), "--recipe", recipe, "--split-name", "train")
-    command += ["--competition", SETTINGS["competition"], "--undated", "--most", f"{room_mb + 0.001:.3f}MB"]
-    for again in ("it is started once more", "what is there is listed"):
-        left = max(deadline - time.monotonic(), LISTING_S)
-        status = run_until([*command, "--deadline", f"{left:.3f}s"], left, f"tiling with {recipe}")
-        if status in (0, 3):
+    command = kit.command("tile", str(split), str(out), "--recipe", recipe, "--split-name", "train")
+    command += ["--competition", SETTINGS["competition"], "--undated", "--max-output", f"{room_mb + 0.001:.3f}MB"]
+    for again in (True, False):
+        left_s = max(deadline - time.monotonic(), LISTING_S)
+        ended = run_until([*command, "--deadline", f"{left_s:.3f}s"], left_s, f"tiling with {recipe}")
+        if ended in ENDED_WELL:
             return
-        say(f"{recipe}: tiling ended with {name_of(status)}; {again}")
+        status.started_twice |= again
+        step = "it is started once more" if again else "the shards that are there are listed"
+        say(f"{recipe}: tiling ended with {name_of(ended)}; {step}")
+    status.add(code_of(ended, deadline))
     run_until([*command, "--deadline", f"{LISTING_S}s"], LISTING_S, f"listing the shards of {recipe}")
 
 
-def outcome(folder: Path, competition: Any) -> dict[str, Any]:
-    """What became of the slides, by shards.csv: how many are done, and the reasons of the others."""
+def outcome(folder: Path, competition: Any, status: Any) -> dict[str, Any]:
+    """Return the facts of a recipe: how many of its slides are done, and why the others are not."""
     from clotkit.errors import ClotkitError
     from clotkit.shards.table import read_shard_rows
     from clotkit.stores import Folder
@@ -109,15 +108,17 @@ def outcome(folder: Path, competition: Any) -> dict[str, Any]:
     try:
         rows = read_shard_rows(Folder(folder), competition)
     except ClotkitError as error:
+        status.add(error.reason)
         return {"slides": 0, "done": 0, "tiles": 0, "bytes": 0, "left": {}, "error": str(error)}
     shards = [folder / row.file for row in rows if row.file]
     left = {row.image_id: row.reason for row in rows if not row.file}
+    status.add(*(getattr(row, "code", "") for row in rows))
     tiles = sum(row.tiles for row in rows)
     return {"slides": len(rows), "done": len(shards), "tiles": tiles, "bytes": bytes_of(shards), "left": left}
 
 
 def pack(tiles: Path, out: Path) -> None:
-    """Publish a tar of each recipe's shards into `out`, and MANIFEST.json: hashes of the tars, and of all in them."""
+    """Publish a tar of each recipe's shards in `out`, and MANIFEST.json with the hashes of tars and files."""
     from clotkit.files import atomic_write, atomic_write_json, sha256, write_tar
     from clotkit.supervise import list_files
 
@@ -132,21 +133,33 @@ def pack(tiles: Path, out: Path) -> None:
     atomic_write_json(out / "MANIFEST.json", manifest)
 
 
-def finish(done: dict[str, dict[str, Any]], started: float) -> int:
-    """Publish the summary, and say what came of it; the exit status."""
-    from clotkit.files import atomic_write_json
-    from clotkit.supervise import WORKING, say
+def finish(recipes: dict[str, dict[str, Any]], started: float, status: Any) -> int:
+    """Write the summary and the status, print them for people, and return the exit code."""
+    from clotkit.supervise import State, say, worst_of, write_summary
+    from clotkit.units import MB
 
-    seconds = round(time.monotonic() - started)
-    summary = {"competition": SETTINGS["competition"], "seconds": seconds, "recipes": done}
-    atomic_write_json(WORKING / "summary.json", summary)
-    for recipe, facts in done.items():
+    seconds = write_summary(SETTINGS, recipes, started)
+    for recipe, facts in recipes.items():
         for image, reason in facts["left"].items():
             say(f"{recipe}: {image} has no shard: {reason}")
         counts = f"{facts['done']} of {facts['slides']} slides, {facts['tiles']} tiles, {facts['bytes'] / MB:,.0f} MB"
         say(f"{recipe}: {facts.get('error') or counts}")
-    say(f"summary.json and tiles/MANIFEST.json are written, {seconds} s in all")
-    return 0 if all(facts["done"] for facts in done.values()) else 1
+        status.recipes[recipe] = state_of(facts)
+    done = sum(facts["done"] for facts in recipes.values())
+    status.slides = {"done": done, "failed": sum(facts["slides"] for facts in recipes.values()) - done}
+    worst = worst_of(status.recipes.values())
+    status.write(worst, started)
+    say(f"summary.json, status.json and tiles/MANIFEST.json are written, {seconds} s in all")
+    return 1 if worst is State.FAILED else 0
+
+
+def state_of(facts: dict[str, Any]) -> str:
+    """Return the state of a recipe: failed without a shard, partial with some, done with all."""
+    from clotkit.supervise import State
+
+    if not facts["done"]:
+        return State.FAILED
+    return State.DONE if facts["done"] == facts["slides"] else State.PARTIAL
 
 
 if __name__ == "__main__":

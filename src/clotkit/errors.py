@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clotkit.reasons import Reason
+from clotkit.reasons import Reason, RehearsalKind, RemoteKind
 
 MOST_CHARACTERS = 200  # of a library's error message
 
@@ -52,7 +52,11 @@ class SubmissionError(ClotkitError):
 
 
 class RehearsalError(ClotkitError):
-    """A bundle that could not be built, or that failed its rehearsal."""
+    """A bundle that could not be built, or that failed its rehearsal; `kind` is the code of the cause."""
+
+    def __init__(self, message: str, kind: RehearsalKind) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class StoreError(ClotkitError):
@@ -66,19 +70,32 @@ class ClusterError(ClotkitError):
 
 
 class RemoteError(ClotkitError):
-    """A request to Kaggle that failed or was refused."""
+    """A request to Kaggle that failed or was refused; `kind` is the code of the cause."""
+
+    kind = RemoteKind.REFUSED
+
+    def __init__(self, message: str, kind: RemoteKind | None = None) -> None:
+        super().__init__(message)
+        if kind is not None:
+            self.kind = kind
 
 
 class RemoteMissing(RemoteError):  # noqa: N818 - named for the state, as the module's other leaves are
     """A request for an object that Kaggle does not have (404)."""
 
+    kind = RemoteKind.MISSING
+
 
 class RemoteUnclear(RemoteError):  # noqa: N818
     """A request without a readable response: it may have succeeded."""
 
+    kind = RemoteKind.UNCLEAR
+
 
 class RemoteFull(RemoteError):  # noqa: N818
     """A refusal because the account already runs as many sessions as it may."""
+
+    kind = RemoteKind.NO_SESSION
 
 
 class SlideError(ClotkitError):

@@ -30,6 +30,10 @@ class Reason(StrEnum):
     OUTPUT_FULL = "output_full"  # the output has reached its size limit
     NOT_WRITTEN = "not_written"  # the file system refused a write
     MISSING = "missing"  # a member's folder is not there
+    # The kernel.
+    NO_DATA = "no_data"  # no competition data is attached to the kernel
+    STOPPED = "stopped"  # SIGTERM came
+    INVALID = "invalid"  # the submission was not valid, so the fallback replaced it
     # The application.
     ABOVE_LIMIT = "above_limit"  # an upload is larger than the application accepts
     # Scored from less than everything.
@@ -44,3 +48,42 @@ class Cause(NamedTuple):
 
     code: Reason
     sentence: str
+
+
+class RemoteKind(StrEnum):
+    """Why a request to Kaggle did not give what was asked for: `kind` of a RemoteError."""
+
+    CREDENTIALS = "credentials"  # none here, unreadable, or not accepted
+    FORBIDDEN = "forbidden"  # not allowed to this account
+    RULES = "rules"  # the competition's rules are not accepted
+    MISSING = "missing"  # Kaggle has no such thing
+    REFUSED = "refused"  # any other no
+    BUSY = "busy"  # too many requests
+    UNCLEAR = "unclear"  # no readable answer: the request may have been carried out
+    EXPIRED = "expired"  # the storage no longer accepts a signed address
+    NO_QUOTA = "no_quota"  # the submissions of the day or the hours of the week are used up
+    NO_SESSION = "no_session"  # all sessions that an account may have are in use
+    NOT_READY = "not_ready"  # a dataset is not in the state that is needed
+    FAILED = "failed"  # a run, a dataset's version or a submission ended with an error
+    CANCELLED = "cancelled"  # a run was cancelled
+    TIMEOUT = "timeout"  # it took longer than the limit here
+    MISMATCH = "mismatch"  # Kaggle has, lists or sent something other than expected
+    UNSAFE = "unsafe"  # a file name or an address that is refused here
+    DISK = "disk"  # a file cannot be written here
+
+
+class RehearsalKind(StrEnum):
+    """Why a bundle was not built or did not pass its rehearsal: `kind` of a RehearsalError."""
+
+    SOURCE = "source"  # main.py is missing, lacks a marker line or is not Python
+    TOO_LARGE = "too_large"  # more bytes than Kaggle accepts
+    ENVIRONMENT = "environment"  # the isolated Python cannot be made
+    EXIT_CODE = "exit_code"  # the kernel ended with an error
+    MEMORY = "memory"  # the kernel passed the memory limit
+    WALL = "wall"  # the kernel passed the time limit
+    STATUS = "status"  # the kernel left no final status.json
+    WHEELS = "wheels"  # the kernel did not load the packages of the wheels dataset
+    INPUTS = "inputs"  # the kernel changed its inputs
+    LEFT_BEHIND = "left_behind"  # files in the working folder that do not belong there
+    OUTPUT = "output"  # the submission, the shards or the members are not valid
+    LAYOUTS = "layouts"  # the two input layouts gave different outputs

@@ -1,25 +1,34 @@
-"""What the supervisors of the kernels share, on Kaggle: finding inputs, installing wheels, running a child to its end.
+"""Find inputs, install wheels, run a child and report a status: the shared code of the kernels.
 
-Standard library only: a supervisor never needs more. Each kernel's main.py unpacks the kit and imports this.
+Standard library only, because a supervisor must work before the wheels are installed. Each kernel's main.py unpacks the
+kit and imports this module.
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import Competition
+from clotkit.files import atomic_write_json
+from clotkit.reasons import Reason
 
 ROOT = Path(os.environ.get("CLOTKIT_KAGGLE_ROOT", "/kaggle"))  # a rehearsal has its own
 INPUT, WORKING = ROOT / "input", ROOT / "working"
+STATUS, SUMMARY = "status.json", "summary.json"  # in the working folder
 WALK_DEPTH = 6
 PIP_LIMIT_S = 600
-GRACE_S = 60  # what a child gets beyond its deadline to close its files
+GRACE_S = 60  # beyond its deadline, for a child to close its files
+ENDED_WELL = (0, 3)  # exit codes of a child that did its work, 3 with slides that fell back or failed
 CHILD = """
 import sys
 sys.path[:0] = sys.argv.pop(1).split(":")
@@ -40,8 +49,73 @@ print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[
 Folders = list[tuple[Path, list[str]]]  # with the names of their files
 
 
+class State(StrEnum):
+    """State of a kernel at its end, as status.json spells it."""
+
+    STARTED = "started"  # it runs, or was killed itself
+    DONE = "done"  # every slide, or every recipe, is done
+    PARTIAL = "partial"  # some are done
+    FALLBACK = "fallback"  # the submission is the fallback for every patient
+    FAILED = "failed"  # a recipe has no output; or there was no data
+
+
+class Wheels(StrEnum):
+    """Use of the wheels dataset, as status.json spells it."""
+
+    USED = "used"  # the slides are read by its packages
+    ABSENT = "absent"  # none is attached: slides are read by OpenSlide
+    UNUSABLE = "unusable"  # pip refused them, or others were imported: slides are read by OpenSlide
+
+
+@dataclass
+class Status:
+    """The content of status.json, which a kernel leaves beside its output for programs to read."""
+
+    job: str  # score, tile or train
+    state: State = State.STARTED
+    codes: list[str] = field(default_factory=list)  # Reason codes, each once, in the order they came up
+    slides: dict[str, int] = field(default_factory=dict)  # their number by state
+    recipes: dict[str, str] = field(default_factory=dict)  # of tile and train: the state of each recipe
+    wheels: Wheels = Wheels.ABSENT
+    started_twice: bool = False  # a child died and was started again
+    seconds: float = 0.0  # of the whole kernel
+
+    def add(self, *codes: str) -> None:
+        """Add reason codes that it does not have yet; an empty one is left out."""
+        self.codes += [str(code) for code in dict.fromkeys(codes) if code and code not in self.codes]
+
+    def write(self, state: State, started: float) -> None:
+        """Write status.json of a kernel that began at `started` (of time.monotonic), unless the disk is full."""
+        self.state, self.seconds = state, round(time.monotonic() - started, 1)
+        try:
+            atomic_write_json(WORKING / STATUS, asdict(self))
+        except OSError as error:
+            say(f"{STATUS} could not be written: {error.strerror}")
+
+
+def read_status(folder: Path) -> Status | None:
+    """Return the status.json in a folder; None if it cannot be read: older kernels left none."""
+    try:
+        raw = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return Status(**raw | {"state": State(raw["state"]), "wheels": Wheels(raw["wheels"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The kit as a kernel has it: the unpacked modules, and the packages of the wheels."""
+
+    code: Path
+    wheels: Path
+
+    def command(self, verb: str, *arguments: str) -> list[str]:
+        """Return the command line of a verb of the kit."""
+        return [sys.executable, "-I", "-u", "-c", CHILD, f"{self.code}:{self.wheels}", verb, *arguments]
+
+
 def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `top` with their file names, breadth last, links followed, WALK_DEPTH levels at most."""
+    """Yield the folders below `top`, at most WALK_DEPTH levels deep, with their file names; follow links."""
     for folder, folders, names in os.walk(top, followlinks=True):
         folders.sort()
         if len(Path(folder).relative_to(top).parts) >= WALK_DEPTH:
@@ -49,53 +123,40 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), names
 
 
-def find_split(competition: Competition, mark: Callable[[Path], Path]) -> Path | None:
-    """The competition's folder: the new layout, the old one, then wherever the file `mark(folder)` is."""
+def find_split(competition: Competition, marker: Callable[[Path], Path]) -> Path | None:
+    """Return the folder with the file `marker(folder)`, the competition's; None, and a log line, for none.
+
+    Kaggle's new layout is tried first, then the old one, then every folder.
+    """
     likely = [INPUT / "competitions" / competition.slug, INPUT / competition.slug]
     folders = [*likely, *(folder for folder, _ in walk(INPUT))]
-    return next((folder for folder in folders if mark(folder).is_file()), None)
-
-
-def say_what_is_there() -> None:
-    """Print every folder of the input: for a kernel that misses something."""
-    say("\n".join(f"  {folder}" for folder, _ in walk(INPUT)))
+    split = next((folder for folder in folders if marker(folder).is_file()), None)
+    if split is None:
+        say(f"no {marker(Path()).name} under {INPUT}: attach the competition's data. The folders there:")
+        say("\n".join(f"  {folder}" for folder, _ in walk(INPUT)))
+    return split
 
 
 def recipes_of(settings: dict[str, Any]) -> list[str]:
-    """The recipes that a kernel works on: those of its settings; in a rehearsal those that stand in for them."""
+    """Return the recipes of a kernel: those of its settings, or in a rehearsal their replacements."""
     return list(settings["rehearse" if os.environ.get("CLOTKIT_REHEARSAL") else "recipes"])
 
 
 def datasets_beside(split: Path | None) -> Folders:
-    """Every folder of the input but the competition's."""
+    """Return every folder of the input except the competition's."""
     return [(folder, names) for folder, names in walk(INPUT) if split not in (folder, *folder.parents)]
 
 
-def install_wheels(datasets: Folders, target: Path) -> None:
-    """Install every wheel of the wheels dataset into `target`, offline, and say what reads the slides then."""
-    found = [(folder, name) for folder, names in datasets for name in sorted(names) if name.endswith(".whl")]
-    if not found:
+def install_wheels(datasets: Folders, target: Path) -> Wheels:
+    """Install the wheels of the datasets into `target`, offline, and check that they can be imported."""
+    wheels = [(folder, name) for folder, names in datasets for name in sorted(names) if name.endswith(".whl")]
+    if not wheels:
         say("no wheels dataset: slides are read by OpenSlide")
-        return
-    packages = sorted({name.split("-")[0] for _, name in found})
-    links = [part for folder in sorted({folder for folder, _ in found}) for part in ("--find-links", str(folder))]
-    pip = [
-        sys.executable,
-        "-I",
-        "-m",
-        "pip",
-        "install",
-        "--no-index",
-        *links,
-        "--no-deps",
-        "--target",
-        str(target),
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-cache-dir",
-        "--no-warn-script-location",
-        *packages,
-    ]
+        return Wheels.ABSENT
+    packages = sorted({name.split("-")[0] for _, name in wheels})
+    links = [part for folder in sorted({folder for folder, _ in wheels}) for part in ("--find-links", str(folder))]
+    pip = [sys.executable, "-I", "-m", "pip", "install", "--no-index", *links, "--no-deps", "--target", str(target)]
+    pip += ["--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-warn-script-location", *packages]
     probe = [sys.executable, "-I", "-c", PROBE, str(target)]
     for step in (pip, probe):
         ended = subprocess.run(step, capture_output=True, text=True, timeout=PIP_LIMIT_S, check=False)
@@ -104,49 +165,52 @@ def install_wheels(datasets: Folders, target: Path) -> None:
             say(last[0])
         if ended.returncode:
             say("the wheels could not be used: slides are read by OpenSlide")
-            return
+            return Wheels.UNUSABLE
+    return Wheels.USED
 
 
-def of_all(name: str) -> bool:
-    """Whether a file beside the members may belong to all of them: the manifest, an ensemble."""
+def is_shared(name: str) -> bool:
+    """Return whether a file beside the members may belong to all of them: the manifest, an ensemble."""
     return name.endswith((".json", ".toml"))
 
 
-def unpacked(datasets: Folders, target: Path) -> Folders:
-    """The folders of the datasets' tars, unpacked below `target`. Kaggle unpacks them itself, as a rule."""
+def unpack_tars(datasets: Folders, target: Path) -> Folders:
+    """Unpack the datasets' tars below `target`, and return its folders; Kaggle usually does it itself."""
     for folder, names in datasets:
         tars = [name for name in sorted(names) if name.endswith(".tar")]
         for name in tars:
             say(f"unpacking {folder / name}")
             with tarfile.open(folder / name) as archive:
                 archive.extractall(target / name.removesuffix(".tar"), filter="data")
-        for name in filter(of_all, names if tars else []):
+        for name in filter(is_shared, names if tars else []):
             shutil.copyfile(folder / name, target / name)
     return list(walk(target))
 
 
-def kit(code: Path, wheels: Path, *words: str) -> list[str]:
-    """The command line of a verb of the unpacked kit, with the wheels behind it."""
-    return [sys.executable, "-I", "-u", "-c", CHILD, f"{code}:{wheels}", *words]
+def prepare(split: Path | None, kit: Kit, scratch: Path, status: Status) -> Folders:
+    """Install the wheels, and return every folder of the datasets, unpacked tars included."""
+    datasets = datasets_beside(split)
+    status.wheels = install_wheels(datasets, kit.wheels)
+    return datasets + unpack_tars(datasets, scratch / "tars")
 
 
-def run_until(command: list[str], left_s: float, what: str, grace_s: float = GRACE_S) -> int:
-    """Run a command in a session of its own for `left_s` and `grace_s`, then kill it; its exit status.
+def run_until(command: list[str], left_s: float, name: str, grace_s: float = GRACE_S) -> int:
+    """Run a command in its own session for `left_s` and `grace_s`, then kill it; return its exit status.
 
-    Whatever it leaves running is killed with it, also when this process is told to stop.
+    Whatever it leaves running is killed with it, also when this process is told to stop. `name` is for the log.
     """
     child = subprocess.Popen(command, start_new_session=True, cwd=WORKING)
     try:
         return child.wait(timeout=left_s + grace_s)
     except subprocess.TimeoutExpired:
-        say(f"{what} did not end by its deadline: killed")
+        say(f"{name} did not end by its deadline: killed")
         return -signal.SIGKILL
     finally:
         kill_group(child)
 
 
 def kill_group(child: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL whatever is left of the child's session."""
+    """Kill whatever is left of the child's session with SIGKILL."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -155,21 +219,42 @@ def kill_group(child: "subprocess.Popen[bytes]") -> None:
 
 
 def name_of(status: int) -> str:
-    """An exit status in words."""
+    """Return an exit status in words."""
     return signal.Signals(-status).name if status < 0 else f"exit code {status}"
 
 
+def code_of(status: int, deadline: float) -> Reason:
+    """Return the code of a child's exit status; after `deadline` (of time.monotonic) it is DEADLINE."""
+    if time.monotonic() >= deadline:
+        return Reason.DEADLINE
+    return Reason.CRASHED if status < 0 else Reason.FAILED
+
+
+def worst_of(states: Iterable[str]) -> State:
+    """Return the worst state of a kernel's recipes: FAILED, PARTIAL or DONE."""
+    present = set(states)
+    return next((state for state in (State.FAILED, State.PARTIAL) if state in present), State.DONE)
+
+
+def write_summary(settings: dict[str, Any], recipes: dict[str, dict[str, Any]], started: float) -> int:
+    """Write summary.json with the facts of each recipe, and return the seconds since `started`."""
+    seconds = round(time.monotonic() - started)
+    summary = {"competition": settings["competition"], "seconds": seconds, "recipes": recipes}
+    atomic_write_json(WORKING / SUMMARY, summary)
+    return seconds
+
+
 def list_files(top: Path) -> dict[str, Path]:
-    """The files below `top` by their path in it, hidden ones left out, in order."""
-    found = {path.relative_to(top).as_posix(): path for path in sorted(top.rglob("*")) if path.is_file()}
-    return {name: path for name, path in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    """Return the files below `top` by their relative paths, sorted, without hidden ones."""
+    files = {path.relative_to(top).as_posix(): path for path in sorted(top.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
 
 
 def bytes_of(paths: Iterable[Path]) -> int:
-    """The bytes of files, all of them together."""
+    """Return the size of all these files together, in bytes."""
     return sum(path.stat().st_size for path in paths)
 
 
 def say(text: str) -> None:
-    """Print now: a killed kernel's log ends where its buffer did."""
+    """Print at once: the log of a killed kernel ends where its buffer did."""
     print(text, flush=True)

@@ -1,9 +1,11 @@
-"""The bundle: a kernel's main.py and the kit's modules in one script, a pure function of the files it contains.
+"""Build the bundle: a kernel's main.py and the kit's modules in one script.
 
-The modules are carried as text, line by line: no compressor, whose bytes would differ from one build of Python to the
-next, and whoever opens the kernel on Kaggle can read what runs.
+The bundle is a pure function of the files it contains.
+The modules are carried as text, line by line. A compressor would give other bytes under another build of Python, and
+text lets whoever opens the kernel on Kaggle read what runs.
 """
 
+import ast
 import hashlib
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -17,36 +19,39 @@ from clotkit.competitions import FOLDER as COMPETITIONS
 from clotkit.config import RECIPES, load_recipe
 from clotkit.errors import ConfigError, RehearsalError
 from clotkit.files import atomic_write_text
+from clotkit.reasons import RehearsalKind
 from clotkit.typed_toml import typed
 
 # The rooms whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
 VERBS_OF = {"score": "clotkit.scoring.verbs", "tile": "clotkit.shards.verbs", "train": "clotkit.training.verbs"}
 TEMPLATES = ("*.j2", "*.css", "*.js")  # package data that modules read
 SETTINGS_FILE = "settings.toml"
-SCORING = "infer"  # the kernel that is submitted
-LIMIT_BYTES = 1_000_000  # Kaggle refuses a longer source, on the server only
+SCORING_KERNEL = "infer"  # the kernel that is submitted
+LIMIT_BYTES = 1_000_000  # Kaggle's server refuses a longer source, its client does not check
+# Lines of a main.py that the builder replaces; the first two must be there.
 FILES_LINE, SETTINGS_LINE = "FILES: dict[str, str] = {}\n", "SETTINGS: dict[str, Any] = {}\n"
+UNPACK_LINE = "from clotkit.bundle.unpack import unpack\n"
 
 
 @dataclass(frozen=True)
 class KernelSettings:
-    """What a kernel's settings.toml says; a kernel without one scores. `most_mb` bounds its output, 0: it does not."""
+    """The settings.toml of a kernel; a kernel without one scores."""
 
     job: str = "score"  # or tile, train
     recipes: tuple[str, ...] = ()  # names that ship with the kit, or .toml files in the kernel's folder
-    rehearse: tuple[str, ...] = ()  # recipes that stand in for them in a rehearsal
+    rehearse: tuple[str, ...] = ()  # recipes that replace them in a rehearsal
     deadline_s: float = 0.0
-    most_mb: float = 0.0
+    most_mb: float = 0.0  # limit of its output; 0: none
 
     @property
-    def said(self) -> dict[str, Any]:
-        """As SETTINGS has it: recipes by their names, as the unpacked kit knows them."""
+    def bundled(self) -> dict[str, Any]:
+        """The settings for SETTINGS: recipes have their names in the unpacked kit."""
         names = {key: [Path(recipe).stem for recipe in getattr(self, key)] for key in ("recipes", "rehearse")}
         return asdict(self) | names
 
 
 def read_settings(kernel_dir: Path) -> KernelSettings:
-    """The settings of a kernel. Raises ConfigError for an unknown key, job or recipe, or a file that is no TOML."""
+    """Return the settings of a kernel. Raises ConfigError if they are wrong or not TOML."""
     path = kernel_dir / SETTINGS_FILE
     if not path.is_file():
         return KernelSettings()
@@ -58,45 +63,68 @@ def read_settings(kernel_dir: Path) -> KernelSettings:
     if settings.job not in VERBS_OF:
         raise ConfigError(f"{path}: job is {settings.job!r}; allowed: {', '.join(VERBS_OF)}")
     if settings.job != "score" and not (settings.recipes and settings.rehearse and settings.deadline_s > 0):
-        raise ConfigError(f"{path}: a kernel that is to {settings.job} needs recipes, rehearse and deadline_s")
+        raise ConfigError(f"{path}: the job {settings.job} needs recipes, rehearse and deadline_s")
     for recipe in (*settings.recipes, *settings.rehearse):
         load_recipe(_recipe_path(kernel_dir, recipe))
     return settings
 
 
 def _recipe_path(kernel_dir: Path, recipe: str) -> Path:
-    """The file of a recipe that a kernel names."""
+    """Return the file of a recipe that a kernel names."""
     return kernel_dir / recipe if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
 
 
 def build_bundle(kernel_dir: Path, competition: str) -> str:
-    """The text of the script for `kernel_dir` (with a main.py) and a competition (a name or the path of a TOML).
+    """Return the script of the kernel in `kernel_dir`; the same files give the same text.
 
-    The same files give the same text. Raises ConfigError for wrong settings, RehearsalError when main.py is missing or
-    has no place for the modules, when the script is no Python, or when it passes Kaggle's limit.
+    Args:
+        kernel_dir: A folder with main.py, and perhaps settings.toml and recipes.
+        competition: A name that ships with the kit, or the path of a .toml.
+
+    Raises:
+        ConfigError: The settings are wrong.
+        RehearsalError: main.py is missing, lacks a marker line or is not Python, or the script is too large for Kaggle.
     """
-    main = kernel_dir / "main.py"
-    try:
-        body = main.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RehearsalError(f"{main}: {error.strerror}; a kernel folder has main.py") from error
-    for line in (FILES_LINE, SETTINGS_LINE):
-        if body.count(line) != 1:
-            raise RehearsalError(f"{main}: the line {line.strip()!r} stands {body.count(line)} times, once is needed")
-    _check_python(body)
+    body = _read_main(kernel_dir / "main.py").replace(UNPACK_LINE, _unpack_source())
     toml = Path(competition) if competition.endswith(".toml") else COMPETITIONS / f"{competition}.toml"
     settings = read_settings(kernel_dir)
     files = module_files(settings.job, body)
     files |= {f"clotkit/competitions/{toml.name}": toml} | _recipe_files(kernel_dir, settings)
+    values = {"competition": toml.stem} | ({} if settings.job == "score" else settings.bundled)
     body = body.replace(FILES_LINE, "".join(_literal(files)))
-    body = body.replace(SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {_said({'competition': toml.stem}, settings)!r}\n")
+    body = body.replace(SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {values!r}\n")
     digest = hashlib.sha256(body.encode()).hexdigest()
     script = (
         f"# clotkit {__version__}, kernel {kernel_dir.name}, {toml.stem}: {len(files)} files\n# sha256 {digest}\n{body}"
     )
     _check_size(script)
-    _check_python(script)
+    _check_python(script, "the bundle")
     return script
+
+
+def _read_main(path: Path) -> str:
+    """Return the source of a main.py that can be bundled."""
+    try:
+        body = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RehearsalError(
+            f"{path}: {error.strerror}; a kernel's folder needs a main.py", RehearsalKind.SOURCE
+        ) from error
+    for line in (FILES_LINE, SETTINGS_LINE):
+        if body.count(line) != 1:
+            raise RehearsalError(
+                f"{path}: the line {line.strip()!r} stands there {body.count(line)} times, once is needed",
+                RehearsalKind.SOURCE,
+            )
+    _check_python(body, str(path))
+    return body
+
+
+def _unpack_source() -> str:
+    """Return the source of the function that unpacks a bundle."""
+    text = (PACKAGE / "bundle" / "unpack.py").read_text(encoding="utf-8")
+    function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    return f"\n\n{ast.get_source_segment(text, function)}\n\n"
 
 
 def module_files(job: str, main: str) -> dict[str, Path]:
@@ -120,15 +148,8 @@ def _recipe_files(kernel_dir: Path, settings: KernelSettings) -> dict[str, Path]
     return {f"clotkit/recipes/{path.name}": path for path in paths}
 
 
-def _said(first: dict[str, Any], settings: KernelSettings) -> dict[str, Any]:
-    """SETTINGS: of a scoring kernel only the competition."""
-    if settings.job == "score":
-        return first
-    return first | settings.said
-
-
 def write_bundle(kernel_dir: Path, competition: str, out: Path) -> str:
-    """Build the bundle into `out` and return one line about it. Raises RehearsalError."""
+    """Write the bundle to `out` and return one line about it. Raises ConfigError and RehearsalError."""
     script = build_bundle(kernel_dir, competition)
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out, script)
@@ -136,16 +157,17 @@ def write_bundle(kernel_dir: Path, competition: str, out: Path) -> str:
 
 
 def rehearsal_dir(kernel: str) -> Path:
-    """Where a kernel's rehearsal leaves what its push asks for, unless it is told another folder."""
-    return Path("build") / ("rehearsal" if kernel == SCORING else f"rehearsal-{kernel}")
+    """Return the default folder of a kernel's rehearsal, which its push reads."""
+    return Path("build") / ("rehearsal" if kernel == SCORING_KERNEL else f"rehearsal-{kernel}")
 
 
 def bundle_sha256(script: str) -> str:
-    """The sha256 in a bundle's header: of all that follows the header's two lines."""
+    """Return the sha256 in a bundle's header: that of all text after the header's two lines."""
     return script.split("\n", 2)[1].removeprefix("# sha256 ")
 
 
 def _literal(files: dict[str, Path]) -> Iterator[str]:
+    """Yield the lines of FILES, with a string for every line of every file."""
     yield "FILES: dict[str, str] = {\n"
     for name in sorted(files):
         yield f"    {name!r}: (\n"
@@ -155,14 +177,19 @@ def _literal(files: dict[str, Path]) -> Iterator[str]:
     yield "}\n"
 
 
-def _check_python(script: str) -> None:
+def _check_python(script: str, where: str) -> None:
     try:
         compile(script, "script.py", "exec")
     except SyntaxError as error:
-        raise RehearsalError(f"the bundle is no Python: line {error.lineno}: {error.msg}") from error
+        raise RehearsalError(
+            f"{where} is not Python: line {error.lineno}: {error.msg}", RehearsalKind.SOURCE
+        ) from error
 
 
 def _check_size(script: str) -> None:
     size = len(script.encode())
     if size > LIMIT_BYTES:
-        raise RehearsalError(f"the bundle has {size:,} bytes, Kaggle takes {LIMIT_BYTES:,}; move data to a dataset")
+        raise RehearsalError(
+            f"the bundle has {size:,} bytes, Kaggle accepts {LIMIT_BYTES:,}; move data to a dataset",
+            RehearsalKind.TOO_LARGE,
+        )

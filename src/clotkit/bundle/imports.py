@@ -11,21 +11,22 @@ PACKAGE = Path(__file__).parents[1]
 def modules_needed(roots: Iterable[str], code: str) -> list[Path]:
     """Return the files of `roots` (dotted names), of what `code` imports, and of everything these import.
 
-    Imports inside functions count: a kernel has nothing to fall back on when it reaches one. Files are sorted, and each
-    package brings its `__init__.py`.
+    Imports inside functions count: a kernel that reaches one cannot do without it. Files are sorted, and each package
+    brings its `__init__.py`.
     """
-    waiting, found = [*roots, *_imported(code)], dict[str, Path]()
+    waiting, needed = [*roots, *_imported(code)], dict[str, Path]()
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
-        if path is not None and name not in found:
-            found[name] = path
+        if path is not None and name not in needed:
+            needed[name] = path
             waiting += [*_imports_of(path), *_packages_of(name)]
-    return sorted(found.values())
+    return sorted(needed.values())
 
 
 @cache
 def _imports_of(path: Path) -> tuple[str, ...]:
+    """Return the names that a file imports; every bundle reads the same files, so they are cached."""
     return tuple(_imported(path.read_text(encoding="utf-8")))
 
 
@@ -40,6 +41,7 @@ def _imported(code: str) -> Iterable[str]:
 
 
 def _packages_of(name: str) -> list[str]:
+    """Return the dotted names of the packages that a module is in."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 

@@ -1,4 +1,4 @@
-"""The user's Kaggle credentials, found where Kaggle's own client looks for them. No network."""
+"""Find the user's Kaggle credentials where Kaggle's own client looks for them, without the network."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.errors import RemoteError
+from clotkit.reasons import RemoteKind
 
 NO_CREDENTIALS = (
     "no Kaggle credentials: put kaggle.json in ~/.kaggle (kaggle.com, Settings, API, Create New Token) or set "
@@ -16,30 +17,37 @@ NO_CREDENTIALS = (
 
 @dataclass(frozen=True)
 class Credentials:
-    """An access token, or the key that goes with a user name."""
+    """An access token, or a user name and its key."""
 
     key: str = field(repr=False)
     username: str = ""  # empty: the key is an access token
 
 
 def find_credentials() -> Credentials:
-    """Find the user's credentials where Kaggle's own client looks: an access token first, then a legacy key.
+    """Return the user's credentials: an access token if there is one, else a user name with its key.
 
-    Raises RemoteError, without a word of the secret in it, if there are none or they cannot be used.
+    Raises RemoteError, whose message contains nothing of the secret, if there are none or they cannot be used.
     """
     from kagglesdk import get_access_token_from_env
 
     try:
         token = get_access_token_from_env()[0]
-        found = Credentials(token.strip()) if token else _legacy_key()
-    except (OSError, ValueError, TypeError) as error:  # from None: an OSError's text has the token in it, as a path
-        raise RemoteError(f"the Kaggle credentials cannot be read ({type(error).__name__}): make a new token") from None
-    if not all(text.isascii() and text.isprintable() and " " not in text for text in (found.key, found.username)):
-        raise RemoteError("the Kaggle credentials have characters that no token has: save the file as plain ASCII")
-    return found
+        credentials = Credentials(token.strip()) if token else _legacy_key()
+    except (OSError, ValueError, TypeError) as error:  # from None: the text of an OSError contains the token, as a path
+        raise RemoteError(
+            f"the Kaggle credentials cannot be read ({type(error).__name__}): make a new token", RemoteKind.CREDENTIALS
+        ) from None
+    texts = (credentials.key, credentials.username)
+    if not all(text.isascii() and text.isprintable() and " " not in text for text in texts):
+        raise RemoteError(
+            "the Kaggle credentials have characters that no token has: save the file as plain ASCII",
+            RemoteKind.CREDENTIALS,
+        )
+    return credentials
 
 
 def _legacy_key() -> Credentials:
+    """Return the user name and key of the environment, or of kaggle.json."""
     folder, config = os.environ.get("KAGGLE_CONFIG_DIR"), os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     saved: dict[str, Any] = {}
     for place in [folder] if folder else ["~/.kaggle", f"{config}/kaggle"]:
@@ -49,5 +57,5 @@ def _legacy_key() -> Credentials:
     username = os.environ.get("KAGGLE_USERNAME") or saved.get("username")
     key = os.environ.get("KAGGLE_KEY") or saved.get("key")
     if not (username and key):
-        raise RemoteError(NO_CREDENTIALS)
+        raise RemoteError(NO_CREDENTIALS, RemoteKind.CREDENTIALS)
     return Credentials(str(key).strip(), str(username).strip())

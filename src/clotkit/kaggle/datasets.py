@@ -1,11 +1,11 @@
-"""A folder as a Kaggle dataset: checked here, pushed when its content is new, waited for, compared afterwards."""
+"""Push a folder as a Kaggle dataset if its content is new, wait for it, and compare it."""
 
 import hashlib
 import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,21 +13,23 @@ from typing import Any
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
-from clotkit.kaggle.public import unzipped
+from clotkit.kaggle.public import unzip_in_place
+from clotkit.kaggle.states import DatasetState
 from clotkit.kaggle.uploads import upload
 from clotkit.members.folder import MANIFEST, RECIPE
+from clotkit.reasons import RemoteKind
 
-Attached = Mapping[str, Mapping[str, Path]]  # datasets by name, their files by the names they have there
-PLACEHOLDER = "OWNER"  # in the metadata of this repository: whoever pushes
+Attached = Mapping[str, Mapping[str, Path]]  # {dataset's slug: {name of a file in it: file here}}
+PLACEHOLDER = "OWNER"  # stands for the user in this repository's metadata
 METADATA, CONTENT = "dataset-metadata.json", "CONTENT.json"
 KEYS = {"id", "title", "subtitle", "description", "licenses"}
-MOST_FILES = 1_000  # of one dataset; Kaggle's server refuses more
-MOST_FILE_BYTES, MOST_BYTES = 20 * 2**30, 100 * 2**30  # the kit's own: far above its datasets, below Kaggle's quota
+MAX_FILES = 1_000  # of one dataset; Kaggle's server refuses more
+MAX_FILE_BYTES, MAX_BYTES = 20 * 2**30, 100 * 2**30  # clotkit's own: far above its datasets, below Kaggle's quota
 SCANNED_BYTES = 2**20  # a text up to this size is searched for secrets
 READY_LIMIT_S = 3_600.0
-POLLS_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # between looks; the last one for ever
+POLLS_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # between two looks; then the last one for ever
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")  # of a file's path; others have failed after the upload
+PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")  # uploads with other characters have failed
 SECRET_NAME = re.compile(
     r"kaggle\.json|access_token.*|credentials.*|\.env.*|\.netrc|id_(?:rsa|dsa|ecdsa|ed25519)|.*\.(?:pem|key|p12|pfx)"
 )
@@ -39,7 +41,7 @@ SECRET_TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Stage:
-    """A dataset as it is to be: its metadata, and its files by their names in it."""
+    """A dataset to push: its metadata, and its files by their names in it."""
 
     slug: str
     title: str
@@ -50,41 +52,44 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """A dataset on Kaggle: owner/slug, the number of its newest version, and whether that was made now."""
+class PushedDataset:
+    """A dataset on Kaggle."""
 
-    ref: str
-    version: int
-    new: bool
+    ref: str  # owner/slug
+    version: int  # the newest
+    new: bool  # this push made that version
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Every file below `folder`, by its path in it, with forward slashes. Raises UsageError when there is none."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    found.pop(CONTENT, None)  # of a dataset that was downloaded
-    if not found:
-        raise UsageError(f"{folder}: 0 files here, at least 1 is needed; name the folder that the dataset is made of")
-    return found
+    """Return every file below `folder`, by its relative path with slashes. Raises UsageError for none."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(CONTENT, None)  # of a dataset that was downloaded
+    if not files:
+        raise UsageError(f"{folder}: 0 files here, at least 1 is needed; name the folder with the dataset's files")
+    return files
 
 
 def weights_files(weights: Path) -> dict[str, Path]:
-    """The files of the weights dataset: a member under its own name, or all members of a folder; with MANIFEST.json."""
+    """Return the files of the weights dataset: one member below its own name, or all members of a folder.
+
+    MANIFEST.json comes with them. Raises UsageError if there is no file.
+    """
     single = (weights / RECIPE).is_file()
-    found = {f"{weights.name}/{name}" if single else name: path for name, path in files_in(weights).items()}
+    files = {f"{weights.name}/{name}" if single else name: path for name, path in files_in(weights).items()}
     manifest = weights.parent / MANIFEST
-    return {**found, MANIFEST: manifest} if single and manifest.is_file() else found
+    return {**files, MANIFEST: manifest} if single and manifest.is_file() else files
 
 
 def wheels_files(wheels: Path) -> dict[str, Path]:
-    """The files of the wheels dataset. Raises UsageError when there is no wheel."""
-    found = {path.name: path for path in sorted(wheels.glob("*.whl"))}
-    if not found:
-        raise UsageError(f"{wheels}: no wheel here; make wheels collects them")
-    return found
+    """Return the files of the wheels dataset. Raises UsageError if there is no wheel."""
+    files = {path.name: path for path in sorted(wheels.glob("*.whl"))}
+    if not files:
+        raise UsageError(f"{wheels}: no wheel here; run make wheels, which collects them")
+    return files
 
 
 def read_stage(metadata_dir: Path, files: Mapping[str, Path]) -> Stage:
-    """A dataset's metadata (`metadata_dir` has dataset-metadata.json) with its files. Raises UsageError."""
+    """Return a dataset from the metadata in `metadata_dir` and its files. Raises UsageError."""
     path = metadata_dir / METADATA
     raw = json_object(path, "datasets_meta has a folder for every dataset")
     problem = next(_metadata_problems(raw), None)
@@ -96,7 +101,7 @@ def read_stage(metadata_dir: Path, files: Mapping[str, Path]) -> Stage:
 
 
 def json_object(path: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises UsageError where there is none; `hint` says where it should be."""
+    """Return the JSON object in a file. Raises UsageError for none; `hint` tells where the file should be."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -106,6 +111,7 @@ def json_object(path: Path, hint: str) -> dict[str, Any]:
 
 
 def _metadata_problems(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a dataset's metadata, a line each."""
     unknown = sorted(set(raw) - KEYS)
     if unknown:
         yield f"unknown key {', '.join(unknown)}; known: {', '.join(sorted(KEYS))}"
@@ -127,13 +133,13 @@ def _metadata_problems(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_files(files: Mapping[str, Path], secrets: Sequence[str] = ()) -> None:
-    """Raise UsageError for what must not or cannot be published; `secrets` are texts that no file may have in it."""
-    packed = {_blob(name) for name in files}
-    if len(packed) + 1 > MOST_FILES:
-        raise UsageError(f"{len(packed) + 1} files, {MOST_FILES} are allowed; put them into folders")
+    """Raise UsageError for a file that must not be published, such as one with one of `secrets` in it."""
+    uploads = {_upload_name(name) for name in files}
+    if len(uploads) + 1 > MAX_FILES:
+        raise UsageError(f"{len(uploads) + 1} files, {MAX_FILES} are allowed; put them into folders")
     total_bytes = sum(path.stat().st_size for path in files.values())
-    if total_bytes > MOST_BYTES:
-        raise UsageError(f"{total_bytes:,} bytes in all, {MOST_BYTES:,} are allowed; make two datasets of it")
+    if total_bytes > MAX_BYTES:
+        raise UsageError(f"{total_bytes:,} bytes in all, {MAX_BYTES:,} are allowed; make two datasets")
     for name, path in files.items():
         problem = _file_problem(name, path, secrets)
         if problem:
@@ -141,30 +147,31 @@ def check_files(files: Mapping[str, Path], secrets: Sequence[str] = ()) -> None:
 
 
 def _file_problem(name: str, path: Path, secrets: Sequence[str]) -> str:
+    """Return why a file cannot be published, empty if it can."""
     parts = PurePosixPath(name).parts
     size_bytes = path.stat().st_size
     if any(SECRET_NAME.fullmatch(part.lower()) for part in parts):
-        return "by its name it holds a secret; refused, move it elsewhere"
-    if not all(PART.fullmatch(part) for part in parts):
-        return f"the name {name!r} has characters that Kaggle stumbles over; letters, digits and ._+- are allowed"
+        return "its name is that of a file with a secret; refused: move it elsewhere"
+    if not all(PATH_PART.fullmatch(part) for part in parts):
+        return f"the name {name!r} has characters that Kaggle cannot handle; letters, digits and ._+- are allowed"
     if not size_bytes:
         return "0 bytes, at least 1 is needed; Kaggle loses empty files"
-    if size_bytes > MOST_FILE_BYTES:
-        return f"{size_bytes:,} bytes, {MOST_FILE_BYTES:,} are allowed; split it"
+    if size_bytes > MAX_FILE_BYTES:
+        return f"{size_bytes:,} bytes, {MAX_FILE_BYTES:,} are allowed; split it"
     if size_bytes <= SCANNED_BYTES and has_secret(path.read_bytes(), secrets):
-        return "there is a secret in it (a token or a private key); refused, take it out"
+        return "it contains a secret (a token or a private key); refused: remove it"
     return ""
 
 
 def has_secret(content: bytes, secrets: Sequence[str] = ()) -> bool:
-    """Whether a text has what looks like a token or a private key in it, or one of `secrets`; never says which."""
+    """Return whether a text contains one of `secrets`, or something like a token or a private key."""
     if b"\0" in content[:4096]:
         return False
     return bool(SECRET_TEXT.search(content)) or any(secret.encode() in content for secret in secrets if secret)
 
 
 def content_of(stage: Stage) -> dict[str, Any]:
-    """What CONTENT.json says of a dataset: {"hash", "metadata", "files": {name: {"sha256", "bytes"}}}."""
+    """Return the object for CONTENT.json: {"hash", "metadata", "files": {name: {"sha256", "bytes"}}}."""
     files = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in sorted(stage.files.items())}
     metadata = {
         "title": stage.title, "subtitle": stage.subtitle, "description": stage.description, "license": stage.license
@@ -178,68 +185,75 @@ def push_dataset(
     stage: Stage,
     clock: Callable[[], float] = time.monotonic,
     limit_s: float = READY_LIMIT_S,
-) -> Pushed:
-    """Make the newest version of the dataset have exactly these files, and wait until it can be used.
+) -> PushedDataset:
+    """Make a dataset's newest version have exactly these files, and wait until it can be used.
 
-    Pushes nothing where it has them already. Raises UsageError for files that may not be published, before anything
-    is asked; RemoteError when Kaggle refuses, fails, takes longer than `limit_s`, or lists something else afterwards.
+    Pushes nothing if it has them already.
+
+    Raises:
+        UsageError: A file may not be published; this is checked before Kaggle is asked anything.
+        RemoteError: Kaggle refuses, fails, takes longer than `limit_s`, or lists other files afterwards.
     """
     check_files(stage.files, [client.credentials.key])
     owner, slug = client.username, stage.slug
     ref, content = f"{owner}/{slug}", content_of(stage)
-    watch = _Watch(client, owner, slug, clock, limit_s)
-    status = watch.settled()
-    before = int(client.dataset(owner, slug).get("currentVersionNumber") or 0) if status else 0
-    if status == "READY" and remote_content(client, owner, slug).get("hash") == content["hash"]:
-        before = int(client.dataset(owner, slug).get("currentVersionNumber") or before)
+    poller = _Poller(client, owner, slug, clock, limit_s)
+    state = poller.settled()
+    before = 0 if state is DatasetState.ABSENT else _version_number(client.dataset(owner, slug))
+    if state is DatasetState.READY and remote_content(client, owner, slug).get("hash") == content["hash"]:
+        before = _version_number(client.dataset(owner, slug)) or before
         client.log(f"{ref}: unchanged, version {before}; nothing pushed")
-        return Pushed(ref, before, new=False)
+        return PushedDataset(ref, before, new=False)
     with tempfile.TemporaryDirectory(prefix="clotkit-dataset-") as scratch:
-        blobs = pack(stage.files, content, Path(scratch))
-        client.log(f"{ref}: {len(stage.files)} files, {sum(path.stat().st_size for path in blobs.values()):,} bytes")
-        tokens = [{"token": upload(client, path, name)} for name, path in blobs.items()]
-    said = _publish(client, stage, tokens, content, watch, before, exists=bool(status))
-    _check_answer(said, ref)
-    version = watch.ready(before)
-    _compare(client.dataset_files(owner, slug), blobs.keys(), content["files"], ref, version)
-    client.log(f"{ref}: version {version} is ready, its files are those that were sent")
-    return Pushed(ref, version, new=True)
+        uploads = pack(stage.files, content, Path(scratch))
+        client.log(f"{ref}: {len(stage.files)} files, {sum(path.stat().st_size for path in uploads.values()):,} bytes")
+        tokens = [{"token": upload(client, path, name)} for name, path in uploads.items()]
+    answer = _publish(client, stage, tokens, content, poller, before, exists=state is not DatasetState.ABSENT)
+    _check_answer(answer, ref)
+    version = poller.ready(before)
+    _compare(client.dataset_files(owner, slug), content["files"], f"{ref} version {version}")
+    client.log(f"{ref}: version {version} is ready and has the files that were sent")
+    return PushedDataset(ref, version, new=True)
 
 
 def remote_content(client: Kaggle, owner: str, slug: str) -> dict[str, Any]:
-    """What CONTENT.json of a dataset's newest version says; empty where it has none that can be read."""
+    """Return the CONTENT.json of a dataset's newest version; empty if it has none that can be read."""
     with tempfile.TemporaryDirectory(prefix="clotkit-dataset-") as scratch:
         path = Path(scratch) / CONTENT
         try:
             client.dataset_file(owner, slug, CONTENT, path)
-            unzipped(path, CONTENT)
-            said = json.loads(path.read_text(encoding="utf-8"))
+            unzip_in_place(path, CONTENT)
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (RemoteMissing, ValueError):
             return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def pack(files: Mapping[str, Path], content: Mapping[str, Any], scratch: Path) -> dict[str, Path]:
-    """What is uploaded, by name: files as they are, each folder as one tar (Kaggle unpacks it under its name again).
+    """Return what is uploaded, by name: single files as they are, and each folder as a tar in `scratch`.
 
-    The same files give the same bytes.
+    Kaggle unpacks a tar below its name. The same files give the same bytes.
     """
     atomic_write_json(scratch / CONTENT, content)
-    blobs = {CONTENT: scratch / CONTENT}
+    uploads = {CONTENT: scratch / CONTENT}
     for name in sorted(files):
-        blob = _blob(name)
-        blobs[blob] = scratch / blob if "/" in name else files[name]
-    for blob, path in blobs.items():
-        folder = blob.removesuffix(".tar")
+        uploads[_upload_name(name)] = scratch / _upload_name(name) if "/" in name else files[name]
+    for upload_name, path in uploads.items():
+        folder = upload_name.removesuffix(".tar")
         inner = {name.partition("/")[2]: files[name] for name in sorted(files) if name.startswith(f"{folder}/")}
-        if blob.endswith(".tar") and inner:
+        if upload_name.endswith(".tar") and inner:
             write_tar(path, inner)
-    return dict(sorted(blobs.items()))
+    return dict(sorted(uploads.items()))
 
 
-def _blob(name: str) -> str:
+def _upload_name(name: str) -> str:
+    """Return the name of the upload that a file is part of: its top folder's tar, or the file itself."""
     folder, slash, _ = name.partition("/")
     return f"{folder}.tar" if slash else name
+
+
+def _version_number(dataset: Answer) -> int:
+    return int(dataset.get("currentVersionNumber") or 0)
 
 
 def _publish(
@@ -247,107 +261,119 @@ def _publish(
     stage: Stage,
     tokens: list[Answer],
     content: Mapping[str, Any],
-    watch: "_Watch",
+    poller: "_Poller",
     before: int,
     exists: bool,
 ) -> Answer:
-    def look() -> Answer | None:
-        return {} if watch.took_effect(before) else None
+    """Create the dataset, or its next version, from uploaded files."""
+
+    def lookup() -> Answer | None:
+        return {} if poller.took_effect(before) else None
 
     texts = {"subtitle": stage.subtitle, "description": stage.description}
     if not exists:
-        fields = {"owner_slug": watch.owner, "slug": stage.slug, "title": stage.title, "is_private": True}
-        return client.create_dataset(look, tokens, **fields, **texts, license_name=stage.license)
+        fields = {"owner_slug": poller.owner, "slug": stage.slug, "title": stage.title, "is_private": True}
+        return client.create_dataset(lookup, tokens, **fields, **texts, license_name=stage.license)
     body = {"versionNotes": f"sha256 {content['hash']}", "files": tokens, "deleteOldVersions": False, **texts}
-    return client.create_dataset_version(watch.owner, stage.slug, look, body)
+    return client.create_dataset_version(poller.owner, stage.slug, lookup, body)
 
 
-def _check_answer(said: Answer, ref: str) -> None:
-    """What Kaggle answered to a push; empty where the answer was lost and a look found it done."""
-    if said.get("error") or str(said.get("status", "ok")).lower() == "error":
-        raise RemoteError(f"dataset {ref}: Kaggle refused it: {' '.join(str(said.get('error')).split())[:200]}")
-    filed = str(said.get("ref") or ref).strip("/").removeprefix("datasets/")
+def _check_answer(answer: Answer, ref: str) -> None:
+    """Raise RemoteError for an error in the answer to a push.
+
+    The answer is empty if it was lost and the push took effect.
+    """
+    if answer.get("error") or str(answer.get("status", "ok")).lower() == "error":
+        text = " ".join(str(answer.get("error")).split())[:200]
+        raise RemoteError(f"dataset {ref}: Kaggle refused it: {text}", RemoteKind.REFUSED)
+    filed = str(answer.get("ref") or ref).strip("/").removeprefix("datasets/")
     if filed != ref:
-        raise RemoteError(f"dataset {ref}: Kaggle filed it as {filed}: look at its page before anything else")
+        raise RemoteError(
+            f"dataset {ref}: Kaggle filed it as {filed}: look at its page before anything else", RemoteKind.MISMATCH
+        )
 
 
-class _Watch:
-    """One dataset, looked at until it is as it should be."""
+class _Poller:
+    """One dataset, polled until it is in the wanted state."""
 
     def __init__(self, client: Kaggle, owner: str, slug: str, clock: Callable[[], float], limit_s: float) -> None:
         self.client, self.owner, self.slug, self.clock, self.limit_s = client, owner, slug, clock, limit_s
 
-    def settled(self) -> str:
-        """The status once nothing is under way: READY or FAILED, or empty where there is no such dataset."""
-        for status in self._statuses("settled"):
-            if status == "DELETED":
-                raise RemoteError(f"dataset {self._ref} was deleted; Kaggle makes no other of that name: rename it")
-            if status in ("", "READY", "FAILED"):
-                return status
+    def settled(self) -> DatasetState:
+        """Return the state once no work is under way: READY, FAILED or ABSENT. Raises RemoteError for DELETED."""
+        for state in self._states("settled"):
+            if state is DatasetState.DELETED:
+                raise RemoteError(
+                    f"dataset {self._ref} was deleted; Kaggle makes no other of that name: rename it",
+                    RemoteKind.REFUSED,
+                )
+            if state.settled:
+                return state
         raise AssertionError
 
     def ready(self, before: int) -> int:
-        """The number of the newest version, once it is higher than `before` and READY."""
-        for status in self._statuses("ready"):
-            if status == "FAILED":
-                raise RemoteError(f"dataset {self._ref}: Kaggle could not process it (FAILED); see its page")
-            number = int(self.client.dataset(self.owner, self.slug).get("currentVersionNumber") or 0)
-            if status == "READY" and number > before:
+        """Return the number of the newest version once it is higher than `before` and READY."""
+        for state in self._states("ready"):
+            if state is DatasetState.FAILED:
+                raise RemoteError(
+                    f"dataset {self._ref}: Kaggle could not process it (FAILED); see its page", RemoteKind.FAILED
+                )
+            number = _version_number(self.client.dataset(self.owner, self.slug))
+            if state is DatasetState.READY and number > before:
                 return number
         raise AssertionError
 
     def took_effect(self, before: int) -> bool:
-        """Whether a push, whose answer is lost, was done: work is under way, or there is a newer version."""
-        status = self.client.dataset_status(self.owner, self.slug)
-        said = self.client.dataset(self.owner, self.slug)
-        numbers = [int(one.get("versionNumber") or 0) for one in said.get("versions") or []]
-        newer = max([int(said.get("currentVersionNumber") or 0), *numbers]) > before
-        return newer or status not in ("", "READY", "FAILED")
+        """Return whether a lost push took effect: work is under way, or a version is newer."""
+        state = self.client.dataset_status(self.owner, self.slug)
+        dataset = self.client.dataset(self.owner, self.slug)
+        numbers = [int(one.get("versionNumber") or 0) for one in dataset.get("versions") or []]
+        return max([_version_number(dataset), *numbers]) > before or not state.settled
 
     @property
     def _ref(self) -> str:
         return f"{self.owner}/{self.slug}"
 
-    def _statuses(self, wanted: str) -> Iterator[str]:
-        """The status, again and again, with growing pauses. Raises RemoteError when the limit is passed."""
-        started, last, looks = self.clock(), "", 0
+    def _states(self, wanted: str) -> Iterator[DatasetState]:
+        """Yield the state again and again, with growing pauses. Raises RemoteError after the limit."""
+        started, last, looks = self.clock(), None, 0
         while True:
-            status = self.client.dataset_status(self.owner, self.slug)
-            if status != last:
-                self.client.log(f"{self._ref}: {status or 'not there yet'}")
-            yield status
-            last = status
+            state = self.client.dataset_status(self.owner, self.slug)
+            if state is not last:
+                self.client.log(f"{self._ref}: {state or 'not there yet'}")
+            yield state
+            last = state
             if self.clock() - started > self.limit_s:
                 raise RemoteError(
-                    f"dataset {self._ref}: {status or 'not there'} after {self.limit_s / 60:.0f} minutes, "
-                    f"not {wanted}: see its page; the same command goes on from there"
+                    f"dataset {self._ref}: {state or 'not there'} after {self.limit_s / 60:.0f} minutes, "
+                    f"not {wanted}: see its page; the same command goes on from there",
+                    RemoteKind.TIMEOUT,
                 )
             self.client.wait(POLLS_S[min(looks, len(POLLS_S) - 1)])
             looks += 1
 
 
-def _compare(
-    listed: Sequence[tuple[str, int]], blobs: Iterator[str] | Any, files: Mapping[str, Any], ref: str, version: int
-) -> None:
-    """Hold the list of a version's files against what was sent. A tar may be there unpacked, perhaps one folder deeper.
+def _compare(listed: Collection[tuple[str, int]], files: Mapping[str, Any], where: str) -> None:
+    """Compare the list of a version's files with those sent. Raises RemoteError if they differ.
 
-    Raises RemoteError for a file that is missing or has another size.
+    A tar may be listed unpacked, perhaps one folder deeper.
     """
-    sizes = dict(listed)
+    names = {name for name, _ in listed}
     for name, entry in files.items():
-        if _blob(name) != name and _blob(name) in sizes:
+        if _upload_name(name) != name and _upload_name(name) in names:
             continue  # not unpacked: the kernel does it
-        if name.endswith(".tar") and any(f"/{name.removesuffix('.tar')}/" in f"/{other}" for other in sizes):
+        if name.endswith(".tar") and any(f"/{name.removesuffix('.tar')}/" in f"/{other}" for other in names):
             continue  # a tar that was sent as it is, unpacked
-        found = [size for other, size in listed if other == name or other.endswith(f"/{name}")]
-        if not found:
+        sizes = [size for other, size in listed if other == name or other.endswith(f"/{name}")]
+        if not sizes:
             raise RemoteError(
-                f"dataset {ref} version {version}: {name} is missing, Kaggle lists {len(listed)} files; push again"
+                f"dataset {where}: {name} is missing, Kaggle lists {len(listed)} files; push again",
+                RemoteKind.MISMATCH,
             )
-        if entry["bytes"] not in found and any(found):
+        if entry["bytes"] not in sizes and any(sizes):
             raise RemoteError(
-                f"dataset {ref} version {version}: {name} has {found[0]:,} bytes, {entry['bytes']:,} were sent; "
-                "push again"
+                f"dataset {where}: {name} has {sizes[0]:,} bytes, {entry['bytes']:,} were sent; push again",
+                RemoteKind.MISMATCH,
             )
-    if CONTENT not in sizes:
-        raise RemoteError(f"dataset {ref} version {version}: {CONTENT} is missing; push again")
+    if CONTENT not in names:
+        raise RemoteError(f"dataset {where}: {CONTENT} is missing; push again", RemoteKind.MISMATCH)

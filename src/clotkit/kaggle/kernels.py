@@ -1,21 +1,24 @@
-"""A kernel on its way to Kaggle: its metadata held against known traps, its source rehearsed, its push verified."""
+"""Push a kernel: check its metadata for known traps, require its rehearsal, verify the push."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING, build_bundle, bundle_sha256
+from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING_KERNEL, build_bundle, bundle_sha256
 from clotkit.errors import RemoteError, RemoteFull, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, has_secret, json_object, remote_content
+from clotkit.kaggle.states import DatasetState
+from clotkit.progress import Log
+from clotkit.reasons import RemoteKind
 
 METADATA, MAIN = "kernel-metadata.json", "main.py"
-KEYS = {  # of kernel-metadata.json; Kaggle ignores any other without a word
+KEYS = {  # of kernel-metadata.json; Kaggle silently ignores any other
     "id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
     "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources", "model_sources",
     "keywords", "docker_image", "docker_image_pinning_type",
@@ -23,9 +26,9 @@ KEYS = {  # of kernel-metadata.json; Kaggle ignores any other without a word
 SHAPES = (
     "NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8"
 )  # fmt: skip
-RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38")  # served as something else since 2026-09
+RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38")  # replaced by other machines since 2026-09
 TITLE_LENGTHS = (5, 50)
-PREFIXES = {  # what a pulled metadata file may have before a source; pushed so, Kaggle leaves the source out
+PREFIXES = {  # of sources in a pulled metadata file; Kaggle drops a source that is pushed with its prefix
     "dataset_sources": ("datasets/", "d/"),
     "competition_sources": ("competitions/", "c/"),
     "kernel_sources": ("code/",),
@@ -37,7 +40,7 @@ FORMS = {
     "kernel_sources": (r"{s}/{s}(/[1-9][0-9]*)?", "owner/slug or owner/slug/version"),
     "model_sources": (r"{s}/{s}/[A-Za-z0-9]+/[A-Za-z0-9._-]+/[1-9][0-9]*", "owner/model/framework/variation/version"),
 }
-WIRE = {  # kernel-metadata.json -> the fields of a push
+PUSH_FIELDS = {  # key of kernel-metadata.json: field of a push
     "dataset_sources": "dataset_data_sources", "competition_sources": "competition_data_sources",
     "kernel_sources": "kernel_data_sources", "model_sources": "model_data_sources", "keywords": "category_ids",
     "title": "new_title", "language": "language", "kernel_type": "kernel_type", "is_private": "is_private",
@@ -45,41 +48,42 @@ WIRE = {  # kernel-metadata.json -> the fields of a push
     "machine_shape": "machine_shape", "docker_image": "docker_image",
     "docker_image_pinning_type": "docker_image_pinning_type",
 }  # fmt: skip
-FULL = re.compile(r"session count|maximum batch", re.IGNORECASE)
-FULL_WAIT_S, FULL_TRIES = 120.0, 30  # an hour for a session to end
+# Kaggle gives no code when all sessions are in use, only an error text with one of these.
+NO_SESSION = re.compile(r"session count|maximum batch", re.IGNORECASE)
+SESSION_WAIT_S, SESSION_TRIES = 120.0, 30  # an hour for a session to end
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to be pushed: its folder's name, its source, its metadata, and the rehearsal it has passed (if any)."""
+    """A kernel to push."""
 
-    name: str
+    name: str  # of its folder
     source: str
     metadata: Mapping[str, Any]
-    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)  # the rehearsal.json of a bundle
 
     @property
     def sha256(self) -> str:
-        """Of the source as it is sent."""
+        """The sha256 of the source as it is sent."""
         return _sha256(self.source)
 
 
 @dataclass(frozen=True)
 class PushedKernel:
-    """A version of a kernel on Kaggle, and the versions of the datasets that it was pushed with: pushed.json."""
+    """A version of a kernel on Kaggle, as pushed.json records it."""
 
-    ref: str
+    ref: str  # owner/slug
     version: int
-    sha256: str
+    sha256: str  # of its source
     url: str
-    datasets: Mapping[str, int]
+    datasets: Mapping[str, int]  # {owner/slug: version} of the datasets that it was pushed with
 
 
 def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kernel:
-    """Read a kernel's folder and everything about it that can be checked here.
+    """Read a kernel's folder, and check everything that can be checked here.
 
-    A main.py with a place for the kit's modules is bundled, and then exactly this bundle must have passed a rehearsal
-    (`rehearsal_dir` has its rehearsal.json). Any other code file must be Python. Raises UsageError or RehearsalError.
+    A main.py with a line for the kit's modules is bundled, and exactly this bundle must have passed a rehearsal, whose
+    rehearsal.json is in `rehearsal_dir`. Any other code file must be Python. Raises UsageError or RehearsalError.
     """
     path = kernel_dir / METADATA
     raw = json_object(path, "a kernel folder has it beside main.py")
@@ -96,13 +100,16 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kern
 
 
 def attaching(kernel: Kernel, slugs: Sequence[str]) -> Kernel:
-    """The kernel with more of its owner's datasets attached: what it is to go on from; it was rehearsed without."""
+    """Return the kernel with more of its owner's datasets attached.
+
+    Such a dataset is the output of an earlier version, from which the kernel resumes; it was rehearsed without.
+    """
     sources = [*kernel.metadata["dataset_sources"], *(f"{PLACEHOLDER}/{slug}" for slug in slugs)]
     return replace(kernel, metadata={**kernel.metadata, "dataset_sources": list(dict.fromkeys(sources))})
 
 
 def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with sources as a push takes them: without the prefixes that a pull writes."""
+    """Return the metadata with its sources as a push needs them: without the prefixes that a pull writes."""
 
     def bare(source: Any, prefixes: tuple[str, ...]) -> Any:
         prefix = next((one for one in prefixes if isinstance(source, str) and source.startswith(one)), "")
@@ -119,10 +126,10 @@ def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """What Kaggle would refuse, change or ignore in a kernel's metadata, a line each."""
+    """Yield what Kaggle would refuse, change or ignore in a kernel's metadata, a line each."""
     unknown = sorted(set(metadata) - KEYS)
     if "id_no" in unknown:
-        yield "id_no is set; Kaggle may take another kernel for it: leave it out"
+        yield "id_no is set, and may be the number of another kernel: remove it"
     if unknown:
         yield f"unknown key {', '.join(unknown)}, which Kaggle ignores; known: {', '.join(sorted(KEYS))}"
     yield from _name_problems(metadata)
@@ -132,9 +139,9 @@ def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f"kernel_type is {metadata.get('kernel_type')!r}; script is needed"
     for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet"):
         if not isinstance(metadata.get(key), bool):
-            yield f"{key} is {metadata.get(key)!r}; it must be there and true or false, Kaggle's defaults differ"
+            yield f"{key} is {metadata.get(key)!r}; true or false is needed, because Kaggle's defaults differ"
     if metadata.get("enable_internet") and metadata.get("competition_sources"):
-        yield "enable_internet is true; a kernel with a competition's data must have false, or it cannot be submitted"
+        yield "enable_internet is true; with a competition's data it must be false, or the kernel cannot be submitted"
     yield from _machine_problems(metadata)
     yield from _source_problems(metadata)
 
@@ -164,7 +171,7 @@ def _machine_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
     elif shape is not None and shape not in SHAPES:
         yield f"machine_shape is {shape!r}; one of {', '.join(SHAPES)}"
     if (metadata.get("enable_gpu") or metadata.get("enable_tpu")) and not shape:
-        yield f"an accelerator without machine_shape is whatever Kaggle has; name one of {', '.join(SHAPES)}"
+        yield f"an accelerator without machine_shape is any that Kaggle has; name one of {', '.join(SHAPES)}"
     image = metadata.get("docker_image")
     if image is not None and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", str(image)):
         yield f"docker_image is {image!r}; an image with its digest is needed, …/python@sha256:…"
@@ -189,19 +196,19 @@ def _source_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rehearsed(name: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
-    """The rehearsal of exactly this bundle. Raises UsageError when it has passed none."""
+    """Return the rehearsal.json of exactly this bundle. Raises UsageError if there is none."""
     digest, path = bundle_sha256(source), rehearsal_dir / "rehearsal.json"
-    target = "make dry-run" if name == SCORING else f"make dry-run KERNEL={name}"
-    again = f"{target} rehearses it, then push again"
+    target = "make dry-run" if name == SCORING_KERNEL else f"make dry-run KERNEL={name}"
+    again = f"run {target}, then push again"
     try:
         passed = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise UsageError(f"{path}: the bundle {digest[:12]} has passed no rehearsal; {again}") from None
+        raise UsageError(f"{path}: the bundle {digest[:12]} has not passed a rehearsal; {again}") from None
     if passed.get("bundle_sha256") != digest:
         seen = str(passed.get("bundle_sha256"))[:12]
         raise UsageError(f"{path}: the rehearsal was of the bundle {seen}, this one is {digest[:12]}; {again}")
     if not passed.get("slides", {}).get("done"):
-        raise UsageError(f"{path}: in the rehearsal 0 slides were done, at least 1 is needed; {again}")
+        raise UsageError(f"{path}: 0 slides were done in the rehearsal, at least 1 is needed; {again}")
     script = rehearsal_dir / "script.py"
     if not script.is_file() or script.read_bytes() != source.encode():
         raise UsageError(f"{script}: not the script that would be pushed; {again}")
@@ -209,24 +216,28 @@ def _rehearsed(name: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
 
 
 def _plain_source(code: Path, metadata: Path) -> str:
+    """Return the source of a kernel that is not bundled. Raises UsageError if it is missing or not Python."""
     try:
         source = code.read_text(encoding="utf-8")
         compile(source, str(code), "exec")
     except OSError as error:
         raise UsageError(f"{metadata}: code_file {code.name}: {error.strerror}") from error
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{code}: no Python: {error}") from error
+        raise UsageError(f"{code}: not Python: {error}") from error
     return source
 
 
-def push_kernel(
-    client: Kaggle, kernel: Kernel, record: Path, again: bool = False, log: Callable[[str], None] = print
-) -> PushedKernel:
-    """Push a kernel, verify that Kaggle took it as it was meant, and publish `record` (pushed.json).
+def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = False, log: Log = print) -> PushedKernel:
+    """Push a kernel, verify that Kaggle accepted all of it, and write `record` (pushed.json).
 
-    Pushes nothing where its newest version is this one, with these settings and these versions of its datasets, unless
-    `again`. Raises UsageError for a source that cannot be pushed; RemoteError when a source is missing or not ready,
-    when Kaggle refuses, files it elsewhere or leaves something out; RemoteFull when no GPU session gets free.
+    Pushes nothing if Kaggle's newest version has this source, these settings and these versions of the datasets, unless
+    `again`.
+
+    Raises:
+        UsageError: The source cannot be pushed.
+        RemoteError: A dataset, competition or kernel that it uses is missing or not ready; or Kaggle refuses, files
+            the kernel elsewhere or leaves something out.
+        RemoteFull: No GPU session becomes free.
     """
     _check_source(kernel, client)
     metadata = _owned(kernel.metadata, client.username)
@@ -239,18 +250,18 @@ def push_kernel(
         return _recorded(record, PushedKernel(metadata["id"], before, kernel.sha256, _url(metadata["id"]), datasets))
     if metadata.get("machine_shape", "").startswith("Nvidia"):
         _check_quota(client, log)
-    said = _save(client, kernel, metadata, before, log)
-    version = _check_answer(said, metadata, before)
+    answer = _save(client, kernel, metadata, before, log)
+    version = check_answer(answer, metadata, before)
     _confirm(client, kernel, metadata["id"], version, before, log)
     pushed = PushedKernel(
-        metadata["id"], version, kernel.sha256, str(said.get("url") or _url(metadata["id"])), datasets
+        metadata["id"], version, kernel.sha256, str(answer.get("url") or _url(metadata["id"])), datasets
     )
     log(f"{pushed.ref}: version {version} is pushed and runs, sha256 {kernel.sha256[:12]}: {pushed.url}")
     return _recorded(record, pushed)
 
 
 def read_record(record: Path) -> PushedKernel | None:
-    """What was pushed last, by pushed.json; None where there is no such file. Raises UsageError if it is damaged."""
+    """Return the last push, by pushed.json; None without the file. Raises UsageError if it is damaged."""
     if not record.is_file():
         return None
     try:
@@ -267,13 +278,14 @@ def _sha256(text: str) -> str:
 
 
 def _recorded(record: Path, pushed: PushedKernel) -> PushedKernel:
+    """Write pushed.json, and return the push."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(record, asdict(pushed))
     except OSError as error:
         raise UsageError(
-            f"{record}: {error.strerror}; {pushed.ref} version {pushed.version} is on Kaggle all the same: "
-            f"go on with --kernel {pushed.ref} --version {pushed.version}"
+            f"{record}: {error.strerror}; {pushed.ref} version {pushed.version} is on Kaggle nevertheless: "
+            f"continue with --kernel {pushed.ref} --version {pushed.version}"
         ) from error
     return pushed
 
@@ -283,15 +295,16 @@ def _url(ref: str) -> str:
 
 
 def _check_source(kernel: Kernel, client: Kaggle) -> None:
+    """Raise UsageError for a source of a wrong size, or with a secret in it."""
     size_bytes = len(kernel.source.encode())
     if not 0 < size_bytes <= LIMIT_BYTES:
         raise UsageError(f"kernel {kernel.name}: {size_bytes:,} bytes, 1 to {LIMIT_BYTES:,} are allowed")
     if has_secret(kernel.source.encode(), [client.credentials.key]):
-        raise UsageError(f"kernel {kernel.name}: there is a secret in it (a token or a private key); take it out")
+        raise UsageError(f"kernel {kernel.name}: it contains a secret (a token or a private key); remove it")
 
 
 def _owned(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """The metadata with the placeholder for the owner replaced. Raises UsageError where it names somebody else."""
+    """Return the metadata with `owner` for the placeholder. Raises UsageError if it names another owner."""
 
     def owned(value: Any) -> Any:
         if isinstance(value, list):
@@ -299,14 +312,16 @@ def _owned(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
         is_ours = isinstance(value, str) and value.startswith(f"{PLACEHOLDER}/")
         return owner + value[len(PLACEHOLDER) :] if is_ours else value
 
-    made = {key: owned(value) for key, value in metadata.items()}
-    if made["id"].split("/")[0] != owner:
-        raise UsageError(f"id is {made['id']}, the credentials are {owner}'s; write {PLACEHOLDER}/ in its place")
-    return made
+    result = {key: owned(value) for key, value in metadata.items()}
+    if result["id"].split("/")[0] != owner:
+        raise UsageError(
+            f"id is {result['id']}, but the credentials are those of {owner}; begin it with {PLACEHOLDER}/"
+        )
+    return result
 
 
 def _check_sources(client: Kaggle, metadata: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> dict[str, int]:
-    """Ask Kaggle for every source; the versions of the datasets. Raises RemoteError for one that cannot be used now."""
+    """Return the versions of the datasets. Raises RemoteError if a source cannot be used now."""
     versions = {}
     for source in metadata["dataset_sources"]:
         owner, slug = source.split("/")[:2]
@@ -314,7 +329,8 @@ def _check_sources(client: Kaggle, metadata: Mapping[str, Any], rehearsal: Mappi
         _check_rehearsed(client, owner, slug, rehearsal.get("datasets", {}).get(slug))
     for slug in metadata["competition_sources"]:
         if not client.competition(slug).get("userHasEntered"):
-            raise RemoteError(f"{slug}: you have not entered: accept the rules at kaggle.com/competitions/{slug}/rules")
+            page = f"kaggle.com/competitions/{slug}/rules"
+            raise RemoteError(f"{slug}: you have not entered: accept the rules at {page}", RemoteKind.RULES)
     for source in metadata["kernel_sources"]:
         owner, slug = source.split("/")[:2]
         if not client.kernel(owner, slug):
@@ -323,20 +339,21 @@ def _check_sources(client: Kaggle, metadata: Mapping[str, Any], rehearsal: Mappi
 
 
 def _dataset_version(client: Kaggle, owner: str, slug: str) -> int:
-    status = client.dataset_status(owner, slug)
-    if not status:
-        named = slug.rpartition("-")[2]
-        raise RemoteMissing(f"dataset {owner}/{slug}: Kaggle has none; make datasets-push makes it (DATASET={named})")
+    state = client.dataset_status(owner, slug)
+    if state is DatasetState.ABSENT:
+        name = slug.rpartition("-")[2]
+        raise RemoteMissing(f"dataset {owner}/{slug}: Kaggle has none; run make datasets-push (DATASET={name})")
     number = int(client.dataset(owner, slug).get("currentVersionNumber") or 0)
-    if status != "READY" or not number:
+    if state is not DatasetState.READY or not number:
         raise RemoteError(
-            f"dataset {owner}/{slug}: {status}, version {number}; READY is needed: make datasets-push waits for it"
+            f"dataset {owner}/{slug}: {state}, version {number}; READY is needed: run make datasets-push, which waits",
+            RemoteKind.NOT_READY,
         )
     return number
 
 
 def _check_rehearsed(client: Kaggle, owner: str, slug: str, wanted: Mapping[str, str] | None) -> None:
-    """The dataset must have the files that the kernel was rehearsed with, byte for byte."""
+    """Raise RemoteError if a dataset's files are not those of the rehearsal, whose sha256 are in `wanted`."""
     if wanted is None:
         return
     files = remote_content(client, owner, slug).get("files", {})
@@ -344,7 +361,8 @@ def _check_rehearsed(client: Kaggle, owner: str, slug: str, wanted: Mapping[str,
     if differing:
         raise RemoteError(
             f"dataset {owner}/{slug}: {len(differing)} files are not those of the rehearsal ({differing[0]} …): "
-            "make datasets-push with the same WEIGHTS, or make dry-run again"
+            "run make datasets-push with the same WEIGHTS, or make dry-run again",
+            RemoteKind.MISMATCH,
         )
 
 
@@ -357,8 +375,8 @@ def _source(remote: Answer) -> str:
 
 
 def _same(remote: Answer, kernel: Kernel, metadata: Mapping[str, Any]) -> bool:
-    """Whether Kaggle's newest version has this source and these settings."""
-    there = remote.get("metadata") or {}
+    """Return whether Kaggle's newest version has this source and these settings."""
+    saved = remote.get("metadata") or {}
     switches = {"isPrivate": "is_private", "enableGpu": "enable_gpu", "enableInternet": "enable_internet"}
     lists = {
         "datasetDataSources": "dataset_sources", "competitionDataSources": "competition_sources",
@@ -366,14 +384,14 @@ def _same(remote: Answer, kernel: Kernel, metadata: Mapping[str, Any]) -> bool:
     }  # fmt: skip
     return (
         _source(remote) == kernel.source
-        and all(bool(there.get(wire)) == metadata[key] for wire, key in switches.items())
-        and all(set(there.get(wire) or []) == set(metadata[key]) for wire, key in lists.items())
-        and str(there.get("machineShape") or "") in ("", str(metadata.get("machine_shape") or ""))
+        and all(bool(saved.get(name)) == metadata[key] for name, key in switches.items())
+        and all(set(saved.get(name) or []) == set(metadata[key]) for name, key in lists.items())
+        and str(saved.get("machineShape") or "") in ("", str(metadata.get("machine_shape") or ""))
     )
 
 
 def _same_data(client: Kaggle, remote: Answer, record: Path, datasets: Mapping[str, int]) -> bool:
-    """Whether that version was run with these versions of its datasets: by our record or, without one, by the dates."""
+    """Return whether the newest version ran with these dataset versions: by the record, or by the dates."""
     known = read_record(record)
     if known is not None and known.version == _number(remote) and known.sha256 == _sha256(_source(remote)):
         return dict(known.datasets) == dict(datasets)
@@ -381,7 +399,8 @@ def _same_data(client: Kaggle, remote: Answer, record: Path, datasets: Mapping[s
     return bool(ran) and all(str(client.dataset(*ref.split("/")).get("lastUpdated") or "~") <= ran for ref in datasets)
 
 
-def _check_quota(client: Kaggle, log: Callable[[str], None]) -> None:
+def _check_quota(client: Kaggle, log: Log) -> None:
+    """Log the GPU hours that are left this week. Raises RemoteError for none."""
     quota = client.quota()
     gpu = quota.get("gpuQuota") or {}
     used_s, allowed_s = (float(str(gpu.get(key) or "0s").rstrip("s")) for key in ("timeUsed", "totalTimeAllowed"))
@@ -390,16 +409,15 @@ def _check_quota(client: Kaggle, log: Callable[[str], None]) -> None:
     if allowed_s and left_h <= 0:
         raise RemoteError(
             f"GPU quota: {used_s / 3600:.1f} of {allowed_s / 3600:.0f} hours are used; it is renewed at "
-            f"{quota.get('quotaRefreshTime')}"
+            f"{quota.get('quotaRefreshTime')}",
+            RemoteKind.NO_QUOTA,
         )
 
 
-def _save(
-    client: Kaggle, kernel: Kernel, metadata: Mapping[str, Any], before: int, log: Callable[[str], None]
-) -> Answer:
-    """Push, and again while all GPU sessions are in use. Raises RemoteFull when none gets free."""
+def _save(client: Kaggle, kernel: Kernel, metadata: Mapping[str, Any], before: int, log: Log) -> Answer:
+    """Push, and try again while all GPU sessions are in use. Raises RemoteFull if none becomes free."""
 
-    def look() -> Answer | None:
+    def lookup() -> Answer | None:
         remote = client.kernel(*metadata["id"].split("/"))
         if _number(remote) <= before or _source(remote) != kernel.source:
             return None
@@ -407,46 +425,58 @@ def _save(
         lost = [source for source in metadata["dataset_sources"] if source not in attached]
         return {"versionNumber": _number(remote), "ref": metadata["id"], "invalidDatasetSources": lost}
 
-    fields = {wire: metadata[key] for key, wire in WIRE.items() if metadata.get(key) not in (None, [])}
+    fields = {name: metadata[key] for key, name in PUSH_FIELDS.items() if metadata.get(key) not in (None, [])}
     fields = {"slug": metadata["id"], "text": kernel.source, **fields}
-    for _ in range(FULL_TRIES):
-        said = client.save_kernel(look, fields)
-        full = str(said.get("error") or "")
-        if not FULL.search(full):
-            return said
-        log(f"{metadata['id']}: {full} Waiting {FULL_WAIT_S:.0f} s for one to end")
-        client.wait(FULL_WAIT_S)
+    for _ in range(SESSION_TRIES):
+        answer = client.save_kernel(lookup, fields)
+        error = str(answer.get("error") or "")
+        if not NO_SESSION.search(error):
+            return answer
+        log(f"{metadata['id']}: {error} Waiting {SESSION_WAIT_S:.0f} s for one to end")
+        client.wait(SESSION_WAIT_S)
     raise RemoteFull(
-        f"{metadata['id']}: {full} So for {FULL_TRIES * FULL_WAIT_S / 60:.0f} minutes: end one, then push again"
+        f"{metadata['id']}: {error} No session ended in {SESSION_TRIES * SESSION_WAIT_S / 60:.0f} minutes: "
+        "end one, then push again"
     )
 
 
-def _check_answer(said: Answer, metadata: Mapping[str, Any], before: int) -> int:
-    """The version that a push made. Raises RemoteError for anything that says it is not the one that was meant."""
-    ref, version = metadata["id"], int(said.get("versionNumber") or 0)
-    if said.get("error"):
-        raise RemoteError(f"{ref}: Kaggle did not take the push: {' '.join(str(said['error']).split())[:200]}")
+def check_answer(answer: Answer, metadata: Mapping[str, Any], before: int) -> int:
+    """Return the version that a push made. Raises RemoteError if it is not the one that was meant."""
+    ref, version = metadata["id"], int(answer.get("versionNumber") or 0)
+    if answer.get("error"):
+        text = " ".join(str(answer["error"]).split())[:200]
+        raise RemoteError(f"{ref}: Kaggle did not accept the push: {text}", RemoteKind.REFUSED)
     left_out = [
-        f"{key}: {', '.join(map(str, said[key]))}" for key in sorted(said) if key.startswith("invalid") and said[key]
+        f"{key}: {', '.join(map(str, answer[key]))}"
+        for key in sorted(answer)
+        if key.startswith("invalid") and answer[key]
     ]
     if left_out:
         raise RemoteError(
-            f"{ref}: version {version} was made and runs without {'; '.join(left_out)}: correct {METADATA}, push again"
+            f"{ref}: version {version} was made and runs without {'; '.join(left_out)}: correct {METADATA}, push again",
+            RemoteKind.MISMATCH,
         )
-    filed = str(said.get("ref") or "").strip("/").removeprefix("code/")
+    filed = str(answer.get("ref") or "").strip("/").removeprefix("code/")
     if filed != ref:
-        raise RemoteError(f"{ref}: Kaggle filed it as {filed or 'nothing'}: make title and id agree, push again")
+        raise RemoteError(
+            f"{ref}: Kaggle filed it as {filed or 'nothing'}: make title and id agree, push again", RemoteKind.MISMATCH
+        )
     if version <= before:
-        raise RemoteError(f"{ref}: Kaggle names version {version}, {before} was there before: look at its page")
+        raise RemoteError(
+            f"{ref}: Kaggle names version {version}, {before} was there before: look at its page", RemoteKind.MISMATCH
+        )
     return version
 
 
-def _confirm(client: Kaggle, kernel: Kernel, ref: str, version: int, before: int, log: Callable[[str], None]) -> None:
-    """Say what else was pushed meanwhile; the newest version, if it is ours, must have our source."""
+def _confirm(client: Kaggle, kernel: Kernel, ref: str, version: int, before: int, log: Log) -> None:
+    """Log other pushes since; raise RemoteError if the newest version is ours and has another source."""
     if before and version > before + 1:
         log(f"{ref}: {version - before - 1} other versions were pushed meanwhile; this one is {version}")
     remote = client.kernel(*ref.split("/"))
     if _number(remote) > version:
         log(f"{ref}: version {_number(remote)} is newer than this one, {version}: pushed meanwhile")
     elif _number(remote) == version and _source(remote) != kernel.source:
-        raise RemoteError(f"{ref}: version {version} has another source than was sent: look at its page, push again")
+        raise RemoteError(
+            f"{ref}: version {version} has another source than was sent: look at its page, push again",
+            RemoteKind.MISMATCH,
+        )

@@ -1,29 +1,25 @@
-"""A competition's public files, fetched to a split folder."""
+"""Fetch a competition's public files into a split folder."""
 
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
 from clotkit.errors import RemoteError
 from clotkit.files import atomic_write
-from clotkit.kaggle.client import CHUNK, Kaggle
+from clotkit.kaggle.client import CHUNK_BYTES, Kaggle
 from clotkit.kaggle.credentials import find_credentials
+from clotkit.progress import Log
+from clotkit.reasons import RemoteKind
 from clotkit.splits import read_table
 
 
-def fetch_public_split(
-    competition: Competition,
-    out: Path,
-    client: Kaggle | None = None,
-    log: Callable[[str], None] = print,
-) -> Path:
-    """Fetch the public test split: table, sample submission and the table's slides; what is there already stays.
+def fetch_public_split(competition: Competition, out: Path, client: Kaggle | None = None, log: Log = print) -> Path:
+    """Fetch the public test split to `out`: table, sample submission and the table's slides; return `out`.
 
-    Returns `out`. Raises RemoteError without credentials, or if a file cannot be had whole; SplitError for a table
-    without image ids.
+    Files that are there already, with the listed size, are kept. Raises RemoteError without credentials, or if a file
+    does not come whole; SplitError for a table without image ids.
     """
     client = client or Kaggle(find_credentials())
     slug, files = competition.slug, competition.files
@@ -41,41 +37,48 @@ def fetch_public_split(
     return out
 
 
-def download(client: Kaggle, slug: str, name: str, out: Path, size: int = 0) -> bool:
-    """Fetch one of a competition's files to `out / name` in one step, unzipped if it came zipped; `size` in bytes,
-    0 if unknown.
+def download(client: Kaggle, slug: str, name: str, out: Path, size_bytes: int = 0) -> bool:
+    """Fetch one of a competition's files to `out / name` in one step, unzipped if it comes zipped.
 
-    Says whether it was fetched: a file of that size that is there already is left alone.
-    Raises RemoteError if it cannot be had whole, or cannot be written; nothing of it stays then.
+    Returns False if a file of `size_bytes` (0: unknown) is there already. Raises RemoteError if the file does not come
+    whole or cannot be written; nothing of it remains then.
     """
-    target = out / inside(name, slug, out)
+    target = out / check_name(name, slug, out)
     try:
-        if size and target.is_file() and target.stat().st_size == size:
+        if size_bytes and target.is_file() and target.stat().st_size == size_bytes:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as temporary:
-            received = client.data_file(slug, name, temporary)
-            unzipped(temporary, name)
-            # Of a zipped file the list may have either size; the zip's checksum has vouched for its content.
-            if size and size not in (received, temporary.stat().st_size):
-                raise RemoteError(f"{name}: {received} bytes came, Kaggle's list says {size}: run again")
+            received_bytes = client.data_file(slug, name, temporary)
+            unzip_in_place(temporary, name)
+            # For a zipped file the list may have either size; the zip's checksum has vouched for its content.
+            if size_bytes and size_bytes not in (received_bytes, temporary.stat().st_size):
+                raise RemoteError(
+                    f"{name}: {received_bytes} bytes came, Kaggle's list says {size_bytes}: run again",
+                    RemoteKind.MISMATCH,
+                )
     except OSError as error:
-        raise RemoteError(f"{target}: {error.strerror}; free some space or choose another folder") from error
+        raise RemoteError(
+            f"{target}: {error.strerror}; free some space or choose another folder", RemoteKind.DISK
+        ) from error
     return True
 
 
-def inside(name: str, whose: str, out: Path) -> str:
-    """`name`, which came from Kaggle, if it is that of a file below `out`. Raises RemoteError otherwise."""
+def check_name(name: str, owner: str, out: Path) -> str:
+    """Return a file name that came from Kaggle. Raises RemoteError if it leads out of the folder `out`.
+
+    `owner` is the kernel or the competition of the file, for the message.
+    """
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or not name.isprintable():
-        raise RemoteError(f"{whose}: the file name {name!r} is empty or leads out of {out}: refused")
+        raise RemoteError(f"{owner}: the file name {name!r} is empty or leads out of {out}: refused", RemoteKind.UNSAFE)
     return name
 
 
-def unzipped(path: Path, name: str) -> None:
-    """Put the one file in a zip into the zip's place; any other file, and one named .zip, stays as it is.
+def unzip_in_place(path: Path, name: str) -> None:
+    """Replace a zip by the one file in it; a file that is no zip, or is named .zip, stays as it is.
 
-    Raises RemoteError if the zip is damaged or holds another.
+    Raises RemoteError if the zip is damaged, or holds another file than `name`.
     """
     if PurePosixPath(name).suffix.lower() == ".zip" or not _is_zip(path):
         return
@@ -84,11 +87,13 @@ def unzipped(path: Path, name: str) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             if [PurePosixPath(member).name for member in members] != [wanted]:
-                raise RemoteError(f"{name}: came as a zip of {len(members)} files, not of {wanted} alone")
+                raise RemoteError(
+                    f"{name}: came as a zip of {len(members)} files, not of {wanted} alone", RemoteKind.MISMATCH
+                )
             with archive.open(members[0]) as member, atomic_write(path) as unpacked, unpacked.open("wb") as file:
-                shutil.copyfileobj(member, file, CHUNK)
+                shutil.copyfileobj(member, file, CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise RemoteError(f"{name}: came as a damaged zip ({error}): run again") from error
+        raise RemoteError(f"{name}: came as a damaged zip ({error}): run again", RemoteKind.MISMATCH) from error
 
 
 def _is_zip(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`clotkit kaggle …`: the command line of the delivery."""
+"""Register `clotkit kaggle` and its verbs, which deliver a kernel: push, follow, submit, score."""
 
 import argparse
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clotkit.bundle.build import SCORING, rehearsal_dir
+from clotkit.bundle.build import SCORING_KERNEL, rehearsal_dir
+from clotkit.bundle.checkout import in_checkout
 from clotkit.competitions import DEFAULT
 from clotkit.errors import RemoteError, UsageError
 from clotkit.options import DONE, Verbs
@@ -21,48 +22,51 @@ say = partial(print, flush=True)
 
 
 def register(verbs: Verbs) -> None:
-    """Add `kaggle` and the verbs below it."""
-    text = "deliver: push datasets and kernels, follow a version, submit it, read its score"
+    """Add `kaggle` and its verbs to the command line."""
+    text = "push datasets and kernels to Kaggle, follow a kernel's version, submit it, read its score"
     top = verbs.add_parser("kaggle", help=text, description=text)
     inner = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_doctor(inner)
     _add_datasets_push(inner)
     _add_kernel_push(inner)
-    _add_session(inner, "wait", "wait for a kernel's version to end, showing its log", _wait)
-    _add_session(inner, "logs", "show the log of a kernel's version, as it comes", _logs)
-    verb = _add_session(inner, "output", "fetch the files that a kernel's version left", _output)
+    _add_session(inner, "wait", "wait until a kernel's version ends, and show its log", _wait)
+    _add_session(inner, "logs", "show the log of a kernel's version as it comes", _logs)
+    verb = _add_session(inner, "output", "fetch the output files of a kernel's version", _output)
     verb.add_argument("--out", type=Path, metavar="DIR", help="default: build/kernel/output/SLUG-vN")
-    verb.add_argument("--file", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
+    verb.add_argument(
+        "--file", action="append", default=[], metavar="NAME", help="fetch only this file; may be repeated"
+    )
     verb = _add_session(
-        inner, "submit", "wait for a version, check what it wrote, submit it, and print its score", _submit
+        inner, "submit", "wait until a version ends, check its submission, submit it, and print its score", _submit
     )
     verb.add_argument("--sample", type=Path, metavar="FILE", help="the sample submission (default: the competition's)")
-    verb.add_argument("--again", action="store_true", help="submit a version that was submitted before once more")
+    verb.add_argument("--again", action="store_true", help="submit a version again that was submitted before")
     _competition(verb)
-    verb = _add_session(inner, "score", "follow the submission of a version to its score or its error", _score)
+    verb = _add_session(inner, "score", "follow the submission of a version until it has a score or an error", _score)
     verb.add_argument("--ref", type=int, metavar="N", help="the number of a submission (default: the version's last)")
     _competition(verb)
 
 
 def _verb(verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    made = verbs.add_parser(name, help=text, description=text)
-    made.add_argument(
-        "--dry-run", action="store_true", help="show what would be sent, and send nothing that changes anything"
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the requests that would change something, and do not send them"
     )
-    made.set_defaults(verb=partial(_ending_dry, verb))
-    return made
+    parser.set_defaults(verb=partial(run_verb, verb))
+    return parser
 
 
-def _ending_dry(verb: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a verb, or its dry run. Raises UsageError if a file here cannot be used."""
     from clotkit.kaggle.client import DryRun
 
     try:
         return verb(arguments)
     except DryRun:
-        say("dry run: nothing was sent that changes anything")
+        say("dry run: nothing was changed on Kaggle")
         return DONE
-    except OSError as error:  # of a file here: the client makes its own errors of the network's
-        raise UsageError(f"{error.filename}: {error.strerror}; see to it, then run again") from error
+    except OSError as error:  # about a file here: the client turns those of the network into its own
+        raise UsageError(f"{error.filename}: {error.strerror}; correct that, then run again") from error
 
 
 def _competition(verb: argparse.ArgumentParser) -> None:
@@ -82,7 +86,9 @@ def _client(arguments: argparse.Namespace) -> "Kaggle":
 
 
 def _add_doctor(verbs: Verbs) -> None:
-    verb = _verb(verbs, "doctor", "say whether a delivery can work: packages, credentials, limits, quota", _doctor)
+    verb = _verb(
+        verbs, "doctor", "check what a delivery needs: packages, credentials, submission limits, quota", _doctor
+    )
     _competition(verb)
 
 
@@ -92,15 +98,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for package in ("kaggle", "kagglesdk", "certifi", "requests"):
         say(f"{package} {metadata.version(package)}")
     client = _client(arguments)
-    kind = "a key" if client.credentials.username else "an access token"
-    say(f"credentials: {kind} of {client.username}")
+    credentials = "a key" if client.credentials.username else "an access token"
+    say(f"credentials: {credentials} of {client.username}")
     say(f"endpoint: {client.endpoint}")
     slug = load_competition(arguments.competition).slug
-    for what, ask in (("competition", partial(_say_competition, client, slug)), ("quota", partial(_say_quota, client))):
+    checks = {"competition": partial(_say_competition, client, slug), "quota": partial(_say_quota, client)}
+    for name, check in checks.items():
         try:
-            ask()
+            check()
         except RemoteError as error:
-            say(f"{what}: {error}")
+            say(f"{name}: {error}")
     return DONE
 
 
@@ -113,21 +120,26 @@ def _say_competition(client: "Kaggle", slug: str) -> None:
 def _say_quota(client: "Kaggle") -> None:
     quota = client.quota()
     for name, key in (("GPU", "gpuQuota"), ("TPU", "tpuQuota")):
-        said = quota.get(key) or {}
-        say(f"{name}: {said.get('timeUsed') or '0s'} of {said.get('totalTimeAllowed') or '0s'} used this week")
+        hours = quota.get(key) or {}
+        say(f"{name}: {hours.get('timeUsed') or '0s'} of {hours.get('totalTimeAllowed') or '0s'} used this week")
 
 
 def _add_datasets_push(verbs: Verbs) -> None:
     verb = _verb(
-        verbs, "datasets-push", "push the datasets whose content is new, and wait until they are ready", _datasets_push
+        verbs,
+        "datasets-push",
+        "push the datasets whose content is new, and wait until Kaggle has them ready",
+        _datasets_push,
     )
-    verb.add_argument("names", nargs="*", metavar="NAME", help="folders of datasets_meta (default: weights wheels)")
+    verb.add_argument(
+        "names", nargs="*", metavar="NAME", help="datasets, by their folders in datasets_meta (default: weights wheels)"
+    )
     verb.add_argument(
         "--weights", type=Path, default=Path("weights/demo"), metavar="DIR",
         help="a member, or a folder of members, for the dataset weights (default: weights/demo)",
     )  # fmt: skip
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
-    verb.add_argument("--folder", type=Path, metavar="DIR", help="of any other dataset (default: build/NAME)")
+    verb.add_argument("--folder", type=Path, metavar="DIR", help="the files of any other dataset (default: build/NAME)")
     verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
 
 
@@ -136,11 +148,12 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
     from clotkit.kaggle.datasets import check_files, files_in, push_dataset, read_stage, weights_files, wheels_files
 
     sources = {"weights": (weights_files, arguments.weights), "wheels": (wheels_files, arguments.wheels)}
+    metadata = in_checkout(arguments.metadata, "--metadata DIR")
     stages = []
     for name in arguments.names or ["weights", "wheels"]:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
-        stages.append(read_stage(arguments.metadata / name, make(folder)))
-        check_files(stages[-1].files)  # of all, before the first is pushed
+        stages.append(read_stage(metadata / name, make(folder)))
+        check_files(stages[-1].files)  # of all datasets, before the first is pushed
     client = _client(arguments)
     for stage in stages:
         try:
@@ -152,7 +165,9 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
 
 def _add_kernel_push(verbs: Verbs) -> None:
     verb = _verb(verbs, "kernel-push", "push a kernel that has passed its rehearsal, and verify the push", _kernel_push)
-    verb.add_argument("--kernel", default=SCORING, metavar="NAME", help="a folder of kernels (default: infer)")
+    verb.add_argument(
+        "--kernel", default=SCORING_KERNEL, metavar="NAME", help="a kernel, by its folder in kernels (default: infer)"
+    )
     verb.add_argument("--kernels", type=Path, default=Path("kernels"), metavar="DIR", help="default: kernels")
     verb.add_argument(
         "--rehearsal", type=Path, metavar="DIR", help="default: build/rehearsal, of another kernel build/rehearsal-NAME"
@@ -162,10 +177,10 @@ def _add_kernel_push(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a folder of datasets_meta whose dataset is attached too: the output of an earlier version, to go on from",
+        help="attach this dataset of datasets_meta too: the output of an earlier version, to resume from",
     )
     verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
-    verb.add_argument("--again", action="store_true", help="push (and run) it although nothing has changed")
+    verb.add_argument("--again", action="store_true", help="push and run it even if nothing has changed")
     _competition(verb)
 
 
@@ -174,29 +189,32 @@ def _kernel_push(arguments: argparse.Namespace) -> int:
     from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel
 
     rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel)
-    kernel = read_kernel(arguments.kernels / arguments.kernel, arguments.competition, rehearsal)
-    kernel = attaching(kernel, [read_stage(arguments.metadata / name, {}).slug for name in arguments.attach])
+    kernels = in_checkout(arguments.kernels, "--kernels DIR")
+    kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal)
+    if arguments.attach:
+        metadata = in_checkout(arguments.metadata, "--metadata DIR")
+        kernel = attaching(kernel, [read_stage(metadata / name, {}).slug for name in arguments.attach])
     push_kernel(_client(arguments), kernel, _record(arguments.kernel), arguments.again, say)
     return DONE
 
 
 def _record(kernel: str) -> Path:
-    """Where the last push of a kernel is written down."""
-    return RECORDS / ("pushed.json" if kernel == SCORING else f"pushed-{kernel}.json")
+    """Return the file that records the last push of a kernel."""
+    return RECORDS / ("pushed.json" if kernel == SCORING_KERNEL else f"pushed-{kernel}.json")
 
 
 def _add_session(
     verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
-    made = _verb(verbs, name, text, verb)
-    made.add_argument(
+    parser = _verb(verbs, name, text, verb)
+    parser.add_argument(
         "--kernel",
-        default=SCORING,
+        default=SCORING_KERNEL,
         metavar="NAME",
         help="a kernel that was pushed from here, or OWNER/SLUG (default: infer)",
     )
-    made.add_argument("--version", type=int, metavar="N", help="default: the one that was pushed from here last")
-    return made
+    parser.add_argument("--version", type=int, metavar="N", help="default: the last one pushed from here")
+    return parser
 
 
 def _session(arguments: argparse.Namespace, client: "Kaggle") -> "Session":
@@ -205,12 +223,12 @@ def _session(arguments: argparse.Namespace, client: "Kaggle") -> "Session":
 
     if "/" in arguments.kernel:
         if arguments.version is None:
-            raise UsageError(f"kernel {arguments.kernel}: which version? add --version N")
+            raise UsageError(f"kernel {arguments.kernel}: no version is given; add --version N")
         return Session(client, arguments.kernel, arguments.version, say)
     record = _record(arguments.kernel)
     pushed = read_record(record)
     if pushed is None:
-        raise UsageError(f"{record}: not there; make kernel-push writes it, or give --kernel OWNER/SLUG --version N")
+        raise UsageError(f"{record}: no such file; run make kernel-push, or give --kernel OWNER/SLUG --version N")
     return Session(client, pushed.ref, arguments.version or pushed.version, say)
 
 

@@ -1,20 +1,20 @@
-"""A Python that has what Kaggle's image has and lacks what it lacks: the rehearsal's interpreter."""
+"""Make the rehearsal's Python: it has the packages of Kaggle's image, and no others."""
 
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from clotkit.bundle.checkout import locks
 from clotkit.errors import RehearsalError
+from clotkit.reasons import RehearsalKind
 
-REQUIREMENTS = Path(__file__).parents[3] / "requirements"
 GUARD_NAME, REFUSAL = "clotkit_network_guard", "the network is off in a rehearsal"
-GUARD = f'''"""Network off, where the system has no namespaces: every connection is refused."""
+GUARD = f'''"""Refuse every connection: the network is off, on a system without namespaces."""
 import socket
 
 
@@ -36,13 +36,13 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = _refuse
 def make(folder: Path, wheels: Path, guard: bool) -> Path:
     """Make a virtual environment in `folder` and return its python.
 
-    It links this environment's packages, but neither the kit nor what the wheels carry (that must come from them) nor
-    what only developers have. With `guard`, sockets refuse to connect. Raises RehearsalError when something hidden
-    can be imported still.
+    It links the packages of this environment except the kit, the packages of the wheels (which must come from them) and
+    those that only developers install. With `guard`, sockets refuse to connect. Raises RehearsalError if a hidden
+    package can still be imported.
     """
     shutil.rmtree(folder, ignore_errors=True)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
-    # Not resolved: the path in the environment is what makes it one.
+    # Not resolved: Python recognises the environment by this path.
     python = folder.absolute() / "bin" / "python"
     site = next((folder / "lib").glob("python*/site-packages"))
     hide = set(_files_of(["clotkit", *hidden(wheels), *developers_only()]))
@@ -50,7 +50,7 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
         if entry.name not in hide and entry.suffix not in {".pth", ".egg-link"} and entry.name != "__pycache__":
             (site / entry.name).symlink_to(entry)
     if guard:
-        # By a .pth file: a sitecustomize of the system's own, which Debian has, would hide one of ours.
+        # A .pth file, because the system's own sitecustomize, which Debian has, would hide ours.
         (site / f"{GUARD_NAME}.py").write_text(GUARD, encoding="utf-8")
         (site / f"{GUARD_NAME}.pth").write_text(f"import {GUARD_NAME}\n", encoding="utf-8")
         _check_guard(python)
@@ -59,21 +59,22 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
 
 
 def hidden(wheels: Path) -> list[str]:
-    """The distributions that the wheels carry, and that the rehearsal's environment therefore lacks."""
+    """Return the distributions of the wheels, which the rehearsal's environment therefore lacks."""
     return sorted({wheel.name.split("-")[0] for wheel in wheels.glob("*.whl")})
 
 
 def developers_only() -> list[str]:
-    """The distributions that only developers install, by the locks in requirements/; none where there are no locks."""
-    locks = [REQUIREMENTS / f"{name}.txt" for name in ("dev", "runtime")]
-    if not all(lock.is_file() for lock in locks):
+    """Return the distributions that only developers install; none without a checkout's requirements/."""
+    folder = locks()
+    if folder is None:
         return []
-    dev, runtime = (set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE)) for lock in locks)
+    texts = [(folder / f"{name}.txt").read_text() for name in ("dev", "runtime")]
+    dev, runtime = (set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE)) for text in texts)
     return sorted(dev - runtime)
 
 
 def _files_of(distributions: list[str]) -> Iterator[str]:
-    """The top-level names, in site-packages, of what the distributions installed."""
+    """Yield the top-level names of the distributions in site-packages."""
     for name in distributions:
         try:
             files = metadata.files(name) or []
@@ -83,18 +84,22 @@ def _files_of(distributions: list[str]) -> Iterator[str]:
 
 
 def _check_guard(python: Path) -> None:
-    """A connection must be refused by the guard itself, which speaks before the port is even looked for."""
+    """Raise RehearsalError unless the guard itself refuses a connection, before the port is tried."""
     code = "import socket; socket.create_connection(('127.0.0.1', 9), timeout=1)"
     tried = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
     if REFUSAL not in tried.stderr:
-        raise RehearsalError(f"{python}: the socket guard does not work here; a rehearsal needs it or user namespaces")
+        raise RehearsalError(
+            f"{python}: the socket guard does not work here; a rehearsal needs it or user namespaces",
+            RehearsalKind.ENVIRONMENT,
+        )
 
 
 def _check(python: Path, distributions: list[str]) -> None:
+    """Raise RehearsalError if one of these distributions can be imported."""
     code = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n)])"
-    found = subprocess.run([str(python), "-I", "-c", code, *distributions], capture_output=True, text=True, check=False)
-    if found.returncode or found.stdout.strip():
+    ended = subprocess.run([str(python), "-I", "-c", code, *distributions], capture_output=True, text=True, check=False)
+    if ended.returncode or ended.stdout.strip():
         raise RehearsalError(
-            f"{python} still finds {found.stdout.strip() or found.stderr.strip()}; "
-            f"Python {sys.version.split()[0]} was to lack it"
+            f"{python} still finds {ended.stdout.strip() or ended.stderr.strip()}, which it must not have",
+            RehearsalKind.ENVIRONMENT,
         )

@@ -1,4 +1,4 @@
-"""The command line of rehearsals."""
+"""Register the verb `clotkit rehearse`."""
 
 import argparse
 from functools import partial
@@ -8,13 +8,13 @@ from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_verb
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verb to the command line."""
     _add_rehearse(verbs)
 
 
 def _add_rehearse(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "rehearse", "run the bundle over a split as Kaggle does: offline, isolated, inputs read-only"
+        verbs, "rehearse", "run the bundle over a split as Kaggle does: isolated, offline, with read-only inputs"
     )
     verb.add_argument(
         "--split",
@@ -24,7 +24,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     verb.add_argument("--weights", type=Path, default=Path("weights/demo"), help="default: weights/demo")
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
     verb.add_argument("--tiles", type=Path, default=Path("build/rehearsal-tile/tiles"), metavar="DIR",
-        help="for a kernel that trains: what a rehearsal of tiling left (default: build/rehearsal-tile/tiles)",
+        help="for a kernel that trains: the tiles of a rehearsal of tiling (default: build/rehearsal-tile/tiles)",
     )  # fmt: skip
     add_backbones_dir(verb)
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
@@ -42,13 +42,15 @@ def _add_rehearse(verbs: Verbs) -> None:
 
 def _rehearse(arguments: argparse.Namespace) -> int:
     from clotkit.bundle.build import read_settings, rehearsal_dir
+    from clotkit.bundle.checkout import in_checkout
     from clotkit.rehearsal.scoring import rehearse
     from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
 
     log = partial(print, flush=True)
-    job, wheels = read_settings(arguments.kernel).job, arguments.wheels
-    out = arguments.out or rehearsal_dir(arguments.kernel.name)
-    common = arguments.kernel, arguments.competition, arguments.layout, out, log
+    kernel, wheels = in_checkout(arguments.kernel, "--kernel DIR"), arguments.wheels
+    job = read_settings(kernel).job
+    out = arguments.out or rehearsal_dir(kernel.name)
+    common = kernel, arguments.competition, arguments.layout, out, log
     if job == "tile":
         clean = rehearse_tiling(Path(arguments.split or "build/phantom-tile"), wheels, *common)
     elif job == "train":

@@ -1,0 +1,341 @@
+"""Run a bundle in a sandbox that is like Kaggle, so that nothing of the repository can help it.
+
+The bundle starts in an empty working folder, under `python -I`, in an environment with the packages of Kaggle's image.
+Its inputs are laid out as on Kaggle, read-only; it has no network, and a time and a memory limit.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.competitions import Competition
+from clotkit.errors import RehearsalError, UsageError
+from clotkit.files import sha256
+from clotkit.kaggle.datasets import Attached
+from clotkit.progress import Log
+from clotkit.reasons import RehearsalKind
+from clotkit.rehearsal import environment
+from clotkit.supervise import STATUS, State, Status, Wheels, read_status
+from clotkit.units import MB
+
+# Kaggle's two layouts of /kaggle/input: the competition's folder, and a dataset's.
+LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
+OWNER, REHEARSAL = "rehearsal", "rehearsal.json"
+WATCH_S = 0.5
+# The kernel's whole command line runs inside this: mounts first, then what follows "--".
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--")
+MOUNTS = """
+set -e
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
+shift
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the bundle."""
+
+    layout: str
+    working: Path  # the folder with its output
+    seconds: float
+    peak_mb: float
+    status: Status
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """The environment of a bundle's runs."""
+
+    out: Path
+    script: Path
+    python: Path
+    namespace: bool  # whether namespaces isolate it; else a socket guard does
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The entries of rehearsal.json that are the same for every kernel."""
+        return {
+            "bundle_sha256": bundle_sha256(self.script.read_text(encoding="utf-8")),
+            "network": "namespace" if self.namespace else "socket guard",
+            "python": sys.version.split()[0],
+        }
+
+
+def make_sandbox(kernel: Path, competition_name: str, wheels: Path, out: Path, log: Log) -> Sandbox:
+    """Build the bundle and the Python that runs it in `out`, and remove an earlier rehearsal.json.
+
+    Raises UsageError without wheels, RehearsalError if the bundle or the Python cannot be made.
+    """
+    if not any(wheels.glob("*.whl")):
+        raise UsageError(f"{wheels}: no wheel here; run make wheels, which collects them")
+    out.mkdir(parents=True, exist_ok=True)
+    script = out / "script.py"
+    (out / REHEARSAL).unlink(missing_ok=True)  # an earlier rehearsal says nothing about this bundle
+    log(write_bundle(kernel, competition_name, script))
+    namespace = namespaces_work(out)
+    python = environment.make(out / "env", wheels, guard=not namespace)
+    log(f"python: {python}, without {', '.join(environment.hidden(wheels))}")
+    log(
+        "network: off, by a network namespace; inputs: read-only mounts"
+        if namespace
+        else "network: off, by a socket guard (no network namespace here); inputs: linked, compared after the run"
+    )
+    return Sandbox(out, script, python, namespace)
+
+
+def run_layouts(
+    sandbox: Sandbox,
+    layout: str,
+    attached: Attached,
+    split_dir: Path | None,
+    competition: Competition,
+    allowed: set[str],
+    log: Log,
+) -> list[Outcome]:
+    """Run the bundle in one layout, or in "both"; `split_dir` None attaches no competition.
+
+    `allowed` are the names, beside status.json, that it may leave in its working folder. Raises RehearsalError if it
+    fails, leaves another file, changes its inputs, does not use the wheels, or passes a limit.
+    """
+    outcomes = []
+    for name in LAYOUTS if layout == "both" else (layout,):
+        log(f"layout: {name}")
+        stage = Stage(sandbox.out / name, LAYOUTS[name], competition.slug, attached, split_dir, sandbox.namespace)
+        outcomes.append(_run(stage, name, sandbox, competition, log))
+        _check_left(outcomes[-1], {*allowed, STATUS})
+    return outcomes
+
+
+def hashes_of(attached: Attached) -> dict[str, dict[str, str]]:
+    """Return the sha256 of every file of every dataset, as rehearsal.json records them."""
+    return {name: {file: sha256(path) for file, path in files.items()} for name, files in attached.items()}
+
+
+def costs_of(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Return the seconds and the peak memory in MB of every run, by its layout."""
+    return {one.layout: {"seconds": round(one.seconds, 1), "peak_mb": round(one.peak_mb)} for one in outcomes}
+
+
+def cost_line(outcomes: Sequence[Outcome]) -> str:
+    """Return the costs of the runs as a text."""
+    return "; ".join(f"layout {one.layout} {one.seconds:.0f} s, {one.peak_mb:.0f} MB" for one in outcomes)
+
+
+class Stage:
+    """The folders of one run: kaggle/input in one layout, kaggle/working, kaggle/src."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: tuple[str, str],
+        slug: str,
+        attached: Attached,
+        split_dir: Path | None,
+        namespace: bool,
+    ) -> None:
+        """Make the folders anew; datasets are copied, slides are linked, or mounted when the run starts."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self.root, self.namespace = (folder / "kaggle").resolve(), namespace
+        self.split_dir = None if split_dir is None else split_dir.resolve()
+        self.input, self.working = self.root / "input", self.root / "working"
+        for path in (self.input, self.working, self.root / "src"):
+            path.mkdir(parents=True)
+        competition_path, dataset_path = layout
+        self.slides = self.input / competition_path.format(slug=slug)
+        for dataset, files in attached.items():
+            _copy(files, self.input / dataset_path.format(owner=OWNER, dataset=dataset))
+        if self.split_dir is None:
+            return
+        self.slides.parent.mkdir(parents=True, exist_ok=True)
+        if namespace:
+            self.slides.mkdir()
+        else:
+            self.slides.symlink_to(self.split_dir)
+
+    def command(self, inner: Sequence[str]) -> list[str]:
+        """Return the command line that runs `inner`, in the namespace and with read-only inputs if possible."""
+        if not self.namespace:
+            return list(inner)
+        slides = [] if self.split_dir is None else [self.split_dir, self.slides]
+        mounts = [self.input, self.input, *slides]
+        return [*NAMESPACE, "sh", "-c", MOUNTS, "sh", *map(str, mounts), "--", *inner]
+
+    def fingerprint(self) -> dict[str, tuple[int, int]]:
+        """Return the size and the modification time of every input file."""
+        result = {}
+        for top in (self.input, *([] if self.split_dir is None else [self.split_dir])):
+            for path in sorted(top.rglob("*")):
+                if path.is_file():
+                    status = path.stat()
+                    result[str(path)] = (status.st_size, status.st_mtime_ns)
+        return result
+
+
+def namespaces_work(folder: Path) -> bool:
+    """Try whether this system allows a network namespace with read-only mounts."""
+    probe = folder / "probe"
+    shutil.rmtree(probe, ignore_errors=True)
+    probe.mkdir()
+    write_fails = ["sh", "-c", '! touch "$0/written" 2>/dev/null', str(probe)]
+    inside = ["sh", "-c", MOUNTS, "sh", str(probe), str(probe), "--", *write_fails]
+    try:
+        ended = subprocess.run([*NAMESPACE, *inside], capture_output=True, timeout=30, check=False)
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    return ended.returncode == 0
+
+
+def _copy(files: Mapping[str, Path], target: Path) -> None:
+    for name, path in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+
+
+def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, log: Log) -> Outcome:
+    """Run the bundle once, and check how it ended."""
+    script = stage.root / "src" / "script.py"
+    shutil.copyfile(sandbox.script, script)
+    script.chmod(0o444)
+    before = stage.fingerprint()
+    started = time.monotonic()
+    process = subprocess.Popen(
+        stage.command([str(sandbox.python), "-I", str(script)]),
+        cwd=stage.working,
+        env=_environment(stage.root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    limits = _Limits(process, competition)
+    with process, limits:
+        for line in process.stdout or ():
+            log(f"  | {line.rstrip()}")
+    if limits.broken is not None:
+        raise RehearsalError(f"layout {name}: {limits.message}", limits.broken)
+    if process.returncode:
+        raise RehearsalError(
+            f"layout {name}: the kernel ended with {process.returncode}, 0 is needed", RehearsalKind.EXIT_CODE
+        )
+    status = _read_status(stage, name)
+    if stage.fingerprint() != before:
+        raise RehearsalError(
+            f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only", RehearsalKind.INPUTS
+        )
+    if status.started_twice:
+        log(f"layout {name}: the kernel had to start its child process twice")
+    return Outcome(name, stage.working, time.monotonic() - started, limits.peak_mb, status)
+
+
+def _read_status(stage: Stage, name: str) -> Status:
+    """Return the kernel's status. Raises RehearsalError if it is not final, or the wheels were not used."""
+    status = read_status(stage.working)
+    if status is None or status.state is State.STARTED:
+        raise RehearsalError(
+            f"layout {name}: the kernel ended without a final {STATUS} in its working folder", RehearsalKind.STATUS
+        )
+    if status.wheels is not Wheels.USED:
+        raise RehearsalError(
+            f"layout {name}: the kernel did not read slides with the packages of the wheels ({status.wheels}); "
+            "its lines above say why",
+            RehearsalKind.WHEELS,
+        )
+    return status
+
+
+def _check_left(outcome: Outcome, allowed: set[str]) -> None:
+    left = sorted(path.name for path in outcome.working.iterdir() if path.name not in allowed)
+    if left:
+        raise RehearsalError(
+            f"layout {outcome.layout}: files left behind in the working folder: {', '.join(left)}",
+            RehearsalKind.LEFT_BEHIND,
+        )
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """Return the kernel's environment: the system's own variables, and nothing of this shell's."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    ours = {"CLOTKIT_KAGGLE_ROOT": str(root), "CLOTKIT_REHEARSAL": "1"}
+    return {**kept, **ours, "HOME": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+
+
+class _Limits(threading.Thread):
+    """The limits of a kernel, which is killed when it passes one, while its lines are read."""
+
+    def __init__(self, process: "subprocess.Popen[str]", competition: Competition) -> None:
+        super().__init__(daemon=True)
+        self.process, self.limits = process, competition.limits
+        self.started, self.peak_mb = time.monotonic(), 0.0
+        self.broken: RehearsalKind | None = None  # MEMORY or WALL
+        self.message = ""
+
+    def run(self) -> None:
+        while self.process.poll() is None:
+            try:
+                self.process.wait(WATCH_S)
+            except subprocess.TimeoutExpired:
+                self._check()
+
+    def _check(self) -> None:
+        now_mb = tree_mb(self.process.pid)
+        self.peak_mb = max(self.peak_mb, now_mb)
+        if now_mb > self.limits.kernel_memory_mb:
+            self.broken = RehearsalKind.MEMORY
+            self.message = f"memory limit: {now_mb:.0f} MB, {self.limits.kernel_memory_mb} allowed"
+        elif time.monotonic() - self.started > self.limits.kernel_wall_s:
+            self.broken = RehearsalKind.WALL
+            self.message = f"time limit: {self.limits.kernel_wall_s:.0f} s allowed"
+        if self.broken is not None:
+            _kill_tree(self.process.pid)
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if sys.exc_info()[0] is not None:
+            _kill_tree(self.process.pid)  # nothing of an interrupted rehearsal goes on
+        self.process.wait()
+        self.join()
+
+
+def tree_mb(pid: int) -> float:
+    """Return the memory of a process and all its descendants in MB, shared pages counted once (PSS)."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in family:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.AccessDenied:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / MB
+
+
+def _kill_tree(pid: int) -> None:
+    try:
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
