@@ -1,4 +1,4 @@
-"""Test the way from slides to a member on Kaggle alone: shards, the tiling kernel, the training kernel."""
+"""Test the way from slides to a member on Kaggle: shards, the tiling kernel, the training kernel."""
 
 import csv
 import json
@@ -178,7 +178,7 @@ def kernel_dir(name: str, tiny: Path, folder: Path, **settings: object) -> Path:
 
 @pytest.fixture
 def place(train_split: Path, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Make Kaggle's folders for a kernel: its script, an empty working folder, inputs linked by their names."""
+    """Make Kaggle's folders for a kernel: its script, an empty working folder, inputs as links."""
 
     def lay(kernel: str, settings: dict[str, object] | None = None, **inputs: Path) -> Path:
         root = Path(tmp_path / f"kaggle-{len(list(tmp_path.iterdir()))}")
@@ -277,14 +277,14 @@ def test_tiling_goes_on_from_an_earlier_output(
 def test_tiling_stops_by_its_deadline_and_when_there_is_no_room(place: Callable[..., Path], shards: Path) -> None:
     root = place("tile", {"deadline_s": 0.001})
     ran(root, code=1)
-    assert status_of(root).state is State.FAILED
+    assert (status_of(root).state, status_of(root).codes) == (State.FAILED, [Reason.DEADLINE])
     assert summary(root)["done"] == 0
     root = place("tile", {"deadline_s": 0.001}, tiles=shards.parent)  # earlier shards are kept, so the kernel succeeds
     ran(root)
     assert summary(root)["done"] == SLIDES
     root = place("tile", {"most_mb": 0.001})
     ran(root, code=1)
-    assert summary(root)["done"] == 0
+    assert status_of(root).codes == [Reason.OUTPUT_FULL]
 
 
 def test_a_tiling_that_is_killed_is_started_once_more_then_listed(place: Callable[..., Path]) -> None:

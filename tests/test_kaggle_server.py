@@ -1,4 +1,4 @@
-"""The loopback server, driven by Kaggle's own clients: they must find in it what they expect of Kaggle."""
+"""Test the loopback server with Kaggle's own clients, for which it must behave like Kaggle."""
 
 import contextlib
 import json

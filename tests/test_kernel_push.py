@@ -37,7 +37,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 @pytest.fixture
 def kernel(script: tuple[str, Path], server: KaggleServer, client: Kaggle, clock: Clock, tmp_path: Path) -> Kernel:
-    """kernels/infer, rehearsed, and its datasets on Kaggle."""
+    """Return the rehearsed kernels/infer, with its datasets on Kaggle."""
     (tmp_path / "a.txt").write_text("a")
     for slug in ("clotkit-weights", "clotkit-wheels"):
         push_dataset(client, Stage(slug, slug, "", "", "other", {"a.txt": tmp_path / "a.txt"}), clock)

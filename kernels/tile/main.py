@@ -112,7 +112,7 @@ def outcome(folder: Path, competition: Any, status: Any) -> dict[str, Any]:
         return {"slides": 0, "done": 0, "tiles": 0, "bytes": 0, "left": {}, "error": str(error)}
     shards = [folder / row.file for row in rows if row.file]
     left = {row.image_id: row.reason for row in rows if not row.file}
-    status.add(*(getattr(row, "code", "") for row in rows))
+    status.add(*(row.code or "" for row in rows))
     tiles = sum(row.tiles for row in rows)
     return {"slides": len(rows), "done": len(shards), "tiles": tiles, "bytes": bytes_of(shards), "left": left}
 

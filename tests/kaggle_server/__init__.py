@@ -1,4 +1,4 @@
-"""A loopback server that speaks Kaggle's wire format and remembers what it was told, for tests without a network."""
+"""A loopback server with Kaggle's wire format and a memory, for tests without a network."""
 
 from .faults import Fault
 from .guard import only_loopback

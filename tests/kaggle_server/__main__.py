@@ -1,4 +1,4 @@
-"""Run one server in the foreground: `python -m tests.kaggle_server [--state DIR] [--file FILE]`, until a signal."""
+"""Run a server until a signal: `python -m tests.kaggle_server [--state DIR] [--file FILE]`."""
 
 import argparse
 import signal

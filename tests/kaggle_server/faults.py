@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: which request, how, how often."""
+"""Faults that tests inject: which request fails, how, how often."""
 
 import threading
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Fault:
 
     @property
     def spent(self) -> bool:
-        """Whether it has happened as often as it should."""
+        """True once it has happened as often as it should."""
         return self.times is not None and self.used >= self.times
 
     def part(self, body: bytes) -> bytes:

@@ -13,7 +13,7 @@ class LeftLoopbackError(AssertionError):
 
 @contextmanager
 def only_loopback() -> Iterator[list[str]]:
-    """Refuse to look up or to reach any other host in this process; gives the list of hosts that were tried."""
+    """Refuse connections of this process to other hosts, and yield the list of hosts that were tried."""
     tried: list[str] = []
     with ExitStack() as stack:
         for name in ("connect", "connect_ex", "sendto"):
@@ -24,7 +24,7 @@ def only_loopback() -> Iterator[list[str]]:
 
 
 def is_loopback(host: Any) -> bool:
-    """Whether a host's name or address is this machine's."""
+    """Return whether a host's name or address is this machine's."""
     text = host.decode() if isinstance(host, bytes) else host
     if text in (None, "", "localhost"):
         return True

@@ -124,7 +124,7 @@ def get_accelerator_quota_statistics(world: World, _: Body) -> Reply:
 
 
 def _place(world: World, body: Body) -> str:
-    """Where a pushed kernel is filed."""
+    """Return the name under which a pushed kernel is filed."""
     if body.get("id"):
         found = [ref for ref, kernel in world.kernels.items() if kernel.id == body["id"]]
         if not found:
@@ -168,7 +168,7 @@ def _unversioned(name: str) -> str:
 
 
 def _mounted(world: World, body: Body) -> dict[str, int]:
-    """The version of each dataset that a run sees: the last one that is ready; without one, nothing is there."""
+    """Return the version of each dataset that a run sees: the last one that is ready, if there is one."""
     mounted: dict[str, int] = {}
     for source in map(_unversioned, body.get("datasetDataSources") or []):
         versions = world.datasets[source].versions if source in world.datasets else []

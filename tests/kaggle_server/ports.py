@@ -19,7 +19,7 @@ WHOLE_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Port(Protocol):
-    """What listens at a port."""
+    """The HTTP servers that listen at the ports."""
 
     def note(self, request: Request) -> tuple[str, str]:
         """Remember a request; give its method's name, and the text that says what it is about."""
@@ -149,7 +149,7 @@ class Storage:
 
 
 def _start(asked: str, blob: Blob, size: int, whole: bool) -> int | None:
-    """Where a PUT's bytes belong; None if they do not fit what was announced and what has come."""
+    """Return the offset of a PUT's bytes; None if they do not fit the announced or the received bytes."""
     if not asked:
         return 0 if size == blob.length or not whole else None
     span = WHOLE_RANGE.fullmatch(asked)

@@ -13,7 +13,7 @@ KEY = "0123456789abcdef0123456789abcdef"  # made up
 
 
 class KaggleServer(World):
-    """Kaggle on loopback, for as long as the `with` lasts: `endpoint` is the API, `storage` where files are."""
+    """Kaggle on loopback while the `with` lasts: `endpoint` is the API's address, `storage` the files'."""
 
     def __init__(self, username: str = "alice", competition: str = "mayo-clinic-strip-ai") -> None:
         super().__init__(username, competition)

@@ -1,4 +1,4 @@
-"""What the server remembers, and the knobs that tests turn: nothing here knows HTTP.
+"""The server's memory, and the settings that tests change; nothing here knows HTTP.
 
 Time is virtual: what has a status moves on by one step each time somebody asks for it.
 """
@@ -54,7 +54,7 @@ class Blob:
 
 @dataclass
 class Version:
-    """One version of a dataset; `polls` counts how often its status was asked, `since_ready` the calls after READY."""
+    """One version of a dataset; `polls` counts the requests of its status, `since_ready` calls after it."""
 
     number: int
     notes: str
@@ -102,12 +102,12 @@ class KernelVersion:
 
     @property
     def over(self) -> bool:
-        """Whether the run has ended."""
+        """True if the run has ended."""
         return self.status in OVER
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run takes one of the account's GPU sessions."""
+        """True if the run takes one of the account's GPU sessions."""
         return bool(self.body.get("enableGpu")) or str(self.body.get("machineShape", "")).startswith("Nvidia")
 
     def events(self) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ class Submission:
 
 @dataclass
 class Competition:
-    """What Kaggle says of the competition, and the files it gives."""
+    """The competition, as Kaggle describes it, and its files."""
 
     slug: str
     title: str = "A competition"
@@ -209,11 +209,11 @@ class World:
         self.on_run: Callable[[KernelVersion], None] | None = None
 
     def count(self, method: str) -> int:
-        """How many requests of a method have come, whatever became of them."""
+        """Return the number of requests of a method, failed ones included."""
         return len(self.asked(method))
 
     def asked(self, method: str) -> list[dict[str, Any]]:
-        """What the requests of a method said."""
+        """Return the bodies of the requests of a method."""
         return [call.body for call in self.calls if call.method == method]
 
     def sign(self, name: str, content: bytes) -> str:
@@ -328,7 +328,7 @@ def slugify(title: str) -> str:
 
 
 def is_safe(name: str) -> bool:
-    """Whether a file's name stays in the folder it is put in."""
+    """Return whether a file's name stays in the folder it is put in."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 

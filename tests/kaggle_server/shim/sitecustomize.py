@@ -1,4 +1,4 @@
-"""Put first on the path of a child process: Kaggle's own clients reach the loopback server, and nothing else at all.
+"""Let Kaggle's own clients reach only the loopback server; it is put first on a child's path.
 
 Python imports a module of this name when it starts; every address that the library knows becomes the given one.
 """
