@@ -1,1 +1,1 @@
-"""Kaggle: the bundle, its rehearsal, the client."""
+"""Deliver to Kaggle: push datasets and kernels, follow a run, submit it, read its score."""
