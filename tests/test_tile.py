@@ -21,7 +21,7 @@ from clotkit.config import TilingConfig, load_recipe
 from clotkit.errors import SplitError, UsageError
 from clotkit.files import sha256
 from clotkit.reasons import Reason
-from clotkit.shards.cut import ShardTask, shard_task
+from clotkit.shards.cut import ShardTask, shard_task, tiling_in
 from clotkit.shards.shard import read_shard, write_shard
 from clotkit.shards.table import read_shard_rows
 from clotkit.shards.tile import TileSettings, tile_split
@@ -293,6 +293,12 @@ def test_a_shard_holds_its_tiling(cut_once: Path) -> None:
     for path in cut_once.glob("*.npy"):
         assert read_shard(path).facts["tiling"] == asdict(TILING)
     assert (cut_once / "phantom.json").is_file()  # the slides are synthetic
+
+
+def test_a_shard_with_old_keys_holds_the_same_tiling() -> None:
+    old = {"downsample": "shrink", "min_tissue_share": "min_share"}
+    facts = {"tiling": {old.get(key, key): value for key, value in asdict(TILING).items()}}
+    assert tiling_in(facts) == asdict(TILING)
 
 
 def test_tiles_are_cut_without_tensorflow() -> None:

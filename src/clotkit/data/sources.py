@@ -18,7 +18,7 @@ from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError
 from clotkit.progress import Log
 from clotkit.shards.cache import ShardOpener
-from clotkit.shards.cut import TILING
+from clotkit.shards.cut import tiling_in
 from clotkit.shards.reading import ShardSet, ShardTiles
 from clotkit.shards.shard import Shard
 from clotkit.shards.table import TABLE, ShardRow, read_shard_rows
@@ -190,7 +190,7 @@ def _lazy_tile_set(
 
 def _check_shard_tiling(shard: Shard, name: str, recipe: Recipe) -> None:
     """Raise ConfigError, with the differences, if a shard was not cut with the recipe's tiling."""
-    was, wanted = dict(shard.facts.get(TILING, {})), asdict(recipe.tiling)
+    was, wanted = tiling_in(shard.facts), asdict(recipe.tiling)
     differing = [key for key in wanted if was.get(key) != wanted[key]]
     if differing:
         there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))

@@ -5,12 +5,13 @@ No TensorFlow here.
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from clotkit.aliases import RECIPE_KEYS, renamed
 from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.scratch import scratch
@@ -21,6 +22,11 @@ from clotkit.versions import CUTTING, Versions, versions_here
 from clotkit.workers import Ended, Limits, Task, Work, fetch, stream
 
 TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
+
+
+def tiling_in(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tiling that a shard was cut with, old keys under their new names; empty if the facts have none."""
+    return renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClotkitError
 from clotkit.files import sha256
 from clotkit.progress import Log, progress
-from clotkit.shards.cut import TILING
+from clotkit.shards.cut import tiling_in
 from clotkit.shards.shard import read_shard
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.splits import read_slides, split_of, tables_of
@@ -133,7 +133,7 @@ def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | Non
         return FaultKind.CONTENT, (
             f"has {len(shard.tiles)} tiles and key {shard.key}, but {row.tiles} and {row.key} are listed"
         )
-    if check.tiling is not None and shard.facts.get(TILING) != asdict(check.tiling):
+    if check.tiling is not None and tiling_in(shard.facts) != asdict(check.tiling):
         return FaultKind.TILING, "was cut with another tiling than the recipe's"
     return None
 
