@@ -40,8 +40,8 @@ from clotkit.app.viewer import (
 )
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionError, UsageError
-from clotkit.evaluation.evaluate import Asked
-from clotkit.evaluation.predict import ask
+from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.predict import predict
 from clotkit.reasons import Reason
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.scoring.submission import Fault
@@ -56,13 +56,13 @@ PACKAGE = ROOT / "src" / "clotkit" / "app"
 
 
 @pytest.fixture(scope="module")
-def contour() -> Asked:
+def contour() -> LoadedMember:
     """Load the member of drawn pictures."""
     return load(WEIGHTS / "double_contour")
 
 
 @pytest.fixture(scope="module")
-def demo() -> Asked:
+def demo() -> LoadedMember:
     """Load the member of synthetic slides."""
     return load(WEIGHTS / "demo")
 
@@ -111,7 +111,9 @@ HOSTILE = {  # name: (bytes, what the reason names)
 }
 
 
-def test_hostile_uploads_get_a_reason_each_and_the_others_their_answers(contour: Asked, strip_ai: Competition) -> None:
+def test_hostile_uploads_get_a_reason_each_and_the_others_their_answers(
+    contour: LoadedMember, strip_ai: Competition
+) -> None:
     sound = [Upload("one.png", png(192, 192)), Upload("two.jpg", png(300, 200, "JPEG"))]
     bad = [Upload(name, data) for name, (data, _) in HOSTILE.items()]
     steps: list[tuple[int, int]] = []
@@ -129,7 +131,7 @@ def test_hostile_uploads_get_a_reason_each_and_the_others_their_answers(contour:
     assert steps[-1] == (len(answers), len(answers))
 
 
-def test_twenty_uploads_one_of_them_a_bomb(contour: Asked, strip_ai: Competition) -> None:
+def test_twenty_uploads_one_of_them_a_bomb(contour: LoadedMember, strip_ai: Competition) -> None:
     uploads = [Upload(f"{number}.png", png(96 + number, 96)) for number in range(19)]
     uploads.insert(7, Upload("bomb.png", bomb(60_000)))
     answers = classify(contour, uploads, strip_ai)
@@ -138,10 +140,10 @@ def test_twenty_uploads_one_of_them_a_bomb(contour: Asked, strip_ai: Competition
     assert max(one.peak_mb for one in answers) < 300 < PICTURE_LIMITS.memory_mb
 
 
-def test_the_answer_is_that_of_clotkit_predict(contour: Asked, strip_ai: Competition, tmp_path: Path) -> None:
+def test_the_answer_is_that_of_clotkit_predict(contour: LoadedMember, strip_ai: Competition, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(samples_for("double_contour", "folders", strip_ai)["drawn contour, yes"])
-    (wanted,) = ask(WEIGHTS / "double_contour", [path], strip_ai)
+    (wanted,) = predict(WEIGHTS / "double_contour", [path], strip_ai)
     (answer,) = classify(contour, [Upload("x", path.read_bytes())], strip_ai)
     assert answer.label == wanted.label == "yes"
     assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
@@ -149,7 +151,7 @@ def test_the_answer_is_that_of_clotkit_predict(contour: Asked, strip_ai: Competi
     assert answer.heat.shape == (96, 96, 3)
 
 
-def test_two_visitors_at_once_get_what_one_gets(contour: Asked, strip_ai: Competition) -> None:
+def test_two_visitors_at_once_get_what_one_gets(contour: LoadedMember, strip_ai: Competition) -> None:
     uploads = [Upload("one.png", png(192, 192)), Upload("two.png", png(150, 192))]
     alone = classify(contour, uploads, strip_ai)
     both: list[list[Answer]] = []
@@ -164,7 +166,7 @@ def test_two_visitors_at_once_get_what_one_gets(contour: Asked, strip_ai: Compet
             assert one.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
 
 
-def test_too_many_and_too_large_uploads_are_refused_unread(contour: Asked, strip_ai: Competition) -> None:
+def test_too_many_and_too_large_uploads_are_refused_unread(contour: LoadedMember, strip_ai: Competition) -> None:
     large = memoryview(bytes((MOST_UPLOAD_MB + 1) * MB))
     uploads = [Upload("large.tif", large), *[Upload("x", b"")] * (MOST_UPLOADS - 1), Upload("last.png", png(20, 20))]
     (one,) = classify(contour, uploads[:1], strip_ai)
@@ -195,12 +197,12 @@ def test_each_member_answers_its_drawn_samples(name: str, strip_ai: Competition)
     for one in classify(asked, [Upload(*item) for item in samples.items()], strip_ai):
         assert one.refused is None
         assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-4)
-        assert one.label in asked.aim.classes
+        assert one.label in asked.target.classes
         assert one.picture is not None
         assert one.heat is not None
 
 
-def test_a_member_for_slides_refuses_other_files(demo: Asked, strip_ai: Competition, test_split: Path) -> None:
+def test_a_member_for_slides_refuses_other_files(demo: LoadedMember, strip_ai: Competition, test_split: Path) -> None:
     path = min((test_split / "test").glob("*.tif"))
     uploads = [
         Upload("slide.tif", path.read_bytes()),
@@ -208,7 +210,7 @@ def test_a_member_for_slides_refuses_other_files(demo: Asked, strip_ai: Competit
         Upload("archive.tif", zipped()),
     ]
     slide, cut, archive = classify(demo, uploads, strip_ai)
-    assert slide.label in demo.aim.classes
+    assert slide.label in demo.target.classes
     for one in (cut, archive):
         assert one.refused is not None
         assert one.refused.code == Reason.DAMAGED
@@ -343,18 +345,18 @@ def test_a_window_of_a_file_that_is_no_slide_is_an_error(tmp_path: Path, strip_a
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_tissue_and_tiles_are_drawn(slides: list[Path], demo: Asked, strip_ai: Competition) -> None:
+def test_tissue_and_tiles_are_drawn(slides: list[Path], demo: LoadedMember, strip_ai: Competition) -> None:
     result = read_tissue(slides[0], demo.recipe.tiling, strip_ai)
     assert int(str(result.facts["tiles"])) > 0
     assert result.picture().ndim == 3
 
 
-def test_a_slide_is_scored_live(slides: list[Path], demo: Asked, strip_ai: Competition) -> None:
+def test_a_slide_is_scored_live(slides: list[Path], demo: LoadedMember, strip_ai: Competition) -> None:
     steps = list(score_live(demo, slides[0], strip_ai))
     counts = [step.tiles for step in steps]
     assert counts == sorted(counts)
     last = steps[-1]
-    (wanted,) = ask(WEIGHTS / "demo", slides[:1], strip_ai)
+    (wanted,) = predict(WEIGHTS / "demo", slides[:1], strip_ai)
     assert last.label == wanted.label
     assert last.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
     assert last.picture is not None
@@ -362,7 +364,7 @@ def test_a_slide_is_scored_live(slides: list[Path], demo: Asked, strip_ai: Compe
     assert last.cut_short is None
 
 
-def test_scoring_a_file_that_is_no_slide_is_an_error(tmp_path: Path, demo: Asked, strip_ai: Competition) -> None:
+def test_scoring_a_file_that_is_no_slide_is_an_error(tmp_path: Path, demo: LoadedMember, strip_ai: Competition) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(zipped())
     with pytest.raises(SplitError, match="zip archive"):
@@ -431,7 +433,7 @@ def test_the_errors_of_a_training_are_those_of_its_figures(name: str) -> None:
     assert "Not for clinical use" in card_of(WEIGHTS / name)
 
 
-def test_a_member_without_its_table_is_an_error(tmp_path: Path, contour: Asked) -> None:
+def test_a_member_without_its_table_is_an_error(tmp_path: Path, contour: LoadedMember) -> None:
     folder = Path(shutil.copytree(WEIGHTS / "double_contour", tmp_path / "double_contour"))
     (folder / "oof.csv").unlink()
     with pytest.raises(ConfigError, match=r"double_contour/oof\.csv"):

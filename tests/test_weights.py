@@ -10,7 +10,7 @@ from PIL import Image
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.evaluation.figures import NAMES
-from clotkit.evaluation.predict import ask, has_double_contour
+from clotkit.evaluation.predict import has_double_contour, predict
 from clotkit.members.folder import find_members, read_member
 from clotkit.synthetic.contours import write_contours
 from clotkit.training.member_folder import card
@@ -47,7 +47,7 @@ def test_a_member_predicts_pictures(name: str, tmp_path: Path, strip_ai: Competi
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (60, 50, 3)).astype(np.uint8)).save(path)
-    answers = ask(ROOT / "weights" / name, paths, strip_ai)
+    answers = predict(ROOT / "weights" / name, paths, strip_ai)
     assert [answer.image for answer in answers] == paths
     for answer in answers:
         assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)

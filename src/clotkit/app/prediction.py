@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.evaluation.evaluate import UNKNOWN, Asked, heat_of, load_asked
+from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, grad_cam, load_for_evaluation
 from clotkit.members.heat import overlay
 from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.slides.pixels import Pixels
@@ -15,34 +15,34 @@ from clotkit.slides.pixels import Pixels
 _predicting = threading.Lock()
 
 
-def load(folder: Path) -> Asked:
+def load(folder: Path) -> LoadedMember:
     """Load a member for single images, in batches no larger than one image's tiles. Raises ConfigError."""
-    member = load_asked(folder)
+    member = load_for_evaluation(folder)
     tiling = member.recipe.tiling
     small = replace(tiling, batch_tiles=min(tiling.batch_tiles, tiling.max_tiles))
     return replace(member, recipe=replace(member.recipe, tiling=small))
 
 
-def predict_tiles(member: Asked, tiles: Pixels) -> npt.NDArray[np.float64]:
+def predict_tiles(member: LoadedMember, tiles: Pixels) -> npt.NDArray[np.float64]:
     """Return the member's rows for tiles uint8[n, S, S, 3].
 
     They are probabilities [n, C]; with attention, logits and a weight [n, C + 1].
     """
     with _predicting:
-        return member.rows_of(tiles, np.full(len(tiles), UNKNOWN))
+        return member.predict(tiles, np.full(len(tiles), UNKNOWN))
 
 
-def decide(member: Asked, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str, float]]:
+def decide(member: LoadedMember, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str, float]]:
     """Return the label and the calibrated probability of each class of an image, from its tiles' rows."""
     probabilities = member.calibration.apply(pooled(rows, member.recipe.inference.pooling))  # [C]
-    by_class = dict(zip(member.aim.classes, map(float, probabilities.round(6)), strict=True))
-    return member.aim.decide(probabilities), by_class
+    by_class = dict(zip(member.target.classes, map(float, probabilities.round(6)), strict=True))
+    return member.target.decide(probabilities), by_class
 
 
-def heat_map(member: Asked, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
+def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
     """Return the tile with the highest probability of `label` under its Grad-CAM, uint8[S, S, 3]."""
-    target = member.aim.classes.index(label)
+    target = member.target.classes.index(label)
     best = int(tile_probabilities(rows, member.recipe.inference.pooling)[:, target].argmax())
     with _predicting:
-        heat = heat_of(member.network(UNKNOWN), tiles[best], target)
+        heat = grad_cam(member.network(UNKNOWN), tiles[best], target)
     return overlay(tiles[best], heat)

@@ -13,7 +13,7 @@ import pandas as pd
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first
-from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import calibrated, scored_of, units_of
 from clotkit.members.folder import CARD, HISTORY, OUT_OF_FOLD, read_member
@@ -42,12 +42,12 @@ def card_of(folder: Path) -> str:
         return ""
 
 
-def training_of(folder: Path, member: Asked) -> Training:
+def training_of(folder: Path, member: LoadedMember) -> Training:
     """Summarise a member's training. Raises ConfigError if one of its tables is missing or damaged."""
     metrics = read_member(folder).metrics
     units = _units(_table(folder / OUT_OF_FOLD), member)
     rows = _rows(units, member)
-    wrong = [row for row in rows if member.aim.decide(row.probabilities) != member.aim.classes[row.label]]
+    wrong = [row for row in rows if member.target.decide(row.probabilities) != member.target.classes[row.label]]
     return Training(
         about=f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s, data {metrics['data']}",
         figures=[_figure(name, metrics) for name in NAMES if metrics.get(name) is not None],
@@ -58,16 +58,18 @@ def training_of(folder: Path, member: Asked) -> Training:
     )
 
 
-def _units(images: pd.DataFrame, member: Asked) -> pd.DataFrame:
+def _units(images: pd.DataFrame, member: LoadedMember) -> pd.DataFrame:
     """Return the scored units, each calibrated by the other folds' calibration if the member has one."""
-    units = units_of(images, member.aim)
-    if len(member.crossed) > 1:
+    units = units_of(images, member.target)
+    if len(member.fold_calibrations) > 1:
         return member.calibrated(units)
-    return calibrated(units, member.crossed[0] if member.crossed else member.calibration, member.aim)
+    return calibrated(
+        units, member.fold_calibrations[0] if member.fold_calibrations else member.calibration, member.target
+    )
 
 
-def _rows(units: pd.DataFrame, member: Asked) -> list[ErrorRow]:
-    probabilities = units[list(member.aim.classes)].to_numpy(np.float64)  # [units, C]
+def _rows(units: pd.DataFrame, member: LoadedMember) -> list[ErrorRow]:
+    probabilities = units[list(member.target.classes)].to_numpy(np.float64)  # [units, C]
     about = units[["image", "patient", "centre", "label"]].astype({"image": str, "patient": str}).to_dict("records")
     return [
         ErrorRow(row["image"], row["patient"], str(row["centre"]), int(row["label"]), p)
@@ -75,12 +77,12 @@ def _rows(units: pd.DataFrame, member: Asked) -> list[ErrorRow]:
     ]
 
 
-def _table_row(row: ErrorRow, member: Asked) -> dict[str, Any]:
+def _table_row(row: ErrorRow, member: LoadedMember) -> dict[str, Any]:
     return {
         "image": row.image,
         "patient": row.patient,
-        "true": member.aim.classes[row.label],
-        "predicted": member.aim.decide(row.probabilities),
+        "true": member.target.classes[row.label],
+        "predicted": member.target.decide(row.probabilities),
         "probability of the true class": round(float(row.probabilities[row.label]), 4),
         "log loss": round(loss_of(row), 3),
     }
@@ -91,13 +93,13 @@ def _figure(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"figure": name.replace("_", " ")} | {key: None if v is None else round(v, 4) for key, v in values.items()}
 
 
-def _plots(history: pd.DataFrame, units: pd.DataFrame, member: Asked) -> dict[str, bytes]:
-    scored, aim = scored_of(units, member.aim), member.aim
+def _plots(history: pd.DataFrame, units: pd.DataFrame, member: LoadedMember) -> dict[str, bytes]:
+    scored, target = scored_of(units, member.target), member.target
     return {
         "Curves": _drawn(lambda path: plots.draw_curves(path, history)),
-        "Confusion matrix": _drawn(lambda path: plots.draw_confusion(path, scored, aim.classes, aim.positive)),
-        "ROC": _drawn(lambda path: plots.draw_roc(path, scored, aim.classes, aim.positive)),
-        "Calibration": _drawn(lambda path: plots.draw_calibration(path, scored, aim.classes, aim.positive)),
+        "Confusion matrix": _drawn(lambda path: plots.draw_confusion(path, scored, target.classes, target.positive)),
+        "ROC": _drawn(lambda path: plots.draw_roc(path, scored, target.classes, target.positive)),
+        "Calibration": _drawn(lambda path: plots.draw_calibration(path, scored, target.classes, target.positive)),
     }
 
 

@@ -13,7 +13,7 @@ from clotkit.app.prediction import decide, heat_map, predict_tiles
 from clotkit.app.processes import Result, results, slide_limits, without_path
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, one_line
-from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.pixels import Pixels
 from clotkit.units import MB
@@ -51,7 +51,7 @@ class Answer:
 
 
 def classify(
-    member: Asked,
+    member: LoadedMember,
     uploads: Sequence[Upload],
     competition: Competition,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -83,7 +83,7 @@ def classify(
     return [answers[number] for number in range(len(uploads))]
 
 
-def _work_for(member: Asked, competition: Competition) -> tuple[Work, Limits]:
+def _work_for(member: LoadedMember, competition: Competition) -> tuple[Work, Limits]:
     if member.recipe.data.source == "slides":
         return untrusted.slide, slide_limits(competition)
     return untrusted.picture, PICTURE_LIMITS
@@ -111,7 +111,7 @@ def _written(folder: Path, number: int, upload: Upload) -> Path:
     return path
 
 
-def _answer(member: Asked, name: str, ended: Ended, result: Result) -> Answer:
+def _answer(member: LoadedMember, name: str, ended: Ended, result: Result) -> Answer:
     if ended.code is not None:
         cause = Cause(ended.code, _sentence(ended))
         return Answer(name, cause, seconds=ended.seconds, peak_mb=ended.peak_mb)
@@ -137,7 +137,7 @@ def _sentence(ended: Ended) -> str:
     return printable(sentence.removeprefix("the file: "), LONGEST_REASON)
 
 
-def _notes(member: Asked, ended: Ended) -> Iterator[str]:
+def _notes(member: LoadedMember, ended: Ended) -> Iterator[str]:
     """Yield a sentence for each property of the picture's size that makes its answer doubtful."""
     tiling, facts = member.recipe.tiling, ended.facts
     width, height = int(facts["width_px"]), int(facts["height_px"])

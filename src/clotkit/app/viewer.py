@@ -19,7 +19,7 @@ from clotkit.app.untrusted import VIEW_PX, Window
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
-from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.members.pooling import tile_probabilities
 from clotkit.reasons import Cause
@@ -141,7 +141,7 @@ def zoomed(at: Window, downsample: int, width_px: int, height_px: int) -> Window
     return moved(Window(x, y, downsample), 0, 0, width_px, height_px)
 
 
-def score_live(member: Asked, path: Path, competition: Competition) -> Generator[LiveScore, None, None]:
+def score_live(member: LoadedMember, path: Path, competition: Competition) -> Generator[LiveScore, None, None]:
     """Score a slide: yield a LiveScore for every batch of tiles, and a last one with the answer.
 
     If reading the slide ends early, the answer comes from the tiles so far. Raises SplitError if there is no tile.
@@ -186,14 +186,15 @@ def _cause_of(ended: Ended) -> Cause | None:
     return None if ended.code is None else Cause(ended.code, without_path(ended.reason, ended.task.path))
 
 
-def _last(member: Asked, result: Result, rows: npt.NDArray[np.float64], cut_short: Cause | None) -> LiveScore:
+def _last(member: LoadedMember, result: Result, rows: npt.NDArray[np.float64], cut_short: Cause | None) -> LiveScore:
     label, probabilities = decide(member, rows)
     picture = None
     if untrusted.SHOWN in result.batches:
         facts: dict[str, Any] = dict(result.facts)
         xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
         size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"])
-        p = tile_probabilities(rows, member.recipe.inference.pooling)[:, member.aim.classes.index(member.aim.positive)]
+        positive = member.target.classes.index(member.target.positive)
+        p = tile_probabilities(rows, member.recipe.inference.pooling)[:, positive]
         picture = paint_tiles(result.picture(), facts["downsample"], xy, size, p)
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)
 

@@ -1,4 +1,4 @@
-"""The command line of evaluation."""
+"""The command line of evaluation: `clotkit evaluate` and `clotkit predict`."""
 
 import argparse
 import json
@@ -15,16 +15,20 @@ def register(verbs: Verbs) -> None:
 
 def _add_evaluate(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "evaluate", "score a member on labelled data: figures with intervals, pictures, its worst errors"
+        verbs, "evaluate", "score a member on labelled data: figures with intervals, plots, its worst errors"
     )
     verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
     verb.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="data as the member's recipe has it: see train"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="labelled data of the kind in the member's recipe, as for train",
     )
     verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where metrics.json, the pictures and errors.html go"
+        "--out", type=Path, required=True, metavar="DIR", help="write metrics.json, the plots and errors.html here"
     )
-    verb.add_argument("--limit", type=int, help="use only the first N images of each class: a quick look")
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class")
     verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_evaluate)
 
@@ -40,23 +44,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _add_predict(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "predict", "ask a member about images: a line each, with its label and probabilities")
+    verb = add_verb(verbs, "predict", "predict images with a member: one line each, with label and probabilities")
     verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
-    verb.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member wants")
+    verb.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member's recipe says"
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.evaluation.predict import ask
+    from clotkit.evaluation.predict import predict
 
-    answers = ask(arguments.member, arguments.images, load_competition(arguments.competition))
+    predictions = predict(arguments.member, arguments.images, load_competition(arguments.competition))
     if arguments.json:
-        found = [{"image": str(one.image), "label": one.label, "probabilities": one.probabilities} for one in answers]
-        print(json.dumps({"member": arguments.member.name, "predictions": found}, ensure_ascii=False))
+        rows = [
+            {"image": str(one.image), "label": one.label, "probabilities": one.probabilities} for one in predictions
+        ]
+        print(json.dumps({"member": arguments.member.name, "predictions": rows}, ensure_ascii=False))
         return DONE
-    for one in answers:
-        said = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
-        print(f"{one.image}: {one.label} ({said})")
+    for one in predictions:
+        probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+        print(f"{one.image}: {one.label} ({probabilities})")
     return DONE

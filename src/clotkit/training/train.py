@@ -23,14 +23,14 @@ from clotkit.data.sources import CACHE, is_tiled
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import (
-    Aim,
-    aim_of,
+    EvaluationTarget,
     calibrated_on,
     constant,
     cross_calibrated,
     log_loss,
     predicted_images,
     score,
+    target_of,
     units_of,
 )
 from clotkit.files import atomic_write_text
@@ -94,7 +94,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     if recipe.training.strategy == "multi_worker":
         devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
-    aim = aim_of(recipe, tiles.labels, tiles.classes, competition)
+    target = target_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
     context = devices.create_context(recipe.training.strategy, log, settings.wait_s)
     key = _key(source, tiles, folds)
@@ -102,10 +102,10 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
         _check_same_key(context, key)
         state = _open_state(settings.out, key, context, log)
         progress = log if context.is_chief else lambda _: None
-        run = _Run(recipe, tiles, aim, settings.backbones, state, progress, context)
+        run = _Run(recipe, tiles, target, settings.backbones, state, progress, context)
         if context.is_chief:
             trained = run.train_folds(folds)
-            metrics = _metrics(trained, recipe, tiles, aim, settings.data, competition, len(folds))
+            metrics = _metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
             write_member(settings.out, recipe, source, trained, metrics)
         else:
             run.follow_chief(folds)
@@ -177,7 +177,7 @@ class _Run:
 
     recipe: Recipe
     tiles: TileSet
-    aim: Aim
+    target: EvaluationTarget
     backbones: Path | None
     state: Path
     log: Log
@@ -197,16 +197,18 @@ class _Run:
             validation.append(self._predict(trained, fold.validation))
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
         out_of_fold = pd.concat(held_out, ignore_index=True)
-        units = units_of(out_of_fold, self.aim)
+        units = units_of(out_of_fold, self.target)
         if len(folds) == 1:
-            calibration = calibrated_on(units_of(validation[0], self.aim), self.aim)  # identity if it lacks a class
+            calibration = calibrated_on(
+                units_of(validation[0], self.target), self.target
+            )  # identity if it lacks a class
             fold_calibrations = [calibration]
         else:
-            calibration = calibrated_on(units, self.aim)
+            calibration = calibrated_on(units, self.target)
             fold_calibrations = [
-                calibrated_on(units[units["fold"] != number], self.aim) for number in range(len(folds))
+                calibrated_on(units[units["fold"] != number], self.target) for number in range(len(folds))
             ]
-        scored = cross_calibrated(units, dict(enumerate(fold_calibrations)), self.aim)
+        scored = cross_calibrated(units, dict(enumerate(fold_calibrations)), self.target)
         if not ships_folds:
             trained, history = self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
@@ -316,16 +318,16 @@ def _metrics(
     trained: TrainedMember,
     recipe: Recipe,
     tiles: TileSet,
-    aim: Aim,
+    target: EvaluationTarget,
     data: Place,
     competition: Competition,
     folds: int,
 ) -> dict[str, Any]:
     """Return the contents of metrics.json."""
-    raw = units_of(trained.out_of_fold, aim)
+    raw = units_of(trained.out_of_fold, target)
     return {
         "classes": list(tiles.classes),
-        "positive": aim.positive,
+        "positive": target.positive,
         "competition": competition.slug if recipe.data.source == "slides" else None,
         "data": _describe(data, competition),
         "recipe": recipe.name,
@@ -337,22 +339,22 @@ def _metrics(
             "images": len(set(tiles.images)),
             "tiles": len(tiles),
         },
-        "unit": "patient" if aim.by_patient else "image",
+        "unit": "patient" if target.by_patient else "image",
         "estimate": ESTIMATES[recipe.data.split],
-        "class_weights": list(aim.weights),
-        "clip": aim.clip,
-        "constant": round(constant(aim), 6),
-        "weighted_log_loss_uncalibrated": round(log_loss(raw, aim), 6),
-        **score(trained.scored, aim),
-        **_metrics_per_slide(trained, aim),
+        "class_weights": list(target.weights),
+        "clip": target.clip,
+        "constant": round(constant(target), 6),
+        "weighted_log_loss_uncalibrated": round(log_loss(raw, target), 6),
+        **score(trained.scored, target),
+        **_metrics_per_slide(trained, target),
     }
 
 
-def _metrics_per_slide(trained: TrainedMember, aim: Aim) -> dict[str, Any]:
+def _metrics_per_slide(trained: TrainedMember, target: EvaluationTarget) -> dict[str, Any]:
     """Return the figures by slide for a member that is scored by patient, and nothing for others."""
-    if not aim.by_patient:
+    if not target.by_patient:
         return {}
-    by_slide = replace(aim, by_patient=False)
+    by_slide = replace(target, by_patient=False)
     calibrations = dict(enumerate(trained.fold_calibrations))
     return {"per_slide": score(cross_calibrated(trained.out_of_fold, calibrations, by_slide), by_slide)}
 

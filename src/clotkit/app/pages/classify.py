@@ -11,7 +11,7 @@ from clotkit.app.samples import samples_for
 from clotkit.app.training import card_of
 from clotkit.app.uploads import MOST_UPLOAD_MB, MOST_UPLOADS, Answer, Upload, classify
 from clotkit.competitions import Competition
-from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.evaluate import LoadedMember
 
 ANSWERS = "answers"  # session state: the last batch and its answers, so that no click predicts again
 Samples = Callable[[str, str, Competition], dict[str, bytes]]
@@ -45,7 +45,9 @@ def _choose_samples(names: Sequence[str], member: str) -> list[str]:
     return [name for name in names if st.checkbox(name, key=f"sample {member} {name}")]
 
 
-def _answers(key: tuple[str, ...], member: Asked, uploads: Sequence[Upload], competition: Competition) -> list[Answer]:
+def _answers(
+    key: tuple[str, ...], member: LoadedMember, uploads: Sequence[Upload], competition: Competition
+) -> list[Answer]:
     """Return the answers of a batch; they are kept in the session until another batch comes."""
     kept: tuple[Any, list[Answer]] | None = st.session_state.get(ANSWERS)
     if kept is not None and kept[0] == key:

@@ -14,7 +14,7 @@ from clotkit.app.roots import Roots
 from clotkit.app.training import Training, training_of
 from clotkit.app.uploads import Upload
 from clotkit.competitions import Competition
-from clotkit.evaluation.evaluate import Asked
+from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.slides.pixels import Pixels
 
 WIDEST_PX = 768  # width of a picture on a page; a tall one is half as wide
@@ -30,7 +30,7 @@ class Shared:
     competition: Competition
 
 
-load_once: Callable[[Path], Asked] = st.cache_resource(show_spinner="Loading the member …")(load)
+load_once: Callable[[Path], LoadedMember] = st.cache_resource(show_spinner="Loading the member …")(load)
 
 
 def _training(folder: Path) -> Training:

@@ -147,7 +147,7 @@ def _show_score(path: Path, shared: Shared) -> None:
     if st.button("Score this slide"):
         st.session_state[key] = _score(path, folder, shared)
     if key in st.session_state:
-        _show_scored(st.session_state[key], load_once(folder).aim.positive)
+        _show_scored(st.session_state[key], load_once(folder).target.positive)
 
 
 def _score(path: Path, folder: Path, shared: Shared) -> LiveScore:
