@@ -1,4 +1,4 @@
-"""`clotkit blend`: refused input, fits against scikit-learn, the files it writes, and its measured score."""
+"""`clotkit blend`: refused input, fits against scikit-learn, written files, and the measured score."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A fitted blend: shrunken means, the calibration and its bounds, imputation, its file and the folder's."""
+"""A fitted blend: shrunken means, calibration within bounds, imputation, and its files."""
 
 import json
 from dataclasses import replace

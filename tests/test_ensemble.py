@@ -40,7 +40,7 @@ def test_for_two_classes_it_is_platt_scaling() -> None:
 
 
 def test_fitting_finds_the_shift_of_an_unbalanced_net(strip_ai: Competition) -> None:
-    """Probabilities that are true for the class shares are wrong for the metric; the fit moves them by the log odds."""
+    """Probabilities calibrated for the class shares are wrong for the metric; the fit shifts them."""
     rng = np.random.default_rng(0)
     labels = (rng.random(4000) < 0.25).astype(np.int64)
     evidence = rng.normal(np.where(labels == 1, 0.5, -0.5), 1)
@@ -56,7 +56,7 @@ def test_fitting_finds_the_shift_of_an_unbalanced_net(strip_ai: Competition) -> 
 
 
 def test_the_published_predictions_come_below_the_constant(strip_ai: Competition) -> None:
-    """Ten published nets, patient means: 0.7485 raw; balanced Platt in sample about 0.644 (0.6471 cross-fitted)."""
+    """Ten published networks, patient means: 0.7485 raw, about 0.644 calibrated in sample."""
     if not OOF.exists():
         pytest.skip(f"the published out-of-fold predictions are not here: {OOF}")
     with (OOF / "train.csv").open(newline="") as file:

@@ -1,4 +1,4 @@
-"""The figures against scikit-learn, the bootstrap against the rows written out, and what a missing class does."""
+"""Figures against scikit-learn, the bootstrap against repeated rows, and missing classes."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.evaluation.figures import NAMES, Scored, decided, figures, weighted_auc, weighted_figures
+from clotkit.evaluation.figures import NAMES, Scored, figures, predicted, weighted_auc, weighted_figures
 from clotkit.metric import balanced_log_loss
 
 CLIP = 1e-15
@@ -77,8 +77,8 @@ def test_the_positive_class_may_be_the_first() -> None:
 
 def test_a_half_is_the_positive_class() -> None:
     rows = Scored(np.array([0, 1]), np.array([[0.5, 0.5], [2.0, 2.0]]), np.array(["p", "q"]))
-    assert decided(rows, 1).tolist() == [1, 1]
-    assert decided(rows, 0).tolist() == [0, 0]
+    assert predicted(rows, 1).tolist() == [1, 1]
+    assert predicted(rows, 0).tolist() == [0, 0]
 
 
 def test_more_classes_are_scikit_learns_macro_means() -> None:
@@ -106,7 +106,7 @@ def test_more_classes_are_scikit_learns_macro_means() -> None:
     sharpness=st.sampled_from([0.0, 0.5, 5.0]),
 )
 def test_a_sample_is_its_rows_written_out(seed: int, classes: int, ties: bool, most: int, sharpness: float) -> None:
-    """The quick forms, given how often each row counts, against scikit-learn on the rows repeated that often."""
+    """The fast forms, with counts of rows, agree with scikit-learn on rows repeated that often."""
     rows = scored(seed, 40, classes, 12, sharpness, ties)
     counts = np.random.default_rng(seed).integers(0, most + 1, (3, 40)).astype(np.float64)
     counts[:, :classes] += 1  # every class stays
@@ -210,7 +210,7 @@ def test_one_of_two_classes_has_its_own_recall(only: int) -> None:
 
 
 def test_samples_without_a_rare_class_are_left_out() -> None:
-    """One patient has all of class d: about a third of the samples lack it, and their macro means are not counted."""
+    """One patient has all of class d: a third of the samples lack it and have no macro means."""
     rows = scored(7, 120, 4, 40)
     owners = np.where(rows.labels == 3, "rare", rows.patients)
     found = figures(Scored(rows.labels, rows.probabilities, owners), FOUR, None, evenly(4), CLIP)

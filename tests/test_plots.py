@@ -1,4 +1,4 @@
-"""The pictures: that they are PNGs, the same every time, published whole, and that their numbers are right."""
+"""Plots: reproducible PNGs, written atomically, with the right numbers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The error analysis of an evaluation: one HTML page with the figures, and the images that were most wrong.
+"""Write the error analysis of an evaluation: one HTML page with its figures and its worst errors.
 
-The page stands alone: its pictures are inside it, and it has no script. It is made from `errors.html.j2`.
+The page is a single file: pictures are embedded, and it has no script. Its template is `errors.html.j2`.
 """
 
 import base64
@@ -21,9 +21,9 @@ from clotkit.members.heat import overlay
 TEMPLATE = "errors.html.j2"
 MOST = 48
 CLIP = 1e-15  # of a probability before its logarithm, as in the metric's usual setting
-PICTURE_PX = 320  # the longer side of an embedded picture: larger ones are shrunk
+PICTURE_PX = 320  # longer side of an embedded picture; larger ones are downsampled
 JPEG_QUALITY = 88
-UNKNOWN = "not known"  # the centre of an image that has none
+UNKNOWN = "not known"  # the centre of an image without one
 LABELS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -39,29 +39,25 @@ LABELS = {
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One scored image: its id, patient, centre ("" if not known), true class index and probabilities float64[C].
-
-    `tile` uint8[S, S, 3] is the picture to show, `heat` float32[S, S] in 0..1 the heat map over it for the decided
-    class, the likeliest; either may be None. Only the worst images are shown: `worst_first` says which need theirs.
-    """
+    """One scored image, with a picture if it is among the worst (see `worst_first`)."""
 
     image: str
     patient: str
-    centre: str
-    label: int
-    probabilities: npt.NDArray[np.float64]
-    tile: npt.NDArray[np.uint8] | None = None
-    heat: npt.NDArray[np.float32] | None = None
+    centre: str  # empty if unknown
+    label: int  # index of the true class
+    probabilities: npt.NDArray[np.float64]  # [C]
+    tile: npt.NDArray[np.uint8] | None = None  # [S, S, 3], the picture to show
+    heat: npt.NDArray[np.float32] | None = None  # [S, S], 0 to 1, the heat map of the likeliest class
 
 
 def worst_first(rows: Sequence[ErrorRow], most: int = MOST) -> list[int]:
-    """The indices of at most `most` rows that the page shows: the highest log loss first, equal ones by image id."""
+    """Return the indices of the `most` worst rows: the highest log loss first, equal ones by image id."""
     order = sorted(range(len(rows)), key=lambda index: (-loss_of(rows[index]), rows[index].image))
     return order[:most]
 
 
 def loss_of(row: ErrorRow) -> float:
-    """Minus the logarithm of the true class's share of the probabilities, clipped as in the metric."""
+    """Return the log loss of a row: -ln of the true class's share, clipped as in the metric."""
     share = row.probabilities[row.label] / row.probabilities.sum()
     return float(-np.log(np.clip(share, CLIP, 1 - CLIP)))
 
@@ -74,11 +70,21 @@ def write_errors(
     rows: Sequence[ErrorRow],
     most: int = MOST,
 ) -> None:
-    """Write the page: `figures` (see evaluation.figures), tables by class and by centre, the `most` worst images.
+    """Write the page: the figures, tables by class and by centre, and the worst images.
 
-    `rows` are all the scored images; the tables count each of them, right being the likeliest class. The images are
-    grouped by true class, the class with the worst image first, the worst image first in each; a list by centre links
-    to them. Raises SplitError without a row, or for one that does not fit the classes.
+    Images are grouped by true class: the class with the worst image first, and the worst image first in each. A list by
+    centre links to them.
+
+    Args:
+        path: The page.
+        title: Its title.
+        figures: See evaluation.figures.
+        classes: The names of the classes.
+        rows: All scored images. The tables count each of them as right if its label is the likeliest class.
+        most: The number of worst images to show.
+
+    Raises:
+        SplitError: There is no row, or a row does not fit the classes.
     """
     _check(classes, rows)
     cards = [_card(rank, rows[index], classes) for rank, index in enumerate(worst_first(rows, most), 1)]
@@ -118,12 +124,12 @@ def _centre(row: ErrorRow) -> str:
 
 
 def _centres(rows: Sequence[ErrorRow]) -> list[str]:
-    """The centres of the rows by name, what is not known last."""
+    """Return the centres of the rows by name, unknown last."""
     return sorted({_centre(row) for row in rows}, key=lambda name: (name == UNKNOWN, name))
 
 
 def _table(rows: Sequence[ErrorRow], names: Sequence[str], group: Callable[[ErrorRow], str]) -> list[dict[str, Any]]:
-    """For each name: how many rows and patients, the accuracy and the mean log loss."""
+    """Return one table row per name: its images and patients, accuracy and mean log loss."""
     inside: dict[str, list[ErrorRow]] = {name: [] for name in names}
     for row in rows:
         inside[group(row)].append(row)
@@ -141,9 +147,9 @@ def _summary(rows: Sequence[ErrorRow]) -> dict[str, Any]:
 
 
 def _card(rank: int, row: ErrorRow, classes: Sequence[str]) -> dict[str, Any]:
-    """What the page says of one image; its anchor is its rank, as an id may hold any character."""
+    """Return the card of one image. Its anchor is its rank: an image id may have any character."""
     shares = row.probabilities / row.probabilities.sum()
-    decided = int(shares.argmax())
+    predicted = int(shares.argmax())
     return {
         "anchor": f"image-{rank}",
         "rank": rank,
@@ -151,11 +157,11 @@ def _card(rank: int, row: ErrorRow, classes: Sequence[str]) -> dict[str, Any]:
         "patient": row.patient,
         "centre": _centre(row),
         "label": classes[row.label],
-        "decided": classes[decided],
-        "right": decided == row.label,
+        "predicted": classes[predicted],
+        "right": predicted == row.label,
         "loss": f"{loss_of(row):.2f}",
         "bars": [
-            {"name": name, "share": f"{100 * share:.1f}", "true": index == row.label, "decided": index == decided}
+            {"name": name, "share": f"{100 * share:.1f}", "true": index == row.label, "predicted": index == predicted}
             for index, (name, share) in enumerate(zip(classes, shares, strict=True))
         ],
         "picture": None if row.tile is None else _embedded(row.tile),
@@ -164,7 +170,7 @@ def _card(rank: int, row: ErrorRow, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _grouped(cards: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The cards by what they have at `key`, in the order of each group's first; anchors are numbers."""
+    """Return the cards grouped by the value of `key`, in the order of each group's first card."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for card in cards:
         groups.setdefault(card[key], []).append(card)
@@ -174,7 +180,7 @@ def _grouped(cards: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _embedded(pixels: npt.NDArray[np.uint8]) -> str:
-    """uint8[H, W, 3] as a data URL with a JPEG, shrunk where it is large."""
+    """Return a picture uint8[H, W, 3] as a data URL with a JPEG, downsampled if it is large."""
     from PIL import Image
 
     picture, file = Image.fromarray(pixels), io.BytesIO()
@@ -185,13 +191,13 @@ def _embedded(pixels: npt.NDArray[np.uint8]) -> str:
 
 def _check(classes: Sequence[str], rows: Sequence[ErrorRow]) -> None:
     if not rows:
-        raise SplitError("error analysis: no scored image; allowed: 1 and more; evaluate on a split that has some")
+        raise SplitError("error analysis: no scored image; at least 1 is needed; evaluate on other data")
     for row in rows:
         values = row.probabilities
         sound = values.shape == (len(classes),) and bool((values >= 0).all()) and 0 < values.sum() < np.inf
         if not sound or not 0 <= row.label < len(classes):
-            seen = f"class {row.label}, probabilities {np.array2string(values, threshold=8, max_line_width=10_000)}"
+            actual = f"class {row.label}, probabilities {np.array2string(values, threshold=8, max_line_width=10_000)}"
             raise SplitError(
-                f"error analysis: image {row.image!r} has {seen}; "
+                f"error analysis: image {row.image!r} has {actual}; "
                 f"allowed: a class from 0 to {len(classes) - 1} and one probability for each; predict again"
             )

@@ -1,4 +1,4 @@
-"""The figures of a set of predictions, each with an interval: what an evaluation reports.
+"""Compute the figures of a set of predictions, each with an interval.
 
 The intervals are percentile intervals of a bootstrap over patients (Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993, chapter 13): the rows of one patient are alike, and drawing rows would make the intervals too narrow.
@@ -29,39 +29,38 @@ NAMES = (
     "weighted_log_loss",
 )
 CONFIDENCE = 0.95
-CELLS_AT_ONCE = 4_000_000  # resamples x rows that are worked on together: 32 MB an array
+CELLS_AT_ONCE = 4_000_000  # resamples x rows of one array of counts: 32 MB
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Predictions with their truth, one row a unit: a picture, a slide or a patient.
+    """Predictions with their true classes, one row per unit: a picture, a slide or a patient.
 
-    `labels` int64[n] are class indices, `probabilities` float64[n, C] are not negative and need not sum to 1,
-    `patients` str[n] says which rows belong together. Raises SplitError where they do not fit each other.
+    Raises SplitError if the arrays do not fit each other.
     """
 
-    labels: Integers
-    probabilities: Floats
-    patients: npt.NDArray[np.str_]
+    labels: Integers  # [n] class indices
+    probabilities: Floats  # [n, C], not negative; they need not sum to 1
+    patients: npt.NDArray[np.str_]  # [n]; rows of one patient are resampled together
 
     def __post_init__(self) -> None:
         shape = self.probabilities.shape
         if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
             raise SplitError(f"predictions: probabilities have shape {shape}; give [rows >= 1, classes >= 2]")
         if self.labels.shape != shape[:1] or self.patients.shape != shape[:1]:
-            seen = f"labels {self.labels.shape}, patients {self.patients.shape}"
-            raise SplitError(f"predictions: {seen} for probabilities {shape}; give one of each a row")
+            actual = f"labels {self.labels.shape}, patients {self.patients.shape}"
+            raise SplitError(f"predictions: {actual} for probabilities {shape}; give one of each a row")
         if self.labels.min() < 0 or self.labels.max() >= shape[1]:
-            seen = f"{self.labels.min()} to {self.labels.max()}"
-            raise SplitError(f"predictions: labels go from {seen}; allowed: 0 to {shape[1] - 1}, class indices")
+            actual = f"{self.labels.min()} to {self.labels.max()}"
+            raise SplitError(f"predictions: labels go from {actual}; allowed: 0 to {shape[1] - 1}, class indices")
         _check_probabilities(self.probabilities)
 
     def shares(self) -> Floats:
-        """The probabilities [n, C], each row rescaled to sum to 1."""
+        """Return the probabilities [n, C], each row rescaled to sum to 1."""
         return np.asarray(self.probabilities / self.probabilities.sum(axis=1, keepdims=True), dtype=np.float64)
 
     def present(self) -> npt.NDArray[np.bool_]:
-        """For each class [C], whether a row has it as its truth."""
+        """Return a mask of the classes, bool[C]: True if a row has the class as its label."""
         return np.bincount(self.labels, minlength=self.probabilities.shape[1]) > 0
 
 
@@ -70,17 +69,17 @@ def _check_probabilities(probabilities: Floats) -> None:
     bad = ~np.isfinite(totals) | (totals <= 0) | (probabilities < 0).any(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        seen = ", ".join(f"{value:.4g}" for value in probabilities[row])
+        actual = ", ".join(f"{value:.4g}" for value in probabilities[row])
         raise SplitError(
-            f"predictions: row {row} has the probabilities {seen}; allowed: finite, not negative, not all 0; "
+            f"predictions: row {row} has the probabilities {actual}; allowed: finite, not negative, not all 0; "
             "predict again"
         )
 
 
 def positive_index(classes: Sequence[str], positive: str | None) -> int | None:
-    """The index of the positive class: of `positive` among two classes, their second one for None.
+    """Return the index of the positive class; None for more than two classes, which have none.
 
-    None for more than two classes, which have no positive one. Raises UsageError for a name that no class has.
+    Of two classes, `positive` None means the second. Raises UsageError for a name that no class has.
     """
     if positive is not None and positive not in classes:
         raise UsageError(f"the positive class is {positive!r}; allowed: {', '.join(classes)}")
@@ -89,10 +88,10 @@ def positive_index(classes: Sequence[str], positive: str | None) -> int | None:
     return 1 if positive is None else list(classes).index(positive)
 
 
-def decided(scored: Scored, positive: int | None) -> Integers:
-    """The class index int64[n] that each row is taken for.
+def predicted(scored: Scored, positive: int | None) -> Integers:
+    """Return the predicted class index of each row, int64[n].
 
-    With a positive class that one from a probability of 0.5 up, else the likeliest class, the first of equals.
+    With a positive class: that one from a probability of 0.5. Without: the likeliest class, the first of equals.
     """
     shares = scored.shares()
     if positive is None:
@@ -109,24 +108,32 @@ def figures(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, float | None]:
-    """The figures of `scored`: `n` (rows), `patients`, and each of NAMES with its `_low` and `_high`.
+    """Return `n` (rows), `patients`, and each of NAMES with the ends of its interval, `_low` and `_high`.
 
-    With two classes precision, recall (= sensitivity) and F1 are those of `positive` (None: the second class) at a
-    probability of 0.5, specificity is the recall of the other class, and AUC ranks the rows by the probability of
-    `positive`. With more, these are macro means over the classes, one against the rest, of the likeliest class, and
-    `positive` says nothing. Precision is 0 where nothing is taken for the class. weighted_log_loss is
-    metric.balanced_log_loss with `weights` (one a class) and `clip`.
+    With two classes, precision, recall (= sensitivity) and F1 are those of the positive class at a probability of 0.5,
+    specificity is the recall of the other class, and AUC ranks the rows by the probability of the positive class. With
+    more classes, these are macro means over the classes, each against the rest. Precision is 0 if no row is predicted
+    as the class. weighted_log_loss is metric.balanced_log_loss.
 
-    `_low` and `_high` are the 2.5 % and 97.5 % points of `resamples` bootstrap samples, drawn with `seed`: patients
-    with replacement, each with all of its rows. The interval describes these predictions; it does not cover what
-    another training would give.
+    The intervals span 95 % of bootstrap samples of the patients, each drawn with all its rows. They describe these
+    predictions, not the variation between trainings.
 
-    A figure that needs a class without a row is None (null in JSON): recall and its kin need the positive class,
-    specificity the other, AUC both, macro means all. Accuracy needs none; the log loss goes without the missing class.
-    A bootstrap sample which lacks a class that a figure needs (for the log loss: a class that the data have) is left
-    out of that figure's interval. Both ends are None where no sample is left, and with fewer than two patients.
+    A figure that needs a class without a row is None (null in JSON). Recall, precision and F1 need the positive class,
+    specificity the other, AUC both, macro means all; accuracy needs none, and the log loss omits the missing class. A
+    bootstrap sample without a class that a figure needs (for the log loss: that the data have) is left out of its
+    interval. Both ends are None if no sample is left, and with fewer than two patients.
 
-    Raises UsageError for settings that do not fit.
+    Args:
+        scored: The predictions.
+        classes: The names of the classes.
+        positive: The positive one of two classes; None: the second. Ignored with more classes.
+        weights: The weight of each class in the log loss.
+        clip: Probabilities in the log loss are clipped to [clip, 1 - clip].
+        seed: Seeds the bootstrap.
+        resamples: Bootstrap samples.
+
+    Raises:
+        UsageError: A setting does not fit the predictions.
     """
     _check_settings(scored, classes, weights, clip, resamples)
     at = positive_index(classes, positive)
@@ -146,26 +153,27 @@ def figures(
 def weighted_figures(
     scored: Scored, positive: int | None, weights: Sequence[float], clip: float, counts: Floats
 ) -> dict[str, Floats]:
-    """Each of NAMES, float64[B], for B samples in which row i stands counts[b, i] times; nan where undefined.
+    """Return each of NAMES for B samples, float64[B]; NaN if undefined.
 
-    `counts` are whole numbers float64[B, n]. What is defined, and from what, is as `figures` says.
+    Row i is `counts[b, i]` times in sample b; `counts` are whole numbers, float64[B, n]. `figures` has the definitions.
     """
     classes = scored.probabilities.shape[1]
-    cells = np.eye(classes * classes)[scored.labels * classes + decided(scored, positive)]  # [n, C * C]
-    table = (counts @ cells).reshape(-1, classes, classes)  # [B, true, decided]
-    found = _rates(table, positive)
+    cells = np.eye(classes * classes)[scored.labels * classes + predicted(scored, positive)]  # [n, C * C]
+    table = (counts @ cells).reshape(-1, classes, classes)  # [B, true, predicted]
+    values = _rates(table, positive)
     shares, which = scored.shares(), range(classes) if positive is None else [positive]
     areas = [weighted_auc(scored.labels == index, shares[:, index], counts) for index in which]  # [B] a class
-    found["auc"] = np.mean(areas, axis=0)
-    found["weighted_log_loss"] = _weighted_losses(scored, weights, clip, counts)
-    return found
+    values["auc"] = np.mean(areas, axis=0)
+    values["weighted_log_loss"] = _weighted_losses(scored, weights, clip, counts)
+    return values
 
 
 def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -> Floats:
-    """The area under the ROC curve, float64[B], of `scores` [n] in B samples with `counts` [B, n]; nan without a side.
+    """Return the area under the ROC curve of `scores` [n] in B samples: float64[B].
 
-    The share of pairs of a true and a false row in which the true one scores higher, ties counting half (Mann and
-    Whitney 1947; Hanley and McNeil, Radiology 143, 1982).
+    Row i is `counts[b, i]` times in sample b. The area is the share of pairs of a true and a false row in which the
+    true one scores higher; ties count half (Mann and Whitney 1947; Hanley and McNeil, Radiology 143, 1982). It is NaN
+    for a sample without a true or without a false row.
     """
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # where a run of equal scores begins
@@ -177,33 +185,33 @@ def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -
 
 
 def _rates(table: Floats, positive: int | None) -> dict[str, Floats]:
-    """What follows from confusion tables [B, true, decided] alone."""
-    right, true, said = table.diagonal(axis1=1, axis2=2), table.sum(axis=2), table.sum(axis=1)  # each [B, C]
+    """Return the figures that follow from confusion tables [B, true, predicted] alone."""
+    right, true, guesses = table.diagonal(axis1=1, axis2=2), table.sum(axis=2), table.sum(axis=1)  # each [B, C]
     total = true.sum(axis=1, keepdims=True)  # [B, 1]
     recall, missing = _ratio(right, true), np.where(true > 0, 0.0, np.nan)
     return {
         "accuracy": right.sum(axis=1) / total[:, 0],
         "balanced_accuracy": recall.mean(axis=1),
-        "precision": _of_class(right / np.maximum(said, 1) + missing, positive, missing),
+        "precision": _of_class(right / np.maximum(guesses, 1) + missing, positive, missing),
         "recall": _of_class(recall, positive, missing),
         "sensitivity": _of_class(recall, positive, missing),
-        "specificity": _of_class(_ratio(total - true - said + right, total - true), positive, missing),
-        "f1": _of_class(_ratio(2 * right, true + said) + missing, positive, missing),
+        "specificity": _of_class(_ratio(total - true - guesses + right, total - true), positive, missing),
+        "f1": _of_class(_ratio(2 * right, true + guesses) + missing, positive, missing),
     }
 
 
 def _of_class(values: Floats, positive: int | None, missing: Floats) -> Floats:
-    """From values [B, C] those of the positive class, or the macro mean where no class is missing (nan there)."""
+    """Return the positive class's values [B, C], or their macro mean: NaN if a class is missing."""
     return (values + missing).mean(axis=1) if positive is None else values[:, positive]
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """above / below, nan where below is 0."""
+    """Return above / below, NaN where below is 0."""
     return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
 def _weighted_losses(scored: Scored, weights: Sequence[float], clip: float, counts: Floats) -> Floats:
-    """metric.balanced_log_loss for each of B samples [B]; nan where one lacks a class that the data have."""
+    """Return metric.balanced_log_loss of each sample [B]; NaN if it lacks a class of the data."""
     rows, present = np.arange(len(scored.labels)), scored.present()
     member = np.eye(len(present))[scored.labels][:, present]  # [n, classes that the data have]
     losses = -np.log(np.clip(scored.shares(), clip, 1 - clip)[rows, scored.labels])  # [n]
@@ -213,7 +221,7 @@ def _weighted_losses(scored: Scored, weights: Sequence[float], clip: float, coun
 
 
 def _draws(owner: Integers, patients: int, seed: int, resamples: int) -> Iterator[Floats]:
-    """How often each row stands in each bootstrap sample: float64[some, n] at a time, `resamples` together."""
+    """Yield how often each row is in each bootstrap sample: float64[some, n], `resamples` in all."""
     rng = np.random.default_rng(seed)
     step = max(1, CELLS_AT_ONCE // len(owner))
     for start in range(0, resamples, step):
@@ -237,44 +245,44 @@ def _plain(value: float) -> float | None:
 
 
 def _points(scored: Scored, positive: int | None, weights: Sequence[float], clip: float) -> dict[str, float]:
-    """Each of NAMES for the rows as they are, by scikit-learn; nan where undefined."""
+    """Return each of NAMES for the rows as they are, by scikit-learn; NaN if undefined."""
     from sklearn import metrics
 
-    said, rows = decided(scored, positive), scored.probabilities.tolist()
-    found = dict.fromkeys(NAMES, float("nan"))
-    found["accuracy"] = metrics.accuracy_score(scored.labels, said)
-    found["weighted_log_loss"] = balanced_log_loss(rows, scored.labels.tolist(), weights, clip)
+    guesses, rows = predicted(scored, positive), scored.probabilities.tolist()
+    values = dict.fromkeys(NAMES, float("nan"))
+    values["accuracy"] = metrics.accuracy_score(scored.labels, guesses)
+    values["weighted_log_loss"] = balanced_log_loss(rows, scored.labels.tolist(), weights, clip)
     if scored.present().all():
-        found["balanced_accuracy"] = metrics.balanced_accuracy_score(scored.labels, said)
-        found["auc"] = _area(scored, positive)
-    return found | _points_of_class(scored, positive, said)
+        values["balanced_accuracy"] = metrics.balanced_accuracy_score(scored.labels, guesses)
+        values["auc"] = _area(scored, positive)
+    return values | _points_of_class(scored, positive, guesses)
 
 
-def _points_of_class(scored: Scored, positive: int | None, said: Integers) -> dict[str, float]:
-    """Those figures that are one class's, or macro means; without those that are undefined."""
+def _points_of_class(scored: Scored, positive: int | None, guesses: Integers) -> dict[str, float]:
+    """Return the defined figures of those that are one class's, or macro means."""
     from sklearn import metrics
 
-    labels, options, found = scored.labels, _averaging(scored, positive), dict[str, float]()
+    labels, options, values = scored.labels, _averaging(scored, positive), dict[str, float]()
     has_true, has_other = _sides(scored, positive)
     if has_true:
-        found["precision"] = metrics.precision_score(labels, said, **options)
-        found["recall"] = found["sensitivity"] = metrics.recall_score(labels, said, **options)
-        found["f1"] = metrics.f1_score(labels, said, **options)
+        values["precision"] = metrics.precision_score(labels, guesses, **options)
+        values["recall"] = values["sensitivity"] = metrics.recall_score(labels, guesses, **options)
+        values["f1"] = metrics.f1_score(labels, guesses, **options)
     if has_other:
         which = range(scored.probabilities.shape[1]) if positive is None else [positive]
-        others = [metrics.recall_score(labels != index, said != index) for index in which]
-        found["specificity"] = float(np.mean(others))
-    return found
+        others = [metrics.recall_score(labels != index, guesses != index) for index in which]
+        values["specificity"] = float(np.mean(others))
+    return values
 
 
 def _averaging(scored: Scored, positive: int | None) -> dict[str, Any]:
-    """scikit-learn's arguments for the positive class, or for macro means."""
+    """Return scikit-learn's arguments for the positive class, or for macro means."""
     which = list(range(scored.probabilities.shape[1])) if positive is None else [positive]
     return {"labels": which, "average": "macro", "zero_division": 0}
 
 
 def _sides(scored: Scored, positive: int | None) -> tuple[bool, bool]:
-    """Whether recall, and whether specificity, have the rows that they need."""
+    """Return True for recall, and for specificity, if the rows that it needs are there."""
     present = scored.present()
     if positive is None:
         return bool(present.all()), bool(present.all())
@@ -293,8 +301,8 @@ def _check_settings(
 ) -> None:
     width = scored.probabilities.shape[1]
     if len(classes) != width or len(weights) != width:
-        seen = f"{len(classes)} classes and {len(weights)} weights"
-        raise UsageError(f"figures: {seen} for probabilities of {width} classes; give one of each a class")
+        actual = f"{len(classes)} classes and {len(weights)} weights"
+        raise UsageError(f"figures: {actual} for probabilities of {width} classes; give one of each a class")
     if not all(np.isfinite(weight) and weight > 0 for weight in weights):
         raise UsageError(f"figures: the class weights are {', '.join(map(str, weights))}; allowed: above 0")
     if not 0 < clip < 0.5:

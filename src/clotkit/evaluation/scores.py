@@ -62,7 +62,8 @@ def target_of(
 def predicted_images(outputs: Floats, tiles: TileSet, inference: InferenceConfig) -> pd.DataFrame:
     """Return one row per image: image, patient, centre, label, and the probability of each class.
 
-    The rows are in the order of the tiles. `outputs` are the networks' for the tiles: probabilities [n, C], or under attention logits [n, C + 1].
+    The rows are in the order of the tiles. `outputs` are those of the networks for the tiles: probabilities [n, C], or
+    under attention logits [n, C + 1].
     """
     rows = []
     for image in dict.fromkeys(tiles.images.tolist()):
