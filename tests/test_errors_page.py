@@ -1,4 +1,4 @@
-"""The error analysis: its HTML, its order, its tables, and that what it is given cannot become markup."""
+"""The error analysis page: valid HTML, order, tables, and escaped input."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """The elements in order with their attributes and text; fails where tags do not nest."""
+    """The elements of a page in order, with attributes and text; fails if tags do not nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def row(image: str, label: int, true: float, centre: str = "", patient: str = "p", picture: bool = True) -> ErrorRow:
-    """An image whose true class has the probability `true`, the next class the rest."""
+    """Return an image whose true class has the probability `true`, and the next class the rest."""
     probabilities = np.zeros(3)
     probabilities[label], probabilities[(label + 1) % 3] = true, 1 - true
     tile, heat = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), np.float32)
