@@ -197,7 +197,7 @@ test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a spli
 full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set
 
-lint: $(VENV)/.dev  ## check the code: ruff check, ruff format --check, mypy --strict
+lint: style  ## check the code: ruff check, ruff format --check, mypy --strict, and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

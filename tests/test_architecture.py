@@ -208,6 +208,5 @@ def test_functions_are_short() -> None:
     assert functions.faults() == []
 
 
-@pytest.mark.xfail(reason="packages that are still being rewritten")
 def test_docstrings_open_with_a_sentence() -> None:
     assert docstrings.faults() == []

@@ -22,6 +22,7 @@ from .test_architecture import MODULES, imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
 KERNELS = [ROOT / "kernels" / name for name in ("infer", "tile", "train")]
+MAX_BYTES = 700_000  # our own limit; Kaggle takes 1,000,000
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -30,11 +31,7 @@ def test_the_same_files_give_the_same_bytes(kernel: Path, tmp_path: Path) -> Non
         assert main(["bundle", "--kernel", str(kernel), "--out", str(tmp_path / name)]) == 0
     one, two = (tmp_path / name for name in ("one.py", "two.py"))
     assert one.read_bytes() == two.read_bytes()
-    assert len(one.read_bytes()) < build.LIMIT_BYTES
-
-
-def test_the_scoring_bundle_leaves_room_below_the_limit() -> None:
-    assert len(build.build_bundle(KERNEL, "strip_ai").encode()) < 700_000
+    assert len(one.read_bytes()) < MAX_BYTES < build.LIMIT_BYTES
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

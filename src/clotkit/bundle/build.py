@@ -170,10 +170,10 @@ def _literal(files: dict[str, Path]) -> Iterator[str]:
     """Yield the lines of FILES, with a string for every line of every file."""
     yield "FILES: dict[str, str] = {\n"
     for name in sorted(files):
-        yield f"    {name!r}: (\n"
+        yield f"{name!r}: (\n"
         for line in files[name].read_text(encoding="utf-8").splitlines(keepends=True) or [""]:
-            yield f"        {line!r}\n"
-        yield "    ),\n"
+            yield f"{line!r}\n"  # not indented: an indent would make the bundle a sixth longer
+        yield "),\n"
     yield "}\n"
 
 

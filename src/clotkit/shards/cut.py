@@ -25,7 +25,10 @@ TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
 
 
 def tiling_in(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tiling that a shard was cut with, old keys under their new names; empty if the facts have none."""
+    """Return the tiling that a shard was cut with; old keys have their new names.
+
+    It is empty if the facts have no tiling.
+    """
     return renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
 
 
