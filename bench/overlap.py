@@ -34,7 +34,7 @@ from bench.__main__ import LIMIT_S, ROOT, cpu_s, header
 from clotkit.competitions import load_competition
 from clotkit.splits import read_slides
 from clotkit.tiling.tilers import Batch
-from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream, tile_task
+from clotkit.workers import Ended, Limits, Task, TileBatch, Work, stream, tile_task
 
 SEED = 309
 MAX_RATIO = 1.15  # of a run's wall time to the bound of its scene
@@ -287,7 +287,7 @@ def batches(split: Path, member: Path, jobs: int, work: Work) -> list[np.ndarray
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
     tiles = []
     for event in stream(tasks, limits, jobs, work):
-        if isinstance(event, Tiles):
+        if isinstance(event, TileBatch):
             tiles.append(event.batch.tiles)
         elif isinstance(event, Ended) and event.code is not None:
             raise RuntimeError(f"{event.image_id}: {event.reason}")

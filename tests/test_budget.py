@@ -12,10 +12,10 @@ import pytest
 
 from clotkit.config import InferenceConfig, TilingConfig
 from clotkit.reasons import Reason
-from clotkit.scoring.budget import Budget, Scheduler, coarser
+from clotkit.scoring.budget import Budget, Pace, coarser
 from clotkit.scoring.scorer import Scorer, score_tasks, tilings_of
 from clotkit.tiling.tilers import Batch
-from clotkit.workers import Ended, Task, Tiles
+from clotkit.workers import Ended, Task, TileBatch
 
 TILING = TilingConfig("patches", tile_px=32, downsample=4, max_tiles=24, batch_tiles=8)
 OTHER = TilingConfig("darkest", tile_px=32, downsample=8, max_tiles=6, batch_tiles=8)
@@ -28,18 +28,18 @@ TASK = Task("a_0", Path("a_0.tif"), (TILING, OTHER))
 )
 def test_what_the_pace_of_the_last_slides_leaves(now: float, budget: int) -> None:
     """Slides take 10 s each, eight are left, and the deadline is at 100 s."""
-    scheduler = Scheduler(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
-    assert scheduler.budget(now) == budget
+    pace = Pace(slides=10, deadline=100.0, min_tiles=4, done=2, ends=deque([0.0, 10.0, 20.0]))
+    assert pace.budget(now) == budget
 
 
 def test_the_first_slides_get_everything() -> None:
-    assert Scheduler(slides=10, deadline=0.0, min_tiles=4).budget(1e9) == Budget.FULL
-    assert Scheduler(slides=10, deadline=float("inf"), min_tiles=4, ends=deque([0.0, 1e6])).budget(2e6) == Budget.FULL
+    assert Pace(slides=10, deadline=0.0, min_tiles=4).budget(1e9) == Budget.FULL
+    assert Pace(slides=10, deadline=float("inf"), min_tiles=4, ends=deque([0.0, 1e6])).budget(2e6) == Budget.FULL
 
 
 def test_fewer_tiles_are_never_fewer_than_count() -> None:
-    scheduler = Scheduler(slides=1000, deadline=0.0, min_tiles=4, ends=deque([0.0, 10.0]))
-    task = scheduler.prepare(TASK)
+    pace = Pace(slides=1000, deadline=0.0, min_tiles=4, ends=deque([0.0, 10.0]))
+    task = pace.prepare(TASK)
     assert task.budget == Budget.ONE_MEMBER
     assert [tiling.max_tiles for tiling in task.tilings] == [6, 4]
     assert [tiling.downsample for tiling in task.tilings] == [4, 8]
@@ -71,11 +71,11 @@ class FakeMember:
         return np.tile(np.array([self.p, 1 - self.p], np.float32), (len(tiles), 1))
 
 
-def scored(members: list[FakeMember], *events: Tiles | Ended) -> tuple[Any, dict[str, Any]]:
+def scored(members: list[FakeMember], *events: TileBatch | Ended) -> tuple[Any, dict[str, Any]]:
     scorer = Scorer(members, {"a_0": "a"}, min_tiles=4)  # type: ignore[arg-type]
     for event in events[:-1]:
-        if isinstance(event, Tiles):
-            scorer.add(event)
+        if isinstance(event, TileBatch):
+            scorer.predict(event)
         else:
             scorer.postpone(event)
     last = events[-1]
@@ -84,8 +84,8 @@ def scored(members: list[FakeMember], *events: Tiles | Ended) -> tuple[Any, dict
     return line, means
 
 
-def tiles(task: Task, tiling: int, count: int) -> Tiles:
-    return Tiles(task, tiling, Batch(np.zeros((count, 32, 32, 3), np.uint8), np.zeros((count, 2), np.int32)))
+def tiles(task: Task, tiling: int, count: int) -> TileBatch:
+    return TileBatch(task, tiling, Batch(np.zeros((count, 32, 32, 3), np.uint8), np.zeros((count, 2), np.int32)))
 
 
 def members() -> list[FakeMember]:
@@ -141,7 +141,7 @@ def test_a_lost_slide_is_read_once_more_alone_and_coarser(deadline: float, tries
     """Local and remote scoring share this rule; after the deadline nothing is read again."""
     jobs_of_tries: list[int] = []
 
-    def read(tasks: Sequence[Task], jobs: int) -> Iterator[Tiles | Ended]:
+    def read(tasks: Sequence[Task], jobs: int) -> Iterator[TileBatch | Ended]:
         jobs_of_tries.append(jobs)
         for task in tasks:
             if task.budget == Budget.COARSER:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.evaluation.figures import NAMES, Scored, figures, predicted, weighted_auc, weighted_figures
+from clotkit.evaluation.figures import NAMES, ScoredUnits, figures, predicted, weighted_auc, weighted_figures
 from clotkit.metric import balanced_log_loss
 
 CLIP = 1e-15
@@ -19,7 +19,9 @@ TWO, FOUR = ("blue", "green"), ("a", "b", "c", "d")
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def scored(seed: int, rows: int, classes: int, patients: int, sharpness: float = 1.0, ties: bool = False) -> Scored:
+def scored(
+    seed: int, rows: int, classes: int, patients: int, sharpness: float = 1.0, ties: bool = False
+) -> ScoredUnits:
     """Every class has a row; the true one is `sharpness` likelier."""
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(classes, size=rows - classes)])
@@ -29,12 +31,12 @@ def scored(seed: int, rows: int, classes: int, patients: int, sharpness: float =
     if ties:
         probabilities = np.round(probabilities, 1) + 0.01
     owners = np.array([f"p{number}" for number in rng.integers(patients, size=rows)])
-    return Scored(labels.astype(np.int64), probabilities, owners)
+    return ScoredUnits(labels.astype(np.int64), probabilities, owners)
 
 
-def repeated(rows: Scored, counts: np.ndarray) -> Scored:
+def repeated(rows: ScoredUnits, counts: np.ndarray) -> ScoredUnits:
     chosen = np.repeat(np.arange(len(rows.labels)), counts.astype(int))
-    return Scored(rows.labels[chosen], rows.probabilities[chosen], rows.patients[chosen])
+    return ScoredUnits(rows.labels[chosen], rows.probabilities[chosen], rows.patients[chosen])
 
 
 def number(found: Mapping[str, float | None], name: str) -> float:
@@ -76,7 +78,7 @@ def test_the_positive_class_may_be_the_first() -> None:
 
 
 def test_a_half_is_the_positive_class() -> None:
-    rows = Scored(np.array([0, 1]), np.array([[0.5, 0.5], [2.0, 2.0]]), np.array(["p", "q"]))
+    rows = ScoredUnits(np.array([0, 1]), np.array([[0.5, 0.5], [2.0, 2.0]]), np.array(["p", "q"]))
     assert predicted(rows, 1).tolist() == [1, 1]
     assert predicted(rows, 0).tolist() == [0, 0]
 
@@ -136,7 +138,7 @@ def test_the_weighted_auc_is_scikit_learns(cases: list[tuple[bool, int, int]]) -
 def test_the_order_of_the_rows_says_nothing(seed: int, classes: int) -> None:
     rows = scored(seed, 60, classes, 15)
     order = np.random.default_rng(seed).permutation(60)
-    mixed = Scored(rows.labels[order], rows.probabilities[order], rows.patients[order])
+    mixed = ScoredUnits(rows.labels[order], rows.probabilities[order], rows.patients[order])
     names = FOUR[:classes]
     one, other = (figures(some, names, None, evenly(classes), CLIP, resamples=50) for some in (rows, mixed))
     assert one == pytest.approx(other)
@@ -158,8 +160,8 @@ def test_intervals_contain_the_figure(seed: int, classes: int, sharpness: float)
 def test_patients_are_drawn_and_not_rows() -> None:
     """Ten rows a patient, all alike: ten times as many rows, but no narrower interval."""
     few = scored(3, 60, 2, 10**9)
-    many = Scored(few.labels.repeat(10), few.probabilities.repeat(10, axis=0), few.patients.repeat(10))
-    alone = Scored(many.labels, many.probabilities, np.arange(600).astype(str))
+    many = ScoredUnits(few.labels.repeat(10), few.probabilities.repeat(10, axis=0), few.patients.repeat(10))
+    alone = ScoredUnits(many.labels, many.probabilities, np.arange(600).astype(str))
     one, same, narrow = (figures(some, TWO, None, evenly(2), CLIP) for some in (few, many, alone))
     assert [same[f"{name}_low"] for name in NAMES] == pytest.approx([one[f"{name}_low"] for name in NAMES])
     widths = [number(found, "accuracy_high") - number(found, "accuracy_low") for found in (narrow, same)]
@@ -170,7 +172,7 @@ def test_the_interval_is_as_wide_as_the_binomial() -> None:
     right = np.arange(400) < 300
     labels = np.arange(400) % 2
     probabilities = np.where(np.eye(2, dtype=bool)[np.where(right, labels, 1 - labels)], 0.8, 0.2)
-    rows = Scored(labels, probabilities, np.arange(400).astype(str))
+    rows = ScoredUnits(labels, probabilities, np.arange(400).astype(str))
     found = figures(rows, TWO, None, evenly(2), CLIP, resamples=4000)
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
     assert found["accuracy_low"] == pytest.approx(0.75 - half, abs=0.005)
@@ -188,7 +190,7 @@ def test_a_missing_class_leaves_what_does_not_need_it() -> None:
     rows = scored(5, 100, 4, 30)
     some = rows.labels != 3
     found = figures(
-        Scored(rows.labels[some], rows.probabilities[some], rows.patients[some]), FOUR, None, evenly(4), CLIP
+        ScoredUnits(rows.labels[some], rows.probabilities[some], rows.patients[some]), FOUR, None, evenly(4), CLIP
     )
     for name in set(NAMES) - {"accuracy", "weighted_log_loss"}:
         assert found[name] is found[f"{name}_low"] is found[f"{name}_high"] is None, name
@@ -200,7 +202,7 @@ def test_a_missing_class_leaves_what_does_not_need_it() -> None:
 def test_one_of_two_classes_has_its_own_recall(only: int) -> None:
     rows = scored(6, 100, 2, 30)
     some = rows.labels == only
-    one = Scored(rows.labels[some], rows.probabilities[some], rows.patients[some])
+    one = ScoredUnits(rows.labels[some], rows.probabilities[some], rows.patients[some])
     found = figures(one, TWO, "green", evenly(2), CLIP, resamples=50)
     known, unknown = ("sensitivity", "specificity") if only else ("specificity", "sensitivity")
     assert found[known] == found["accuracy"]
@@ -213,7 +215,7 @@ def test_samples_without_a_rare_class_are_left_out() -> None:
     """One patient has all of class d: a third of the samples lack it and have no macro means."""
     rows = scored(7, 120, 4, 40)
     owners = np.where(rows.labels == 3, "rare", rows.patients)
-    found = figures(Scored(rows.labels, rows.probabilities, owners), FOUR, None, evenly(4), CLIP)
+    found = figures(ScoredUnits(rows.labels, rows.probabilities, owners), FOUR, None, evenly(4), CLIP)
     recall = np.mean(rows.shares().argmax(axis=1)[rows.labels == 3] == 3)
     assert number(found, "recall_low") > recall / 4
     assert number(found, "recall_low") < number(found, "recall") < number(found, "recall_high")
@@ -226,7 +228,7 @@ def test_one_patient_has_no_interval() -> None:
 
 
 def test_nothing_decided_for_a_class_is_a_precision_of_0() -> None:
-    rows = Scored(np.array([0, 1, 0, 1]), np.full((4, 2), [0.9, 0.1]), np.array(list("pqrs")))
+    rows = ScoredUnits(np.array([0, 1, 0, 1]), np.full((4, 2), [0.9, 0.1]), np.array(list("pqrs")))
     found = figures(rows, TWO, "green", evenly(2), CLIP, resamples=20)
     assert found["precision"] == found["f1"] == found["recall"] == 0
     assert found["auc"] == 0.5
@@ -254,7 +256,7 @@ def test_the_bootstrap_is_quick() -> None:
 )
 def test_refuses_predictions_that_do_not_fit(labels: list[int], probabilities: list[list[float]], words: str) -> None:
     with pytest.raises(SplitError, match=words) as caught:
-        Scored(np.array(labels, np.int64), np.array(probabilities), np.array(["p"] * len(labels)))
+        ScoredUnits(np.array(labels, np.int64), np.array(probabilities), np.array(["p"] * len(labels)))
     assert "\n" not in str(caught.value)
 
 

@@ -35,6 +35,7 @@ def test_skipped_tiles_are_background(layout: str, slides: list[Path], tmp_path:
             skipped.append(0.0 if index is None else 1 - index.wanted_share)
             view = read_overview(slide, 16, background, index)
             differs = np.abs(view.astype(int) - whole).max(axis=2)
+            # A skipped tile may differ from the background by half of what makes a pixel tissue (see slide_index).
             assert differs.max() <= threshold / 2
     assert max(skipped) > 0.7
 

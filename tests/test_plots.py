@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.evaluation.figures import Scored
+from clotkit.evaluation.figures import ScoredUnits
 from clotkit.evaluation.plots import (
     draw_calibration,
     draw_confusion,
@@ -25,12 +25,12 @@ Draw = Callable[..., None]
 OF_PREDICTIONS = (draw_confusion, draw_roc, draw_calibration)
 
 
-def scored(classes: int, rows: int = 150) -> Scored:
+def scored(classes: int, rows: int = 150) -> ScoredUnits:
     rng = np.random.default_rng(classes)
     labels = rng.integers(classes, size=rows)
     probabilities = rng.dirichlet(np.ones(classes), rows)
     probabilities[np.arange(rows), labels] += 0.4
-    return Scored(labels, probabilities, np.arange(rows).astype(str))
+    return ScoredUnits(labels, probabilities, np.arange(rows).astype(str))
 
 
 def history() -> pd.DataFrame:
@@ -72,7 +72,7 @@ def test_the_positive_class_matters(draw: Draw, tmp_path: Path) -> None:
 @pytest.mark.parametrize("draw", OF_PREDICTIONS)
 def test_odd_names_and_missing_classes(draw: Draw, tmp_path: Path) -> None:
     names = ("a$b", "$x$", "{\\frac", "an unusually long name of a class that nobody would type")
-    rows = Scored(np.zeros(5, np.int64), np.tile([0.7, 0.1, 0.1, 0.1], (5, 1)), np.array(list("pqrst")))
+    rows = ScoredUnits(np.zeros(5, np.int64), np.tile([0.7, 0.1, 0.1, 0.1], (5, 1)), np.array(list("pqrst")))
     draw(tmp_path / "odd.png", rows, names)
     assert size_of(tmp_path / "odd.png")[0] < 2400
 

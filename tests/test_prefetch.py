@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from clotkit.config import TilingConfig
 from clotkit.scoring.prefetch import prefetch
 from clotkit.tiling.tilers import Batch
-from clotkit.workers import Ended, Task, Tiles
+from clotkit.workers import Ended, Task, TileBatch
 
 TASK = Task("a_0", Path("a_0.tif"), (TilingConfig("patches", 16, 1, 8, 4),))
 SIZE = 16 * 16 * 3
 
 
-def event(number: int) -> Tiles | Ended:
+def event(number: int) -> TileBatch | Ended:
     if number % 5 == 4:
         return Ended(TASK, str(number), 0.0, 0.0)
-    return Tiles(TASK, number, Batch(np.zeros((1, 16, 16, 3), np.uint8), np.zeros((1, 2), np.int32)))
+    return TileBatch(TASK, number, Batch(np.zeros((1, 16, 16, 3), np.uint8), np.zeros((1, 2), np.int32)))
 
 
 class Source:
@@ -30,7 +30,7 @@ class Source:
     def __init__(self, count: int, error: Exception | None = None) -> None:
         self.count, self.error, self.made, self.closed = count, error, 0, threading.Event()
 
-    def __call__(self, stopped: Callable[[], bool]) -> Generator[Tiles | Ended, None, None]:
+    def __call__(self, stopped: Callable[[], bool]) -> Generator[TileBatch | Ended, None, None]:
         try:
             while self.made < self.count and not stopped():
                 self.made += 1
@@ -46,7 +46,7 @@ def test_the_events_are_the_same(count: int, room: int) -> None:
     got = list(prefetch(Source(count), room * SIZE))
     assert len(got) == count
     for number, one in enumerate(got):
-        assert one.tiling == number if isinstance(one, Tiles) else one.reason == str(number)
+        assert one.tiling == number if isinstance(one, TileBatch) else one.reason == str(number)
 
 
 def test_no_more_waits_than_may() -> None:

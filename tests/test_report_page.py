@@ -24,7 +24,7 @@ from clotkit.report import records
 from clotkit.report.drawing import Bar, outline_path, tile_boxes, timeline_plot, unpacked
 from clotkit.report.page import CARE, Outcome, write_page
 from clotkit.report.records import SlideReport
-from clotkit.report.shift import BINS, Histogram, by_chance, distance, histogram, read_out_of_fold
+from clotkit.report.shift import BINS, Histogram, critical_distance, distance, histogram, read_out_of_fold
 from clotkit.report.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_places
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.submission import check_submission
@@ -546,8 +546,8 @@ def test_a_shift_shows_and_chance_does_not() -> None:
     assert known is not None
     assert alike is not None
     assert apart is not None
-    assert distance(known, alike) < by_chance(known, alike)
-    assert distance(known, apart) > by_chance(known, apart)
+    assert distance(known, alike) < critical_distance(known, alike)
+    assert distance(known, apart) > critical_distance(known, apart)
     assert distance(known, known) == 0
     assert Histogram.from_json(known.to_json()) == Histogram(known.counts, round(known.mean, 6))
 

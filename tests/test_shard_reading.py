@@ -17,8 +17,8 @@ from clotkit.tiling.tilers import Batch
 
 COUNTS, SIDE_PX = (5, 1, 9, 3), 4
 TOTAL = sum(COUNTS)
-Tiles = npt.NDArray[np.uint8]
-Sharded = tuple[Callable[[], ShardSet], Tiles]
+TileArray = npt.NDArray[np.uint8]
+Sharded = tuple[Callable[[], ShardSet], TileArray]
 
 
 def opener(path: Path) -> Callable[[bool], Shard]:

@@ -69,7 +69,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TileBatch:
     """A batch of tiles of a slide."""
 
     task: Task
@@ -171,7 +171,7 @@ def stream(
     work: Work = tile_task,
     prepare: Prepare = unchanged,
     stopped: Callable[[], bool] = never,
-) -> Generator[Tiles | Ended, None, None]:
+) -> Generator[TileBatch | Ended, None, None]:
     """Run every task in a process of its own; yield batches as they come, and the end of each task.
 
     Every task ends exactly once, whatever its process does. Tasks that have not begun by the deadline end without a
@@ -212,7 +212,7 @@ def slide_limit_s(limits: Limits, now: float, jobs: int, slides_left: int) -> fl
     return max(0.0, min(limits.slide_s, fair, left))
 
 
-def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tiles | Ended]:
+def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[TileBatch | Ended]:
     """Wait for one message or limit, and yield its events; ended children leave `running`."""
     if not running:
         return
@@ -254,14 +254,14 @@ class _Child:
         """The time.monotonic() value at which its time is up."""
         return min(self.limit, self.last_message + self.stall_s)
 
-    def receive(self) -> Tiles | Ended | None:
+    def receive(self) -> TileBatch | Ended | None:
         try:
             kind, value = self.reader.recv()
         except (EOFError, OSError):
             return self._died()
         self.last_message = time.monotonic()
         if kind == BATCH:
-            return Tiles(self.task, *value)
+            return TileBatch(self.task, *value)
         if kind == FACTS:
             self.facts.update(value)
             return None

@@ -14,7 +14,7 @@ import pytest
 
 from clotkit.config import TilingConfig
 from clotkit.reasons import Reason
-from clotkit.workers import FLOOR_S, Ended, Limits, Task, Tiles, slide_limit_s, stream
+from clotkit.workers import FLOOR_S, Ended, Limits, Task, TileBatch, slide_limit_s, stream
 
 from .misbehaving import limited, work
 
@@ -31,7 +31,7 @@ def ends_of(names: list[str], limits: Limits = LIMITS, jobs: int = 2) -> tuple[d
     ends: dict[str, Ended] = {}
     tiles: Counter[str] = Counter()
     for event in stream(tasks(*names), limits, jobs, work):
-        if isinstance(event, Tiles):
+        if isinstance(event, TileBatch):
             tiles[event.image_id] += len(event.batch.tiles)
         else:
             assert event.image_id not in ends
@@ -109,7 +109,7 @@ def test_a_slide_is_stopped_at_the_deadline() -> None:
 
 def test_closing_the_stream_leaves_no_process() -> None:
     events = stream(tasks("latehang_0", "latehang_1"), LIMITS, 2, work)
-    assert isinstance(next(events), Tiles)
+    assert isinstance(next(events), TileBatch)
     events.close()
     assert multiprocessing.active_children() == []
 

@@ -36,7 +36,7 @@ def decide(member: LoadedMember, rows: npt.NDArray[np.float64]) -> tuple[str, di
     """Return the label and the calibrated probability of each class of an image, from its tiles' rows."""
     probabilities = member.calibration.apply(pooled(rows, member.recipe.inference.pooling))  # [C]
     by_class = dict(zip(member.target.classes, map(float, probabilities.round(6)), strict=True))
-    return member.target.decide(probabilities), by_class
+    return member.target.predicted_class(probabilities), by_class
 
 
 def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:

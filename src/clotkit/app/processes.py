@@ -15,25 +15,25 @@ from clotkit.competitions import Competition
 from clotkit.errors import SlideUnreadable
 from clotkit.slides.pixels import Pixels
 from clotkit.tiling.tilers import Batch
-from clotkit.workers import Ended, Limits, Task, Tiles, Work, stream
+from clotkit.workers import Ended, Limits, Task, TileBatch, Work, stream
 
-JOBS = 2  # processes of one batch at a time
-BATCHES = 2  # batches at a time, over all visitors
+REQUESTS = 2  # visitors' requests whose processes run at a time; more wait
+JOBS = 2  # processes of one request at a time
 SLIDE_S = 120.0  # time limit of one slide: somebody is waiting
 NAME_OF_FILE = "the file"  # stands for a path of this machine in messages
 
-_slots = threading.BoundedSemaphore(BATCHES)
+_slots = threading.BoundedSemaphore(REQUESTS)
 
 
 @dataclass
 class Result:
     """The pieces that came from one child process."""
 
-    batches: dict[int, list[Batch]] = field(default_factory=dict)  # by index: untrusted.TILES, untrusted.SHOWN
+    batches: dict[int, list[Batch]] = field(default_factory=dict)  # of tiles, by untrusted.TILES or SHOWN
     facts: dict[str, object] = field(default_factory=dict)
 
-    def add(self, event: Tiles) -> None:
-        """Add a batch."""
+    def add(self, event: TileBatch) -> None:
+        """Add a batch of tiles."""
         self.batches.setdefault(event.tiling, []).append(event.batch)
 
     def tiles(self) -> Pixels:
@@ -51,8 +51,8 @@ class Result:
         return np.asarray(batches[-1].tiles[0])
 
 
-def events(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[Tiles | Ended, None, None]:
-    """Yield the events of workers.stream, after waiting while BATCHES others run.
+def events(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[TileBatch | Ended, None, None]:
+    """Yield the events of workers.stream, after waiting while REQUESTS other requests run.
 
     Closing the generator ends the processes.
     """
@@ -65,7 +65,7 @@ def results(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[tupl
     unfinished: dict[str, Result] = {}
     with closing(events(tasks, work, limits)) as running:
         for event in running:
-            if isinstance(event, Tiles):
+            if isinstance(event, TileBatch):
                 unfinished.setdefault(event.image_id, Result()).add(event)
                 continue
             result = unfinished.pop(event.image_id, Result())

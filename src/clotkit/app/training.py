@@ -15,7 +15,7 @@ from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first
 from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.evaluation.figures import NAMES
-from clotkit.evaluation.scores import calibrated, scored_of, units_of
+from clotkit.evaluation.scores import calibrated, rows_to_score, scored_of
 from clotkit.members.folder import CARD, HISTORY, OUT_OF_FOLD, read_member
 
 MOST_ROWS = 30  # images with the largest errors that are shown
@@ -47,7 +47,9 @@ def training_of(folder: Path, member: LoadedMember) -> Training:
     metrics = read_member(folder).metrics
     units = _units(_table(folder / OUT_OF_FOLD), member)
     rows = _rows(units, member)
-    wrong = [row for row in rows if member.target.decide(row.probabilities) != member.target.classes[row.label]]
+    wrong = [
+        row for row in rows if member.target.predicted_class(row.probabilities) != member.target.classes[row.label]
+    ]
     return Training(
         about=f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s, data {metrics['data']}",
         figures=[_figure(name, metrics) for name in NAMES if metrics.get(name) is not None],
@@ -60,7 +62,7 @@ def training_of(folder: Path, member: LoadedMember) -> Training:
 
 def _units(images: pd.DataFrame, member: LoadedMember) -> pd.DataFrame:
     """Return the scored units, each calibrated by the other folds' calibration if the member has one."""
-    units = units_of(images, member.target)
+    units = rows_to_score(images, member.target)
     if len(member.fold_calibrations) > 1:
         return member.calibrated(units)
     return calibrated(
@@ -82,7 +84,7 @@ def _table_row(row: ErrorRow, member: LoadedMember) -> dict[str, Any]:
         "image": row.image,
         "patient": row.patient,
         "true": member.target.classes[row.label],
-        "predicted": member.target.decide(row.probabilities),
+        "predicted": member.target.predicted_class(row.probabilities),
         "probability of the true class": round(float(row.probabilities[row.label]), 4),
         "log loss": round(loss_of(row), 3),
     }

@@ -26,7 +26,7 @@ from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides
 from clotkit.stores import Place, Store, is_url, store_of
 from clotkit.tiling.tilers import TILERS
-from clotkit.workers import Ended, Limits, Task, Tiles, stream
+from clotkit.workers import Ended, Limits, Task, TileBatch, stream
 
 CACHE = Path("build/cache")  # of shards that were fetched from an object store
 
@@ -114,7 +114,7 @@ def _slide_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Compet
     found: dict[str, list[Pixels]] = {image_id: [] for image_id in by_id}
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
     for event in stream(tasks, limits, os.cpu_count() or 1):
-        if isinstance(event, Tiles):
+        if isinstance(event, TileBatch):
             found[event.image_id].append(event.batch.tiles)
         elif isinstance(event, Ended) and event.code is not None:
             log(f"{event.image_id} is left out: {event.reason}")

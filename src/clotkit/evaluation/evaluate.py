@@ -16,7 +16,14 @@ from clotkit.errors import SplitError
 from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, worst_first, write_errors
 from clotkit.evaluation.figures import NAMES
-from clotkit.evaluation.scores import EvaluationTarget, cross_calibrated, predicted_images, score, scored_of, units_of
+from clotkit.evaluation.scores import (
+    EvaluationTarget,
+    cross_calibrated,
+    predicted_images,
+    rows_to_score,
+    score,
+    scored_of,
+)
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
 from clotkit.members.ensemble import Calibration
@@ -65,7 +72,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     outputs = member.predict(tiles.tiles, folds)
     images = predicted_images(outputs, tiles, member.recipe.inference)
     images["fold"] = folds[_first_tiles(tiles)]
-    units = member.calibrated(units_of(images, target))
+    units = member.calibrated(rows_to_score(images, target))
     metrics = {
         "member": settings.member.name,
         "data": settings.data.name,

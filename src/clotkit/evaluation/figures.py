@@ -33,7 +33,7 @@ CELLS_AT_ONCE = 4_000_000  # resamples x rows of one array of counts: 32 MB
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredUnits:
     """Predictions with their true classes, one row per unit: a picture, a slide or a patient.
 
     Raises SplitError if the arrays do not fit each other.
@@ -88,7 +88,7 @@ def positive_index(classes: Sequence[str], positive: str | None) -> int | None:
     return 1 if positive is None else list(classes).index(positive)
 
 
-def predicted(scored: Scored, positive: int | None) -> Integers:
+def predicted(scored: ScoredUnits, positive: int | None) -> Integers:
     """Return the predicted class index of each row, int64[n].
 
     With a positive class: that one from a probability of 0.5. Without: the likeliest class, the first of equals.
@@ -100,7 +100,7 @@ def predicted(scored: Scored, positive: int | None) -> Integers:
 
 
 def figures(
-    scored: Scored,
+    scored: ScoredUnits,
     classes: Sequence[str],
     positive: str | None,
     weights: Sequence[float],
@@ -151,7 +151,7 @@ def figures(
 
 
 def weighted_figures(
-    scored: Scored, positive: int | None, weights: Sequence[float], clip: float, counts: Floats
+    scored: ScoredUnits, positive: int | None, weights: Sequence[float], clip: float, counts: Floats
 ) -> dict[str, Floats]:
     """Return each of NAMES for B samples, float64[B]; NaN if undefined.
 
@@ -210,7 +210,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
-def _weighted_losses(scored: Scored, weights: Sequence[float], clip: float, counts: Floats) -> Floats:
+def _weighted_losses(scored: ScoredUnits, weights: Sequence[float], clip: float, counts: Floats) -> Floats:
     """Return metric.balanced_log_loss of each sample [B]; NaN if it lacks a class of the data."""
     rows, present = np.arange(len(scored.labels)), scored.present()
     member = np.eye(len(present))[scored.labels][:, present]  # [n, classes that the data have]
@@ -244,7 +244,7 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _points(scored: Scored, positive: int | None, weights: Sequence[float], clip: float) -> dict[str, float]:
+def _points(scored: ScoredUnits, positive: int | None, weights: Sequence[float], clip: float) -> dict[str, float]:
     """Return each of NAMES for the rows as they are, by scikit-learn; NaN if undefined."""
     from sklearn import metrics
 
@@ -258,7 +258,7 @@ def _points(scored: Scored, positive: int | None, weights: Sequence[float], clip
     return values | _points_of_class(scored, positive, guesses)
 
 
-def _points_of_class(scored: Scored, positive: int | None, guesses: Integers) -> dict[str, float]:
+def _points_of_class(scored: ScoredUnits, positive: int | None, guesses: Integers) -> dict[str, float]:
     """Return the defined figures of those that are one class's, or macro means."""
     from sklearn import metrics
 
@@ -275,13 +275,13 @@ def _points_of_class(scored: Scored, positive: int | None, guesses: Integers) ->
     return values
 
 
-def _averaging(scored: Scored, positive: int | None) -> dict[str, Any]:
+def _averaging(scored: ScoredUnits, positive: int | None) -> dict[str, Any]:
     """Return scikit-learn's arguments for the positive class, or for macro means."""
     which = list(range(scored.probabilities.shape[1])) if positive is None else [positive]
     return {"labels": which, "average": "macro", "zero_division": 0}
 
 
-def _sides(scored: Scored, positive: int | None) -> tuple[bool, bool]:
+def _sides(scored: ScoredUnits, positive: int | None) -> tuple[bool, bool]:
     """Return True for recall, and for specificity, if the rows that it needs are there."""
     present = scored.present()
     if positive is None:
@@ -289,7 +289,7 @@ def _sides(scored: Scored, positive: int | None) -> tuple[bool, bool]:
     return bool(present[positive]), bool(present[1 - positive])
 
 
-def _area(scored: Scored, positive: int | None) -> float:
+def _area(scored: ScoredUnits, positive: int | None) -> float:
     from sklearn.metrics import roc_auc_score
 
     shares, which = scored.shares(), range(scored.probabilities.shape[1]) if positive is None else [positive]
@@ -297,7 +297,7 @@ def _area(scored: Scored, positive: int | None) -> float:
 
 
 def _check_settings(
-    scored: Scored, classes: Sequence[str], weights: Sequence[float], clip: float, resamples: int
+    scored: ScoredUnits, classes: Sequence[str], weights: Sequence[float], clip: float, resamples: int
 ) -> None:
     width = scored.probabilities.shape[1]
     if len(classes) != width or len(weights) != width:

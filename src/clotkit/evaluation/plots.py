@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import SplitError
-from clotkit.evaluation.figures import Floats, Scored, positive_index, predicted
+from clotkit.evaluation.figures import Floats, ScoredUnits, positive_index, predicted
 from clotkit.files import atomic_write
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ MOST_FOLDS_IN_LEGEND = 12
 LONGEST_NAME = 28  # of a class, in characters, before it is cut in a label
 
 
-def draw_confusion(path: Path, scored: Scored, classes: Sequence[str], positive: str | None = None) -> None:
+def draw_confusion(path: Path, scored: ScoredUnits, classes: Sequence[str], positive: str | None = None) -> None:
     """Write the confusion matrix: true classes down, predicted ones across.
 
     Each cell has its count and its share of the row. Of two classes, `positive` (None: the second) is predicted from a
@@ -68,7 +68,7 @@ def draw_confusion(path: Path, scored: Scored, classes: Sequence[str], positive:
         bar.outline.set_visible(False)
 
 
-def draw_roc(path: Path, scored: Scored, classes: Sequence[str], positive: str | None = None) -> None:
+def draw_roc(path: Path, scored: ScoredUnits, classes: Sequence[str], positive: str | None = None) -> None:
     """Write the ROC curves with their areas: each class against the rest, or only the positive one of two.
 
     `positive` None is the second class. A class that no row or every row has gets no curve; the legend says so.
@@ -87,7 +87,7 @@ def draw_roc(path: Path, scored: Scored, classes: Sequence[str], positive: str |
         figure.legend(loc="outside lower center" if len(which) == 1 else "outside right upper", fontsize=9)
 
 
-def draw_calibration(path: Path, scored: Scored, classes: Sequence[str], positive: str | None = None) -> None:
+def draw_calibration(path: Path, scored: ScoredUnits, classes: Sequence[str], positive: str | None = None) -> None:
     """Write the reliability diagram above a histogram of the probabilities.
 
     The title has the expected calibration error. Of two classes, the probability of `positive` (None: the second) is
@@ -219,7 +219,7 @@ def _draw_one_roc(axes: "Axes", truth: npt.NDArray[np.bool_], scores: Floats, na
 
 
 def _to_calibrate(
-    scored: Scored, classes: Sequence[str], positive: int | None
+    scored: ScoredUnits, classes: Sequence[str], positive: int | None
 ) -> tuple[Floats, npt.NDArray[np.bool_], str, str]:
     """Return probabilities [n], a mask of those that were right [n], and the labels of the two axes."""
     shares = scored.shares()

@@ -12,7 +12,7 @@ from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.errors import SlideUnreadable
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
 from clotkit.members.pooling import pooled
-from clotkit.workers import Ended, Limits, Task, Tiles, stream
+from clotkit.workers import Ended, Limits, Task, TileBatch, stream
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _predict_image(member: LoadedMember, image: Path, tiles: npt.NDArray[np.uint
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
     p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
-    return Prediction(image, member.target.decide(p), by_class)
+    return Prediction(image, member.target.predicted_class(p), by_class)
 
 
 def _read_tiles(member: LoadedMember, image: Path, competition: Competition) -> npt.NDArray[np.uint8]:
@@ -69,7 +69,7 @@ def _read_tiles(member: LoadedMember, image: Path, competition: Competition) -> 
     batches = []
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
     for event in stream([Task(image.name, image, (tiling,))], limits, 1):
-        if isinstance(event, Tiles):
+        if isinstance(event, TileBatch):
             batches.append(event.batch.tiles)
         elif isinstance(event, Ended) and event.code is not None:
             raise SlideUnreadable(f"{image}: {event.reason}")

@@ -10,7 +10,7 @@ import pandas as pd
 from clotkit.competitions import Competition
 from clotkit.config import InferenceConfig, Recipe
 from clotkit.data.tiles import TileSet
-from clotkit.evaluation.figures import Scored, figures
+from clotkit.evaluation.figures import ScoredUnits, figures
 from clotkit.members.calibration import fit_calibration
 from clotkit.members.ensemble import Calibration
 from clotkit.members.pooling import pooled
@@ -31,10 +31,10 @@ class EvaluationTarget:
     floor: float  # no calibrated probability is below it
     by_patient: bool  # average a patient's images and count it once; else every image counts
 
-    def decide(self, probabilities: Floats) -> str:
-        """Return the predicted class of probabilities [C].
+    def predicted_class(self, probabilities: Floats) -> str:
+        """Return the name of the predicted class for probabilities [C].
 
-        Of two classes that is the positive one from a probability of 0.5, of more the likeliest.
+        Of two classes it is the positive one from a probability of 0.5 on, of more the likeliest.
         """
         if len(self.classes) > 2:
             return self.classes[int(probabilities.argmax())]
@@ -79,7 +79,7 @@ def predicted_images(outputs: Floats, tiles: TileSet, inference: InferenceConfig
     return pd.DataFrame(rows, columns=["image", "patient", "centre", "label", *tiles.classes])
 
 
-def units_of(images: pd.DataFrame, target: EvaluationTarget) -> pd.DataFrame:
+def rows_to_score(images: pd.DataFrame, target: EvaluationTarget) -> pd.DataFrame:
     """Return the rows that are scored: the images, or the mean over each patient's images."""
     if not target.by_patient or images.empty:
         return images
@@ -116,10 +116,10 @@ def score(units: pd.DataFrame, target: EvaluationTarget, resamples: int = 1000) 
     return {name: None if value is None else round(value, 6) for name, value in values.items()}
 
 
-def scored_of(units: pd.DataFrame, target: EvaluationTarget) -> Scored:
+def scored_of(units: pd.DataFrame, target: EvaluationTarget) -> ScoredUnits:
     """Return the rows in the form that `figures` takes."""
     patients = units["patient"].to_numpy().astype(np.str_)
-    return Scored(units["label"].to_numpy(np.int64), _probabilities(units, target), patients)
+    return ScoredUnits(units["label"].to_numpy(np.int64), _probabilities(units, target), patients)
 
 
 def log_loss(units: pd.DataFrame, target: EvaluationTarget) -> float:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clotkit.errors import ConfigError, UsageError
 
-Tiles = npt.NDArray[np.uint8]
+TileArray = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Network = Callable[[Any], Any]  # a Keras model, or a function of the backend's tensors
 
@@ -29,7 +29,7 @@ MAX_OPACITY = 0.65  # of the colour over a tile, at heat 1
 
 
 def heat_maps(
-    maps: Network, rest: Network, tiles: Tiles, target: npt.NDArray[np.int64], batch: int = BATCH
+    maps: Network, rest: Network, tiles: TileArray, target: npt.NDArray[np.int64], batch: int = BATCH
 ) -> npt.NDArray[np.float32]:
     """Return how strongly each pixel of a tile speaks for a class, float32[n, S, S] in 0..1.
 
@@ -58,7 +58,7 @@ def heat_maps(
     return heat
 
 
-def overlay(tile: Tiles, heat: npt.NDArray[np.float32]) -> Tiles:
+def overlay(tile: TileArray, heat: npt.NDArray[np.float32]) -> TileArray:
     """Return the tile uint8[S, S, 3] with its heat float32[S, S] in 0..1 drawn over it, uint8[S, S, 3].
 
     The colour is transparent at 0 and yellow at 1. Raises UsageError when the two differ in size.
@@ -89,7 +89,11 @@ def _upsampled(heat: Heat, size: tuple[int, ...]) -> Heat:
 
 
 def _maps_and_gradients(
-    gradient: Callable[[Network, Any], Any], maps: Network, rest: Network, tiles: Tiles, target: npt.NDArray[np.int64]
+    gradient: Callable[[Network, Any], Any],
+    maps: Network,
+    rest: Network,
+    tiles: TileArray,
+    target: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the maps of tiles and the gradients of their target scores, both float32[n, h, w, D]."""
     from keras import ops
@@ -140,7 +144,7 @@ def _jax_gradient(function: Network, at: Any) -> Any:
     )  # not in the requirements: installed only by those who chose this backend
 
 
-def _check_arguments(tiles: Tiles, target: npt.NDArray[np.int64], batch: int) -> None:
+def _check_arguments(tiles: TileArray, target: npt.NDArray[np.int64], batch: int) -> None:
     if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
         raise UsageError(f"heat maps: tiles are {tiles.dtype}{list(tiles.shape)}; allowed: uint8[n, S, S, 3]")
     if target.shape != tiles.shape[:1]:

@@ -20,7 +20,7 @@ from clotkit.errors import ConfigError, one_line
 from clotkit.members.ensemble import Calibration
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_member
 from clotkit.members.networks import FLOAT32, Network, build_committee
-from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, Tiles, largest_difference, with_tta
+from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -135,7 +135,7 @@ def load_on_device(folder: Path, recipe: Recipe, classes: int, folds: int, devic
     if keras.backend.backend() == "tensorflow":
         model.jit_compile = False  # on a GPU Keras turns XLA on, which compiles anew for every shape
 
-    def forward(tiles: Tiles) -> Any:
+    def forward(tiles: TileArray) -> Any:
         with keras.device(device):  # per thread: where the weights are does not decide where the layers run
             return model.predict_on_batch(tiles)
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from clotkit.config import Recipe
 from clotkit.members.networks import Network, expanded
 
-Tiles = npt.NDArray[np.uint8]
-Forward = Callable[[Tiles], npt.ArrayLike]  # one batch through a network: [n, H, W, 3] -> [n, C]
-Predict = Callable[[Tiles], npt.NDArray[np.float32]]
+TileArray = npt.NDArray[np.uint8]
+Forward = Callable[[TileArray], npt.ArrayLike]  # one batch through a network: [n, H, W, 3] -> [n, C]
+Predict = Callable[[TileArray], npt.NDArray[np.float32]]
 
 MAX_DIFFERENCE = 1e-3  # of a probability in half precision from the one in float32
 OUT_OF_MEMORY = re.compile(
@@ -41,7 +41,7 @@ class Predictor:
         self._initial_batch_tiles, self._lock = self.batch_tiles, threading.Lock()
         self._threads = ThreadPoolExecutor(len(forwards), "predict") if len(forwards) > 1 else None
 
-    def __call__(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def __call__(self, tiles: TileArray) -> npt.NDArray[np.float32]:
         """Return the probabilities float32[n, C] of `tiles` uint8[n, H, W, 3], row by row; n may be 0."""
         if self._threads is None:
             return self._predict_on_device(self._forwards[0], tiles)
@@ -50,7 +50,7 @@ class Predictor:
         parts = self._threads.map(self._predict_on_device, *zip(*used or [(self._forwards[0], tiles)], strict=True))
         return np.concatenate(list(parts))  # [n, C]
 
-    def _predict_on_device(self, forward: Forward, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _predict_on_device(self, forward: Forward, tiles: TileArray) -> npt.NDArray[np.float32]:
         """Predict tiles on one device, batch by batch, each of the batch size in force when its turn comes."""
         parts: list[npt.NDArray[np.float32]] = []
         start = 0
@@ -85,7 +85,7 @@ def predictor(model: Any, batch_tiles: int, tta: int = 1) -> Predictor:
 
 
 def predict_committee(
-    networks: Sequence[Network], tiles: Tiles, recipe: Recipe, batch_tiles: int
+    networks: Sequence[Network], tiles: TileArray, recipe: Recipe, batch_tiles: int
 ) -> npt.NDArray[np.float64]:
     """Return the mean of a recipe's networks by share for tiles uint8[n, S, S, 3].
 
@@ -112,7 +112,7 @@ def largest_difference(one: Predict, other: Predict, tile_px: int, tiles: int) -
     return float(difference) if np.isfinite(difference) else float("inf")
 
 
-def noise(tile_px: int, tiles: int) -> Tiles:
+def noise(tile_px: int, tiles: int) -> TileArray:
     """Return fixed noise tiles uint8[tiles, tile_px, tile_px, 3]: one colour each, with increasing grain.
 
     Strong grain drives a network to 0 or 1, where no precision makes a difference.
@@ -130,7 +130,7 @@ def with_tta(forward: Forward, tta: int) -> Forward:
     return lambda tiles: np.mean([np.asarray(forward(view)) for view in tta_views(tiles, tta)], axis=0)
 
 
-def tta_views(tiles: Tiles, tta: int) -> list[Tiles]:
+def tta_views(tiles: TileArray, tta: int) -> list[TileArray]:
     """Return the test-time augmentations of tiles [n, S, S, 3].
 
     `tta` is 1 (the tiles themselves), 2 (and mirrored) or 8 (all rotations by 90 degrees, and those mirrored).
@@ -140,7 +140,7 @@ def tta_views(tiles: Tiles, tta: int) -> list[Tiles]:
     return [np.ascontiguousarray(view) for view in [*rotations, *mirrored]]
 
 
-def _padded(part: Tiles, batch_tiles: int) -> Tiles:
+def _padded(part: TileArray, batch_tiles: int) -> TileArray:
     """Pad a batch with black tiles: [n, H, W, 3] -> [batch_tiles, H, W, 3]."""
     if len(part) == batch_tiles:
         return part

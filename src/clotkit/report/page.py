@@ -22,7 +22,7 @@ from clotkit.report import records
 from clotkit.report.drawing import Bar, histogram_plot, outline_path, tile_boxes, timeline_plot, unpacked
 from clotkit.report.records import SlideReport
 from clotkit.report.run import Run, mapping, read_run
-from clotkit.report.shift import Histogram, by_chance, distance, histogram
+from clotkit.report.shift import Histogram, critical_distance, distance, histogram
 
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
 CARE = "Not for clinical use."
@@ -364,10 +364,10 @@ def _judged(here: Histogram, known: Histogram | None) -> tuple[str, str]:
     """Return how good the agreement of two histograms is, and a sentence about it."""
     if known is None:
         return "soft", "the weights have no out-of-fold predictions"
-    ks, chance = distance(here, known), by_chance(here, known)
-    shifted = ks > chance
+    ks, critical = distance(here, known), critical_distance(here, known)
+    shifted = ks > critical
     return "bad" if shifted else "good", (
-        f"Kolmogorov-Smirnov distance {ks:.2f} (in steps of 0.05); without a shift it is below {chance:.2f} in 19 of "
+        f"Kolmogorov-Smirnov distance {ks:.2f} (in steps of 0.05); without a shift it is below {critical:.2f} in 19 of "
         f"20 cases: {'shifted' if shifted else 'no shift detected'}"
     )
 

@@ -76,6 +76,9 @@ def distance(one: Histogram, other: Histogram) -> float:
     return most
 
 
-def by_chance(one: Histogram, other: Histogram) -> float:
-    """Return the value below which `distance` stays in 19 of 20 cases if both have one distribution."""
+def critical_distance(one: Histogram, other: Histogram) -> float:
+    """Return the Kolmogorov-Smirnov distance that two samples of one distribution exceed in 1 of 20 cases.
+
+    It is the asymptotic value for the samples themselves; `distance`, that of their histograms, exceeds it less often.
+    """
     return KOLMOGOROV_95 * math.sqrt((one.n + other.n) / (one.n * other.n))

@@ -31,8 +31,8 @@ CAUSES = {
 
 
 @dataclass
-class Scheduler:
-    """The pace of a run so far, and the budget it leaves for the next slide."""
+class Pace:
+    """Keeps the pace of a run: how fast its slides ended so far, and so the budget of the next one."""
 
     slides: int  # in total
     deadline: float  # a time.monotonic() value

@@ -4,21 +4,21 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from clotkit.scoring.prefetch import Event, prefetch
-from clotkit.scoring.scorer import Scored, ScoringJob, score_tasks, tilings_of
+from clotkit.scoring.scorer import ScoredSlide, ScoringJob, score_tasks, tilings_of
 from clotkit.workers import Ended, Limits, Task, stream
 
 
-def score_locally(job: ScoringJob) -> Iterator[Scored]:
+def score_locally(job: ScoringJob) -> Iterator[ScoredSlide]:
     """Score each slide, the smallest file first; slides whose process was lost are read again at the end."""
-    settings, scheduler = job.settings, job.scheduler()
-    limits = Limits(job.competition.limits.slide_s, settings.memory_mb, scheduler.deadline, settings.stall_s)
+    settings, pace = job.settings, job.pace()
+    limits = Limits(job.competition.limits.slide_s, settings.memory_mb, pace.deadline, settings.stall_s)
 
     def read(tasks: Sequence[Task], jobs: int) -> Iterator[Event]:
-        for event in prefetch(partial(stream, tasks, limits, jobs, job.work, scheduler.prepare)):
+        for event in prefetch(partial(stream, tasks, limits, jobs, job.work, pace.prepare)):
             if isinstance(event, Ended):
-                scheduler.slide_ended()
+                pace.slide_ended()
             yield event
 
     tilings = tilings_of(job.members)
     tasks = [Task(slide.image_id, slide.path, tilings, stored=slide.stored) for slide in job.ordered]
-    yield from score_tasks(job.scorer, tasks, settings.jobs, scheduler.deadline, read)
+    yield from score_tasks(job.scorer, tasks, settings.jobs, pace.deadline, read)

@@ -18,7 +18,7 @@ from clotkit.scoring.facts import outcome_facts, run_facts
 from clotkit.scoring.inputs import Inputs, load_members, read_inputs
 from clotkit.scoring.local import score_locally
 from clotkit.scoring.run_folder import earlier_lines, make_run_folder, open_report
-from clotkit.scoring.scorer import Scored, Scorer, ScoringJob, not_scored
+from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow, kind_of
@@ -102,7 +102,7 @@ def _score_slides(
 
 def _scored(
     settings: RunSettings, slides: Sequence[SlideRow], state: SubmissionState, started: float, work: Work, log: Log
-) -> Iterator[Scored]:
+) -> Iterator[ScoredSlide]:
     """Score slides here, or on the workers of a cluster if the settings name one."""
     members, competition = state.members, state.competition
     scorer = Scorer(members, state.patient_of, competition.limits.min_tiles)

@@ -8,10 +8,10 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 
-from clotkit.workers import Ended, Tiles
+from clotkit.workers import Ended, TileBatch
 
 MAX_BYTES = 2**27  # of tiles that wait for the model
-Event = Tiles | Ended
+Event = TileBatch | Ended
 Source = Callable[[Callable[[], bool]], Generator[Event, None, None]]
 
 
@@ -80,4 +80,4 @@ class _Buffer:
 
 
 def _size_bytes(event: Event) -> int:
-    return event.batch.tiles.nbytes if isinstance(event, Tiles) else 0
+    return event.batch.tiles.nbytes if isinstance(event, TileBatch) else 0

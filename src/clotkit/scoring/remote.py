@@ -12,13 +12,13 @@ from clotkit.errors import ClusterError, one_line
 from clotkit.members.folder import find_members
 from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
-from clotkit.scoring.budget import Scheduler
+from clotkit.scoring.budget import Pace
 from clotkit.scoring.inputs import local_weights
-from clotkit.scoring.scorer import Scored, Scorer, ScoringJob, not_scored, score_tasks, tilings_of
+from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored, score_tasks, tilings_of
 from clotkit.scratch import scratch
 from clotkit.stores import Place
 from clotkit.versions import SCORING, Versions, versions_here
-from clotkit.workers import NOT_REACHED, Ended, Limits, Task, Tiles, Work, stream
+from clotkit.workers import NOT_REACHED, Ended, Limits, Task, TileBatch, Work, stream
 
 _LOADING = threading.Lock()
 _LOADED: dict[tuple["MemberKey", ...], list[Member]] = {}
@@ -52,11 +52,11 @@ class ScoreRequest:
 class ScoreResponse:
     """A worker's response: the scored slide."""
 
-    scored: Scored
+    scored: ScoredSlide
     now: float  # time.monotonic() of the worker when it answered
 
 
-def score_remotely(job: ScoringJob, backend: Backend, log: Log) -> Iterator[Scored]:
+def score_remotely(job: ScoringJob, backend: Backend, log: Log) -> Iterator[ScoredSlide]:
     """Score slides on the workers of a cluster, and yield each as it comes.
 
     Times are converted to this machine's clock. The smallest file comes first. A worker reads a slide whose process was
@@ -66,16 +66,16 @@ def score_remotely(job: ScoringJob, backend: Backend, log: Log) -> Iterator[Scor
         UsageError: the scheduler does not answer.
         ClusterError: the cluster is gone, or a worker has other members or another clotkit.
     """
-    settings, scheduler = job.settings, job.scheduler()
+    settings, pace = job.settings, job.pace()
     weights = settings.weights_source or settings.weights_dir
     place = weights.absolute() if isinstance(weights, Path) else weights
     context = RunContext(place, job.competition, settings.memory_mb, settings.stall_s, job.work)
     waiting = {slide.image_id: slide for slide in job.ordered}
-    requests = _requests(job, context, scheduler)
+    requests = _requests(job, context, pace)
     try:
         with engine(backend, log) as workers:
-            for request, response in workers.unordered(score_request, requests, scheduler.deadline):
-                scheduler.slide_ended()
+            for request, response in workers.unordered(score_request, requests, pace.deadline):
+                pace.slide_ended()
                 del waiting[request.task.image_id]
                 yield _scored(job.scorer, request, response)
     except ClusterError as error:
@@ -83,23 +83,23 @@ def score_remotely(job: ScoringJob, backend: Backend, log: Log) -> Iterator[Scor
     yield from not_scored(job.scorer, waiting.values(), NOT_REACHED)
 
 
-def _requests(job: ScoringJob, context: RunContext, scheduler: Scheduler) -> Iterator[ScoreRequest]:
+def _requests(job: ScoringJob, context: RunContext, pace: Pace) -> Iterator[ScoreRequest]:
     """Yield a request for each slide when its turn comes, until the deadline."""
     keys = tuple((member.name, member.weights_sha256) for member in job.members)
     tilings = tilings_of(job.members)
     for slide in job.ordered:
-        left_s = scheduler.deadline - time.monotonic()
+        left_s = pace.deadline - time.monotonic()
         if left_s <= 0:
             return
         task = Task(slide.image_id, slide.path.absolute(), tilings, stored=slide.stored)
-        yield ScoreRequest(scheduler.prepare(task), slide.patient_id, keys, left_s, context)
+        yield ScoreRequest(pace.prepare(task), slide.patient_id, keys, left_s, context)
 
 
-def _scored(scorer: Scorer, request: ScoreRequest, response: ScoreResponse | Lost) -> Scored:
+def _scored(scorer: Scorer, request: ScoreRequest, response: ScoreResponse | Lost) -> ScoredSlide:
     if isinstance(response, Lost):
         return scorer.finish(Ended(request.task, response.reason, 0.0, 0.0, response.code, lost=True))
     line, means, trace = response.scored
-    return Scored(line, means, trace.shifted(time.monotonic() - response.now))
+    return ScoredSlide(line, means, trace.shifted(time.monotonic() - response.now))
 
 
 def score_request(request: ScoreRequest) -> ScoreResponse:
@@ -113,7 +113,7 @@ def score_request(request: ScoreRequest) -> ScoreResponse:
     deadline = time.monotonic() + request.left_s
     limits = Limits(context.competition.limits.slide_s, context.memory_mb, deadline, context.stall_s)
 
-    def read(tasks: Sequence[Task], jobs: int) -> Iterator[Tiles | Ended]:
+    def read(tasks: Sequence[Task], jobs: int) -> Iterator[TileBatch | Ended]:
         return stream(tasks, limits, jobs, context.work)
 
     with scratch() as folder:

@@ -17,15 +17,15 @@ from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
-from clotkit.scoring.budget import CAUSES, Budget, Scheduler, coarser
+from clotkit.scoring.budget import CAUSES, Budget, Pace, coarser
 from clotkit.scoring.settings import RunSettings
 from clotkit.splits import SlideRow
-from clotkit.workers import Ended, Task, Tiles, Work
+from clotkit.workers import Ended, Task, TileBatch, Work
 
 DIGITS = 9  # of the probabilities in the report: a resumed run writes the same submission
 
 
-class Scored(NamedTuple):
+class ScoredSlide(NamedTuple):
     """One scored slide."""
 
     line: SlideReport
@@ -34,35 +34,38 @@ class Scored(NamedTuple):
 
 
 @dataclass
-class Tally:
-    """The predictions of one slide so far."""
+class SlidePredictions:
+    """The predictions of one slide so far.
 
-    rows: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # by member: batches of [n, C or C+1]
-    members: dict[str, Member] = field(default_factory=dict)  # those that have rows
+    A member is referred to by its name, a tiling by its index in `tilings_of(members)`.
+    """
+
+    outputs: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)  # by member: [n, C or C + 1] each
+    members: dict[str, Member] = field(default_factory=dict)  # those that have outputs
     failed: dict[str, str] = field(default_factory=dict)  # by member: why it no longer counts for this slide
-    corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # by tiling: batches of [n, 2]
-    readers: dict[int, list[str]] = field(default_factory=dict)  # by tiling: the members that predict its tiles
-    busy: list[Span] = field(default_factory=list)  # when the model worked on this slide
+    corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # by tiling: x, y of tiles, [n, 2]
+    predicted_by: dict[int, list[str]] = field(default_factory=dict)  # by tiling: the members that predict its tiles
+    busy: list[Span] = field(default_factory=list)  # when the members predicted tiles of this slide
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
         """Predict a batch, uint8[n, H, W, 3], with one member; one that fails no longer counts for this slide."""
         if member.name in self.failed:
             return
         try:
-            rows = member.predict(tiles)  # [n, C], with attention pooling [n, C + 1]
+            outputs = member.predict(tiles)  # [n, C], with attention pooling [n, C + 1]
         except Exception as error:  # noqa: BLE001 - any error costs this slide one member, and the report names it
             self.failed[member.name] = f"{type(error).__name__}: {one_line(error)}"
             return
-        if not np.isfinite(rows).all():
+        if not np.isfinite(outputs).all():
             self.failed[member.name] = "returned NaN"
             return
-        self.rows.setdefault(member.name, []).append(rows)
+        self.outputs.setdefault(member.name, []).append(outputs)
         self.members[member.name] = member
 
     @property
     def tiles(self) -> dict[str, int]:
         """The number of tiles by member."""
-        return {name: sum(map(len, batches)) for name, batches in self.rows.items()}
+        return {name: sum(map(len, batches)) for name, batches in self.outputs.items()}
 
     def valid_tiles(self) -> dict[str, int]:
         """Return the number of tiles by member, of the members that have not failed."""
@@ -71,7 +74,7 @@ class Tally:
     def means(self) -> dict[str, Probabilities]:
         """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
         return {
-            name: np.round(pooled(np.concatenate(self.rows[name]), member.recipe.inference.pooling), DIGITS)
+            name: np.round(pooled(np.concatenate(self.outputs[name]), member.recipe.inference.pooling), DIGITS)
             for name, member in self.members.items()
             if name not in self.failed
         }
@@ -79,13 +82,15 @@ class Tally:
     def tiled(self, tilings: Sequence[TilingConfig]) -> Iterator[Tiled]:
         """Yield the tiles of each tiling with the last class's probability, averaged over the valid members."""
         for index, batches in self.corners.items():
-            p = [
-                tile_probabilities(np.concatenate(self.rows[name]), self.members[name].recipe.inference.pooling)[:, -1]
-                for name in self.readers[index]
-                if name in self.rows and name not in self.failed
-            ]
-            if p:
-                yield Tiled(tilings[index], np.concatenate(batches), np.mean(p, axis=0))
+            valid = [name for name in self.predicted_by[index] if name in self.outputs and name not in self.failed]
+            if valid:
+                p = np.mean([self._last_class(name) for name in valid], axis=0)
+                yield Tiled(tilings[index], np.concatenate(batches), p)
+
+    def _last_class(self, name: str) -> npt.NDArray[np.float64]:
+        """Return one member's probability of the last class for each of its tiles, [n]."""
+        pooling = self.members[name].recipe.inference.pooling
+        return tile_probabilities(np.concatenate(self.outputs[name]), pooling)[:, -1]
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
@@ -97,89 +102,95 @@ class Tally:
 class FirstTry(NamedTuple):
     """The result of a first try whose process was lost."""
 
-    tally: Tally
+    predictions: SlidePredictions
     ended: Ended
 
 
 class Scorer:
-    """The slides of a run between their first batch and their report line."""
+    """The slides of a run between their first batch of tiles and their report line.
+
+    `score_tasks` is the loop that calls it.
+    """
 
     def __init__(self, members: Sequence[Member], patient_of: Mapping[str, str], min_tiles: int) -> None:
         """Score with `members`; tiling i of every task must be entry i of `tilings_of(members)`."""
         self._members, self._patient_of, self._min_tiles = members, patient_of, min_tiles
         self._tilings = tilings_of(members)
-        self._tallies: dict[str, Tally] = {}
-        self._first: dict[str, FirstTry] = {}
+        self._predictions: dict[str, SlidePredictions] = {}  # by slide
+        self._first: dict[str, FirstTry] = {}  # by slide
 
-    def ends(self, events: Iterable[Tiles | Ended]) -> Iterator[Ended]:
-        """Predict the tiles among `events`, and yield the ends of slides."""
-        for event in events:
-            if isinstance(event, Tiles):
-                self.add(event)
-            else:
-                yield event
-
-    def add(self, tiles: Tiles) -> None:
-        """Predict a batch with every member that has its tiling."""
-        tally, began = self._tallies.setdefault(tiles.image_id, Tally()), time.monotonic()
-        members = self._members[:1] if tiles.task.budget == Budget.ONE_MEMBER else self._members
-        readers = [member for member in members if self._tilings.index(member.recipe.tiling) == tiles.tiling]
-        for member in readers:
-            tally.predict(member, tiles.batch.tiles)
-        tally.corners.setdefault(tiles.tiling, []).append(tiles.batch.xy)
-        tally.readers[tiles.tiling] = [member.name for member in readers]
-        tally.busy.append((began, time.monotonic()))
+    def predict(self, event: TileBatch) -> None:
+        """Predict a batch of tiles with every member that has its tiling."""
+        predictions = self._predictions.setdefault(event.image_id, SlidePredictions())
+        began = time.monotonic()
+        members = self._members[:1] if event.task.budget == Budget.ONE_MEMBER else self._members
+        predicted_by = [member for member in members if self._tilings.index(member.recipe.tiling) == event.tiling]
+        for member in predicted_by:
+            predictions.predict(member, event.batch.tiles)
+        predictions.corners.setdefault(event.tiling, []).append(event.batch.xy)
+        predictions.predicted_by[event.tiling] = [member.name for member in predicted_by]
+        predictions.busy.append((began, time.monotonic()))
 
     def postpone(self, ended: Ended) -> None:
         """Keep the predictions of a first try until the second one has ended."""
-        self._first[ended.image_id] = FirstTry(self._tallies.pop(ended.image_id, Tally()), ended)
+        self._first[ended.image_id] = FirstTry(self._predictions.pop(ended.image_id, SlidePredictions()), ended)
 
-    def finish(self, ended: Ended) -> Scored:
+    def finish(self, ended: Ended) -> ScoredSlide:
         """Return the result of a slide that has ended.
 
         The predictions of a lost first try count if the second try gives a fallback and the first had enough tiles.
         """
-        tally = self._tallies.pop(ended.image_id, Tally())
+        predictions = self._predictions.pop(ended.image_id, SlidePredictions())
         first = self._first.pop(ended.image_id, None)
         task = ended.task
-        state, causes = self._judge(ended, tally)
+        state, causes = self._state_and_causes(ended, predictions)
         if first is not None:
             causes = [*_cause(first.ended), *causes]
-            if state == "fallback" and self._enough(first.tally, Budget.FULL):
-                state, tally, task = "partial", first.tally, first.ended.task
+            if state == "fallback" and self._enough_tiles(first.predictions, Budget.FULL):
+                state, predictions, task = "partial", first.predictions, first.ended.task
         causes = list(dict.fromkeys(causes))
-        means = {} if state == "fallback" else tally.means()
+        means = {} if state == "fallback" else predictions.means()
         line = SlideReport(
             image_id=ended.image_id,
             patient_id=self._patient_of[ended.image_id],
             state=state,
             reason="; ".join(cause.sentence for cause in causes),
-            tiles=sum(tally.tiles.values()),
+            tiles=sum(predictions.tiles.values()),
             seconds=round(ended.seconds + (first.ended.seconds if first else 0), 2),
             peak_mb=round(max(ended.peak_mb, first.ended.peak_mb if first else 0), 1),
             codes=list(dict.fromkeys(cause.code for cause in causes)),
             p={name: [float(value) for value in mean] for name, mean in means.items()},
             facts=ended.facts or (first.ended.facts if first else {}),
         )
-        return Scored(line, means, _trace(tally, task, ended, first))
+        return ScoredSlide(line, means, _trace(predictions, task, ended, first))
 
-    def _judge(self, ended: Ended, tally: Tally) -> tuple[State, list[Cause]]:
-        """Return a slide's state and its causes; tiles that came before a crash count if there are enough."""
-        whole, causes = ended.code is None, _cause(ended)
-        if ended.task.budget in CAUSES and (whole or ended.task.budget != Budget.COARSER):
-            causes.append(CAUSES[Budget(ended.task.budget)])
-        causes += tally.failures()
-        if whole and tally.valid_tiles():
-            return ("partial" if causes else "done"), causes
-        if not whole and self._enough(tally, ended.task.budget):
-            return "partial", causes
-        return "fallback", causes or [Cause(Reason.NO_TILES, "no tiles were cut")]
+    def _state_and_causes(self, ended: Ended, predictions: SlidePredictions) -> tuple[State, list[Cause]]:
+        """Return a slide's state, and the causes for which it is not "done".
 
-    def _enough(self, tally: Tally, budget: int) -> bool:
-        """Return whether every member of the budget that has not failed has predicted min_tiles tiles."""
-        wanted = 1 if budget == Budget.ONE_MEMBER else len(self._members)
-        valid = tally.valid_tiles()
-        return bool(valid) and len(valid) + len(tally.failed) == wanted and min(valid.values()) >= self._min_tiles
+        If every tile came, the predictions of one member are enough. If the process failed before its last tile, the
+        tiles that came count if there are enough of them.
+        """
+        complete, budget = ended.code is None, ended.task.budget
+        causes = _cause(ended)
+        if budget in CAUSES and (complete or budget != Budget.COARSER):  # a second try counts only if it succeeded
+            causes.append(CAUSES[Budget(budget)])
+        causes += predictions.failures()
+        usable = bool(predictions.valid_tiles()) if complete else self._enough_tiles(predictions, budget)
+        if not usable:
+            return "fallback", causes or [Cause(Reason.NO_TILES, "no tiles were cut")]
+        return ("partial" if causes else "done"), causes
+
+    def _enough_tiles(self, predictions: SlidePredictions, budget: int) -> bool:
+        """Return True if the members have predicted enough tiles of a slide whose last ones are missing.
+
+        At least one member must not have failed, and each of those must have predicted min_tiles tiles. Every member of
+        the budget must have begun: be among these or the failed ones.
+        """
+        expected = 1 if budget == Budget.ONE_MEMBER else len(self._members)
+        tiles = predictions.valid_tiles()
+        if not tiles or len(tiles) + len(predictions.failed) != expected:
+            return False
+        return min(tiles.values()) >= self._min_tiles
 
 
 @dataclass(frozen=True)
@@ -199,10 +210,10 @@ class ScoringJob:
         """The slides, the smallest file first."""
         return sorted(self.slides, key=lambda slide: slide.size_bytes)
 
-    def scheduler(self) -> Scheduler:
-        """Return a scheduler for these slides until the last start that the deadline allows."""
+    def pace(self) -> Pace:
+        """Return the pace-keeper of these slides; its deadline is the last start that the run's allows."""
         deadline = self.settings.last_start(self.started)
-        return Scheduler(len(self.slides), deadline, self.competition.limits.min_tiles)
+        return Pace(len(self.slides), deadline, self.competition.limits.min_tiles)
 
 
 def score_tasks(
@@ -210,32 +221,38 @@ def score_tasks(
     tasks: Sequence[Task],
     jobs: int,
     deadline: float,
-    read: Callable[[Sequence[Task], int], Iterable[Tiles | Ended]],
-) -> Iterator[Scored]:
-    """Score slides, `jobs` at a time; a slide whose process was lost is read once more, coarser.
+    read: Callable[[Sequence[Task], int], Iterable[TileBatch | Ended]],
+) -> Iterator[ScoredSlide]:
+    """Predict each batch of tiles as it comes; yield each slide, with its report line, at its end.
 
-    Second tries come after all others, one at a time: whatever killed the first may need the whole machine.
+    This is the loop of a run. A slide whose process was lost is read once more, at a larger downsample. Second tries
+    come after all others, one at a time: whatever killed the first may need the whole machine.
 
     Args:
         scorer: predicts the tiles.
         tasks: the slides, in the order to begin them.
         jobs: slides at a time.
         deadline: a time.monotonic() value after which nothing is tried again.
-        read: yields the tiles and the ends of tasks, so many at a time.
+        read: begins the given tasks, so many at a time, and yields their batches of tiles and their ends.
     """
     lost = list[Task]()
-    for ended in scorer.ends(read(tasks, jobs)):
-        if ended.lost and time.monotonic() < deadline:
-            scorer.postpone(ended)
-            lost.append(coarser(ended.task))
+    for event in read(tasks, jobs):
+        if isinstance(event, TileBatch):
+            scorer.predict(event)
+        elif event.lost and time.monotonic() < deadline:
+            scorer.postpone(event)
+            lost.append(coarser(event.task))
         else:
-            yield _finish(scorer, ended)
+            yield _finish(scorer, event)
     if lost:
-        for ended in scorer.ends(read(lost, 1)):
-            yield _finish(scorer, ended)
+        for event in read(lost, 1):
+            if isinstance(event, TileBatch):
+                scorer.predict(event)
+            else:
+                yield _finish(scorer, event)
 
 
-def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iterator[Scored]:
+def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iterator[ScoredSlide]:
     """Return a fallback for each of `slides`, which no process has read."""
     for slide in slides:
         yield scorer.finish(Ended(Task(slide.image_id, slide.path, ()), cause.sentence, 0.0, 0.0, cause.code))
@@ -246,7 +263,7 @@ def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
     return tuple(dict.fromkeys(member.recipe.tiling for member in members))
 
 
-def _finish(scorer: Scorer, ended: Ended) -> Scored:
+def _finish(scorer: Scorer, ended: Ended) -> ScoredSlide:
     if ended.task.stored is not None:
         ended.task.path.unlink(missing_ok=True)  # a download for this slide only
     return scorer.finish(ended)
@@ -257,13 +274,13 @@ def _cause(ended: Ended) -> list[Cause]:
     return [] if ended.code is None else [Cause(ended.code, ended.reason)]
 
 
-def _trace(tally: Tally, task: Task, ended: Ended, first: FirstTry | None) -> Trace:
-    """Return a slide's data for the report page; the tiles of `tally` were cut for `task`."""
+def _trace(predictions: SlidePredictions, task: Task, ended: Ended, first: FirstTry | None) -> Trace:
+    """Return a slide's data for the report page; the tiles of `predictions` were cut for `task`."""
     last = ended if ended.started is not None or first is None else first.ended
     thumbnail = ended.thumbnail or (first.ended.thumbnail if first else None)
     lived = None if last.started is None else (last.started, last.started + last.seconds)
     try:
-        tiled = tuple(tally.tiled(task.tilings))
+        tiled = tuple(predictions.tiled(task.tilings))
     except Exception:  # noqa: BLE001 - boxes on a picture are not worth a slide
         tiled = ()
-    return Trace(thumbnail, tiled, lived, tuple(tally.busy))
+    return Trace(thumbnail, tiled, lived, tuple(predictions.busy))

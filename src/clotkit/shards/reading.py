@@ -16,7 +16,7 @@ from clotkit.shards.shard import Shard
 
 MAX_OPEN = 64  # shards that are memory-mapped at a time
 
-Tiles = npt.NDArray[np.uint8]
+TileArray = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
@@ -40,7 +40,7 @@ class ShardSet:
     tile_px: int
     max_open: int = MAX_OPEN
     starts: Rows = field(init=False)  # [shards + 1]: the number of each shard's first tile, and of all tiles
-    _open: "OrderedDict[int, Tiles]" = field(init=False, default_factory=OrderedDict)  # least recently used first
+    _open: "OrderedDict[int, TileArray]" = field(init=False, default_factory=OrderedDict)  # least recently used first
     _verified: set[int] = field(init=False, default_factory=set)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     _shard_locks: list[threading.Lock] = field(init=False)
@@ -55,7 +55,7 @@ class ShardSet:
         """The numbers of the shards that have ever been opened."""
         return frozenset(self._verified)
 
-    def read(self, rows: Rows) -> Tiles:
+    def read(self, rows: Rows) -> TileArray:
         """Read the tiles with these numbers, in this order: uint8[n, tile_px, tile_px, 3].
 
         Raises whatever `LazyShard.open` raises.
@@ -73,7 +73,7 @@ class ShardSet:
         """Return the number of the shard of each tile."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def _tiles(self, shard: int) -> Tiles:
+    def _tiles(self, shard: int) -> TileArray:
         with self._shard_locks[shard]:  # one thread opens it; threads that want other shards do not wait
             with self._lock:
                 if shard in self._open:
@@ -123,9 +123,9 @@ class ShardTiles:
         rows = self.rows[picked]
         return self.shard_set.read(np.atleast_1d(rows))[0 if rows.ndim == 0 else slice(None)]
 
-    def as_array(self) -> Tiles:
+    def as_array(self) -> TileArray:
         """Return itself, typed as an array, for callers that only index it or take its length, shape or dtype."""
-        return cast("Tiles", self)
+        return cast("TileArray", self)
 
     def fingerprint(self) -> bytes:
         """Return bytes that identify these tiles without reading them: shard keys and tile numbers."""

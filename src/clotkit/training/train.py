@@ -29,9 +29,9 @@ from clotkit.evaluation.scores import (
     cross_calibrated,
     log_loss,
     predicted_images,
+    rows_to_score,
     score,
     target_of,
-    units_of,
 )
 from clotkit.files import atomic_write_text
 from clotkit.members.folder import SPLIT_TRAIN, SPLIT_VALIDATION
@@ -197,10 +197,10 @@ class _Run:
             validation.append(self._predict(trained, fold.validation))
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
         out_of_fold = pd.concat(held_out, ignore_index=True)
-        units = units_of(out_of_fold, self.target)
+        units = rows_to_score(out_of_fold, self.target)
         if len(folds) == 1:
             calibration = calibrated_on(
-                units_of(validation[0], self.target), self.target
+                rows_to_score(validation[0], self.target), self.target
             )  # identity if it lacks a class
             fold_calibrations = [calibration]
         else:
@@ -324,7 +324,7 @@ def _metrics(
     folds: int,
 ) -> dict[str, Any]:
     """Return the contents of metrics.json."""
-    raw = units_of(trained.out_of_fold, target)
+    raw = rows_to_score(trained.out_of_fold, target)
     return {
         "classes": list(tiles.classes),
         "positive": target.positive,
