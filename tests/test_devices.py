@@ -31,7 +31,7 @@ train = TileSet(tiles.astype(np.uint8), labels, names, names, names, names, ("da
 context = create_context("auto")
 with training_scope(context=context):
     network = build_network(recipe.model[0], 16, 2)
-    history = fit(network, train, train, recipe, 1, Path(sys.argv[2]), context=context)
+    history = fit(network, train, train, recipe, seed=1, checkpoints_dir=Path(sys.argv[2]), context=context)
     print("replicas", context.replicas)
 print("loss", history["loss"].iloc[0], history["loss"].iloc[-1])
 """

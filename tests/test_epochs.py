@@ -52,7 +52,7 @@ class Trainer:
 
 def checkpoints_in(folder: Path, model: Model, keep: str = "best", shared: bool = False) -> CheckpointManager:
     checkpoints = CheckpointManager(folder, model, keep, shared)
-    checkpoints.restore(checkpoints.epochs)
+    checkpoints.restore(checkpoints.epochs_done)
     return checkpoints
 
 
@@ -113,4 +113,4 @@ def test_workers_can_go_back_by_one_epoch(tmp_path: Path) -> None:
         run_epochs(Trainer(model, [5, 4, 6, 3]), checkpoints, SETTINGS, 1, lambda epoch, logs: None)
     assert [epoch for epoch in range(5) if checkpoints.can_restore(epoch)] == [0, 2, 3, 4]  # 2 is the best until 3
     checkpoints.restore(3)
-    assert (model.weight, checkpoints.epochs) == (3, 3)
+    assert (model.weight, checkpoints.epochs_done) == (3, 3)

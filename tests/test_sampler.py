@@ -78,22 +78,22 @@ def test_a_replica_reads_only_its_own_shards(read: Callable[[], TileSet], replic
 
 @given(COUNTS, st.integers(1, 40), st.integers(0, 3))
 def test_every_batch_is_full_and_a_group_uses_its_tiles_evenly(counts: list[int], batch: int, epoch: int) -> None:
-    owner = np.repeat(np.arange(len(counts)), counts)
-    sampler = ShardSampler(owner, batch, seed=1)
-    assert sampler.steps == -(-len(owner) // batch)
+    shard_of_tile = np.repeat(np.arange(len(counts)), counts)
+    sampler = ShardSampler(shard_of_tile, batch, seed=1)
+    assert sampler.steps == -(-len(shard_of_tile) // batch)
     assert sorted(np.concatenate(sampler.groups).tolist()) == list(range(len(counts)))
     for group in range(sampler.group_count):
         rows = np.concatenate([sampler.rows(epoch, step, group) for step in range(sampler.steps)])
         assert len(rows) == sampler.steps * sampler.group_tiles
-        uses = np.bincount(rows, minlength=len(owner))
-        own = np.isin(owner, sampler.groups[group])
+        uses = np.bincount(rows, minlength=len(shard_of_tile))
+        own = np.isin(shard_of_tile, sampler.groups[group])
         assert not uses[~own].any()
         assert uses[own].max() - uses[own].min() <= 1
 
 
 def test_epochs_differ_and_together_use_every_tile() -> None:
-    owner = np.repeat(np.arange(9), [40, 3, 3, 3, 3, 3, 3, 3, 3])
-    sampler = ShardSampler(owner, BATCH, seed=1)
+    shard_of_tile = np.repeat(np.arange(9), [40, 3, 3, 3, 3, 3, 3, 3, 3])
+    sampler = ShardSampler(shard_of_tile, BATCH, seed=1)
     used = [
         {
             int(row)
@@ -103,15 +103,15 @@ def test_epochs_differ_and_together_use_every_tile() -> None:
         }
         for epoch in range(20)
     ]
-    assert len(used[0]) < len(owner)  # the group of the large shard leaves some tiles out
-    assert set.union(*used) == set(range(len(owner)))
+    assert len(used[0]) < len(shard_of_tile)  # the group of the large shard leaves some tiles out
+    assert set.union(*used) == set(range(len(shard_of_tile)))
     assert not np.array_equal(sampler.rows(0, 0, 0), sampler.rows(1, 0, 0))
-    np.testing.assert_array_equal(ShardSampler(owner, BATCH, seed=1).rows(7, 2, 1), sampler.rows(7, 2, 1))
+    np.testing.assert_array_equal(ShardSampler(shard_of_tile, BATCH, seed=1).rows(7, 2, 1), sampler.rows(7, 2, 1))
 
 
 def test_an_epoch_contains_each_tile_as_often_as_copies_says() -> None:
-    owner, copies = np.repeat(np.arange(4), 8), np.tile([1, 3], 16)
-    sampler = ShardSampler(owner, 8, 1, lambda epoch: copies)
+    shard_of_tile, copies = np.repeat(np.arange(4), 8), np.tile([1, 3], 16)
+    sampler = ShardSampler(shard_of_tile, 8, 1, lambda epoch: copies)
     rows = [sampler.rows(0, step, group) for step in range(sampler.steps) for group in range(sampler.group_count)]
     np.testing.assert_array_equal(np.bincount(np.concatenate(rows), minlength=32), copies)
 

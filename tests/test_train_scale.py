@@ -157,7 +157,8 @@ def test_an_interrupted_fit_resumes_with_the_same_batches(folder: Path, tmp_path
         keras.utils.set_random_seed(1)
         with training_scope():
             network = build_network(recipe.model[0], recipe.tiling.tile_px, 2)
-            fit(network, tiles.where(seen), tiles.where(~seen), recipe, 1, tmp_path / name, on_epoch=on_epoch)
+            parts = tiles.where(seen), tiles.where(~seen)
+            fit(network, *parts, recipe, seed=1, checkpoints_dir=tmp_path / name, on_epoch=on_epoch)
         return [np.asarray(value) for value in network.model.get_weights()]
 
     with pytest.raises(KeyboardInterrupt):

@@ -118,11 +118,16 @@ class TrainingConfig:
     label_smoothing: float = 0.0  # share of each label spread over all classes
     weight_decay: float = 0.0  # decoupled weight decay of the optimiser
     schedule: str = "cosine"  # of the learning rate: `cosine`, `constant` or `plateau`
-    plateau_patience: int = 3  # epochs without a better loss before `plateau` lowers the learning rate
+    # Epochs without a better validation loss (training loss without validation) before `plateau` lowers the learning
+    # rate.
+    plateau_patience: int = 3
     plateau_factor: float = 0.2  # factor by which `plateau` lowers the learning rate
     min_learning_rate: float = 1e-6  # lower bound of the learning rate of `plateau`
-    patience: int = 0  # epochs without a better loss before training stops; 0: never
-    keep: str = "best"  # epoch whose weights are kept: `best` (lowest validation loss) or `last`
+    # Epochs without a better validation loss (training loss without validation) before training stops; 0: never.
+    patience: int = 0
+    # Epoch whose weights are kept: `best` (lowest validation loss; the last epoch if there is no validation part) or
+    # `last`.
+    keep: str = "best"
     # Share of the training patients set aside for validation, in splits that have no validation part.
     validation_share: float = 0.0
     final: str = "all"  # networks that ship: `all` (one trained on all patients) or `folds` (one per fold)

@@ -22,7 +22,7 @@ Groups = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Fold:
-    """One split of the tiles into three masks, bool[n] each. Every tile is in exactly one of them."""
+    """Three masks, bool[n]: training, validation, held out. Every tile is in exactly one of them."""
 
     train: Mask
     validation: Mask  # chooses the epoch; may be empty

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clotkit.config import AugmentConfig
 
-Tiles = npt.NDArray[np.float32]
+TileFloats = npt.NDArray[np.float32]  # [n, S, S, 3], RGB, about 0..255 until `augment` clips them
 
 # Optical densities of haematoxylin, eosin and DAB, one row per stain (Ruifrok & Johnston 2001, "Quantification of
 # histochemical staining by color deconvolution").
@@ -21,7 +21,7 @@ UNSTAINED = np.linalg.inv(STAINS).astype(np.float32)
 BLUR_PX = (0.3, 1.5)  # range of the standard deviation
 
 
-def augment(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> Tiles:
+def augment(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> TileFloats:
     """Return an augmented copy of each tile: uint8[n, S, S, 3] -> float32[n, S, S, 3] in 0..255.
 
     The same state of `rng` gives the same copies.
@@ -47,7 +47,7 @@ def _flipped(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random
     return tiles
 
 
-def _transformed(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
+def _transformed(tiles: TileFloats, config: AugmentConfig, rng: np.random.Generator) -> TileFloats:
     """Rotate, scale, shear and shift tiles in one resampling; pixels outside are mirrored at the edge."""
     if not (config.rotate_deg or config.scale or config.shear_deg or config.shift):
         return tiles
@@ -76,7 +76,7 @@ def _affine(tiles: int, side_px: int, config: AugmentConfig, rng: np.random.Gene
     return np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1).astype(np.float32)
 
 
-def _recoloured(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -> Tiles:
+def _recoloured(tiles: TileFloats, config: AugmentConfig, rng: np.random.Generator) -> TileFloats:
     """Multiply each channel by a gain, change the contrast around the tile's mean, and add a brightness."""
     n = len(tiles)
     if config.channel_gain:
@@ -90,7 +90,7 @@ def _recoloured(tiles: Tiles, config: AugmentConfig, rng: np.random.Generator) -
     return tiles
 
 
-def _restained(tiles: Tiles, strength: float, rng: np.random.Generator) -> Tiles:
+def _restained(tiles: TileFloats, strength: float, rng: np.random.Generator) -> TileFloats:
     """Scale and shift the density of each stain, by at most `strength` and a tenth of it.
 
     Source: Tellez et al. 2018, "Whole-slide mitosis detection in H&E breast histology".
@@ -101,7 +101,7 @@ def _restained(tiles: Tiles, strength: float, rng: np.random.Generator) -> Tiles
     return np.asarray(256 * np.exp(-densities @ STAINS) - 1, np.float32)
 
 
-def _blurred(tiles: Tiles, share: float, rng: np.random.Generator) -> Tiles:
+def _blurred(tiles: TileFloats, share: float, rng: np.random.Generator) -> TileFloats:
     """Blur a random share of the tiles."""
     from scipy.ndimage import gaussian_filter
 
@@ -112,7 +112,7 @@ def _blurred(tiles: Tiles, share: float, rng: np.random.Generator) -> Tiles:
     return blurred
 
 
-def _cut_out(tiles: Tiles, max_share: float, rng: np.random.Generator) -> Tiles:
+def _cut_out(tiles: TileFloats, max_share: float, rng: np.random.Generator) -> TileFloats:
     """Fill a square, of a side up to `max_share` of the tile's, with the tile's mean colour.
 
     Source: DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout".

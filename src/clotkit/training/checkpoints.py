@@ -42,7 +42,7 @@ class CheckpointManager:
         return (self._folder / DONE).is_file()
 
     @property
-    def epochs(self) -> int:
+    def epochs_done(self) -> int:
         """Return how many epochs the history has."""
         return len(self.history)
 
@@ -61,7 +61,7 @@ class CheckpointManager:
 
     def save(self, logs: dict[str, float]) -> None:
         """Save the weights after an epoch, append its row to the history, and delete unneeded weights."""
-        epoch = self.epochs + 1
+        epoch = self.epochs_done + 1
         self.history = pd.concat([self.history, pd.DataFrame([{"epoch": epoch, **logs}])], ignore_index=True)
         with atomic_write(self._weights(epoch)) as temporary:
             self._model.save_weights(temporary, overwrite=True)
@@ -100,7 +100,7 @@ def best_epoch(history: pd.DataFrame) -> int:
     return int(np.where(np.isnan(losses), np.inf, losses).argmin()) + 1
 
 
-def delete_checkpoints(state: Path) -> None:
+def delete_checkpoints(checkpoints_dir: Path) -> None:
     """Delete the folder of checkpoints that are no longer needed, if it is there."""
     with suppress(FileNotFoundError):
-        shutil.rmtree(state)
+        shutil.rmtree(checkpoints_dir)

@@ -1,4 +1,8 @@
-"""Run the epochs of a fit: the one training loop, whatever computes the steps."""
+"""Run the epochs of a fit: the one training loop, whatever computes the steps.
+
+A step's batch comes from a feed.BatchDataset over the feed that feed.create_feed returns: the feed chooses the items of
+the step, and its function `draw`, defined in fit.py and frozen.py, reads and augments their tiles.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,20 +23,20 @@ def run_epochs(
 
     All numbers of an epoch are the same on every worker, so the workers decide alike. Raises what the trainer raises.
     """
-    schedule = _resumed_schedule(trainer, config, checkpoints.history)
-    for epoch in range(checkpoints.epochs, config.epochs):
+    callbacks = _learning_rate_callbacks(trainer, config, checkpoints.history)
+    for epoch in range(checkpoints.epochs_done, config.epochs):
         if _stops_early(checkpoints.history, config):
             break
         _seed_layers(trainer.model, seed, epoch)
         logs = trainer.train(epoch) | trainer.validate()
-        for callback in schedule:
+        for callback in callbacks:
             callback.on_epoch_end(epoch, logs)
         logs["learning_rate"] = _learning_rate(trainer.model)
         checkpoints.save(logs)
         on_epoch(epoch + 1, logs)
 
 
-def _resumed_schedule(trainer: Trainer, config: TrainingConfig, history: pd.DataFrame) -> list[Any]:
+def _learning_rate_callbacks(trainer: Trainer, config: TrainingConfig, history: pd.DataFrame) -> list[Any]:
     """Return the Keras callbacks that change the learning rate, replayed over the epochs so far.
 
     A cosine schedule needs none: it is part of the optimizer, and of its saved state.
@@ -55,7 +59,7 @@ def _resumed_schedule(trainer: Trainer, config: TrainingConfig, history: pd.Data
 
 
 def _stops_early(history: pd.DataFrame, config: TrainingConfig) -> bool:
-    """Tell if the loss has not improved for training.patience epochs; never when the patience is 0."""
+    """Tell if training.patience epochs brought no better loss, see best_epoch; never with patience 0."""
     return bool(config.patience and len(history) and len(history) - best_epoch(history) >= config.patience)
 
 

@@ -23,8 +23,8 @@ PARALLEL_PARTS = 2  # parts that are computed at the same time, and parts that w
 
 Floats = npt.NDArray[np.float32]
 Draw = Callable[[Rows, np.random.Generator], npt.NDArray[Any]]  # item numbers [b] -> their inputs [b, …]
-Batch = tuple[npt.NDArray[Any], Floats, Floats]  # inputs [b, …], one-hot classes [b, C], weights [b]
-Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # a Batch, and the items of the global batch, float32[]
+TrainingBatch = tuple[npt.NDArray[Any], Floats, Floats]  # inputs [b, …], one-hot classes [b, C], weights [b]
+Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # a TrainingBatch, and the items of the global batch, float32[]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainingInputs:
     classes: Floats  # one-hot class of each item, [n, C]
     labels: Rows  # class index of each item, [n]
     weights: Floats  # weight of each item in the loss, [n]
-    validation: Batch | None  # the items that choose the epoch; None without any
+    validation: TrainingBatch | None  # the items that choose the epoch; None without any
     shards: Rows | None = None  # the shard of each item, [n]; None when the items are in memory
 
 
@@ -76,8 +76,8 @@ def create_feed(inputs: TrainingInputs, config: TrainingConfig, seed: int) -> Fe
     """Return the global batches of the inputs: in any order from memory, or grouped by shard."""
     labels, classes = inputs.labels, inputs.classes.shape[1]
 
-    def order(epoch: int) -> Rows:
-        return epoch_order(labels, config, classes, seed, epoch)
+    def order(seed_epoch: int) -> Rows:
+        return epoch_order(labels, config, classes, seed, seed_epoch)
 
     if inputs.shards is None:
         return MemoryFeed(inputs.draw, order, inputs.classes, inputs.weights, config.batch_tiles, seed)
@@ -90,7 +90,7 @@ def create_feed(inputs: TrainingInputs, config: TrainingConfig, seed: int) -> Fe
 
 
 class MemoryFeed:
-    """Items in memory, in the order of `order(epoch)`; each replica takes its rows of the global batch."""
+    """Items in memory, in the order of `order(seed_epoch)`; a replica takes its rows of a global batch."""
 
     def __init__(
         self, draw: Draw, order: Callable[[int], Rows], classes: Floats, weights: Floats, batch_items: int, seed: int
@@ -106,16 +106,17 @@ class MemoryFeed:
 
         Every replica draws the whole batch, because an item's random numbers follow those of the items before it.
         """
-        number = epoch + 1  # seeds count epochs from 1
-        rows = self._epoch_rows(number)[step * self._batch_items : (step + 1) * self._batch_items]
-        inputs = self._draw(rows, np.random.default_rng([self._seed, number, step]))
+        # Seeds count epochs from 1 in memory, from 0 with shards: kept so that earlier runs stay reproducible.
+        seed_epoch = epoch + 1
+        rows = self._epoch_rows(seed_epoch)[step * self._batch_items : (step + 1) * self._batch_items]
+        inputs = self._draw(rows, np.random.default_rng([self._seed, seed_epoch, step]))
         begin, end = (len(rows) * edge // replicas for edge in (replica, replica + 1))
         return _slice((inputs, self._classes[rows], self._weights[rows]), begin, end)
 
-    def _epoch_rows(self, number: int) -> Rows:
+    def _epoch_rows(self, seed_epoch: int) -> Rows:
         with self._lock:
-            if self._cached_order[0] != number:
-                self._cached_order = number, self._order(number)
+            if self._cached_order[0] != seed_epoch:
+                self._cached_order = seed_epoch, self._order(seed_epoch)
             return self._cached_order[1]
 
 
@@ -141,7 +142,7 @@ class ShardFeed:
 class ValidationFeed:
     """The validation items once, in their order, the same in every epoch; each replica has a run of them."""
 
-    def __init__(self, validation: Batch, batch_items: int, replicas: int = 1) -> None:
+    def __init__(self, validation: TrainingBatch, batch_items: int, replicas: int = 1) -> None:
         self._validation = validation
         self._batch_items = batch_items
         self.steps = -(-self._run_length(replicas) // batch_items)
@@ -157,7 +158,7 @@ class ValidationFeed:
         return -(-len(self._validation[0]) // replicas)
 
 
-def _slice(batch: Batch, begin: int, end: int) -> Part:
+def _slice(batch: TrainingBatch, begin: int, end: int) -> Part:
     """Return some items of a batch; for an empty slice one item of weight 0.
 
     An empty batch breaks TensorFlow's convolutions and the statistics of batch normalisation.
@@ -178,11 +179,11 @@ class BatchDataset:
         self._feed, self._local_replicas, self._first, self._replicas = feed, local_replicas, first, replicas
         self._failure: Exception | None = None
 
-    def epochs(self, begin: int, end: int, whole: bool = False) -> Any:
-        """Return a tf.data.Dataset of the parts of epochs begin … end - 1.
+    def batches(self, first_epoch: int, end_epoch: int, for_keras: bool = False) -> Any:
+        """Return a tf.data.Dataset of the parts of epochs first_epoch … end_epoch - 1, counted from 0.
 
-        An element is a Part; with `whole`, for a single replica, it is a Batch, as Keras's `fit` takes it. Raises
-        what the feed raises for the first part.
+        An element is a Part; with `for_keras`, for a single replica, it is a TrainingBatch, as Keras's `fit` takes it.
+        Raises what the feed raises for the first part.
         """
         import tensorflow as tf
 
@@ -192,10 +193,10 @@ class BatchDataset:
             for array, (_, item_shape) in zip(arrays[:3], self._spec[:3], strict=True):
                 array.set_shape((None, *item_shape))
             arrays[3].set_shape(())
-            return arrays[:3] if whole else arrays
+            return arrays[:3] if for_keras else arrays
 
         parts_per_epoch = self._feed.steps * self._local_replicas
-        numbers = tf.data.Dataset.range(begin * parts_per_epoch, end * parts_per_epoch)
+        numbers = tf.data.Dataset.range(first_epoch * parts_per_epoch, end_epoch * parts_per_epoch)
         parts = numbers.map(
             lambda number: shaped(*tf.numpy_function(self._part, [number], types)),
             num_parallel_calls=PARALLEL_PARTS,

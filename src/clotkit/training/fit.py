@@ -31,15 +31,16 @@ def fit(
     train: TileSet,
     validation: TileSet,
     recipe: Recipe,
+    *,
     seed: int,
-    state: Path,
-    features: tuple[FrozenFeatures, FrozenFeatures] | None = None,
+    checkpoints_dir: Path,
+    frozen_features: tuple[FrozenFeatures, FrozenFeatures] | None = None,
     on_epoch: EpochCallback = lambda epoch, logs: None,
     context: DistributedContext | None = None,
 ) -> pd.DataFrame:
     """Train a network in place and return its history.
 
-    The same seed gives the same weights on the same machine, also when a fit was interrupted and resumes from `state`.
+    The same seed gives the same weights on the same machine, also when an interrupted fit resumes.
 
     Args:
         network: built in the scope of devices.training_scope.
@@ -47,11 +48,10 @@ def fit(
         validation: tiles that choose the best epoch; may be empty.
         recipe: settings.
         seed: of the order of tiles, their augmentation and dropout.
-        state: folder of checkpoints.
-        features: of `train` and `validation`, if the backbone is frozen; then only the head learns.
+        checkpoints_dir: folder of the checkpoints of this fit alone, and of this worker alone.
+        frozen_features: of `train` and `validation`, if the backbone is frozen; then only the head learns.
         on_epoch: called after every epoch.
-        context: processes and replicas. Each worker calls this alike, with a state of its own; they resume after the
-            last epoch that all have.
+        context: processes and replicas. Each worker calls this alike; they resume after the last epoch that all have.
 
     Returns:
         One row per epoch: epoch, loss, accuracy and learning_rate, and val_loss and val_accuracy with validation.
@@ -66,14 +66,14 @@ def fit(
     context = context or DistributedContext()
     keras.utils.set_random_seed(seed)
     config = recipe.training
-    inputs = _inputs(network, train, validation, recipe, seed, features)
+    inputs = _inputs(network, train, validation, recipe, seed, frozen_features)
     feed, model, loss = create_feed(inputs, config, seed), inputs.model, partial(_loss, config)
     with context.cluster_errors():
         model.compile(_optimizer(config, feed.steps), loss(), weighted_metrics=["accuracy"])
         model.optimizer.build(model.trainable_variables)
-        checkpoints = CheckpointManager(state, model, config.keep, shared=context.world_size > 1)
+        checkpoints = CheckpointManager(checkpoints_dir, model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
-            trainer = create_trainer(inputs, loss, feed, (checkpoints.epochs, config.epochs), context)
+            trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)
     return checkpoints.finish()
 
@@ -84,11 +84,11 @@ def _inputs(
     validation: TileSet,
     recipe: Recipe,
     seed: int,
-    features: tuple[FrozenFeatures, FrozenFeatures] | None,
+    frozen_features: tuple[FrozenFeatures, FrozenFeatures] | None,
 ) -> TrainingInputs:
     """Return augmented tiles for a whole network, or features for a head over a frozen backbone."""
-    if features is not None:
-        return frozen_inputs(network, train, validation, recipe, features)
+    if frozen_features is not None:
+        return frozen_inputs(network, train, validation, recipe, frozen_features)
     train = add_synthetic(train, recipe.training, seed)
 
     def draw(rows: Rows, rng: np.random.Generator) -> npt.NDArray[Any]:
@@ -103,7 +103,7 @@ def _resume(checkpoints: CheckpointManager, context: DistributedContext) -> bool
 
     If one of them has lost the weights of that epoch, all start again: none may run ahead of the others.
     """
-    epochs, done = context.all_gather([checkpoints.epochs, int(checkpoints.is_done)]).min(axis=0).tolist()
+    epochs, done = context.all_gather([checkpoints.epochs_done, int(checkpoints.is_done)]).min(axis=0).tolist()
     restorable = bool(context.all_gather([int(checkpoints.can_restore(epochs))]).min())
     checkpoints.restore(epochs if restorable else 0)
     return bool(done) and restorable

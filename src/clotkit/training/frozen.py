@@ -106,8 +106,8 @@ def set_standardisation(network: Network, plain: Floats, images: list[str]) -> N
     `plain` [n, D] are the features of tiles, and `images` [n] their images.
     """
     if STANDARDISE in {layer.name for layer in network.head.layers}:
-        owner = np.array(images)
-        means = np.stack([plain[owner == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
+        image_of_tile = np.array(images)
+        means = np.stack([plain[image_of_tile == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
         network.head.get_layer(STANDARDISE).set_weights([means.mean(axis=0), means.var(axis=0)])
 
 

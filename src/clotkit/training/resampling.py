@@ -24,8 +24,8 @@ def sample_weights(tiles: TileSet, config: TrainingConfig) -> Floats:
         return np.array(config.class_weights, np.float32)[tiles.labels]
     weights = np.ones(len(tiles))
     if config.balance == "patients":
-        _, owner, counts = np.unique(tiles.patients, return_inverse=True, return_counts=True)
-        weights = 1 / counts[owner]
+        _, patient_of_tile, counts = np.unique(tiles.patients, return_inverse=True, return_counts=True)
+        weights = 1 / counts[patient_of_tile]
     if config.balance in {"weights", "patients"}:
         of_class = np.bincount(tiles.labels, weights, len(tiles.classes))  # [C]
         weights = weights * (len(tiles) / (len(tiles.classes) * np.maximum(of_class, 1e-9)))[tiles.labels]

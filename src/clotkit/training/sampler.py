@@ -27,26 +27,26 @@ class ShardSampler:
     many leaves some out, different ones in each epoch.
     """
 
-    def __init__(self, owner: Rows, batch_tiles: int, seed: int, copies: Copies | None = None) -> None:
+    def __init__(self, shard_of_tile: Rows, batch_tiles: int, seed: int, copies: Copies | None = None) -> None:
         """Deal shards to groups.
 
         Args:
-            owner: the shard of each tile, int64[n].
+            shard_of_tile: the shard of each tile, int64[n].
             batch_tiles: tiles in a global batch.
             seed: seed of all orders.
             copies: how often an epoch contains each tile; once by default.
         """
-        self.group_count = count_groups(batch_tiles, len(np.unique(owner)))
+        self.group_count = count_groups(batch_tiles, len(np.unique(shard_of_tile)))
         self.group_tiles = batch_tiles // self.group_count  # tiles of one group in a global batch
-        self._owner, self._seed = owner, seed
-        self._copies = copies or (lambda epoch: np.ones(len(owner), np.int64))
+        self._shard_of_tile, self._seed = shard_of_tile, seed
+        self._copies = copies or (lambda epoch: np.ones(len(shard_of_tile), np.int64))
         self.batch_tiles = batch_tiles
         self._orders: dict[tuple[int, int], Rows] = {}
 
     @cached_property
     def groups(self) -> list[Rows]:
         """Return the shards of each group, dealt by falling size to the group with the fewest tiles."""
-        shards, counts = np.unique(self._owner, return_counts=True)
+        shards, counts = np.unique(self._shard_of_tile, return_counts=True)
         shuffled = np.random.default_rng([self._seed]).permutation(len(shards))
         dealt: list[list[int]] = [[] for _ in range(self.group_count)]
         tiles = np.zeros(self.group_count, np.int64)
@@ -89,8 +89,8 @@ class ShardSampler:
     @cached_property
     def _tiles_of(self) -> dict[int, Rows]:
         """Return the tiles of each shard."""
-        order = np.argsort(self._owner, kind="stable")
-        shards, starts = np.unique(self._owner[order], return_index=True)
+        order = np.argsort(self._shard_of_tile, kind="stable")
+        shards, starts = np.unique(self._shard_of_tile[order], return_index=True)
         return dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
 
 

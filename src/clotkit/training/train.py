@@ -53,7 +53,7 @@ Mask = npt.NDArray[np.bool_]
 
 DESCRIBED = ("seed", "size", "separation", "pictures")  # facts of a synthetic split's marker that metrics.json repeats
 LOG_EVERY_S = 20.0  # least time between two lines of one fit
-STATE = ".training"  # folder of checkpoints in the member folder, until the member is written
+CHECKPOINTS_DIR = ".training"  # folder of checkpoints in the member folder, until the member is written
 FINAL = "all"  # name of the fit on all patients; a fold's fit is named by its number
 ESTIMATES = {  # what the figures estimate, by data.split
     "folds": "out of fold, by patient",
@@ -97,12 +97,12 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     target = target_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
     context = devices.create_context(recipe.training.strategy, log, settings.wait_s)
-    key = _key(source, tiles, folds)
+    fingerprint = _fingerprint(source, tiles, folds)
     with context.cluster_errors():
-        _check_same_key(context, key)
-        state = _open_state(settings.out, key, context, log)
+        _check_same_fingerprint(context, fingerprint)
+        checkpoints_dir = _open_checkpoints(settings.out, fingerprint, context, log)
         progress = log if context.is_chief else lambda _: None
-        run = _Run(recipe, tiles, target, settings.backbones, state, progress, context)
+        run = _Run(recipe, tiles, target, settings.backbones, checkpoints_dir, progress, context)
         if context.is_chief:
             trained = run.train_folds(folds)
             metrics = _metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
@@ -110,7 +110,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
         else:
             run.follow_chief(folds)
         context.all_gather([0])  # no worker deletes its checkpoints before the member is written
-    delete_checkpoints(state)
+    delete_checkpoints(checkpoints_dir)
     if not context.is_chief:
         with suppress(OSError):  # not empty: the chief has written the member into it
             settings.out.rmdir()
@@ -137,7 +137,7 @@ def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
         )
 
 
-def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
+def _fingerprint(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
     """Return a sha256 of the recipe, the tiles and the folds; the keys of shards stand for their pixels."""
     digest = hashlib.sha256(source.encode())
     pixels: Any = tiles.tiles
@@ -147,10 +147,11 @@ def _key(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
     return digest.hexdigest()
 
 
-def _check_same_key(context: devices.DistributedContext, key: str) -> None:
+def _check_same_fingerprint(context: devices.DistributedContext, fingerprint: str) -> None:
     """Raise ConfigError when a worker has another recipe, other tiles or other folds."""
-    keys = context.all_gather([int(key[start : start + 15], 16) for start in range(0, 60, 15)])  # [world_size, 4]
-    others = np.flatnonzero((keys != keys[0]).any(axis=1))
+    digits = [int(fingerprint[start : start + 15], 16) for start in range(0, 60, 15)]
+    gathered = context.all_gather(digits)  # [world_size, 4]
+    others = np.flatnonzero((gathered != gathered[0]).any(axis=1))
     if len(others):
         raise ConfigError(
             f"worker {others[0]} of {context.world_size} has another recipe, other tiles or other folds than worker 0; "
@@ -158,17 +159,17 @@ def _check_same_key(context: devices.DistributedContext, key: str) -> None:
         )
 
 
-def _open_state(out: Path, key: str, context: devices.DistributedContext, log: Log) -> Path:
-    """Return this worker's folder of checkpoints, emptied unless it belongs to the same key."""
-    state = out / (STATE if context.is_chief else f"{STATE}-{context.rank}")
-    key_file = state / "key"
-    if key_file.is_file() and key_file.read_text(encoding="utf-8") == key:
+def _open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedContext, log: Log) -> Path:
+    """Return this worker's folder of checkpoints, emptied unless it has the same fingerprint."""
+    checkpoints_dir = out / (CHECKPOINTS_DIR if context.is_chief else f"{CHECKPOINTS_DIR}-{context.rank}")
+    fingerprint_file = checkpoints_dir / "key"
+    if fingerprint_file.is_file() and fingerprint_file.read_text(encoding="utf-8") == fingerprint:
         log(f"{out}: resumes an earlier run")
-        return state
-    delete_checkpoints(state)
-    state.mkdir(parents=True)
-    atomic_write_text(key_file, key)
-    return state
+        return checkpoints_dir
+    delete_checkpoints(checkpoints_dir)
+    checkpoints_dir.mkdir(parents=True)
+    atomic_write_text(fingerprint_file, fingerprint)
+    return checkpoints_dir
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class _Run:
     tiles: TileSet
     target: EvaluationTarget
     backbones: Path | None
-    state: Path
+    checkpoints_dir: Path  # holds a folder for each fit
     log: Log
     context: devices.DistributedContext
     bases: dict[ModelConfig, tuple[Network, FrozenFeatures]] = field(default_factory=dict)
@@ -188,10 +189,11 @@ class _Run:
         """Train on every fold, and on all patients if such a network is to ship; calibrate what ships."""
         networks: list[list[Network]] = []
         histories, held_out, validation = [], [], []
-        ships_folds = len(folds) == 1 or self.recipe.training.final == "folds"
+        # Otherwise one more fit, on all patients, gives the networks that ship; the folds only estimate and calibrate.
+        fold_networks_ship = len(folds) == 1 or self.recipe.training.final == "folds"
         for number, fold in enumerate(folds):
             trained, history = self._train_networks(str(number), fold.train, fold.validation)
-            networks += [trained] if ships_folds else []
+            networks += [trained] if fold_networks_ship else []
             histories.append(history.assign(fold=number))
             held_out.append(self._predict(trained, fold.held_out).assign(fold=number))
             validation.append(self._predict(trained, fold.validation))
@@ -209,7 +211,7 @@ class _Run:
                 calibrated_on(units[units["fold"] != number], self.target) for number in range(len(folds))
             ]
         scored = cross_calibrated(units, dict(enumerate(fold_calibrations)), self.target)
-        if not ships_folds:
+        if not fold_networks_ship:
             trained, history = self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
@@ -231,11 +233,19 @@ class _Run:
             base, features = self._frozen_base(config)
             with devices.training_scope(context=self.context):
                 network = self._build(config, seed, base)
-                parts = None if features is None else (features.where(train), features.where(validation))
-                tiles = self.tiles.where(train), self.tiles.where(validation)
-                title, state = f"{config.name}, fold {name}", self.state / f"{name}-{number}"
-                with _epoch_progress(title, self.recipe.training.epochs, self.log) as on_epoch:
-                    history = fit(network, *tiles, self.recipe, seed, state, parts, on_epoch, self.context)
+                frozen_features = None if features is None else (features.where(train), features.where(validation))
+                with _epoch_progress(f"{config.name}, fold {name}", self.recipe.training.epochs, self.log) as on_epoch:
+                    history = fit(
+                        network,
+                        train=self.tiles.where(train),
+                        validation=self.tiles.where(validation),
+                        recipe=self.recipe,
+                        seed=seed,
+                        checkpoints_dir=self.checkpoints_dir / f"{name}-{number}",
+                        frozen_features=frozen_features,
+                        on_epoch=on_epoch,
+                        context=self.context,
+                    )
             networks.append(self._without_strategy(network, config, seed, base))
             histories.append(history.assign(network=number))
         return networks, pd.concat(histories, ignore_index=True)

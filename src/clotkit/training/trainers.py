@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.training.devices import DistributedContext
-from clotkit.training.feed import Batch, BatchDataset, Feed, TrainingInputs, ValidationFeed
+from clotkit.training.feed import BatchDataset, Feed, TrainingBatch, TrainingInputs, ValidationFeed
 
 VALIDATION_BATCH = 256  # tiles in one process
 
@@ -40,7 +40,8 @@ def create_trainer(
     inputs: TrainingInputs,
     loss: Callable[[str | None], Any],
     feed: Feed,
-    epochs: tuple[int, int],
+    first_epoch: int,
+    end_epoch: int,
     context: DistributedContext,
 ) -> Trainer:
     """Return the trainer for a context: Keras's own when it has no strategy.
@@ -49,18 +50,19 @@ def create_trainer(
         inputs: their model is compiled, and was built in the context's scope.
         loss: returns the model's Keras loss with a given reduction.
         feed: training batches.
-        epochs: the first epoch to compute, and the one after the last.
+        first_epoch: the first epoch to compute, counted from 0.
+        end_epoch: the epoch after the last one to compute.
         context: processes and replicas.
     """
     if context.strategy is None:
         return KerasTrainer(inputs.model, feed, inputs.validation)
-    return StrategyTrainer(inputs.model, loss(None), feed, inputs.validation, epochs, context)
+    return StrategyTrainer(inputs.model, loss(None), feed, inputs.validation, first_epoch, end_epoch, context)
 
 
 class KerasTrainer:
     """Trains with Keras's `fit`, one epoch per call: on one device, or on several with JAX's DataParallel."""
 
-    def __init__(self, model: Any, feed: Feed, validation: Batch | None) -> None:
+    def __init__(self, model: Any, feed: Feed, validation: TrainingBatch | None) -> None:
         self.model = model
         self.monitor = "loss" if validation is None else "val_loss"
         self._batches = BatchDataset(feed)
@@ -68,7 +70,7 @@ class KerasTrainer:
 
     def train(self, epoch: int) -> Logs:
         """See Trainer."""
-        batches = self._batches.epochs(epoch, epoch + 1, whole=True)
+        batches = self._batches.batches(epoch, epoch + 1, for_keras=True)
         with self._batches.feed_errors():
             done = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0)
         return {name: float(values[-1]) for name, values in done.history.items()}
@@ -77,7 +79,7 @@ class KerasTrainer:
         """See Trainer."""
         if self._validation is None:
             return {}
-        batches = self._validation.epochs(0, 1, whole=True)
+        batches = self._validation.batches(0, 1, for_keras=True)
         with self._validation.feed_errors():
             figures = self.model.evaluate(batches, return_dict=True, verbose=0)
         return {f"val_{name}": float(value) for name, value in figures.items()}
@@ -91,8 +93,9 @@ class StrategyTrainer:
         model: Any,
         loss: Any,
         feed: Feed,
-        validation: Batch | None,
-        epochs: tuple[int, int],
+        validation: TrainingBatch | None,
+        first_epoch: int,
+        end_epoch: int,
         context: DistributedContext,
     ) -> None:
         """Prepare the steps; `loss` is a Keras loss of single items, without reduction."""
@@ -105,7 +108,7 @@ class StrategyTrainer:
             _validation_step(model, loss, context),
         )
         self._dataset = self._local_dataset(feed)
-        self._batches = self._iterator(self._dataset, *epochs)
+        self._batches = self._iterator(self._dataset, first_epoch, end_epoch)
         self._validation = None
         if validation is not None:
             batch = VALIDATION_BATCH // context.local_replicas  # of a replica: the limit is the memory of one process
@@ -132,10 +135,10 @@ class StrategyTrainer:
         context = self._context
         return BatchDataset(feed, context.local_replicas, context.rank * context.local_replicas, context.replicas)
 
-    def _iterator(self, dataset: BatchDataset, begin: int, end: int) -> Iterator[Any]:
+    def _iterator(self, dataset: BatchDataset, first_epoch: int, end_epoch: int) -> Iterator[Any]:
         """Return an iterator over some epochs that the strategy spreads over its local replicas."""
         distribute = self._context.strategy.distribute_datasets_from_function
-        batches: Iterator[Any] = iter(distribute(lambda _: dataset.epochs(begin, end)))
+        batches: Iterator[Any] = iter(distribute(lambda _: dataset.batches(first_epoch, end_epoch)))
         return batches
 
 
