@@ -162,19 +162,19 @@ def reasons_page() -> str:
 
 
 def modules_page() -> str:
-    """Return the table of every module, room by room, with the first sentence of its docstring."""
+    """Return the table of every module, package by package, with the first sentence of its docstring."""
     package = Path(config.__file__).parent
     parts = [
         f"{NOTE}# Modules\n",
-        "[Architecture](../explanation/architecture.md) says how the rooms stand to each other.\n",
+        "[Architecture](../explanation/architecture.md) says how the packages depend on each other.\n",
     ]
-    rooms = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
-    for room in rooms:
-        files = sorted(path for path in room.glob("*.py") if path.name != "__init__.py")
-        if room == package:
+    folders = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
+    for folder in folders:
+        files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        if folder == package:
             parts.append("## Top level\n")
         else:
-            parts += [f"## {room.name}\n", f"{first_sentence(room / '__init__.py')}\n"]
+            parts += [f"## {folder.name}\n", f"{first_sentence(folder / '__init__.py')}\n"]
         rows = ((f"`{path.stem}`", first_sentence(path)) for path in files)
         parts.append(table(("module", "what it is"), rows) if files else "")
     return "\n".join(filter(None, parts))

@@ -1,3 +1,3 @@
-"""Units that several rooms share."""
+"""Units that several packages share."""
 
 MB = 2**20  # bytes in what the kit calls a megabyte

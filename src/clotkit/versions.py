@@ -10,7 +10,7 @@ from clotkit import __version__
 from clotkit.errors import ClusterError
 
 PACKAGE = Path(__file__).parent
-ROOMS = (PACKAGE / "slides", PACKAGE / "tiling")  # the packages of the code that cuts tiles
+PACKAGES = (PACKAGE / "slides", PACKAGE / "tiling")  # the packages of the code that cuts tiles
 NOT_CUTTING = ("preview.py",)  # modules of these packages that change no tile
 CUTTING = (
     "numpy", "scipy", "pyvips", "pyvips-binary", "openslide-python", "openslide-bin", "tifffile", "pillow",
@@ -60,10 +60,10 @@ def _version(name: str) -> str:
 
 
 @cache
-def code_version(rooms: tuple[Path, ...] = ROOMS, version: str = __version__) -> str:
-    """Return a sha256 of the kit's version and of the modules in `rooms` that cut tiles."""
+def code_version(folders: tuple[Path, ...] = PACKAGES, version: str = __version__) -> str:
+    """Return a sha256 of the kit's version and of the modules in `folders` that cut tiles."""
     digest = hashlib.sha256(version.encode())
-    for path in sorted(path for room in rooms for path in room.glob("*.py") if path.name not in NOT_CUTTING):
+    for path in sorted(path for folder in folders for path in folder.glob("*.py") if path.name not in NOT_CUTTING):
         source = path.read_bytes()
         digest.update(f"\n{path.parent.name}/{path.name} {len(source)}\n".encode() + source)
     return digest.hexdigest()

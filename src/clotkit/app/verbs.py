@@ -7,7 +7,7 @@ from clotkit.options import DONE, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     _add_app(verbs)
 
 

@@ -22,7 +22,7 @@ from clotkit.files import atomic_write_text
 from clotkit.reasons import RehearsalKind
 from clotkit.typed_toml import typed
 
-# The rooms whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
+# The package whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
 VERBS_OF = {"score": "clotkit.scoring.verbs", "tile": "clotkit.shards.verbs", "train": "clotkit.training.verbs"}
 TEMPLATES = ("*.j2", "*.css", "*.js")  # package data that modules read
 SETTINGS_FILE = "settings.toml"

@@ -1,7 +1,8 @@
 """The two calibrations that `clotkit blend` compares, their fit, and the choice between them.
 
 Both average members and slides and end in balanced Platt scaling. The shrunken one also believes a single slide less
-than many, and lets the lowest quarter of patients count alike. docs/decisions.md has the measurements behind it.
+than many, and lets the lowest quarter of patients count alike. docs/explanation/decisions.md has the measurements
+behind it.
 """
 
 from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from clotkit.options import DONE, Verbs, add_verb, log_of
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     _add_evaluate(verbs)
     _add_predict(verbs)
 

@@ -7,7 +7,7 @@ from clotkit.options import DONE, Verbs
 
 
 def register(verbs: Verbs) -> None:
-    """Add this room's verbs to the command line."""
+    """Add this package's verbs to the command line."""
     _add_backbones(verbs)
 
 

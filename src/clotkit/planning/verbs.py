@@ -10,7 +10,7 @@ from clotkit.stores import is_url, place
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     verb = add_verb(verbs, "plan", "predict a run before it starts: tiles, minutes, memory, and slides that will fail")
     verb.add_argument(
         "split",

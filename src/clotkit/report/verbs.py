@@ -7,7 +7,7 @@ from clotkit.options import DONE, Verbs
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     _add_report(verbs)
 
 

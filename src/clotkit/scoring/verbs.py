@@ -9,7 +9,7 @@ from clotkit.stores import place
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     _add_run(verbs)
     _add_check(verbs)
 

@@ -9,7 +9,7 @@ from clotkit.stores import place
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verbs of this room to the command line."""
+    """Add the verbs of this package to the command line."""
     verb = add_verb(verbs, "tile", "cut every slide of a split into a shard of tiles; shards that are up to date stay")
     verb.add_argument(
         "split", type=place, metavar="SPLIT", help="folder or URL with train.csv or test.csv, and the slides"

@@ -7,7 +7,7 @@ from clotkit.options import DONE, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
-    """Add this room's commands to the command line."""
+    """Add this package's commands to the command line."""
     _add_phantom(verbs)
     _add_contours(verbs)
 

@@ -9,7 +9,7 @@ from clotkit.stores import place
 
 
 def register(verbs: Verbs) -> None:
-    """Add this room's verbs to the command line."""
+    """Add this package's verbs to the command line."""
     _add_train(verbs)
     _add_manifest(verbs)
 
