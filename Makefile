@@ -110,7 +110,7 @@ PUSHING := $(filter kernel-push,$(MAKECMDGOALS))
 HERE := $(if $(PUSHING),,$(or $(SPLIT),$(filter-out file,$(origin WEIGHTS))))
 EMBEDDED := $(if $(or $(SPLIT),$(PUSHING),$(if $(HERE),,$(wildcard $(PUSHED)))),,build/phantom/test.csv)
 
-submit: $(VENV)/.runtime $(EMBEDDED)  ## after kernel-push: wait, check, submit, print the score; before it, or with SPLIT=DIR or WEIGHTS=DIR: create and validate submission.csv here
+submit: $(VENV)/.runtime $(EMBEDDED)  ## after kernel-push (build/kernel/pushed.json is there): wait, check, submit on Kaggle, print the score; before it, or with SPLIT=DIR or WEIGHTS=DIR: create and validate submission.csv here
 	@if [ -z "$(HERE)" ] && [ -f $(PUSHED) ]; then \
 		echo "submit: on Kaggle, the kernel of $(PUSHED); with SPLIT or WEIGHTS it would be here"; \
 		$(BIN)/clotkit kaggle submit; \

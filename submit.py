@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Create submission.csv from a split and weights and validate it, or only validate a file.
 
+Nothing is sent to Kaggle: `make kernel-push submit` does that.
+
 python submit.py [--split DIR] [--weights DIR] [--out submission.csv] [--check FILE]
 """
 

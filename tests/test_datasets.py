@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clotkit.errors import UsageError
-from clotkit.kaggle import client as module
+from clotkit.kaggle import client as kaggle_client
 from clotkit.kaggle import datasets
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
@@ -457,4 +457,4 @@ def test_a_read_that_fails_once_does_not_show(
     assert push(client, folder, clock).version == 2
     assert server.faults.pending == []
     assert len(server.datasets[REF].versions) == 2
-    assert max(clock.waits) <= module.LONGEST_WAIT_S
+    assert max(clock.waits) <= kaggle_client.LONGEST_WAIT_S

@@ -25,30 +25,31 @@ from .kaggle_server import Fault, KaggleServer, KernelVersion
 
 REF = "alice/clotkit-strip-ai-infer"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+# -o FILE: make takes FILE as up to date, so nothing is installed
 KEEP = ("-o", ".venv/.python", "-o", ".venv/.runtime", "-o", "build/.wheels", "-o", "build/phantom/test.csv")
 CHAIN = ("datasets-push", "kernel-push", "submit")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
+def checkout(tmp_path: Path) -> Path:
     """Copy the files of a delivery, with a passed rehearsal and a submit.py that prints its arguments."""
-    house = tmp_path / "house"
+    checkout = tmp_path / "checkout"
     for name in ("kernels", "datasets_meta"):
-        shutil.copytree(ROOT / name, house / name)
-    shutil.copy2(ROOT / "Makefile", house)
-    (house / ".venv").symlink_to(ROOT / ".venv")
-    (house / "submit.py").write_text("import sys\nprint('submit.py', *sys.argv[1:])\n")
-    shutil.copytree(ROOT / "weights" / "demo", house / "weights" / "demo")
-    shutil.copy2(ROOT / "weights" / "MANIFEST.json", house / "weights")
-    (house / "build" / "wheels").mkdir(parents=True)
+        shutil.copytree(ROOT / name, checkout / name)
+    shutil.copy2(ROOT / "Makefile", checkout)
+    (checkout / ".venv").symlink_to(ROOT / ".venv")
+    (checkout / "submit.py").write_text("import sys\nprint('submit.py', *sys.argv[1:])\n")
+    shutil.copytree(ROOT / "weights" / "demo", checkout / "weights" / "demo")
+    shutil.copy2(ROOT / "weights" / "MANIFEST.json", checkout / "weights")
+    (checkout / "build" / "wheels").mkdir(parents=True)
     for name in ("pyvips-1-py3-none-any.whl", "cffi-1-cp312-cp312-manylinux_2_28_x86_64.whl"):
-        (house / "build" / "wheels" / name).write_bytes(b"PK\x03\x04 " + name.encode())
+        (checkout / "build" / "wheels" / name).write_bytes(b"PK\x03\x04 " + name.encode())
     datasets = {
-        "clotkit-weights": weights_files(house / "weights" / "demo"),
-        "clotkit-wheels": wheels_files(house / "build" / "wheels"),
+        "clotkit-weights": weights_files(checkout / "weights" / "demo"),
+        "clotkit-wheels": wheels_files(checkout / "build" / "wheels"),
     }
-    rehearsed(house / "kernels" / "infer", house / "build" / "rehearsal", datasets)
-    return house
+    rehearsed(checkout / "kernels" / "infer", checkout / "build" / "rehearsal", datasets)
+    return checkout
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def environment(server: KaggleServer, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(house: Path, environment: dict[str, str]) -> Run:
+def make(checkout: Path, environment: dict[str, str]) -> Run:
     """Run make as a person does, without repeating the setup."""
     if not (ROOT / ".venv" / "bin" / "clotkit").exists():
         pytest.skip("the kit is not set up by make")
@@ -69,20 +70,20 @@ def make(house: Path, environment: dict[str, str]) -> Run:
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
         command = ["make", *KEEP, *words]
         return subprocess.run(
-            command, cwd=house, env=environment, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
 
     return run
 
 
 @pytest.fixture
-def kaggle(house: Path, environment: dict[str, str]) -> Run:
+def kaggle(checkout: Path, environment: dict[str, str]) -> Run:
     """Run `clotkit kaggle …` in a process of its own."""
 
     def run(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "clotkit.cli", "kaggle", *words]
         return subprocess.run(
-            command, cwd=house, env=environment | more, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=checkout, env=environment | more, capture_output=True, text=True, timeout=120, check=False
         )
 
     return run
@@ -108,15 +109,15 @@ def fails(done: "subprocess.CompletedProcess[str]", *names: str) -> None:
 
 
 def test_from_nothing_to_a_score_and_the_second_time_nothing_is_pushed(
-    server: KaggleServer, house: Path, make: Run
+    server: KaggleServer, checkout: Path, make: Run
 ) -> None:
     done = make(*CHAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "score 0.65432" in done.stdout
     assert "submit: on Kaggle" in done.stdout
-    assert (house / "build/kernel/output/clotkit-strip-ai-infer-v1/submission.csv").is_file()
+    assert (checkout / "build/kernel/output/clotkit-strip-ai-infer-v1/submission.csv").is_file()
     version = server.kernels[REF].versions[0]
-    assert version.source.encode() == (house / "build/rehearsal/script.py").read_bytes()
+    assert version.source.encode() == (checkout / "build/rehearsal/script.py").read_bytes()
     assert version.mounted == {"alice/clotkit-weights": 1, "alice/clotkit-wheels": 1}
     assert sorted(server.datasets["alice/clotkit-wheels"].versions[0].files) == [
         "CONTENT.json", "cffi-1-cp312-cp312-manylinux_2_28_x86_64.whl", "pyvips-1-py3-none-any.whl"
@@ -133,10 +134,10 @@ def test_from_nothing_to_a_score_and_the_second_time_nothing_is_pushed(
     assert server.leaks == []
 
 
-def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(house: Path, make: Run) -> None:
+def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(checkout: Path, make: Run) -> None:
     assert "submit.py --split build/phantom --weights weights/demo" in make("submit").stdout
-    (house / "build" / "kernel").mkdir()
-    (house / "build" / "kernel" / "pushed.json").write_text("{}")
+    (checkout / "build" / "kernel").mkdir()
+    (checkout / "build" / "kernel" / "pushed.json").write_text("{}")
     for word, said in (
         ("SPLIT=a", "--split a --weights weights/demo"),
         ("WEIGHTS=b", "--split build/phantom --weights b"),
@@ -147,15 +148,15 @@ def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(house:
     fails(make("submit"), "pushed.json")
 
 
-def test_a_kernel_that_was_not_rehearsed_stops_the_chain(server: KaggleServer, house: Path, make: Run) -> None:
-    main = house / "kernels" / "infer" / "main.py"
+def test_a_kernel_that_was_not_rehearsed_stops_the_chain(server: KaggleServer, checkout: Path, make: Run) -> None:
+    main = checkout / "kernels" / "infer" / "main.py"
     main.write_text(main.read_text() + "# changed since\n")
     fails(make(*CHAIN), "make dry-run")
     assert "SaveKernel" not in changes(server)
 
 
-def test_other_weights_than_were_rehearsed_stop_the_chain(server: KaggleServer, house: Path, make: Run) -> None:
-    (house / "weights" / "demo" / "README.md").write_text("changed since")
+def test_other_weights_than_were_rehearsed_stop_the_chain(server: KaggleServer, checkout: Path, make: Run) -> None:
+    (checkout / "weights" / "demo" / "README.md").write_text("changed since")
     fails(make(*CHAIN), "clotkit-weights", "1 files", "demo/README.md")
     assert "SaveKernel" not in changes(server)
 
@@ -199,12 +200,12 @@ def test_without_credentials_one_line_says_how_to_get_them(kaggle: Run) -> None:
         fails(kaggle(*words, KAGGLE_USERNAME="", KAGGLE_KEY=""), NO_CREDENTIALS[:60])
 
 
-def test_a_file_that_cannot_be_read_is_one_line(server: KaggleServer, house: Path, kaggle: Run) -> None:
-    (house / "weights" / "demo").rename(house / "weights" / "other")
+def test_a_file_that_cannot_be_read_is_one_line(server: KaggleServer, checkout: Path, kaggle: Run) -> None:
+    (checkout / "weights" / "demo").rename(checkout / "weights" / "other")
     fails(kaggle("datasets-push"), "weights/demo")
     assert changes(server) == []
     with pytest.raises(UsageError, match="no/weights: No such file or directory"):
-        verbs.run_verb(lambda _: len(list(Path(house / "no" / "weights").iterdir())), argparse.Namespace())
+        verbs.run_verb(lambda _: len(list(Path(checkout / "no" / "weights").iterdir())), argparse.Namespace())
 
 
 def test_another_endpoint_is_refused(kaggle: Run) -> None:
@@ -221,7 +222,7 @@ def test_the_doctor_says_what_there_is(server: KaggleServer, kaggle: Run) -> Non
     assert changes(server) == []
 
 
-def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, house: Path, kaggle: Run, make: Run) -> None:
+def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, checkout: Path, kaggle: Run, make: Run) -> None:
     assert kaggle("datasets-push", "--dry-run").returncode == 0
     assert changes(server) == []
     make("datasets-push")
@@ -230,7 +231,7 @@ def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, house: Path
     assert done.returncode == 0, done.stderr
     assert "would send kernels.KernelsApiService/SaveKernel" in done.stdout
     assert changes(server) == []
-    assert not (house / "build" / "kernel").exists()
+    assert not (checkout / "build" / "kernel").exists()
     make("kernel-push")
     server.calls.clear()
     done = kaggle("submit", "--dry-run")
@@ -239,7 +240,7 @@ def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, house: Path
     assert changes(server) == []
 
 
-def test_one_step_at_a_time(server: KaggleServer, house: Path, kaggle: Run, make: Run) -> None:
+def test_one_step_at_a_time(server: KaggleServer, checkout: Path, kaggle: Run, make: Run) -> None:
     fails(kaggle("wait"), "pushed.json", "make kernel-push")
     fails(kaggle("wait", "--kernel", REF), "--version N")
     assert make("datasets-push", "kernel-push").returncode == 0
@@ -247,7 +248,7 @@ def test_one_step_at_a_time(server: KaggleServer, house: Path, kaggle: Run, make
     assert "COMPLETE" in kaggle("wait").stdout
     assert "  | 4 patients scored" in kaggle("logs", "--kernel", REF, "--version", "1").stdout
     assert kaggle("output", "--out", "here").returncode == 0
-    assert (house / "here" / "submission.csv").is_file()
+    assert (checkout / "here" / "submission.csv").is_file()
     fails(kaggle("output", "--file", "nothing.csv"), "nothing.csv")
     assert "score 0.65432" in kaggle("submit", "--sample", "here/submission.csv").stdout
     assert "score 0.65432" in kaggle("score").stdout
@@ -255,9 +256,9 @@ def test_one_step_at_a_time(server: KaggleServer, house: Path, kaggle: Run, make
     assert len(server.submissions) == 1
 
 
-def test_another_kernel_has_a_record_of_its_own(server: KaggleServer, house: Path, make: Run) -> None:
+def test_another_kernel_has_a_record_of_its_own(server: KaggleServer, checkout: Path, make: Run) -> None:
     assert make("kernel-push", "KERNEL=imagenet").returncode == 0
-    assert [path.name for path in (house / "build" / "kernel").iterdir()] == ["pushed-imagenet.json"]
+    assert [path.name for path in (checkout / "build" / "kernel").iterdir()] == ["pushed-imagenet.json"]
     assert list(server.kernels) == ["alice/clotkit-imagenet"]
 
 
@@ -281,11 +282,11 @@ def packed(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, house: Path, make: Run) -> None:
+def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, checkout: Path, make: Run) -> None:
     for name in ("tile", "train"):
-        rehearsed(house / "kernels" / name, house / "build" / f"rehearsal-{name}")
-    (house / LITE0).parent.mkdir(parents=True)
-    (house / LITE0).write_bytes(b"weights")
+        rehearsed(checkout / "kernels" / name, checkout / "build" / f"rehearsal-{name}")
+    (checkout / LITE0).parent.mkdir(parents=True)
+    (checkout / LITE0).write_bytes(b"weights")
     server.on_run = lambda version: setattr(version, "outputs", left_by(version))
     steps: list[tuple[str, ...]] = [
         ("datasets-push", "DATASET=wheels"),
@@ -310,49 +311,51 @@ def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, house: Pat
     assert learn[0].mounted == asked
     assert learn[1].mounted == asked | {"alice/clotkit-progress": 1}
     assert learn[0].body["machineShape"] == "NvidiaTeslaT4"
-    assert (house / "build/kaggle/tile/tiles/strip_ai.tar").is_file()
+    assert (checkout / "build/kaggle/tile/tiles/strip_ai.tar").is_file()
     files = {name: set(server.datasets[f"alice/clotkit-{name}"].versions[0].files) for name in ("tiles", "weights")}
     assert any("strip_ai" in name for name in files["tiles"])
     assert any("strip_ai" in name for name in files["weights"])
 
 
 def test_a_kernel_of_the_chain_asks_for_its_own_rehearsal_and_its_data(
-    server: KaggleServer, house: Path, make: Run
+    server: KaggleServer, checkout: Path, make: Run
 ) -> None:
     fails(make("kernel-push", "KERNEL=tile"), "make dry-run KERNEL=tile")
-    rehearsed(house / "kernels" / "train", house / "build" / "rehearsal-train")
+    rehearsed(checkout / "kernels" / "train", checkout / "build" / "rehearsal-train")
     fails(make("kernel-push", "KERNEL=train"), "clotkit-tiles", "make datasets-push")
     fails(make("datasets-push", "DATASET=tiles"), "build/kaggle/tile/tiles")
     assert changes(server) == []
 
 
-def official(house: Path, environment: dict[str, str], *words: str) -> str:
+def official(checkout: Path, environment: dict[str, str], *words: str) -> str:
     """Run Kaggle's own command line, which the kit does not use, and return what it prints."""
     command = [sys.executable, "-m", "kaggle.cli", *words]
-    done = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_kaggles_own_command_line_says_the_same_over_the_wire(
-    server: KaggleServer, house: Path, environment: dict[str, str], make: Run
+    server: KaggleServer, checkout: Path, environment: dict[str, str], make: Run
 ) -> None:
     assert make("datasets-push", "kernel-push").returncode == 0
-    folder = house / "build" / "official"
+    folder = checkout / "build" / "official"
     folder.mkdir()
-    metadata = (house / "kernels" / "infer" / "kernel-metadata.json").read_text().replace("OWNER", "alice")
+    metadata = (checkout / "kernels" / "infer" / "kernel-metadata.json").read_text().replace("OWNER", "alice")
     (folder / "kernel-metadata.json").write_text(metadata)
-    shutil.copyfile(house / "build" / "rehearsal" / "script.py", folder / "script.py")
-    official(house, environment, "kernels", "push", "-p", str(folder))
+    shutil.copyfile(checkout / "build" / "rehearsal" / "script.py", folder / "script.py")
+    official(checkout, environment, "kernels", "push", "-p", str(folder))
     ours, theirs = server.asked("SaveKernel")
     assert ours == theirs
     (folder / "dataset-metadata.json").write_text(
-        (house / "datasets_meta" / "weights" / "dataset-metadata.json")
+        (checkout / "datasets_meta" / "weights" / "dataset-metadata.json")
         .read_text()
         .replace("OWNER/clotkit", "alice/other")
     )
     (folder / "kernel-metadata.json").unlink()
-    official(house, environment, "datasets", "create", "-p", str(folder))
+    official(checkout, environment, "datasets", "create", "-p", str(folder))
     created = {str(said["slug"]): said for said in server.asked("CreateDataset")}
     ours, theirs = created["clotkit-weights"], created["other-weights"]
     left_out = {"slug", "files"}
@@ -360,5 +363,5 @@ def test_kaggles_own_command_line_says_the_same_over_the_wire(
         name: value for name, value in ours.items() if name not in left_out
     }
     assert {name for file in ours["files"] for name in file} == {"token"}
-    listed = official(house, environment, "datasets", "files", "alice/clotkit-weights")
+    listed = official(checkout, environment, "datasets", "files", "alice/clotkit-weights")
     assert [name for name in ("CONTENT.json", "MANIFEST.json", "demo.tar") if name not in listed] == []

@@ -128,7 +128,7 @@ class Kaggle:
         if self.credentials.username:
             return self.credentials.username
         subject = _Subject("the token")
-        answer = self._call(subject, "security", "IntrospectToken", _whole, token=self.credentials.key)
+        answer = self._call(subject, "security", "IntrospectToken", _as_is, token=self.credentials.key)
         if not (answer.get("active") and answer.get("username")):
             raise RemoteError(
                 "Kaggle does not know this access token (it is not active): make a new one", RemoteKind.CREDENTIALS
@@ -155,7 +155,7 @@ class Kaggle:
         """Return Kaggle's record of a dataset (currentVersionNumber, versions, …); empty if there is none."""
         try:
             fields = {"owner_slug": owner, "dataset_slug": slug}
-            return self._call(_dataset(owner, slug), "datasets", "GetDataset", _whole, **fields)
+            return self._call(_dataset(owner, slug), "datasets", "GetDataset", _as_is, **fields)
         except RemoteMissing:
             return {}
 
@@ -218,12 +218,15 @@ class Kaggle:
         """Return a kernel's newest version: {"metadata": {…}, "blob": {"source": …}}; empty if there is none."""
         try:
             fields = {"user_name": owner, "kernel_slug": slug}
-            return self._call(_kernel(f"{owner}/{slug}"), "kernels", "GetKernel", _whole, **fields)
+            return self._call(_kernel(f"{owner}/{slug}"), "kernels", "GetKernel", _as_is, **fields)
         except RemoteMissing:
             return {}
 
     def save_kernel(self, lookup: Lookup, fields: Answer) -> Answer:
-        """Push a kernel, which makes and runs a new version; `fields` have the library's names."""
+        """Push a kernel, which makes and runs a new version; `fields` have the library's names.
+
+        The script travels in the request's JSON, as `text`; it is no upload.
+        """
         return self._change(_Subject(f"the push of {fields['slug']}"), "kernels", "SaveKernel", lookup, fields)
 
     def session_status(self, owner: str, slug: str, version: int) -> tuple[str, str]:
@@ -282,7 +285,7 @@ class Kaggle:
 
     def quota(self) -> Answer:
         """Return the use of the weekly hours: gpuQuota {timeUsed, totalTimeAllowed}, and others."""
-        return self._call(_Subject("the quota"), "kernels", "GetAcceleratorQuotaStatistics", _whole)
+        return self._call(_Subject("the quota"), "kernels", "GetAcceleratorQuotaStatistics", _as_is)
 
     def fetch(self, url: str, out: Path, name: str) -> int:
         """Write the file `name` at a signed address to `out`, and return its size in bytes.
@@ -295,11 +298,11 @@ class Kaggle:
 
     def competition(self, slug: str) -> Answer:
         """Return Kaggle's record of a competition: userHasEntered, deadline, isKernelsSubmissionsOnly, etc."""
-        return self._call(_Subject(slug, slug), "competitions", "GetCompetition", _whole, competition_name=slug)
+        return self._call(_Subject(slug, slug), "competitions", "GetCompetition", _as_is, competition_name=slug)
 
     def limits(self, slug: str) -> Answer:
         """Return the numbers of submissions that are made and allowed: numToday, numAllowedNow, etc."""
-        return self._call(_Subject(slug, slug), "competitions", "GetSubmissionLimits", _whole, competition_name=slug)
+        return self._call(_Subject(slug, slug), "competitions", "GetSubmissionLimits", _as_is, competition_name=slug)
 
     def submit(self, lookup: Lookup, fields: Answer) -> Answer:
         """Submit a kernel's version to a code competition; `lookup` finds it if the answer is lost."""
@@ -308,7 +311,7 @@ class Kaggle:
 
     def submission(self, ref: int) -> Answer:
         """Return the submission with Kaggle's number `ref`: status, publicScore (a text), etc."""
-        return self._call(_Subject(f"submission {ref}"), "competitions", "GetSubmission", _whole, ref=ref)
+        return self._call(_Subject(f"submission {ref}"), "competitions", "GetSubmission", _as_is, ref=ref)
 
     def submissions(self, slug: str) -> list[Answer]:
         """Return the user's submissions to a competition, the newest first."""
@@ -408,6 +411,7 @@ class Kaggle:
         return None
 
     def _send(self, service: str, method: str, request: Any, response_type: Any) -> Any:
+        """Send the request: the library's KaggleHttpClient.call makes the HTTP request."""
         with self._client:
             return self._http.call(f"{service}.{SERVICES[service][0]}", method, request, response_type)
 
@@ -491,7 +495,7 @@ class _Failure:
     no_effect: bool = False  # the request certainly changed nothing
 
 
-def _whole(answer: Answer) -> Answer:
+def _as_is(answer: Answer) -> Answer:
     return answer
 
 

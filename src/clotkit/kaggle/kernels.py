@@ -239,10 +239,10 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
             the kernel elsewhere or leaves something out.
         RemoteFull: No GPU session becomes free.
     """
-    _check_source(kernel, client)
+    _check_script(kernel, client)
     metadata = _owned(kernel.metadata, client.username)
     owner, slug = metadata["id"].split("/")
-    datasets = _check_sources(client, metadata, kernel.rehearsal)
+    datasets = _check_attached(metadata, kernel.rehearsal, client)
     remote = client.kernel(owner, slug)
     before = _number(remote)
     if before and not again and _same(remote, kernel, metadata) and _same_data(client, remote, record, datasets):
@@ -250,7 +250,7 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
         return _recorded(record, PushedKernel(metadata["id"], before, kernel.sha256, _url(metadata["id"]), datasets))
     if metadata.get("machine_shape", "").startswith("Nvidia"):
         _check_quota(client, log)
-    answer = _save(client, kernel, metadata, before, log)
+    answer = _push_when_free(client, kernel, metadata, before, log)
     version = check_answer(answer, metadata, before)
     _confirm(client, kernel, metadata["id"], version, before, log)
     pushed = PushedKernel(
@@ -294,7 +294,7 @@ def _url(ref: str) -> str:
     return f"https://www.kaggle.com/code/{ref}"
 
 
-def _check_source(kernel: Kernel, client: Kaggle) -> None:
+def _check_script(kernel: Kernel, client: Kaggle) -> None:
     """Raise UsageError for a source of a wrong size, or with a secret in it."""
     size_bytes = len(kernel.source.encode())
     if not 0 < size_bytes <= LIMIT_BYTES:
@@ -320,7 +320,7 @@ def _owned(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
     return result
 
 
-def _check_sources(client: Kaggle, metadata: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> dict[str, int]:
+def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], client: Kaggle) -> dict[str, int]:
     """Return the versions of the datasets. Raises RemoteError if a source cannot be used now."""
     versions = {}
     for source in metadata["dataset_sources"]:
@@ -414,7 +414,7 @@ def _check_quota(client: Kaggle, log: Log) -> None:
         )
 
 
-def _save(client: Kaggle, kernel: Kernel, metadata: Mapping[str, Any], before: int, log: Log) -> Answer:
+def _push_when_free(client: Kaggle, kernel: Kernel, metadata: Mapping[str, Any], before: int, log: Log) -> Answer:
     """Push, and try again while all GPU sessions are in use. Raises RemoteFull if none becomes free."""
 
     def lookup() -> Answer | None:

@@ -1,4 +1,4 @@
-"""Upload a file to Kaggle's storage, and resume from the last byte it has after a broken connection."""
+"""Upload a dataset's file to Kaggle's storage, and resume from the last byte it has after a broken connection."""
 
 import re
 from collections.abc import Mapping
