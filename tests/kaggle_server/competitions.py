@@ -10,14 +10,14 @@ TOKEN_PREFIX = "KGAT_"
 
 
 def introspect_token(world: World, body: Body) -> Reply:
-    """Tell whose an access token is."""
+    """Return the owner of an access token."""
     if not str(body.get("token", "")).startswith(TOKEN_PREFIX):
         return as_json({"active": False})
     return as_json({"active": True, "username": world.username, "userId": 42, "scope": "resources.admin:*"})
 
 
 def get_competition(world: World, body: Body) -> Reply:
-    """Tell what a competition is, and whether one may submit."""
+    """Return a competition, and whether the user may submit."""
     _known(world, body)
     competition = world.competition
     return as_json(
@@ -37,7 +37,7 @@ def get_competition(world: World, body: Body) -> Reply:
 
 
 def get_submission_limits(world: World, body: Body) -> Reply:
-    """Tell how many submissions are left today."""
+    """Return the number of submissions left today."""
     _known(world, body)
     today = _today(world)
     left = max(0, world.competition.max_daily - today)
@@ -62,7 +62,7 @@ def create_code_submission(world: World, body: Body) -> Reply:
 
 
 def get_submission(world: World, body: Body) -> Reply:
-    """Tell what became of a submission."""
+    """Return the state of a submission."""
     found = [submission for submission in world.submissions if submission.ref == body.get("ref")]
     if not found:
         raise RefusedError(404, "Submission not found")

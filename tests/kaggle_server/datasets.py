@@ -14,7 +14,7 @@ TAKEN = 'The requested title "{title}" is already in use by a dataset. Please ch
 
 
 def start_blob_upload(world: World, body: Body) -> Reply:
-    """Give an upload's token and the address to send it to."""
+    """Return an upload's token and the address to send it to."""
     name = str(body.get("name", ""))
     if not is_safe(name) or body.get("type") not in ("DATASET", "MODEL", "INBOX"):
         raise RefusedError(400, "Invalid blob name or type")
@@ -54,13 +54,13 @@ def create_dataset_version(world: World, body: Body) -> Reply:
 
 
 def get_dataset_status(world: World, body: Body) -> Reply:
-    """Tell how far the last version is."""
+    """Return the status of the last version."""
     ref, dataset = _found(world, body)
     return as_json({"status": world.poll_dataset(ref, dataset)})
 
 
 def get_dataset(world: World, body: Body) -> Reply:
-    """Tell what a dataset is, and its current version."""
+    """Return a dataset and its current version."""
     ref, dataset = _found(world, body)
     current = world.look_at(dataset)
     shown = [version for version in reversed(dataset.versions) if version.number <= current]
@@ -85,7 +85,7 @@ def get_dataset(world: World, body: Body) -> Reply:
 
 
 def get_dataset_metadata(world: World, body: Body) -> Reply:
-    """Give what a dataset's metadata file says."""
+    """Return a dataset's metadata."""
     ref, dataset = _found(world, body)
     info = {"datasetId": dataset.id, "datasetSlug": ref.partition("/")[2], "ownerUser": world.username}
     said = {"title": dataset.title, "subtitle": dataset.subtitle, "description": dataset.description}

@@ -40,7 +40,7 @@ def save_kernel(world: World, body: Body) -> Reply:
 
 
 def get_kernel(world: World, body: Body) -> Reply:
-    """Give a version's source and what is known of the kernel."""
+    """Return the source of a version, and the kernel's metadata."""
     ref, kernel, version = _found(world, body)
     said = version.body
     names = ("language", "kernelType", "isPrivate", "enableGpu", "enableInternet", "enableTpu", "machineShape")
@@ -60,7 +60,7 @@ def get_kernel(world: World, body: Body) -> Reply:
 
 
 def get_kernel_session_status(world: World, body: Body) -> Reply:
-    """Tell how far a version's run is."""
+    """Return the status of a version's run."""
     version = _found(world, body)[2]
     status = world.poll_kernel(version)
     return as_json({"status": status, "failureMessage": version.failure if version.over else ""})
@@ -100,7 +100,7 @@ def download_kernel_output(world: World, body: Body) -> Reply:
 
 
 def stream_log(world: World, user: str, slug: str, label: str) -> Reply:
-    """Give a run's log: events until its end while it runs, an array once it is over.
+    """Return a run's log: events until its end while it runs, an array once it is over.
 
     Who reads the events to their end has waited for the run's end. A run that never starts has none.
     """
@@ -117,7 +117,7 @@ def stream_log(world: World, user: str, slug: str, label: str) -> Reply:
 
 
 def get_accelerator_quota_statistics(world: World, _: Body) -> Reply:
-    """Tell how much of the week's accelerator time is used."""
+    """Return the accelerator time used this week."""
     gpu = {"timeUsed": f"{world.gpu_used_s}s", "totalTimeAllowed": f"{world.gpu_allowed_s}s"}
     tpu = {"timeUsed": "0s", "totalTimeAllowed": "72000s"}
     return as_json({"quotaRefreshTime": DATE, "gpuQuota": gpu, "tpuQuota": tpu})

@@ -230,7 +230,7 @@ class World:
                 blob.expired = not blob.complete
 
     def poll_dataset(self, ref: str, dataset: Dataset) -> str:
-        """Tell the status of a dataset's last version, and move it on."""
+        """Return the status of a dataset's last version, then advance it."""
         version = dataset.versions[-1]
         if version.status in ("READY", "FAILED"):
             self._show(dataset)
@@ -255,7 +255,7 @@ class World:
             version.since_ready += 1
 
     def poll_kernel(self, version: KernelVersion) -> str:
-        """Tell the status of a run, and move it on."""
+        """Return the status of a run, then advance it."""
         if version.over:
             return version.status
         fate = self.kernel_fate.get(version.ref, "")

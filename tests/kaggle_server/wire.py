@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_GET(self) -> None:
-        """Give a file or a log."""
+        """Return a file or a log."""
         self._serve()
 
     def do_PUT(self) -> None:

@@ -1,4 +1,7 @@
-"""Upload a dataset's file to Kaggle's storage, and resume from the last byte it has after a broken connection."""
+"""Upload a dataset's file to Kaggle's storage.
+
+After a broken connection an upload resumes from the last byte that the storage has.
+"""
 
 import re
 from collections.abc import Mapping
