@@ -351,7 +351,7 @@ def test_a_training_that_is_killed_twice_goes_on_in_a_later_version(
     place: Callable[..., Path], shards: Path, whole: Path
 ) -> None:
     root = place("train", tiles=shards.parent)
-    killed_at(root, ["fold 1 of 2", "goes on from where an earlier run stood"])
+    killed_at(root, ["fold 1 of 2", "resumes an earlier run"])
     status = status_of(root)
     assert (status.state, status.started_twice, status.codes) == (State.PARTIAL, True, [Reason.CRASHED])
     left = sorted(path.name for path in (root / "working").iterdir())
@@ -359,7 +359,7 @@ def test_a_training_that_is_killed_twice_goes_on_in_a_later_version(
     later = place("train", tiles=shards.parent, earlier=root / "working")
     printed = "".join(ran(later))
     assert "an unfinished training is attached" in printed
-    assert "goes on from where an earlier run stood" in printed
+    assert "resumes an earlier run" in printed
     assert same_figures(later / "working" / "weights" / "tiny", whole)
     assert not (later / "working" / "weights" / "tiny" / ".training").exists()
 

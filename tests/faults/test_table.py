@@ -36,7 +36,8 @@ from .cases import CASES, MEMORY_MB, SLIDE_S, STRANGER, Case, Stage, work
 DEADLINE_S = 300  # of the runs that have time
 WATCH_S = 0.005
 GONE_S = 10  # until a killed process is gone
-LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json", "slides.jsonl", "report.html"}
+# status.json is the kernel's; the others are a run's
+LEFT_BEHIND = {"submission.csv", "report.jsonl", "run.json", "slides.jsonl", "report.html", "status.json"}
 TOLERANCE = 1e-6
 KERNEL = ROOT / "kernels" / "infer"
 READERS = ("pyvips", "pyvips_binary", "imagecodecs", "simplejpeg")
