@@ -214,7 +214,7 @@ class Kaggle:
 
     # Kernels
 
-    def kernel(self, owner: str, slug: str) -> Answer:
+    def get_kernel(self, owner: str, slug: str) -> Answer:
         """Return a kernel's newest version: {"metadata": {…}, "blob": {"source": …}}; empty if there is none."""
         try:
             fields = {"user_name": owner, "kernel_slug": slug}

@@ -74,7 +74,7 @@ class Session:
 
     def note_newer(self) -> None:
         """Log a line if the kernel has a newer version. Raises RemoteError if it has not this one."""
-        remote = self.client.kernel(self.owner, self.slug)
+        remote = self.client.get_kernel(self.owner, self.slug)
         newest = int((remote.get("metadata") or {}).get("currentVersionNumber") or 0)
         if not newest or newest < self.version:
             raise RemoteError(

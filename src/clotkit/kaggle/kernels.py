@@ -243,7 +243,7 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
     metadata = _owned(kernel.metadata, client.username)
     owner, slug = metadata["id"].split("/")
     datasets = _check_attached(metadata, kernel.rehearsal, client)
-    remote = client.kernel(owner, slug)
+    remote = client.get_kernel(owner, slug)
     before = _number(remote)
     if before and not again and _same(remote, kernel, metadata) and _same_data(client, remote, record, datasets):
         log(f"{metadata['id']}: unchanged, version {before} has this source and these datasets; nothing pushed")
@@ -333,7 +333,7 @@ def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], c
             raise RemoteError(f"{slug}: you have not entered: accept the rules at {page}", RemoteKind.RULES)
     for source in metadata["kernel_sources"]:
         owner, slug = source.split("/")[:2]
-        if not client.kernel(owner, slug):
+        if not client.get_kernel(owner, slug):
             raise RemoteMissing(f"kernel {source}: Kaggle has no such kernel, or it is private; see kernel_sources")
     return versions
 
@@ -418,7 +418,7 @@ def _push_when_free(client: Kaggle, kernel: Kernel, metadata: Mapping[str, Any],
     """Push, and try again while all GPU sessions are in use. Raises RemoteFull if none becomes free."""
 
     def lookup() -> Answer | None:
-        remote = client.kernel(*metadata["id"].split("/"))
+        remote = client.get_kernel(*metadata["id"].split("/"))
         if _number(remote) <= before or _source(remote) != kernel.source:
             return None
         attached = remote["metadata"].get("datasetDataSources") or []
@@ -472,7 +472,7 @@ def _confirm(client: Kaggle, kernel: Kernel, ref: str, version: int, before: int
     """Log other pushes since; raise RemoteError if the newest version is ours and has another source."""
     if before and version > before + 1:
         log(f"{ref}: {version - before - 1} other versions were pushed meanwhile; this one is {version}")
-    remote = client.kernel(*ref.split("/"))
+    remote = client.get_kernel(*ref.split("/"))
     if _number(remote) > version:
         log(f"{ref}: version {_number(remote)} is newer than this one, {version}: pushed meanwhile")
     elif _number(remote) == version and _source(remote) != kernel.source:
