@@ -90,7 +90,7 @@ def list_data_files(world: World, body: Body) -> Reply:
 
 
 def download_data_file(world: World, body: Body) -> Reply:
-    """Show the way to one of the competition's files."""
+    """Redirect to one of the competition's files."""
     _known(world, body)
     _may_read(world)
     name = str(body.get("fileName", ""))

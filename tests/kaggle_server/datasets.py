@@ -102,7 +102,7 @@ def list_dataset_files(world: World, body: Body) -> Reply:
 
 
 def download_dataset(world: World, body: Body) -> Reply:
-    """Show the way to one file, or to a zip of them all."""
+    """Redirect to one file, or to a zip of all files."""
     version, name = _asked_version(world, body), str(body.get("fileName", ""))
     if not name:
         return as_redirect(world.sign("archive.zip", zipped(version.files)))
@@ -112,7 +112,7 @@ def download_dataset(world: World, body: Body) -> Reply:
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
-    """A zip of files."""
+    """Return a zip archive of the files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():

@@ -88,7 +88,7 @@ def list_kernel_files(world: World, body: Body) -> Reply:
 
 
 def download_kernel_output(world: World, body: Body) -> Reply:
-    """Show the way to one file that a run wrote, or to a zip of them all."""
+    """Redirect to one output file of a run, or to a zip of all of them."""
     number = body.get("versionNumber")
     label = f"v{number}" if number else ""
     asked = {"userName": body.get("ownerSlug"), "kernelSlug": body.get("kernelSlug"), "versionLabel": label}

@@ -22,10 +22,10 @@ class Port(Protocol):
     """The HTTP servers that listen at the ports."""
 
     def note(self, request: Request) -> tuple[str, str]:
-        """Remember a request; give its method's name, and the text that says what it is about."""
+        """Record a request, and return its method's name and the text that faults are matched against."""
 
     def answer(self, request: Request, kept: bytes | None = None) -> Reply:
-        """Do what a request says; of an upload only the bytes `kept`, if given."""
+        """Carry out a request; of an upload, store only the bytes `kept` if they are given."""
 
 
 class Api:
@@ -35,14 +35,14 @@ class Api:
         self._world = world
 
     def note(self, request: Request) -> tuple[str, str]:
-        """Remember a request; give its method's name, and the text that says what it is about."""
+        """Record a request, and return its method's name and the text that faults are matched against."""
         rpc = RPC.fullmatch(request.path)
         name = rpc[2] if rpc else LOG_STREAM if STREAM.fullmatch(request.path) else request.path
         self._world.calls.append(Call(name, _said(request), request.headers))
         return name, request.path + request.body.decode(errors="replace")
 
     def answer(self, request: Request, kept: bytes | None = None) -> Reply:
-        """Do what a request says."""
+        """Carry out a request of the API."""
         try:
             if not request.whole:
                 raise RefusedError(400, "The request is not whole")
@@ -79,7 +79,7 @@ class Storage:
         self._world = world
 
     def note(self, request: Request) -> tuple[str, str]:
-        """Remember a request; give its method's name, and the text that says what it is about."""
+        """Record a request, and return its method's name and the text that faults are matched against."""
         blob = self._blob(request)
         key = request.path.split("/")[2] if request.path.count("/") > 2 else ""
         name = blob.name if blob else self._world.signed.get(key, (request.path, b""))[0]
@@ -93,14 +93,14 @@ class Storage:
         return request.verb, f"{name} {request.path} {said.get('contentRange', '')}"
 
     def answer(self, request: Request, kept: bytes | None = None) -> Reply:
-        """Take an upload, or give a file."""
+        """Store an upload, or serve a file."""
         with self._world.lock:
             if request.verb == "PUT":
                 return self._put(request, request.body if kept is None else kept)
             return self._get(request) if request.verb == "GET" else Reply(405)
 
     def expire(self, request: Request) -> Reply:
-        """Let the address of this request be of no use, now and later if it is an upload's."""
+        """Answer that the address of this request has expired; an upload's address stays expired."""
         blob = self._blob(request)
         if blob is None:
             return as_xml(403, "ExpiredToken")

@@ -223,7 +223,7 @@ class World:
         return f"{self.storage}/files/{key}/{_quoted(name)}?X-Goog-Expires=900&X-Goog-Signature=5ec7e7{key}"
 
     def expire_urls(self) -> None:
-        """Let every signed address and every unfinished upload that was given out so far expire."""
+        """Expire every signed address and every unfinished upload that exists now."""
         with self.lock:
             self.expired |= set(self.signed)
             for blob in self.blobs.values():

@@ -59,7 +59,7 @@ class Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away; anything else is a mistake in the server."""
+        """Ignore clients that disconnected; report any other error, which is a mistake in the server."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -81,11 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_PUT(self) -> None:
-        """Take an upload."""
+        """Store an upload."""
         self._serve()
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing on stderr."""
+        """Write no log to stderr."""
 
     def _serve(self) -> None:
         request = self._read()
