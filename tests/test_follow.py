@@ -12,7 +12,7 @@ from clotkit.errors import RemoteError, SubmissionError, UsageError
 from clotkit.kaggle import submissions
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
-from clotkit.kaggle.follow import Session
+from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.reasons import RemoteKind
 from clotkit.report.records import SlideReport
@@ -27,11 +27,11 @@ FIELDS = {"slug": REF, "new_title": "a kernel", "text": "1", "language": "python
 
 
 @pytest.fixture
-def session(server: KaggleServer, client: Kaggle, clock: Clock, lines: list[str]) -> Session:
+def session(server: KaggleServer, client: Kaggle, clock: Clock, lines: list[str]) -> KernelRun:
     """The first version of a kernel, just pushed."""
     client.save_kernel(lambda: None, FIELDS)
     server.calls.clear()
-    return Session(client, REF, 1, lines.append, clock)
+    return KernelRun(client, REF, 1, lines.append, clock)
 
 
 def run_of(server: KaggleServer) -> KernelVersion:
@@ -45,7 +45,7 @@ def shown(lines: list[str]) -> list[str]:
 # The run
 
 
-def test_a_run_is_followed_to_its_end(server: KaggleServer, session: Session, lines: list[str]) -> None:
+def test_a_run_is_followed_to_its_end(server: KaggleServer, session: KernelRun, lines: list[str]) -> None:
     session.wait()
     assert lines == [
         f"{REF} version 1: QUEUED", f"{REF} version 1: RUNNING", *SHOWN, f"{REF} version 1: COMPLETE"
@@ -54,7 +54,7 @@ def test_a_run_is_followed_to_its_end(server: KaggleServer, session: Session, li
     assert {said["versionLabel"] for said in server.asked("GetKernelSessionLogsStream")} == {"v1"}
 
 
-def test_the_log_of_a_run_that_is_over_is_shown(server: KaggleServer, session: Session, lines: list[str]) -> None:
+def test_the_log_of_a_run_that_is_over_is_shown(server: KaggleServer, session: KernelRun, lines: list[str]) -> None:
     server.end(run_of(server))
     session.wait()
     assert lines == [f"{REF} version 1: COMPLETE", *SHOWN]
@@ -63,7 +63,7 @@ def test_the_log_of_a_run_that_is_over_is_shown(server: KaggleServer, session: S
 @pytest.mark.parametrize("kind", ["truncated", "slow", "reset", "silent", "html", "status"])
 @pytest.mark.parametrize("part", [0, 90, 150, 10_000])
 def test_a_log_that_is_cut_is_gone_on_with(
-    server: KaggleServer, clock: Clock, lines: list[str], session: Session, kind: str, part: int
+    server: KaggleServer, clock: Clock, lines: list[str], session: KernelRun, kind: str, part: int
 ) -> None:
     session.client = Kaggle(Credentials(TOKEN), server.endpoint, clock.wait, timeout_s=(5, 0.2))
     server.faults.add(Fault("GetKernelSessionLogsStream", kind, 2, n=part, status=503 if kind == "status" else None))
@@ -72,7 +72,7 @@ def test_a_log_that_is_cut_is_gone_on_with(
     assert lines[-1].endswith("COMPLETE") or lines[-1] == SHOWN[-1]
 
 
-def test_a_log_in_pieces_is_shown_in_lines(server: KaggleServer, session: Session, lines: list[str]) -> None:
+def test_a_log_in_pieces_is_shown_in_lines(server: KaggleServer, session: KernelRun, lines: list[str]) -> None:
     def on_run(version: KernelVersion) -> None:
         version.log = [{"stream_name": "stdout", "time": 1.0, "data": data} for data in ("a", "b\nc", "\n\u00e9 d", "")]
 
@@ -82,7 +82,7 @@ def test_a_log_in_pieces_is_shown_in_lines(server: KaggleServer, session: Sessio
 
 
 def test_a_log_that_cannot_be_had_does_not_stop_the_wait(
-    server: KaggleServer, session: Session, lines: list[str]
+    server: KaggleServer, session: KernelRun, lines: list[str]
 ) -> None:
     server.faults.add(Fault("GetKernelSessionLogsStream", "status", None, status=403))
     session.wait()
@@ -92,7 +92,7 @@ def test_a_log_that_cannot_be_had_does_not_stop_the_wait(
 
 @pytest.mark.parametrize(("fate", "kind"), [("ERROR", RemoteKind.FAILED), ("CANCEL", RemoteKind.CANCELLED)])
 def test_a_run_that_does_not_complete_is_one_line_with_the_end_of_its_log(
-    server: KaggleServer, session: Session, fate: str, kind: RemoteKind
+    server: KaggleServer, session: KernelRun, fate: str, kind: RemoteKind
 ) -> None:
     server.kernel_fate[REF] = fate
     with remote_error(kind, "the run starts / 4 patients scored / the run ends"):
@@ -101,7 +101,7 @@ def test_a_run_that_does_not_complete_is_one_line_with_the_end_of_its_log(
 
 @pytest.mark.parametrize(("fate", "says"), [("QUEUED", "QUEUED for 6.0 hours"), ("RUNNING", "RUNNING for 13.0 hours")])
 def test_a_run_that_never_starts_or_ends_is_one_line(
-    server: KaggleServer, session: Session, clock: Clock, fate: str, says: str
+    server: KaggleServer, session: KernelRun, clock: Clock, fate: str, says: str
 ) -> None:
     server.kernel_fate[REF] = fate
     with remote_error(RemoteKind.TIMEOUT, says):
@@ -109,7 +109,7 @@ def test_a_run_that_never_starts_or_ends_is_one_line(
     assert clock.now < 14 * 3600
 
 
-def test_silence_is_no_progress(server: KaggleServer, session: Session) -> None:
+def test_silence_is_no_progress(server: KaggleServer, session: KernelRun) -> None:
     server.leave_out_defaults = True  # a status that is left out is the first one
     server.kernel_fate[REF] = "QUEUED"
     with remote_error(RemoteKind.TIMEOUT, "QUEUED"):
@@ -117,7 +117,7 @@ def test_silence_is_no_progress(server: KaggleServer, session: Session) -> None:
 
 
 def test_a_newer_version_is_said_and_this_one_followed(
-    server: KaggleServer, session: Session, lines: list[str], tmp_path: Path
+    server: KaggleServer, session: KernelRun, lines: list[str], tmp_path: Path
 ) -> None:
     server.push_elsewhere(REF)
     session.wait()
@@ -128,27 +128,27 @@ def test_a_newer_version_is_said_and_this_one_followed(
 
 @pytest.mark.parametrize(("ref", "version", "says"), [("alice/no-kernel", 1, "no versions"), (REF, 2, "1 version of")])
 def test_a_version_that_is_not_there_is_one_line(
-    client: Kaggle, session: Session, ref: str, version: int, says: str
+    client: Kaggle, session: KernelRun, ref: str, version: int, says: str
 ) -> None:
     with remote_error(RemoteKind.MISSING, says):
-        Session(client, ref, version, print).wait()
+        KernelRun(client, ref, version, print).wait()
 
 
 @pytest.mark.parametrize(("ref", "version"), [("a", 1), ("a/b/c", 1), ("/b", 1), ("a/b", 0)])
 def test_a_name_that_is_none_is_refused(client: Kaggle, ref: str, version: int) -> None:
     with pytest.raises(UsageError, match="OWNER/SLUG"):
-        Session(client, ref, version)
+        KernelRun(client, ref, version)
 
 
 @pytest.mark.parametrize("said", ["RUNNING", "KERNEL_WORKER_STATUS_RUNNING", "running", "kernelWorkerStatusRunning"])
-def test_a_status_is_read_however_it_is_written(server: KaggleServer, session: Session, said: str) -> None:
+def test_a_status_is_read_however_it_is_written(server: KaggleServer, session: KernelRun, said: str) -> None:
     run_of(server).status = said
     run_of(server).polls = -9
     server.kernel_fate[REF] = "QUEUED"
     assert session.status() == ("RUNNING", "")
 
 
-def test_a_status_that_nobody_knows_is_an_error(server: KaggleServer, session: Session) -> None:
+def test_a_status_that_nobody_knows_is_an_error(server: KaggleServer, session: KernelRun) -> None:
     run_of(server).status = "DREAMING"
     server.kernel_fate[REF] = "QUEUED"
     with remote_error(RemoteKind.UNCLEAR, "DREAMING"):
@@ -156,7 +156,7 @@ def test_a_status_that_nobody_knows_is_an_error(server: KaggleServer, session: S
 
 
 def test_the_log_alone_is_followed_to_the_end_of_the_run(
-    server: KaggleServer, session: Session, lines: list[str]
+    server: KaggleServer, session: KernelRun, lines: list[str]
 ) -> None:
     server.faults.add(Fault("GetKernelSessionLogsStream", "truncated", 6, n=90))
     session.follow_log()
@@ -171,7 +171,7 @@ def outputs(server: KaggleServer, **files: bytes) -> None:
     run_of(server).outputs = {name.replace("__", "/"): content for name, content in files.items()}
 
 
-def test_files_are_fetched_from_every_page(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+def test_files_are_fetched_from_every_page(server: KaggleServer, session: KernelRun, tmp_path: Path) -> None:
     server.page_limit = 2
     outputs(server, a=b"1", b=b"22", c=b"333", d__e=b"4444")
     session.fetch(tmp_path)
@@ -183,7 +183,7 @@ def test_files_are_fetched_from_every_page(server: KaggleServer, session: Sessio
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil"])
-def test_a_name_that_leads_out_is_refused(server: KaggleServer, session: Session, tmp_path: Path, name: str) -> None:
+def test_a_name_that_leads_out_is_refused(server: KaggleServer, session: KernelRun, tmp_path: Path, name: str) -> None:
     server.end(run_of(server))
     run_of(server).outputs = {name: b"x"}
     with remote_error(RemoteKind.UNSAFE):
@@ -193,7 +193,7 @@ def test_a_name_that_leads_out_is_refused(server: KaggleServer, session: Session
 
 @pytest.mark.parametrize("fault", [("expired", 1), ("html", 1), ("html", 5), ("reset", 1), ("truncated", 4)])
 def test_a_file_that_fails_at_first_comes_whole(
-    server: KaggleServer, session: Session, tmp_path: Path, fault: tuple[str, int]
+    server: KaggleServer, session: KernelRun, tmp_path: Path, fault: tuple[str, int]
 ) -> None:
     outputs(server, submission=b"0123456789")
     server.faults.add(Fault("GET", fault[0], fault[1]))
@@ -203,7 +203,7 @@ def test_a_file_that_fails_at_first_comes_whole(
 
 @pytest.mark.parametrize("kind", ["expired", "html", "reset", "truncated"])
 def test_an_error_page_is_never_taken_for_the_file(
-    server: KaggleServer, session: Session, tmp_path: Path, kind: str
+    server: KaggleServer, session: KernelRun, tmp_path: Path, kind: str
 ) -> None:
     outputs(server, submission=b"0123456789")
     (tmp_path / "submission").write_bytes(b"of the last time")
@@ -215,7 +215,7 @@ def test_an_error_page_is_never_taken_for_the_file(
     assert (tmp_path / "submission").read_bytes() == b"of the last time"
 
 
-def test_a_size_that_is_not_the_listed_one_is_refused(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+def test_a_size_that_is_not_the_listed_one_is_refused(server: KaggleServer, session: KernelRun, tmp_path: Path) -> None:
     outputs(server, submission=b"0123456789")
     signed = server.sign
     server.sign = lambda name, content: signed(name, content[:4])  # type: ignore[method-assign]
@@ -223,7 +223,7 @@ def test_a_size_that_is_not_the_listed_one_is_refused(server: KaggleServer, sess
         session.fetch(tmp_path / "out")
 
 
-def test_files_come_without_their_sizes_too(server: KaggleServer, session: Session, tmp_path: Path) -> None:
+def test_files_come_without_their_sizes_too(server: KaggleServer, session: KernelRun, tmp_path: Path) -> None:
     outputs(server, submission=b"0123456789")
     server.faults.add(Fault("ListKernelFiles", "status", None, status=404))
     session.fetch(tmp_path)
@@ -234,18 +234,18 @@ def test_files_come_without_their_sizes_too(server: KaggleServer, session: Sessi
 
 
 @pytest.fixture
-def over(server: KaggleServer, session: Session) -> Session:
+def over(server: KaggleServer, session: KernelRun) -> KernelRun:
     """The session, once its run is over."""
     server.end(run_of(server))
     return session
 
 
-def submit(client: Kaggle, competition: Competition, session: Session, again: bool = False) -> int:
+def submit(client: Kaggle, competition: Competition, session: KernelRun, again: bool = False) -> int:
     return submissions.submit(client, competition, session, again, session.log, lambda: NOW)
 
 
 def test_a_submission_is_sent_and_followed_to_its_score(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path, lines: list[str]
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, tmp_path: Path, lines: list[str]
 ) -> None:
     ref = submit(client, strip_ai, over)
     assert server.asked("CreateCodeSubmission") == [
@@ -263,7 +263,7 @@ def test_a_submission_is_sent_and_followed_to_its_score(
 
 
 def test_a_version_is_submitted_once(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, lines: list[str]
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, lines: list[str]
 ) -> None:
     assert submit(client, strip_ai, over) == submit(client, strip_ai, over) == 1001
     assert "was submitted before, as 1001; nothing is sent" in lines[-1]
@@ -274,7 +274,7 @@ def test_a_version_is_submitted_once(
 
 
 def test_version_1_is_not_version_12(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun
 ) -> None:
     submit(client, strip_ai, over)
     server.submissions[0].description = f"clotkit {REF} v12"
@@ -288,7 +288,7 @@ def test_nothing_is_submitted_twice(
     server: KaggleServer,
     client: Kaggle,
     strip_ai: Competition,
-    over: Session,
+    over: KernelRun,
     after_effect: bool,
     kind: str,
     status: int | None,
@@ -299,7 +299,7 @@ def test_nothing_is_submitted_twice(
 
 
 def test_a_version_that_kaggle_does_not_see_yet_is_tried_again(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun
 ) -> None:
     server.faults.add(
         Fault("CreateCodeSubmission", "status", 2, status=404, message="Could not find provided notebook")
@@ -336,7 +336,7 @@ def test_what_kaggle_would_refuse_is_not_sent(
     server: KaggleServer,
     client: Kaggle,
     strip_ai: Competition,
-    over: Session,
+    over: KernelRun,
     change: Callable[[KaggleServer], None],
     kind: RemoteKind,
     leave_out: bool,
@@ -349,7 +349,7 @@ def test_what_kaggle_would_refuse_is_not_sent(
 
 
 def test_a_late_submission_is_sent_and_said_to_be_late(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, lines: list[str]
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, lines: list[str]
 ) -> None:
     server.competition.deadline, server.competition.kernels_only = "2022-10-06T23:59:00Z", False
     assert submit(client, strip_ai, over) == 1001
@@ -359,7 +359,7 @@ def test_a_late_submission_is_sent_and_said_to_be_late(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 409])
 def test_a_refusal_is_one_line(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, status: int
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, status: int
 ) -> None:
     server.faults.add(Fault("CreateCodeSubmission", "status", None, status=status, message="because"))
     kinds = {401: RemoteKind.CREDENTIALS, 403: RemoteKind.RULES}
@@ -368,7 +368,9 @@ def test_a_refusal_is_one_line(
     assert server.count("CreateCodeSubmission") == 1
 
 
-def test_a_dry_run_sends_nothing(server: KaggleServer, strip_ai: Competition, over: Session, lines: list[str]) -> None:
+def test_a_dry_run_sends_nothing(
+    server: KaggleServer, strip_ai: Competition, over: KernelRun, lines: list[str]
+) -> None:
     dry = Kaggle(Credentials(TOKEN), server.endpoint, log=lines.append, dry=True)
     with pytest.raises(DryRun):
         submit(dry, strip_ai, over)
@@ -377,7 +379,7 @@ def test_a_dry_run_sends_nothing(server: KaggleServer, strip_ai: Competition, ov
 
 
 def test_what_the_run_wrote_is_checked_before_it_is_submitted(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, tmp_path: Path
 ) -> None:
     path = submissions.fetch_run(over, strip_ai, tmp_path / "run")
     submissions.check(client, strip_ai, path, None, print)
@@ -422,7 +424,7 @@ def test_a_failed_submission_is_told_with_its_likely_causes(
     server: KaggleServer,
     client: Kaggle,
     strip_ai: Competition,
-    over: Session,
+    over: KernelRun,
     run_dir: Path,
     tmp_path: Path,
     error: str,
@@ -455,7 +457,7 @@ def test_a_damaged_report_is_no_evidence(strip_ai: Competition, run_dir: Path, t
 
 
 def test_a_score_that_never_comes_is_one_line(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, clock: Clock, tmp_path: Path
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, clock: Clock, tmp_path: Path
 ) -> None:
     server.submission_polls = 10**9
     ref = submit(client, strip_ai, over)
@@ -464,7 +466,7 @@ def test_a_score_that_never_comes_is_one_line(
 
 
 def test_the_state_of_a_run_is_shown_if_it_left_one(
-    server: KaggleServer, strip_ai: Competition, over: Session, tmp_path: Path, lines: list[str]
+    server: KaggleServer, strip_ai: Competition, over: KernelRun, tmp_path: Path, lines: list[str]
 ) -> None:
     status = {"job": "score", "state": "partial", "codes": ["timeout"], "slides": {"done": 3}, "wheels": "used"}
     run_of(server).outputs |= {"status.json": json.dumps(status).encode()}
@@ -473,7 +475,7 @@ def test_the_state_of_a_run_is_shown_if_it_left_one(
 
 
 def test_a_score_that_is_not_shown_is_said_so(
-    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: Session, tmp_path: Path, lines: list[str]
+    server: KaggleServer, client: Kaggle, strip_ai: Competition, over: KernelRun, tmp_path: Path, lines: list[str]
 ) -> None:
     server.public_score = ""
     assert submissions.follow(client, strip_ai, submit(client, strip_ai, over), tmp_path, lines.append) == ""
@@ -490,7 +492,7 @@ def test_a_read_that_fails_once_does_not_show(
     server: KaggleServer,
     client: Kaggle,
     strip_ai: Competition,
-    session: Session,
+    session: KernelRun,
     tmp_path: Path,
     method: str,
     kind: str,

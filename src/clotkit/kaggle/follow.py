@@ -19,7 +19,7 @@ LATE_LOG_TRIES = 3  # for the log of a run that is over: it may come a little la
 LAST_LINES = 5  # of the log, in the message of a run that failed
 
 
-class Session:
+class KernelRun:
     """The run of one version of a kernel; `ref` is owner/slug."""
 
     def __init__(

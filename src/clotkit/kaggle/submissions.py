@@ -10,7 +10,7 @@ from typing import Any
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError
 from clotkit.kaggle.client import Answer, Kaggle
-from clotkit.kaggle.follow import Session
+from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.public import download
 from clotkit.kaggle.states import SubmissionFailure, SubmissionState
 from clotkit.progress import Log
@@ -34,24 +34,24 @@ MEANINGS = {
 }
 
 
-def fetch_run(session: Session, competition: Competition, out: Path) -> Path:
+def fetch_run(run: KernelRun, competition: Competition, out: Path) -> Path:
     """Fetch a run's submission and the reports beside it into `out`, and return the submission.
 
     The state of the run, by its status.json, is logged; older kernels left none. Raises RemoteError if the
     run left no submission.
     """
     name = competition.files.submission
-    paths = session.fetch(out, [name, *records.FILES, STATUS])
+    paths = run.fetch(out, [name, *records.FILES, STATUS])
     if out / name not in paths:
         raise RemoteError(
-            f"{session.ref} version {session.version}: there is no {name} in its output; see its log",
+            f"{run.ref} version {run.version}: there is no {name} in its output; see its log",
             RemoteKind.MISSING,
         )
     status = read_status(out) if out / STATUS in paths else None
     if status is not None:
         slides = ", ".join(f"{count} {state}" for state, count in status.slides.items())
         codes = f"; {', '.join(status.codes)}" if status.codes else ""
-        session.log(f"{session.ref} version {session.version}: {status.state}; slides: {slides}{codes}")
+        run.log(f"{run.ref} version {run.version}: {status.state}; slides: {slides}{codes}")
     return out / name
 
 
@@ -72,7 +72,7 @@ def check(client: Kaggle, competition: Competition, submission: Path, sample: Pa
 def submit(
     client: Kaggle,
     competition: Competition,
-    session: Session,
+    run: KernelRun,
     again: bool = False,
     log: Log = print,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -82,12 +82,12 @@ def submit(
     A version that was submitted before is submitted again only with `again`; else its last number is returned.
     Raises RemoteError if Kaggle's limits do not allow it, or Kaggle refuses.
     """
-    before = _submissions_of(client, competition.slug, session)
+    before = _submissions_of(client, competition.slug, run)
     if before and not again:
-        log(f"{session.ref} version {session.version} was submitted before, as {before[0]['ref']}; nothing is sent")
+        log(f"{run.ref} version {run.version} was submitted before, as {before[0]['ref']}; nothing is sent")
         return int(before[0]["ref"])
     _check_limits(client, competition.slug, log, now)
-    description = _description(session, len(before))
+    description = _description(run, len(before))
 
     def lookup() -> Answer | None:
         return next(
@@ -96,9 +96,9 @@ def submit(
 
     fields = {
         "competition_name": competition.slug,
-        "kernel_owner": session.owner,
-        "kernel_slug": session.slug,
-        "kernel_version": session.version,
+        "kernel_owner": run.owner,
+        "kernel_slug": run.slug,
+        "kernel_version": run.version,
         "file_name": competition.files.submission,
         "submission_description": description,
     }
@@ -109,7 +109,7 @@ def submit(
         raise RemoteError(
             f"{competition.slug}: Kaggle gave the submission no number ({message}): see its page", RemoteKind.UNCLEAR
         )
-    log(f"submitted: {session.ref} version {session.version} as {ref}")
+    log(f"submitted: {run.ref} version {run.version} as {ref}")
     return ref
 
 
@@ -150,12 +150,12 @@ def follow(
         pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
 
 
-def find_submission(client: Kaggle, competition: Competition, session: Session) -> int:
+def find_submission(client: Kaggle, competition: Competition, run: KernelRun) -> int:
     """Return the number of the last submission of a version. Raises RemoteError if there is none."""
-    submitted = _submissions_of(client, competition.slug, session)
+    submitted = _submissions_of(client, competition.slug, run)
     if not submitted:
         raise RemoteError(
-            f"{session.ref} version {session.version} was not submitted: run clotkit kaggle submit", RemoteKind.MISSING
+            f"{run.ref} version {run.version} was not submitted: run clotkit kaggle submit", RemoteKind.MISSING
         )
     return int(submitted[0]["ref"])
 
@@ -202,14 +202,14 @@ def _read_run(run_dir: Path) -> tuple[Sequence[records.SlideReport], dict[str, A
     return lines, run if isinstance(run, dict) else {}
 
 
-def _description(session: Session, number: int) -> str:
+def _description(run: KernelRun, number: int) -> str:
     """Return the description of a version's submission, by which it is recognised later."""
-    return f"clotkit {session.ref} v{session.version}" + (f" again {number}" if number else "")
+    return f"clotkit {run.ref} v{run.version}" + (f" again {number}" if number else "")
 
 
-def _submissions_of(client: Kaggle, slug: str, session: Session) -> list[Answer]:
+def _submissions_of(client: Kaggle, slug: str, run: KernelRun) -> list[Answer]:
     """Return the submissions of a version that clotkit made, the last one first."""
-    first = _description(session, 0)
+    first = _description(run, 0)
 
     def is_of_version(submission: Answer) -> bool:
         description = str(submission.get("description"))

@@ -15,7 +15,7 @@ from clotkit.options import DONE, Verbs
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
-    from clotkit.kaggle.follow import Session
+    from clotkit.kaggle.follow import KernelRun
 
 RECORDS = Path("build/kernel")
 say = partial(print, flush=True)
@@ -29,20 +29,20 @@ def register(verbs: Verbs) -> None:
     _add_doctor(inner)
     _add_datasets_push(inner)
     _add_kernel_push(inner)
-    _add_session(inner, "wait", "wait until a kernel's version ends, and show its log", _wait)
-    _add_session(inner, "logs", "show the log of a kernel's version as it comes", _logs)
-    verb = _add_session(inner, "output", "fetch the output files of a kernel's version", _output)
+    _add_run_verb(inner, "wait", "wait until a kernel's version ends, and show its log", _wait)
+    _add_run_verb(inner, "logs", "show the log of a kernel's version as it comes", _logs)
+    verb = _add_run_verb(inner, "output", "fetch the output files of a kernel's version", _output)
     verb.add_argument("--out", type=Path, metavar="DIR", help="default: build/kernel/output/SLUG-vN")
     verb.add_argument(
         "--file", action="append", default=[], metavar="NAME", help="fetch only this file; may be repeated"
     )
-    verb = _add_session(
+    verb = _add_run_verb(
         inner, "submit", "wait until a version ends, check its submission, submit it, and print its score", _submit
     )
     verb.add_argument("--sample", type=Path, metavar="FILE", help="the sample submission (default: the competition's)")
     verb.add_argument("--again", action="store_true", help="submit a version again that was submitted before")
     _competition(verb)
-    verb = _add_session(inner, "score", "follow the submission of a version until it has a score or an error", _score)
+    verb = _add_run_verb(inner, "score", "follow the submission of a version until it has a score or an error", _score)
     verb.add_argument("--ref", type=int, metavar="N", help="the number of a submission (default: the version's last)")
     _competition(verb)
 
@@ -203,7 +203,7 @@ def _record(kernel: str) -> Path:
     return RECORDS / ("pushed.json" if kernel == SCORING_KERNEL else f"pushed-{kernel}.json")
 
 
-def _add_session(
+def _add_run_verb(
     verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     parser = _verb(verbs, name, text, verb)
@@ -217,38 +217,38 @@ def _add_session(
     return parser
 
 
-def _session(arguments: argparse.Namespace, client: "Kaggle") -> "Session":
-    from clotkit.kaggle.follow import Session
+def _kernel_run(arguments: argparse.Namespace, client: "Kaggle") -> "KernelRun":
+    from clotkit.kaggle.follow import KernelRun
     from clotkit.kaggle.kernels import read_record
 
     if "/" in arguments.kernel:
         if arguments.version is None:
             raise UsageError(f"kernel {arguments.kernel}: no version is given; add --version N")
-        return Session(client, arguments.kernel, arguments.version, say)
+        return KernelRun(client, arguments.kernel, arguments.version, say)
     record = _record(arguments.kernel)
     pushed = read_record(record)
     if pushed is None:
         raise UsageError(f"{record}: no such file; run make kernel-push, or give --kernel OWNER/SLUG --version N")
-    return Session(client, pushed.ref, arguments.version or pushed.version, say)
+    return KernelRun(client, pushed.ref, arguments.version or pushed.version, say)
 
 
 def _wait(arguments: argparse.Namespace) -> int:
-    _session(arguments, _client(arguments)).wait()
+    _kernel_run(arguments, _client(arguments)).wait()
     return DONE
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    _session(arguments, _client(arguments)).follow_log()
+    _kernel_run(arguments, _client(arguments)).follow_log()
     return DONE
 
 
 def _output(arguments: argparse.Namespace) -> int:
-    session = _session(arguments, _client(arguments))
-    session.note_newer()
-    paths = session.fetch(arguments.out or _output_dir(session), arguments.file)
+    run = _kernel_run(arguments, _client(arguments))
+    run.note_newer()
+    paths = run.fetch(arguments.out or _output_dir(run), arguments.file)
     missing = sorted(set(arguments.file) - {path.name for path in paths})
     if missing:
-        raise RemoteError(f"{session.ref} version {session.version}: {', '.join(missing)} is not in its output")
+        raise RemoteError(f"{run.ref} version {run.version}: {', '.join(missing)} is not in its output")
     say(f"{len(paths)} files")
     return DONE
 
@@ -259,12 +259,12 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     competition = load_competition(arguments.competition)
     client = _client(arguments)
-    session = _session(arguments, client)
-    session.wait()
-    out = _output_dir(session)
-    submission = submissions.fetch_run(session, competition, out)
+    run = _kernel_run(arguments, client)
+    run.wait()
+    out = _output_dir(run)
+    submission = submissions.fetch_run(run, competition, out)
     submissions.check(client, competition, submission, arguments.sample, say)
-    ref = submissions.submit(client, competition, session, arguments.again, say)
+    ref = submissions.submit(client, competition, run, arguments.again, say)
     submissions.follow(client, competition, ref, out, say)
     return DONE
 
@@ -278,11 +278,11 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.ref is not None:
         submissions.follow(client, competition, arguments.ref, RECORDS / "output", say)
         return DONE
-    session = _session(arguments, client)
-    ref = submissions.find_submission(client, competition, session)
-    submissions.follow(client, competition, ref, _output_dir(session), say)
+    run = _kernel_run(arguments, client)
+    ref = submissions.find_submission(client, competition, run)
+    submissions.follow(client, competition, ref, _output_dir(run), say)
     return DONE
 
 
-def _output_dir(session: "Session") -> Path:
-    return RECORDS / "output" / f"{session.slug}-v{session.version}"
+def _output_dir(run: "KernelRun") -> Path:
+    return RECORDS / "output" / f"{run.slug}-v{run.version}"
