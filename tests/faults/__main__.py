@@ -1,16 +1,18 @@
 """Make every fault and print the page of them: python -m tests.faults > docs/explanation/faults.md.
 
-The table is what the tests of test_table.py saw. Nothing is printed unless every one of them passed, or was skipped
-for a reason that the table then gives.
+The tables are what the tests of test_table.py and test_reported.py saw. Nothing is printed unless every one of them
+passed, or was skipped because the fault cannot be made here, which the tables then say.
 """
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .cases import CASES, Case
+from .reported import Reported, reported
 
 MOST = 130
 
@@ -74,11 +76,26 @@ limit, or gives different submissions in the two layouts (test_rehearsal).
 """  # noqa: E501 - a row of a table is one line
 
 
+REPORTED = """
+## Faults that others reported
+
+Each row is something that a user of another reader, tiler or pipeline reported in public. The test makes it happen,
+and checks the right value.
+
+| fault | right | seen |
+|---|---|---|
+"""
+
+
 class Outcomes:
-    """A pytest plugin that keeps the (state, reason) of each case and run."""
+    """A pytest plugin that keeps what the tests recorded.
+
+    `by_case` is the (state, reason) of each case and run, `seen` what each reported fault's test saw.
+    """
 
     def __init__(self) -> None:
         self.by_case: dict[tuple[str, str], tuple[str, str]] = {}
+        self.seen: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome that a test recorded."""
@@ -86,6 +103,8 @@ class Outcomes:
         if "case" in found:
             case, run, state, reason = (str(found[name]) for name in ("case", "run", "state", "reason"))
             self.by_case[case, run] = (state, reason)
+        if "reported" in found:
+            self.seen[str(found["reported"])] = str(found["seen"])
 
 
 def row(case: Case, outcomes: Outcomes) -> str:
@@ -94,6 +113,18 @@ def row(case: Case, outcomes: Outcomes) -> str:
     state, reason = found[0] if found else ("not made here", "")
     where = ", ".join(dict.fromkeys(place(run) for run in case.runs))
     return f"| {case.name} | {state} | {shown(reason)} | {where} |"
+
+
+def reported_rows(outcomes: Outcomes) -> Iterator[str]:
+    """Yield the rows of the reported faults, a line with the kind before those of each kind."""
+    for kind, cases in reported().items():
+        yield f"| **{kind}** | | |"
+        yield from (reported_row(case, outcomes) for case in cases)
+
+
+def reported_row(case: Reported, outcomes: Outcomes) -> str:
+    """Return the row of a reported fault."""
+    return f"| {case.name} | {case.right} | {shown(outcomes.seen.get(case.name, 'not made here'))} |"
 
 
 def shown(reason: str) -> str:
@@ -112,11 +143,12 @@ def place(run: str) -> str:
 def main() -> int:
     """Print the page, or nothing if a test fails."""
     outcomes = Outcomes()
-    table = Path(__file__).with_name("test_table.py")
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_table.py", "test_reported.py")]
     with contextlib.redirect_stdout(sys.stderr):
-        code = pytest.main([str(table), "-q", "-m", "", "-k", "not the_document"], plugins=[outcomes])
+        code = pytest.main([*tests, "-q", "-m", "", "-k", "not the_document"], plugins=[outcomes])
     if code == 0:
-        print(HEAD + "\n".join(row(case, outcomes) for case in CASES) + "\n" + TAIL, end="")
+        table = "\n".join(row(case, outcomes) for case in CASES)
+        print(HEAD + table + "\n" + REPORTED + "\n".join(reported_rows(outcomes)) + "\n" + TAIL, end="")
     return int(code)
 
 
