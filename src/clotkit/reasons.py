@@ -16,6 +16,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # it passed the memory limit of a slide
     CRASHED = "crashed"  # it died of a signal, or ended without a result
     FAILED = "failed"  # an error that has no code of its own
+    LEFT_BEHIND = "left_behind"  # it did not end when it was killed: a file system does not answer it
     # The slide's file.
     DAMAGED = "damaged"  # missing, damaged, or not an image
     UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it

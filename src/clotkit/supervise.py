@@ -28,6 +28,7 @@ STATUS, SUMMARY = "status.json", "summary.json"  # in the working folder
 WALK_DEPTH = 6
 PIP_LIMIT_S = 600
 GRACE_S = 60  # beyond its deadline, for a child to close its files
+KILL_S = 10  # SIGKILL ends a process within it, unless the process sleeps in the kernel
 ENDED_WELL = (0, 3)  # exit codes of a child that did its work, 3 with slides that fell back or failed
 CHILD = """
 import sys
@@ -210,12 +211,14 @@ def run_until(command: list[str], left_s: float, name: str, grace_s: float = GRA
 
 
 def kill_group(child: "subprocess.Popen[bytes]") -> None:
-    """Kill whatever is left of the child's session with SIGKILL."""
+    """Kill whatever is left of the child's session with SIGKILL; what does not end by that is left behind."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
+        child.wait(timeout=KILL_S)
     except ProcessLookupError:
         return
-    child.wait()
+    except subprocess.TimeoutExpired:
+        say(f"process {child.pid} does not end when killed and is left behind")
 
 
 def name_of(status: int) -> str:

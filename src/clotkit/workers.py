@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SlideError, UsageError
+from clotkit.pipes import Inbox, send
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.reader import open_slide
 from clotkit.stores import StoredFile
@@ -34,10 +36,13 @@ from clotkit.units import MB
 
 FLOOR_S = 30.0  # a slide gets at least this long, however many slides are left
 POLL_S = 0.5  # between two looks at the limits
+KILL_S = 3.0  # SIGKILL ends a process within it, unless the process sleeps in the kernel
+LAST_KILL_S = 0.5  # the same once the run's deadline has come
 MIN_MEMORY_MB = 512  # below it a slide's process cannot even start
 MAX_SHARE = 4.0  # a slide may take this many times its fair share of the time that is left
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # other slides use the other cores
 NOT_REACHED = Cause(Reason.DEADLINE, "the run's deadline came before its turn")
+LEFT_PID = "left_pid"  # the fact that names a process which did not end when it was killed
 _STARTING = threading.Lock()  # the environment belongs to the whole process
 FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
 ALLOCATION_WORDS = (
@@ -91,7 +96,7 @@ class Ended:
     seconds: float
     peak_mb: float  # resident memory; 0 if the process was killed
     code: Reason | None = None  # None: every tile came
-    facts: dict[str, Any] = field(default_factory=dict)  # of the file and its tissue, from the tilers
+    facts: dict[str, Any] = field(default_factory=dict)  # of the file and its tissue, from the tilers; LEFT_PID
     lost: bool = False  # the process died and the slide can be retried
     started: float | None = None  # a time.monotonic() value; None: there was no process
     thumbnail: Thumbnail | None = None  # for the report only
@@ -175,7 +180,8 @@ def stream(
     """Run every task in a process of its own; yield batches as they come, and the end of each task.
 
     Every task ends exactly once, whatever its process does. Tasks that have not begun by the deadline end without a
-    process. Closing the generator kills the processes that run.
+    process. Closing the generator kills the processes that run. A process that SIGKILL does not end, because a file
+    system does not answer it, is left behind, and its slide's end names it.
 
     Args:
         tasks: the slides, in the order to begin them.
@@ -198,8 +204,8 @@ def stream(
                 running[child.reader] = child
             yield from _turn(running, limits.deadline)
     finally:
-        for child in running.values():
-            child.kill()
+        for child in _killed(running.values(), limits.deadline):
+            child.close()
 
 
 def slide_limit_s(limits: Limits, now: float, jobs: int, slides_left: int) -> float:
@@ -223,12 +229,29 @@ def _turn(running: dict[Connection, "_Child"], deadline: float) -> Iterator[Tile
             if isinstance(event, Ended):
                 del running[reader]
             yield event
-    for reader, child in list(running.items()):
-        now = time.monotonic()
-        # A child with a message in its pipe waits for us, so only the run's deadline ends it.
-        if now >= child.due and (now >= deadline or not reader.poll()):
-            del running[reader]
-            yield child.overdue()
+    now = time.monotonic()
+    # A child with a message in its pipe waits for us, so only the run's deadline ends it.
+    late = [child for child in running.values() if now >= child.due and (now >= deadline or not child.reader.poll())]
+    for child in _killed(late, deadline):
+        del running[child.reader]
+        yield child.overdue()
+
+
+def _killed(children: Iterable["_Child"], deadline: float) -> list["_Child"]:
+    """Kill all of them, with one wait for their ends, and return them."""
+    children = list(children)
+    for child in children:
+        child.process.kill()
+    until = _kill_until(deadline) if children else 0.0
+    for child in children:
+        child.wait_for_exit(until)
+    return children
+
+
+def _kill_until(deadline: float) -> float:
+    """Return the time.monotonic() value until which to wait for a process that is killed now."""
+    now = time.monotonic()
+    return now + min(KILL_S, max(LAST_KILL_S, deadline - now))
 
 
 class _Child:
@@ -248,6 +271,7 @@ class _Child:
         with _one_thread():
             self.process.start()
         writer.close()
+        self.inbox, self.deadline = Inbox(self.reader.fileno()), limits.deadline
 
     @property
     def due(self) -> float:
@@ -256,9 +280,12 @@ class _Child:
 
     def receive(self) -> TileBatch | Ended | None:
         try:
-            kind, value = self.reader.recv()
-        except (EOFError, OSError):
+            message = self.inbox.receive()
+        except Exception:  # noqa: BLE001 - the pipe has ended, or its process sent what is no message
             return self._died()
+        if message is None:
+            return None
+        kind, value = message
         self.last_message = time.monotonic()
         if kind == BATCH:
             return TileBatch(self.task, *value)
@@ -276,27 +303,51 @@ class _Child:
             return self._end(f"stalled: no batch for {self.stall_s:.0f} s", Reason.STALLED, lost=True)
         return self._end(f"time limit: not done after {self.limit_s:.0f} s", Reason.TIMEOUT, lost=True)
 
-    def kill(self) -> None:
-        """Kill the process with SIGKILL: native code ignores SIGTERM.
+    def wait_for_exit(self, until: float) -> None:
+        """Wait until the process has ended, or `until`, a time.monotonic() value.
 
-        The pipe is closed first so that the join cannot block.
+        BaseProcess.join waits without a limit once the process has closed its files, which is before it has ended.
         """
+        pause_s = 0.001
+        wait([self.process.sentinel], max(0.0, until - time.monotonic()))
+        while self.process.exitcode is None and time.monotonic() < until:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
+
+    def close(self) -> None:
+        """Give up the process, which has ended or does not end when it is killed."""
         self.reader.close()
-        self.process.kill()
-        self.process.join()
+        if self.process.exitcode is None:
+            # At its exit, Python waits without a limit for all of these.
+            vars(multiprocessing.process)["_children"].discard(self.process)
 
     def _died(self) -> Ended:
-        self.reader.close()
-        self.process.join(5)
+        self.wait_for_exit(_kill_until(self.deadline))  # before it is killed, which would hide why it ends
         code = self.process.exitcode
         if code is not None and code < 0:
             return self._end(f"its process died of {signal.Signals(-code).name}", Reason.CRASHED, lost=True)
         return self._end(f"its process ended without a result, exit code {code}", Reason.CRASHED, lost=True)
 
     def _end(self, reason: str, code: Reason | None, lost: bool = False) -> Ended:
-        self.kill()
-        seconds = time.monotonic() - self.started
-        return Ended(self.task, reason, seconds, self.peak_mb, code, self.facts, lost, self.started, self.thumbnail)
+        """Kill the process with SIGKILL, as native code ignores SIGTERM, and return the slide's end."""
+        _killed([self], self.deadline)
+        left = self.process.pid if self.process.exitcode is None else None
+        self.close()
+        if left is not None:
+            reason = "; ".join(
+                filter(None, [reason, f"its process {left} does not end when killed and is left behind"])
+            )
+        return Ended(
+            self.task,
+            reason,
+            seconds=time.monotonic() - self.started,
+            peak_mb=self.peak_mb,
+            code=code,
+            facts=self.facts if left is None else self.facts | {LEFT_PID: left},
+            lost=lost and left is None,  # another one would be left behind too
+            started=self.started,
+            thumbnail=self.thumbnail,
+        )
 
 
 @contextmanager
@@ -322,11 +373,12 @@ def _one_thread() -> Iterator[None]:
 def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
     """Run a slide's process: set the limits, do the work, send one last message with the peak memory."""
     die_with(parent)
+    _give_up_shared_files()
     _limit(memory_mb)
     last: tuple[str, tuple[str, Reason | None, float]]
     try:
         for index, piece in work(task):
-            writer.send(_message(index, piece))
+            send(writer.fileno(), _message(index, piece))
         last = (END, ("", None, peak_mb()))
     except MemoryError:
         last = _failed("", Reason.OUT_OF_MEMORY, memory_mb)
@@ -336,9 +388,23 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
         return  # the parent has abandoned this slide
     except Exception as error:  # noqa: BLE001 - any error affects this slide only, and the report names it
         last = _failed(f"{type(error).__name__}: {error}".splitlines()[0], Reason.FAILED, memory_mb)
-    writer.send(last)
+    send(writer.fileno(), last)
     writer.close()
     os._exit(0)  # native libraries may hang or crash in their clean-up, and everything is sent
+
+
+def _give_up_shared_files() -> None:
+    """Close the files that this process shares with the run, which would stay open if it cannot be killed.
+
+    Whoever reads the run's output through a pipe would wait for its end; so would the run itself for the process that
+    tracks the shared memory of multiprocessing.
+    """
+    tracker: int | None = vars(resource_tracker)["_resource_tracker"]._fd
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for shared in (0, 1, 2, tracker):
+        if shared is not None:
+            os.dup2(nowhere, shared)
+    os.close(nowhere)
 
 
 def _message(index: int, piece: Piece) -> tuple[str, Any]:

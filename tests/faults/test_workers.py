@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,8 @@ import pytest
 
 from clotkit.config import TilingConfig
 from clotkit.reasons import Reason
-from clotkit.workers import FLOOR_S, Ended, Limits, Task, TileBatch, slide_limit_s, stream
+from clotkit.workers import FLOOR_S, Ended, Limits, Piece, Task, TileBatch, slide_limit_s, stream
+from tests.stuck import FLUSH, OPEN, READ, kill_left, stuck_file
 
 from .misbehaving import limited, work
 
@@ -112,6 +114,59 @@ def test_closing_the_stream_leaves_no_process() -> None:
     assert isinstance(next(events), TileBatch)
     events.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("name", ["hang_0", "latehang_0"])
+def test_a_process_that_does_not_die_is_left_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, its slide is not tried again, and Python does not wait for it at its exit."""
+    from multiprocessing.process import BaseProcess
+
+    kill = BaseProcess.kill
+    monkeypatch.setattr(BaseProcess, "kill", lambda process: None if process.is_alive() else kill(process))
+    ends, tiles = ends_of([name, "good_0"], Limits(3.0, 2048, deadline=time.monotonic() + 60))
+    pid = ends[name].facts["left_pid"]
+    assert psutil.pid_exists(pid)
+    kill_left(pid)
+    assert (ends[name].code, ends[name].lost, str(pid) in ends[name].reason) == (Reason.TIMEOUT, False, True)
+    assert (ends["good_0"].code, tiles["good_0"]) == (None, 8)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_stopped_while_it_sends_has_stalled() -> None:
+    """The message that it has begun is not waited for."""
+    ends = {}
+    for event in stream(tasks("flood_0"), Limits(600.0, 2048, stall_s=2.0), 1, work):
+        if isinstance(event, Ended):
+            ends[event.image_id] = event
+            break
+        for child in multiprocessing.active_children():
+            child_pid = child.pid
+            assert child_pid is not None
+            os.kill(child_pid, signal.SIGSTOP)
+    assert ends["flood_0"].code is Reason.STALLED
+
+
+@pytest.mark.parametrize("operation", [OPEN, READ, FLUSH])
+def test_a_file_that_does_not_answer_leaves_its_process_behind(operation: int, tmp_path: Path) -> None:
+    """At its open, a read, or its close: the process sleeps in the kernel, which SIGKILL does not end."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(bytes(2**17))
+    stuck = Task("stuck_0", path, (TILING,))
+    with stuck_file(path, operation):
+        ends = {}
+        for event in stream([stuck, *tasks("good_0")], Limits(3.0, 2048), 2, whole):
+            if isinstance(event, Ended):
+                ends[event.image_id] = event
+        assert psutil.Process(ends["stuck_0"].facts["left_pid"]).status() == psutil.STATUS_DISK_SLEEP
+    assert ends["stuck_0"].code in (Reason.TIMEOUT, None)
+    assert ends["good_0"].code is None
+
+
+def whole(task: Task) -> Iterator[tuple[int, Piece]]:
+    """Read the slide's file to its end, if it has one."""
+    if task.path.exists():
+        with task.path.open("rb") as file:
+            yield 0, {"bytes": len(file.read())}
 
 
 def test_every_end_has_its_cost() -> None:

@@ -54,13 +54,23 @@ def run_facts(
     }
 
 
-def outcome_facts(counts: Mapping[str, int], seconds: float, state: SubmissionState) -> dict[str, Any]:
-    """Return what run.json has in addition once the run has ended; `counts` are slides by state."""
+def outcome_facts(
+    counts: Mapping[str, int], left_behind: Mapping[str, int], seconds: float, state: SubmissionState
+) -> dict[str, Any]:
+    """Return what run.json has in addition once the run has ended.
+
+    Args:
+        counts: The number of slides by state.
+        left_behind: By image id: the process that did not end when it was killed.
+        seconds: The time that the run took.
+        state: The submission.
+    """
     return {
         "state": "ended",
         "seconds": round(seconds, 1),
         "peak_mb": round(peak_mb(), 1),
         "slides": counts,
+        "left_behind": left_behind,
         "patients": {"asked": len(state.ids), "scored": len(set(state.ids) & state.scored_patients())},
         "unwritten": state.unwritten.sentence if state.unwritten else "",
         "unwritten_code": state.unwritten.code if state.unwritten else None,

@@ -1,7 +1,7 @@
 """Run a test split: slides in, submission.csv and one report line per slide out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from clotkit.competitions import Competition
@@ -22,7 +22,7 @@ from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow, kind_of
-from clotkit.workers import Work, set_oom_score, tile_task
+from clotkit.workers import LEFT_PID, Work, set_oom_score, tile_task
 
 NO_MEMBER = Cause(Reason.NO_MEMBER, "no member could be loaded")
 
@@ -63,8 +63,9 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
     state.publish()
 
     counts = records.counts(lines)
-    _log_results(lines, counts, state, log)
-    _write_run_json(settings, facts | outcome_facts(counts, time.monotonic() - started, state), state)
+    left_behind = {line.image_id: line.facts[LEFT_PID] for line in lines if LEFT_PID in line.facts}
+    _log_results(lines, counts, left_behind, state, log)
+    _write_run_json(settings, facts | outcome_facts(counts, left_behind, time.monotonic() - started, state), state)
     _write_page(settings, started, log)
     return counts | state.shortfalls()
 
@@ -134,7 +135,13 @@ def _line_text(line: SlideReport) -> str:
     return f"{line.image_id} {line.state}, {line.tiles} tiles, {line.seconds:.1f} s{why}"
 
 
-def _log_results(lines: Sequence[SlideReport], counts: dict[str, int], state: SubmissionState, log: Log) -> None:
+def _log_results(
+    lines: Sequence[SlideReport],
+    counts: dict[str, int],
+    left_behind: Mapping[str, int],
+    state: SubmissionState,
+    log: Log,
+) -> None:
     for member in state.members:
         for note in member.notes:
             log(f"member {member.name}: {note}")
@@ -144,6 +151,9 @@ def _log_results(lines: Sequence[SlideReport], counts: dict[str, int], state: Su
     missing = [patient for patient in state.ids if patient not in scored]
     if missing:
         log(f"patients at the fallback: {', '.join(missing)}")
+    if left_behind:
+        named = ", ".join(f"{pid} ({image_id})" for image_id, pid in left_behind.items())
+        log(f"left behind, as they do not end when killed: processes {named}; they end when their disk answers")
     if state.unwritten is not None:
         log(f"{state.path}: not the latest: {state.unwritten.sentence}")
     by_state = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from clotkit.workers import Ended, TileBatch
 
 MAX_BYTES = 2**27  # of tiles that wait for the model
+CLOSE_S = 30.0  # the longest wait for the thread, whose source looks several times a second whether it is stopped
 Event = TileBatch | Ended
 Source = Callable[[Callable[[], bool]], Generator[Event, None, None]]
 
@@ -30,7 +31,7 @@ def prefetch(source: Source, max_bytes: int = MAX_BYTES) -> Generator[Event, Non
             yield event
     finally:
         buffer.stop()
-        thread.join()
+        thread.join(CLOSE_S)
     if buffer.error is not None:
         raise buffer.error
 

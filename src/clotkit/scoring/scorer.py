@@ -20,7 +20,7 @@ from clotkit.report.sidecar import Span, Tiled, Trace
 from clotkit.scoring.budget import CAUSES, Budget, Pace, coarser
 from clotkit.scoring.settings import RunSettings
 from clotkit.splits import SlideRow
-from clotkit.workers import Ended, Task, TileBatch, Work
+from clotkit.workers import LEFT_PID, Ended, Task, TileBatch, Work
 
 DIGITS = 9  # of the probabilities in the report: a resumed run writes the same submission
 
@@ -149,6 +149,7 @@ class Scorer:
             if state == "fallback" and self._enough_tiles(first.predictions, Budget.FULL):
                 state, predictions, task = "partial", first.predictions, first.ended.task
         causes = list(dict.fromkeys(causes))
+        left_behind = [Reason.LEFT_BEHIND] if LEFT_PID in ended.facts else []
         means = {} if state == "fallback" else predictions.means()
         line = SlideReport(
             image_id=ended.image_id,
@@ -158,7 +159,7 @@ class Scorer:
             tiles=sum(predictions.tiles.values()),
             seconds=round(ended.seconds + (first.ended.seconds if first else 0), 2),
             peak_mb=round(max(ended.peak_mb, first.ended.peak_mb if first else 0), 1),
-            codes=list(dict.fromkeys(cause.code for cause in causes)),
+            codes=list(dict.fromkeys([*(cause.code for cause in causes), *left_behind])),
             p={name: [float(value) for value in mean] for name, mean in means.items()},
             facts=ended.facts or (first.ended.facts if first else {}),
         )
