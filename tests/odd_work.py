@@ -35,19 +35,19 @@ def work(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     yield 0, Batch(tile[None], np.zeros((1, 2), np.int32))
     mean = read_overview(slide, 1, (255, 255, 255)).mean(axis=(0, 1)).round(1).tolist()
     yield 0, {"decoder": slide.decoder, "size": [slide.width_px, slide.height_px], "mean": mean}
-    yield 0, {"pillow": pillow_mean(task.path)}
+    yield 0, {"pillow": pillow_mean(task.path, slide.facts.get("page", 0))}
 
 
-def pillow_mean(path: Path) -> list[float] | None:
+def pillow_mean(path: Path, page: int) -> list[float] | None:
     """Return the mean colour that Pillow reads, transparency on white; None if it cannot read the file."""
     try:
-        return [round(float(value), 1) for value in pillow(path).mean(axis=(0, 1))]
+        return [round(float(value), 1) for value in pillow(path, page).mean(axis=(0, 1))]
     except Exception:  # noqa: BLE001 - any failure means no second opinion
         return None
 
 
-def pillow(path: Path) -> np.ndarray:
-    """Return the first page as Pillow reads it, uint8[h, w, 3].
+def pillow(path: Path, page: int = 0) -> np.ndarray:
+    """Return a page as Pillow reads it, uint8[h, w, 3].
 
     It is upright, on white where transparent, and 16-bit grey is shifted by 8 bits.
     """
@@ -59,6 +59,8 @@ def pillow(path: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as file:
+            if page:
+                file.seek(page)
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):
                 grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)

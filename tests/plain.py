@@ -5,6 +5,7 @@ The tilers are tested against it.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -26,6 +27,7 @@ class ArraySlide:
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels, (self.height_px, self.width_px) = pixels, pixels.shape[:2]
+        self.facts: dict[str, Any] = {}
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour

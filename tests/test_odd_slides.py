@@ -228,8 +228,8 @@ def numbers(dtype: str) -> Callable[[Path], None]:
     return tiff(np.ones((50, 60), dtype), photometric="minisblack")
 
 
-# name: (writer of the file, the figure or name in the message)
-REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+# Sound pictures with samples that no decoder here reads. name: (writer of the file, the kind in the message)
+UNSUPPORTED_SAMPLES: dict[str, tuple[Callable[[Path], None], str]] = {
     "float16": (numbers("float16"), "16-bit float"),
     "float32": (numbers("float32"), "32-bit float"),
     "float64": (numbers("float64"), "64-bit float"),
@@ -242,6 +242,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         tiff(scene(6), photometric="minisblack", planarconfig="contig"),
         "6 samples per pixel",
     ),
+}
+
+# name: (writer of the file, the figure or name in the message)
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no width": (with_tags(ImageWidth=0), "0 x 90 px"),
     "no height": (with_tags(ImageLength=0), "150 x 0 px"),
     "too wide": (with_tags(ImageWidth=2_000_000), "2,000,000 x 90 px; 1,000,000 px"),
@@ -289,6 +293,16 @@ def test_refused_by_name(name: str, tmp_path: Path) -> None:
     write, words = REFUSED[name]
     write(tmp_path / "slide.tif")
     assert_refused(tmp_path / "slide.tif", words)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_SAMPLES)
+def test_unsupported_samples_are_named(name: str, tmp_path: Path) -> None:
+    write, words = UNSUPPORTED_SAMPLES[name]
+    write(tmp_path / "slide.tif")
+    with pytest.raises(CodecUnsupported, match=words) as raised:
+        open_slide(tmp_path / "slide.tif")
+    assert raised.value.reason is Reason.UNSUPPORTED
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

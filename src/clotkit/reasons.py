@@ -42,6 +42,10 @@ class Reason(StrEnum):
     ONE_MEMBER = "one_member"  # time was very short: fewer tiles, one member
     COARSER = "coarser"  # read again at a larger downsample after a first try was lost
     MEMBER_FAILED = "member_failed"  # a member failed on the slide's tiles
+    # Notes: `notes` among the facts of a slide, which do not change its state.
+    OTHER_PAGE = "other_page"  # the slide is not the file's first page; `page` and `subifd` say which it is
+    SEVERAL_PAGES = "several_pages"  # another page may be the slide, or a part of it, as well: one was chosen
+    PAGES_UNREAD = "pages_unread"  # a directory beside that of the slide cannot be read
 
 
 class Cause(NamedTuple):

@@ -88,6 +88,7 @@ def overview(task: Task) -> Pieces:
             "height_px": opened.height_px,
             "downsample": downsample,
             "decoder": opened.decoder,
+            **opened.facts,
         },
     )
     yield SHOWN, _batch(read_overview(opened, downsample, background)[None])

@@ -6,6 +6,7 @@ A segment is a tile or a strip of the file. Each one is decoded once as long as 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class DirectSlide:
             SlideUnreadable: The file cannot be opened.
         """
         self.width_px, self.height_px = width_px, height_px
+        self.facts: dict[str, Any] = {}
         self.table: SegmentTable | None = table
         self._table = table
         self.sequential = not table.tiled

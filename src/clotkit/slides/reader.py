@@ -20,9 +20,10 @@ import numpy as np
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable, one_line
 from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.direct import DirectSlide
+from clotkit.slides.limits import MAX_EXPANSION, check_size
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import codecs
-from clotkit.slides.tiff import MAX_EXPANSION, OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, check_size, read_layout
+from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, read_layout
 
 COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
 MAX_ROTATED_PX = 2**25  # in strips: libvips rotates these in memory, 100 MB; more would go to a temporary file
@@ -36,6 +37,7 @@ class Slide(Protocol):
     height_px: int
     sequential: bool  # decoded from top to bottom: a tile costs all rows that it overlaps
     table: SegmentTable | None  # the file's segments, unless the pixels are rotated
+    facts: dict[str, Any]  # what the report says of the file besides the decoder and the size
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
@@ -72,6 +74,13 @@ def open_slide(path: Path) -> Slide:
             return OpenSlideSlide(path)
         except SlideError as error:
             raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
+    slide = _open(path, layout)
+    slide.facts = layout.facts
+    return slide
+
+
+def _open(path: Path, layout: Layout) -> Slide:
+    """Open the page that a layout describes. Raises SlideError."""
     if layout.segments is not None and layout.segments.plain and codecs() is not None:
         return DirectSlide(path, layout.segments, layout.width_px, layout.height_px)
     if (layout.codec is None or layout.codec in VIPS_CODECS) and _vips() is not None:
@@ -84,9 +93,15 @@ def open_slide(path: Path) -> Slide:
             f"libvips does not read compression {name}, and OpenSlide does not read orientation {layout.orientation}"
         )
     try:
-        return OpenSlideSlide(path, layout.segments)
+        slide = OpenSlideSlide(path, layout.segments)
     except SlideError as error:
         raise CodecUnsupported(f"libvips does not read compression {name}; {error}") from error
+    if (slide.width_px, slide.height_px) != (layout.width_px, layout.height_px):
+        raise CodecUnsupported(
+            f"libvips does not read compression {name}; OpenSlide reads {slide.width_px} x {slide.height_px} px, "
+            f"the slide's page has {layout.width_px} x {layout.height_px} px"
+        )
+    return slide
 
 
 def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
@@ -123,8 +138,13 @@ class VipsSlide:
 
         Raises:
             SlideUnreadable: libvips cannot open it.
+            CodecUnsupported: libvips does not read its page.
         """
+        if len(layout.subifd) > 1:
+            raise CodecUnsupported("libvips does not read a SubIFD below a SubIFD")
         self._vips, self._path, self._alpha = _vips(), path, layout.alpha
+        self._page = {} if layout.codec is None else {"page": layout.page, "subifd": (*layout.subifd, -1)[0]}
+        self.facts: dict[str, Any] = {}
         self._rotated, self.sequential = False, not layout.tiled
         image = self._open("random" if layout.tiled else "sequential")
         self.table = None if self._rotated else layout.segments
@@ -169,15 +189,16 @@ class VipsSlide:
             raise SlideUnreadable(f"libvips: {one_line(error, self._path)}") from error
 
     def _load(self, access: str) -> Any:
-        return self._vips.Image.new_from_file(str(self._path), access=access, fail_on="warning")
+        load = self._vips.Image.tiffload if self._page else self._vips.Image.new_from_file
+        return load(str(self._path), access=access, fail_on="warning", **self._page)
 
     def _rgb(self, image: Any, background: Colour) -> Any:
         """Convert to 8-bit RGB without a colour profile; transparent pixels show `background`."""
         if image.format not in ("uchar", "ushort"):
-            raise SlideUnreadable(f"{image.format} samples are not supported; samples of 8 or 16 unsigned bits are")
+            raise CodecUnsupported(f"{image.format} samples are not supported; samples of 8 or 16 unsigned bits are")
         colours = COLOUR_BANDS.get(image.interpretation, 0)
         if not colours or image.bands < colours or (colours == 1 and image.bands > 2):
-            raise SlideUnreadable(
+            raise CodecUnsupported(
                 f"{image.bands} samples per pixel as {image.interpretation} are not grey, RGB or CMYK"
             )
         if image.format == "ushort":
@@ -209,7 +230,7 @@ class OpenSlideSlide:
             import openslide
         except (ImportError, OSError) as error:
             raise SlideUnreadable(f"OpenSlide is not installed: {one_line(error)}") from error
-        self.table = table
+        self.table, self.facts = table, dict[str, Any]()
         self._error: type[Exception] = openslide.OpenSlideError
         try:
             self._slide = openslide.OpenSlide(path)

@@ -1,19 +1,44 @@
 """Read and check a slide's header before a decoder is chosen or a pixel is allocated.
 
-Headers that no slide has (float samples, a size that the file cannot hold) are refused here. Tags are read into arrays:
-a library that makes Python integers of 300,000 tile offsets takes more memory for them than reading the slide does.
+Headers that no slide has (float samples, a size that the file cannot hold) are refused here.
 """
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.errors import SlideUnreadable, one_line
+from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
+from clotkit.reasons import Reason
+from clotkit.slides.directories import (
+    BITS_PER_SAMPLE,
+    COMPRESSION,
+    EXTRA_SAMPLES,
+    FILL_ORDER,
+    HEIGHT,
+    JPEG_TABLES,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANAR_CONFIG,
+    PREDICTOR,
+    ROWS_PER_STRIP,
+    SAMPLE_FORMAT,
+    SAMPLES_PER_PIXEL,
+    STRIP_TABLE,
+    TAGS,
+    TIFF_MAGIC,
+    TILE_HEIGHT,
+    TILE_TABLE,
+    TILE_WIDTH,
+    WIDTH,
+    Directories,
+    Tags,
+)
+from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
+from clotkit.slides.pages import Choice, choose
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
@@ -43,30 +68,8 @@ OTHER_CODECS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
-
-# The tags that are read from the first directory; KINDS has the dtype of each kind of value.
-WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIG, PREDICTOR = 274, 277, 278, 284, 317
-TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 338, 339, 347
-STRIP_TABLE, TILE_TABLE = (273, 279), (324, 325)  # offsets and byte counts
-TAGS = {
-    *(WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES_PER_PIXEL),
-    *(ROWS_PER_STRIP, PLANAR_CONFIG, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES),
-    *(*STRIP_TABLE, *TILE_TABLE),
-}
-KINDS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-BIGTIFF, MAX_TAGS = 43, 4096
-Tags = dict[int, npt.NDArray[np.int64]]
-
-# Limits of a slide. Real slides compress 2.4 to 159 fold; an all-white one reaches 931 with deflate, 840 with LZW, 511
-# with JPEG. The other codecs have no such bound: a real ZSTD file reaches 6,214, white lossless WebP tiles of 1024 px
-# reach 31,566, and a row of CCITT G4 can take one bit whatever its width.
-MAX_SIDE_PX, MAX_PX, MAX_TILE_PX = 1_000_000, 500 * 10**9, 2**26
-MAX_EXPANSION, MAX_EXPANSION_UNBOUND, BOUND_CODECS = 2_000, 200_000, {1, 5, 7, 8, 32773, 32946}
-SMALL_BYTES = 2**26  # raw size up to which any expansion is harmless
 
 # slides.segments decodes plain 8-bit RGB in these codecs, in segments of a bounded size.
 PLAIN_CODECS = {1, 5, 7, 8, 32946}
@@ -92,7 +95,7 @@ class SegmentTable:
 
 @dataclass(frozen=True)
 class Layout:
-    """The contents of a TIFF's first directory; the defaults describe a PNG or JPEG."""
+    """The contents of the directory that is the slide; the defaults describe a PNG or JPEG."""
 
     codec: int | None = None  # TIFF compression tag, None for PNG and JPEG
     tiled: bool = False
@@ -101,6 +104,19 @@ class Layout:
     height_px: int = 0
     orientation: int = 1  # the TIFF tag; 1: upright
     segments: SegmentTable | None = None  # None if the table is incomplete
+    page: int = 0  # the directory's number in the file's main chain
+    subifd: tuple[int, ...] = ()  # its numbers in the SubIFDs below that page, one a level; empty: the page itself
+    notes: tuple[Reason, ...] = ()  # what the report says about the choice of the page
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return the facts for the report, empty for a slide that is plainly the file's first page."""
+        where: dict[str, Any] = {"page": self.page} if self.page or self.subifd else {}
+        return (
+            where
+            | ({"subifd": list(self.subifd)} if self.subifd else {})
+            | ({"notes": [*self.notes]} if self.notes else {})
+        )
 
 
 def read_layout(path: Path) -> Layout | None:
@@ -108,76 +124,29 @@ def read_layout(path: Path) -> Layout | None:
 
     Raises:
         SlideUnreadable: The file cannot be read, or its header is one that no slide has.
+        CodecUnsupported: No page is a slide, or its samples are of a kind that no decoder here reads.
     """
     try:
         with path.open("rb") as file:
             magic = file.read(8)
             if not magic.startswith(TIFF_MAGIC):
                 return Layout() if magic.startswith(PICTURE_MAGIC) else None
-            tags = read_tags(file)
+            found = Directories(file)
+            choice = choose(found, path)
+            tags = found.tags(choice.directory, TAGS)
     except OSError as error:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
         raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
-    return _layout(tags, path)
+    return _layout(tags, choice, path)
 
 
-def read_tags(file: BinaryIO) -> Tags:
-    """Return those of TAGS that the first directory of a TIFF or BigTIFF has.
-
-    Source: Adobe, TIFF Revision 6.0, section 2; for BigTIFF the libtiff project's description of its design.
-
-    Raises:
-        ValueError: The file ends early, or the directory is not plausible.
-        struct.error: The file ends within a number.
-    """
-    size = os.fstat(file.fileno()).st_size
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack(f"{order}H", head[2:4])[0] == BIGTIFF
-    word, room, count_as = ("Q", 8, "Q") if big else ("I", 4, "H")
-    (start,) = struct.unpack(f"{order}{word}", head[room : 2 * room])
-    if not 8 <= start < size:
-        raise ValueError(f"the first directory starts at byte {start:,} of {size:,}")
-    file.seek(start)
-    (count,) = struct.unpack(f"{order}{count_as}", file.read(struct.calcsize(count_as)))
-    if count > MAX_TAGS:
-        raise ValueError(f"{count:,} tags; {MAX_TAGS:,} are allowed")
-    entry = struct.Struct(f"{order}HH{word}{room}s")
-    tags: Tags = {}
-    for code, kind, number, value in entry.iter_unpack(_exactly(file, count * entry.size)):
-        if code in TAGS and kind in KINDS and code not in tags:
-            tags[code] = _values(file, np.dtype(order + KINDS[kind]), number, value, f"{order}{word}", size)
-    return tags
-
-
-def _values(
-    file: BinaryIO, kind: np.dtype[Any], number: int, value: bytes, word: str, file_bytes: int
-) -> npt.NDArray[np.int64]:
-    """Return the values of one tag, from its entry if they fit there, else from where it points."""
-    size = number * kind.itemsize
-    if size <= len(value):
-        return np.frombuffer(value[:size], kind).astype(np.int64)
-    (start,) = struct.unpack(word, value)
-    if start + size > file_bytes:
-        raise ValueError(f"the values of a tag end at byte {start + size:,} of {file_bytes:,}")
-    file.seek(start)
-    return np.frombuffer(_exactly(file, size), kind).astype(np.int64)
-
-
-def _exactly(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise ValueError(f"the file ends {size - len(data):,} bytes too early")
-    return data
-
-
-def _layout(tags: Tags, path: Path) -> Layout:
-    """Return the layout that the tags describe, checked.
+def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
+    """Return the layout that the tags of the chosen directory describe, checked.
 
     Raises:
         SlideUnreadable: The header is one that no slide has.
+        CodecUnsupported: The samples are of a kind that no decoder here reads.
     """
     codec, samples = _one(tags, COMPRESSION, 1), _one(tags, SAMPLES_PER_PIXEL, 1)
     width, height = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0)
@@ -186,7 +155,7 @@ def _layout(tags: Tags, path: Path) -> Layout:
     check_size(width, height, samples * bits, path, MAX_EXPANSION if codec in BOUND_CODECS else MAX_EXPANSION_UNBOUND)
     known = bits in ((1, 2, 4, 8, 16) if samples == 1 else (8, 16)) and (depths == bits).all()
     if kind not in (1, 4) or not known:
-        raise SlideUnreadable(
+        raise CodecUnsupported(
             f"{bits}-bit {SAMPLE_KINDS.get(kind, 'unknown')} samples, {samples} per pixel, are not supported; "
             "unsigned samples of 8 or 16 bits are, and of 1, 2 or 4 bits with one per pixel"
         )
@@ -196,7 +165,8 @@ def _layout(tags: Tags, path: Path) -> Layout:
     extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
     plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
     segments = _segments(tags, plain, path.stat().st_size)
-    return Layout(codec, tiled, extra[:1].tolist() != [0], width, height, orientation, segments)
+    alpha, where = extra[:1].tolist() != [0], choice.directory
+    return Layout(codec, tiled, alpha, width, height, orientation, segments, where.page, where.subifd, choice.notes)
 
 
 def _one(tags: Tags, code: int, default: int) -> int:
@@ -222,7 +192,9 @@ def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
     if counts.min() < 1 or offsets.min() < 8:
         return None
     if (end := int((offsets + counts).max())) > file_bytes:
-        raise SlideUnreadable(f"the file is cut short: its pixels end at byte {end:,}, the file at {file_bytes:,}")
+        raise SlideUnreadable(
+            f"the file is cut short: it ends at byte {file_bytes:,}; its pixels should reach byte {end:,}"
+        )
     codec = _one(tags, COMPRESSION, 1)
     return SegmentTable(
         tiled=tiled,
@@ -247,30 +219,3 @@ def _packed_plainly(tags: Tags) -> bool:
     colours = photometric in (RGB, YCBCR) if codec == JPEG else photometric == RGB
     packing = predictor == 1 or (predictor == 2 and codec not in (1, JPEG))
     return codec in PLAIN_CODECS and colours and packing and _one(tags, FILL_ORDER, 1) == 1
-
-
-def check_size(width: int, height: int, bits: int, path: Path, expansion: int) -> None:
-    """Check that a slide may have this size and that its file can hold it.
-
-    Args:
-        width: Width in pixels.
-        height: Height in pixels.
-        bits: Bits per pixel.
-        path: The file.
-        expansion: Allowed ratio of raw bytes to file bytes.
-
-    Raises:
-        SlideUnreadable: A side or the area is too small or too large, or the ratio is.
-    """
-    if min(width, height) < 1:
-        raise SlideUnreadable(f"no pixels: {width} x {height} px")
-    size = f"{width:,} x {height:,} px"
-    if max(width, height) > MAX_SIDE_PX:
-        raise SlideUnreadable(f"{size}; {MAX_SIDE_PX:,} px per side are allowed")
-    if width * height > MAX_PX:
-        raise SlideUnreadable(f"{size} are {width * height / 1e9:,.0f} Gpx; {MAX_PX // 10**9} Gpx are allowed")
-    raw, stored = width * height * bits // 8, path.stat().st_size
-    if raw > SMALL_BYTES and raw > expansion * stored:
-        raise SlideUnreadable(
-            f"{size} in {stored:,} bytes would expand {raw // stored:,}-fold; {expansion:,}-fold is allowed"
-        )

@@ -102,6 +102,7 @@ class RecordedSlide:
         self._slide, self._recorder, self._drawing = slide, recorder, True
         self.decoder, self.sequential, self.table = slide.decoder, slide.sequential, slide.table
         self.width_px, self.height_px = slide.width_px, slide.height_px
+        self.facts = slide.facts
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour

@@ -75,6 +75,7 @@ def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | B
         "width_px": slide.width_px,
         "height_px": slide.height_px,
         "background": list(background),
+        **slide.facts,
     }
     context = SlideContext(slide, background)
     if config.duplicates == "drop":

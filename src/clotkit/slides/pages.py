@@ -1,0 +1,231 @@
+"""Choose the page of a TIFF that is the slide.
+
+A file may also have a label, a macro photograph, a thumbnail, a mask and smaller levels, in any order. Its own
+structure decides: the subfile types, the names that scanners give their pages, sizes and tiling.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
+from clotkit.reasons import Reason
+from clotkit.slides.directories import (
+    BITS_PER_SAMPLE,
+    COMPRESSION,
+    DESCRIPTION,
+    HEIGHT,
+    NEW_SUBFILE_TYPE,
+    PAGE_NAME,
+    PHOTOMETRIC,
+    SAMPLES_PER_PIXEL,
+    SOURCE_LENS,
+    STRIP_TABLE,
+    SUBFILE_TYPE,
+    SUBIFDS,
+    TILE_TABLE,
+    TILE_WIDTH,
+    WIDTH,
+    Directories,
+    Directory,
+)
+from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, check_size
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, MASK_PHOTOMETRIC = 0, 1, 4  # photometric interpretations
+REDUCED_BIT, MASK_BIT = 1, 4  # of NewSubfileType
+OLD_REDUCED = 2  # a value of SubfileType
+MASK = "mask"
+MAX_NAME_BYTES, MAX_DESCRIPTION_BYTES = 4096, 2**20
+# A page that says of itself that it is not the slide: Aperio in its second line, other scanners in the first.
+NAMED = re.compile(
+    r"\s*(?:Aperio[^\n]*\n)?\s*(label|macro|thumbnail|overview|barcode|probability|preview)"
+    r"(?=$|[\s|,;:.\d]|[ _-]?(?:image|picture))",
+    re.IGNORECASE,
+)
+APERIO_REDUCED = re.compile(r"Aperio[^\n]*\n[^\n]*->")  # "4443x3567 (256x256) -> 2221x1783"
+LEVEL = re.compile(r"level=(\d+)")  # Ventana: "level=0 mag=40"
+OME_FILES = re.compile(r'<UUID\b[^>]*\bFileName="([^"]*)"')
+OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r'\bSize([XYCZT])="(\d+)"')
+IMAGEJ_PLANES = re.compile(r"ImageJ=.*\nimages=(\d+)")
+TIFFFILE_SHAPE = re.compile(r'"shape": \[([\d, ]+)\].*"truncated": true')
+# How many times smaller a page may be than another and still be the slide: scanners tile the slide and not its macro
+# photograph, a slide in colour may have a grey mask, and a page that is marked as a reduced copy seldom is the slide.
+TILED_WEIGHT, COLOUR_WEIGHT, REDUCED_WEIGHT = 16, 4, 1 / 16
+COPY_TIMES, COPY_SHAPE = 3.9, 0.02  # a page of the same shape with fewer than 1/3.9 of the pixels is a copy
+ICON_PX = 32  # pages with no longer side are icons, whose sizes tell nothing: the first one counts
+RIVAL_TIMES = 4  # a page like the slide with at least 1/4 of its pixels may be another section
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page or SubIFD, described by its small tags."""
+
+    directory: Directory
+    width_px: int
+    height_px: int
+    samples: int
+    channel: bool  # one band of 8 bits or more without a palette: it may be one channel of several
+    tiled: bool
+    reduced: bool  # marked as a copy in a lower resolution
+    name: str  # "label", "macro", "mask", …; empty: it may be the slide
+
+    @property
+    def area_px(self) -> int:
+        """Width times height."""
+        return self.width_px * self.height_px
+
+    @property
+    def weight(self) -> float:
+        """The page with the largest weight is the slide."""
+        tiled, colour = TILED_WEIGHT if self.tiled else 1, COLOUR_WEIGHT if self.samples > 2 else 1
+        return self.area_px * tiled * colour * (REDUCED_WEIGHT if self.reduced else 1)
+
+    def copies(self, other: "Page") -> bool:
+        """Return whether this page has the shape of the other and is a good deal smaller."""
+        height_px = self.width_px * other.height_px / other.width_px
+        same_shape = abs(self.height_px - height_px) <= max(1, COPY_SHAPE * height_px)
+        return same_shape and self.area_px * COPY_TIMES <= other.area_px
+
+    def may_be_slide(self, best: "Page") -> bool:
+        """Return whether this page may be the slide, or a part of it, beside the one that was chosen."""
+        alike = self.tiled == best.tiled and self.samples == best.samples
+        return not self.reduced and self.area_px * (RIVAL_TIMES if alike else 1) >= best.area_px
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The directory of the slide, and the codes that the report carries about it."""
+
+    directory: Directory
+    notes: tuple[Reason, ...] = ()
+
+
+def choose(found: Directories, path: Path) -> Choice:
+    """Return the directory of a file that is the slide.
+
+    Raises:
+        CodecUnsupported: No page is a slide, or the slide is spread over pages or files.
+        SlideUnreadable: The slide's directory cannot be read.
+        ValueError: The first directory cannot be read.
+    """
+    description = found.text(found.all[0], DESCRIPTION, MAX_DESCRIPTION_BYTES)
+    if len(files := set(OME_FILES.findall(description))) > 1 or "<BinaryOnly" in description:
+        raise CodecUnsupported(
+            f"an OME-TIFF of {max(len(files), 2)} or more files is not supported; save the slide as one file"
+        )
+    pages, broken = _pages(found, path)
+    images = [page for page in pages if not page.name]
+    if not images and pages and pages[0].name != MASK:
+        raise CodecUnsupported(f"the file has no slide, only its {pages[0].name} ({_place(pages[0].directory)})")
+    if not images:  # a mask alone, or nothing that is a page
+        return Choice(found.all[0], (Reason.PAGES_UNREAD,) if broken else ())
+    if broken and all(page.reduced for page in images):
+        raise SlideUnreadable(f"the slide's directory cannot be read, only those of reduced copies can; {broken}")
+    return _largest(images, broken, description)
+
+
+def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
+    """Return the page of the largest weight that is no copy of another one.
+
+    `description` is that of the first page. Raises CodecUnsupported if the page is only a part of the slide.
+    """
+    originals = [page for page in images if not any(page.copies(other) for other in images)]
+    best = max(originals, key=lambda page: page.weight)  # the first of equals
+    if max(best.width_px, best.height_px) <= ICON_PX:
+        best = images[0]
+    rivals = [page for page in originals if page is not best and page.may_be_slide(best)]
+    same = [page for page in rivals if (page.width_px, page.height_px) == (best.width_px, best.height_px)]
+    planes = max(_planes(description, best), 1 + sum(page.channel for page in same))
+    if best.channel and planes > 1:
+        raise CodecUnsupported(
+            f"{planes} images of {best.width_px:,} x {best.height_px:,} px with one band each are channels, focal "
+            "planes or time points, which are not supported; save the slide as one RGB page"
+        )
+    contradicted = best.reduced and not all(page.reduced for page in images)
+    notes = {
+        Reason.OTHER_PAGE: bool(best.directory.page or best.directory.subifd),
+        Reason.SEVERAL_PAGES: bool(rivals) or planes > 1 or contradicted,
+        Reason.PAGES_UNREAD: bool(broken),
+    }
+    return Choice(best.directory, tuple(note for note, holds in notes.items() if holds))
+
+
+def _planes(description: str, page: Page) -> int:
+    """Return the number of images of a page's size that the first page's description states.
+
+    It may be that of OME, ImageJ or tifffile.
+    """
+    planes = 1
+    for pixels in OME_PIXELS.findall(description):
+        size = {axis: int(length) for axis, length in OME_SIZE.findall(pixels)}
+        if (size.get("X"), size.get("Y")) == (page.width_px, page.height_px):
+            planes = max(planes, size.get("C", 1) * size.get("Z", 1) * size.get("T", 1) // page.samples)
+    if (found := IMAGEJ_PLANES.match(description)) is not None:
+        planes = max(planes, int(found[1]))
+    if (found := TIFFFILE_SHAPE.search(description)) is not None:
+        planes = max(planes, math.prod(map(int, found[1].split(","))) // (page.area_px * page.samples))
+    return planes
+
+
+def _pages(found: Directories, path: Path) -> tuple[list[Page], str]:
+    """Return the pages that can be read, and why others cannot be (empty: all can).
+
+    Raises SlideUnreadable or ValueError for the first directory: if it is broken, the slide is.
+    """
+    pages, broken = list[Page](), found.broken
+    for directory in found.all:
+        has_data = any(table[0] in directory.entries for table in (STRIP_TABLE, TILE_TABLE))
+        if not has_data and SUBIFDS in directory.entries:
+            continue  # it only holds others
+        try:
+            pages.append(_page(found, directory, path))
+        except (OSError, ValueError, struct.error, SlideUnreadable) as error:
+            if directory is found.all[0]:
+                raise
+            broken = f"{_place(directory)}: {one_line(error)}"
+    return pages, broken
+
+
+def _page(found: Directories, directory: Directory, path: Path) -> Page:
+    """Return a page, whose size the file can hold. Raises SlideUnreadable or ValueError."""
+    width, height = found.number(directory, WIDTH, 0), found.number(directory, HEIGHT, 0)
+    samples, bits = found.number(directory, SAMPLES_PER_PIXEL, 1), found.number(directory, BITS_PER_SAMPLE, 1)
+    expansion = MAX_EXPANSION if found.number(directory, COMPRESSION, 1) in BOUND_CODECS else MAX_EXPANSION_UNBOUND
+    check_size(width, height, samples * bits, path, expansion)
+    photometric = found.number(directory, PHOTOMETRIC, BLACK_IS_ZERO)
+    return Page(
+        directory,
+        width,
+        height,
+        max(samples, 1),
+        channel=samples == 1 and bits >= 8 and photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO),
+        tiled=TILE_WIDTH in directory.entries,
+        reduced=_reduced(found, directory),
+        name=_name(found, directory, photometric),
+    )
+
+
+def _reduced(found: Directories, directory: Directory) -> bool:
+    """Return whether a page is marked as a copy in a lower resolution."""
+    description = found.text(directory, DESCRIPTION, MAX_NAME_BYTES)
+    if found.number(directory, NEW_SUBFILE_TYPE, 0) & REDUCED_BIT or APERIO_REDUCED.match(description) is not None:
+        return True
+    level = LEVEL.search(description)
+    return found.number(directory, SUBFILE_TYPE, 0) == OLD_REDUCED or (level is not None and int(level[1]) > 0)
+
+
+def _name(found: Directories, directory: Directory, photometric: int) -> str:
+    """Return what a page is if it is not the slide, else an empty string."""
+    for code in (DESCRIPTION, PAGE_NAME):
+        if (named := NAMED.match(found.text(directory, code, MAX_NAME_BYTES))) is not None:
+            return named[1].lower()
+    if found.number(directory, NEW_SUBFILE_TYPE, 0) & MASK_BIT or photometric == MASK_PHOTOMETRIC:
+        return MASK
+    return "macro" if found.decimal(directory, SOURCE_LENS) < 0 else ""  # Hamamatsu: -1 macro, -2 map
+
+
+def _place(directory: Directory) -> str:
+    return ", SubIFD ".join([f"page {directory.page}", *map(str, directory.subifd)])
