@@ -12,7 +12,7 @@ import pyvips
 
 from clotkit.config import TilingConfig
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.tiff import SegmentTable
+from clotkit.slides.table import SegmentTable
 from clotkit.tiling.marks import marks
 
 THRESHOLDS, SHARES, MIN_TISSUE = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clotkit.slides.index import TileIndex, background_bytes, slide_index, verified_index
 from clotkit.slides.reader import open_slide
-from clotkit.slides.tiff import SegmentTable
+from clotkit.slides.table import SegmentTable
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tissue import sample_background
 

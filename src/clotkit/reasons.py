@@ -22,6 +22,9 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it
     NO_TISSUE = "no_tissue"  # sound, but nothing differs from the background
     STORE = "store"  # it could not be read from an object store
+    SPARSE = "sparse"  # tiles or strips are absent from the file: they show the background
+    TABLE_COMPLETED = "table_completed"  # sizes of tiles or strips were missing or wrong, and follow from their places
+    DECODERS_DISAGREE = "decoders_disagree"  # two decoders read other pixels; one was chosen by a rule
     # The run.
     DEADLINE = "deadline"  # the deadline passed before its turn
     NO_MEMBER = "no_member"  # no member could be loaded

@@ -5,41 +5,52 @@ A segment is a tile or a strip of the file. Each one is decoded once as long as 
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
+from clotkit.reasons import Reason
 from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, downsampled_tile, padded
-from clotkit.slides.segments import Segments
-from clotkit.slides.tiff import SegmentTable
+from clotkit.slides.table import SegmentTable
 
 CACHE_BYTES = 2**22  # downsampled segments: about one row of them, for tiles that do not match the file's tile grid
 
 
-class DirectSlide:
-    """A plain TIFF whose segments are decoded directly.
+class SegmentReader(Protocol):
+    """The decoded tiles or strips of one file."""
 
-    A tiled file gives random access; a file in strips is read in one pass.
+    table: SegmentTable
+    codes: tuple[Reason, ...]  # what was chosen by a rule
+
+    def decode(self, row: int, column: int, background: Colour) -> Pixels:
+        """Return one segment that is not absent; see `segments.Segments.decode`."""
+        ...
+
+    def rows(self, number: int, first: int, count: int) -> Pixels:
+        """Return rows of a strip that is too large to be decoded at once."""
+        ...
+
+
+class DirectSlide:
+    """A TIFF whose segments are decoded one by one.
+
+    A tiled file gives random access; a file in strips is read in one pass. Absent segments show the background.
     """
 
-    decoder = "direct"
-
-    def __init__(self, path: Path, table: SegmentTable, width_px: int, height_px: int) -> None:
-        """Open the slide.
-
-        Raises:
-            SlideUnreadable: The file cannot be opened.
-        """
-        self.width_px, self.height_px = width_px, height_px
+    def __init__(self, segments: SegmentReader, size_px: tuple[int, int], decoder: str = "direct") -> None:
+        """Read from `segments`; `decoder` is the name in reports, `size_px` the slide's width and height."""
+        self.decoder, (self.width_px, self.height_px) = decoder, size_px
         self.facts: dict[str, Any] = {}
-        self.table: SegmentTable | None = table
-        self._table = table
-        self.sequential = not table.tiled
-        self._segments = Segments(path, table, width_px, height_px)
+        self._table = segments.table
+        self.table: SegmentTable | None = self._table if self._table.planes == 1 else None
+        self.sequential = not self._table.tiled
+        self.codes = tuple(dict.fromkeys((*self._table.codes, *segments.codes)))
+        self._segments = segments
+        self._absent = (self._table.counts == 0).reshape(self._table.planes, *self._table.grid).all(axis=0)
         self._cache: OrderedDict[tuple[int, int, int, Colour], Pixels] = OrderedDict()
-        self._strip: tuple[int, Pixels] | None = None
+        self._strip: tuple[int, Colour, Pixels] | None = None
         self._cached_bytes = 0
 
     def tiles(
@@ -48,17 +59,19 @@ class DirectSlide:
         """Yield tiles; see `reader.Slide.tiles`."""
         size = (self.width_px, self.height_px)
         if self.sequential:
-            strip = self._table.height_px
-            yield from tiles_in_one_pass(self._rows, size, xy, tile_px, downsample, background, strip)
+            strip = 0 if self._table.row_by_row else self._table.height_px
+            yield from tiles_in_one_pass(
+                partial(self._rows, background), size, xy, tile_px, downsample, background, strip
+            )
         elif self._table.width_px % downsample == 0 == self._table.height_px % downsample:
             for x, y in xy:
                 yield self._region(x // downsample, y // downsample, tile_px, tile_px, downsample, background)
         else:
             for corner in xy:
-                yield downsampled_tile(self._whole, size, corner, tile_px, downsample, background)
+                yield downsampled_tile(partial(self._whole, background), size, corner, tile_px, downsample, background)
 
-    def _whole(self, x: int, y: int, width: int, height: int) -> Pixels:
-        return self._region(x, y, width, height, 1, (0, 0, 0))
+    def _whole(self, background: Colour, x: int, y: int, width: int, height: int) -> Pixels:
+        return self._region(x, y, width, height, 1, background)
 
     def _region(self, left: int, top: int, width: int, height: int, downsample: int, background: Colour) -> Pixels:
         """Return a region of the downsampled slide, uint8[height, width, 3], assembled from segments.
@@ -67,9 +80,11 @@ class DirectSlide:
         """
         across, down = self._table.width_px // downsample, self._table.height_px // downsample  # segment size
         region = blank(width, height, background)
-        rows, columns = self._table.counts.shape
+        rows, columns = self._table.grid
         for row in range(top // down, min(-(-(top + height) // down), rows)):
             for column in range(left // across, min(-(-(left + width) // across), columns)):
+                if self._absent[row, column]:
+                    continue
                 segment = self._segment(row, column, downsample, background)
                 y, x = row * down - top, column * across - left  # the segment's corner in the region, may be outside
                 part = segment[max(0, -y) : height - y, max(0, -x) : width - x]
@@ -82,33 +97,38 @@ class DirectSlide:
         if (segment := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
             return segment
-        segment = box_mean(padded(self._segments.decode(row, column), downsample, background), downsample)
+        segment = box_mean(padded(self._segments.decode(row, column, background), downsample, background), downsample)
         self._cache[key] = segment
         self._cached_bytes += segment.nbytes
         while self._cached_bytes > CACHE_BYTES:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
-    def _rows(self, first: int, count: int) -> Pixels:
+    def _rows(self, background: Colour, first: int, count: int) -> Pixels:
         """Return rows of a slide in strips; the last decoded strip is kept."""
         side = self._table.height_px
         numbers = range(first // side, -(-(first + count) // side))
         if len(numbers) == 1:
-            return self._part(numbers[0], first, count)
+            return self._part(background, numbers[0], first, count)
         rows = np.empty((count, self.width_px, 3), np.uint8)
         done = 0
         for number in numbers:
-            part = self._part(number, first, count)
+            part = self._part(background, number, first, count)
             rows[done : done + len(part)] = part
             done += len(part)
         return rows
 
-    def _part(self, number: int, first: int, count: int) -> Pixels:
+    def _part(self, background: Colour, number: int, first: int, count: int) -> Pixels:
         """Return the rows of [first, first + count) that lie in one strip.
 
         The array is valid until the next strip is decoded.
         """
-        if self._strip is None or self._strip[0] != number:
-            self._strip = (number, self._segments.decode(number, 0))
         top = number * self._table.height_px
-        return self._strip[1][max(first - top, 0) : first + count - top]
+        begin, end = max(first - top, 0), min(first + count - top, self._table.height_px, self.height_px - top)
+        if self._absent[number, 0]:
+            return blank(self.width_px, end - begin, background)
+        if self._table.row_by_row:
+            return self._segments.rows(number, begin, end - begin)
+        if self._strip is None or self._strip[:2] != (number, background):
+            self._strip = (number, background, self._segments.decode(number, 0, background))
+        return self._strip[2][begin:end]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from clotkit.slides.pixels import Colour, box_sums
 from clotkit.slides.reader import Slide
-from clotkit.slides.tiff import SegmentTable
+from clotkit.slides.table import SegmentTable
 
 Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
 Distance = Callable[[int, int], int]  # tile (row, column) -> largest distance from the background, grey levels
@@ -90,7 +90,7 @@ def verified_index(table: SegmentTable, distance: Distance, max_distance: float)
     if not table.tiled or table.width_px != table.height_px or table.codec not in CONTENT_SIZED_CODECS:
         return None
     known: dict[tuple[int, int], int] = {}
-    mode, limit = background_bytes(counts.ravel())
+    mode, limit = background_bytes(counts[counts > 0])  # absent tiles, of 0 bytes, are background
     for _ in range(MAX_LOWERINGS):
         wanted = counts > limit
         if 1 - wanted.mean() < MIN_SKIPPED:

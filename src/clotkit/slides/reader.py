@@ -22,8 +22,9 @@ from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.direct import DirectSlide
 from clotkit.slides.limits import MAX_EXPANSION, check_size
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
-from clotkit.slides.segments import codecs
-from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, SegmentTable, read_layout
+from clotkit.slides.segments import Segments, codecs
+from clotkit.slides.table import SegmentTable
+from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 
 COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
 MAX_ROTATED_PX = 2**25  # in strips: libvips rotates these in memory, 100 MB; more would go to a temporary file
@@ -75,14 +76,16 @@ def open_slide(path: Path) -> Slide:
         except SlideError as error:
             raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
     slide = _open(path, layout)
-    slide.facts = layout.facts
+    notes = list(dict.fromkeys([*layout.facts.get("notes", ()), *getattr(slide, "codes", ())]))
+    slide.facts = layout.facts | ({"notes": notes} if notes else {})
     return slide
 
 
 def _open(path: Path, layout: Layout) -> Slide:
     """Open the page that a layout describes. Raises SlideError."""
     if layout.segments is not None and layout.segments.plain and codecs() is not None:
-        return DirectSlide(path, layout.segments, layout.width_px, layout.height_px)
+        segments = Segments(path, layout.segments, layout.width_px, layout.height_px, strict_jpeg)
+        return DirectSlide(segments, (layout.width_px, layout.height_px))
     if (layout.codec is None or layout.codec in VIPS_CODECS) and _vips() is not None:
         return _open_with_vips(path, layout)
     if layout.codec is None:
@@ -126,6 +129,23 @@ def _vips() -> Any:
         return None
     pyvips.cache_set_max(0)  # a cached sequential image returned zeros (libvips issue 3803)
     return pyvips
+
+
+def strict_jpeg(data: bytes) -> Pixels:
+    """Decode a JPEG stream of any sampling with libvips, uint8[h, w, 3].
+
+    Raises:
+        ValueError: It is damaged.
+        CodecUnsupported: libvips is not installed.
+    """
+    vips = _vips()
+    if vips is None:
+        raise CodecUnsupported("libvips, which reads JPEG data with an odd sampling, is not installed")
+    try:
+        image = vips.Image.jpegload_buffer(data, fail_on="warning")
+        return np.asarray(image.numpy(), np.uint8).reshape(image.height, image.width, -1)
+    except vips.Error as error:
+        raise ValueError(one_line(error)) from error
 
 
 class VipsSlide:

@@ -2,21 +2,29 @@
 
 libvips decodes through libtiff and zlib, and builds a pipeline for every region. Handing a segment's bytes straight to
 its codec takes half the time on deflate and JPEG, and lets a reader skip what it does not need. Damage is always
-detected: deflate has its own checksum, an LZW segment must have its exact length, and libjpeg's warnings are errors.
+detected: deflate has its own checksum, an LZW segment must have its length, and libjpeg's warnings are errors.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clotkit.errors import SlideUnreadable, one_line
-from clotkit.slides.pixels import Pixels
-from clotkit.slides.tiff import JPEG, SegmentTable
+from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
+from clotkit.reasons import Reason
+from clotkit.slides.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
+from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.rows import DeflateRows, RawRows, Rows
+from clotkit.slides.table import JPEG, LZW, RAW, SegmentTable
 
-START, END = b"\xff\xd8", b"\xff\xd9"
-ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # APP14 segment; the next byte is the colour transform
+HEAD_BYTES = 2**16  # of a JPEG stream, that its first scan begins in
+COLOUR_SAMPLES = 6  # tiles that are decoded where a JPEG's colour model is in doubt
+# Sampling factors of the luma, with chroma 1 x 1, that simplejpeg decodes.
+SAMPLINGS = {0x11, 0x21, 0x22, 0x12, 0x41, 0x14}
+
+StrictJpeg = Callable[[bytes], Pixels]  # decodes any sampling; raises ValueError for a damaged stream
 
 
 def codecs() -> tuple[Any, Any] | None:
@@ -29,21 +37,16 @@ def codecs() -> tuple[Any, Any] | None:
     return imagecodecs, simplejpeg
 
 
-class Segments:
-    """The segments (tiles or strips) of one file, decoded on request."""
+class SegmentFile:
+    """The tiles or strips of one file, as they are stored."""
 
     def __init__(self, path: Path, table: SegmentTable, width_px: int, height_px: int) -> None:
-        """Open the file; `codecs` must not have returned None.
+        """Open the file.
 
         Raises:
             SlideUnreadable: The file cannot be opened.
         """
-        modules = codecs()
-        assert modules is not None, "codecs() is None"
         self.table, self._path, self._size = table, path, (width_px, height_px)
-        self._codecs, self._jpeg = modules
-        self._buffer: Pixels = np.empty((0, 0, 3), np.uint8)
-        self._head = START + ADOBE + (b"\1" if table.ycbcr else b"\0") + _bare(table.jpeg_tables)
         try:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -54,45 +57,115 @@ class Segments:
         if hasattr(self, "_file"):
             os.close(self._file)
 
-    def decode(self, row: int, column: int) -> Pixels:
-        """Return one segment, uint8[height, width, 3], cropped at the slide's edge.
+    def packed(self, row: int, column: int, most: int | None = None) -> bytes:
+        """Return the bytes of a segment, at most `most`; `row` counts on through the planes."""
+        count = int(self.table.counts[row, column])
+        return os.pread(self._file, count if most is None else min(most, count), int(self.table.offsets[row, column]))
 
-        The array of a strip is valid until the next strip is decoded.
+    def bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Return left, top, width and height of a segment in the slide, without what is beyond its edge."""
+        top, left = row * self.table.height_px, column * self.table.width_px
+        height, width = min(self.table.height_px, self._size[1] - top), min(self.table.width_px, self._size[0] - left)
+        return left, top, width, height
+
+    def damaged(self, row: int, column: int, error: Exception) -> SlideUnreadable:
+        """Return the error for a segment that `error` was raised for."""
+        left, top, _, _ = self.bounds(row, column)
+        kind = "tile" if self.table.tiled else "strip"
+        return SlideUnreadable(f"the {kind} at {left}, {top} px is damaged: {one_line(error, self._path)}")
+
+
+class Segments(SegmentFile):
+    """The segments (tiles or strips) of one plain file, decoded on request."""
+
+    def __init__(
+        self, path: Path, table: SegmentTable, width_px: int, height_px: int, strict_jpeg: StrictJpeg | None = None
+    ) -> None:
+        """Open the file; `codecs` must not have returned None.
+
+        Raises:
+            SlideUnreadable: The file cannot be opened.
+        """
+        modules = codecs()
+        assert modules is not None, "codecs() is None"
+        super().__init__(path, table, width_px, height_px)
+        self._codecs, self._jpeg = modules
+        self._strict_jpeg = strict_jpeg
+        self._buffer: Pixels = np.empty((0, 0, 3), np.uint8)
+        self._rows: tuple[int, Rows] | None = None
+        self.codes: tuple[Reason, ...] = ()
+        self._ycbcr, self._as_told = table.ycbcr, True
+        if table.codec == JPEG:
+            self._choose_colours()
+        self._head = START + ADOBE + (b"\1" if self._ycbcr else b"\0") + bare(table.jpeg_tables)
+
+    def decode(self, row: int, column: int, background: Colour) -> Pixels:
+        """Return one segment that is not absent, uint8[height, width, 3], cropped at the slide's edge.
+
+        The array of a strip is valid until the next strip is decoded. `background` is not needed here.
 
         Raises:
             SlideUnreadable: The segment is damaged.
+            CodecUnsupported: It needs a decoder that is not installed.
         """
-        table = self.table
-        top, left = row * table.height_px, column * table.width_px
-        height, width = min(table.height_px, self._size[1] - top), min(table.width_px, self._size[0] - left)
-        rows = table.height_px if table.tiled else height  # only the last strip may be shorter
-        packed = os.pread(self._file, int(table.counts[row, column]), int(table.offsets[row, column]))
-        kind = "tile" if table.tiled else "strip"
+        _, _, width, height = self.bounds(row, column)
+        rows = self.table.height_px if self.table.tiled else height  # only the last strip may be shorter
         try:
-            pixels = self._unpack(packed, rows)
+            pixels = self._unpack(self.packed(row, column), (rows, self.table.width_px, 3), (height, width))
         except (ValueError, RuntimeError) as error:
-            reason = one_line(error, self._path)
-            raise SlideUnreadable(f"the {kind} at {left}, {top} px is damaged: {reason}") from error
+            raise self.damaged(row, column, error) from error
         return pixels[:height, :width]
 
-    def _unpack(self, packed: bytes, rows: int) -> Pixels:
-        """Return a whole segment of `rows` rows.
+    def rows(self, number: int, first: int, count: int) -> Pixels:
+        """Return rows of a strip that is too large to be decoded at once.
+
+        Raises:
+            SlideUnreadable: The strip is damaged.
+        """
+        if self._rows is None or self._rows[0] != number:
+            self._rows = (number, self._open_rows(number))
+        try:
+            return self._rows[1].rows(first, count)
+        except ValueError as error:
+            raise self.damaged(number, 0, error) from error
+
+    def _open_rows(self, number: int) -> Rows:
+        table, (_, _, width, height) = self.table, self.bounds(number, 0)
+        start, size = int(table.offsets[number, 0]), int(table.counts[number, 0])
+
+        def read(offset: int, count: int) -> bytes:
+            return os.pread(self._file, max(0, min(count, size - offset)), start + offset)
+
+        return RawRows(read, width) if table.codec == RAW else DeflateRows(read, width, height, table.predictor)
+
+    def _unpack(self, packed: bytes, shape: tuple[int, int, int], needed: tuple[int, int]) -> Pixels:
+        """Return a whole segment of `shape`; a JPEG may have another size if it covers the `needed` pixels.
 
         Raises:
             ValueError: The data do not hold so many rows.
             RuntimeError: A codec cannot decode the data.
         """
         table = self.table
-        shape = (rows, table.width_px, 3)
         if table.codec == JPEG:
-            return self._unpack_jpeg(packed, shape)
+            return self._unpack_jpeg(packed, shape, needed)
         pixels = self._empty(shape)
-        if table.codec == 1:
+        if table.codec == RAW:
             _check_length(len(packed), pixels.size, at_least=True)
             return np.frombuffer(packed, np.uint8, pixels.size).reshape(shape)
-        decode = self._codecs.lzw_decode if table.codec == 5 else self._codecs.deflate_decode
-        _check_length(len(decode(packed, out=pixels.reshape(-1))), pixels.size)
+        if table.codec == LZW:
+            _check_length(len(self._codecs.lzw_decode(packed, out=pixels.reshape(-1))), pixels.size)
+        else:
+            self._inflate(packed, pixels)
         return np.asarray(self._codecs.delta_decode(pixels, axis=1, out=pixels)) if table.predictor else pixels
+
+    def _inflate(self, packed: bytes, pixels: Pixels) -> None:
+        """Decode deflate data into `pixels`; more data may follow, up to the checksum of them all."""
+        try:
+            _check_length(len(self._codecs.deflate_decode(packed, out=pixels.reshape(-1))), pixels.size)
+        except (ValueError, RuntimeError):
+            height, width = pixels.shape[:2]
+            whole = DeflateRows(lambda offset, count: packed[offset : offset + count], width, height, predictor=False)
+            pixels[:] = whole.rows(0, height)
 
     def _empty(self, shape: tuple[int, int, int]) -> Pixels:
         """Return a buffer for a segment.
@@ -105,20 +178,63 @@ class Segments:
             self._buffer = np.empty(shape, np.uint8)
         return self._buffer
 
-    def _unpack_jpeg(self, packed: bytes, shape: tuple[int, int, int]) -> Pixels:
-        if packed[:2] != START:
-            raise ValueError("not a JPEG stream")
-        pixels: Pixels = np.asarray(self._jpeg.decode_jpeg(self._head + packed[2:], "RGB", strict=True), np.uint8)
-        if pixels.shape != shape:
-            raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px; {shape[1]} x {shape[0]} expected")
-        return pixels
+    def _unpack_jpeg(self, packed: bytes, shape: tuple[int, int, int], needed: tuple[int, int]) -> Pixels:
+        if self._as_told and packed[:2] == START:
+            try:
+                pixels = self._decoded_jpeg(self._head + packed[2:])
+            except (ValueError, RuntimeError):
+                pixels = None
+            if pixels is not None and pixels.shape == shape:
+                return pixels
+        stream = parse(packed)
+        if stream.height_px < needed[0] or stream.width_px < needed[1]:
+            raise ValueError(f"{stream.width_px} x {stream.height_px} px; {needed[1]} x {needed[0]} expected")
+        return self._decoded_stream(stream, self._ycbcr if self._ycbcr_forced(stream) else bool(stream.shown_ycbcr))
+
+    def _ycbcr_forced(self, stream: Stream) -> bool:
+        """Return whether a stream is decoded in the colours chosen for the file, not in those that it states."""
+        return not self._as_told or stream.shown_ycbcr is None
+
+    def _decoded_stream(self, stream: Stream, ycbcr: bool) -> Pixels:
+        whole = stream.whole(self.table.jpeg_tables, ycbcr)
+        factors = [factor for _, factor in stream.components]
+        if len(factors) == 3 and (factors[0] not in SAMPLINGS or factors[1:] != [0x11, 0x11]):
+            if self._strict_jpeg is None:
+                raise CodecUnsupported("libvips is not installed; it reads JPEG data with an odd sampling")
+            return self._strict_jpeg(whole)
+        return self._decoded_jpeg(whole)
+
+    def _decoded_jpeg(self, data: bytes) -> Pixels:
+        return np.asarray(self._jpeg.decode_jpeg(data, "RGB", strict=True), np.uint8)
+
+    def _choose_colours(self) -> None:
+        """Choose between the colour models that the tag and the streams state, by the pixels if they differ."""
+        places = self._samples()
+        try:
+            stream = parse(self.packed(*places[0], HEAD_BYTES))
+        except ValueError:
+            return  # `decode` says what is wrong
+        if stream.ycbcr is None or stream.ycbcr == self.table.ycbcr:
+            return
+        self._ycbcr, self.codes = stream.ycbcr, (Reason.DECODERS_DISAGREE,)
+        stored = []
+        for place in places:
+            try:
+                stored.append(self._decoded_stream(parse(self.packed(*place)), ycbcr=False).reshape(-1, 3))
+            except (ValueError, RuntimeError, CodecUnsupported):
+                continue
+        if stored and (as_rgb := stored_as_rgb(np.concatenate(stored))) is not None:
+            self._ycbcr = not as_rgb
+        self._as_told = stream.shown_ycbcr in (None, self._ycbcr)
+
+    def _samples(self) -> list[tuple[int, int]]:
+        """Return a few places of segments, from the one with the most bytes to the one with the fewest."""
+        counts, columns = self.table.counts.ravel(), self.table.counts.shape[1]
+        order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        chosen = order[np.unique(np.linspace(0, len(order) - 1, COLOUR_SAMPLES).astype(int))]
+        return [(int(i) // columns, int(i) % columns) for i in chosen]
 
 
 def _check_length(size: int, expected: int, at_least: bool = False) -> None:
     if size < expected or (size > expected and not at_least):
         raise ValueError(f"{size:,} bytes of pixels; {expected:,} expected")
-
-
-def _bare(tables: bytes) -> bytes:
-    """Return the tables of an abbreviated JPEG stream without its start and end markers."""
-    return tables[2:-2] if tables[:2] == START and tables[-2:] == END else tables

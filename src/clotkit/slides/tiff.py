@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
@@ -19,19 +18,15 @@ from clotkit.slides.directories import (
     EXTRA_SAMPLES,
     FILL_ORDER,
     HEIGHT,
-    JPEG_TABLES,
     ORIENTATION,
     PHOTOMETRIC,
     PLANAR_CONFIG,
     PREDICTOR,
-    ROWS_PER_STRIP,
     SAMPLE_FORMAT,
     SAMPLES_PER_PIXEL,
-    STRIP_TABLE,
     TAGS,
     TIFF_MAGIC,
     TILE_HEIGHT,
-    TILE_TABLE,
     TILE_WIDTH,
     WIDTH,
     Directories,
@@ -39,6 +34,7 @@ from clotkit.slides.directories import (
 )
 from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
 from clotkit.slides.pages import Choice, choose
+from clotkit.slides.table import Encoding, SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
@@ -71,27 +67,6 @@ OTHER_CODECS = {
 PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
 
-# slides.segments decodes plain 8-bit RGB in these codecs, in segments of a bounded size.
-PLAIN_CODECS = {1, 5, 7, 8, 32946}
-RGB, YCBCR, JPEG = 2, 6, 7
-MAX_SEGMENT_BYTES = 48 * 2**20  # decoded; 128 rows of the widest slide are 39 MB
-
-
-@dataclass(frozen=True)
-class SegmentTable:
-    """The tiles or strips of a page: their places in the file and their encoding."""
-
-    tiled: bool
-    plain: bool  # 8-bit RGB that slides.segments can decode
-    codec: int  # TIFF compression tag
-    predictor: bool  # horizontal differencing, to be undone after decoding
-    ycbcr: bool  # JPEG data are YCbCr, else RGB
-    jpeg_tables: bytes
-    width_px: int  # of a segment: a tile's width, or the slide's for strips
-    height_px: int  # of a segment
-    offsets: npt.NDArray[np.int64]  # [rows, columns] byte offset in the file
-    counts: npt.NDArray[np.int64]  # [rows, columns] compressed bytes
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -104,6 +79,7 @@ class Layout:
     height_px: int = 0
     orientation: int = 1  # the TIFF tag; 1: upright
     segments: SegmentTable | None = None  # None if the table is incomplete
+    encoding: Encoding | None = None
     page: int = 0  # the directory's number in the file's main chain
     subifd: tuple[int, ...] = ()  # its numbers in the SubIFDs below that page, one a level; empty: the page itself
     notes: tuple[Reason, ...] = ()  # what the report says about the choice of the page
@@ -148,8 +124,8 @@ def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
         SlideUnreadable: The header is one that no slide has.
         CodecUnsupported: The samples are of a kind that no decoder here reads.
     """
-    codec, samples = _one(tags, COMPRESSION, 1), _one(tags, SAMPLES_PER_PIXEL, 1)
-    width, height = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0)
+    codec, samples = first_value(tags, COMPRESSION, 1), first_value(tags, SAMPLES_PER_PIXEL, 1)
+    width, height = first_value(tags, WIDTH, 0), first_value(tags, HEIGHT, 0)
     depths = tags.get(BITS_PER_SAMPLE, np.ones(1, np.int64))[: max(samples, 1)]
     bits, kind = int(depths.max(initial=1)), int(tags.get(SAMPLE_FORMAT, np.ones(1, np.int64)).max(initial=1))
     check_size(width, height, samples * bits, path, MAX_EXPANSION if codec in BOUND_CODECS else MAX_EXPANSION_UNBOUND)
@@ -160,62 +136,32 @@ def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
             "unsigned samples of 8 or 16 bits are, and of 1, 2 or 4 bits with one per pixel"
         )
     tiled = TILE_WIDTH in tags
-    if tiled and not 0 < (area := _one(tags, TILE_WIDTH, 0) * _one(tags, TILE_HEIGHT, 0)) <= MAX_TILE_PX:
+    if tiled and not 0 < (area := first_value(tags, TILE_WIDTH, 0) * first_value(tags, TILE_HEIGHT, 0)) <= MAX_TILE_PX:
         raise SlideUnreadable(f"a tile has {area:,} px; {MAX_TILE_PX:,} px are allowed")
-    extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), _one(tags, ORIENTATION, 1)
+    extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), first_value(tags, ORIENTATION, 1)
     plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
-    segments = _segments(tags, plain, path.stat().st_size)
-    alpha, where = extra[:1].tolist() != [0], choice.directory
-    return Layout(codec, tiled, alpha, width, height, orientation, segments, where.page, where.subifd, choice.notes)
-
-
-def _one(tags: Tags, code: int, default: int) -> int:
-    """Return the first value of a tag."""
-    return int(tags[code][0]) if len(tags.get(code, ())) else default
-
-
-def _segments(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | None:
-    """Return the segments of a page with interleaved samples, or None without a complete table of them.
-
-    Raises:
-        SlideUnreadable: The segments extend beyond the end of the file.
-    """
-    width, height, tiled = _one(tags, WIDTH, 0), _one(tags, HEIGHT, 0), TILE_WIDTH in tags
-    strip = (width, min(_one(tags, ROWS_PER_STRIP, height), height))
-    side = (_one(tags, TILE_WIDTH, 0), _one(tags, TILE_HEIGHT, 0)) if tiled else strip
-    if min(side) < 1 or _one(tags, PLANAR_CONFIG, 1) != 1:
-        return None
-    shape = (-(-height // side[1]), -(-width // side[0]))
-    offsets, counts = (tags.get(code) for code in (TILE_TABLE if tiled else STRIP_TABLE))
-    if offsets is None or counts is None or not len(offsets) == len(counts) == shape[0] * shape[1]:
-        return None
-    if counts.min() < 1 or offsets.min() < 8:
-        return None
-    if (end := int((offsets + counts).max())) > file_bytes:
-        raise SlideUnreadable(
-            f"the file is cut short: it ends at byte {file_bytes:,}; its pixels should reach byte {end:,}"
-        )
-    codec = _one(tags, COMPRESSION, 1)
-    return SegmentTable(
-        tiled=tiled,
-        plain=plain and _packed_plainly(tags) and side[0] * side[1] * 3 <= MAX_SEGMENT_BYTES,
+    segments, where = segment_table(tags, plain, path.stat().st_size), choice.directory
+    encoding = Encoding(
         codec=codec,
-        predictor=_one(tags, PREDICTOR, 1) == 2,
-        ycbcr=_one(tags, PHOTOMETRIC, 0) == YCBCR,
-        jpeg_tables=tags[JPEG_TABLES].astype(np.uint8).tobytes() if codec == JPEG and JPEG_TABLES in tags else b"",
-        width_px=side[0],
-        height_px=side[1],
-        offsets=offsets.reshape(shape),
-        counts=counts.reshape(shape),
+        bits=bits,
+        samples=samples,
+        photometric=first_value(tags, PHOTOMETRIC, 1),
+        planar=first_value(tags, PLANAR_CONFIG, 1) == 2 and samples > 1,
+        predictor=first_value(tags, PREDICTOR, 1),
+        lsb_first=first_value(tags, FILL_ORDER, 1) == 2,
+        alpha=extra[:1].tolist() != [0],
+        tags=tags,
     )
-
-
-def _packed_plainly(tags: Tags) -> bool:
-    """Return whether `slides.segments` decodes this codec, colour model and packing.
-
-    The page must have three 8-bit samples per pixel.
-    """
-    codec, photometric, predictor = _one(tags, COMPRESSION, 1), _one(tags, PHOTOMETRIC, 0), _one(tags, PREDICTOR, 1)
-    colours = photometric in (RGB, YCBCR) if codec == JPEG else photometric == RGB
-    packing = predictor == 1 or (predictor == 2 and codec not in (1, JPEG))
-    return codec in PLAIN_CODECS and colours and packing and _one(tags, FILL_ORDER, 1) == 1
+    return Layout(
+        codec,
+        tiled,
+        encoding.alpha,
+        width,
+        height,
+        orientation,
+        segments,
+        encoding,
+        where.page,
+        where.subifd,
+        choice.notes,
+    )
