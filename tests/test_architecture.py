@@ -89,9 +89,9 @@ HOMES: dict[str, set[str]] = {
         "clotkit.kaggle.credentials",
     },  # the second: only where it looks
     "kaggle": set(),
-    "requests": {"clotkit.kaggle.client"},
+    "requests": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},  # the second: only the exceptions
     "urllib": {"clotkit.kaggle.client"},
-    "urllib3": {"clotkit.kaggle.client"},
+    "urllib3": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},
     "http": set(),
     "socket": {"clotkit.training.rendezvous"},
 }

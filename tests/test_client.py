@@ -24,6 +24,7 @@ import pytest
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, SplitError, UsageError
 from clotkit.kaggle import client as module
+from clotkit.kaggle import failures
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credentials
 from clotkit.kaggle.public import download, fetch_public_split
@@ -278,7 +279,7 @@ def test_gives_up_when_kaggle_stays_busy(server: KaggleServer, client: Kaggle, w
     server.faults.add(Fault("ListDataFiles", "status", None, status=429, headers={"Retry-After": "86400"}))
     with remote_error(RemoteKind.BUSY, "429"):
         client.sizes("some-comp")
-    assert waits == [module.LONGEST_WAIT_S + 0.5] * (module.TRIES - 1)
+    assert waits == [failures.LONGEST_WAIT_S + 0.5] * (module.TRIES - 1)
 
 
 def test_a_truncated_body_is_tried_again_and_leaves_nothing(

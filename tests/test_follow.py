@@ -461,7 +461,7 @@ def test_a_score_that_never_comes_is_one_line(
 ) -> None:
     server.submission_polls = 10**9
     ref = submit(client, strip_ai, over)
-    with remote_error(RemoteKind.TIMEOUT, "PENDING", "13 hours"):
+    with remote_error(RemoteKind.TIMEOUT, "PENDING", "13.0 hours"):
         submissions.follow(client, strip_ai, ref, tmp_path, print, clock)
 
 

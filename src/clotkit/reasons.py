@@ -78,6 +78,10 @@ class RemoteKind(StrEnum):
     MISMATCH = "mismatch"  # Kaggle has, lists or sent something other than expected
     UNSAFE = "unsafe"  # a file name or an address that is refused here
     DISK = "disk"  # a file cannot be written here
+    PROXY = "proxy"  # a proxy on the way to Kaggle refuses, cannot be reached, or has an address that is none
+    CERTIFICATE = "certificate"  # the certificate that came is not trusted here
+    TAKEN = "taken"  # a name that something else on Kaggle has already
+    NO_TOTAL = "no_total"  # all submissions that a competition ever allows are used up: no day brings more
 
 
 class RehearsalKind(StrEnum):

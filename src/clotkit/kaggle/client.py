@@ -6,6 +6,7 @@ A read is repeated when it fails in a way that may pass. A change is repeated on
 its answer is lost, the client first looks up whether Kaggle has carried it out.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -15,8 +16,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from clotkit import __version__
 from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, UsageError
 from clotkit.kaggle.credentials import Credentials
+from clotkit.kaggle.failures import Subject, failure
 from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
@@ -46,21 +46,11 @@ TRIES = 5  # of a call, the first included
 CHANGE_TRIES = 3  # of a change, each after a lookup found that the last one had no effect
 LOOKUP_WAITS_S = (2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0)  # before each lookup of a lost change
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of an answer
-LONGEST_WAIT_S = 300.0  # between two tries, whatever Retry-After says
 SHOWN_CHARACTERS = 200  # of a text in a dry run; a longer one is shown as its size and sha256
 
 
 class DryRun(Exception):  # noqa: N818 - not an error: a dry run ends where something would be changed
     """A dry run has shown the request that it would send, and ends here."""
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """The subject of a call, and the meaning of its refusal."""
-
-    name: str  # in messages
-    rules_of: str = ""  # the competition whose rules may not be accepted yet
-    missing_is_403: bool = False  # Kaggle answers 403 for a kernel that does not exist
 
 
 class Kaggle:
@@ -127,7 +117,7 @@ class Kaggle:
         """The user whom the credentials belong to; for a token, Kaggle is asked."""
         if self.credentials.username:
             return self.credentials.username
-        subject = _Subject("the token")
+        subject = Subject("the token")
         answer = self._call(subject, "security", "IntrospectToken", _as_is, token=self.credentials.key)
         if not (answer.get("active") and answer.get("username")):
             raise RemoteError(
@@ -138,8 +128,12 @@ class Kaggle:
     # Datasets
 
     def dataset_status(self, owner: str, slug: str) -> DatasetState:
-        """Return the state of a dataset's newest version; ABSENT if there is no such dataset."""
-        try:
+        """Return the state of a dataset's newest version; ABSENT if there is no such dataset.
+
+        Kaggle answers 404 or 403 for a dataset of somebody else, and 403 for one of one's own that does not exist yet,
+        so such an answer alone decides nothing: Kaggle's record and its list of files do.
+        """
+        with contextlib.suppress(RemoteMissing):
             return self._call(
                 _dataset(owner, slug),
                 "datasets",
@@ -148,8 +142,18 @@ class Kaggle:
                 owner_slug=owner,
                 dataset_slug=slug,
             )
-        except RemoteMissing:
-            return DatasetState.ABSENT
+        record = self.dataset(owner, slug)
+        if record:
+            newest = max(record.get("versions") or [{}], key=lambda one: int(one.get("versionNumber") or 0))
+            shows = "READY" if record.get("currentVersionNumber") else ""
+            return DatasetState.read(str(newest.get("status") or shows))
+        try:
+            listed = owner != self.username and self.dataset_files(owner, slug)
+        except RemoteError as error:
+            if error.kind not in (RemoteKind.MISSING, RemoteKind.FORBIDDEN):
+                raise
+            listed = []
+        return DatasetState.READY if listed else DatasetState.ABSENT
 
     def dataset(self, owner: str, slug: str) -> Answer:
         """Return Kaggle's record of a dataset (currentVersionNumber, versions, …); empty if there is none."""
@@ -168,25 +172,25 @@ class Kaggle:
             return [(str(file["name"]), int(file.get("totalBytes", 0))) for file in answer.get("datasetFiles", [])]
 
         fields = {"owner_slug": owner, "dataset_slug": slug}
-        return self._list(_dataset(owner, slug), "datasets", "ListDatasetFiles", read, **fields)
+        return self._list(Subject(f"dataset {owner}/{slug}"), "datasets", "ListDatasetFiles", read, **fields)
 
     def dataset_file(self, owner: str, slug: str, name: str, out: Path) -> None:
         """Fetch one file of a dataset's newest version to `out`. Raises RemoteMissing if there is none."""
         fields = {"owner_slug": owner, "dataset_slug": slug, "file_name": name}
         self._retry(
-            _Subject(f"dataset {owner}/{slug}, {name}"),
+            Subject(f"dataset {owner}/{slug}, {name}", missing_is_403=True),
             functools.partial(self._download, "datasets", "DownloadDataset", fields, out),
         )
 
     def create_dataset(self, lookup: Lookup, files: list[Answer], **fields: Any) -> Answer:
         """Create a dataset of uploaded `files` [{"token": …}]; `lookup` finds it if the answer is lost."""
-        subject = _Subject("the new dataset")
+        subject = Subject("the new dataset")
         return self._change(subject, "datasets", "CreateDataset", lookup, {**fields, "files": files})
 
     def create_dataset_version(self, owner: str, slug: str, lookup: Lookup, body: Answer) -> Answer:
         """Create a new version of a dataset; `body` has versionNotes and all its files, in Kaggle's spelling."""
         fields = {"owner_slug": owner, "dataset_slug": slug, "body": body}
-        return self._change(_dataset(owner, slug), "datasets", "CreateDatasetVersion", lookup, fields)
+        return self._change(Subject(f"dataset {owner}/{slug}"), "datasets", "CreateDatasetVersion", lookup, fields)
 
     def start_upload(self, name: str, size_bytes: int) -> tuple[str, str]:
         """Announce a file; return its token, which a dataset refers to, and the address to send it to."""
@@ -195,7 +199,7 @@ class Kaggle:
             return str(answer["token"]), self._check_signed(str(answer["createUrl"]))
 
         fields = {"type": "DATASET", "name": name, "content_length": size_bytes}
-        return self._call(_Subject(f"upload of {name}"), "blobs", "StartBlobUpload", read, **fields)
+        return self._call(Subject(f"upload of {name}"), "blobs", "StartBlobUpload", read, **fields)
 
     def put(self, url: str, body: IO[bytes] | bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
         """Send bytes to a signed address, once, and return the status and the headers of the answer.
@@ -227,7 +231,7 @@ class Kaggle:
 
         The script travels in the request's JSON, as `text`; it is no upload.
         """
-        return self._change(_Subject(f"the push of {fields['slug']}"), "kernels", "SaveKernel", lookup, fields)
+        return self._change(Subject(f"the push of {fields['slug']}"), "kernels", "SaveKernel", lookup, fields)
 
     def session_status(self, owner: str, slug: str, version: int) -> tuple[str, str]:
         """Return the status of a kernel's version, a word like RUNNING, and the message of its failure."""
@@ -246,7 +250,7 @@ class Kaggle:
             return [(str(file["fileName"]), self._check_signed(str(file["url"]))) for file in answer.get("files", [])]
 
         fields = _session_fields(owner, slug, version)
-        return self._list(_Subject(f"output of {owner}/{slug}"), "kernels", "ListKernelSessionOutput", read, **fields)
+        return self._list(Subject(f"output of {owner}/{slug}"), "kernels", "ListKernelSessionOutput", read, **fields)
 
     def session_sizes(self, owner: str, slug: str, version: int) -> dict[str, int]:
         """Return the size in bytes of every output file of a kernel's version, by its name; 0 is unknown."""
@@ -255,7 +259,7 @@ class Kaggle:
             return [(str(file["name"]), int(file.get("size") or 0)) for file in answer.get("files", [])]
 
         fields = _session_fields(owner, slug, version)
-        return dict(self._list(_Subject(f"output of {owner}/{slug}"), "kernels", "ListKernelFiles", read, **fields))
+        return dict(self._list(Subject(f"output of {owner}/{slug}"), "kernels", "ListKernelFiles", read, **fields))
 
     def session_log(self, owner: str, slug: str, version: int) -> Iterator[str | None]:
         """Yield the log of a kernel's version from its start, piece by piece as it comes, and None at its end.
@@ -266,7 +270,7 @@ class Kaggle:
 
         url = self._http._get_request_url("kernels/logs/stream", f"{owner}/{slug}")
         pieces, response = self._retry(
-            _Subject(f"log of {owner}/{slug} version {version}"), functools.partial(self._open_log, url, version)
+            Subject(f"log of {owner}/{slug} version {version}"), functools.partial(self._open_log, url, version)
         )
         yield from pieces
         if response is None:
@@ -285,33 +289,33 @@ class Kaggle:
 
     def quota(self) -> Answer:
         """Return the use of the weekly hours: gpuQuota {timeUsed, totalTimeAllowed}, and others."""
-        return self._call(_Subject("the quota"), "kernels", "GetAcceleratorQuotaStatistics", _as_is)
+        return self._call(Subject("the quota"), "kernels", "GetAcceleratorQuotaStatistics", _as_is)
 
     def fetch(self, url: str, out: Path, name: str) -> int:
         """Write the file `name` at a signed address to `out`, and return its size in bytes.
 
         Raises RemoteError if a web page comes in place of a file that is none.
         """
-        return self._retry(_Subject(name), functools.partial(self._get, url, out, name))
+        return self._retry(Subject(name), functools.partial(self._get, url, out, name))
 
     # Competitions
 
     def competition(self, slug: str) -> Answer:
         """Return Kaggle's record of a competition: userHasEntered, deadline, isKernelsSubmissionsOnly, etc."""
-        return self._call(_Subject(slug, slug), "competitions", "GetCompetition", _as_is, competition_name=slug)
+        return self._call(Subject(slug, slug), "competitions", "GetCompetition", _as_is, competition_name=slug)
 
     def limits(self, slug: str) -> Answer:
         """Return the numbers of submissions that are made and allowed: numToday, numAllowedNow, etc."""
-        return self._call(_Subject(slug, slug), "competitions", "GetSubmissionLimits", _as_is, competition_name=slug)
+        return self._call(Subject(slug, slug), "competitions", "GetSubmissionLimits", _as_is, competition_name=slug)
 
     def submit(self, lookup: Lookup, fields: Answer) -> Answer:
         """Submit a kernel's version to a code competition; `lookup` finds it if the answer is lost."""
         slug = str(fields["competition_name"])
-        return self._change(_Subject(slug, slug), "competitions", "CreateCodeSubmission", lookup, fields)
+        return self._change(Subject(slug, slug), "competitions", "CreateCodeSubmission", lookup, fields)
 
     def submission(self, ref: int) -> Answer:
         """Return the submission with Kaggle's number `ref`: status, publicScore (a text), etc."""
-        return self._call(_Subject(f"submission {ref}"), "competitions", "GetSubmission", _as_is, ref=ref)
+        return self._call(Subject(f"submission {ref}"), "competitions", "GetSubmission", _as_is, ref=ref)
 
     def submissions(self, slug: str) -> list[Answer]:
         """Return the user's submissions to a competition, the newest first."""
@@ -319,7 +323,7 @@ class Kaggle:
         def read(answer: Answer) -> list[Answer]:
             return [dict(one) for one in answer.get("submissions", [])]
 
-        subject = _Subject(f"{slug}, submissions", slug)
+        subject = Subject(f"{slug}, submissions", slug)
         return self._list(subject, "competitions", "ListSubmissions", read, competition_name=slug)
 
     def sizes(self, slug: str) -> dict[str, int]:
@@ -328,7 +332,7 @@ class Kaggle:
         def read(answer: Answer) -> list[tuple[str, int]]:
             return [(str(file["name"]), int(file.get("totalBytes", 0))) for file in answer.get("files", [])]
 
-        subject = _Subject(f"{slug}, the list of files", slug)
+        subject = Subject(f"{slug}, the list of files", slug)
         sizes = dict(self._list(subject, "competitions", "ListDataFiles", read, competition_name=slug))
         if not sizes:
             raise RemoteError(
@@ -340,17 +344,17 @@ class Kaggle:
         """Fetch one file of a competition to `out` as it comes, perhaps zipped, and return its size in bytes."""
         fields = {"competition_name": slug, "file_name": name}
         call = functools.partial(self._download, "competitions", "DownloadDataFile", fields, out)
-        return self._retry(_Subject(f"{slug}, {name}", slug), call)
+        return self._retry(Subject(f"{slug}, {name}", slug), call)
 
     # How calls are made
 
-    def _call(self, subject: _Subject, service: str, method: str, read: Callable[[Answer], T], **fields: Any) -> T:
+    def _call(self, subject: Subject, service: str, method: str, read: Callable[[Answer], T], **fields: Any) -> T:
         """Make a call that only reads, with retries, and return what `read` makes of its answer."""
         request = _request(service, method, fields)
         return self._retry(subject, lambda: read(self._send(service, method, request, _Json)))
 
     def _list(
-        self, subject: _Subject, service: str, method: str, read: Callable[[Answer], list[T]], **fields: Any
+        self, subject: Subject, service: str, method: str, read: Callable[[Answer], list[T]], **fields: Any
     ) -> list[T]:
         """Make a call for every page of a listing, and return the entries of all pages."""
 
@@ -371,7 +375,7 @@ class Kaggle:
                 )
             seen.add(token)
 
-    def _change(self, subject: _Subject, service: str, method: str, lookup: Lookup, fields: Answer) -> Answer:
+    def _change(self, subject: Subject, service: str, method: str, lookup: Lookup, fields: Answer) -> Answer:
         """Make a call that must not take effect twice; if its answer is lost, `lookup` finds the result."""
         request = _request(service, method, fields)
         if self.dry:
@@ -395,7 +399,7 @@ class Kaggle:
                 return result
         raise RemoteError(f"{lost} (sent {CHANGE_TRIES} times, without effect)", RemoteKind.UNCLEAR)
 
-    def _look_up(self, subject: _Subject, lookup: Lookup) -> Answer | None:
+    def _look_up(self, subject: Subject, lookup: Lookup) -> Answer | None:
         """Look for the effect of a change until it shows; None if it does not show in time."""
         for pause_s in LOOKUP_WAITS_S:
             self.wait(pause_s)
@@ -415,7 +419,7 @@ class Kaggle:
         with self._client:
             return self._http.call(f"{service}.{SERVICES[service][0]}", method, request, response_type)
 
-    def _retry(self, subject: _Subject, call: Callable[[], T], changes: bool = False) -> T:
+    def _retry(self, subject: Subject, call: Callable[[], T], changes: bool = False) -> T:
         """Make a call, up to TRIES times while that may help; one that `changes`, only if it had no effect."""
         import requests
 
@@ -425,10 +429,10 @@ class Kaggle:
                 return call()
             # The other exceptions are what the library raises on an answer that is not of its API.
             except (requests.RequestException, ValueError, TypeError, KeyError, AttributeError) as error:
-                failure = _failure(error, subject, attempt, self._chance())
-            if failure.pause_s is None or attempt == TRIES or (changes and not failure.no_effect):
-                raise failure.error  # without its cause, whose text may contain a signed address
-            self.wait(failure.pause_s)
+                failed = failure(error, subject, attempt, self._chance())
+            if failed.pause_s is None or attempt == TRIES or (changes and not failed.no_effect):
+                raise failed.error  # without its cause, whose text may contain a signed address
+            self.wait(failed.pause_s)
             attempt += 1
 
     def _download(self, service: str, method: str, fields: Answer, out: Path) -> int:
@@ -486,25 +490,16 @@ class _Json:
         return answer
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A failed try of a call."""
-
-    error: RemoteError
-    pause_s: float | None = None  # before the next try; None: another try cannot help
-    no_effect: bool = False  # the request certainly changed nothing
-
-
 def _as_is(answer: Answer) -> Answer:
     return answer
 
 
-def _dataset(owner: str, slug: str) -> _Subject:
-    return _Subject(f"dataset {owner}/{slug}")
+def _dataset(owner: str, slug: str) -> Subject:
+    return Subject(f"dataset {owner}/{slug}", missing_is_403=True)
 
 
-def _kernel(name: str) -> _Subject:
-    return _Subject(f"kernel {name}", missing_is_403=True)
+def _kernel(name: str) -> Subject:
+    return Subject(f"kernel {name}", missing_is_403=True)
 
 
 def _session_fields(owner: str, slug: str, version: int) -> Answer:
@@ -551,67 +546,3 @@ def _write_body(response: Any, out: Path) -> int:
         for chunk in response.iter_content(CHUNK_BYTES):  # raises if the body is shorter than its Content-Length
             file.write(chunk)
         return file.tell()
-
-
-def _failure(error: Exception, subject: _Subject, attempt: int, chance: float) -> _Failure:
-    """Return what an exception of a try means."""
-    import requests
-    from urllib3.exceptions import NewConnectionError
-
-    backoff_s = 2.0**attempt * (0.5 + chance)
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        error.response.close()
-        return _refusal(error.response, str(error), subject, backoff_s, chance)
-    if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.ChunkedEncodingError):
-        text = f"the connection failed {attempt} times ({type(error).__name__}): check it, then run again"
-        refused = isinstance(getattr(error.args[0] if error.args else None, "reason", None), NewConnectionError)
-        never_sent = refused or isinstance(error, requests.ConnectTimeout)
-        return _Failure(RemoteUnclear(f"{subject.name}: {text}"), backoff_s, no_effect=never_sent)
-    text = f"not an answer of Kaggle's API ({type(error).__name__}), perhaps a web page: run again later"
-    return _Failure(RemoteUnclear(f"{subject.name}: {text}"), backoff_s)
-
-
-def _refusal(response: Any, text: str, subject: _Subject, backoff_s: float, chance: float) -> _Failure:
-    """Return what an answer with an error status means; `text` is what the library says of it."""
-    # A refusal may come as JSON under HTTP 200; the library has read it then.
-    status = response.status_code if response.status_code >= 400 else int(response.json()["code"])
-    text = " ".join(text.partition(" for url: ")[0].split())[:200]  # the address of a file is signed: a secret
-    later = f"{subject.name}: Kaggle answered {status} ({text}): run again later"
-    if status == 429:
-        asked_s = _retry_after_s(response.headers.get("Retry-After", ""))
-        pause_s = backoff_s if asked_s is None else min(asked_s, LONGEST_WAIT_S) + chance
-        error = RemoteError(f"{subject.name}: Kaggle asks to slow down (429): run again later", RemoteKind.BUSY)
-        return _Failure(error, pause_s, no_effect=True)
-    if status in (408, 500, 502, 503, 504) or status > 504:
-        return _Failure(RemoteUnclear(later), backoff_s)
-    if response.history:  # after a redirect it is the storage that refuses: the next try gets a fresh address
-        return _Failure(RemoteError(later, RemoteKind.EXPIRED), backoff_s)
-    if status == 404 or (status == 403 and subject.missing_is_403):
-        missing = f"{subject.name}: Kaggle has no such thing ({status}, {text}): check the name"
-        return _Failure(RemoteMissing(missing))
-    return _Failure(_refused(status, text, subject))
-
-
-def _refused(status: int, text: str, subject: _Subject) -> RemoteError:
-    """Return the error of a refusal that another try cannot help, with the next step."""
-    if status not in (401, 403):
-        return RemoteError(f"{subject.name}: Kaggle answered {status} ({text}): see its page", RemoteKind.REFUSED)
-    kind = RemoteKind.CREDENTIALS if status == 401 else RemoteKind.FORBIDDEN
-    refused = f"{subject.name}: Kaggle refused ({status}, {text}): the credentials are not valid, or"
-    if not subject.rules_of:
-        return RemoteError(f"{refused} this is not yours: check both", kind)
-    page = f"kaggle.com/competitions/{subject.rules_of}/rules"
-    return RemoteError(
-        f"{refused} the rules are not accepted: accept them once at {page}, then run again",
-        kind if status == 401 else RemoteKind.RULES,
-    )
-
-
-def _retry_after_s(text: str) -> float | None:
-    """Return the seconds that a Retry-After header asks for, a number or a date; None if it has neither."""
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
+from clotkit.kaggle.listing import CONTENT, listing_problem, upload_name
+from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import unzip_in_place
 from clotkit.kaggle.states import DatasetState
 from clotkit.kaggle.uploads import upload
@@ -21,13 +23,13 @@ from clotkit.reasons import RemoteKind
 
 Attached = Mapping[str, Mapping[str, Path]]  # {dataset's slug: {name of a file in it: file here}}
 PLACEHOLDER = "OWNER"  # stands for the user in this repository's metadata
-METADATA, CONTENT = "dataset-metadata.json", "CONTENT.json"
+METADATA = "dataset-metadata.json"
 KEYS = {"id", "title", "subtitle", "description", "licenses"}
 MAX_FILES = 1_000  # of one dataset; Kaggle's server refuses more
 MAX_FILE_BYTES, MAX_BYTES = 20 * 2**30, 100 * 2**30  # clotkit's own: far above its datasets, below Kaggle's quota
 SCANNED_BYTES = 2**20  # a text up to this size is searched for secrets
 READY_LIMIT_S = 3_600.0
-POLLS_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # between two looks; then the last one for ever
+OWNER_NAME = re.compile(r"[a-z0-9_-]+")  # as Kaggle's own client checks it
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")  # uploads with other characters have failed
 SECRET_NAME = re.compile(
@@ -49,6 +51,7 @@ class Stage:
     description: str
     license: str
     files: Mapping[str, Path]
+    owner: str = PLACEHOLDER
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def read_stage(metadata_dir: Path, files: Mapping[str, Path]) -> Stage:
     if problem:
         raise UsageError(f"{path}: {problem}")
     licence = raw["licenses"][0]["name"]
-    slug = raw["id"].split("/")[1]
-    return Stage(slug, raw["title"], raw.get("subtitle", ""), raw.get("description", ""), licence, files)
+    owner, slug = raw["id"].split("/")
+    return Stage(slug, raw["title"], raw.get("subtitle", ""), raw.get("description", ""), licence, files, owner)
 
 
 def json_object(path: Path, hint: str) -> dict[str, Any]:
@@ -115,9 +118,8 @@ def _metadata_problems(raw: Mapping[str, Any]) -> Iterator[str]:
     unknown = sorted(set(raw) - KEYS)
     if unknown:
         yield f"unknown key {', '.join(unknown)}; known: {', '.join(sorted(KEYS))}"
-    owner, _, slug = str(raw.get("id", "")).partition("/")
-    if owner != PLACEHOLDER and not SLUG.fullmatch(owner):
-        yield f"id is {raw.get('id')!r}; {PLACEHOLDER}/slug is needed"
+    slug = str(raw.get("id", "")).partition("/")[2]
+    yield from owner_problems(str(raw.get("id", "")))
     if not (SLUG.fullmatch(slug) and 6 <= len(slug) <= 50):
         yield f"id is {raw.get('id')!r}; a slug of 6 to 50 of a-z, 0-9 and - is needed"
     for key, least, most in (("title", 6, 50), ("subtitle", 20, 80)):
@@ -132,9 +134,36 @@ def _metadata_problems(raw: Mapping[str, Any]) -> Iterator[str]:
         yield f'licenses has {count} entries, exactly 1 is needed, like [{{"name": "CC0-1.0"}}]'
 
 
+def owner_problems(ref: str) -> Iterator[str]:
+    """Yield what is wrong with the owner in an id of metadata."""
+    owner = ref.partition("/")[0]
+    if owner != PLACEHOLDER and not OWNER_NAME.fullmatch(owner):
+        yield (
+            f"id is {ref!r}, but a Kaggle user name has only a-z, 0-9, - and _; begin it with {PLACEHOLDER}/, which "
+            "becomes the user of your credentials"
+        )
+
+
+def owner_of(client: Kaggle, owner: str = PLACEHOLDER) -> str:
+    """Return the user name of the credentials.
+
+    Raises UsageError if it cannot be one of Kaggle's, under which everything would be filed elsewhere, or if it is
+    another one than `owner`. A token's name comes from Kaggle itself.
+    """
+    name = client.username
+    if client.credentials.username and not OWNER_NAME.fullmatch(name):
+        raise UsageError(
+            f"the user name {name!r} of the credentials: Kaggle's have only a-z, 0-9, - and _; take yours from the "
+            "address of your page, kaggle.com/NAME"
+        )
+    if owner not in (PLACEHOLDER, name):
+        raise UsageError(f"id begins with {owner}/, but the credentials are those of {name}; write {PLACEHOLDER}/")
+    return name
+
+
 def check_files(files: Mapping[str, Path], secrets: Sequence[str] = ()) -> None:
     """Raise UsageError for a file that must not be published, such as one with one of `secrets` in it."""
-    uploads = {_upload_name(name) for name in files}
+    uploads = {upload_name(name) for name in files}
     if len(uploads) + 1 > MAX_FILES:
         raise UsageError(f"{len(uploads) + 1} files, {MAX_FILES} are allowed; put them into folders")
     total_bytes = sum(path.stat().st_size for path in files.values())
@@ -195,15 +224,22 @@ def push_dataset(
         RemoteError: Kaggle refuses, fails, takes longer than `limit_s`, or lists other files afterwards.
     """
     check_files(stage.files, [client.credentials.key])
-    owner, slug = client.username, stage.slug
+    owner, slug = owner_of(client, stage.owner), stage.slug
     ref, content = f"{owner}/{slug}", content_of(stage)
     poller = _Poller(client, owner, slug, clock, limit_s)
     state = poller.settled()
+    if state is DatasetState.ABSENT:
+        _check_free(client, owner, slug)
     before = 0 if state is DatasetState.ABSENT else _version_number(client.dataset(owner, slug))
     if state is DatasetState.READY and remote_content(client, owner, slug).get("hash") == content["hash"]:
-        before = _version_number(client.dataset(owner, slug)) or before
-        client.log(f"{ref}: unchanged, version {before}; nothing pushed")
-        return PushedDataset(ref, before, new=False)
+        problem = listing_problem(client, owner, slug, content["files"])
+        record = client.dataset(owner, slug)
+        before = _version_number(record) or before
+        if not problem:
+            client.log(f"{ref}: unchanged, version {before}; nothing pushed")
+            return PushedDataset(ref, before, new=False)
+        _check_not_repeated(record, content, f"{ref} version {before}: {problem}")
+        client.log(f"{ref}: version {before} was made of these files, but {problem}; pushing again")
     with tempfile.TemporaryDirectory(prefix="clotkit-dataset-") as scratch:
         uploads = pack(stage.files, content, Path(scratch))
         client.log(f"{ref}: {len(stage.files)} files, {sum(path.stat().st_size for path in uploads.values()):,} bytes")
@@ -211,9 +247,35 @@ def push_dataset(
     answer = _publish(client, stage, tokens, content, poller, before, exists=state is not DatasetState.ABSENT)
     _check_answer(answer, ref)
     version = poller.ready(before)
-    _compare(client.dataset_files(owner, slug), content["files"], f"{ref} version {version}")
+    problem = listing_problem(client, owner, slug, content["files"])
+    if problem:
+        raise RemoteError(f"dataset {ref} version {version}: {problem}; push again", RemoteKind.MISMATCH)
     client.log(f"{ref}: version {version} is ready and has the files that were sent")
     return PushedDataset(ref, version, new=True)
+
+
+def _check_free(client: Kaggle, owner: str, slug: str) -> None:
+    """Raise RemoteError if a kernel has the name of a new dataset: Kaggle refuses that after the upload."""
+    if client.get_kernel(owner, slug):
+        raise RemoteError(
+            f"dataset {owner}/{slug}: Kaggle has a kernel of that name: rename one of the two (id and title)",
+            RemoteKind.TAKEN,
+        )
+
+
+def _notes(content: Mapping[str, Any]) -> str:
+    """Return the notes of a version, by which its content is known."""
+    return f"sha256 {content['hash']}"
+
+
+def _check_not_repeated(record: Answer, content: Mapping[str, Any], problem: str) -> None:
+    """Raise RemoteError if the two newest versions were made of these files: a third would be the same."""
+    newest = sorted(record.get("versions") or [], key=lambda one: -int(one.get("versionNumber") or 0))[:2]
+    if [one.get("versionNotes") for one in newest] == [_notes(content)] * 2:
+        raise RemoteError(
+            f"dataset {problem}, as in the version before: rename that file, or put it into a folder, and push again",
+            RemoteKind.MISMATCH,
+        )
 
 
 def remote_content(client: Kaggle, owner: str, slug: str) -> dict[str, Any]:
@@ -237,19 +299,13 @@ def pack(files: Mapping[str, Path], content: Mapping[str, Any], scratch: Path) -
     atomic_write_json(scratch / CONTENT, content)
     uploads = {CONTENT: scratch / CONTENT}
     for name in sorted(files):
-        uploads[_upload_name(name)] = scratch / _upload_name(name) if "/" in name else files[name]
-    for upload_name, path in uploads.items():
-        folder = upload_name.removesuffix(".tar")
+        uploads[upload_name(name)] = scratch / upload_name(name) if "/" in name else files[name]
+    for sent_as, path in uploads.items():
+        folder = sent_as.removesuffix(".tar")
         inner = {name.partition("/")[2]: files[name] for name in sorted(files) if name.startswith(f"{folder}/")}
-        if upload_name.endswith(".tar") and inner:
+        if sent_as.endswith(".tar") and inner:
             write_tar(path, inner)
     return dict(sorted(uploads.items()))
-
-
-def _upload_name(name: str) -> str:
-    """Return the name of the upload that a file is part of: its top folder's tar, or the file itself."""
-    folder, slash, _ = name.partition("/")
-    return f"{folder}.tar" if slash else name
 
 
 def _version_number(dataset: Answer) -> int:
@@ -274,7 +330,7 @@ def _publish(
     if not exists:
         fields = {"owner_slug": poller.owner, "slug": stage.slug, "title": stage.title, "is_private": True}
         return client.create_dataset(lookup, tokens, **fields, **texts, license_name=stage.license)
-    body = {"versionNotes": f"sha256 {content['hash']}", "files": tokens, "deleteOldVersions": False, **texts}
+    body = {"versionNotes": _notes(content), "files": tokens, "deleteOldVersions": False, **texts}
     return client.create_dataset_version(poller.owner, stage.slug, lookup, body)
 
 
@@ -287,7 +343,7 @@ def _check_answer(answer: Answer, ref: str) -> None:
         text = " ".join(str(answer.get("error")).split())[:200]
         raise RemoteError(f"dataset {ref}: Kaggle refused it: {text}", RemoteKind.REFUSED)
     filed = str(answer.get("ref") or ref).strip("/").removeprefix("datasets/")
-    if filed != ref:
+    if filed.lower() != ref.lower():
         raise RemoteError(
             f"dataset {ref}: Kaggle filed it as {filed}: look at its page before anything else", RemoteKind.MISMATCH
         )
@@ -301,7 +357,7 @@ class _Poller:
 
     def settled(self) -> DatasetState:
         """Return the state once no work is under way: READY, FAILED or ABSENT. Raises RemoteError for DELETED."""
-        for state in self._states("settled"):
+        for state in self._states():
             if state is DatasetState.DELETED:
                 raise RemoteError(
                     f"dataset {self._ref} was deleted; Kaggle makes no other of that name: rename it",
@@ -313,7 +369,7 @@ class _Poller:
 
     def ready(self, before: int) -> int:
         """Return the number of the newest version once it is higher than `before` and READY."""
-        for state in self._states("ready"):
+        for state in self._states():
             if state is DatasetState.FAILED:
                 raise RemoteError(
                     f"dataset {self._ref}: Kaggle could not process it (FAILED); see its page", RemoteKind.FAILED
@@ -334,46 +390,14 @@ class _Poller:
     def _ref(self) -> str:
         return f"{self.owner}/{self.slug}"
 
-    def _states(self, wanted: str) -> Iterator[DatasetState]:
-        """Yield the state again and again, with growing pauses. Raises RemoteError after the limit."""
-        started, last, looks = self.clock(), None, 0
-        while True:
-            state = self.client.dataset_status(self.owner, self.slug)
-            if state is not last:
-                self.client.log(f"{self._ref}: {state or 'not there yet'}")
-            yield state
-            last = state
-            if self.clock() - started > self.limit_s:
-                raise RemoteError(
-                    f"dataset {self._ref}: {state or 'not there'} after {self.limit_s / 60:.0f} minutes, "
-                    f"not {wanted}: see its page; the same command goes on from there",
-                    RemoteKind.TIMEOUT,
-                )
-            self.client.wait(POLLS_S[min(looks, len(POLLS_S) - 1)])
-            looks += 1
-
-
-def _compare(listed: Collection[tuple[str, int]], files: Mapping[str, Any], where: str) -> None:
-    """Compare the list of a version's files with those sent. Raises RemoteError if they differ.
-
-    A tar may be listed unpacked, perhaps one folder deeper.
-    """
-    names = {name for name, _ in listed}
-    for name, entry in files.items():
-        if _upload_name(name) != name and _upload_name(name) in names:
-            continue  # not unpacked: the kernel does it
-        if name.endswith(".tar") and any(f"/{name.removesuffix('.tar')}/" in f"/{other}" for other in names):
-            continue  # a tar that was sent as it is, unpacked
-        sizes = [size for other, size in listed if other == name or other.endswith(f"/{name}")]
-        if not sizes:
-            raise RemoteError(
-                f"dataset {where}: {name} is missing, Kaggle lists {len(listed)} files; push again",
-                RemoteKind.MISMATCH,
-            )
-        if entry["bytes"] not in sizes and any(sizes):
-            raise RemoteError(
-                f"dataset {where}: {name} has {sizes[0]:,} bytes, {entry['bytes']:,} were sent; push again",
-                RemoteKind.MISMATCH,
-            )
-    if CONTENT not in names:
-        raise RemoteError(f"dataset {where}: {CONTENT} is missing; push again", RemoteKind.MISMATCH)
+    def _states(self) -> Looks[DatasetState]:
+        """Return the states at looks of growing distance. Iterating raises RemoteError after the limit."""
+        return Looks(
+            lambda: self.client.dataset_status(self.owner, self.slug),
+            f"dataset {self._ref}",
+            self.client.log,
+            self.client.wait,
+            lambda _: self.limit_s,
+            "its page",
+            clock=self.clock,
+        )

@@ -3,67 +3,111 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from clotkit.errors import RemoteError, UsageError
+from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write
 from clotkit.kaggle.client import Kaggle
+from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import check_name
 from clotkit.kaggle.states import RunState
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 
-POLL_S, POLL_AFTER_LOG_S = 20.0, 2.0  # between two looks at a run; after the end of its log
+POLL_S, POLL_AFTER_LOG_S = 20.0, 2.0  # before the next look at a run; after the end of its log. Both grow
+# Before each look for a version that Kaggle does not show yet. If it was not pushed from here, only the first three.
+SHOW_WAITS_S = (2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0)
 QUEUE_LIMIT_S = 6 * 3_600.0  # that a run may wait for a machine
 RUN_LIMIT_S = 13 * 3_600.0  # Kaggle ends a session after 12 hours
 LATE_LOG_TRIES = 3  # for the log of a run that is over: it may come a little later
 LAST_LINES = 5  # of the log, in the message of a run that failed
 
 
+T = TypeVar("T")
+
+
 class KernelRun:
-    """The run of one version of a kernel; `ref` is owner/slug."""
+    """The run of one version of a kernel; `ref` is owner/slug.
+
+    A version that was `pushed_here` certainly exists, so that it is waited for longer if Kaggle does not show it.
+    """
 
     def __init__(
-        self, client: Kaggle, ref: str, version: int, log: Log = print, clock: Callable[[], float] = time.monotonic
+        self,
+        client: Kaggle,
+        ref: str,
+        version: int,
+        log: Log = print,
+        clock: Callable[[], float] = time.monotonic,
+        pushed_here: bool = False,
     ) -> None:
         self.client, self.ref, self.version, self.log, self.clock = client, ref, version, log, clock
         self.owner, _, self.slug = ref.partition("/")
         if not (self.owner and self.slug) or "/" in self.slug or version < 1:
             raise UsageError(f"kernel {ref!r} version {version}: OWNER/SLUG and a version from 1 are needed")
+        self._show_waits_s = SHOW_WAITS_S if pushed_here else SHOW_WAITS_S[:3]
         self._shown_characters = 0  # of the log
         self._open_line = ""  # the last line of the log, as long as it has no line end
         self._last_lines = [""]
         self._last_log_error = ""
+        self._log_ended = self._said_complete = False
+        self._failure = ""  # Kaggle's message about the run's failure, at the last look
 
     def wait(self, queue_limit_s: float = QUEUE_LIMIT_S, run_limit_s: float = RUN_LIMIT_S) -> None:
         """Wait until the run is complete, and show its log meanwhile.
 
         Raises RemoteError if the run fails, is cancelled, or does not start or end within its limit in seconds.
         """
+        state = self._to_the_end(queue_limit_s, run_limit_s)
+        if state is not RunState.COMPLETE:
+            raise self._run_error(state, self._failure)
+
+    def follow_log(self) -> None:
+        """Show the log as it comes, until the run is over. Raises RemoteError after the limits of `wait`."""
+        self._to_the_end(QUEUE_LIMIT_S, RUN_LIMIT_S)
+
+    def _to_the_end(self, queue_limit_s: float, run_limit_s: float) -> RunState:
+        """Wait until the run is over, show its log, and return its last state."""
         self.note_newer()
-        since, last = self.clock(), None
-        while True:
-            state, failure = self.status()
-            if state is not last:
-                self.log(f"{self._name}: {state}")
-                since = self.clock()
-            last = state
+        looks = Looks(
+            self._look,
+            self._name,
+            self.log,
+            self.client.wait,
+            lambda state: run_limit_s if state is RunState.RUNNING else queue_limit_s,
+            f"https://www.kaggle.com/code/{self.ref}",
+            POLL_S,
+            self.clock,
+        )
+        for state in looks:
             if state.over:
                 self.show_log()
-                if state is RunState.COMPLETE:
-                    return
-                raise self._run_error(state, failure)
-            limit_s = run_limit_s if state is RunState.RUNNING else queue_limit_s
-            if self.clock() - since > limit_s:
-                raise RemoteError(
-                    f"{self._name}: {state} for {limit_s / 3600:.1f} hours; see https://www.kaggle.com/code/{self.ref}",
-                    RemoteKind.TIMEOUT,
-                )
-            log_ended = state is RunState.RUNNING and self._follow_log()
-            self.client.wait(POLL_AFTER_LOG_S if log_ended else POLL_S)
+                return state
+            if state is RunState.RUNNING:
+                self._follow_between(looks)
+        raise AssertionError
+
+    def _follow_between(self, looks: Looks[RunState]) -> None:
+        """Show the log between two looks at a run, and say when the next one is due."""
+        if self._log_ended:
+            if not self._said_complete:
+                self.log(f"{self._name}: its log is complete, but Kaggle says RUNNING; waiting, with ever rarer looks")
+            self._said_complete = True
+            return
+        shown_before = self._shown_characters
+        if self._follow_log():
+            self._log_ended = True
+            looks.soon(POLL_AFTER_LOG_S)
+        elif self._shown_characters > shown_before:
+            looks.soon()
+
+    def _look(self) -> RunState:
+        state, self._failure = self.status()
+        return state
 
     def status(self) -> tuple[RunState, str]:
         """Return the state of the run, and Kaggle's message about its failure. Raises RemoteError."""
-        word, failure = self.client.session_status(self.owner, self.slug, self.version)
+        word, failure = self._once_shown(lambda: self.client.session_status(self.owner, self.slug, self.version))
         state = RunState.read(word)
         if state is None:
             raise RemoteError(
@@ -73,15 +117,34 @@ class KernelRun:
         return state, " ".join(failure.split())[:300]
 
     def note_newer(self) -> None:
-        """Log a line if the kernel has a newer version. Raises RemoteError if it has not this one."""
-        remote = self.client.get_kernel(self.owner, self.slug)
-        newest = int((remote.get("metadata") or {}).get("currentVersionNumber") or 0)
-        if not newest or newest < self.version:
-            raise RemoteError(
-                f"{self._name}: Kaggle has {newest or 'no'} version{'s' * (newest != 1)} of it", RemoteKind.MISSING
-            )
+        """Log a line if the kernel has a newer version.
+
+        Raises RemoteMissing if it does not have this one: at once if it has not even the one before, otherwise if it
+        does not show in time.
+        """
+        newest = self._once_shown(self._newest)
         if newest > self.version:
             self.log(f"{self.ref}: version {newest} is newer; this is about version {self.version}")
+
+    def _newest(self) -> int:
+        remote = self.client.get_kernel(self.owner, self.slug)
+        newest = int((remote.get("metadata") or {}).get("currentVersionNumber") or 0)
+        if newest < self.version:
+            missing = f"{self._name}: Kaggle has {newest or 'no'} version{'s' * (newest != 1)} of it"
+            if 0 < newest < self.version - 1:
+                raise RemoteError(missing, RemoteKind.MISSING)
+            raise RemoteMissing(missing)
+        return newest
+
+    def _once_shown(self, look: Callable[[], T]) -> T:
+        """Return the result of a look; while Kaggle does not find the version yet, look again, within limits."""
+        for pause_s in self._show_waits_s:
+            try:
+                return look()
+            except RemoteMissing as error:
+                self.log(f"{error}; a new version may take a while to show, looking again in {pause_s:.0f} s")
+                self.client.wait(pause_s)
+        return look()
 
     def show_log(self) -> None:
         """Show the rest of the log of a run that is over."""
@@ -89,14 +152,6 @@ class KernelRun:
             if self._follow_log() and self._shown_characters:
                 return
             self.client.wait(POLL_S)
-
-    def follow_log(self) -> None:
-        """Show the log as it comes, until the run is over. Raises RemoteError if Kaggle cannot be reached."""
-        self.note_newer()
-        while not self.status()[0].over:
-            log_ended = self._follow_log()
-            self.client.wait(POLL_AFTER_LOG_S if log_ended else POLL_S)
-        self.show_log()
 
     def fetch(self, out: Path, only: Sequence[str] = ()) -> list[Path]:
         """Fetch the run's output files to `out`, those named in `only` or all, and return their paths.

@@ -79,6 +79,7 @@ class SubmissionFailure(StrEnum):
     COMPUTE = "compute"
     NO_FILE = "no_file"
     SCORING = "scoring"
+    KAGGLE = "kaggle"  # an error of Kaggle's own: the same version may be submitted again
     UNKNOWN = "unknown"
 
     @classmethod
@@ -94,4 +95,5 @@ _FAILURES = {
     "notebook exceeded allowed compute": SubmissionFailure.COMPUTE.value,
     "submission csv not found": SubmissionFailure.NO_FILE.value,
     "submission scoring error": SubmissionFailure.SCORING.value,
+    "kaggle error": SubmissionFailure.KAGGLE.value,
 }

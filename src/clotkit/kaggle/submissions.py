@@ -11,6 +11,7 @@ from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.follow import KernelRun
+from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import download
 from clotkit.kaggle.states import SubmissionFailure, SubmissionState
 from clotkit.progress import Log
@@ -19,7 +20,7 @@ from clotkit.report import records
 from clotkit.scoring.submission import check_submission
 from clotkit.supervise import STATUS, read_status
 
-POLL_S, LONGEST_POLL_S = 15.0, 120.0
+POLL_S = 15.0  # before the second look at a submission; the pauses grow
 SCORE_LIMIT_S = 13 * 3_600.0  # a scoring run may take as long as a session
 MISSING_TRIES, MISSING_WAIT_S = 4, 30.0  # while Kaggle does not find a version that has just ended
 NEAR_SHARE = 0.85  # of a limit: close enough to be the likely cause of a failure
@@ -30,6 +31,8 @@ MEANINGS = {
     SubmissionFailure.COMPUTE: "memory, disk or accelerator passed a limit on the hidden slides",
     SubmissionFailure.NO_FILE: "no file of the expected name was in /kaggle/working when the run ended",
     SubmissionFailure.SCORING: "the file was there, but its rows, columns or values do not fit the hidden sample",
+    SubmissionFailure.KAGGLE: "an error of Kaggle's own, after which Kaggle advises to submit again: "
+    "run clotkit kaggle submit --again",
     SubmissionFailure.UNKNOWN: "Kaggle gives no other details",
 }
 
@@ -127,27 +130,23 @@ def follow(
     `run_dir` may hold the report.jsonl and run.json of the run that was submitted. Raises RemoteError with the likely
     causes if the submission fails, or if it has no score after `limit_s`.
     """
-    started, pause_s, last = clock(), POLL_S, None
-    while True:
-        answer = client.submission(ref)
-        state = SubmissionState.read(str(answer.get("status") or ""))
-        if state is not last:
-            log(f"submission {ref}: {state}")
-        last = state
+    answer: Answer = {}
+
+    def look() -> SubmissionState:
+        answer.clear()
+        answer.update(client.submission(ref))
+        return SubmissionState.read(str(answer.get("status") or ""))
+
+    name = f"submission {ref}"
+    for state in Looks(look, name, log, client.wait, lambda _: limit_s, "the competition's page", POLL_S, clock):
         if state is SubmissionState.COMPLETE:
             score = str(answer.get("publicScore") or "")
-            log(f"submission {ref}: score {score or 'not shown'}")
+            log(f"{name}: score {score or 'not shown'}")
             return score
         if state is SubmissionState.ERROR:
             error = str(answer.get("errorDescription") or "")
             raise RemoteError(explain(error, ref, run_dir, competition), RemoteKind.FAILED)
-        if clock() - started > limit_s:
-            raise RemoteError(
-                f"submission {ref}: {state} after {limit_s / 3600:.0f} hours; see the competition's page",
-                RemoteKind.TIMEOUT,
-            )
-        client.wait(pause_s)
-        pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+    raise AssertionError
 
 
 def find_submission(client: Kaggle, competition: Competition, run: KernelRun) -> int:
@@ -232,15 +231,32 @@ def _check_limits(client: Kaggle, slug: str, log: Log, now: Callable[[], datetim
         log(f"{slug}: not a code competition; a kernel's version may be refused")
     if _has_passed(str(competition.get("deadline") or ""), now()):
         log(f"{slug}: its deadline has passed; a late submission is scored but not ranked")
-    limits = client.limits(slug)
-    allowed = int(limits.get("numAllowedNow") or 0)
-    if allowed < 1:
+    _check_left(client, slug, int(competition.get("maxDailySubmissions") or 0), log)
+
+
+def _check_left(client: Kaggle, slug: str, daily: int, log: Log) -> None:
+    """Log how many submissions are left, or that Kaggle does not tell. Raises RemoteError for none."""
+    try:
+        limits = client.limits(slug)
+    except RemoteError as error:
+        if error.kind in (RemoteKind.CREDENTIALS, RemoteKind.BUSY):
+            raise
+        log(f"{slug}: how many submissions are left is unknown, going on ({error})")
+        return
+    left, by_total = int(limits.get("numAllowedNow") or 0), bool(limits.get("limitedByTotal"))
+    if left < 1 and by_total:
         raise RemoteError(
-            f"{slug}: {int(limits.get('numToday') or 0)} submissions today, "
-            f"{int(competition.get('maxDailySubmissions') or 0)} a day are allowed, 0 are left: run again tomorrow",
+            f"{slug}: {int(limits.get('numTotal') or 0)} submissions in all, and the competition allows no more, today "
+            "or later: choose among those on its page",
+            RemoteKind.NO_TOTAL,
+        )
+    if left < 1:
+        raise RemoteError(
+            f"{slug}: {int(limits.get('numToday') or 0)} submissions today, {daily} a day are allowed, 0 are left: run "
+            "again tomorrow (UTC)",
             RemoteKind.NO_QUOTA,
         )
-    log(f"{slug}: {allowed} submissions are left today")
+    log(f"{slug}: {left} submissions are left {'in all' if by_total else 'today'}")
 
 
 def _has_passed(deadline: str, now: datetime) -> bool:

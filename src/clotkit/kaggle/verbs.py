@@ -1,6 +1,7 @@
 """Register `clotkit kaggle` and its verbs, which deliver a kernel: push, follow, submit, score."""
 
 import argparse
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -43,7 +44,7 @@ def register(verbs: Verbs) -> None:
     verb.add_argument("--again", action="store_true", help="submit a version again that was submitted before")
     _competition(verb)
     verb = _add_run_verb(inner, "score", "follow the submission of a version until it has a score or an error", _score)
-    verb.add_argument("--ref", type=int, metavar="N", help="the number of a submission (default: the version's last)")
+    verb.add_argument("--ref", metavar="N", help="the number of a submission (default: the version's last)")
     _competition(verb)
 
 
@@ -82,7 +83,7 @@ def _client(arguments: argparse.Namespace) -> "Kaggle":
     from clotkit.kaggle.client import Kaggle
     from clotkit.kaggle.credentials import find_credentials
 
-    return Kaggle(find_credentials(), log=say, dry=arguments.dry_run)
+    return Kaggle(find_credentials(say), log=say, dry=arguments.dry_run)
 
 
 def _add_doctor(verbs: Verbs) -> None:
@@ -102,7 +103,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     say(f"credentials: {credentials} of {client.username}")
     say(f"endpoint: {client.endpoint}")
     slug = load_competition(arguments.competition).slug
-    checks = {"competition": partial(_say_competition, client, slug), "quota": partial(_say_quota, client)}
+    checks = {
+        "competition": partial(_say_competition, client, slug),
+        "submissions": partial(_say_limits, client, slug),
+        "quota": partial(_say_quota, client),
+    }
     for name, check in checks.items():
         try:
             check()
@@ -112,9 +117,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _say_competition(client: "Kaggle", slug: str) -> None:
-    entered = "entered" if client.competition(slug).get("userHasEntered") else "rules not accepted"
+    say(f"{slug}: {'entered' if client.competition(slug).get('userHasEntered') else 'rules not accepted'}")
+
+
+def _say_limits(client: "Kaggle", slug: str) -> None:
     limits = client.limits(slug)
-    say(f"{slug}: {entered}, {limits.get('numToday') or 0} submissions today, {limits.get('numAllowedNow') or 0} left")
+    by = "in all" if limits.get("limitedByTotal") else "today"
+    made = limits.get("numTotal" if limits.get("limitedByTotal") else "numToday") or 0
+    say(f"{slug}: {made} submissions {by}, {limits.get('numAllowedNow') or 0} left")
 
 
 def _say_quota(client: "Kaggle") -> None:
@@ -213,23 +223,41 @@ def _add_run_verb(
         metavar="NAME",
         help="a kernel that was pushed from here, or OWNER/SLUG (default: infer)",
     )
-    parser.add_argument("--version", type=int, metavar="N", help="default: the last one pushed from here")
+    parser.add_argument("--version", metavar="N", help="default: the last one pushed from here")
     return parser
 
 
-def _kernel_run(arguments: argparse.Namespace, client: "Kaggle") -> "KernelRun":
+def _ordinal(option: str, text: str | None) -> int | None:
+    """Return the number of an option, from 1 and in plain digits, or None without one. Raises UsageError."""
+    if text is not None and (not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1):
+        raise UsageError(f"{option} {text}: a whole number from 1 is needed")
+    return None if text is None else int(text)
+
+
+def _kernel_run(arguments: argparse.Namespace, client: "Kaggle", whole: bool = False) -> "KernelRun":
+    """Return the run that the options name.
+
+    Raises UsageError if they name none, or, with `whole`, if the last push was without a source that it needs.
+    """
     from clotkit.kaggle.follow import KernelRun
     from clotkit.kaggle.kernels import read_record
 
+    asked = _ordinal("--version", arguments.version)
     if "/" in arguments.kernel:
-        if arguments.version is None:
+        if asked is None:
             raise UsageError(f"kernel {arguments.kernel}: no version is given; add --version N")
-        return KernelRun(client, arguments.kernel, arguments.version, say)
+        return KernelRun(client, arguments.kernel, asked, say)
     record = _record(arguments.kernel)
     pushed = read_record(record)
     if pushed is None:
         raise UsageError(f"{record}: no such file; run make kernel-push, or give --kernel OWNER/SLUG --version N")
-    return KernelRun(client, pushed.ref, arguments.version or pushed.version, say)
+    version = asked or pushed.version
+    if whole and version == pushed.version and pushed.missing:
+        raise UsageError(
+            f"{pushed.ref} version {version}: Kaggle runs it without {', '.join(pushed.missing)}; it is not submitted: "
+            "push it again"
+        )
+    return KernelRun(client, pushed.ref, version, say, pushed_here=version == pushed.version)
 
 
 def _wait(arguments: argparse.Namespace) -> int:
@@ -259,7 +287,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     competition = load_competition(arguments.competition)
     client = _client(arguments)
-    run = _kernel_run(arguments, client)
+    run = _kernel_run(arguments, client, whole=True)
     run.wait()
     out = _output_dir(run)
     submission = submissions.fetch_run(run, competition, out)
@@ -273,14 +301,15 @@ def _score(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
     from clotkit.kaggle import submissions
 
-    competition = load_competition(arguments.competition)
+    competition, ref = load_competition(arguments.competition), _ordinal("--ref", arguments.ref)
     client = _client(arguments)
-    if arguments.ref is not None:
-        submissions.follow(client, competition, arguments.ref, RECORDS / "output", say)
+    if ref is not None:
+        submissions.follow(client, competition, ref, RECORDS / "output", say)
         return DONE
     run = _kernel_run(arguments, client)
-    ref = submissions.find_submission(client, competition, run)
-    submissions.follow(client, competition, ref, _output_dir(run), say)
+    submissions.follow(
+        client, competition, submissions.find_submission(client, competition, run), _output_dir(run), say
+    )
     return DONE
 
 

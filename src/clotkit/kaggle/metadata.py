@@ -1,0 +1,173 @@
+"""Check a kernel's metadata for known traps, and compare its sources however Kaggle spells them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, owner_problems
+
+KEYS = {  # of kernel-metadata.json; Kaggle silently ignores any other
+    "id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
+    "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources", "model_sources",
+    "keywords", "docker_image", "docker_image_pinning_type",
+}  # fmt: skip
+SHAPES = (
+    "NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8"
+)  # fmt: skip
+RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38")  # replaced by other machines since 2026-09
+TITLE_LENGTHS = (5, 50)
+SOURCES = {  # key of kernel-metadata.json: field of a push
+    "dataset_sources": "dataset_data_sources",
+    "competition_sources": "competition_data_sources",
+    "kernel_sources": "kernel_data_sources",
+    "model_sources": "model_data_sources",
+}
+SAVED = {  # key of kernel-metadata.json: field of Kaggle's record of a kernel
+    "dataset_sources": "datasetDataSources",
+    "competition_sources": "competitionDataSources",
+    "kernel_sources": "kernelDataSources",
+    "model_sources": "modelDataSources",
+}
+INVALID = {  # field of the answer to a push, of the sources that Kaggle drops: key of kernel-metadata.json
+    f"invalid{key.removesuffix('_sources').title()}Sources": key for key in SOURCES
+}
+PREFIXES = {  # of sources in a pulled metadata file; Kaggle drops a source that is pushed with its prefix
+    "dataset_sources": ("datasets/", "d/"),
+    "competition_sources": ("competitions/", "c/"),
+    "kernel_sources": ("code/",),
+    "model_sources": ("models/",),
+}
+FORMS = {
+    "dataset_sources": (r"{s}/{s}(/[1-9][0-9]*)?", "owner/slug or owner/slug/version"),
+    "competition_sources": (r"{s}", "a slug"),
+    "kernel_sources": (r"{s}/{s}(/[1-9][0-9]*)?", "owner/slug or owner/slug/version"),
+    "model_sources": (r"{s}/{s}/[A-Za-z0-9]+/[A-Za-z0-9._-]+/[1-9][0-9]*", "owner/model/framework/variation/version"),
+}
+ADDRESS = re.compile(r"(?:https?://(?:www\.)?kaggle\.com)?/*")  # before a source that was copied from a browser
+PARTS = {"dataset_sources": 2, "competition_sources": 1, "kernel_sources": 2, "model_sources": 4}  # without version
+
+
+def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata with its sources as a push needs them: without the prefixes that a pull writes."""
+    lists = {key: raw.get(key, []) for key in PREFIXES}
+    return {
+        **raw,
+        **{
+            key: [_bare(key, one) for one in value] if isinstance(value, list) else value
+            for key, value in lists.items()
+        },
+    }
+
+
+def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what Kaggle would refuse, change or ignore in a kernel's metadata, a line each."""
+    unknown = sorted(set(metadata) - KEYS)
+    if "id_no" in unknown:
+        yield "id_no is set, and may be the number of another kernel: remove it"
+    if unknown:
+        yield f"unknown key {', '.join(unknown)}, which Kaggle ignores; known: {', '.join(sorted(KEYS))}"
+    yield from _name_problems(metadata)
+    if metadata.get("language") != "python":
+        yield f"language is {metadata.get('language')!r}; python is needed"
+    if metadata.get("kernel_type") != "script":
+        yield f"kernel_type is {metadata.get('kernel_type')!r}; script is needed"
+    for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet"):
+        if not isinstance(metadata.get(key), bool):
+            yield f"{key} is {metadata.get(key)!r}; true or false is needed, because Kaggle's defaults differ"
+    if metadata.get("enable_internet") and metadata.get("competition_sources"):
+        yield "enable_internet is true; with a competition's data it must be false, or the kernel cannot be submitted"
+    yield from _machine_problems(metadata)
+    yield from _source_problems(metadata)
+
+
+def _name_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    from slugify import slugify
+
+    yield from owner_problems(str(metadata.get("id", "")))
+    slug = str(metadata.get("id", "")).partition("/")[2]
+    if not SLUG.fullmatch(slug):
+        yield f"id is {metadata.get('id')!r}; {PLACEHOLDER}/slug is needed, with a slug of a-z, 0-9 and -"
+    least, most = TITLE_LENGTHS
+    title = metadata.get("title")
+    if not isinstance(title, str) or not least <= len(title) <= most:
+        length = len(title) if isinstance(title, str) else title
+        yield f"title has {length} characters, {least} to {most} are allowed"
+    elif slugify(title) != slug:
+        yield f"the title {title!r} gives the slug {slugify(title)}, id has {slug}: Kaggle would file it elsewhere"
+    code = metadata.get("code_file")
+    if not isinstance(code, str) or not code or Path(code).name != code:
+        yield f"code_file is {code!r}; the name of one file is needed"
+
+
+def _machine_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    shape = metadata.get("machine_shape")
+    if shape in RETIRED:
+        yield f"machine_shape is {shape}, which Kaggle no longer has; one of {', '.join(SHAPES)}"
+    elif shape is not None and shape not in SHAPES:
+        yield f"machine_shape is {shape!r}; one of {', '.join(SHAPES)}"
+    if (metadata.get("enable_gpu") or metadata.get("enable_tpu")) and not shape:
+        yield f"an accelerator without machine_shape is any that Kaggle has; name one of {', '.join(SHAPES)}"
+    image = metadata.get("docker_image")
+    if image is not None and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", str(image)):
+        yield f"docker_image is {image!r}; an image with its digest is needed, …/python@sha256:…"
+    if image is not None and shape:
+        yield "docker_image overrides the accelerator's own image: leave one of docker_image and machine_shape out"
+    if metadata.get("docker_image_pinning_type") not in (None, "original", "latest"):
+        yield f"docker_image_pinning_type is {metadata['docker_image_pinning_type']!r}; original or latest is needed"
+
+
+def _source_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    slug = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+    for key, (form, words) in FORMS.items():
+        sources = metadata.get(key)
+        if not isinstance(sources, list):
+            yield f"{key} is {sources!r}; a list is needed"
+            continue
+        for source in sources:
+            if not isinstance(source, str) or not re.fullmatch(form.format(s=slug), source):
+                yield f"{key} has {source!r}; {words} is needed"
+        if len(set(map(str, sources))) < len(sources):
+            yield f"{key} has a source twice"
+        if key != "competition_sources" and metadata.get("id") in sources:
+            yield f"{key} has {metadata['id']}, which is also the kernel's id: two things of one name; rename one"
+
+
+def missing_sources(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:
+    """Return the sources in the metadata that Kaggle's record of the kernel lacks."""
+    return [
+        f"{source} ({key})"
+        for key, field in SAVED.items()
+        for source in metadata[key]
+        if not any(_agree(key, source, other) for other in saved.get(field) or [])
+    ]
+
+
+def same_sources(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """Return whether Kaggle's record of a kernel has the sources in the metadata, and no others."""
+    return not missing_sources(saved, metadata) and all(
+        any(_agree(key, source, other) for source in metadata[key])
+        for key, field in SAVED.items()
+        for other in saved.get(field) or []
+    )
+
+
+def _bare(key: str, source: Any) -> Any:
+    """Return a source without the prefix or the address before it."""
+    if not isinstance(source, str):
+        return source
+    path = ADDRESS.sub("", source, count=1)
+    prefix = next((one for one in PREFIXES[key] if path.startswith(one)), "")
+    return path.removeprefix(prefix)
+
+
+def _agree(key: str, source: str, other: str) -> bool:
+    """Return whether two spellings mean one source; a spelling without a version means any."""
+    (name, version), (other_name, other_version) = _named(key, source), _named(key, other)
+    return name == other_name and (version == other_version or not (version and other_version))
+
+
+def _named(key: str, source: Any) -> tuple[str, str]:
+    """Return the name of a source, without regard to case, and its version, empty if it has none."""
+    parts = str(_bare(key, source)).strip("/").lower().split("/")
+    return "/".join(parts[: PARTS[key]]), "/".join(parts[PARTS[key] :]).removeprefix("versions/").removeprefix("v")
