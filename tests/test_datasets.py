@@ -15,7 +15,6 @@ from clotkit.kaggle import datasets
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import (
-    CONTENT,
     PushedDataset,
     Stage,
     check_files,
@@ -28,6 +27,7 @@ from clotkit.kaggle.datasets import (
     wheels_files,
 )
 from clotkit.kaggle.failures import LONGEST_WAIT_S
+from clotkit.kaggle.listing import CONTENT
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT

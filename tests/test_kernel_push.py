@@ -15,7 +15,8 @@ from clotkit.kaggle import kernels
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import Stage, push_dataset
-from clotkit.kaggle.kernels import Kernel, metadata_problems, normalised, push_kernel, read_kernel, read_record
+from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
+from clotkit.kaggle.metadata import metadata_problems, normalised
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT
