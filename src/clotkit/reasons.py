@@ -99,3 +99,17 @@ class RehearsalKind(StrEnum):
     LEFT_BEHIND = "left_behind"  # files in the working folder that do not belong there
     OUTPUT = "output"  # the submission, the shards or the members are not valid
     LAYOUTS = "layouts"  # the two input layouts gave different outputs
+
+
+class TableRepair(StrEnum):
+    """A repair of a row in a split's table, as run.json and report.jsonl have it."""
+
+    # A row of a table, read otherwise than it is written.
+    BLANK_PATIENT = "blank_patient"  # its patient is blank or a word like nan; the image id has it
+    ID_AS_NUMBER = "id_as_number"  # a table program made a number of its patient id; one patient only can be meant
+    SPELLING = "spelling"  # its patient id has other capitals or another form of Unicode; one patient only can be meant
+    CONTRADICTION = "contradiction"  # its patient contradicts its image id; the other rows or the sample decide
+    EXTENSION = "extension"  # its image id has the extension of a file
+    OTHER_FILE = "other_file"  # its slide has another extension, other capitals or another encoding of its name
+    REPEATED = "repeated"  # another row has the same slide, and says the same
+    NOT_IN_SAMPLE = "not_in_sample"  # the sample submission lacks its patient: scored, but not in the output

@@ -23,6 +23,7 @@ from clotkit.report.drawing import Bar, histogram_plot, outline_path, tile_boxes
 from clotkit.report.records import SlideReport
 from clotkit.report.run import Run, mapping, read_run
 from clotkit.report.shift import Histogram, critical_distance, distance, histogram
+from clotkit.units import many
 
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
 CARE = "Not for clinical use."
@@ -71,7 +72,7 @@ def _template() -> Any:
     except ImportError as error:
         raise UsageError(f"{records.PAGE} needs the package jinja2: {error}; install it") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "fixed": _fixed, "sort_key": _sort_key, "many": _many}
+    environment.filters |= {"number": _number, "fixed": _fixed, "sort_key": _sort_key, "many": many}
     return environment.from_string(_text(TEMPLATE))
 
 
@@ -92,13 +93,13 @@ def _context(run: Run) -> dict[str, Any]:
         "style": _text(STYLE),
         "script": script,
         "care": CARE,
-        "counted": f"{_many(len(run.lines), 'slide')}, {_many(len(run.rows), 'patient')}",
+        "counted": f"{many(len(run.lines), 'slide')}, {many(len(run.rows), 'patient')}",
         "synthetic": bool(run.facts.get("synthetic")),
         "sections": SECTIONS,
         "last": run.last,
         "verdict": _verdict(run),
         "has_slides": bool(run.lines),
-        "without_picture": _many(missing, "slide") if missing else "",
+        "without_picture": many(missing, "slide") if missing else "",
         "slides_file": records.SLIDES,
         "pictures": pictures,
         "slides": _slides(run, pictures),
@@ -118,10 +119,6 @@ PATIENT_HEADS = [("Slides scored", "n"), ("From", "t")]
 
 
 # Filters
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -156,13 +153,13 @@ def _verdict(run: Run) -> dict[str, Any]:
         "figures": list(_figures(run)),
         "reasons": [
             {
-                "slides": _many(count, "slide"),
+                "slides": many(count, "slide"),
                 "codes": ", ".join(first[group].codes),
                 "example": _short(first[group].reason or "no reason is recorded"),
             }
             for group, count in groups.most_common(MAX_REASONS)
         ],
-        "more_reasons": _many(more, "other reason") if more > 0 else "",
+        "more_reasons": many(more, "other reason") if more > 0 else "",
     }
 
 
@@ -183,7 +180,7 @@ def _outcome(run: Run) -> tuple[Outcome, str, str]:
         (not ended, Outcome.RUNNING, "bad", "The run has not ended: these are the slides so far."),
         (not scored, Outcome.ALL_FALLBACK, "bad", "Every patient has the fallback: the submission has no information."),
         (scored < asked, Outcome.SOME_FALLBACK, "partly", f"The submission is valid; {missing}."),
-        (lost, Outcome.SLIDES_NOT_DONE, "partly", f"Every patient is scored; {_many(lost, 'slide')} did not end done."),
+        (lost, Outcome.SLIDES_NOT_DONE, "partly", f"Every patient is scored; {many(lost, 'slide')} did not end done."),
         (True, Outcome.COMPLETE, "good", "Every slide is done and every patient is scored."),
     ]
     return next((code, kind, text) for holds, code, kind, text in cases if holds)
@@ -314,7 +311,7 @@ class _Pictures:
 
 def _tiles_summary(value: Mapping[str, Any], last: str) -> str:
     p = [float(p) for group in value.get("tiles", ()) for p in group["p"]]
-    return f"{_many(len(p), 'tile')} with p({last}) from {min(p):.2f} to {max(p):.2f}" if p else "no tiles"
+    return f"{many(len(p), 'tile')} with p({last}) from {min(p):.2f} to {max(p):.2f}" if p else "no tiles"
 
 
 # The patients
@@ -342,9 +339,9 @@ def _shifts(run: Run) -> Iterator[dict[str, Any]]:
         if here is None:
             continue
         known = Histogram.from_json(facts.get("out_of_fold"))
-        summary = f"this run: {_many(here.n, 'slide')}, mean {here.mean:.3f}"
+        summary = f"this run: {many(here.n, 'slide')}, mean {here.mean:.3f}"
         if known is not None:
-            summary += f"; out of fold: {_many(known.n, 'slide')}, mean {known.mean:.3f}"
+            summary += f"; out of fold: {many(known.n, 'slide')}, mean {known.mean:.3f}"
         kind, judgement = _judged(here, known)
         pool = facts.get("tile_pool")
         yield {
@@ -441,3 +438,5 @@ def _notes(run: Run) -> Iterator[str]:
     for name, facts in run.members.items():
         yield from (f"member {name}: {note}" for note in facts.get("notes") or ())
     yield from (f"member {name} left out: {why}" for name, why in mapping(run.facts.get("left_out")).items())
+    for repair, count in mapping(run.facts.get("repairs")).items():
+        yield f"{many(int(count), 'row')} of the table of slides read otherwise than written: {repair}"

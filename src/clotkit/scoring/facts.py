@@ -1,6 +1,7 @@
 """The contents of run.json: the inputs and the outcome of a run."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -51,6 +52,7 @@ def run_facts(
         "left_out": {name: cause.sentence for name, cause in left_out.items()},
         "left_out_codes": {name: cause.code for name, cause in left_out.items()},
         "ensemble": inputs.ensemble_sha256,
+        "repairs": Counter(repair for repairs in inputs.repairs_of.values() for repair in repairs),
     }
 
 
@@ -65,13 +67,19 @@ def outcome_facts(
         seconds: The time that the run took.
         state: The submission.
     """
+    asked, with_slides = set(state.ids), set(state.patient_of.values())
     return {
         "state": "ended",
         "seconds": round(seconds, 1),
         "peak_mb": round(peak_mb(), 1),
         "slides": counts,
         "left_behind": left_behind,
-        "patients": {"asked": len(state.ids), "scored": len(set(state.ids) & state.scored_patients())},
+        "patients": {
+            "asked": len(state.ids),
+            "scored": len(asked & state.scored_patients()),
+            "without_slide": sorted(asked - with_slides),
+            "not_in_sample": sorted(with_slides - asked),
+        },
         "unwritten": state.unwritten.sentence if state.unwritten else "",
         "unwritten_code": state.unwritten.code if state.unwritten else None,
         "submission_sha256": sha256(state.path),

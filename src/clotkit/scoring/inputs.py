@@ -1,6 +1,7 @@
 """The inputs of a run: its slides, the patients of the sample submission, and the members."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,17 +9,18 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
-from clotkit.errors import ClotkitError, ConfigError, one_line
+from clotkit.errors import ClotkitError, ConfigError, SplitError, one_line
 from clotkit.files import sha256
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
 from clotkit.members.folder import find_members
 from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
-from clotkit.reasons import Cause, Reason
+from clotkit.reasons import Cause, Reason, TableRepair
 from clotkit.scoring.settings import RunSettings
 from clotkit.scratch import scratch
 from clotkit.splits import SlideRow, in_store, read_sample_ids, read_slides
 from clotkit.stores import Place, store_of
+from clotkit.units import many
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,44 @@ class Inputs:
         """The patient of each slide."""
         return {slide.image_id: slide.patient_id for slide in self.slides}
 
+    @cached_property
+    def repairs_of(self) -> dict[str, tuple[TableRepair, ...]]:
+        """The repairs of each slide's row in the table; slides without one are left out."""
+        return {slide.image_id: slide.repairs for slide in self.slides if slide.repairs}
+
 
 def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> Inputs:
     """Read the tables of the split and find the members.
 
-    Raises SplitError or ConfigError if a table or the folder of members is wrong.
+    Raises SplitError or ConfigError if a table or the folder of members is wrong, or nothing of the table is there.
     """
     slides = read_slides(settings.split_dir, "test", competition, log)
     slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir)
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
+    _check_some_match(slides, ids, settings, competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition)
     path = settings.weights_dir / ENSEMBLE
     digest = sha256(path) if path.is_file() else None
     return Inputs(slides, ids, ensemble, folders, digest, _key(competition, slides, folders, digest))
+
+
+def _check_some_match(
+    slides: Sequence[SlideRow], ids: Sequence[str], settings: RunSettings, competition: Competition
+) -> None:
+    """Raise SplitError if every patient would get the fallback: no slide is there, or of the sample."""
+    table, sample = competition.table_path(settings.split_dir, "test"), competition.sample_path(settings.split_dir)
+    if not any(slide.patient_id in ids for slide in slides):
+        raise SplitError(
+            f"{table}: none of its {many(len(slides), 'slide')} is of a patient in {sample.name}: row {slides[0].row} "
+            f"is of {slides[0].patient_id}, the sample begins with {ids[0]}; use the tables of one split"
+        )
+    folder = slides[0].path.parent
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if others and not any(slide.stored or os.path.lexists(slide.path) for slide in slides):
+        raise SplitError(
+            f"{table}: none of its {many(len(slides), 'slide')} is in {folder}: row {slides[0].row} would be "
+            f"{slides[0].path.name}, the folder has {', '.join(others[:3])}; correct the ids, or put the slides there"
+        )
 
 
 def _key(

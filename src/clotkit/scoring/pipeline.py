@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from clotkit.competitions import Competition
@@ -40,7 +41,8 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
         work: what a slide's process does; tests and other engines replace it.
 
     Returns:
-        Slides by state; `unscored` patients and `unwritten` (1: the last write failed) in addition if they are not 0.
+        Slides by state. In addition, if they are not 0: `unscored` patients, scored slides whose patient is
+            `not_in_sample`, and `unwritten` (1: the last write failed).
 
     Raises:
         SplitError, ConfigError, UsageError: before anything is written. No slide and no member makes a run raise.
@@ -90,7 +92,8 @@ def _score_slides(
         SidecarWriter(settings.run_dir / records.SLIDES, done, len(inputs.slides), started, log) as sidecar,
         progress(len(inputs.slides), log) as advance,
     ):
-        for line, means, trace in _scored(settings, slides, state, started, work, log):
+        for scored, means, trace in _scored(settings, slides, state, started, work, log):
+            line = _with_repairs(scored, inputs)
             if means:
                 state.add(line, means)
                 state.publish()
@@ -123,11 +126,14 @@ def _write_run_json(settings: RunSettings, value: dict[str, object], state: Subm
 
 
 def _log_inputs(settings: RunSettings, inputs: Inputs, members: Sequence[Member], log: Log) -> None:
-    unknown = sorted(set(inputs.patient_of.values()) - set(inputs.ids))
-    if unknown:
-        log(f"patients missing from the sample submission, so not in the output: {', '.join(unknown)}")
     names = ", ".join(member.name for member in members) or "none: every patient gets the fallback"
     log(f"{len(inputs.slides)} {kind_of(settings.split_dir)}slides, {len(inputs.ids)} patients, members: {names}")
+
+
+def _with_repairs(line: SlideReport, inputs: Inputs) -> SlideReport:
+    """Return a slide's line, with how its row of the table was read if that is not as it is written."""
+    repairs = inputs.repairs_of.get(line.image_id)
+    return replace(line, facts=line.facts | {"repairs": list(repairs)}) if repairs else line
 
 
 def _line_text(line: SlideReport) -> str:
@@ -154,6 +160,9 @@ def _log_results(
     if left_behind:
         named = ", ".join(f"{pid} ({image_id})" for image_id, pid in left_behind.items())
         log(f"left behind, as they do not end when killed: processes {named}; they end when their disk answers")
+    strangers = sorted(scored - set(state.ids))
+    if strangers:
+        log(f"patients scored, but missing from the sample submission, so not in the output: {', '.join(strangers)}")
     if state.unwritten is not None:
         log(f"{state.path}: not the latest: {state.unwritten.sentence}")
     by_state = ", ".join(f"{count} {name}" for name, count in counts.items())

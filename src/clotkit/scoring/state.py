@@ -68,9 +68,14 @@ class SubmissionState:
             self.unwritten = None
 
     def shortfalls(self) -> dict[str, int]:
-        """Count the patients without a score and the failed last write, leaving out zeros."""
-        unscored = len(set(self.ids) - self.scored_patients())
-        counts = {"unscored": unscored, "unwritten": int(self.unwritten is not None)}
+        """Count what the submission lacks, leaving out zeros.
+
+        These are the patients without a score, the scored slides whose patient the sample lacks, and a failed last
+        write.
+        """
+        unscored, ids = len(set(self.ids) - self.scored_patients()), set(self.ids)
+        strangers = sum(self.patient_of[image_id] not in ids for image_id, means in self.scored.items() if means)
+        counts = {"unscored": unscored, "not_in_sample": strangers, "unwritten": int(self.unwritten is not None)}
         return {name: count for name, count in counts.items() if count}
 
     def scored_patients(self) -> set[str]:

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,17 @@ from clotkit.competitions import Competition
 from clotkit.errors import SubmissionError
 from clotkit.files import atomic_write_text
 from clotkit.splits import read_sample_ids
+from clotkit.splits.identity import same_number
+from clotkit.units import many
+
+# A number, an infinity and a missing value as pandas.read_csv reads them by default, as Kaggle's metric does. Python's
+# float takes more: 1_0, full-width digits, a no-break space before a number.
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
+INFINITY = re.compile(r"[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
+NAN_WORDS = frozenset(
+    {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"}
+    | {"NaN", "None", "n/a", "nan", "null"}
+)
 
 
 class Fault(StrEnum):
@@ -163,7 +175,7 @@ def _text(data: bytes, verdict: Verdict) -> str:
 
 
 def _delimiter(text: str, competition: Competition, verdict: Verdict) -> str:
-    first = text.splitlines()[0]
+    first = next(io.StringIO(text, newline=""))
     for other, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if "," not in first and first.count(other) == len(competition.header) - 1:
             verdict.add(Fault.DELIMITER, f"columns are separated by {name}; use commas", 1)
@@ -178,13 +190,13 @@ def _check_table(table: list[list[str]], ids: Sequence[str], competition: Compet
     if blank:
         verdict.add(Fault.BLANK_LINE, f"blank line ({len(blank)} in total)", blank[0])
     if len(body) != len(ids):
-        verdict.add(Fault.ROW_COUNT, f"{len(body)} rows under the header; the sample has {len(ids)}")
+        verdict.add(Fault.ROW_COUNT, f"{many(len(body), 'row')} under the header; the sample has {len(ids)}")
     if set(header) != set(competition.header) or len(header) != len(competition.header):
         return
     seen: dict[str, int] = {}
     for number, row in body:
         if len(row) != len(header):
-            verdict.add(Fault.CELL_COUNT, f"{len(row)} cells; the header has {len(header)}", number)
+            verdict.add(Fault.CELL_COUNT, f"{many(len(row), 'cell')}; the header has {len(header)}", number)
             continue
         cells = dict(zip(header, row, strict=True))
         patient = cells[competition.columns.patient]
@@ -218,34 +230,22 @@ def _header_problems(header: Sequence[str], wanted: Sequence[str]) -> Iterator[P
 def _id_problems(
     patient: str, number: int, seen: dict[str, int], ids: Sequence[str], competition: Competition
 ) -> Iterator[Problem]:
-    column = competition.columns.patient
+    column, shown = competition.columns.patient, patient if patient.isprintable() else repr(patient)
     if patient in seen:
-        yield Problem(Fault.REPEATED_PATIENT, f"{column} {patient} repeats; first in row {seen[patient]}", number)
+        yield Problem(Fault.REPEATED_PATIENT, f"{column} {shown} repeats; first in row {seen[patient]}", number)
         return
     seen[patient] = number
     if patient in ids:
         return
     stripped = patient.strip()
-    original = next((known for known in ids if _same_number(known, stripped)), None)
+    original = next((known for known in ids if same_number(known, stripped)), None)
     if stripped in ids:
         yield Problem(Fault.ID_WITH_SPACES, f"{column} {patient!r} has spaces around {stripped}", number)
     elif original:
-        text = f"{column} {patient} was read as a number: the sample has {original}; read ids as strings"
+        text = f"{column} {shown} was read as a number: the sample has {original}; read ids as strings"
         yield Problem(Fault.ID_AS_NUMBER, text, number)
     else:
-        yield Problem(Fault.UNKNOWN_PATIENT, f"{column} {patient or '(empty)'} is not in the sample", number)
-
-
-def _same_number(known: str, other: str) -> bool:
-    """Return whether `other` is `known` as a spreadsheet writes it: zeros lost, a float, 1e5 for 100000."""
-    if known.lstrip("0") == other.lstrip("0"):
-        return True
-    if not (re.fullmatch(r"[0-9]+(e[0-9]+)?", known) and re.fullmatch(r"[0-9.]+([eE][+-]?[0-9]+)?", other)):
-        return False
-    try:
-        return float(known) == float(other)
-    except ValueError:
-        return False
+        yield Problem(Fault.UNKNOWN_PATIENT, f"{column} {shown or '(empty)'} is not in the sample", number)
 
 
 def _numbers(cells: Mapping[str, str], number: int, competition: Competition) -> tuple[list[float], list[Problem]]:
@@ -255,6 +255,8 @@ def _numbers(cells: Mapping[str, str], number: int, competition: Competition) ->
         values.append(value)
         if fault is not None:
             problems.append(Problem(fault[0], f"{name} is {fault[1]}", number))
+    if not problems and math.isinf(sum(values)):
+        problems.append(Problem(Fault.INFINITE, f"the numbers add up to more than {sys.float_info.max:g}", number))
     if not problems and not any(values):
         names = " and ".join(competition.classes.names)
         problems.append(Problem(Fault.ALL_ZERO, f"{names} are all 0; a row needs a positive sum", number))
@@ -262,18 +264,17 @@ def _numbers(cells: Mapping[str, str], number: int, competition: Competition) ->
 
 
 def _number(cell: str) -> tuple[float, tuple[Fault, str] | None]:
-    """Return the number in a cell, and its fault if it cannot be scored."""
+    """Return the number in a cell as pandas.read_csv reads it, and its fault if it cannot be scored."""
     if not cell.strip():
         return 0.0, (Fault.EMPTY_CELL, "empty; a number is needed")
-    try:
-        value = float(cell)
-    except ValueError:
-        return 0.0, (Fault.NOT_A_NUMBER, f"{cell!r}, not a number")
-    if math.isnan(value):
-        return 0.0, (Fault.NAN, "NaN; a number is needed")
+    if cell in NAN_WORDS:
+        return 0.0, (Fault.NAN, f"{cell}, which is NaN; a number is needed")
+    if not (NUMBER.fullmatch(cell) or INFINITY.fullmatch(cell)):
+        return 0.0, (Fault.NOT_A_NUMBER, f"{cell!r}, not a number; write it like 0.25")
+    value = float(cell)
     if math.isinf(value):
-        return 0.0, (Fault.INFINITE, "infinite; a finite number is needed")
-    return value, (Fault.NEGATIVE, f"{cell}, negative; at least 0 is needed") if value < 0 else None
+        return 0.0, (Fault.INFINITE, f"{cell.strip()}, infinite; a finite number is needed")
+    return value, (Fault.NEGATIVE, f"{cell.strip()}, negative; at least 0 is needed") if value < 0 else None
 
 
 def _add_notes(competition: Competition, verdict: Verdict) -> None:
@@ -289,13 +290,15 @@ def _add_notes(competition: Competition, verdict: Verdict) -> None:
     verdict.distinct_rows = len({tuple(row) for row in rows})
     constant = "/".join(f"{value:g}" for value in fallback)
     verdict.notes += [
-        f"{len(rows)} patients",
+        many(len(rows), "patient"),
         f"expected score {expected.calibrated:.4f} if calibrated, {expected.uninformative:.4f} if uninformative "
         f"(constant {constant}: {expected.constant:.4f})",
     ]
     for index, name in enumerate(competition.classes.names):
         column = [metric.normalised(row, clip)[index] for row in rows]
-        verdict.notes.append(f"{name}: {min(column):.4f} to {max(column):.4f}, {len(set(column))} distinct values")
+        verdict.notes.append(
+            f"{name}: {min(column):.4f} to {max(column):.4f}, {many(len(set(column)), 'distinct value')}"
+        )
     if verdict.fallback_rows == len(rows):
         verdict.notes.append("every row is the fallback: the file is valid but has no information")
     elif verdict.distinct_rows == 1 and len(rows) > 1:
@@ -304,4 +307,4 @@ def _add_notes(competition: Competition, verdict: Verdict) -> None:
         verdict.notes.append(f"{verdict.fallback_rows} of {len(rows)} rows are the fallback")
     unscaled = sum(not math.isclose(math.fsum(row), 1, abs_tol=1e-5) for row in rows)
     if unscaled:
-        verdict.notes.append(f"{unscaled} rows do not sum to 1; Kaggle rescales them")
+        verdict.notes.append(f"{unscaled} of {len(rows)} rows do not sum to 1; Kaggle rescales them")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clotkit.options import DONE, FALLBACKS, WRONG, Verbs, add_backend, add_deadline, add_slide_limits, add_verb
 from clotkit.stores import place
+from clotkit.units import many
 
 
 def register(verbs: Verbs) -> None:
@@ -77,5 +78,5 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"{arguments.submission}: {problem}", file=sys.stderr)
     for note in verdict.notes:
         print(note)
-    print(f"{arguments.submission}: " + ("valid" if verdict.valid else f"{len(verdict.problems)} problems"))
+    print(f"{arguments.submission}: " + ("valid" if verdict.valid else many(len(verdict.problems), "problem")))
     return DONE if verdict.valid else WRONG

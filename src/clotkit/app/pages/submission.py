@@ -7,6 +7,7 @@ from clotkit.app.pages.common import Shared, show_table
 from clotkit.app.submissions import check, difference, histogram
 from clotkit.competitions import Competition
 from clotkit.scoring.submission import Verdict
+from clotkit.units import many
 
 MOST_LINES = 50  # problems that are shown
 
@@ -36,7 +37,7 @@ def _show_verdict(name: str, verdict: Verdict) -> None:
     if verdict.valid:
         st.success(f"{escaped(name)}: valid, {len(verdict.rows)} patients")
     else:
-        st.error(f"{escaped(name)}: {len(verdict.problems)} problems")
+        st.error(f"{escaped(name)}: {many(len(verdict.problems), 'problem')}")
     for problem in verdict.problems[:MOST_LINES]:
         st.markdown(f"- {escaped_reason(problem)}")
     if len(verdict.problems) > MOST_LINES:
