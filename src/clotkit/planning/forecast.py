@@ -122,6 +122,7 @@ def _header(layout: Layout | None) -> dict[str, Any]:
         "width_px": layout.width_px,
         "height_px": layout.height_px,
         "layout": "tiled" if layout.tiled else "strips",
+        **layout.facts,
     }
 
 

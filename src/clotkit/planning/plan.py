@@ -65,6 +65,9 @@ class SlidePlan:
     codec: str = ""
     decoder: str = ""
     layout: str = ""  # tiled or strips; rows if it is neither
+    page: int = 0  # of the file's pages, the one that is the slide
+    subifd: list[int] = field(default_factory=list)  # numbers below that page, one a level; empty: the page itself
+    notes: list[Reason] = field(default_factory=list)  # about the choice of the page
     width_px: int = 0
     height_px: int = 0
     wanted_share: float | None = None  # of the slide, by the tile index; None if it is read in rows

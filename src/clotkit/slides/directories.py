@@ -54,6 +54,14 @@ class Directory:
     page: int  # number in the main chain
     subifd: tuple[int, ...]  # numbers below the page, one for each level; empty: the page itself
     entries: dict[int, Entry]  # those of TAGS and PAGE_TAGS
+    tags: int  # how many it has
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the directory and of the values that it points to, about."""
+        values = (entry.number * np.dtype(KINDS.get(entry.kind, "u1")).itemsize for entry in self.entries.values())
+        width = max((len(entry.value) for entry in self.entries.values()), default=4)
+        return self.tags * (4 + 2 * width) + sum(size for size in values if size > width)
 
 
 class Directories:
@@ -174,7 +182,7 @@ class Directories:
             known = (code in TAGS and kind in KINDS) or code in PAGE_TAGS
             if known and code not in entries:
                 entries[code] = Entry(kind, number, value)
-        self.all.append(Directory(page, subifd, entries))
+        self.all.append(Directory(page, subifd, entries, count))
         after = self._file.read(self._word.size)
         return int(self._word.unpack(after)[0]) if len(after) == self._word.size else 0
 

@@ -18,14 +18,17 @@ from clotkit.slides.directories import (
     COMPRESSION,
     DESCRIPTION,
     HEIGHT,
+    MAX_DIRECTORIES,
     NEW_SUBFILE_TYPE,
     PAGE_NAME,
     PHOTOMETRIC,
+    ROWS_PER_STRIP,
     SAMPLES_PER_PIXEL,
     SOURCE_LENS,
     STRIP_TABLE,
     SUBFILE_TYPE,
     SUBIFDS,
+    TILE_HEIGHT,
     TILE_TABLE,
     TILE_WIDTH,
     WIDTH,
@@ -55,7 +58,9 @@ TIFFFILE_SHAPE = re.compile(r'"shape": \[([\d, ]+)\].*"truncated": true')
 # photograph, a slide in colour may have a grey mask, and a page that is marked as a reduced copy seldom is the slide.
 TILED_WEIGHT, COLOUR_WEIGHT, REDUCED_WEIGHT = 16, 4, 1 / 16
 COPY_TIMES, COPY_SHAPE = 3.9, 0.02  # a page of the same shape with fewer than 1/3.9 of the pixels is a copy
+COMPARED = 64  # sizes, the largest ones, that a page may be a copy of
 ICON_PX = 32  # pages with no longer side are icons, whose sizes tell nothing: the first one counts
+LOST_TIMES = 2  # pages that cannot be read may have this many times the bytes of the slide, not more
 RIVAL_TIMES = 4  # a page like the slide with at least 1/4 of its pixels may be another section
 
 
@@ -124,7 +129,25 @@ def choose(found: Directories, path: Path) -> Choice:
         return Choice(found.all[0], (Reason.PAGES_UNREAD,) if broken else ())
     if broken and all(page.reduced for page in images):
         raise SlideUnreadable(f"the slide's directory cannot be read, only those of reduced copies can; {broken}")
-    return _largest(images, broken, description)
+    choice = _largest(images, broken, description)
+    if broken and _lost_bytes(found) > LOST_TIMES * _stored_bytes(found, choice.directory):
+        lost = f"the directory of a page larger than {_place(choice.directory)} is not among those read; {broken}"
+        raise CodecUnsupported(lost) if len(found.all) >= MAX_DIRECTORIES else SlideUnreadable(lost)
+    return choice
+
+
+def _lost_bytes(found: Directories) -> int:
+    """Return the bytes of the file that belong to no page that can be read, about."""
+    return found.file_bytes - sum(directory.size_bytes + _stored_bytes(found, directory) for directory in found.all)
+
+
+def _stored_bytes(found: Directories, directory: Directory) -> int:
+    """Return the compressed bytes of a page; 0 if they cannot be read."""
+    try:
+        table = _table(directory)
+        return 0 if table is None else int(found.tags(directory, table)[table[1]].sum())
+    except (KeyError, OSError, ValueError, struct.error):
+        return 0
 
 
 def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
@@ -132,7 +155,9 @@ def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
 
     `description` is that of the first page. Raises CodecUnsupported if the page is only a part of the slide.
     """
-    originals = [page for page in images if not any(page.copies(other) for other in images)]
+    sizes = {(page.width_px, page.height_px): page for page in images}
+    larger = sorted(sizes.values(), key=lambda page: page.area_px)[-COMPARED:]
+    originals = [page for page in images if not any(page.copies(other) for other in larger)]
     best = max(originals, key=lambda page: page.weight)  # the first of equals
     if max(best.width_px, best.height_px) <= ICON_PX:
         best = images[0]
@@ -175,18 +200,37 @@ def _pages(found: Directories, path: Path) -> tuple[list[Page], str]:
 
     Raises SlideUnreadable or ValueError for the first directory: if it is broken, the slide is.
     """
-    pages, broken = list[Page](), found.broken
+    pages, broken, first = list[Page](), found.broken, found.all[0]
     for directory in found.all:
-        has_data = any(table[0] in directory.entries for table in (STRIP_TABLE, TILE_TABLE))
-        if not has_data and SUBIFDS in directory.entries:
+        if SUBIFDS in directory.entries and not _table(directory):
             continue  # it only holds others
         try:
-            pages.append(_page(found, directory, path))
+            page = _page(found, directory, path)
+            if directory is not first:
+                _check_table(found, page)
+            pages.append(page)
         except (OSError, ValueError, struct.error, SlideUnreadable) as error:
-            if directory is found.all[0]:
+            if directory is first:
                 raise
             broken = f"{_place(directory)}: {one_line(error)}"
     return pages, broken
+
+
+def _check_table(found: Directories, page: Page) -> None:
+    """Raise ValueError if a page has not as many segments as its size needs: one of the two is broken."""
+    entries, table = page.directory.entries, _table(page.directory)
+    rows = min(found.number(page.directory, ROWS_PER_STRIP, page.height_px), page.height_px)
+    width, height = (found.number(page.directory, code, 0) for code in (TILE_WIDTH, TILE_HEIGHT))
+    if table is None or min(*((width, height) if page.tiled else (rows, 1))) < 1:
+        raise ValueError("no pixels")
+    needed = -(-page.height_px // height) * -(-page.width_px // width) if page.tiled else -(-page.height_px // rows)
+    if entries[table[0]].number not in (needed, needed * page.samples):
+        raise ValueError(f"{entries[table[0]].number:,} segments; {needed:,} are needed")
+
+
+def _table(directory: Directory) -> tuple[int, int] | None:
+    """Return the tags of the offsets and byte counts that a directory has; None if it has no pixels."""
+    return next((table for table in (TILE_TABLE, STRIP_TABLE) if table[0] in directory.entries), None)
 
 
 def _page(found: Directories, directory: Directory, path: Path) -> Page:
