@@ -180,6 +180,8 @@ class Directories:
         entries: dict[int, Entry] = {}
         for code, kind, number, value in self._entry.iter_unpack(_exactly(self._file, count * self._entry.size)):
             known = (code in TAGS and kind in KINDS) or code in PAGE_TAGS
+            if code in (NEW_SUBFILE_TYPE, SUBFILE_TYPE) and (kind not in KINDS or number != 1):
+                continue  # broken, and not needed to read the pixels
             if known and code not in entries:
                 entries[code] = Entry(kind, number, value)
         self.all.append(Directory(page, subifd, entries, count))
