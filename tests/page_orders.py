@@ -111,6 +111,14 @@ CHOSEN: dict[str, tuple[Sequence[Page], Found]] = {
         [MAIN, described(paper(500, 500), "Macro -offset=(0,0)"), described(LABEL.pixels, "Label")],
         (0, (), ()),
     ),
+    "Hamamatsu": (
+        [
+            Page(paper(900, 300), 0, {65421: -1.0}),
+            Page(SLIDE, 64, {65421: 40.0}),
+            Page(paper(900, 300), 64, {65421: -2.0}),
+        ],
+        (1, (), (OTHER,)),
+    ),
     "a page by its name": ([Page(paper(500, 400), 64, {285: "Macro"}), MAIN], (1, (), (OTHER,))),
     "two scans of one size": ([MAIN, Page(tissue(seed=3), 64)], (0, (), (SEVERAL,))),
     "two sections": ([Page(tissue(300, 200), 64), MAIN], (1, (), (OTHER, SEVERAL))),

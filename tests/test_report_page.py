@@ -362,6 +362,15 @@ def test_a_run_of_an_older_kit_has_a_page(copied: Path) -> None:
     assert "No times are known." in page.said("p")
 
 
+def test_notes_about_slides_are_counted(copied: Path) -> None:
+    lines = [json.loads(line) for line in (copied / "report.jsonl").read_text().splitlines()]
+    for line in lines[1:3]:
+        line["facts"]["notes"] = [Reason.OTHER_PAGE]
+    (copied / "report.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = page_of(copied)
+    assert re.search(f"2 slides.*{Reason.OTHER_PAGE}.*{lines[1]['image_id']}", text)
+
+
 def test_a_run_without_a_member_is_all_fallback(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
 ) -> None:

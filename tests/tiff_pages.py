@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 WIDTH, HEIGHT = 320, 240
-Values = int | str | Sequence[int]
-SHORT, LONG, TEXT, LONG8 = 3, 4, 2, 16
+Values = int | float | str | Sequence[int]
+SHORT, LONG, TEXT, FLOAT, LONG8 = 3, 4, 2, 11, 16
 FORMS = {SHORT: "H", LONG: "I", LONG8: "Q"}
 LONGS = {254, 256, 257, 273, 278, 279, 324, 325, 330}  # all other numbers are written as 16 bits
 
@@ -94,6 +94,8 @@ class Writer:
     def _entry(self, code: int, value: Values) -> bytes:
         if isinstance(value, str):
             kind, number, data = TEXT, len(value.encode()) + 1, value.encode() + b"\0"
+        elif isinstance(value, float):
+            kind, number, data = FLOAT, 1, struct.pack(f"{self.order}f", value)
         else:
             values = [value] if isinstance(value, int) else list(value)
             kind = (LONG8 if self.big else LONG) if code in LONGS else SHORT

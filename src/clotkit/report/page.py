@@ -438,5 +438,9 @@ def _notes(run: Run) -> Iterator[str]:
     for name, facts in run.members.items():
         yield from (f"member {name}: {note}" for note in facts.get("notes") or ())
     yield from (f"member {name} left out: {why}" for name, why in mapping(run.facts.get("left_out")).items())
+    noted = [(str(note), line.image_id) for line in run.lines for note in line.facts.get("notes") or ()]
+    first = dict(reversed(noted))
+    for note, slides in Counter(note for note, _ in noted).items():
+        yield f"{many(slides, 'slide')} with the note {note}, for example {first[note]}"
     for repair, count in mapping(run.facts.get("repairs")).items():
         yield f"{many(int(count), 'row')} of the table of slides read otherwise than written: {repair}"

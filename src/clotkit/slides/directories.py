@@ -100,7 +100,7 @@ class Directories:
     def number(self, directory: Directory, code: int, default: int) -> int:
         """Return the first value of a tag, or the default if it has none. Raises ValueError."""
         entry = directory.entries.get(code)
-        return int(self._values(entry)[0]) if entry is not None and entry.number else default
+        return int(self._values(entry, 1)[0]) if entry is not None and entry.number else default
 
     def decimal(self, directory: Directory, code: int) -> float:
         """Return the first value of a tag that is a 32-bit float; 0 if there is none."""
@@ -161,7 +161,7 @@ class Directories:
         if entry is None:
             return
         try:
-            starts = self._values(entry)[:MAX_DIRECTORIES].tolist()
+            starts = self._values(entry, MAX_DIRECTORIES).tolist()
         except (ValueError, struct.error) as error:
             self.broken = f"page {directory.page}: SubIFDs: {error}"
             return
@@ -188,12 +188,16 @@ class Directories:
         after = self._file.read(self._word.size)
         return int(self._word.unpack(after)[0]) if len(after) == self._word.size else 0
 
-    def _values(self, entry: Entry) -> npt.NDArray[np.int64]:
-        """Return the values of a tag, int64[n]. Raises ValueError if they are no integers or beyond the file."""
+    def _values(self, entry: Entry, most: int | None = None) -> npt.NDArray[np.int64]:
+        """Return the first `most` values of a tag, int64[n]; None: all.
+
+        Raises ValueError if they are no integers or beyond the file.
+        """
         if entry.kind not in KINDS:
             raise ValueError(f"a tag has values of kind {entry.kind}")
         kind = np.dtype(self._order + KINDS[entry.kind])
-        return np.frombuffer(self._bytes(entry, entry.number * kind.itemsize), kind).astype(np.int64)
+        number = entry.number if most is None else min(most, entry.number)
+        return np.frombuffer(self._bytes(entry, number * kind.itemsize), kind).astype(np.int64)
 
     def _bytes(self, entry: Entry, size: int) -> bytes:
         """Return the first `size` bytes of a tag's values, from its entry if all fit there."""
