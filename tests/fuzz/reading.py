@@ -90,8 +90,8 @@ def answer(path: Path) -> dict[str, Any]:
         return {"outcome": "raised", "code": type(error).__name__, "sentence": str(error)[:200]}
     seconds = {name: compared(slide, corners, tiles, whole) for name, whole in second_opinions(path, slide)}
     differs = not all(seconds.values())
-    return {"outcome": "read", "decoder": slide.decoder, "seconds": seconds, "differs": differs,
-            "codes": [str(code) for code in getattr(slide, "codes", ())]}  # fmt: skip
+    notes = [*map(str, slide.facts.get("notes", ())), *(["page"] if "page" in slide.facts else [])]
+    return {"outcome": "read", "decoder": slide.decoder, "seconds": seconds, "differs": differs, "codes": notes}
 
 
 def sampled_corners(slide: Slide) -> list[tuple[int, int]]:
@@ -140,11 +140,18 @@ def by_pillow(path: Path) -> Pixels:
 
     with Image.open(path) as image:
         tags = image.tag_v2  # type: ignore[attr-defined]
-        if 273 in tags and 324 in tags:
-            raise ValueError("Pillow reads the strips of a file that has tiles too")
         if tags.get(262) == 0 and image.mode.startswith("I;16"):
             raise ValueError("Pillow does not invert 16-bit samples")
+        if 324 in tags and (273 in tags or len(tags[324]) != tiles_of(image.size, (tags[322], tags[323]))):
+            raise ValueError("Pillow takes the tiles of a table that has others too in the wrong order")
+        if len(tags.get(273, ())) > tiles_of(image.size, (image.width, tags.get(278, image.height))):
+            raise ValueError("Pillow shows the last strips instead of the first ones")
     return pillow(path)
+
+
+def tiles_of(size: tuple[int, int], tile: tuple[int, int]) -> int:
+    """Return how many tiles or strips cover an image."""
+    return -(-size[0] // max(tile[0], 1)) * -(-size[1] // max(tile[1], 1))
 
 
 def by_tifffile(path: Path) -> Pixels:
@@ -155,7 +162,7 @@ def by_tifffile(path: Path) -> Pixels:
         page = file.pages.first
         if not all(page.databytecounts) or len(page.databytecounts) != np.prod(page.chunked):
             raise ValueError("tifffile shows what is missing as black")
-        if page.photometric not in (1, 2, 6) or page.orientation != 1:
+        if page.photometric not in (1, 2, 6) or page.tags.valueof(274, 1) != 1:
             raise ValueError("not shown as it is stored")
         pixels = page.asarray()
         if page.planarconfig == 2 and pixels.ndim == 3:
