@@ -4,6 +4,7 @@ Each package registers its own verbs. Nothing heavy is imported before a verb ru
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for wrong usage or input, 3 when done with fallbacks, 130 when interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text of the locale
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.verb(arguments)

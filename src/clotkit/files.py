@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# A name that is not UTF-8 has lone surrogates in Python. It is written with \udc80 to \udcff, which JSON reads back.
+ESCAPED = "backslashreplace"
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -35,8 +38,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8 with its line ends unchanged."""
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    """Write `text` to `path` atomically, as UTF-8 with its line ends unchanged; see ESCAPED."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:
         file.write(text)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 from clotkit.errors import StoreError, UsageError, needs_extra, one_line
-from clotkit.files import atomic_write, atomic_write_text
+from clotkit.files import ESCAPED, atomic_write, atomic_write_text
 from clotkit.scratch import scratch
 
 # Names of the field that changes when an object does, in the listings of the stores' libraries.
@@ -170,7 +170,7 @@ class RemoteFolder:
     def atomic_write_text(self, name: str, text: str) -> None:
         """See Store."""
         with _store_errors(self.url(name), "written"):
-            _filesystem(self.address).pipe_file(self._path(name), text.encode())
+            _filesystem(self.address).pipe_file(self._path(name), text.encode(errors=ESCAPED))
 
     @contextmanager
     def atomic_write(self, name: str) -> Iterator[Path]:

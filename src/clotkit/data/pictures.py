@@ -18,6 +18,7 @@ from clotkit.errors import SplitError, one_line
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import read_table
+from clotkit.splits.identity import BLANK
 
 PARTS = (TRAIN, VAL, TEST)
 PART_COLUMN = "part"  # of a table; its values are PARTS
@@ -163,7 +164,7 @@ def _table_rows(table: Path, columns: list[str], config: DataConfig, log: Log) -
     required = [
         name for key in ("patient_column", "centre_column") if (name := getattr(config, key)) != getattr(default, key)
     ]
-    found = read_table(table, [*columns, *required])
+    found = read_table(table, [*columns, *required], [config.patient_column, config.centre_column, PART_COLUMN], log)
     if config.patient_column not in found[0]:
         log(f"{table}: no column {config.patient_column}; each file counts as a patient of its own")
     files = [os.path.normpath(row[config.file_column]) for row in found]
@@ -188,9 +189,10 @@ def _row_label(row: dict[str, str], file: str, table: Path, config: DataConfig) 
 def _row_facts(row: dict[str, str], file: str, table: Path, config: DataConfig) -> tuple[str, str, str]:
     """Return the patient, centre and part of a row; without a column of patients the file is the patient."""
     patient, part = row.get(config.patient_column, file), row.get(PART_COLUMN, "")
-    if not patient:
+    if patient.casefold() in BLANK:
         raise SplitError(
-            f"{table}: {file} has an empty {config.patient_column}; name a patient, one of its own if none is known"
+            f"{table}: {file} has {config.patient_column} {patient or '(empty)'}; name a patient, one of its own if "
+            "none is known"
         )
     if PART_COLUMN in row and part not in PARTS:
         raise SplitError(f"{table}: {file} has {PART_COLUMN} {part!r}; allowed: {listed(PARTS)}")

@@ -10,10 +10,11 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.ensembling.candidates import Patients, auc_error, aucs
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, SplitError
 from clotkit.members.blending import Imputer, Ints
 from clotkit.members.folder import OUT_OF_FOLD
-from clotkit.splits import patient_in, read_table
+from clotkit.splits import read_table
+from clotkit.splits.identity import joined, without_suffix
 
 PREDICTIONS, FOLD = "predictions", "fold"
 MAX_MISSING = 0.5  # share of the labelled slides that a member may lack
@@ -86,19 +87,19 @@ def read_labels(path: Path, competition: Competition) -> pd.DataFrame:
     columns, classes = competition.columns, competition.classes.names
     if len(classes) != 2:
         raise ConfigError(f"{path}: blend needs 2 classes, {competition.slug} has {len(classes)}")
-    rows = read_table(path, [columns.image, columns.label])
+    rows = read_table(path, [columns.image, columns.label], [columns.patient, columns.center])
     labels = pd.DataFrame(
         {
             "centre": [row.get(columns.center, "") for row in rows],
             "class": [row[columns.label] for row in rows],
         },
-        index=[row[columns.image] for row in rows],
+        index=[without_suffix(row[columns.image]) for row in rows],
     )
     for image in labels.index[labels.index.duplicated()]:
         raise ConfigError(f"{path}: {image} has {int((labels.index == image).sum())} rows, allowed: 1")
     for unknown in labels["class"][~labels["class"].isin(classes)]:
         raise ConfigError(f"{path}: {columns.label} is {unknown!r}, allowed: {', '.join(classes)}")
-    labels["patient"] = [row.get(columns.patient) or patient_in(row[columns.image], competition) for row in rows]
+    labels["patient"] = [one.patient_id for one in joined(rows, str(path), competition, None)]
     of_patient = labels.groupby("patient")["class"].nunique()
     for patient in of_patient.index[of_patient > 1]:
         raise ConfigError(f"{path}: patient {patient} has slides of both classes, allowed: 1 class")
@@ -112,16 +113,17 @@ def member_name(path: Path) -> str:
 
 def _read_predictions(path: Path, labels: pd.DataFrame, competition: Competition) -> pd.DataFrame:
     """Return the columns image and p (of the last class), one row a slide or a tile."""
-    try:
-        raw = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     classes, columns = list(competition.classes.names), competition.columns
+    try:
+        raw = pd.DataFrame(read_table(path, [], [columns.image, PREDICTIONS, *classes, FOLD]))
+    except SplitError as error:
+        raise ConfigError(str(error)) from error
     image = "image" if columns.image not in raw and "image" in raw else columns.image
     wanted = [PREDICTIONS] if PREDICTIONS in raw else classes
     if not {image, *wanted} <= set(raw.columns):
         needed = f"{image}, and {PREDICTIONS} (the probability of {classes[-1]}) or {', '.join(classes)}"
         raise ConfigError(f"{path}: columns are {', '.join(raw.columns)}; needed: {needed}")
+    raw[image] = raw[image].map(without_suffix)
     known = raw[image].isin(labels.index)
     if not known.any():
         raise ConfigError(f"{path}: 0 of its {len(raw)} images are among the {len(labels)} labelled ones")

@@ -16,7 +16,7 @@ from typing import Any
 
 from clotkit import metric
 from clotkit.errors import ClotkitError, UsageError
-from clotkit.files import atomic_write, sha256
+from clotkit.files import ESCAPED, atomic_write, sha256
 from clotkit.members.ensemble import Calibration
 from clotkit.report import records
 from clotkit.report.drawing import Bar, histogram_plot, outline_path, tile_boxes, timeline_plot, unpacked
@@ -60,7 +60,7 @@ def write_page(run_dir: Path) -> Path:
     """
     run, template = read_run(run_dir), _template()
     path = run_dir / records.PAGE
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:
         file.writelines(template.generate(_context(run)))
     return path
 

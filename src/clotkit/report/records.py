@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
 from clotkit.errors import SplitError
-from clotkit.files import atomic_write_text
+from clotkit.files import ESCAPED, atomic_write_text
 
 REPORT, RUN, SLIDES, PAGE = "report.jsonl", "run.json", "slides.jsonl", "report.html"
 FILES = (REPORT, RUN, SLIDES, PAGE)  # in a run's folder, besides the submission
@@ -57,7 +57,7 @@ class LinesFile:
         """Append a line and flush. Raises OSError if the disk is full; the file then has whole lines only."""
         whole = self._file.tell()
         try:
-            self._file.write(line.encode())
+            self._file.write(line.encode(errors=ESCAPED))
             self._file.flush()
             if self._durable:
                 os.fsync(self._file.fileno())

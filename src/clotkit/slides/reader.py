@@ -210,7 +210,7 @@ class VipsSlide:
 
     def _load(self, access: str) -> Any:
         load = self._vips.Image.tiffload if self._page else self._vips.Image.new_from_file
-        return load(str(self._path), access=access, fail_on="warning", **self._page)
+        return load(os.fsencode(self._path), access=access, fail_on="warning", **self._page)
 
     def _rgb(self, image: Any, background: Colour) -> Any:
         """Convert to 8-bit RGB without a colour profile; transparent pixels show `background`."""

@@ -3,7 +3,6 @@
 Ids are always strings: `006388` is not a number. Standard library only.
 """
 
-from clotkit.splits.identity import patient_in as patient_in
 from clotkit.splits.sample import read_sample_ids as read_sample_ids
 from clotkit.splits.slides import SYNTHETIC as SYNTHETIC
 from clotkit.splits.slides import SlideRow as SlideRow

@@ -160,16 +160,6 @@ def patient_of(image_id: str, competition: Competition) -> str | None:
     return None if match is None else match["patient"]
 
 
-def patient_in(image_id: str, competition: Competition) -> str:
-    """Return the patient id within an image id. Raises SplitError for an image id of another form."""
-    patient = patient_of(image_id, competition)
-    if patient is None:
-        raise SplitError(
-            f"{image_id}: not an image id of the form {competition.ids.image}, and the table has no patient column"
-        )
-    return patient
-
-
 def same_number(known: str, other: str) -> bool:
     """Return whether `other` is `known` as a table program writes it: zeros lost, a float, 1e5 for 100000."""
     if other and known.lstrip("0") == other.lstrip("0"):

@@ -165,7 +165,7 @@ def _header(text: str, where: str, columns: Sequence[str], also: Sequence[str]) 
         if number > HEADER_LINES:
             break
         found = [_Header(_columns(line, one, names), number, one, known) for one in DELIMITERS]
-        best = max(found, key=lambda header: sum(column in header.columns for column in columns))
+        best = max(found, key=lambda header: [len(names & set(header.columns)) for names in (set(columns), known)])
         if line.strip() and set(columns) <= set(best.columns):
             _check_unique(best, where)
             return best
