@@ -65,7 +65,7 @@ HOMES: dict[str, set[str]] = {
     "distributed": {"clotkit.engines"},
     "dask": {"clotkit.engines"},
     "joblib": {"clotkit.engines"},
-    "fcntl": {"clotkit.scratch", "clotkit.shards.folder"},
+    "fcntl": {"clotkit.scratch", "clotkit.locks"},
     "matplotlib": {"clotkit.evaluation.plots"},
     "imblearn": {"clotkit.training.resampling"},
     "imagehash": {"clotkit.data.near_duplicates"},
@@ -82,7 +82,12 @@ HOMES: dict[str, set[str]] = {
     "multiprocessing": {"clotkit.workers"},
     "signal": {"clotkit.workers", "clotkit.training.rendezvous", "clotkit.supervise"},
     "resource": {"clotkit.workers"},
-    "subprocess": {"clotkit.rehearsal.sandbox", "clotkit.rehearsal.environment", "clotkit.supervise"},
+    "subprocess": {
+        "clotkit.rehearsal.sandbox",
+        "clotkit.rehearsal.environment",
+        "clotkit.supervise",
+        "clotkit.looking",  # a process that may be left behind while it looks at a file
+    },
     "psutil": {"clotkit.rehearsal.sandbox"},
     "kagglesdk": {
         "clotkit.kaggle.client",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
 
 from .faults import misbehaving
+from .stuck import GETATTR, OPEN, stuck_file
 
 
 def settings_of(split: Path, weights: Path, out: Path, **changed: Any) -> RunSettings:
@@ -348,3 +350,106 @@ def test_a_lost_slide_is_read_again_coarser(tmp_path: Path, member: Path, strip_
     assert (report["latekill_0"]["state"], report["latekill_0"]["tiles"]) == ("partial", 8)
     assert (report["kill_0"]["state"], report["kill_0"]["tiles"]) == ("fallback", 0)
     assert report["good_0"]["state"] == "done"
+
+
+def test_a_resumed_run_reads_again_what_failed_or_changed(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    """One is repaired with the same size, one changes; a touched one and one that is gone stay."""
+    split, out = tmp_path / "split", tmp_path / "out"
+    shutil.copytree(test_split, split)
+    repaired, changed, touched, gone = sorted((split / "test").iterdir())
+    sound = repaired.read_bytes()
+    repaired.write_bytes(sound[:2000] + bytes(len(sound) - 2000))
+    assert run(settings_of(split, member, out), strip_ai, lambda _: None)["fallback"] == 1
+    before = report_of(out)
+
+    repaired.write_bytes(sound)
+    status, data = changed.stat(), changed.read_bytes()
+    changed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(touched, (1, 1))
+    gone.unlink()
+    run(settings_of(split, member, out, resume=True), strip_ai, lambda _: None)
+    after, facts = report_of(out), json.loads((out / "run.json").read_text())
+    assert facts["resumed"] == {"kept": 2, "failed": 1, "changed": 1, "unchecked": 1}
+    assert {path.stem for path in (touched, gone) if before[path.stem] == after[path.stem]} == {touched.stem, gone.stem}
+    assert after[repaired.stem]["state"] == "done"
+    assert after[changed.stem]["facts"]["file"] != before[changed.stem]["facts"]["file"]
+    assert len((out / "report.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_resumed_run_trusts_no_line_without_the_state_of_its_file(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    run(settings_of(test_split, member, tmp_path), strip_ai, lambda _: None)
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    states: list[Any] = [None, {}, "damaged"]
+    for line, state in zip(lines, states, strict=False):
+        line["facts"]["file"] = state
+    (tmp_path / "report.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(settings_of(test_split, member, tmp_path, resume=True), strip_ai, lambda _: None)
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["resumed"] == {"kept": 1, "failed": 0, "changed": 3, "unchecked": 0}
+
+
+def test_weights_that_changed_start_a_resumed_run_from_the_beginning(
+    test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
+) -> None:
+    """Weights of the same size and a recipe of the same length are other weights."""
+    weights = make_member(tmp_path / "weights" / "tiny", strip_ai.classes.names, seed=1)
+    run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+    shutil.rmtree(weights)
+    make_member(weights, strip_ai.classes.names, seed=2)
+    run(settings_of(test_split, weights, tmp_path / "out", resume=True), strip_ai, lambda _: None)
+    run(settings_of(test_split, weights, tmp_path / "new"), strip_ai, lambda _: None)
+    resumed, new = ((tmp_path / name / "submission.csv").read_bytes() for name in ("out", "new"))
+    assert resumed == new
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["resumed"] is None
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_run_in_a_run_folder_is_refused(
+    resume: bool, tmp_path: Path, member: Path, strip_ai: Competition
+) -> None:
+    """It changes nothing; once the first one is killed, the folder is free."""
+    split, out = bare_split(tmp_path / "split", strip_ai, ["good_0", "hang_0"]), tmp_path / "out"
+    first = subprocess.Popen(
+        [sys.executable, "-u", "-c", KILLED, str(split), str(member), str(out)], stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert first.stdout is not None
+    with first.stdout:
+        assert any(b"good_0 done" in line for line in first.stdout)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(UsageError):
+            run(settings_of(split, member, out, resume=resume), strip_ai, lambda _: None, work=misbehaving.work)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert main(["report", str(out)]) == 0  # a look at a run that goes on is allowed
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    settings = settings_of(split, member, out, resume=True, deadline_s=5.0)
+    assert run(settings, strip_ai, lambda _: None, work=misbehaving.work)["done"] == 1
+
+
+@pytest.mark.parametrize("operation", [OPEN, GETATTR])
+def test_a_slide_that_does_not_answer_costs_itself(
+    operation: int, test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    """The run ends, names the process that it leaves behind, and scores the other slides as ever."""
+    split, out = tmp_path / "split", tmp_path / "out"
+    shutil.copytree(test_split, split)
+    run(settings_of(split, member, tmp_path / "sound"), strip_ai, lambda _: None)
+    stuck = min((split / "test").iterdir())
+    with stuck_file(stuck, operation):
+        counts = run(settings_of(split, member, out, deadline_s=12.0), strip_ai, lambda _: None)
+    line, facts = report_of(out)[stuck.stem], json.loads((out / "run.json").read_text())
+    assert (counts["done"], counts["fallback"]) == (3, 1)
+    assert line["codes"] == [Reason.TIMEOUT, Reason.LEFT_BEHIND]
+    assert facts["left_behind"] == {stuck.stem: line["facts"]["left_pid"]}
+    before, after = report_of(tmp_path / "sound"), report_of(out)
+    assert {name: one["p"] for name, one in after.items() if one["p"]} == {
+        name: one["p"] for name, one in before.items() if name != stuck.stem
+    }
+    run(settings_of(split, member, out, resume=True), strip_ai, lambda _: None)
+    assert submission_of(out / "submission.csv") == submission_of(tmp_path / "sound" / "submission.csv")

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +25,7 @@ from typing import Any
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SlideError, UsageError
+from clotkit.file_state import file_state
 from clotkit.pipes import Inbox, send
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.reader import open_slide
@@ -42,6 +43,7 @@ MIN_MEMORY_MB = 512  # below it a slide's process cannot even start
 MAX_SHARE = 4.0  # a slide may take this many times its fair share of the time that is left
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # other slides use the other cores
 NOT_REACHED = Cause(Reason.DEADLINE, "the run's deadline came before its turn")
+FILE = "file"  # the fact with the state of a slide's file before it was read
 LEFT_PID = "left_pid"  # the fact that names a process which did not end when it was killed
 _STARTING = threading.Lock()  # the environment belongs to the whole process
 FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
@@ -130,6 +132,12 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
         yield from _thumbnail_of(recorder, facts)
         raise
     yield from _thumbnail_of(recorder, facts)
+
+
+def score_task(task: Task) -> Iterator[tuple[int, Piece]]:
+    """Cut a slide as tile_task does, after the state of its file, which `--resume` compares."""
+    yield 0, {FILE: file_state(task.path) if task.stored is None else asdict(task.stored.entry)}
+    yield from tile_task(task)
 
 
 def fetch(task: Task) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
 from clotkit.errors import SplitError
+from clotkit.looking import with_sizes
 from clotkit.planning.forecast import evenly_spread
 from clotkit.planning.plan import Plan, PlanSettings, SlidePlan, plan_slides
 from clotkit.shards.cut import ShardTask, shard_task
@@ -105,6 +106,7 @@ def measure_split(
     with tables_of(where, competition) as folder:
         split = split or split_of(folder, competition, ("train", "test"))
         slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
+        slides = with_sizes(slides, log=lambda _: None)
         file_mb = {slide.image_id: slide.size_bytes / DECIMAL_MB for slide in slides}
         local, fetched_s = _fetched(slides, jobs)
         settings = PlanSettings(folder, None, recipe_name, split, jobs, competition.limits.deadline_s, memory_mb)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe
+from clotkit.looking import with_sizes
 from clotkit.members.folder import RECIPE
 from clotkit.members.loading import load_member
 from clotkit.planning.forecast import forecast
@@ -151,7 +153,8 @@ def plan_split(settings: PlanSettings, competition: Competition, work: Work | No
         UsageError, ConfigError, SplitError: The input is wrong.
     """
     split = settings.split or split_of(settings.split_dir, competition, ("test", "train"))
-    return plan_slides(read_slides(settings.split_dir, split, competition), settings, competition, work)
+    slides = with_sizes(read_slides(settings.split_dir, split, competition), partial(print, file=sys.stderr))
+    return plan_slides(slides, settings, competition, work)
 
 
 def plan_slides(

@@ -1,7 +1,6 @@
 """The inputs of a run: its slides, the patients of the sample submission, and the members."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, ConfigError, SplitError, one_line
 from clotkit.files import sha256
+from clotkit.looking import ANSWER_S, with_sizes
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
 from clotkit.members.folder import find_members
 from clotkit.members.loading import Member, load_member
@@ -32,7 +32,7 @@ class Inputs:
     ensemble: Ensemble | None
     folders: Sequence[Path]  # of the members
     ensemble_sha256: str | None
-    key: str  # changes with the competition, the slides and the weights
+    key: str  # changes with the competition and the weights
 
     @cached_property
     def patient_of(self) -> dict[str, str]:
@@ -52,12 +52,13 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     """
     slides = read_slides(settings.split_dir, "test", competition, log)
     slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir)
+    slides = with_sizes(slides, log, min(ANSWER_S, settings.deadline_s / 10))
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
     _check_some_match(slides, ids, settings, competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition)
     path = settings.weights_dir / ENSEMBLE
     digest = sha256(path) if path.is_file() else None
-    return Inputs(slides, ids, ensemble, folders, digest, _key(competition, slides, folders, digest))
+    return Inputs(slides, ids, ensemble, folders, digest, _key(competition, folders, digest))
 
 
 def _check_some_match(
@@ -72,20 +73,19 @@ def _check_some_match(
         )
     folder = slides[0].path.parent
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if others and not any(slide.stored or os.path.lexists(slide.path) for slide in slides):
+    names = set(others)  # a look at a file may never return
+    if others and not any(slide.stored or slide.path.parent != folder or slide.path.name in names for slide in slides):
         raise SplitError(
             f"{table}: none of its {many(len(slides), 'slide')} is in {folder}: row {slides[0].row} would be "
             f"{slides[0].path.name}, the folder has {', '.join(others[:3])}; correct the ids, or put the slides there"
         )
 
 
-def _key(
-    competition: Competition, slides: Sequence[SlideRow], folders: Sequence[Path], ensemble_sha256: str | None
-) -> str:
-    """Return a hash of the competition, the slides and the weights: a report belongs to one such key."""
-    parts = [competition.slug, *sorted(f"{slide.image_id} {slide.size_bytes}" for slide in slides)]
+def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str | None) -> str:
+    """Return a hash of the competition and the weights: a report belongs to one such key."""
+    parts = [competition.slug]
     for folder in folders:
-        parts += [f"{path.name} {path.stat().st_size} {folder.name}" for path in sorted(folder.iterdir())]
+        parts += [f"{path.name} {sha256(path)} {folder.name}" for path in sorted(folder.iterdir()) if path.is_file()]
     parts += filter(None, [ensemble_sha256])
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 

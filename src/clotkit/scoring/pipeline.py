@@ -8,6 +8,7 @@ from functools import partial
 from clotkit.competitions import Competition
 from clotkit.errors import described
 from clotkit.files import atomic_write_json
+from clotkit.locks import exclusive_folder
 from clotkit.members.loading import Member
 from clotkit.progress import Log, progress
 from clotkit.reasons import Cause, Reason
@@ -18,17 +19,17 @@ from clotkit.report.sidecar_writer import SidecarWriter
 from clotkit.scoring.facts import outcome_facts, run_facts
 from clotkit.scoring.inputs import Inputs, load_members, read_inputs
 from clotkit.scoring.local import score_locally
-from clotkit.scoring.run_folder import earlier_lines, make_run_folder, open_report
+from clotkit.scoring.run_folder import make_run_folder, open_report, read_earlier
 from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow, kind_of
-from clotkit.workers import LEFT_PID, Work, set_oom_score, tile_task
+from clotkit.workers import LEFT_PID, Work, score_task, set_oom_score
 
 NO_MEMBER = Cause(Reason.NO_MEMBER, "no member could be loaded")
 
 
-def run(settings: RunSettings, competition: Competition, log: Log = print, work: Work = tile_task) -> dict[str, int]:
+def run(settings: RunSettings, competition: Competition, log: Log = print, work: Work = score_task) -> dict[str, int]:
     """Score a test split and return the number of slides by state: done, partial, fallback.
 
     RUN_DIR gets submission.csv (all fallback before anything heavy is imported, rewritten as slides finish),
@@ -45,23 +46,33 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
             `not_in_sample`, and `unwritten` (1: the last write failed).
 
     Raises:
-        SplitError, ConfigError, UsageError: before anything is written. No slide and no member makes a run raise.
+        SplitError, ConfigError, UsageError: before anything is written; also if another run uses RUN_DIR. No slide and
+            no member makes a run raise.
         ClusterError: the cluster is gone; what was scored stays in RUN_DIR.
     """
     started = time.monotonic()
     inputs = read_inputs(settings, competition, log)
     settings.check()
-    earlier = earlier_lines(settings, inputs.key, log)
+    with exclusive_folder(settings.run_dir, "clotkit run"):
+        return _run(settings, competition, inputs, started, work, log)
+
+
+def _run(
+    settings: RunSettings, competition: Competition, inputs: Inputs, started: float, work: Work, log: Log
+) -> dict[str, int]:
+    """Score a test split in a run folder that no other run uses; see `run`."""
+    earlier = read_earlier(settings, inputs, log)
     path = settings.run_dir / competition.files.submission
     state = SubmissionState(path, competition, inputs.ids, inputs.patient_of, log, inputs.ensemble)
-    make_run_folder(settings.run_dir, state, resume=bool(earlier))
+    make_run_folder(settings.run_dir, state, resume=bool(earlier.lines))
     set_oom_score(500)
 
     state.members, left_out = load_members(inputs, competition, log)
-    facts = run_facts(settings, competition, inputs, state.members, left_out)
+    facts = run_facts(settings, competition, inputs, state.members, left_out) | {"resumed": earlier.counts}
     _write_run_json(settings, {"state": "running"} | facts, state)
     _log_inputs(settings, inputs, state.members, log)
-    lines = [*earlier, *_score_slides(settings, inputs, state, earlier, started, work, log)]
+    kept = [line for line in earlier.lines if state.is_complete(line)]
+    lines = [*kept, *_score_slides(settings, inputs, state, kept, started, work, log)]
     state.publish()
 
     counts = records.counts(lines)
@@ -84,6 +95,8 @@ def _score_slides(
     """Score the slides that have no earlier line, write each as it ends, and return their lines."""
     for line in earlier:
         state.add_earlier(line)
+    if earlier:
+        state.publish()  # without the slides that are read again
     done = {line.image_id for line in earlier}
     slides = [slide for slide in inputs.slides if slide.image_id not in done]
     lines: list[SlideReport] = []

@@ -208,8 +208,8 @@ class ScoringJob:
 
     @property
     def ordered(self) -> list[SlideRow]:
-        """The slides, the smallest file first."""
-        return sorted(self.slides, key=lambda slide: slide.size_bytes)
+        """The slides, the smallest file first; those that do not answer last."""
+        return sorted(self.slides, key=lambda slide: (slide.size_and_mtime == (), slide.size_bytes))
 
     def pace(self) -> Pace:
         """Return the pace-keeper of these slides; its deadline is the last start that the run's allows."""

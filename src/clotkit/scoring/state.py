@@ -37,6 +37,10 @@ class SubmissionState:
         """Add a slide from its line in the report of an earlier run."""
         self.add(line, {name: np.array(values) for name, values in line.p.items()})
 
+    def is_complete(self, line: SlideReport) -> bool:
+        """Return whether a line of an earlier run needs no member that is loaded only now."""
+        return line.state != "done" or {member.name for member in self.members} <= line.p.keys()
+
     def write(self) -> None:
         """Write the submission: patients with a scored slide get their probabilities, the others the fallback.
 

@@ -1,13 +1,12 @@
 """A local folder of shards: locked for one run, cleaned of temporary files, and measured."""
 
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
 from clotkit.errors import UsageError
+from clotkit.locks import exclusive_folder
 from clotkit.splits import SlideRow
 from clotkit.stores import Folder, Store
 from clotkit.units import MB
@@ -29,31 +28,16 @@ def exclusive(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
         return
     out = store.path
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UsageError(
-            f"{out}: cannot be used as a folder of shards: {error.strerror}; choose another folder"
-        ) from error
-    try:
-        with suppress(OSError):  # a file system without locks; BlockingIOError, which says held, is raised below
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"{out}: another clotkit tile is writing there; wait for it, or choose another folder"
-                ) from None
-        _remove_temporary_files(out, slides)
-        yield
-        _remove_temporary_files(out, slides)
+        with exclusive_folder(out, "clotkit tile"):
+            _remove_temporary_files(out, slides)
+            yield
+            _remove_temporary_files(out, slides)
     except BrokenPipeError:
         raise  # of the log, whose reader is gone
     except OSError as error:
         raise UsageError(
             f"{error.filename or out}: cannot be written: {error.strerror}; free some space, or choose another folder"
         ) from error
-    finally:
-        os.close(handle)  # releases the lock
 
 
 def _remove_temporary_files(out: Path, slides: Sequence[SlideRow]) -> None:

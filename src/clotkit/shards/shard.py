@@ -154,6 +154,10 @@ def _state_of(slide: SlideRow) -> tuple[int, int | str]:
     """Return the bytes of a slide, and its modification time in ns or its version in an object store."""
     if slide.stored is not None:
         return slide.stored.entry.size_bytes, slide.stored.entry.version
+    if slide.size_and_mtime is not None:
+        if not any(slide.size_and_mtime):
+            raise FileNotFoundError(slide.path)
+        return slide.size_and_mtime[0], slide.size_and_mtime[1]
     stat = slide.path.stat()
     return stat.st_size, stat.st_mtime_ns
 

@@ -15,6 +15,7 @@ from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.engines import Backend, Engine, Lost, engine
 from clotkit.errors import ClusterError, UsageError
+from clotkit.looking import with_sizes
 from clotkit.progress import Log, progress
 from clotkit.reasons import Reason
 from clotkit.shards.cut import (
@@ -85,6 +86,7 @@ def tile_split(
     with tables_of(settings.split_dir, competition) as split_dir:
         split = settings.split or split_of(split_dir, competition, ("train", "test"))
         slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir)
+        slides = with_sizes(slides, log)
         with exclusive(store, slides):
             tasks = {slide.image_id: _task(slide, tiling, store, settings) for slide in slides}
             inventory = take_inventory(store, slides, tasks, competition)

@@ -1,6 +1,5 @@
 """Read the slides of a split: the rows of its table, their patients and their files."""
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -33,12 +32,16 @@ class SlideRow:
     stored: StoredFile | None = None  # the slide in an object store; None: a local file
     row: int = 0  # its row in the table, from 1; 0: unknown
     repairs: tuple[TableRepair, ...] = ()  # how its row was read otherwise than it is written
+    # Of the file, size in bytes and time of change in ns, see `looking`; empty: it does not answer; None: ask it.
+    size_and_mtime: tuple[int, ...] | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Return the file's size in bytes, 0 if it is missing."""
+        """Return the file's size in bytes, 0 if it is missing or does not answer."""
         if self.stored is not None:
             return self.stored.entry.size_bytes
+        if self.size_and_mtime is not None:
+            return self.size_and_mtime[0] if self.size_and_mtime else 0
         try:
             return self.path.stat().st_size
         except OSError:
@@ -206,10 +209,12 @@ def _log_repairs(slides: Sequence[SlideRow], path: Path, competition: Competitio
 
 
 def _with_local_files(slides: Sequence[SlideRow], split_dir: Path, where: str) -> list[SlideRow]:
-    """Return the slides, those whose expected file is missing with the one in its folder that is meant."""
-    missing = [slide for slide in slides if not os.path.lexists(slide.path)]
+    """Return the slides, those whose expected file is missing with the one in its folder that is meant.
+
+    Folders are listed, but no file is looked at: that may never return, if its disk does not answer.
+    """
     names = set[str]()
-    for folder in {slide.path.parent for slide in missing}:
+    for folder in {slide.path.parent for slide in slides}:
         with suppress(OSError):
             names |= {path.relative_to(split_dir).as_posix() for path in folder.iterdir()}
     return _with_files(slides, split_dir, names, where)

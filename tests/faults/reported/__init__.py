@@ -1,4 +1,4 @@
-"""List faults that users of other readers, tilers and pipelines reported in public, each with its right value.
+"""List faults that users of other readers, tilers and pipelines reported, each with its right value.
 
 Each module of this package holds the cases of one kind in a list CASES. A case makes its input in an empty folder, runs
 the product on it, asserts the right value, and returns what it saw. `python -m tests.faults` prints them all.
