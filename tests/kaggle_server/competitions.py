@@ -41,7 +41,9 @@ def get_submission_limits(world: World, body: Body) -> Reply:
     _known(world, body)
     today = _today(world)
     left = max(0, world.competition.max_daily - today)
-    return as_json({"numToday": today, "numTotal": today, "numAllowedNow": left, "limitedByTotal": False})
+    in_all = left if world.total_allowed is None else max(0, world.total_allowed - today)
+    limits = {"numToday": today, "numTotal": today, "numAllowedNow": min(left, in_all)}
+    return as_json({**limits, "limitedByTotal": in_all < left})
 
 
 def create_code_submission(world: World, body: Body) -> Reply:

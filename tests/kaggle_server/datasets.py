@@ -33,6 +33,8 @@ def create_dataset(world: World, body: Body) -> Reply:
         if world.name_taken_status >= 400:
             raise RefusedError(world.name_taken_status, TAKEN.format(title=title))
         return as_json({"ref": "", "url": "", "status": "error", "error": TAKEN.format(title=title)})
+    if ref in world.kernels:
+        raise RefusedError(400, "Bad Request")
     files = _files(world, body)
     made = Dataset(title, str(body.get("licenseName", "")), bool(body.get("isPrivate", False)))
     made.id, made.unseen_polls = len(world.datasets) + 1, world.unseen_polls
@@ -54,13 +56,16 @@ def create_dataset_version(world: World, body: Body) -> Reply:
 
 
 def get_dataset_status(world: World, body: Body) -> Reply:
-    """Return the status of the last version."""
+    """Return the status of the last version, which only its owner may know."""
     ref, dataset = _found(world, body)
+    if not ref.startswith(f"{world.username}/"):
+        raise RefusedError(404, "Dataset not found")
     return as_json({"status": world.poll_dataset(ref, dataset)})
 
 
 def get_dataset(world: World, body: Body) -> Reply:
     """Return a dataset and its current version."""
+    _may_view(world, body, "GetDataset")
     ref, dataset = _found(world, body)
     current = world.look_at(dataset)
     shown = [version for version in reversed(dataset.versions) if version.number <= current]
@@ -95,9 +100,10 @@ def get_dataset_metadata(world: World, body: Body) -> Reply:
 
 def list_dataset_files(world: World, body: Body) -> Reply:
     """List a version's files, page by page."""
-    version = _asked_version(world, body)
-    names, token = page_of(sorted(version.files), body, world.page_limit)
-    listed = [{"name": name, "totalBytes": len(version.files[name]), "creationDate": DATE} for name in names]
+    _may_view(world, body, "ListDatasetFiles")
+    sizes = _listed(world, _asked_version(world, body))
+    names, token = page_of(sorted(sizes), body, world.page_limit)
+    listed = [{"name": name, "totalBytes": sizes[name], "creationDate": DATE} for name in names]
     return as_json({"datasetFiles": listed, "nextPageToken": token})
 
 
@@ -109,6 +115,21 @@ def download_dataset(world: World, body: Body) -> Reply:
     if name not in version.files:
         raise RefusedError(404, "File not found")
     return as_redirect(world.sign(name, version.files[name]))
+
+
+def _listed(world: World, version: Version) -> dict[str, int]:
+    """Return the sizes that a list shows by name, with what the knobs change about them."""
+    true = {name: len(content) for name, content in version.files.items()}
+    sizes = {name: size for name, size in {**true, **world.list_changes}.items() if size is not None}
+    if world.list_lag_polls > 0 and sizes:
+        world.list_lag_polls -= 1
+        del sizes[max(sizes)]
+    return sizes
+
+
+def _may_view(world: World, body: Body, method: str) -> None:
+    if body.get("ownerSlug") != world.username and method not in world.public_views:
+        raise RefusedError(403, "Permission 'datasets.get' was denied")
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -131,9 +152,10 @@ def _found(world: World, body: Body) -> tuple[str, Dataset]:
     dataset = world.datasets.get(ref)
     if dataset is None and body.get("ownerSlug") != world.username:
         raise RefusedError(403, "Permission 'datasets.get' was denied")
-    if dataset is None or dataset.unseen_polls > 0:
-        if dataset is not None:
-            dataset.unseen_polls -= 1
+    if dataset is None:
+        raise RefusedError(world.absent_status, "Dataset not found")
+    if dataset.unseen_polls > 0:
+        dataset.unseen_polls -= 1
         raise RefusedError(404, "Dataset not found")
     return ref, dataset
 

@@ -23,14 +23,19 @@ def save_kernel(world: World, body: Body) -> Reply:
         for other in running:  # whoever pushes again has waited
             world.poll_kernel(other)
         return as_json({"ref": "", "url": "", "error": FULL.format(count=world.gpu_sessions)})
+    if ref in world.datasets:
+        raise RefusedError(400, "Bad Request")
     invalid = _invalid_sources(world, body)
+    dropped = {*world.dropped_sources, *(name for names in invalid.values() for name in names)}
+    version.body = {name: _without(value, dropped) for name, value in body.items()}
     kernel = world.kernels.setdefault(ref, Kernel(id=len(world.kernels) + 7))
     kernel.title = str(body.get("newTitle") or kernel.title or ref.partition("/")[2])
     for _ in range(world.version_jump - 1):
         world.push_elsewhere(ref)
     world.version_jump = 1
     version.number = kernel.versions[-1].number + 1 if kernel.versions else 1
-    version.mounted = _mounted(world, body)
+    version.mounted = _mounted(world, version.body)
+    kernel.unseen_polls = world.unseen_kernel_polls
     if body.get("kernelExecutionType") == "QUICK_SAVE":
         version.status = version.ends = "COMPLETE"
     kernel.versions.append(version)
@@ -42,7 +47,7 @@ def save_kernel(world: World, body: Body) -> Reply:
 def get_kernel(world: World, body: Body) -> Reply:
     """Return the source of a version, and the kernel's metadata."""
     ref, kernel, version = _found(world, body)
-    said = version.body
+    said = {name: _spelt(world, name, value) for name, value in version.body.items()}
     names = ("language", "kernelType", "isPrivate", "enableGpu", "enableInternet", "enableTpu", "machineShape")
     lists = ("datasetDataSources", "kernelDataSources", "competitionDataSources", "modelDataSources", "categoryIds")
     metadata = {
@@ -52,7 +57,7 @@ def get_kernel(world: World, body: Body) -> Reply:
         "author": world.username,
         "slug": ref.partition("/")[2],
         "lastRunTime": DATE,
-        "currentVersionNumber": kernel.versions[-1].number,
+        "currentVersionNumber": version.number,
         **{name: said[name] for name in (*names, *lists, "dockerImage") if name in said},
     }
     blob = {"source": version.source, "language": said.get("language", "python"), "slug": metadata["slug"]}
@@ -110,10 +115,11 @@ def stream_log(world: World, user: str, slug: str, label: str) -> Reply:
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     if world.kernel_fate.get(ref) in ("QUEUED", "RUNNING"):
         return Reply(200, b"", headers, events=True)
+    logged = world.kernel_fate.get(ref) == "LOGGED"
     world.play(version)
     lines = [json.dumps(event) for event in version.events()] + ["END_OF_LOG"]
     body = "".join(f"data: {line}\n\n" for line in lines).encode()
-    return Reply(200, body, headers, events=True, then=lambda: world.end(version))
+    return Reply(200, body, headers, events=True, then=None if logged else lambda: world.end(version))
 
 
 def get_accelerator_quota_statistics(world: World, _: Body) -> Reply:
@@ -163,6 +169,14 @@ def _invalid_sources(world: World, body: Body) -> dict[str, list[str]]:
     }
 
 
+def _without(value: Any, dropped: set[str]) -> Any:
+    return [entry for entry in value if entry not in dropped] if isinstance(value, list) else value
+
+
+def _spelt(world: World, field: str, value: Any) -> Any:
+    return [world.spell_source(field, entry) for entry in value] if field.endswith("DataSources") else value
+
+
 def _unversioned(name: str) -> str:
     return re.sub(r"^([^/]+/[^/]+)/[0-9]+$", r"\1", name)
 
@@ -183,12 +197,23 @@ def _found(world: World, body: Body) -> tuple[str, Kernel, KernelVersion]:
     kernel = world.kernels.get(ref)
     if kernel is None:
         raise RefusedError(world.missing_kernel_status, "Permission 'kernels.get' was denied")
+    if kernel.unseen_polls > 0:
+        kernel.unseen_polls -= 1
+        return _before_it_shows(world, ref, kernel, label)
     if not label:
         return ref, kernel, kernel.versions[-1]
     version = kernel.version(int(label[1:])) if re.fullmatch(r"v[0-9]+", label) else None
     if version is None:
         raise RefusedError(404, "Notebook version not found")
     return ref, kernel, version
+
+
+def _before_it_shows(world: World, ref: str, kernel: Kernel, label: str) -> tuple[str, Kernel, KernelVersion]:
+    """Return what Kaggle answers while it does not know a new version yet: a refusal, or the version before."""
+    if world.unseen_kernel == "earlier" and len(kernel.versions) > 1 and not label:
+        return ref, kernel, kernel.versions[-2]
+    status = 404 if world.unseen_kernel == "earlier" else int(world.unseen_kernel)
+    raise RefusedError(status, "Permission 'kernels.get' was denied")
 
 
 METHODS = {

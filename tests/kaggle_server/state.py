@@ -128,6 +128,7 @@ class Kernel:
     title: str = ""
     id: int = 0
     versions: list[KernelVersion] = field(default_factory=list)
+    unseen_polls: int = 0  # calls that do not know the last version yet, as in the first seconds after a push
 
     def version(self, number: int) -> KernelVersion | None:
         """The version of that number."""
@@ -203,9 +204,19 @@ class World:
         self.stuck_datasets: set[str] = set()
         self.failed_datasets: set[str] = set()
         self.public_datasets: set[str] = set()  # of other people, known as sources
+        self.public_views = {"GetDataset", "ListDatasetFiles"}  # methods that answer for such a dataset; no status
+        self.absent_status = 404  # of a dataset of one's own that does not exist
+        self.list_changes: dict[str, int | None] = {}  # of every list of files: name -> size, None leaves it out
+        self.list_lag_polls = 0  # lists that are still without their last file
         self.models: set[str] = set()
         self.tags: set[str] = {"gpu", "tpu"}
-        self.kernel_fate: dict[str, str] = {}  # ERROR, CANCEL, QUEUED (never starts) or RUNNING (never ends)
+        self.dropped_sources: set[str] = set()  # left out of a pushed kernel without a word
+        self.spell_source: Callable[[str, str], str] = lambda _, source: source  # field, source -> as it is read back
+        self.unseen_kernel_polls = 0  # calls after a push that do not know the new version yet
+        self.unseen_kernel = "403"  # their answer: 403, 404, or that of the version before (earlier)
+        self.total_allowed: int | None = None  # submissions that the competition ever allows
+        # ERROR, CANCEL, QUEUED (never starts), RUNNING (never ends), LOGGED (never ends, but its log does)
+        self.kernel_fate: dict[str, str] = {}
         self.on_run: Callable[[KernelVersion], None] | None = None
 
     def count(self, method: str) -> int:
@@ -263,7 +274,7 @@ class World:
             return version.status
         status = _phase(version.polls, self.kernel_polls, KERNEL_STEPS, "")
         version.polls += 1
-        if status or fate == "RUNNING":
+        if status or fate in ("RUNNING", "LOGGED"):
             version.status = status or "RUNNING"
         else:
             self.end(version)
