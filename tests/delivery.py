@@ -34,20 +34,27 @@ class Clock:
         self.now += seconds
 
 
+@contextmanager
+def isolated(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Give an empty home, no variable about Kaggle or a proxy, and no connection out of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("KAGGLE_", "CLOTKIT_KAGGLE", "XDG_CONFIG")) or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        folder.mkdir()
+        patch.setenv("HOME", str(folder))
+        patch.setenv("KAGGLE_CONFIG_DIR", str(folder / "config"))
+        patch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # so that a lost endpoint is not production
+        with only_loopback() as tried:
+            yield patch
+        assert tried == []
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path) -> Iterator[Path]:
     """An empty home, no variable about Kaggle or a proxy, and no connection out of this machine."""
-    for name in list(os.environ):
-        if name.startswith(("KAGGLE_", "CLOTKIT_KAGGLE", "XDG_CONFIG")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder / "config"))
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")  # so that a lost endpoint is not production
-    with only_loopback() as tried:
-        yield folder
-    assert tried == []
+    with isolated(tmp_path / "home"):
+        yield tmp_path / "home"
 
 
 @pytest.fixture

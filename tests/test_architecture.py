@@ -89,10 +89,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.looking",  # a process that may be left behind while it looks at a file
     },
     "psutil": {"clotkit.rehearsal.sandbox"},
-    "kagglesdk": {
-        "clotkit.kaggle.client",
-        "clotkit.kaggle.credentials",
-    },  # the second: only where it looks
+    "kagglesdk": {"clotkit.kaggle.client"},
     "kaggle": set(),
     "requests": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},  # the second: only the exceptions
     "urllib": {"clotkit.kaggle.client"},

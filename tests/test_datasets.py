@@ -27,7 +27,7 @@ from clotkit.kaggle.datasets import (
     wheels_files,
 )
 from clotkit.kaggle.failures import LONGEST_WAIT_S
-from clotkit.kaggle.listing import CONTENT
+from clotkit.kaggle.listing import CONTENT, differences
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT
@@ -349,13 +349,15 @@ def test_a_name_that_is_taken_is_one_line(
     assert len(server.datasets[REF].versions) == 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 403])
-@pytest.mark.parametrize("method", ["GetDatasetStatus", "StartBlobUpload", "CreateDataset", "ListDatasetFiles"])
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [("GetDatasetStatus", 400), ("GetDatasetStatus", 401),  # 403 is also the answer for one that does not exist yet
+     *((method, status) for method in ("StartBlobUpload", "CreateDataset", "ListDatasetFiles")
+       for status in (400, 401, 403))],
+)  # fmt: skip
 def test_a_refusal_is_one_line(
     server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, method: str, status: int
 ) -> None:
-    if (method, status) == ("GetDatasetStatus", 403):
-        return  # that is Kaggle's answer for a dataset that does not exist yet
     server.faults.add(Fault(method, "status", None, status=status))
     kinds = {401: RemoteKind.CREDENTIALS, 403: RemoteKind.FORBIDDEN}
     with remote_error(kinds.get(status, RemoteKind.REFUSED), str(status)):
@@ -426,6 +428,24 @@ def test_what_is_listed_otherwise_than_sent_is_one_line(
         push(client, folder, clock)
 
 
+def test_the_size_of_a_tar_is_known_without_making_it(folder: Path, tmp_path: Path) -> None:
+    long = "deep/" * 30 + "a_name_of_more_than_a_hundred_characters.bin"
+    for number, name in enumerate((f"one/{long}", "two/a.bin", "two/b/c.bin")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(511 + 5_000 * number))
+    stage = stage_of(folder)
+    (tmp_path / "packed").mkdir()
+    uploads = pack(stage.files, content_of(stage), tmp_path / "packed")
+    listed = [(name, path.stat().st_size) for name, path in uploads.items()]
+    files = content_of(stage)["files"]
+    assert list(differences(listed, files)) == []
+    for name, _ in listed:
+        changed = [(other, size + (other == name) * 512) for other, size in listed]
+        assert len(list(differences(changed, files))) == (name != CONTENT), name
+        assert list(differences([(name, 0)] + [one for one in listed if one[0] != name], files)) == []  # 0: unknown
+        assert list(differences([one for one in listed if one[0] != name], files)) != []
+
+
 @pytest.mark.parametrize("deeper", ["", "yes"])
 def test_a_tar_may_be_listed_unpacked_and_one_folder_deeper(
     server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, deeper: str
@@ -461,3 +481,19 @@ def test_a_read_that_fails_once_does_not_show(
     assert server.faults.pending == []
     assert len(server.datasets[REF].versions) == 2
     assert max(clock.waits) <= LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_dataset_that_does_not_exist_yet_is_created(
+    server: KaggleServer, client: Kaggle, folder: Path, clock: Clock, status: int
+) -> None:
+    server.absent_status = status
+    assert push(client, folder, clock) == PushedDataset(REF, 1, new=True)
+    assert server.count("CreateDataset") == 1
+
+
+def test_metadata_of_another_owner_is_refused(server: KaggleServer, client: Kaggle, folder: Path, clock: Clock) -> None:
+    with pytest.raises(UsageError, match="bob/"):
+        push_dataset(client, replace(stage_of(folder), owner="bob"), clock)
+    assert server.count("StartBlobUpload") == 0
+    assert push_dataset(client, replace(stage_of(folder), owner="alice"), clock).version == 1

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from clotkit.competitions import Competition
-from clotkit.errors import RemoteError, SubmissionError, UsageError
+from clotkit.errors import RemoteError, RemoteMissing, SubmissionError, UsageError
 from clotkit.kaggle import submissions
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
-from clotkit.kaggle.follow import KernelRun
+from clotkit.kaggle.follow import POLL_S, KernelRun
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.reasons import RemoteKind
 from clotkit.report.records import SlideReport
@@ -107,6 +107,45 @@ def test_a_run_that_never_starts_or_ends_is_one_line(
     with remote_error(RemoteKind.TIMEOUT, says):
         session.wait()
     assert clock.now < 14 * 3600
+
+
+def test_a_log_that_goes_on_is_looked_at_again_soon(
+    server: KaggleServer, session: KernelRun, clock: Clock, lines: list[str]
+) -> None:
+    server.kernel_fate[REF] = "RUNNING"
+    log: list[str | dict[str, object]] = []
+    waited = clock.wait
+
+    def wait(seconds: float) -> None:
+        waited(seconds)
+        log.append(f"line {len(log)}\n")
+        if len(log) == 20:
+            run_of(server).ends = "COMPLETE"
+            server.kernel_fate.clear()
+
+    session.client.wait = wait
+    session.client.session_log = lambda *_: iter([str(one) for one in log])  # type: ignore[method-assign]
+    session.wait()
+    assert max(clock.waits[1:]) <= POLL_S
+    assert len(shown(lines)) >= 20
+
+
+@pytest.mark.parametrize(("pushed_here", "calls"), [(True, 7), (False, 4)])
+def test_a_version_that_does_not_show_yet_is_waited_for(
+    server: KaggleServer, session: KernelRun, clock: Clock, pushed_here: bool, calls: int
+) -> None:
+    run = KernelRun(session.client, REF, 1, session.log, clock, pushed_here=pushed_here)
+    server.kernels[REF].unseen_polls = calls
+    run.wait()
+    server.kernels[REF].unseen_polls = calls + 1
+    with pytest.raises(RemoteMissing):
+        run.wait()
+
+
+def test_a_number_far_above_the_newest_is_refused_at_once(session: KernelRun, clock: Clock) -> None:
+    with remote_error(RemoteKind.MISSING, "1 version of"):
+        KernelRun(session.client, REF, 12, print, clock).wait()
+    assert clock.waits == []
 
 
 def test_silence_is_no_progress(server: KaggleServer, session: KernelRun) -> None:
@@ -416,6 +455,7 @@ def run_dir(tmp_path: Path) -> Path:
         ("Notebook Exceeded Allowed Compute", SubmissionFailure.COMPUTE, ["3900 MB", "4096"]),
         ("Submission CSV Not Found", SubmissionFailure.NO_FILE, []),
         ("Submission Scoring Error", SubmissionFailure.SCORING, []),
+        ("Kaggle Error", SubmissionFailure.KAGGLE, ["--again"]),
         ("Something new\nin two lines", SubmissionFailure.UNKNOWN, ["Something new in two lines"]),
         ("", SubmissionFailure.UNKNOWN, []),
     ],

@@ -16,7 +16,7 @@ from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import Stage, push_dataset
 from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
-from clotkit.kaggle.metadata import metadata_problems, normalised
+from clotkit.kaggle.metadata import SAVED, metadata_problems, missing_sources, normalised, same_sources
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT
@@ -237,6 +237,32 @@ def test_prefixes_of_pulled_metadata_are_taken_off() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("key", "asked", "saved", "same"),
+    [
+        ("dataset_sources", "alice/a", "datasets/Alice/A", True),
+        ("dataset_sources", "alice/a/2", "alice/a", True),
+        ("dataset_sources", "alice/a/2", "alice/a/3", False),
+        ("dataset_sources", "alice/a", "alice/a/versions/3", True),
+        ("dataset_sources", "alice/a", "https://www.kaggle.com/datasets/alice/a/", True),
+        ("dataset_sources", "alice/a", "alice/ab", False),
+        ("dataset_sources", "alice/a", "bob/a", False),
+        ("competition_sources", "a-comp", "/competitions/a-comp", True),
+        ("competition_sources", "a-comp", "a-comp-2", False),
+        ("kernel_sources", "alice/k", "code/alice/k", True),
+        ("model_sources", "bob/m/keras/base/2", "models/bob/m/Keras/base", True),
+        ("model_sources", "bob/m/keras/base/2", "bob/m/keras/base/1", False),
+        ("model_sources", "bob/m/keras/base/2", "bob/m/pytorch/base/2", False),
+    ],
+)
+def test_a_source_is_the_same_however_it_is_spelt(key: str, asked: str, saved: str, same: bool) -> None:
+    metadata = {**{other: [] for other in SAVED}, key: [asked]}
+    record = {SAVED[key]: [saved]}
+    assert (missing_sources(record, metadata) == []) is same_sources(record, metadata) is same
+    assert missing_sources({}, metadata) != []
+    assert not same_sources({SAVED[key]: [asked, "bob/another"]}, metadata)
+
+
 def test_a_folder_that_is_no_kernel_is_one_line(tmp_path: Path) -> None:
     for text in (None, "[", "3"):
         if text is not None:
@@ -400,6 +426,35 @@ def test_a_lost_answer_does_not_hide_what_was_left_out(
     client.wait = wait
     with remote_error(RemoteKind.MISMATCH, "version 1 ", "dataset_sources", "alice/clotkit-wheels"):
         push(client, kernel, record)
+
+
+@pytest.mark.parametrize("answer", ["403", "404", "earlier"])
+def test_a_push_that_does_not_show_yet_is_not_repeated(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, answer: str
+) -> None:
+    push(client, replace(kernel, source="1"), record)
+    server.unseen_kernel, server.unseen_kernel_polls = answer, 3
+    assert push(client, kernel, record).version == 2
+    server.kernels[REF].unseen_polls = 3
+    assert push(client, kernel, record).version == 2
+    assert server.count("SaveKernel") == 2
+
+
+def test_a_version_that_never_shows_is_said_not_to_be_checked(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    server.unseen_kernel_polls = 10**9
+    assert push(client, kernel, record).version == 1
+    assert any("not checked" in line for line in lines)
+
+
+def test_a_dataset_that_is_attached_for_the_first_time_is_a_new_version(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, clock: Clock, tmp_path: Path
+) -> None:
+    push(client, kernel, record)
+    push_dataset(client, Stage("more-tiles", "more tiles", "", "", "other", {"a.txt": tmp_path / "a.txt"}), clock)
+    assert push(client, kernels.attaching(kernel, ["more-tiles"]), record).version == 2
+    assert push(client, kernel, record).version == 3
 
 
 def test_busy_is_waited_for(server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, clock: Clock) -> None:

@@ -209,7 +209,7 @@ def _found(world: World, body: Body) -> tuple[str, Kernel, KernelVersion]:
 
 
 def _before_it_shows(world: World, ref: str, kernel: Kernel, label: str) -> tuple[str, Kernel, KernelVersion]:
-    """Return what Kaggle answers while it does not know a new version yet: a refusal, or the version before."""
+    """Return the version before, or refuse, as Kaggle does while it does not know a new version yet."""
     if world.unseen_kernel == "earlier" and len(kernel.versions) > 1 and not label:
         return ref, kernel, kernel.versions[-2]
     status = 404 if world.unseen_kernel == "earlier" else int(world.unseen_kernel)

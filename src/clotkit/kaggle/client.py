@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from clotkit import __version__
 from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, UsageError
 from clotkit.kaggle.credentials import Credentials
-from clotkit.kaggle.failures import Subject, failure
+from clotkit.kaggle.failures import Subject, check_proxy, failure
 from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
@@ -423,6 +423,7 @@ class Kaggle:
         """Make a call, up to TRIES times while that may help; one that `changes`, only if it had no effect."""
         import requests
 
+        check_proxy(requests.utils.select_proxy(self.endpoint, requests.utils.get_environ_proxies(self.endpoint)) or "")
         attempt = 1
         while True:
             try:

@@ -161,6 +161,14 @@ def owner_of(client: Kaggle, owner: str = PLACEHOLDER) -> str:
     return name
 
 
+def check_names(stage: Stage, kernels: Path) -> None:
+    """Raise UsageError if a kernel in the folder `kernels` has the name of a dataset."""
+    for path in sorted(kernels.glob("*/kernel-metadata.json")):
+        ref = json_object(path, "a kernel folder has it beside main.py").get("id")
+        if str(ref).partition("/")[2] == stage.slug:
+            raise UsageError(f"{path}: id is {ref}, which is also a dataset's: two things of one name; rename one")
+
+
 def check_files(files: Mapping[str, Path], secrets: Sequence[str] = ()) -> None:
     """Raise UsageError for a file that must not be published, such as one with one of `secrets` in it."""
     uploads = {upload_name(name) for name in files}
@@ -228,18 +236,18 @@ def push_dataset(
     ref, content = f"{owner}/{slug}", content_of(stage)
     poller = _Poller(client, owner, slug, clock, limit_s)
     state = poller.settled()
+    record = {} if state is DatasetState.ABSENT else client.dataset(owner, slug)
+    before = _version_number(record)
     if state is DatasetState.ABSENT:
         _check_free(client, owner, slug)
-    before = 0 if state is DatasetState.ABSENT else _version_number(client.dataset(owner, slug))
-    if state is DatasetState.READY and remote_content(client, owner, slug).get("hash") == content["hash"]:
-        problem = listing_problem(client, owner, slug, content["files"])
-        record = client.dataset(owner, slug)
-        before = _version_number(record) or before
+    elif state is DatasetState.READY:
+        problem = _difference(client, owner, slug, content)
         if not problem:
+            before = _version_number(client.dataset(owner, slug)) or before
             client.log(f"{ref}: unchanged, version {before}; nothing pushed")
             return PushedDataset(ref, before, new=False)
         _check_not_repeated(record, content, f"{ref} version {before}: {problem}")
-        client.log(f"{ref}: version {before} was made of these files, but {problem}; pushing again")
+        client.log(f"{ref}: version {before}: {problem}; pushing")
     with tempfile.TemporaryDirectory(prefix="clotkit-dataset-") as scratch:
         uploads = pack(stage.files, content, Path(scratch))
         client.log(f"{ref}: {len(stage.files)} files, {sum(path.stat().st_size for path in uploads.values()):,} bytes")
@@ -252,6 +260,13 @@ def push_dataset(
         raise RemoteError(f"dataset {ref} version {version}: {problem}; push again", RemoteKind.MISMATCH)
     client.log(f"{ref}: version {version} is ready and has the files that were sent")
     return PushedDataset(ref, version, new=True)
+
+
+def _difference(client: Kaggle, owner: str, slug: str, content: Mapping[str, Any]) -> str:
+    """Return in what a dataset's newest version differs from the content to push, empty if in nothing."""
+    if remote_content(client, owner, slug).get("hash") != content["hash"]:
+        return f"the content in {CONTENT} is another"
+    return listing_problem(client, owner, slug, content["files"])
 
 
 def _check_free(client: Kaggle, owner: str, slug: str) -> None:

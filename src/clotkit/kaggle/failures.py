@@ -12,7 +12,10 @@ from clotkit.reasons import RemoteKind
 
 LONGEST_WAIT_S = 300.0  # between two tries, whatever Retry-After says
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-PROXY_ADDRESS = re.compile(r"(?:[a-z0-9]+://)?(?:[^/\s]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(?::[0-9]{1,5})?/?")
+PROXY_ADDRESS = re.compile(
+    r"(?:(?i:https?|socks[45][ah]?)://)?(?:[^/\s]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(?::[0-9]{1,5})?/?"
+)
+FORM = "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
 # Of a proxy that refuses a tunnel the library passes on only a sentence with the status.
 TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")
 
@@ -58,9 +61,7 @@ def failure(error: Exception, subject: Subject, attempt: int, chance: float) -> 
 
 def _on_the_way(error: Exception, subject: Subject, backoff_s: float) -> Failure | None:
     """Return the failure that a proxy or a certificate on the way to Kaggle causes; None if neither does."""
-    from requests import exceptions
-
-    if isinstance(error, exceptions.SSLError):
+    if _untrusted(error):
         text = (
             f"{subject.name}: the certificate that came is not trusted: if a proxy opens encrypted connections, set "
             "REQUESTS_CA_BUNDLE to the file with its certificate, else check the clock of this machine"
@@ -72,23 +73,40 @@ def _on_the_way(error: Exception, subject: Subject, backoff_s: float) -> Failure
     return Failure(RemoteError(f"{subject.name}: {wrong}", RemoteKind.PROXY), backoff_s if can_pass else None, True)
 
 
-def _proxy_problem(error: Exception) -> tuple[str, bool]:
-    """Return what is wrong with a proxy, empty if nothing is, and whether it may pass.
+def _untrusted(error: BaseException | None) -> bool:
+    """Return whether an error is about a certificate; the library wraps it in several others."""
+    from ssl import SSLCertVerificationError
 
-    A proxy's address may contain a password, so the text has only the name of the variable that sets it.
-    """
+    while error is not None and not isinstance(error, SSLCertVerificationError):
+        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+        error = inner if isinstance(inner, BaseException) else None
+    return error is not None
+
+
+def check_proxy(address: str) -> None:
+    """Raise RemoteError if the address of the proxy on the way to Kaggle cannot be one; empty for none."""
+    if address and not PROXY_ADDRESS.fullmatch(address):
+        raise RemoteError(_malformed(), RemoteKind.PROXY)
+
+
+def _malformed() -> str:
+    """Return the line about an address that is none: by its variable, because it may contain a password."""
+    known = {name: os.environ[name] for name in PROXY_VARIABLES if os.environ.get(name)}
+    wrong = [name for name, address in known.items() if not PROXY_ADDRESS.fullmatch(address)]
+    return f"the address of a proxy cannot be used ({', '.join(wrong or known)}): set it like {FORM}, or unset it"
+
+
+def _proxy_problem(error: Exception) -> tuple[str, bool]:
+    """Return what is wrong with a proxy, empty if nothing is, and whether it may pass."""
     from requests import exceptions
 
-    proxies = {name: os.environ[name] for name in PROXY_VARIABLES if os.environ.get(name)}
-    names, form = ", ".join(proxies), "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
-    unread = isinstance(error, exceptions.InvalidURL | exceptions.InvalidSchema)
-    odd = ", ".join(name for name, address in proxies.items() if not PROXY_ADDRESS.fullmatch(address))
-    if proxies and (unread or (odd and isinstance(error, exceptions.ProxyError))):
-        return f"the address of a proxy cannot be used ({odd or names}): set it like {form}, or unset it", False
+    names = ", ".join(name for name in PROXY_VARIABLES if os.environ.get(name))
+    if names and isinstance(error, exceptions.InvalidURL | exceptions.InvalidSchema):
+        return _malformed(), False
     tunnel = TUNNEL.search(str(error)) if isinstance(error, exceptions.ProxyError) else None
     status = int(tunnel[1]) if tunnel else getattr(getattr(error, "response", None), "status_code", 0)
     if status == 407:
-        return f"the proxy ({names}) asks for a user name and a password (407): set it like {form}", False
+        return f"the proxy ({names}) asks for a user name and a password (407): set it like {FORM}", False
     if tunnel and status < 500:
         return f"the proxy ({names}) does not let this machine connect to Kaggle ({status}): ask who runs it", False
     if isinstance(error, exceptions.ProxyError):

@@ -15,7 +15,7 @@ from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 
 POLL_S, POLL_AFTER_LOG_S = 20.0, 2.0  # before the next look at a run; after the end of its log. Both grow
-# Before each look for a version that Kaggle does not show yet. If it was not pushed from here, only the first three.
+# Before each look for a version that Kaggle does not show yet. If it was not pushed from here, only the first four.
 SHOW_WAITS_S = (2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0)
 QUEUE_LIMIT_S = 6 * 3_600.0  # that a run may wait for a machine
 RUN_LIMIT_S = 13 * 3_600.0  # Kaggle ends a session after 12 hours
@@ -45,7 +45,7 @@ class KernelRun:
         self.owner, _, self.slug = ref.partition("/")
         if not (self.owner and self.slug) or "/" in self.slug or version < 1:
             raise UsageError(f"kernel {ref!r} version {version}: OWNER/SLUG and a version from 1 are needed")
-        self._show_waits_s = SHOW_WAITS_S if pushed_here else SHOW_WAITS_S[:3]
+        self._show_waits_s = SHOW_WAITS_S if pushed_here else SHOW_WAITS_S[:4]
         self._shown_characters = 0  # of the log
         self._open_line = ""  # the last line of the log, as long as it has no line end
         self._last_lines = [""]

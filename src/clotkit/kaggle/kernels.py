@@ -147,9 +147,10 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
     datasets = _check_attached(metadata, kernel.rehearsal, client)
     fields = _fields(kernel, metadata)
     pushed = PushedKernel(ref, 0, kernel.sha256, _url(ref), datasets, _sha256(json.dumps(fields, sort_keys=True)))
-    remote = client.get_kernel(*ref.split("/"))
+    known = read_record(record)
+    remote = _shown(client, ref, known.version if known is not None and known.ref == ref else 0)
     before = _number(remote)
-    unchanged = None if again or not before else _unchanged(client, remote, kernel, metadata, record, pushed)
+    unchanged = None if again or not before else _unchanged(client, remote, kernel, metadata, known, pushed)
     if unchanged is not None:
         _check_whole(_recorded(record, unchanged))
         log(f"{ref}: unchanged, version {before} has this source and these datasets; nothing pushed")
@@ -175,13 +176,18 @@ def _fields(kernel: Kernel, metadata: Mapping[str, Any]) -> Answer:
 
 
 def _unchanged(
-    client: Kaggle, remote: Answer, kernel: Kernel, metadata: Mapping[str, Any], record: Path, pushed: PushedKernel
+    client: Kaggle,
+    remote: Answer,
+    kernel: Kernel,
+    metadata: Mapping[str, Any],
+    known: PushedKernel | None,
+    pushed: PushedKernel,
 ) -> PushedKernel | None:
     """Return the push that made Kaggle's newest version if it was this one, and None if it was another.
 
     By the record it was this one even if Kaggle has dropped or changed something: pushed once more, it would again.
     """
-    known, pushed = read_record(record), replace(pushed, version=_number(remote))
+    pushed = replace(pushed, version=_number(remote))
     if known is not None and replace(known, missing=(), url="") == replace(pushed, url=""):
         return replace(known, missing=_distinct(known.missing, _lost(remote, kernel, metadata)))
     if _same(remote, kernel, metadata) and _same_data(client, remote, known, pushed.datasets):
@@ -431,17 +437,25 @@ def _confirm(
     ref = metadata["id"]
     if before and version > before + 1:
         log(f"{ref}: {version - before - 1} other versions were pushed meanwhile; this one is {version}")
-    lost: list[str] = []
-    for looks, pause_s in enumerate((0.0, *SHOW_WAITS_S)):
-        if pause_s:
+    remote = _shown(client, ref, version)
+    for pause_s in WAITS_S:  # the record of a new version may be incomplete at first
+        if _number(remote) == version and _lost(remote, kernel, metadata):
             client.wait(pause_s)
+            remote = client.get_kernel(*ref.split("/"))
+    if _number(remote) > version:
+        log(f"{ref}: version {_number(remote)} is newer than this one, {version}: pushed meanwhile")
+    elif _number(remote) < version:
+        log(f"{ref}: Kaggle does not show version {version} yet, so that its sources are not checked")
+    return _lost(remote, kernel, metadata) if _number(remote) == version else []
+
+
+def _shown(client: Kaggle, ref: str, version: int) -> Answer:
+    """Return Kaggle's record of a kernel once it has this version, or after some time as it is then."""
+    remote = client.get_kernel(*ref.split("/"))
+    for pause_s in SHOW_WAITS_S:
+        if _number(remote) >= version:
+            break
+        client.log(f"{ref}: Kaggle does not show version {version} yet, looking again in {pause_s:.0f} s")
+        client.wait(pause_s)
         remote = client.get_kernel(*ref.split("/"))
-        number = _number(remote)
-        lost = _lost(remote, kernel, metadata) if number == version else []
-        if number > version:
-            log(f"{ref}: version {number} is newer than this one, {version}: pushed meanwhile")
-        # The record of a new version may be incomplete at first, but not for long.
-        if number > version or (number == version and (not lost or looks >= len(WAITS_S))):
-            return lost
-    log(f"{ref}: Kaggle does not show version {version} yet, so that its sources are not checked")
-    return []
+    return remote

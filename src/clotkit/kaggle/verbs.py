@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clotkit.bundle.build import SCORING_KERNEL, rehearsal_dir
 from clotkit.bundle.checkout import in_checkout
 from clotkit.competitions import DEFAULT
-from clotkit.errors import RemoteError, UsageError
+from clotkit.errors import RemoteError, UsageError, one_line
 from clotkit.options import DONE, Verbs
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Name
         say("dry run: nothing was changed on Kaggle")
         return DONE
     except OSError as error:  # about a file here: the client turns those of the network into its own
-        raise UsageError(f"{error.filename}: {error.strerror}; correct that, then run again") from error
+        what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+        raise UsageError(f"{what}; correct that, then run again") from error
 
 
 def _competition(verb: argparse.ArgumentParser) -> None:
@@ -155,7 +156,15 @@ def _add_datasets_push(verbs: Verbs) -> None:
 
 def _datasets_push(arguments: argparse.Namespace) -> int:
     from clotkit.kaggle.client import DryRun
-    from clotkit.kaggle.datasets import check_files, files_in, push_dataset, read_stage, weights_files, wheels_files
+    from clotkit.kaggle.datasets import (
+        check_files,
+        check_names,
+        files_in,
+        push_dataset,
+        read_stage,
+        weights_files,
+        wheels_files,
+    )
 
     sources = {"weights": (weights_files, arguments.weights), "wheels": (wheels_files, arguments.wheels)}
     metadata = in_checkout(arguments.metadata, "--metadata DIR")
@@ -164,6 +173,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
         stages.append(read_stage(metadata / name, make(folder)))
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
+        check_names(stages[-1], metadata.parent / "kernels")
     client = _client(arguments)
     for stage in stages:
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-MODULES: tuple[str, ...] = ("pages",)
+MODULES: tuple[str, ...] = ("pages", "delivery")
 
 
 @dataclass(frozen=True)
