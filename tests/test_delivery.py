@@ -259,7 +259,7 @@ def test_one_step_at_a_time(server: KaggleServer, checkout: Path, kaggle: Run, m
 def test_another_kernel_has_a_record_of_its_own(server: KaggleServer, checkout: Path, make: Run) -> None:
     assert make("kernel-push", "KERNEL=imagenet").returncode == 0
     assert [path.name for path in (checkout / "build" / "kernel").iterdir()] == ["pushed-imagenet.json"]
-    assert list(server.kernels) == ["alice/clotkit-imagenet"]
+    assert list(server.kernels) == ["alice/clotkit-imagenet-fetch"]
 
 
 LITE0 = "build/backbones/efficientnet_lite0_notop.weights.h5"

@@ -114,7 +114,7 @@ def test_a_new_source_new_settings_or_new_data_is_a_new_version(
 def test_a_kernel_without_a_bundle_is_its_code_file(server: KaggleServer, client: Kaggle, record: Path) -> None:
     kernel = read_kernel(IMAGENET, "strip_ai", record.parent)
     push(client, kernel, record)
-    version = server.kernels["alice/clotkit-imagenet"].versions[0]
+    version = server.kernels["alice/clotkit-imagenet-fetch"].versions[0]
     assert version.source == (IMAGENET / "main.py").read_text()
     assert version.body["enableInternet"] is True
 
