@@ -1,5 +1,7 @@
 """Atomic writes leave the old file or the new one, and no temporary file."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,9 @@ def test_line_ends_and_letters_are_kept(tmp_path: Path) -> None:
     atomic_write_json(tmp_path / "b", {"é": 1})
     assert (tmp_path / "b").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     assert len(sha256(tmp_path / "a")) == 64
+
+
+def test_a_name_that_is_not_utf8_is_written_so_that_json_reads_it_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    atomic_write_json(tmp_path / "run.json", {"split": name})
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"split": name}

@@ -1,10 +1,13 @@
-"""Test the progress of a run: one line per slide, or a bar and the lines that must be read."""
+"""Test the progress and the report of a run: one line per slide, whatever is in it."""
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 
 from clotkit.progress import progress
+from clotkit.report.records import ReportFile, SlideReport, read_report
 
 
 class Terminal(io.StringIO):
@@ -24,3 +27,11 @@ def test_progress(stream: type[io.StringIO], lines: list[str], monkeypatch: pyte
         advance("a: 3 tiles", False)
         advance("b: failed", True)
     assert said == lines
+
+
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\x1c", os.fsdecode(b"\xe9"), "\n"])
+def test_a_line_of_the_report_ends_at_a_newline_only(odd: str, tmp_path: Path) -> None:
+    line = SlideReport(f"a{odd}b_0", f"a{odd}b", "done", reason="", tiles=1, seconds=1.0, peak_mb=1.0)
+    with ReportFile(tmp_path / "report.jsonl", [line]) as report:
+        report.add(line)
+    assert read_report(tmp_path / "report.jsonl") == [line, line]

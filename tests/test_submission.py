@@ -1,8 +1,10 @@
 """Test that each fault of a submission is named with its row, and that written files are valid."""
 
 import codecs
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -131,6 +133,44 @@ def test_what_is_written_is_valid(
     assert check_submission(path, sample, strip_ai).valid
     assert path.read_text().splitlines()[1].startswith("006388,")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["sample_submission.csv", "submission.csv"]
+
+
+CELLS = st.one_of(
+    st.text("0123456789.eE+-", max_size=8),
+    st.text("0123456789.,_xXaApPiInNfFyY \t\v\f\xa0\u0661\uff11%d", max_size=6),
+    st.floats().map(repr),
+    st.sampled_from(
+        ["inf", "Infinity", "+INF", "nan", "NaN", "NULL", "None", "True", "1_0", "1e400", "0x1p-1", "<NA>"]
+    ),
+)
+UNREADABLE = {Fault.NOT_A_NUMBER, Fault.EMPTY_CELL}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(cell=CELLS)
+def test_a_number_is_what_pandas_reads_as_one(cell: str, sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text(GOOD.replace("0.4,", f'"{cell}",'), newline="")
+    verdict = check_submission(path, sample, strip_ai)
+    column = pd.read_csv(path, dtype={"patient_id": str})["CE"]
+    found = {problem.code for problem in verdict.problems}
+    if not pd.api.types.is_float_dtype(column):
+        assert found & UNREADABLE, column[1]
+    elif pd.isna(column[1]):
+        assert found <= {Fault.NAN, Fault.EMPTY_CELL}
+        assert found
+    else:
+        assert not found & UNREADABLE
+        assert (Fault.INFINITE in found) == (not math.isfinite(column[1]))
+        assert (Fault.NEGATIVE in found) == (-math.inf < column[1] < 0)
+        assert found or verdict.rows["008e5c"][0] == pytest.approx(column[1], rel=1e-12)
+
+
+def test_a_row_whose_sum_is_infinite_is_named(sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text(GOOD.replace("0.4,0.6", "1e308,1e308"))
+    verdict = check_submission(path, sample, strip_ai)
+    assert [(problem.code, problem.row) for problem in verdict.problems] == [(Fault.INFINITE, 3)]
 
 
 def test_another_competition_has_its_own_columns(tmp_path: Path, other: Competition) -> None:

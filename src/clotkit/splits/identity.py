@@ -179,7 +179,7 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-SIMILARITIES = {TableRepair.ID_AS_NUMBER: same_number, TableRepair.SPELLING: same_spelling}
+SIMILARITIES = {TableRepair.SPELLING: same_spelling, TableRepair.ID_AS_NUMBER: same_number}
 
 
 def _similar(patient: str, known: Iterable[str]) -> list[tuple[str, TableRepair]]:

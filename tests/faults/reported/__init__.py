@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-MODULES: tuple[str, ...] = ("pages", "delivery")
+MODULES: tuple[str, ...] = ("delivery", "pages", "tables")
 
 
 @dataclass(frozen=True)
