@@ -408,10 +408,7 @@ def test_weights_that_changed_start_a_resumed_run_from_the_beginning(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["resumed"] is None
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_second_run_in_a_run_folder_is_refused(
-    resume: bool, tmp_path: Path, member: Path, strip_ai: Competition
-) -> None:
+def test_a_second_run_in_a_run_folder_is_refused(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
     """It changes nothing; once the first one is killed, the folder is free."""
     split, out = bare_split(tmp_path / "split", strip_ai, ["good_0", "hang_0"]), tmp_path / "out"
     first = subprocess.Popen(
@@ -422,8 +419,9 @@ def test_a_second_run_in_a_run_folder_is_refused(
     with first.stdout:
         assert any(b"good_0 done" in line for line in first.stdout)
         before = {path.name: path.read_bytes() for path in out.iterdir()}
-        with pytest.raises(UsageError):
-            run(settings_of(split, member, out, resume=resume), strip_ai, lambda _: None, work=misbehaving.work)
+        for resume in (False, True):
+            with pytest.raises(UsageError):
+                run(settings_of(split, member, out, resume=resume), strip_ai, lambda _: None, work=misbehaving.work)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         assert main(["report", str(out)]) == 0  # a look at a run that goes on is allowed
         first.send_signal(signal.SIGKILL)
@@ -432,7 +430,7 @@ def test_a_second_run_in_a_run_folder_is_refused(
     assert run(settings, strip_ai, lambda _: None, work=misbehaving.work)["done"] == 1
 
 
-@pytest.mark.parametrize("operation", [OPEN, GETATTR])
+@pytest.mark.parametrize("operation", [OPEN, pytest.param(GETATTR, marks=pytest.mark.slow_faults)])
 def test_a_slide_that_does_not_answer_costs_itself(
     operation: int, test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:

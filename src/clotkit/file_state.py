@@ -10,7 +10,7 @@ import queue
 import stat
 import sys
 import threading
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16  # spread over the file, its head and its tail
 CHUNK_BYTES = 2**20
 THREADS = 16  # files that a process looks at together
 SAME, CHANGED, MISSING = "same", "changed", "missing"
+READ = "read"  # the question whether a file can be read
 State = dict[str, Any]  # bytes, mtime_ns, sampled, and whole if it is not too large; empty: no regular file
 
 
@@ -61,7 +62,7 @@ def compared(path: Path, known: State) -> str:
 
 def _sampled(file: BinaryIO, size_bytes: int) -> str:
     """Return a hash of samples of a file."""
-    digest, last = blake2b(digest_size=16), max(0, size_bytes - SAMPLE_BYTES)
+    digest, last = sha256(), max(0, size_bytes - SAMPLE_BYTES)
     for start in sorted({last * number // (SAMPLES - 1) for number in range(SAMPLES)}):
         digest.update(os.pread(file.fileno(), SAMPLE_BYTES, start))
     return digest.hexdigest()
@@ -69,11 +70,23 @@ def _sampled(file: BinaryIO, size_bytes: int) -> str:
 
 def _whole(file: BinaryIO) -> str:
     """Return a hash of all bytes of a file."""
-    digest = blake2b(digest_size=16)
+    digest = sha256()
     file.seek(0)
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def can_be_read(path: Path) -> bool:
+    """Return whether samples of a file can be read; False for what is missing or no regular file."""
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                _sampled(file, status.st_size)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode)
 
 
 def _size(path: Path) -> list[int]:
@@ -85,8 +98,17 @@ def _size(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _answer(path: Path, question: Any) -> Any:
+    if question is None:
+        return _size(path)
+    return can_be_read(path) if question == READ else compared(path, question)
+
+
 def main() -> None:
-    """Answer each line of stdin, [path, state or null], by a line with its number and what was seen."""
+    """Answer each line of stdin, [path, question], by a line with its number and the answer.
+
+    The question is READ, a state to compare with, or null for the size and the time of change.
+    """
     tasks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
     lines = sys.stdin.read().splitlines()
     for task in enumerate(lines):
@@ -96,9 +118,8 @@ def main() -> None:
     def look() -> None:
         while True:
             number, line = tasks.get()
-            path, known = json.loads(line)
-            seen = _size(Path(path)) if known is None else compared(Path(path), known)
-            answers.put(json.dumps([number, seen]))
+            name, question = json.loads(line)
+            answers.put(json.dumps([number, _answer(Path(name), question)]))
 
     for _ in range(min(THREADS, len(lines))):
         threading.Thread(target=look, daemon=True).start()

@@ -37,19 +37,20 @@ def with_sizes(slides: Sequence[SlideRow], log: Log, answer_s: float = ANSWER_S)
     return [replace(slide, size_and_mtime=sizes.get(slide.image_id)) for slide in slides]
 
 
-def look_at(files: Sequence[tuple[Path, State | None]], log: Log, answer_s: float = ANSWER_S) -> dict[int, Any]:
-    """Return what each file is, by its number, without those that do not answer.
+def look_at(files: Sequence[tuple[Path, State | str | None]], log: Log, answer_s: float = ANSWER_S) -> dict[int, Any]:
+    """Return the answer of each file, by its number, without those that do not answer.
 
     Args:
-        files: Each with None for its size and its time of change, or with a known state for file_state.compared.
+        files: Each with its question: None for its size and its time of change, file_state.READ whether it can be
+            read, or a known state for file_state.compared.
         log: Gets a line if a process was left behind.
         answer_s: A file that has not been looked at when none was for so long does not answer.
     """
     if not files:
         return {}
     with tempfile.TemporaryFile() as questions:
-        for path, known in files:
-            questions.write(json.dumps([os.fspath(path.absolute()), known]).encode() + b"\n")
+        for path, question in files:
+            questions.write(json.dumps([os.fspath(path.absolute()), question]).encode() + b"\n")
         questions.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", file_state.__file__],

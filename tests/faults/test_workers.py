@@ -16,7 +16,7 @@ import pytest
 from clotkit.config import TilingConfig
 from clotkit.reasons import Reason
 from clotkit.workers import FLOOR_S, Ended, Limits, Piece, Task, TileBatch, slide_limit_s, stream
-from tests.stuck import FLUSH, OPEN, READ, kill_left, stuck_file
+from tests.stuck import FLUSH, READ, kill_left, stuck_file
 
 from .misbehaving import limited, work
 
@@ -146,7 +146,7 @@ def test_a_process_that_is_stopped_while_it_sends_has_stalled() -> None:
     assert ends["flood_0"].code is Reason.STALLED
 
 
-@pytest.mark.parametrize("operation", [OPEN, READ, FLUSH])
+@pytest.mark.parametrize("operation", [READ, pytest.param(FLUSH, marks=pytest.mark.slow_faults)])
 def test_a_file_that_does_not_answer_leaves_its_process_behind(operation: int, tmp_path: Path) -> None:
     """At its open, a read, or its close: the process sleeps in the kernel, which SIGKILL does not end."""
     path = tmp_path / "a.tif"

@@ -1,6 +1,8 @@
 """Predict single images with one member, and answer whether one shows a double contour."""
 
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +11,18 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image
-from clotkit.errors import SlideUnreadable
+from clotkit.errors import SlideError, SlideUnreadable, described
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
+from clotkit.file_state import READ
+from clotkit.looking import look_at
 from clotkit.members.pooling import pooled
+from clotkit.progress import Log
+from clotkit.reasons import Cause, Reason
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
+
+NO_ANSWER = Cause(Reason.STALLED, "its disk does not answer")
+NO_TILES = Cause(Reason.NO_TILES, "no tiles were cut")
+Tiles = npt.NDArray[np.uint8]  # [n, H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,15 @@ class Prediction:
     image: Path
     label: str  # the predicted class
     probabilities: dict[str, float]  # calibrated, by class
+
+
+@dataclass(frozen=True)
+class Unpredicted:
+    """An image that could not be predicted."""
+
+    image: Path
+    code: Reason
+    reason: str  # a sentence for people
 
 
 def predict(member: Path, images: Sequence[Path], competition: Competition) -> list[Prediction]:
@@ -36,8 +55,31 @@ def predict(member: Path, images: Sequence[Path], competition: Competition) -> l
         ConfigError: The folder has no member, or a damaged one.
         SlideUnreadable: An image cannot be read.
     """
-    loaded = load_for_evaluation(member)
-    return [_predict_image(loaded, image, _read_tiles(loaded, image, competition)) for image in images]
+    predictions = list[Prediction]()
+    for one in predict_each(member, images, competition, log=lambda _: None):
+        if isinstance(one, Unpredicted):
+            raise SlideUnreadable(f"{one.image}: {one.reason}")
+        predictions.append(one)
+    return predictions
+
+
+def predict_each(
+    member: Path, images: Sequence[Path], competition: Competition, log: Log
+) -> list[Prediction | Unpredicted]:
+    """Return the prediction of each image, as `predict` does; one that cannot be read costs only itself.
+
+    `log` gets a line if a process was left behind, because a disk does not answer.
+
+    Raises ConfigError if the folder has no member, or a damaged one.
+    """
+    loaded, found = load_for_evaluation(member), dict[int, Prediction | Unpredicted]()
+    answers = look_at([(image, READ) for image in images], log)
+    silent = {number for number in range(len(images)) if number not in answers}
+    numbered = {number: image for number, image in enumerate(images) if number not in silent}
+    cut = _slide_tiles if loaded.recipe.data.source == "slides" else _picture_tiles
+    for number, tiles in cut(loaded, numbered, answers, competition):
+        found[number] = _predicted(loaded, images[number], tiles)
+    return [found.get(number) or Unpredicted(image, *NO_ANSWER) for number, image in enumerate(images)]
 
 
 def has_double_contour(image: Path, member: Path, competition: Competition) -> bool:
@@ -55,22 +97,42 @@ def has_double_contour(image: Path, member: Path, competition: Competition) -> b
     return predict(member, [image], competition)[0].label == "yes"
 
 
-def _predict_image(member: LoadedMember, image: Path, tiles: npt.NDArray[np.uint8]) -> Prediction:
+def _predicted(member: LoadedMember, image: Path, tiles: Tiles | Cause) -> Prediction | Unpredicted:
+    if isinstance(tiles, Cause):
+        return Unpredicted(image, *tiles)
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
     p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
     return Prediction(image, member.target.predicted_class(p), by_class)
 
 
-def _read_tiles(member: LoadedMember, image: Path, competition: Competition) -> npt.NDArray[np.uint8]:
+def _picture_tiles(
+    member: LoadedMember, images: Mapping[int, Path], can_be_read: Mapping[int, bool], competition: Competition
+) -> Iterator[tuple[int, Tiles | Cause]]:
+    """Yield the tiles of each picture, or why there are none."""
     tiling = member.recipe.tiling
-    if member.recipe.data.source != "slides":
-        return IMAGE_TILERS[tiling.name](read_image(image), tiling)
-    batches = []
+    for number, image in images.items():
+        try:
+            if image.exists() and not can_be_read[number]:  # a pipe would be waited for
+                raise SlideUnreadable("not a file that can be read")
+            yield number, IMAGE_TILERS[tiling.name](read_image(image), tiling)
+        except SlideError as error:
+            yield number, Cause(error.reason, str(error).removeprefix(f"{image}: "))
+        except Exception as error:  # noqa: BLE001 - whatever a library raises costs this picture only
+            yield number, Cause(Reason.FAILED, described(error))
+
+
+def _slide_tiles(
+    member: LoadedMember, images: Mapping[int, Path], can_be_read: Mapping[int, bool], competition: Competition
+) -> Iterator[tuple[int, Tiles | Cause]]:
+    """Yield the tiles of each slide, or why there are none; each is read in a process of its own."""
+    batches = defaultdict[str, list[Tiles]](list)
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
-    for event in stream([Task(image.name, image, (tiling,))], limits, 1):
+    tasks = [Task(str(number), image, (member.recipe.tiling,)) for number, image in images.items()]
+    for event in stream(tasks, limits, os.cpu_count() or 1):
         if isinstance(event, TileBatch):
-            batches.append(event.batch.tiles)
-        elif isinstance(event, Ended) and event.code is not None:
-            raise SlideUnreadable(f"{image}: {event.reason}")
-    return np.concatenate(batches)
+            batches[event.image_id].append(event.batch.tiles)
+        elif isinstance(event, Ended):
+            tiles, failed = batches.pop(event.image_id, []), event.code
+            cause = NO_TILES if failed is None else Cause(failed, event.reason)
+            yield int(event.image_id), np.concatenate(tiles) if tiles and failed is None else cause

@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from clotkit.options import DONE, Verbs, add_verb, log_of
+from clotkit.options import DONE, FALLBACKS, WRONG, Verbs, add_verb, log_of
 
 
 def register(verbs: Verbs) -> None:
@@ -55,16 +60,26 @@ def _add_predict(verbs: Verbs) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.evaluation.predict import predict
+    from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
 
-    predictions = predict(arguments.member, arguments.images, load_competition(arguments.competition))
+    log = partial(print, file=sys.stderr, flush=True)
+    found = predict_each(arguments.member, arguments.images, load_competition(arguments.competition), log)
+    predictions = [one for one in found if isinstance(one, Prediction)]
+    failed = [one for one in found if isinstance(one, Unpredicted)]
     if arguments.json:
-        rows = [
-            {"image": str(one.image), "label": one.label, "probabilities": one.probabilities} for one in predictions
-        ]
-        print(json.dumps({"member": arguments.member.name, "predictions": rows}, ensure_ascii=False))
-        return DONE
-    for one in predictions:
-        probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
-        print(f"{one.image}: {one.label} ({probabilities})")
-    return DONE
+        content = {"predictions": _rows(predictions), "failed": _rows(failed)}
+        print(json.dumps({"member": arguments.member.name, **content}, ensure_ascii=False))
+    else:
+        for one in predictions:
+            probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+            print(f"{one.image}: {one.label} ({probabilities})", flush=True)
+    for bad in failed:
+        log(f"clotkit: {bad.image}: not predicted ({bad.code}): {bad.reason}")
+    if not predictions:
+        return WRONG
+    return FALLBACKS if failed else DONE
+
+
+def _rows(found: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return predictions, or images without one, for JSON."""
+    return [asdict(one) | {"image": str(one.image)} for one in found]

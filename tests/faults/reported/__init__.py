@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-MODULES: tuple[str, ...] = ("delivery", "pages", "tables")
+MODULES: tuple[str, ...] = ("delivery", "pages", "tables", "runs")
 
 
 @dataclass(frozen=True)
