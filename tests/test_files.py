@@ -40,6 +40,12 @@ def test_line_ends_and_letters_are_kept(tmp_path: Path) -> None:
     assert len(sha256(tmp_path / "a")) == 64
 
 
+@pytest.mark.parametrize("name", ["é" * 125 + ".json", "a." + "b" * 248 + ".npy"])
+def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / name, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_name_that_is_not_utf8_is_written_so_that_json_reads_it_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     atomic_write_json(tmp_path / "run.json", {"split": name})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
 from clotkit.reasons import TableRepair
-from clotkit.splits import read_sample_ids, read_slides, read_table
+from clotkit.splits import in_store, read_sample_ids, read_slides, read_table
 from clotkit.splits.identity import joined, same_number
 from clotkit.splits.tables import Row
 
@@ -137,3 +137,18 @@ def test_a_table_that_is_a_link_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     with pytest.raises(SplitError, match=r"train\.csv"):
         read_table(tmp_path / "train.csv", ["image_id"])
+
+
+def test_a_stored_slide_is_found_by_its_name(tmp_path: Path, strip_ai: Competition) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for name in ("006388_0.SVS", "1e0003_1.tif"):
+        files.pipe(f"/bucket-of-tables/test/{name}", b"a slide")
+    (tmp_path / "test.csv").write_text("image_id,patient_id\n6388_0,006388\n1e0003_1,1e0003\nffffff_0,ffffff\n")
+    slides = in_store(read_slides(tmp_path, "test", strip_ai), tmp_path, "memory://bucket-of-tables")
+    assert [slide.stored.name if slide.stored else None for slide in slides] == [
+        "test/006388_0.SVS",
+        "test/1e0003_1.tif",
+        None,
+    ]
+    assert [TableRepair.OTHER_FILE in slide.repairs for slide in slides] == [True, False, False]

@@ -12,6 +12,7 @@ from typing import Any
 
 # A name that is not UTF-8 has lone surrogates in Python. It is written with \udc80 to \udcff, which JSON reads back.
 ESCAPED = "backslashreplace"
+LONGEST_PART = 100  # bytes of a name that the temporary file's name begins or ends with: a name has at most 255
 
 
 @contextmanager
@@ -22,7 +23,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     `path`, for writers that choose a format by them.
     """
     suffix = "".join(path.suffixes)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name.removesuffix(suffix)}.", suffix=suffix, dir=path.parent)
+    suffix = suffix if len(os.fsencode(suffix)) <= LONGEST_PART else path.suffix
+    stem = os.fsdecode(os.fsencode(path.name.removesuffix(suffix))[:LONGEST_PART])
+    handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -65,7 +65,11 @@ def open_slide(path: Path) -> Slide:
         SlideUnreadable: The file is missing, empty, damaged, or not an image.
         CodecUnsupported: No decoder here reads its codec.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that must not be read
+        raise SlideUnreadable(f"the file cannot be opened: {error.strerror}") from error
+    if not there:
         raise SlideUnreadable("the path is a folder, not a file" if path.is_dir() else "the file is missing")
     if not path.stat().st_size:
         raise SlideUnreadable("the file is empty: 0 bytes")

@@ -86,7 +86,7 @@ class Joiner:
         if cell.casefold() in BLANK:
             raise SplitError(
                 f"{self.where}: row {row.number}: {columns.patient} is {cell or 'blank'}, and {columns.image} "
-                f"{row[columns.image]} is not of the form {self.competition.ids.image}, which has the patient; fill "
+                f"{row[columns.image]!r} is not of the form {self.competition.ids.image}, which has the patient; fill "
                 "the cell"
             )
         return cell

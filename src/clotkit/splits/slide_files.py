@@ -8,14 +8,14 @@ from pathlib import PurePosixPath
 from clotkit.errors import SplitError
 from clotkit.splits.identity import SLIDE_SUFFIXES, folded, without_suffix
 
-Key = tuple[str, str]  # a folder, and the folded name of a slide in it
+Key = tuple[str, str]  # a folder, and the folded name of a slide in it, without zeros at its start
 
 
 def matching_files(wanted: Sequence[str], names: Collection[str], where: str) -> dict[str, str]:
     """Return {expected name: the file that is there} of slides whose expected file is missing.
 
     A file is meant if its extension is a slide's and its name is the expected one but for the extension, capitals, the
-    form of Unicode, or an encoding that is not UTF-8.
+    form of Unicode, an encoding that is not UTF-8, or zeros that a table program has lost.
 
     Args:
         wanted: the expected names; a "/" separates folders.
@@ -33,7 +33,8 @@ def matching_files(wanted: Sequence[str], names: Collection[str], where: str) ->
     there = set(names)
     for name in dict.fromkeys(wanted):
         candidates = by_key.get(_key(name), []) if name not in there else []
-        closest = [one for one in candidates if without_suffix(one) == without_suffix(name)] or candidates
+        spellings = ([one for one in candidates if same(one) == same(name)] for same in (without_suffix, _folded))
+        closest = next(filter(None, spellings), candidates)
         if len(closest) > 1:
             raise SplitError(f"{where}: {name} is not there, but {' and '.join(sorted(closest))} are; keep one of them")
         if closest:
@@ -46,8 +47,11 @@ def matching_files(wanted: Sequence[str], names: Collection[str], where: str) ->
 
 
 def _key(name: str) -> Key:
-    path = PurePosixPath(name)
-    return path.parent.as_posix(), folded(without_suffix(_readable(path.name)).strip())
+    return PurePosixPath(name).parent.as_posix(), _folded(name).lstrip("0")
+
+
+def _folded(name: str) -> str:
+    return folded(without_suffix(_readable(PurePosixPath(name).name)).strip())
 
 
 def _readable(name: str) -> str:

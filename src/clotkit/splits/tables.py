@@ -8,7 +8,8 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from clotkit.errors import SplitError
@@ -16,6 +17,7 @@ from clotkit.progress import Log
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEADER_LINES = 20  # a header is looked for in so many lines: comments, a title or Excel's sep=; may come first
+MOST_SHOWN = 200  # characters of a table in a message
 BOMS = (  # that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "UTF-8"),
     (codecs.BOM_UTF32_LE, "UTF-32-LE"),
@@ -60,7 +62,7 @@ class _Header:
     columns: Sequence[str]
     line: int  # from 1
     delimiter: str
-    known: frozenset[str]  # the columns that the caller knows
+    checked: frozenset[str]  # columns whose cells must not have control characters
 
 
 def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log: Log | None = None) -> list[Row]:
@@ -91,11 +93,11 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log
 
 
 def rows_of(text: str, where: str, columns: Sequence[str]) -> list[Row]:
-    """Return the rows of a CSV text as dicts of strings; `where` names it in errors.
+    """Return the rows of a CSV text that the kit wrote as dicts of strings; `where` names it in errors.
 
     Raises SplitError if it is malformed, lacks one of `columns`, or has no rows.
     """
-    return _rows(text, where, _header(text, where, columns, ()))
+    return _rows(text, where, replace(_header(text, where, columns, ()), checked=frozenset()))
 
 
 def decoded(data: bytes, where: str) -> tuple[str, str]:
@@ -161,18 +163,18 @@ def _header(text: str, where: str, columns: Sequence[str], also: Sequence[str]) 
     names = {_spelled(name): name for name in (*also, *columns)}
     known = frozenset(names.values())
     first: _Header | None = None
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
-        if number > HEADER_LINES:
-            break
+    lines = ((number, line) for number, line in enumerate(io.StringIO(text, newline=""), start=1) if line.strip())
+    for number, line in islice(lines, HEADER_LINES):
         found = [_Header(_columns(line, one, names), number, one, known) for one in DELIMITERS]
         best = max(found, key=lambda header: [len(names & set(header.columns)) for names in (set(columns), known)])
-        if line.strip() and set(columns) <= set(best.columns):
+        if set(columns) <= set(best.columns):
             _check_unique(best, where)
             return best
-        first = first or (best if line.strip() and not line.startswith("#") else None)
+        first = first or (None if line.startswith("#") else best)
     has = [] if first is None else [column for column in first.columns if column]
-    missing = [column for column in columns if column not in has]
-    raise SplitError(f"{where}: no column {', '.join(missing)}; it has: {', '.join(has) or 'no columns'}")
+    missing = ", ".join(column for column in columns if column not in has)
+    shown = ", ".join(column if column.isprintable() else repr(column) for column in has) or "no columns"
+    raise SplitError(f"{where}: no column {missing}; it has: {shown[:MOST_SHOWN]}")
 
 
 def _columns(line: str, delimiter: str, names: dict[str, str]) -> list[str]:
@@ -190,8 +192,8 @@ def _spelled(name: str) -> str:
 
 
 def _check_unique(header: _Header, where: str) -> None:
-    """Raise SplitError if a known column is there twice."""
-    for name in sorted(header.known):
+    """Raise SplitError if a column that counts is there twice."""
+    for name in sorted(header.checked):
         if header.columns.count(name) > 1:
             raise SplitError(
                 f"{where}: row {header.line} has {header.columns.count(name)} columns {name}; 1 is allowed: remove "
@@ -233,7 +235,7 @@ def _row(cells: Sequence[str], number: int, where: str, header: _Header) -> Row:
         )
     row = Row(zip(header.columns, [*cells, *[""] * (width - len(cells))], strict=False), number)
     row.pop("", None)  # columns without a name
-    for name in header.known & row.keys():
+    for name in header.checked & row.keys():
         if CONTROL.search(row[name]):
             raise SplitError(f"{where}: row {number}: {name} {row[name][:80]!r} has a control character; retype it")
     return row

@@ -17,10 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clotkit.cli import main
 from clotkit.competitions import load_competition
-from clotkit.reasons import TableRepair
+from clotkit.reasons import Reason, TableRepair
 from clotkit.scoring.submission import Fault, check_submission
+from clotkit.slides.reader import open_slide
 from clotkit.splits import read_sample_ids, read_slides
 
 from . import Reported
@@ -281,6 +284,35 @@ def not_utf8(folder: Path) -> str:
     return "scored, and run.json has the name"
 
 
+def by_libvips(folder: Path) -> str:
+    """Read a slide that libvips decodes, in a folder and a file that are not UTF-8."""
+    import tifffile
+
+    where = folder / os.fsdecode(b"d\xe9p\xf4t")
+    where.mkdir()
+    path, pixels = where / os.fsdecode(b"\xff.tif"), np.full((200, 300, 3), 40_000, np.uint16)
+    tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=50)
+    slide = open_slide(path)
+    (tile,) = slide.tiles([(0, 0)], 64, 1, (255, 255, 255))
+    assert tile.min() == tile.max() == 40_000 >> 8
+    return "read"
+
+
+def long_name(folder: Path) -> str:
+    """Tile a split with an image id that is longer than a file's name may be."""
+    split = Split(files=[])
+    split.rows.append([f"{'f' * 300}_0", "4", "006388", "2"])
+    split.rows[1:-1] = []
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        code = main(["tile", str(split.write(folder / "split")), str(folder / "out"), "--recipe", "demo"])
+    assert code == 3
+    assert "Traceback" not in said.getvalue()
+    (line,) = csv.DictReader(io.StringIO((folder / "out" / "shards.csv").read_text(), newline=""))
+    assert line["code"] == Reason.DAMAGED
+    return str(line["reason"])
+
+
 def line_separators(folder: Path) -> str:
     """Score slides whose patient has U+0085 and U+2028 in its name."""
 
@@ -393,6 +425,12 @@ CASES = [
         named("006388_0.tiff", "006388_1.svs", "1e0003_0.ndpi", "ab12cd_0.Tif"),
         R.OTHER_FILE,
     ),
+    joined(
+        "lost zeros in image ids and in patients",
+        both(cells(A, lambda cell: cell.lstrip("0")), cells(P, lambda cell: cell.lstrip("0"))),
+        R.ID_AS_NUMBER,
+        R.OTHER_FILE,
+    ),
     refused("a slide as .tiff and as .svs", named(*BARE[1:], "006388_0.tiff", "006388_0.svs")),
     joined("the expected file beside others", named(*BARE, "006388_0.svs", "006388_0.tif.part", "006388_0.xml")),
     refused("no slide has the name of a row", named("scan1.tif", "scan2.tif")),
@@ -489,6 +527,8 @@ CASES = [
         ),
     ),
     Reported("folders whose names are not UTF-8", "scored as any other", not_utf8, slow=True),
+    Reported("a slide that libvips reads, in a folder that is not UTF-8", "read as any other", by_libvips),
+    Reported("an image id of 300 letters", "that slide alone falls back", long_name),
     Reported("U+0085 and U+2028 in a patient's id", "scored as any other", line_separators, slow=True),
     # Numbers.
     *(
