@@ -27,7 +27,7 @@ def main() -> int:
     """Run the program and return its exit code.
 
     Returns:
-        0 when done, 2 for wrong usage or input, 3 when done with fallbacks.
+        0 when done, 1 for an error that nobody foresaw, 2 for wrong usage or input, 3 when done with fallbacks.
     """
     arguments = parse()
     if not (ROOT / ".venv" / ".runtime").exists():
@@ -35,6 +35,13 @@ def main() -> int:
         return 2
     if Path(sys.prefix) != ROOT / ".venv":
         os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
+    from clotkit.console import guarded
+
+    return guarded(lambda: submit(arguments))
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Check a file, or create one and check it; return the exit code."""
     from clotkit.competitions import load_competition
 
     competition = load_competition()

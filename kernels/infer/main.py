@@ -28,9 +28,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as scratch:
         code = unpack(FILES, Path(scratch) / "code")
         from clotkit.competitions import load_competition
+        from clotkit.console import unforeseen
         from clotkit.reasons import Reason
         from clotkit.scoring.submission import write_submission
-        from clotkit.supervise import WORKING, Kit, State, Status, find_split, say
+        from clotkit.supervise import WORKING, Kit, State, Status, find_split, say, supervised
 
         competition, status = load_competition(SETTINGS["competition"]), Status("score")
         say(f"clotkit kernel on Python {sys.version.split()[0]}, rerun: {rerun()}")
@@ -53,10 +54,14 @@ def main() -> int:
             say("SIGTERM: the pipeline is stopped; its last published submission stays")
         except Exception as error:  # noqa: BLE001 - the fallback submission is there; nothing may end the kernel early
             status.add(Reason.FAILED)
-            say(f"the pipeline could not be run: {type(error).__name__}: {error}")
+            say(f"the pipeline could not be run: {unforeseen(error, WORKING)}")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        status.write(finish(competition, split, ids, ended_well, started, status), started)
-    return 0
+
+        def end() -> int:
+            status.write(finish(competition, split, ids, ended_well, started, status), started)
+            return 0
+
+        return supervised(end, status, started, code=0)
 
 
 class Stopped(BaseException):

@@ -31,10 +31,10 @@ def main() -> int:
         code = unpack(FILES, scratch / "code")
         from clotkit.competitions import load_competition
         from clotkit.reasons import Reason
-        from clotkit.supervise import WORKING, Kit, State, Status, find_split, prepare, recipes_of, say
+        from clotkit.supervise import Kit, State, Status, find_split, say, supervised
 
         competition, status = load_competition(SETTINGS["competition"]), Status("tile")
-        kit, tiles = Kit(code, scratch / "wheels"), scratch / "tiles"
+        kit = Kit(code, scratch / "wheels")
         say(f"clotkit tiling kernel on Python {sys.version.split()[0]}")
         split = find_split(competition, lambda folder: competition.table_path(folder, "train"))
         if split is None:
@@ -42,14 +42,21 @@ def main() -> int:
             status.write(State.FAILED, started)
             return 2
         status.write(State.STARTED, started)
-        datasets = prepare(split, kit, scratch, status)
-        recipes = {}
-        for recipe in recipes_of(SETTINGS):
-            take_earlier_shards(datasets, tiles / recipe)
-            cut(tiles / recipe, split, kit, started + SETTINGS["deadline_s"], status)
-            recipes[recipe] = outcome(tiles / recipe, competition, status)
-        pack(tiles, WORKING / "tiles")
-        return finish(recipes, started, status)
+        return supervised(lambda: tile(competition, split, kit, scratch, started, status), status, started)
+
+
+def tile(competition: Any, split: Path, kit: Any, scratch: Path, started: float, status: Any) -> int:
+    """Cut the split with every recipe of the kernel; return the exit code."""
+    from clotkit.supervise import WORKING, prepare, recipes_of
+
+    datasets, tiles = prepare(split, kit, scratch, status), scratch / "tiles"
+    recipes = {}
+    for recipe in recipes_of(SETTINGS):
+        take_earlier_shards(datasets, tiles / recipe)
+        cut(tiles / recipe, split, kit, started + SETTINGS["deadline_s"], status)
+        recipes[recipe] = outcome(tiles / recipe, competition, status)
+    pack(tiles, WORKING / "tiles")
+    return finish(recipes, started, status)
 
 
 def take_earlier_shards(datasets: list[tuple[Path, list[str]]], out: Path) -> None:

@@ -32,17 +32,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="clotkit-", ignore_cleanup_errors=True) as top:
         scratch = Path(top)
         code = unpack(FILES, scratch / "code")
-        from clotkit.supervise import Kit, State, Status, prepare, recipes_of, say
+        from clotkit.supervise import Kit, State, Status, say, supervised
 
         kit, status = Kit(code, scratch / "wheels"), Status("train")
         status.write(State.STARTED, started)
         say(f"clotkit training kernel on Python {sys.version.split()[0]}, {devices()}")
-        datasets = prepare(None, kit, scratch, status)
-        backbones = link_backbones(datasets, scratch / "backbones")
-        deadline, recipes = started + SETTINGS["deadline_s"], {}
-        for recipe in recipes_of(SETTINGS):
-            recipes[recipe] = make_member(recipe, datasets, backbones, kit, deadline, status)
-        return finish(recipes, kit, started, status)
+        return supervised(lambda: make_members(kit, scratch, started, status), status, started)
+
+
+def make_members(kit: Any, scratch: Path, started: float, status: Any) -> int:
+    """Train every recipe of the kernel; return the exit code."""
+    from clotkit.supervise import prepare, recipes_of
+
+    datasets = prepare(None, kit, scratch, status)
+    backbones = link_backbones(datasets, scratch / "backbones")
+    deadline, recipes = started + SETTINGS["deadline_s"], {}
+    for recipe in recipes_of(SETTINGS):
+        recipes[recipe] = make_member(recipe, datasets, backbones, kit, deadline, status)
+    return finish(recipes, kit, started, status)
 
 
 def devices() -> str:

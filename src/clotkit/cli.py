@@ -4,16 +4,16 @@ Each package registers its own verbs. Nothing heavy is imported before a verb ru
 """
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from clotkit import __version__
-from clotkit.errors import ClotkitError
-from clotkit.options import WRONG
+from clotkit.console import guarded, kept_going, lost, one_line_a_thread
+from clotkit.options import DONE, FALLBACKS, WRONG
+from clotkit.spawning import without_main
 
 # In the order of `clotkit --help`. A kernel's bundle carries only the packages that it runs.
 VERBS = (
@@ -31,10 +31,12 @@ VERBS = (
     "app.verbs",
     "kaggle.verbs",
 )
+PRINTED = ("plan", "predict", "check")  # verbs whose work is what they print
 
 
 def entry() -> None:
     """Run the console script: `main` on sys.argv, its result as exit code."""
+    one_line_a_thread()
     sys.exit(main())
 
 
@@ -42,24 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code.
 
     Returns:
-        0 when done, 2 for wrong usage or input, 3 when done with fallbacks, 130 when interrupted.
+        0 when done, 1 for an error that nobody foresaw, 2 for wrong usage or input, 3 when done with fallbacks, 130
+        when interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text of the locale
-    arguments = parser().parse_args(argv)
-    try:
-        code: int = arguments.verb(arguments)
-    except ClotkitError as error:
-        print(f"clotkit: {error}", file=sys.stderr)
-        return WRONG
-    except KeyboardInterrupt:
-        print("clotkit: interrupted; files that were already written are complete", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of stdout has closed it: `clotkit … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return WRONG
-    return code
+    with kept_going(), without_main():
+        arguments = parser().parse_args(argv)
+        out = getattr(arguments, "out", None)
+        code = guarded(lambda: arguments.verb(arguments), out if isinstance(out, Path) else None)
+        return code if not (why := lost()) else _with_lost_log(code, why, arguments)
+
+
+def _with_lost_log(code: int, why: str, arguments: argparse.Namespace) -> int:
+    """Say that part of the log is lost; return WRONG if what is printed is the work itself."""
+    print(f"clotkit: {why}; what was printed after that is lost", file=sys.stderr)
+    is_work = arguments.verb_name in PRINTED or getattr(arguments, "json", False)
+    return WRONG if is_work and code in (DONE, FALLBACKS) else code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "from slides to a rehearsed kernel and a validated submission.csv.",
     )
     top.add_argument("--version", action="version", version=f"clotkit {__version__}")
-    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = top.add_subparsers(title="verbs", dest="verb_name", metavar="VERB", required=True)
     for name in VERBS:
         package = name.partition(".")[0]
         if find_spec(f"clotkit.{package}") and find_spec(f"clotkit.{name}"):

@@ -20,11 +20,11 @@ from clotkit import __version__
 from clotkit.errors import ClotkitError, ClusterError, UsageError, needs_extra, one_line
 from clotkit.progress import Log
 from clotkit.reasons import Reason
-from clotkit.workers import allow_children, die_with
+from clotkit.workers import allow_children, die_with, has_semaphores
 
 T = TypeVar("T")
 R = TypeVar("R")
-LOKY, DASK = "loky", "dask"
+LOKY, DASK, THREADS = "loky", "dask", "threading"  # the last one only in place of loky
 LOSSES = 3  # workers that may die while they have an item before it is Lost
 SUBMITTED_PER_THREAD = 2  # of a cluster: one at work, one waiting
 CONNECT_S = 15.0  # within which a scheduler must answer
@@ -97,7 +97,7 @@ def _end_processes(jobs: int) -> None:
     """End loky's processes, so that the next engine starts new ones in the environment of that time."""
     from joblib.externals.loky import get_reusable_executor
 
-    if jobs > 1:
+    if jobs > 1 and has_semaphores():
         get_reusable_executor(max_workers=jobs).shutdown(wait=True)
 
 
@@ -123,9 +123,9 @@ class Loky:
         from joblib import Parallel
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        feed = _LokyCalls(function, iter(items))
+        feed, kind = _LokyCalls(function, iter(items)), LOKY if has_semaphores() else THREADS
         while feed.suspects or not feed.exhausted:
-            run = Parallel(self.jobs, LOKY, return_as="generator_unordered", batch_size=1, pre_dispatch=self.jobs)
+            run = Parallel(self.jobs, kind, return_as="generator_unordered", batch_size=1, pre_dispatch=self.jobs)
             try:
                 with _closing(run(feed.calls())) as results:
                     for number, result in results:

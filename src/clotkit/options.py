@@ -16,7 +16,8 @@ from clotkit.competitions import DEFAULT
 from clotkit.errors import UsageError
 from clotkit.progress import Log
 
-DONE, WRONG, FALLBACKS = 0, 2, 3  # exit codes: done; wrong usage or input; done with fallbacks
+# Exit codes: done; an error that nobody foresaw; wrong usage or input; done with fallbacks; Ctrl-C.
+DONE, UNFORESEEN, WRONG, FALLBACKS, INTERRUPTED = 0, 1, 2, 3, 130
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 UNITS_MB = {"MB": 1.0, "GB": 1024.0}
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import Competition
+from clotkit.console import keep_going, unforeseen
 from clotkit.files import atomic_write_json
 from clotkit.reasons import Reason
 
@@ -221,6 +222,20 @@ def kill_group(child: "subprocess.Popen[bytes]") -> None:
         say(f"process {child.pid} does not end when killed and is left behind")
 
 
+def supervised(work: Callable[[], int], status: Status, started: float, code: int = 1) -> int:
+    """Do a kernel's work and return its exit code, or `code` after an error that nobody foresaw.
+
+    Its one line is in the log, its traceback beside the output, and status.json says `failed`.
+    """
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - no kernel ends without its status
+        status.add(Reason.FAILED)
+        status.write(State.FAILED, started)
+        say(unforeseen(error, WORKING))
+        return code
+
+
 def name_of(status: int) -> str:
     """Return an exit status in words."""
     return signal.Signals(-status).name if status < 0 else f"exit code {status}"
@@ -259,5 +274,6 @@ def bytes_of(paths: Iterable[Path]) -> int:
 
 
 def say(text: str) -> None:
-    """Print at once: the log of a killed kernel ends where its buffer did."""
+    """Print at once, or not at all: a killed kernel's log ends where its buffer did."""
+    keep_going()
     print(text, flush=True)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ from clotkit.file_state import file_state
 from clotkit.pipes import Inbox, send
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.reader import open_slide
+from clotkit.spawning import without_main
 from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
@@ -276,7 +278,7 @@ class _Child:
         self.started = self.last_message = time.monotonic()
         self.limit, self.stall_s = self.started + limit_s, limits.stall_s
         self.peak_mb = 0.0
-        with _one_thread():
+        with _one_thread(), without_main():
             self.process.start()
         writer.close()
         self.inbox, self.deadline = Inbox(self.reader.fileno()), limits.deadline
@@ -474,6 +476,20 @@ def allow_children() -> None:
     program.__spec__ = None
     vars(program).pop("__file__", None)  # inspect fails if it is None
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+
+
+@cache
+def has_semaphores() -> bool:
+    """Return whether loky works here.
+
+    Its locks need shared memory, which a small or absent /dev/shm refuses. Threads do as well where each slide has a
+    process of its own.
+    """
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def peak_mb() -> float:

@@ -125,7 +125,7 @@ def _gradient_function() -> Callable[[Network, Any], Any]:
     known = {"tensorflow": _tensorflow_gradient, "jax": _jax_gradient}
     name = keras.backend.backend()
     if name not in known:
-        raise ConfigError(f"heat maps: Keras's backend is {name}; supported: {', '.join(known)}; set KERAS_BACKEND")
+        raise ConfigError(f"heat maps: Keras's backend is {name}; supported: {', '.join(known)}; set CLOTKIT_BACKEND")
     return known[name]
 
 

@@ -9,14 +9,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clotkit.config import Recipe
-from clotkit.errors import ConfigError, one_line
+from clotkit.errors import ConfigError, UsageError, one_line
 from clotkit.members.ensemble import Calibration
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_member
 from clotkit.members.networks import FLOAT32, Network, build_committee
@@ -27,6 +28,7 @@ ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
+BACKENDS = ("tensorflow", "jax")  # of Keras: the first one that is installed, unless CLOTKIT_BACKEND names one
 MIXED_FLOAT16 = "mixed_float16"  # Keras's name of the dtype policy; weights stay float32
 
 
@@ -75,14 +77,44 @@ def start_keras() -> None:
     """Import Keras and its backend and touch the device, without TensorFlow's start-up messages.
 
     GPU memory is allocated as needed: by default one process takes all of it, and no other process can use the GPU.
+    The user's own settings of Keras (keras.json, KERAS_BACKEND) do not apply: members are built for these ones.
+
+    Raises:
+        UsageError: The backend that CLOTKIT_BACKEND names is not one of BACKENDS, or the program that called the kit
+            has loaded Keras with another one before.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # otherwise it warns about retracing for each network
-    with quiet():
+    with quiet(), _own_settings():
         import keras
 
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+        keras.config.set_epsilon(1e-7)
+        loaded = keras.config.backend()
+        if loaded not in BACKENDS:
+            raise UsageError(f"Keras was loaded with the backend {loaded} before; allowed: {', '.join(BACKENDS)}")
         keras.ops.zeros(1)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Let Keras, while it is imported, see the kit's backend and no keras.json, which may be anything."""
+    wanted = os.environ.get("CLOTKIT_BACKEND") or next(filter(find_spec, BACKENDS), BACKENDS[0])
+    if wanted not in BACKENDS:
+        raise UsageError(f"CLOTKIT_BACKEND is {wanted!r}; allowed: {', '.join(BACKENDS)}")
+    names = ("KERAS_BACKEND", "KERAS_HOME")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    with tempfile.TemporaryDirectory(prefix="clotkit-keras-", ignore_cleanup_errors=True) as empty:
+        os.environ.update(dict(zip(names, (wanted, empty), strict=True)))
+        try:
+            yield
+        finally:
+            for name in names:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextmanager
@@ -96,7 +128,8 @@ def quiet() -> Iterator[None]:
             yield
         except BaseException:
             held.seek(0)
-            os.write(stderr, held.read())
+            with suppress(OSError):  # what cannot be printed must not hide the exception
+                os.write(stderr, held.read())
             raise
         finally:
             os.dup2(stderr, 2)

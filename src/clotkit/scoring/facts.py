@@ -8,6 +8,7 @@ from typing import Any
 
 from clotkit import __version__
 from clotkit.competitions import Competition
+from clotkit.console import lost
 from clotkit.files import sha256
 from clotkit.members.folder import OUT_OF_FOLD
 from clotkit.members.loading import Member
@@ -74,6 +75,7 @@ def outcome_facts(
         "peak_mb": round(peak_mb(), 1),
         "slides": counts,
         "left_behind": left_behind,
+        "log_lost": bool(lost()),  # part of what the run printed was not written
         "patients": {
             "asked": len(state.ids),
             "scored": len(asked & state.scored_patients()),
