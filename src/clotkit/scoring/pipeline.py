@@ -24,6 +24,7 @@ from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow, kind_of
+from clotkit.units import many
 from clotkit.workers import LEFT_PID, Work, score_task, set_oom_score
 
 NO_MEMBER = Cause(Reason.NO_MEMBER, "no member could be loaded")
@@ -140,7 +141,8 @@ def _write_run_json(settings: RunSettings, value: dict[str, object], state: Subm
 
 def _log_inputs(settings: RunSettings, inputs: Inputs, members: Sequence[Member], log: Log) -> None:
     names = ", ".join(member.name for member in members) or "none: every patient gets the fallback"
-    log(f"{len(inputs.slides)} {kind_of(settings.split_dir)}slides, {len(inputs.ids)} patients, members: {names}")
+    slides = many(len(inputs.slides), f"{kind_of(settings.split_dir)}slide")
+    log(f"{slides}, {many(len(inputs.ids), 'patient')}, members: {names}")
 
 
 def _with_repairs(line: SlideReport, inputs: Inputs) -> SlideReport:
@@ -179,7 +181,7 @@ def _log_results(
     if state.unwritten is not None:
         log(f"{state.path}: not the latest: {state.unwritten.sentence}")
     by_state = ", ".join(f"{count} {name}" for name, count in counts.items())
-    log(f"{len(lines)} slides: {by_state}; {len(state.ids) - len(missing)} of {len(state.ids)} patients scored")
+    log(f"{many(len(lines), 'slide')}: {by_state}; {len(state.ids) - len(missing)} of {len(state.ids)} patients scored")
 
 
 def _write_page(settings: RunSettings, started: float, log: Log) -> None:

@@ -183,7 +183,8 @@ def _columns(line: str, delimiter: str, names: dict[str, str]) -> list[str]:
         cells = next(csv.reader([line.rstrip("\r\n").lstrip("#")], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:
         return []
-    return [names.get(_spelled(cell), clean(cell)) for cell in cells]
+    bare = [clean(cell) for cell in cells]
+    return [cell if (name := names.get(_spelled(cell), cell)) in bare else name for cell in bare]  # exact names first
 
 
 def _spelled(name: str) -> str:

@@ -450,6 +450,12 @@ CASES = [
     joined('ids as Excel\'s ="006388"', cells(P, lambda cell: f'="{cell}"')),
     joined("a header in capitals", header(str.upper)),
     joined("a header with spaces", header(lambda name: name.replace("_", " ").title())),
+    joined(
+        "a column Patient ID beside patient_id",
+        lambda split: split.rows.__setitem__(
+            slice(None), [[*one, "x" if at else "Patient ID"] for at, one in enumerate(split.rows)]
+        ),
+    ),
     joined("a header without underscores", header(lambda name: name.replace("_", ""))),
     joined("line ends of an old Macintosh", written(lambda text: text.replace("\n", "\r").encode())),
     joined("line ends that were doubled", written(lambda text: text.replace("\n", "\r\r\n").encode())),
