@@ -24,7 +24,7 @@ from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.tiling.grid_tilers import MAX_HELD_BYTES, TopK, relaxed_min_share, stride_px, tenths
-from clotkit.tiling.overview import BLOCK_PX, bounded_downsample, grid_corners, overview_px
+from clotkit.tiling.overview import BLOCK_PX, SlideContext, bounded_downsample, grid_corners, overview_px, slide_context
 from clotkit.tiling.overview_tilers import MIN_PIECE_SHARE, piece_downsample, piece_grid
 from clotkit.tiling.tissue import (
     MIN_TISSUE_SHARE,
@@ -32,8 +32,7 @@ from clotkit.tiling.tissue import (
     SAMPLE_DOWNSAMPLE,
     SAMPLE_GRID,
     SAMPLE_PX,
-    THRESHOLDS,
-    sample_background,
+    TissueRule,
 )
 from clotkit.units import MB
 
@@ -97,10 +96,10 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     if slide.sequential:
         probe = _probe_rows(slide, opened_s)
     else:
-        background, background_s = _timed(lambda: sample_background(slide))
-        index, index_s = _timed(lambda: slide_index(slide, background, THRESHOLDS[0]))
+        context, background_s = _timed(lambda: slide_context(slide))
+        index, index_s = _timed(lambda: slide_index(context.judged, context.background, context.rules[0].threshold))
         yield {"wanted_share": 1.0 if index is None else round(index.wanted_share, 4)}
-        probe = _probe_cells(slide, background, index, opened_s + background_s + index_s, index_s / CHECKED)
+        probe = _probe_cells(context, index, opened_s + background_s + index_s, index_s / CHECKED)
     yield {"forecasts": [asdict(_forecast(slide, tiling, probe)) for tiling in tilings]}
 
 
@@ -126,8 +125,9 @@ def _header(layout: Layout | None) -> dict[str, Any]:
     }
 
 
-def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, opening_s: float, idle_s: float) -> Probe:
+def _probe_cells(context: SlideContext, index: TileIndex | None, opening_s: float, idle_s: float) -> Probe:
     """Decode and time some of the cells that the index wants."""
+    slide, background = context.judged, context.background
     side = _cell_px(slide)
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
     wanted = np.ones(shape, bool) if index is None else index.wanted
@@ -141,7 +141,7 @@ def _probe_cells(slide: Slide, background: Colour, index: TileIndex | None, open
     tiles, first_s = _timed(decode)
     # This reader caches decoded cells, so that the second time is that of the calls alone.
     again_s = _timed(decode)[1] if slide.decoder == "direct" else 0.0
-    found, passes = _shares(tiles, background)
+    found, passes = _shares(tiles, background, context.rules)
     call_s = again_s / max(1, len(tiles))
     cell_s = max(0.0, first_s / max(1, len(tiles)) - call_s) * _bytes_ratio(slide, wanted, places)
     return Probe(
@@ -212,13 +212,13 @@ def _cell_px(slide: Slide) -> int:
     return table.width_px
 
 
-def _shares(tiles: Sequence[Pixels], background: Colour) -> tuple[Floats, int]:
+def _shares(tiles: Sequence[Pixels], background: Colour, rules: Sequence[TissueRule] = RULES) -> tuple[Floats, int]:
     """Return the tissue share of each tile [n] by the first rule that finds some, and the extra passes.
 
     A search that finds too little reads everything once more, and then knows which rule finds more. So there is 1 extra
     pass if the rule is not the first one.
     """
-    for number, rule in enumerate(RULES):
+    for number, rule in enumerate(rules):
         shares = np.array([rule.mask(tile, background).mean() for tile in tiles])
         if len(shares) and shares.mean() >= MIN_TISSUE_SHARE:
             return shares, min(number, 1)

@@ -25,6 +25,7 @@ DEVIATIONS = 4.0  # robust standard deviations
 MARGIN, MARGIN_BYTES = 1.25, 32  # factor and bytes, for slides whose background sizes hardly vary
 MIN_SKIPPED = 0.2  # share of all tiles: with less to skip, an index saves nothing
 SAMPLED_LARGEST, SAMPLED_SPREAD = 16, 48  # tiles decoded as a check: the largest skipped ones, an even spread
+SAMPLED_SMALL, SMALL = 16, 0.75  # and of those below this part of the commonest size: glass may have noise, tissue none
 SAMPLE_DOWNSAMPLE = 8  # of the sampled tiles: finer than tilers need
 MAX_LOWERINGS = 8  # times that the limit may fall
 LOWERING_FACTOR = 0.5  # the new limit: this part of the way from the mode to the smallest offending tile
@@ -95,7 +96,7 @@ def verified_index(table: SegmentTable, distance: Distance, max_distance: float)
         wanted = counts > limit
         if 1 - wanted.mean() < MIN_SKIPPED:
             return None
-        sample = _sample(counts, wanted)
+        sample = _sample(counts, wanted, SMALL * mode)
         for place in sample:
             if place not in known:
                 known[place] = distance(*place)
@@ -121,10 +122,16 @@ def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MARGIN_BYTES)
 
 
-def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return tiles to decode before skipping the rest, (row, column): the largest ones and an even spread."""
+def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], small: float) -> list[tuple[int, int]]:
+    """Return tiles to decode before skipping the rest, (row, column).
+
+    They are the largest ones, and an even spread of the others and of those with less than `small` bytes.
+    """
     rows, columns = np.nonzero(~wanted)
-    order = np.argsort(-counts[rows, columns], kind="stable")
+    sizes = counts[rows, columns]
+    order = np.argsort(-sizes, kind="stable")
     largest, rest = order[:SAMPLED_LARGEST], np.sort(order[SAMPLED_LARGEST:])  # the rest in slide order
     spread = rest[:: max(1, len(rest) // SAMPLED_SPREAD)]
-    return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread])]
+    smaller = np.flatnonzero((sizes < small) & (sizes > 0))
+    smaller = smaller[:: max(1, len(smaller) // SAMPLED_SMALL)]
+    return [(int(rows[i]), int(columns[i])) for i in np.concatenate([largest, spread, smaller])]

@@ -17,7 +17,7 @@ from clotkit.config import TilingConfig
 from clotkit.slides.index import Corners, slide_index
 from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.tiling.overview import SlideContext, grid_corners, tissue_facts
-from clotkit.tiling.tissue import MIN_TISSUE_SHARE, RULES, TissueRule, distance, no_tissue
+from clotkit.tiling.tissue import MIN_TISSUE_SHARE, TissueRule, distance, no_tissue
 
 CELLS = 16  # along a tile's side, at least; this resolves the tissue share to 1/256
 RELAXED_SHARES = (0.5, 0.25, 0.1, 0.0)  # minimum tissue shares, tried in turn until a slide gives a tile
@@ -101,14 +101,14 @@ class _Search:
 
     def read(self, order: Sequence[int]) -> Iterator[tuple[int, Pixels, float]]:
         """Yield each square of `order` as (index, tile, tissue share), decoded on demand."""
-        config, cell = self.config, cell_px(self.config.tile_px)
+        config, context, cell = self.config, self.context, cell_px(self.config.tile_px)
         side = config.tile_px * config.downsample
         advance = (stride_px(config) / side) ** 2  # share of a square's area that no other square covers
         for index, tile in zip(order, self.tiles(order), strict=True):
-            cells = box_mean(tile, cell)
-            share = float(self.rule.mask(cells, self.context.background).mean())
+            cells = context.flattened(box_mean(tile, cell), self.corner(index), cell * config.downsample)
+            share = float(self.rule.mask(cells, context.background).mean())
             if self.tissue_px < self.needed_px:
-                self.max_distance = max(self.max_distance, int(distance(cells, self.context.background).max()))
+                self.max_distance = max(self.max_distance, int(distance(cells, context.background).max()))
             self.read_count, self.read_bounds = self.read_count + 1, self.read_bounds + float(self.bounds[index])
             self.tissue_px += share * side * side * advance
             self.max_share = max(self.max_share, share)
@@ -121,6 +121,14 @@ class _Search:
         xy = [(int(x), int(y)) for x, y in self.corners[list(order)]]
         config, context = self.config, self.context
         yield from context.slide.tiles(xy, config.tile_px, config.downsample, context.background)
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Return the top left corner of a square."""
+        return int(self.corners[index, 0]), int(self.corners[index, 1])
+
+    def rank(self, ranking: Ranking, index: int, tile: Pixels, share: float) -> float:
+        """Return the rank of a square that was read."""
+        return ranking.rank(self.context.flattened(tile, self.corner(index), self.config.downsample), share)
 
     def relax(self) -> float:
         """Set and return the minimum tissue share: the recipe's, or the next of RELAXED_SHARES."""
@@ -141,7 +149,7 @@ def _squares(context: SlideContext, config: TilingConfig, ranking: Ranking) -> T
     If none does, use the first rule that found any tissue.
     """
     fallback, max_distance = None, 256.0
-    for rule in RULES:
+    for rule in context.rules:
         if rule.threshold > max_distance:
             continue  # an earlier search found nothing on the slide so far from the background
         search = _search(context, rule, config, MIN_TISSUE_SHARE)
@@ -159,7 +167,7 @@ def _search(context: SlideContext, rule: TissueRule, config: TilingConfig, neede
     """Set up a search that is settled once tissue covers `needed_share` of the slide."""
     side, slide = config.tile_px * config.downsample, context.slide
     corners = grid_corners(slide.width_px, slide.height_px, stride_px(config))
-    index = slide_index(slide, context.background, rule.threshold)
+    index = slide_index(context.judged, context.background, rule.threshold)
     bounds = np.ones(len(corners)) if index is None else index.bounds(corners, side)
     bounds[context.excluded_share(corners, side) > MAX_EXCLUDED] = 0
     needed_px = needed_share * slide.width_px * slide.height_px
@@ -189,7 +197,7 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
         if share <= 0 or (ready and share < min_share):
             continue
         if ready:
-            yield _corner(search, index), tile
+            yield search.corner(index), tile
             continue
         waiting.append((index, share))
         if tile.nbytes * (len(held) + 1) <= MAX_HELD_BYTES:
@@ -255,7 +263,7 @@ def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) 
         if not sequential and search.settled and best.can_stop(following):
             break
         index, tile, share = next(reading)
-        out = best.offer(index, ranking.rank(tile, share), share)
+        out = best.offer(index, search.rank(ranking, index, tile, share), share)
         if out != index and tile.nbytes * k <= MAX_HELD_BYTES:
             held[index] = tile
         if out is not None:
@@ -270,11 +278,7 @@ def _emit(search: _Search, chosen: list[int], held: dict[int, Pixels]) -> Iterat
     """Yield the chosen squares, sorted by row; those that were not held are read again."""
     again = search.tiles([index for index in chosen if index not in held])
     for index in chosen:
-        yield _corner(search, index), held[index] if index in held else next(again)
-
-
-def _corner(search: _Search, index: int) -> tuple[int, int]:
-    return int(search.corners[index, 0]), int(search.corners[index, 1])
+        yield search.corner(index), held[index] if index in held else next(again)
 
 
 def stride_px(config: TilingConfig) -> int:

@@ -9,7 +9,17 @@ import numpy.typing as npt
 from clotkit.slides.index import Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels, blank, box_sums
 from clotkit.slides.reader import Slide
-from clotkit.tiling.tissue import MIN_TISSUE_SHARE, THRESHOLDS, TissueMap, TissueRule, find_tissue
+from clotkit.tiling.background import find_glass
+from clotkit.tiling.glass import Glass, GlassSlide
+from clotkit.tiling.tissue import (
+    GREY_RULES,
+    MIN_TISSUE_SHARE,
+    RULES,
+    THRESHOLDS,
+    TissueMap,
+    TissueRule,
+    find_tissue,
+)
 
 Mask = npt.NDArray[np.bool_]
 
@@ -19,12 +29,27 @@ MAX_OVERVIEW_PX = 32_000_000  # 96 MB: bounds the memory of a recipe with small 
 
 @dataclass(frozen=True)
 class SlideContext:
-    """An open slide, its background colour, and the area to exclude from tiling."""
+    """An open slide, its glass, and the area to exclude from tiling; `slide_context` makes one."""
 
-    slide: Slide
-    background: Colour
+    slide: Slide  # with glass in the place of padding
+    judged: Slide  # the same, with all glass of one colour
+    glass: Glass
     excluded: Mask | None = None  # bool[h, w] of an overview at `excluded_downsample`
     excluded_downsample: int = 1
+
+    @property
+    def background(self) -> Colour:
+        """Colour of the glass."""
+        return self.glass.colour
+
+    @property
+    def rules(self) -> tuple[TissueRule, ...]:
+        """The tissue rules to try, in this order."""
+        return GREY_RULES if self.glass.grey else RULES
+
+    def flattened(self, pixels: Pixels, corner: tuple[int, int], downsample: int) -> Pixels:
+        """Return a part of the slide, uint8[h, w, 3], as tissue is judged on it; see `Glass.flattened`."""
+        return self.glass.flattened(pixels, corner, (self.slide.width_px, self.slide.height_px), downsample)
 
     def excluded_share(self, corners: Corners, side_px: int) -> npt.NDArray[np.float64]:
         """Return the excluded share of squares of `side_px` at `corners`, [n]."""
@@ -41,6 +66,14 @@ class SlideContext:
             for length, limit in zip(shape, self.excluded.shape, strict=True)
         )
         return self.excluded[np.ix_(rows, columns)]
+
+
+def slide_context(slide: Slide) -> SlideContext:
+    """Find the glass of a slide, and return its context."""
+    glass = find_glass(slide)
+    if glass.places is None:
+        return SlideContext(slide, slide, glass)
+    return SlideContext(GlassSlide(slide, glass), GlassSlide(slide, glass, flatten=True), glass)
 
 
 @dataclass(frozen=True)
@@ -84,15 +117,20 @@ def slide_overview(context: SlideContext, downsample: int) -> Overview:
     """
     slide, background = context.slide, context.background
     downsample = bounded_downsample(slide, downsample)
-    for threshold in THRESHOLDS:
-        index = slide_index(slide, background, threshold)
-        view = read_overview(slide, downsample, background, index)
-        if index is None or TissueRule(threshold).mask(view, background).mean() >= MIN_TISSUE_SHARE:
+    shape = (-(-slide.height_px // downsample), -(-slide.width_px // downsample))
+    bare = context.glass.unread(downsample, shape)
+    for rule in context.rules[: len(THRESHOLDS)]:
+        index = slide_index(context.judged, background, rule.threshold)
+        view = read_overview(slide, downsample, background, index, bare)
+        flat = context.flattened(view, (0, 0), downsample)
+        if index is None or rule.mask(flat, background).mean() >= MIN_TISSUE_SHARE:
             break
-    view[context.excluded_at(downsample, view.shape[:2])] = background
-    return Overview(
-        slide, view, downsample, find_tissue(view, background), 0.0 if index is None else 1 - index.wanted_share
-    )
+    excluded = context.excluded_at(downsample, shape)
+    view[excluded] = background if bare is None else bare[excluded]
+    if flat is not view:
+        flat[excluded] = background
+    tissue = find_tissue(flat, background, context.rules)
+    return Overview(slide, view, downsample, tissue, 0.0 if index is None else 1 - index.wanted_share)
 
 
 def bounded_downsample(slide: Slide, downsample: int) -> int:
@@ -107,17 +145,21 @@ def overview_px(slide: Slide, downsample: int) -> int:
     return -(-slide.width_px // downsample) * -(-slide.height_px // downsample)
 
 
-def read_overview(slide: Slide, downsample: int, background: Colour, index: TileIndex | None = None) -> Pixels:
+def read_overview(
+    slide: Slide, downsample: int, background: Colour, index: TileIndex | None = None, bare: Pixels | None = None
+) -> Pixels:
     """Return the whole slide, box-averaged: uint8[ceil(height / downsample), ceil(width / downsample), 3].
 
-    Blocks that the index does not want are not read and show `background`, as does what lies beyond the slide's edge.
+    Blocks that the index does not want are not read and show `background`, or the overview `bare`, as what lies beyond
+    the slide's edge shows `background`.
     """
     cells = max(1, BLOCK_PX // downsample)
     corners = grid_corners(slide.width_px, slide.height_px, cells * downsample)
     if index is not None:
         corners = corners[index.bounds(corners, cells * downsample) > 0]
     xy = [(int(x), int(y)) for x, y in corners]
-    view = blank(-(-slide.width_px // downsample), -(-slide.height_px // downsample), background)
+    size = (-(-slide.width_px // downsample), -(-slide.height_px // downsample))
+    view = blank(*size, background) if bare is None else bare.copy()
     for (x, y), tile in zip(xy, slide.tiles(xy, cells, downsample, background) if xy else (), strict=True):
         part = view[y // downsample : y // downsample + cells, x // downsample : x // downsample + cells]
         part[:] = tile[: part.shape[0], : part.shape[1]]

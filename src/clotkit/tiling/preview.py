@@ -14,9 +14,8 @@ from clotkit.errors import NoTissue
 from clotkit.slides.pixels import Pixels, box_sums
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.tiling.grid_tilers import stride_px
-from clotkit.tiling.overview import SlideContext, read_overview, slide_overview
+from clotkit.tiling.overview import read_overview, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import piece_grid
-from clotkit.tiling.tissue import sample_background
 
 LONG_PX = 1600  # maximum of a preview's long side
 MIN_BOX_PX = 2.0  # on the preview; smaller squares are not drawn: they merge, and there may be millions
@@ -137,11 +136,11 @@ def preview_key_of(file: BinaryIO) -> str | None:
 
 def _overview_and_mask(slide: Slide, downsample: int) -> tuple[Pixels, Mask]:
     """Return the slide's overview and its tissue mask, empty if the tissue is too faint to find here."""
-    background = sample_background(slide)
+    context = slide_context(slide)
     try:
-        overview = slide_overview(SlideContext(slide, background), downsample)
+        overview = slide_overview(context, downsample)
     except NoTissue:
-        view = read_overview(slide, downsample, background)
+        view = read_overview(context.slide, downsample, context.background)
         return view, np.zeros(view.shape[:2], bool)
     return overview.pixels, overview.tissue.mask
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from clotkit.slides.index import CONTENT_SIZED_CODECS, background_bytes
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
+from clotkit.tiling.glass import Glass
 from clotkit.tiling.tissue import TissueRule
 
 MOSTLY = 0.5  # estimated tissue share from which an unread place counts as tissue
@@ -41,6 +42,7 @@ class ThumbnailRecorder:
     def __init__(self) -> None:
         """Start with nothing recorded."""
         self._slide: Slide | None = None
+        self._glass: Glass | None = None
         self._downsample = 1
         self._view: Pixels = np.zeros((0, 0, 3), np.uint8)
         self._known: Mask = np.zeros((0, 0), bool)
@@ -70,6 +72,10 @@ class ThumbnailRecorder:
         self._view[rows, columns] = (pairs[:, :, 0] + pairs[:, :, 1] + 2) >> 2
         self._known[rows, columns] = True
 
+    def see_glass(self, glass: Glass) -> None:
+        """Take the slide's glass, on which its tissue is judged."""
+        self._glass = glass
+
     def thumbnail(self, background: Colour, rule: TissueRule | None) -> Thumbnail | None:
         """Return the thumbnail of what was read so far, with holes filled in; None if nothing was.
 
@@ -83,12 +89,19 @@ class ThumbnailRecorder:
         filled = np.where(known[..., None], view, np.array(background, np.uint8))
         holes = ~known & (shares > 0)
         if holes.any():
-            tissue = known & _tissue(view, background, rule)
+            tissue = known & _tissue(self._judged(view), background, rule)
             colours = _nearby_colours(view, tissue if tissue.any() else known)[holes]
             glass = np.array(background, np.float32)
             filled[holes] = np.rint(glass + (colours - glass) * shares[holes, None])
-        tissue = _tissue(filled, background, rule) & (known | (shares >= MOSTLY))
+        tissue = _tissue(self._judged(filled), background, rule) & (known | (shares >= MOSTLY))
         return Thumbnail(slide.width_px, slide.height_px, filled, self._downsample, tissue, read_share)
+
+    def _judged(self, view: Pixels) -> Pixels:
+        """Return the thumbnail without padding, and with all glass of one colour."""
+        if self._slide is None or self._glass is None:
+            return view
+        view = self._glass.filled(view, (0, 0), self._downsample)
+        return self._glass.flattened(view, (0, 0), (self._slide.width_px, self._slide.height_px), self._downsample)
 
 
 class RecordedSlide:

@@ -4,7 +4,7 @@ TILERS maps the recipes' tiler names to functions.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
+from clotkit.tiling.glass import Glass
 from clotkit.tiling.grid_tilers import PlacedTile, TileStream, darkest, patches
-from clotkit.tiling.overview import SlideContext, slide_overview
+from clotkit.tiling.overview import SlideContext, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import chunks, strips, windows
 from clotkit.tiling.sections import repeated_area
 from clotkit.tiling.stain import Normaliser, fit_normaliser
-from clotkit.tiling.tissue import sample_background
 
 Tiler = Callable[[SlideContext, TilingConfig], TileStream]
 
@@ -67,23 +67,26 @@ def check_tiler(config: TilingConfig, recipe: str = "") -> None:
         raise ConfigError(f"{where}tiling.name is {config.name!r}; known: {', '.join(sorted(TILERS))}")
 
 
-def cut_slide(slide: Slide, config: TilingConfig) -> Iterator[dict[str, Any] | Batch]:
-    """Yield batches and facts of an open slide; see `tile_slide`."""
-    background = sample_background(slide)
+def cut_slide(
+    slide: Slide, config: TilingConfig, see_glass: Callable[[Glass], None] | None = None
+) -> Iterator[dict[str, Any] | Batch]:
+    """Yield batches and facts of an open slide; see `tile_slide`. `see_glass` is called with its glass."""
+    context = slide_context(slide)
+    if see_glass is not None:
+        see_glass(context.glass)
     yield {
         "decoder": slide.decoder,
         "width_px": slide.width_px,
         "height_px": slide.height_px,
-        "background": list(background),
+        **context.glass.facts(),
         **slide.facts,
     }
-    context = SlideContext(slide, background)
     if config.duplicates == "drop":
         context = without_duplicates(context)
         yield {"duplicates_left_out": context.excluded is not None}
     pieces = TILERS[config.name](context, config)
     if config.normalise != "none":
-        pieces = normalised(pieces, config.normalise, background)
+        pieces = normalised(pieces, config.normalise, context.background)
     yield from batches(pieces, config.batch_tiles)
 
 
@@ -94,7 +97,7 @@ def without_duplicates(context: SlideContext) -> SlideContext:
         downsample *= 2
     overview = slide_overview(context, downsample)
     repeated = repeated_area(overview.tissue.mask)
-    return SlideContext(context.slide, context.background, repeated, overview.downsample) if repeated.any() else context
+    return replace(context, excluded=repeated, excluded_downsample=overview.downsample) if repeated.any() else context
 
 
 def normalised(pieces: TileStream, name: str, background: Colour) -> TileStream:

@@ -4,6 +4,7 @@ A fixed threshold fails: real slides have white, pinkish, lilac (234, 216, 254) 
 backgrounds, and a rule such as "grey below 230" calls all of a green-grey slide tissue.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,9 @@ class TissueRule:
 # Tried in this order. A grey picture is all marks, so marks count as tissue when there is nothing else.
 RULES = tuple(TissueRule(threshold, with_marks) for with_marks in (False, True) for threshold in THRESHOLDS)
 
+# On a grey slide all tissue is a mark. The grey of pink and purple differs less from the glass than their green does.
+GREY_RULES = tuple(TissueRule(threshold, with_marks=True) for threshold in THRESHOLDS[1:])
+
 
 @dataclass(frozen=True)
 class TissueMap:
@@ -53,16 +57,16 @@ class TissueMap:
         return float(self.mask.mean())
 
 
-def find_tissue(overview: Pixels, background: Colour) -> TissueMap:
+def find_tissue(overview: Pixels, background: Colour, rules: Sequence[TissueRule] = RULES) -> TissueMap:
     """Find the tissue of an overview, uint8[h, w, 3].
 
-    The first of RULES that finds enough is used, or else the first that finds any.
+    The first of `rules` that finds enough is used, or else the first that finds any.
 
     Raises:
         NoTissue: Nothing differs from the background, even by the lowest threshold.
     """
     for min_share in (MIN_TISSUE_SHARE, np.finfo(float).tiny):
-        for rule in RULES:
+        for rule in rules:
             mask = rule.mask(overview, background)
             if mask.mean() >= min_share:
                 return TissueMap(mask, background, rule)
@@ -83,25 +87,59 @@ def no_tissue(background: Colour) -> NoTissue:
     )
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Small samples of a slide: most along its border, some inside."""
+
+    parts: list[Pixels]  # [h, w, 3] each
+    flat: list[npt.NDArray[np.bool_]]  # [h, w] each: pixels without texture
+    outer: list[npt.NDArray[np.bool_]]  # [h, w] each: pixels on the slide's border
+
+    def colour(self) -> Colour:
+        """Return the commonest flat colour along the border, or of all samples if the border is all texture."""
+        flat = np.concatenate([part.ravel() for part in self.flat])
+        ring = np.repeat([outer.any() for outer in self.outer], [outer.size for outer in self.outer])
+        pixels = np.concatenate([part.reshape(-1, 3) for part in self.parts])
+        for chosen in (ring & flat, flat):
+            if chosen.any():
+                return mode(pixels[chosen])
+        return mode(pixels)
+
+
 def sample_background(slide: Slide) -> Colour:
     """Return a slide's background colour: the commonest flat colour of samples along its border.
 
     If the border is all texture, samples of the whole slide are used.
     """
+    return background_samples(slide).colour()
+
+
+def background_samples(slide: Slide) -> Samples:
+    """Read the samples of a slide from which its background colour is estimated."""
     size = (slide.width_px, slide.height_px)
     downsample = SAMPLE_DOWNSAMPLE if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_DOWNSAMPLE else 1
     columns, rows = (
         _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, SAMPLE_GRID, strict=True)
     )
     xy = [(x, y) for y in rows for x in columns]
-    flat, ringed, pixels = [], [], []
-    for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, downsample, (255, 255, 255)), strict=True):
-        part = tile[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
-        pixels.append(part.reshape(-1, 3))
-        flat.append(_flat(part).ravel())
-        on_ring = x in (columns[0], columns[-1]) or y in (rows[0], rows[-1])
-        ringed.append(np.full(len(pixels[-1]), on_ring))
-    return _background_of(np.concatenate(pixels), np.concatenate(flat), np.concatenate(ringed))
+    parts = [
+        tile[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
+        for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, downsample, (255, 255, 255)), strict=True)
+    ]
+    outer = [
+        _on_border(part, x == 0, y == 0, x == columns[-1], y == rows[-1])
+        for (x, y), part in zip(xy, parts, strict=True)
+    ]
+    return Samples(parts, [_flat(part) for part in parts], outer)
+
+
+def _on_border(part: Pixels, left: bool, top: bool, right: bool, bottom: bool) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a sample lie on the slide's border, bool[h, w]."""
+    outer = np.zeros(part.shape[:2], bool)
+    outer[:, 0], outer[:, -1] = left, right
+    outer[0] |= top
+    outer[-1] |= bottom
+    return outer
 
 
 def _places(length_px: int, count: int, side_px: int, downsample: int) -> list[int]:
@@ -111,14 +149,6 @@ def _places(length_px: int, count: int, side_px: int, downsample: int) -> list[i
     return sorted(places | {last // downsample * downsample})
 
 
-def _background_of(pixels: Pixels, flat: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool_]) -> Colour:
-    """Return the mode of uint8[n, 3]: of the flat pixels on the ring, else of the flat ones, else of all."""
-    for chosen in (ring & flat, flat):
-        if chosen.any():
-            return _mode(pixels[chosen])
-    return _mode(pixels)
-
-
 def _flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
     grey = pixels.mean(axis=2)  # [h, w, 3] -> [h, w]
     across = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
@@ -126,7 +156,7 @@ def _flat(pixels: Pixels) -> npt.NDArray[np.bool_]:
     return np.asarray(np.maximum(across, down) < FLAT)
 
 
-def _mode(pixels: Pixels) -> Colour:
+def mode(pixels: Pixels) -> Colour:
     """Return the commonest colour of uint8[n, 3].
 
     It is the median within the fullest bin of 8 grey levels per channel.
