@@ -93,4 +93,4 @@ def test_patients_are_means_of_slides_and_members(strip_ai: Competition) -> None
 @pytest.mark.parametrize("raw", [{}, {"method": "beta"}, {"method": "platt", "slope": "x"}, [], None])
 def test_a_foreign_calibration_is_named(raw: object) -> None:
     with pytest.raises(ConfigError, match=r"calibration\.json"):
-        Calibration.from_json(raw, "calibration.json")
+        Calibration.from_json(raw, "calibration.json", 2)

@@ -275,16 +275,16 @@ def test_a_member_that_cannot_be_loaded_is_left_out_by_name(
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lines.append)["done"] == 4
     assert any(line.startswith("member b left out: ") for line in lines)
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert facts["left_out_codes"] == {"b": Reason.FAILED}
+    assert facts["left_out_codes"] == {"b": Reason.BAD_WEIGHTS}
     assert list(facts["left_out"]) == ["b"]
     assert submission_of(tmp_path / "out" / "submission.csv") == submission_of(tmp_path / "good" / "submission.csv")
     shutil.rmtree(good)
     counts = run(settings_of(test_split, weights, tmp_path / "none"), strip_ai, lambda _: None)
-    assert counts == {"done": 0, "partial": 0, "fallback": 4, "unscored": 2}
+    assert counts == {"done": 0, "partial": 0, "fallback": 4, "unscored": 2, "left_out": 1}
     assert check_submission(tmp_path / "none" / "submission.csv", test_split / "sample_submission.csv", strip_ai).valid
 
 
-def test_a_member_that_returns_nan_is_left_out_by_name(
+def test_a_member_that_overflows_is_left_out_by_name(
     test_split: Path, make_member: Callable[..., Path], tmp_path: Path, strip_ai: Competition
 ) -> None:
     from clotkit.config import load_recipe
@@ -295,7 +295,10 @@ def test_a_member_that_returns_nan_is_left_out_by_name(
     good, bad = (make_member(weights / name, strip_ai.classes.names, seed=seed) for seed, name in enumerate("ab"))
     recipe = load_recipe(bad / "recipe.toml")
     _, model = build_member(recipe, 2)
-    model.set_weights([np.full(value.shape, np.nan) for value in model.get_weights()])
+    rng = np.random.default_rng(1)  # finite kernels so large that their products are not
+    model.set_weights(
+        [np.abs(rng.normal(0, 1, value.shape)) * (1e11 if value.ndim > 1 else 1) for value in model.get_weights()]
+    )
     model.save_weights(bad / WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4
     for line in report_of(tmp_path / "out").values():

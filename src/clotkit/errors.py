@@ -3,6 +3,7 @@
 ClotkitError                exit code 2, one line on stderr, no traceback
 ├── UsageError              the command line, a setting or the installation is wrong
 ├── ConfigError             a recipe, a competition or a member folder is wrong
+│   └── WeightsError        a member's weights or calibration cannot be used
 ├── SplitError              a split folder or one of its tables is wrong
 ├── SubmissionError         a submission file is wrong
 ├── RehearsalError          the bundle could not be built, or failed its rehearsal
@@ -41,6 +42,12 @@ class UsageError(ClotkitError):
 
 class ConfigError(ClotkitError):
     """A wrong recipe, competition or member folder."""
+
+
+class WeightsError(ConfigError):
+    """Weights of a member, or a calibration, that cannot be used: damaged, not finite, or of another network."""
+
+    reason = Reason.BAD_WEIGHTS
 
 
 class SplitError(ClotkitError):

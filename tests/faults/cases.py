@@ -506,9 +506,9 @@ MEMBERS = [
          stage=another(edited("filters = [4, 8]", "filters = [4, 16]"), "other")),
     Case("a member of another tile_px than its weights", ("size",), "done", stage=another(other_size, "wide"),
          said="member wide left out"),
-    Case("a member that returns NaN", ("nan",), "partial", stage=another(nan, "nan"), codes=[Reason.MEMBER_FAILED]),
-    Case("the only member returns NaN", ("nan alone",), "fallback", stage=alone(nan, "nan"),
-         codes=[Reason.MEMBER_FAILED]),
+    Case("NaN in the weights of a member", WEIGHTS, "done", stage=another(nan, "nan"), said="member nan left out"),
+    Case("NaN in the weights of the only member", ("nan alone",), "fallback", stage=alone(nan, "nan"),
+         said="member nan left out"),
     Case("the only member has a wrong hash", ("no member",), "fallback", stage=alone(wrong_hash, "hash"),
          said="member hash left out"),
 ]  # fmt: skip

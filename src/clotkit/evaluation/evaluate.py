@@ -12,7 +12,7 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe
 from clotkit.data.grouped import read_grouped
 from clotkit.data.tiles import TileSet
-from clotkit.errors import SplitError
+from clotkit.errors import SplitError, WeightsError
 from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, worst_first, write_errors
 from clotkit.evaluation.figures import NAMES
@@ -31,6 +31,7 @@ from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDA
 from clotkit.members.heat import heat_maps
 from clotkit.members.networks import Network
 from clotkit.members.predict import predict_committee, predictor
+from clotkit.members.weights import check_outputs
 from clotkit.progress import Log
 
 UNKNOWN = -1  # the fold of an image that the member was not made with
@@ -121,6 +122,7 @@ class LoadedMember:
     calibration: Calibration
     fold_calibrations: list[Calibration]  # by fold, each fitted on the other folds
     folds: dict[str, str]  # the fold of each image that it was made with, as split.csv has it
+    where: Path  # its folder
 
     def predict(self, tiles: npt.NDArray[np.uint8], folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the outputs of the networks for tiles uint8[n, S, S, 3].
@@ -129,11 +131,16 @@ class LoadedMember:
 
         Returns:
             Probabilities [n, C]; under attention logits [n, C + 1].
+
+        Raises:
+            WeightsError: They are not finite, or no probabilities.
         """
         parts = [(folds == fold, self._predict_fold(int(fold), tiles[folds == fold])) for fold in np.unique(folds)]
         outputs = np.zeros((len(tiles), parts[0][1].shape[1]))
         for mask, of_fold in parts:
             outputs[mask] = of_fold
+        if problem := check_outputs(outputs, self.recipe.inference.pooling):
+            raise WeightsError(f"{self.where}: {problem}; train the member again")
         return outputs
 
     def calibrated(self, units: pd.DataFrame) -> pd.DataFrame:
@@ -173,8 +180,11 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
         ),
         model=model,
         networks=[networks[start : start + per_fold] for start in range(0, len(networks), per_fold)],
-        calibration=Calibration.from_json(files.calibration, where),
-        fold_calibrations=[Calibration.from_json(one, where) for one in files.calibration.get("folds", [])],
+        calibration=Calibration.from_json(files.calibration, where, len(classes)),
+        fold_calibrations=[
+            Calibration.from_json(one, where, len(classes)) for one in files.calibration.get("folds", [])
+        ],
+        where=folder,
         folds=dict(zip(split["image"], split["fold"], strict=True)) if len(split) else {},
     )
 

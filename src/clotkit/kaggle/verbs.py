@@ -165,6 +165,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         weights_files,
         wheels_files,
     )
+    from clotkit.members.folder import check_members
 
     sources = {"weights": (weights_files, arguments.weights), "wheels": (wheels_files, arguments.wheels)}
     metadata = in_checkout(arguments.metadata, "--metadata DIR")
@@ -172,6 +173,8 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
     for name in arguments.names or ["weights", "wheels"]:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
         stages.append(read_stage(metadata / name, make(folder)))
+        if name == "weights":
+            check_members(folder)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
         check_names(stages[-1], metadata.parent / "kernels")
     client = _client(arguments)

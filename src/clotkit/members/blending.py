@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.pooling import TINY
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 METHOD = "shrunken_platt"
+SUM_TOLERANCE = 1e-3  # of the members' weights
 BOUNDS = (0.01, 0.99)  # of a blended probability: one wrong patient costs at most -ln 0.01 = 4.6
 
 
@@ -129,4 +130,21 @@ class Blend:
                 raise ValueError(f"{count} members, but weights, means and covariance of shapes {shapes}")
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{where}: not an ensemble's calibration: {error!r}; run clotkit blend again") from error
-        return cls(members, Imputer(means, covariance), calibrator)
+        found = cls(members, Imputer(means, covariance), calibrator)
+        if problem := found.problem():
+            raise WeightsError(f"{where}: {problem}; run clotkit blend again")
+        return found
+
+    def problem(self) -> str:
+        """Return what is wrong with the numbers, empty for nothing."""
+        numbers = asdict(self.calibrator)
+        weights = np.array(numbers.pop("weights"))
+        values = {"means": self.imputer.means, "covariance": self.imputer.covariance, "weights": weights, **numbers}
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                return f"{name} has NaN or infinity"
+        if weights.min() < 0 or abs(weights.sum() - 1) > SUM_TOLERANCE:
+            return f"the members' weights are {weights.tolist()}; none below 0 and a sum of 1 are needed"
+        if len(set(self.members)) != len(self.members):
+            return f"a member is listed twice: {', '.join(self.members)}"
+        return ""

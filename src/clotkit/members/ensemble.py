@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.blending import Blend
 from clotkit.members.pooling import TINY
 
@@ -49,14 +49,26 @@ class Calibration:
         return {"method": "platt", "slope": self.slope, "offsets": list(self.offsets), "floor": self.floor}
 
     @classmethod
-    def from_json(cls, raw: Any, where: str) -> "Calibration":
-        """Read the contents of calibration.json, `where` in messages. Raises ConfigError for others."""
+    def from_json(cls, raw: Any, where: str, classes: int | None = None) -> "Calibration":
+        """Read the contents of calibration.json, `where` in messages. Raises ConfigError for others.
+
+        Raises WeightsError for a NaN or an infinity, a negative slope, another number of offsets than `classes`, or a
+        floor that leaves no probability; None: any number of offsets.
+        """
         try:
             if raw["method"] != "platt":
                 raise ConfigError(f"{where}: method is {raw['method']!r}; known: platt")
-            return cls(float(raw["slope"]), tuple(float(value) for value in raw["offsets"]), float(raw["floor"]))
+            found = cls(float(raw["slope"]), tuple(float(value) for value in raw["offsets"]), float(raw["floor"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{where}: needs method, slope, offsets and floor: {error!r}") from error
+        classes = max(len(found.offsets), 1) if classes is None else classes
+        finite = np.isfinite([found.slope, found.floor, *found.offsets]).all()
+        if not finite or found.slope < 0 or len(found.offsets) != classes or not 0 <= found.floor < 1 / classes:
+            raise WeightsError(
+                f"{where}: slope {found.slope}, offsets {found.offsets}, floor {found.floor}; needed: finite numbers, "
+                f"a slope of at least 0, {classes} offsets, a floor from 0 to below {1 / classes:.3g}"
+            )
+        return found
 
 
 def patient_mean(

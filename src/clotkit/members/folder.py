@@ -5,6 +5,7 @@ No Keras here, so listing members stays cheap.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from clotkit.config import Recipe, load_recipe
 from clotkit.errors import ConfigError
 from clotkit.files import sha256
+from clotkit.members.ensemble import Calibration
+from clotkit.members.weights import check_weights
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 HISTORY, CURVES, CARD = "history.csv", "curves.png", "README.md"
@@ -19,6 +22,7 @@ OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
 SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the two words below
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
 MANIFEST = "MANIFEST.json"  # beside the member folders
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")  # Kaggle unpacks NAME.tar to the folder NAME
 
 
 @dataclass(frozen=True)
@@ -34,30 +38,98 @@ class MemberFiles:
 def find_members(weights_dir: Path) -> list[Path]:
     """Return the member folders of `weights_dir`: itself, or those directly inside it, sorted by name.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError when there is none, or when one of two would be lost: an archive or another folder has a
+    member's name, a member is reached twice, or one lies deeper.
     """
-    if (weights_dir / RECIPE).is_file():
-        return [weights_dir]
-    folders = sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
+    single = (weights_dir / RECIPE).is_file()
+    folders = [weights_dir] if single else sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
     if not folders:
         raise ConfigError(
             f"{weights_dir}: 0 members here, at least 1 is needed; a member folder holds {RECIPE}, {WEIGHTS} and "
             f"{CALIBRATION}, and clotkit train writes one"
         )
+    if not single:
+        check_names((path.name for path in weights_dir.iterdir()), [folder.name for folder in folders], weights_dir)
+        _check_twice(folders)
+    _check_nested(weights_dir, folders)
     return folders
+
+
+def check_names(names: Iterable[str], folders: Sequence[str], where: Path | str) -> None:
+    """Check that no other file or folder has the name of one of `folders`, be it that of an archive.
+
+    Kaggle unpacks an archive to a folder of its name, and some file systems do not tell upper case from lower case.
+
+    Args:
+        names: of all files and folders.
+        folders: the names of those that are needed.
+        where: the folder of all these, for the message.
+
+    Raises:
+        ConfigError: One of two would be lost.
+    """
+    taken = {folder.casefold(): folder for folder in folders}
+    for name in sorted(names):
+        folder = taken.get(archive_stem(name).casefold())
+        if folder is not None and folder != name:
+            raise ConfigError(
+                f"{where}: holds {folder} and {name}, of which one would be lost; rename one of them, or remove it"
+            )
+
+
+def archive_stem(name: str) -> str:
+    """Return the name of the folder that an archive is unpacked to; other names are returned as they are."""
+    suffix = next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)] if len(name) > len(suffix) else name
+
+
+def _check_twice(folders: Sequence[Path]) -> None:
+    """Raise ConfigError if two of `folders` are links to one: that member would count twice."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        other = found.setdefault(folder.resolve(), folder)
+        if other != folder:
+            raise ConfigError(f"{folder}: is the same folder as {other.name}, so it would count twice; remove one")
+
+
+def _check_nested(weights_dir: Path, folders: Sequence[Path]) -> None:
+    """Raise ConfigError if a member lies deeper than `folders`: it would be left out."""
+    for path in sorted(path for depth in ("*", "*/*", "*/*/*") for path in weights_dir.glob(f"{depth}/{RECIPE}")):
+        hidden = any(part.startswith(".") for part in path.relative_to(weights_dir).parts)
+        if path.parent not in folders and not hidden:
+            used = ", ".join(folder.name for folder in folders)
+            raise ConfigError(
+                f"{path.parent}: is a member too, but only {used} would be used; put all members side by side"
+            )
 
 
 def read_member(folder: Path) -> MemberFiles:
     """Read the recipe, the metrics and the calibration of a member.
 
     Raises ConfigError when a file is missing or unreadable, or when its hash differs from the one that MANIFEST.json
-    beside the folder lists.
+    beside the folder lists; WeightsError when the weights are not finite.
     """
     for name in (WEIGHTS, CALIBRATION):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
     digest = _checked_hash(folder)
+    check_weights(folder / WEIGHTS)
     return MemberFiles(load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION), digest)
+
+
+def check_member(folder: Path) -> None:
+    """Check a member's weights and calibration without building its network. Raises ConfigError."""
+    check_weights(folder / WEIGHTS)
+    raw, where = _json(folder / CALIBRATION), str(folder / CALIBRATION)
+    calibration = Calibration.from_json(raw, where)
+    for of_fold in raw.get("folds", ()):
+        Calibration.from_json(of_fold, where, len(calibration.offsets))
+
+
+def check_members(weights_dir: Path) -> None:
+    """Check every member of a folder, as check_member does. Raises ConfigError, also for no member."""
+    for folder in find_members(weights_dir):
+        check_member(folder)
 
 
 def _checked_hash(folder: Path) -> str:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.config import Recipe
-from clotkit.errors import ConfigError, UsageError, one_line
+from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
 from clotkit.members.ensemble import Calibration
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_member
 from clotkit.members.networks import FLOAT32, Network, build_committee
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
+from clotkit.members.weights import check_loaded
 
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -57,7 +58,7 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     start_keras()
     folds = int(files.metrics.get("networks_of_folds", 1))
     predict = _load_on_all_devices(folder, files.recipe, len(classes), folds)
-    calibration = Calibration.from_json(files.calibration, str(folder / CALIBRATION))
+    calibration = Calibration.from_json(files.calibration, str(folder / CALIBRATION), len(classes))
     return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, predict.notes)
 
 
@@ -146,13 +147,14 @@ def list_devices() -> list[str]:
 def load_networks(folder: Path, recipe: Recipe, classes: int, folds: int) -> tuple[list[Network], Any]:
     """Build a member's networks and the model that averages them, and load their weights.
 
-    Raises ConfigError when the weights do not fit the recipe.
+    Raises WeightsError when the weights do not fit the recipe: no array may keep its initial values.
     """
     networks, model = build_member(recipe, classes, folds)
     try:
         model.load_weights(folder / WEIGHTS)
     except Exception as error:
-        raise ConfigError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
+        raise WeightsError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
+    check_loaded(folder / WEIGHTS, model, networks)
     return networks, model
 
 

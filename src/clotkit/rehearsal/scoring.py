@@ -12,7 +12,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import weights_files, wheels_files
-from clotkit.members.folder import find_members
+from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, cost_line, costs_of, hashes_of, make_sandbox, run_layouts
@@ -48,7 +48,7 @@ def rehearse(
     competition = load_competition(competition_name)
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
-    find_members(weights)  # raises if the kernel would not find one
+    check_members(weights)  # raises if the kernel would not find one, or leave one out
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
     allowed = {competition.files.submission, *records.FILES}
     attached = datasets_of(kernel, weights, wheels)

@@ -44,7 +44,7 @@ def run(settings: RunSettings, competition: Competition, log: Log = print, work:
 
     Returns:
         Slides by state. In addition, if they are not 0: `unscored` patients, scored slides whose patient is
-            `not_in_sample`, and `unwritten` (1: the last write failed).
+            `not_in_sample`, `unwritten` (1: the last write failed), and members that are `left_out`.
 
     Raises:
         SplitError, ConfigError, UsageError: before anything is written; also if another run uses RUN_DIR. No slide and
@@ -81,7 +81,7 @@ def _run(
     _log_results(lines, counts, left_behind, state, log)
     _write_run_json(settings, facts | outcome_facts(counts, left_behind, time.monotonic() - started, state), state)
     _write_page(settings, started, log)
-    return counts | state.shortfalls()
+    return counts | state.shortfalls() | ({"left_out": len(left_out)} if left_out else {})
 
 
 def _score_slides(

@@ -14,6 +14,7 @@ from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member
 from clotkit.members.pooling import pooled, tile_probabilities
+from clotkit.members.weights import check_outputs
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
 from clotkit.report.sidecar import Span, Tiled, Trace
@@ -56,8 +57,8 @@ class SlidePredictions:
         except Exception as error:  # noqa: BLE001 - any error costs this slide one member, and the report names it
             self.failed[member.name] = f"{type(error).__name__}: {one_line(error)}"
             return
-        if not np.isfinite(outputs).all():
-            self.failed[member.name] = "returned NaN"
+        if problem := check_outputs(outputs, member.recipe.inference.pooling):
+            self.failed[member.name] = problem
             return
         self.outputs.setdefault(member.name, []).append(outputs)
         self.members[member.name] = member

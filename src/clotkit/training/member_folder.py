@@ -17,6 +17,7 @@ from clotkit.members import folder as files
 from clotkit.members.ensemble import Calibration
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
+from clotkit.members.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,14 @@ def write_manifest(folder: Path) -> int:
     """Write MANIFEST.json for the members directly inside `folder`, and return how many there are.
 
     It lists every file of a member: {"member/file": {"sha256", "bytes", "provenance"}}. Raises ConfigError when there
-    is no member.
+    is no member, and WeightsError when the weights or the calibration of one cannot be used.
     """
     members = [path for path in files.find_members(folder) if path != folder]
     if not members:
         raise ConfigError(f"{folder}: is a member itself; give the folder that holds members")
     entries: dict[str, Any] = {}
     for member in members:
+        files.check_member(member)
         provenance = _provenance(member)
         for path in sorted(member.iterdir()):
             entries[f"{member.name}/{path.name}"] = {
@@ -117,13 +119,17 @@ def _figures_table(metrics: dict[str, Any]) -> str:
 
 
 def _write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]], classes: int) -> None:
-    """Save the weights of all networks, through a model without an optimizer, whose state is not needed."""
+    """Save the weights of all networks, through a model without an optimizer, whose state is not needed.
+
+    Raises WeightsError if one is not finite: the training has diverged.
+    """
     uncompiled, model = build_member(recipe, classes, len(folds))
     for target, network in zip(uncompiled, [network for fold in folds for network in fold], strict=True):
         target.features.set_weights(network.features.get_weights())
         target.head.set_weights(network.head.get_weights())
     with atomic_write(path) as temporary:
         model.save_weights(temporary, overwrite=True)
+        check_weights(temporary)
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
