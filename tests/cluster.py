@@ -125,7 +125,7 @@ def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[st
         url = f"http://{host}:{server.get_host_and_port()[1]}"
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
-        _clear_filesystems()
+        clear_filesystems()
         yield url
     finally:
         server.stop()
@@ -140,13 +140,13 @@ def google_store(bucket: str = "bucket") -> Iterator[str]:
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
     server.start()
     try:
-        _clear_filesystems()
+        clear_filesystems()
         yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
 
 
-def _clear_filesystems() -> None:
+def clear_filesystems() -> None:
     """Clear fsspec's cached file systems, which keep the addresses of an earlier environment."""
     from fsspec import get_filesystem_class
 

@@ -8,19 +8,31 @@ Writes are atomic: a local file is renamed into place, and an object of S3, Goog
 its upload is complete.
 """
 
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
+from clotkit.downloads import (
+    CONNECT_S,
+    SILENCE_S,
+    CheckedReads,
+    Facts,
+    download,
+    facts_of,
+    limited,
+    version_of,
+)
 from clotkit.errors import StoreError, UsageError, needs_extra, one_line
 from clotkit.files import ESCAPED, atomic_write, atomic_write_text
 from clotkit.scratch import scratch
 
-# Names of the field that changes when an object does, in the listings of the stores' libraries.
-VERSION_FIELDS = ("ETag", "etag", "LastModified", "updated", "mtime")
+LIST_S = 300.0  # longest wait for the whole list of a folder
+# Libraries that print a traceback for every request that fails, beside raising it.
+LOUD = ("s3fs", "gcsfs", "fsspec", "botocore", "aiobotocore", "aiohttp", "asyncio", "google.auth")
 Place = Path | str  # a local folder, or a URL
 
 
@@ -46,8 +58,8 @@ class Store(Protocol):
         """
         ...
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to the local `path`. Raises OSError or StoreError."""
+    def fetch(self, name: str, path: Path) -> Entry:
+        """Copy a file to the local `path`, whole or not at all; return what it was. Raises OSError or StoreError."""
         ...
 
     def read_text(self, name: str) -> str:
@@ -100,9 +112,10 @@ class Folder:
         """See Store."""
         return (self.path / name).open("rb")
 
-    def fetch(self, name: str, path: Path) -> None:
+    def fetch(self, name: str, path: Path) -> Entry:
         """See Store."""
         shutil.copyfile(self.path / name, path)
+        return Entry(path.stat().st_size)
 
     def read_text(self, name: str) -> str:
         """See Store."""
@@ -143,29 +156,37 @@ class RemoteFolder:
 
     def entries(self) -> dict[str, Entry]:
         """See Store."""
+        filesystem, top = _filesystem(self.address), self._path().rstrip("/") + "/"
         with _store_errors(self.address, "listed"):
-            found: dict[str, dict[str, Any]] = _filesystem(self.address).find(self._path(), detail=True)
-        top = self._path().rstrip("/") + "/"
-        return {path.removeprefix(top): Entry(int(facts["size"]), _version(facts)) for path, facts in found.items()}
+            with suppress(FileNotFoundError):  # a lookup fails at once where a list is tried again for minutes
+                facts_of(filesystem, f"{top}probe")
+            try:
+                found = filesystem.find(self._path(), detail=True, **limited(filesystem, LIST_S))
+            except FileNotFoundError as error:  # an empty folder has an empty list
+                raise StoreError(
+                    f"{self.address}: cannot be listed: {one_line(error)}; check the bucket's name and the credentials"
+                ) from error
+        return {path.removeprefix(top): _entry(facts) for path, facts in found.items()}
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """See Store."""
         with _store_errors(self.url(name), "read"):
+            facts = facts_of(_filesystem(self.address), self._path(name))
             opened = _filesystem(self.address).open(self._path(name), "rb", cache_type="none")
         with opened as file, _store_errors(self.url(name), "read"):
-            yield file
+            yield cast(BinaryIO, CheckedReads(file, int(facts["size"])))
 
-    def fetch(self, name: str, path: Path) -> None:
+    def fetch(self, name: str, path: Path) -> Entry:
         """See Store."""
         with _store_errors(self.url(name), "fetched"):
-            _filesystem(self.address).get_file(self._path(name), str(path))
+            return _entry(download(_filesystem(self.address), self._path(name), path))
 
     def read_text(self, name: str) -> str:
         """See Store."""
-        with _store_errors(self.url(name), "read"):
-            data: bytes = _filesystem(self.address).cat_file(self._path(name))
-        return data.decode("utf-8")
+        with scratch() as folder:
+            self.fetch(name, folder / "text")
+            return (folder / "text").read_bytes().decode("utf-8")
 
     def atomic_write_text(self, name: str, text: str) -> None:
         """See Store."""
@@ -216,7 +237,15 @@ class StoredFile:
 
     def fetch(self, path: Path) -> None:
         """Copy the file to `path`. Raises StoreError if it cannot be fetched, or its size has changed."""
-        self.store.fetch(self.name, path)
+        try:
+            fetched = self.store.fetch(self.name, path)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.store.url(self.name)}: is no longer there; run the same command again") from error
+        if self.entry.version not in ("", fetched.version):
+            path.unlink()
+            raise StoreError(
+                f"{self.store.url(self.name)}: has changed since it was listed; run the same command again"
+            )
         if path.stat().st_size != self.entry.size_bytes:
             raise StoreError(
                 f"{self.store.url(self.name)}: fetched {path.stat().st_size} bytes, but {self.entry.size_bytes} were "
@@ -268,16 +297,27 @@ def _filesystem(address: str) -> Any:
     with needs_extra("cluster"):
         from fsspec.core import url_to_fs
 
+    for library in LOUD:
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # an error is reported here, on one line
     try:
-        return url_to_fs(address, use_listings_cache=False)[0]
+        return url_to_fs(address, use_listings_cache=False, **_time_limits(address))[0]
     except (ValueError, ImportError) as error:
         raise UsageError(
             f"{address}: {one_line(error)}; give a local folder, or a URL like s3://… or gs://…"
         ) from error
 
 
-def _version(facts: dict[str, Any]) -> str:
-    return next((str(facts[key]).strip('"') for key in VERSION_FIELDS if facts.get(key)), "")
+def _entry(facts: Facts) -> Entry:
+    return Entry(int(facts["size"]), version_of(facts))
+
+
+def _time_limits(address: str) -> dict[str, Any]:
+    """Return the options of fsspec's file system that limit its waits; s3fs has limits of its own, 5 and 15 s."""
+    if address.partition("://")[0] not in {"gs", "gcs"}:
+        return {}
+    with needs_extra("cluster"):
+        from aiohttp import ClientTimeout
+    return {"requests_timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)}
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[li
 def local_weights(weights: Place) -> Iterator[Path]:
     """Give the folder of members: `weights` itself, or for a URL a temporary copy.
 
-    Raises StoreError if the object store cannot be read.
+    Raises StoreError if the object store cannot be read, ConfigError if the URL has no files.
     """
     if isinstance(weights, Path):
         yield weights
@@ -143,7 +143,10 @@ def local_weights(weights: Place) -> Iterator[Path]:
     store = store_of(weights)
     with scratch() as parent:
         folder = parent / PurePosixPath(weights).name  # a member's name is that of its folder
-        for name in store.entries():
+        names = store.entries()
+        if not names:
+            raise ConfigError(f"{weights}: 0 files here; a member's folder is needed, or a folder of members")
+        for name in names:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             store.fetch(name, path)
