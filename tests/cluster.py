@@ -45,12 +45,16 @@ class Cluster:
         with self.client():
             pass
 
-    def start_worker(self, prefix: Sequence[str] = (), host: str | None = None) -> int:
-        """Start a worker with its nanny, wait until the scheduler knows it, and return its number."""
+    def start_worker(self, prefix: Sequence[str] = (), host: str | None = None, memory_limit: str | None = None) -> int:
+        """Start a worker with its nanny, wait until the scheduler knows it, and return its number.
+
+        With a `memory_limit` it has no nanny, which would end it above the limit: it is paused.
+        """
         number, where = len(self.workers), ["--host", host or self.host, "--no-dashboard"]
         size = ["--nthreads", "1", "--nworkers", "1", "--name", f"worker-{number}"]
         local = ["--local-directory", str(self.folder / f"worker-{number}")]
-        command = [*prefix, str(BIN / "dask"), "worker", self.address, *where, *size, *local]
+        limit = ["--memory-limit", memory_limit, "--no-nanny"] if memory_limit else []
+        command = [*prefix, str(BIN / "dask"), "worker", self.address, *where, *size, *local, *limit]
         self.workers.append(self._start(f"worker-{number}", command))
         with self.client() as client:
             client.wait_for_workers(sum(worker.poll() is None for worker in self.workers), timeout=WAIT_S)

@@ -1,4 +1,4 @@
-"""An S3 server on loopback that answers one object badly: ranges cut short, connections that end, changes meanwhile."""
+"""Serve objects as S3 does, on loopback, some of them badly: cut, short, changed or refused."""
 
 import hashlib
 import threading

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ import fsspec
 import pytest
 
 from clotkit.cli import main
+from clotkit.cluster import Patience, scheduler_address
 from clotkit.competitions import Competition
-from clotkit.engines import Backend, Lost, engine
+from clotkit.engines import Backend, Lost, check_backend, engine
 from clotkit.errors import ClusterError, SplitError, UsageError
 from clotkit.reasons import Reason
 from clotkit.shards.cut import CutRequest, ShardTask, cut, shard_task
@@ -381,3 +383,66 @@ def lines_of(out: str) -> dict[str, tuple[Any, ...]]:
 def test_the_table_is_the_same_whoever_cut(here: Path) -> None:
     with (here / "shards.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["done"] * SLIDES
+
+
+NONE = Patience(look_s=0.2, say_s=0.0, idle_s=1.0, absent_s=1.0)
+
+
+def test_a_cluster_without_workers_is_given_up(tmp_path: Path) -> None:
+    said: list[str] = []
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start_scheduler()
+        backend = Backend("dask", scheduler=cluster.address, patience=NONE)
+        with engine(backend, said.append) as workers, pytest.raises(ClusterError, match="dask worker"):
+            list(workers.unordered(len, ["a"]))
+        assert len(said) == 2
+    finally:
+        cluster.close()
+
+
+def test_workers_that_are_all_paused_are_said_and_given_up(tmp_path: Path) -> None:
+    said: list[str] = []
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker(memory_limit="40MB")
+        backend = Backend("dask", scheduler=cluster.address, patience=NONE)
+        with engine(backend, said.append) as workers, pytest.raises(ClusterError, match="--memory-limit"):
+            list(workers.unordered(len, ["a"]))
+        assert any("--memory-limit" in line for line in said)
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["foo", "tcp://", "tcp://:8786", "host:", "tcp://host:99999", "http://host:80", "a b:1"]
+)
+def test_an_address_without_host_and_port_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="tcp://host:8786"):
+        scheduler_address(text)
+
+
+@pytest.mark.parametrize("text", ["host:8786", "tcp://10.0.0.1:8786", "tls://[::1]:8786", "tcp://a-b.c_d:1/"])
+def test_an_address_is_taken(text: str) -> None:
+    assert scheduler_address(text).endswith(text)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"address": "tcp://127', "[]", '{"id": 1}', '{"address": "nowhere"}'])
+def test_a_scheduler_file_that_is_not_whole_is_refused(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=r"scheduler\.json"):
+        scheduler_address(str(path))
+    path.write_text('{"address": "tcp://127.0.0.1:8786"}')
+    assert scheduler_address(str(path)) == "tcp://127.0.0.1:8786"
+
+
+def test_a_server_that_is_no_scheduler_is_refused() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UsageError, match=address):
+            check_backend(Backend("dask", scheduler=address, connect_s=0.5))

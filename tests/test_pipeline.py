@@ -297,7 +297,7 @@ def test_a_member_that_overflows_is_left_out_by_name(
     _, model = build_member(recipe, 2)
     rng = np.random.default_rng(1)  # finite kernels so large that their products are not
     model.set_weights(
-        [np.abs(rng.normal(0, 1, value.shape)) * (1e11 if value.ndim > 1 else 1) for value in model.get_weights()]
+        [rng.uniform(0.5, 1, value.shape) * (9e11 if value.ndim > 1 else 1) for value in model.get_weights()]
     )
     model.save_weights(bad / WEIGHTS)
     assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)["partial"] == 4

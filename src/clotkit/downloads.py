@@ -1,6 +1,6 @@
-"""Read objects of a store whole: in one stream, with a limit on every wait, checked, and again if it was cut.
+"""Fetch objects of a store whole: in one stream, checked, and again if the connection was cut.
 
-Libraries fetch large objects in ranges, side by side, and trust each answer. A server that answers a range shorter
+Every wait has a limit. Libraries fetch large objects in ranges, side by side, and trust each answer. A server that answers a range shorter
 than asked then leaves zeros in the file, which a slide's decoder takes for black pixels.
 """
 
@@ -33,12 +33,18 @@ def version_of(facts: Facts) -> str:
 
 
 def limited(filesystem: Any, wait_s: float) -> dict[str, float]:
-    """Return the argument that limits how long a call to fsspec may wait; only asynchronous libraries take it."""
+    """Return the argument that limits the wait of a call to fsspec.
+
+    Only asynchronous libraries take it; for others there is none.
+    """
     return {"timeout": wait_s} if getattr(filesystem, "async_impl", False) else {}
 
 
 def facts_of(filesystem: Any, path: str) -> Facts:
-    """Return the facts of an object as they are now. Raises FileNotFoundError, or whatever the library raises."""
+    """Return the facts of an object as they are now.
+
+    Raises FileNotFoundError, or whatever the library raises.
+    """
     facts: Facts = filesystem.info(path, **limited(filesystem, LOOKUP_S))
     if facts.get("type") == "directory":
         raise FileNotFoundError(path)

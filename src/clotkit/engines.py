@@ -6,6 +6,7 @@ workers in a row die, or cannot start it. The function goes to other processes a
 name there.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from clotkit import __version__
-from clotkit.errors import ClotkitError, ClusterError, UsageError, needs_extra, one_line
+from clotkit.cluster import HINT, Patience, Watch, scheduler_address
+from clotkit.errors import MOST_CHARACTERS, ClotkitError, ClusterError, UsageError, needs_extra, one_line
 from clotkit.progress import Log
 from clotkit.reasons import Reason
 from clotkit.workers import allow_children, die_with, has_semaphores
@@ -27,7 +29,8 @@ R = TypeVar("R")
 LOKY, DASK, THREADS = "loky", "dask", "threading"  # the last one only in place of loky
 LOSSES = 3  # workers that may die while they have an item before it is Lost
 SUBMITTED_PER_THREAD = 2  # of a cluster: one at work, one waiting
-CONNECT_S = 15.0  # within which a scheduler must answer
+CONNECT_S = 8.0  # within which a scheduler must answer
+WAIT_S = 0.1  # between two looks for a result, whose coming ends the wait
 RESUBMITTED = object()  # in place of a result that was lost
 
 
@@ -39,6 +42,7 @@ class Backend:
     jobs: int = 1  # processes of loky
     scheduler: str | None = None  # tcp://host:8786, or a scheduler file (.json); None: the one in Dask's settings
     connect_s: float = CONNECT_S
+    patience: Patience = field(default_factory=Patience)  # with a cluster that does nothing
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,19 @@ def engine(backend: Backend, log: Log) -> Iterator[Engine]:
         return
     if backend.name != DASK:
         raise UsageError(f"--backend is {backend.name}; allowed: {LOKY}, {DASK}")
-    client = _connect(backend.scheduler, backend.connect_s)
+    client = _connect(backend.scheduler, backend.connect_s, log)
     try:
         log(_cluster_line(client))
-        yield Dask(client)
+        yield Dask(client, backend.patience, log)
     finally:
         with suppress(Exception):  # closing a lost connection may raise anything
             client.close(timeout=5)
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise UsageError if the scheduler of a backend has no address or does not answer."""
+    if backend.name == DASK:
+        _scheduler(backend.scheduler, backend.connect_s)
 
 
 def _end_processes(jobs: int) -> None:
@@ -196,12 +206,15 @@ class Dask:
     """The workers of a cluster; the scheduler of Dask assigns, moves and repeats tasks."""
 
     client: Any
+    patience: Patience
+    log: Log
 
     def unordered(
         self, function: Callable[[T], R], items: Iterable[T], until: float = float("inf")
     ) -> Generator[tuple[T, R | Lost], None, None]:
         """See Engine."""
-        feed = _DaskTasks(self.client, function, iter(items), until)
+        watch = Watch(self.client, self.patience, self.log)
+        feed = _DaskTasks(self.client, function, iter(items), watch, until)
         try:
             with _cluster_errors():
                 feed.fill()
@@ -213,9 +226,11 @@ class Dask:
                     yield ended
             for entry in feed.suspects:
                 yield entry.item, Lost("the run's deadline came before it was done", Reason.DEADLINE)
-        finally:
-            with suppress(Exception):
-                self.client.cancel(list(feed.in_flight))
+        except ClusterError:
+            raise  # nobody is there to cancel the rest
+        except BaseException:
+            feed.cancel()
+            raise
 
 
 class _DaskTasks:
@@ -226,20 +241,21 @@ class _DaskTasks:
     """
 
     def __init__(
-        self, client: Any, function: Callable[[Any], Any], items: Iterator[Any], until: float = float("inf")
+        self, client: Any, function: Callable[[Any], Any], items: Iterator[Any], watch: Watch, until: float
     ) -> None:
         from distributed import as_completed
 
-        left_s = None if until == float("inf") else max(until - time.monotonic(), 0.1)
-        self.client, self.function, self.items = client, function, items
-        self.ready = as_completed([], loop=client.loop, timeout=left_s)
+        self.client, self.function, self.items, self.watch = client, function, items, watch
+        self.until = float("inf") if until == float("inf") else max(until, time.monotonic() + 0.1)
+        self.ready = as_completed([], loop=client.loop)
         self.in_flight: dict[Any, _InFlight] = {}
         self.suspects: deque[_InFlight] = deque()
         self.late = False  # `until` has passed
 
     def fill(self) -> None:
         """Submit as many items as there is room for; the cluster may have grown or shrunk since."""
-        most = max(SUBMITTED_PER_THREAD * sum(self.client.ncores().values()), SUBMITTED_PER_THREAD)
+        self.watch.look()
+        most = max(SUBMITTED_PER_THREAD * self.watch.threads, SUBMITTED_PER_THREAD)
         while len(self.in_flight) < most and not self.late:
             entry = next(map(_InFlight, self.items), None)
             if entry is None:
@@ -250,17 +266,30 @@ class _DaskTasks:
 
     def next(self) -> tuple[Any, Any] | None:
         """Return the next item that has ended, with its result; None if one was lost and submitted again."""
-        try:
-            future = next(self.ready)
-        except TimeoutError:
-            self.late = True
-            self.client.cancel(list(self.in_flight))
-            self.suspects.extend(self.in_flight.values())
-            self.in_flight.clear()
-            return None
+        while not self.ready.has_ready():
+            if time.monotonic() >= self.until:
+                self._give_up()
+                return None
+            self.watch.look()
+            with self.ready.thread_condition:
+                self.ready.thread_condition.wait(timeout=WAIT_S)
+        future = next(self.ready)
+        self.watch.progressed()
         entry = self.in_flight.pop(future)
         result = self._result(future, entry)
         return None if result is RESUBMITTED else (entry.item, result)
+
+    def cancel(self) -> None:
+        """Cancel the items in flight."""
+        with suppress(Exception):
+            self.client.cancel(list(self.in_flight))
+
+    def _give_up(self) -> None:
+        """Cancel the items in flight: `until` has passed."""
+        self.late = True
+        self.client.cancel(list(self.in_flight))
+        self.suspects.extend(self.in_flight.values())
+        self.in_flight.clear()
 
     def _submit(self, entry: _InFlight) -> None:
         future = self.client.submit(_on_worker, self.function, entry.item, pure=False, retries=LOSSES - 1)
@@ -325,21 +354,58 @@ def _cluster_errors() -> Iterator[None]:
         raise ClusterError(f"the scheduler is gone: {one_line(error)}") from error
 
 
-def _connect(scheduler: str | None, connect_s: float) -> Any:
+def _scheduler(scheduler: str | None, connect_s: float) -> str:
+    """Return the address of a scheduler, once it has answered. Raises UsageError."""
     with needs_extra("cluster"):
         import dask
-        from distributed import Client
 
     where = scheduler or dask.config.get("scheduler-address", None)
     if not where:
-        raise UsageError("--backend dask: no --scheduler; give its address, like tcp://host:8786, or its file")
+        raise UsageError(f"--backend dask: no --scheduler; {HINT}")
     for handler in logging.getLogger("distributed").handlers:
         handler.setLevel(logging.CRITICAL)  # a lost connection is reported here, on one line
-    named = {"scheduler_file": where} if where.endswith(".json") else {"address": where}
+    address = scheduler_address(where)
+    with _one_line_about(where):
+        asyncio.run(_greet(address, connect_s))
+    return address
+
+
+def _connect(scheduler: str | None, connect_s: float, log: Log) -> Any:
+    """Return a client of a scheduler; the log has what Dask warns about other versions. Raises UsageError."""
+    address = _scheduler(scheduler, connect_s)
+    from distributed import Client
+
+    with warnings.catch_warnings(record=True) as versions, _one_line_about(scheduler or address):
+        warnings.simplefilter("always")
+        client = Client(address, timeout=connect_s, set_as_default=False, name="clotkit")
+    for warning in versions:
+        log(f"cluster {address}: {' '.join(str(warning.message).split())[:MOST_CHARACTERS]}")
+    return client
+
+
+@contextmanager
+def _one_line_about(where: str) -> Iterator[None]:
+    """Raise UsageError for whatever a connection raises: OSError, TimeoutError or ValueError."""
     try:
-        return Client(**named, timeout=connect_s, set_as_default=False, name="clotkit")
-    except Exception as error:  # OSError, TimeoutError; ValueError: not an address
+        yield
+    except Exception as error:
         raise UsageError(f"--scheduler {where}: {one_line(error)}; is it running? dask scheduler starts one") from error
+
+
+async def _greet(address: str, connect_s: float) -> None:
+    """Connect to a scheduler and close the connection again.
+
+    A client's own limit does not end its wait for a server that does not speak Dask's protocol. Raises OSError.
+    """
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    keys = Security().get_connection_args("client")
+    try:
+        comm = await asyncio.wait_for(connect(address, timeout=connect_s, **keys), connect_s)
+    except TimeoutError as error:
+        raise OSError(f"no Dask scheduler answered within {connect_s:g} s") from error
+    await comm.close()
 
 
 def _cluster_line(client: Any) -> str:

@@ -45,7 +45,7 @@ class ConfigError(ClotkitError):
 
 
 class WeightsError(ConfigError):
-    """Weights of a member, or a calibration, that cannot be used: damaged, not finite, or of another network."""
+    """Weights or a calibration that cannot be used: damaged, not finite, or of another network."""
 
     reason = Reason.BAD_WEIGHTS
 

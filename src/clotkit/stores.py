@@ -59,7 +59,10 @@ class Store(Protocol):
         ...
 
     def fetch(self, name: str, path: Path) -> Entry:
-        """Copy a file to the local `path`, whole or not at all; return what it was. Raises OSError or StoreError."""
+        """Copy a file to the local `path`, whole or not at all, and return what it was.
+
+        Raises OSError or StoreError.
+        """
         ...
 
     def read_text(self, name: str) -> str:
@@ -312,7 +315,10 @@ def _entry(facts: Facts) -> Entry:
 
 
 def _time_limits(address: str) -> dict[str, Any]:
-    """Return the options of fsspec's file system that limit its waits; s3fs has limits of its own, 5 and 15 s."""
+    """Return the options of fsspec's file system that limit its waits.
+
+    s3fs has limits of its own: 5 s for a connection, 15 s for an answer.
+    """
     if address.partition("://")[0] not in {"gs", "gcs"}:
         return {}
     with needs_extra("cluster"):

@@ -1,4 +1,4 @@
-"""Check a member's numbers: the arrays of its weights, whether all of them were loaded, and what it returns.
+"""Check a member's numbers: its weights, whether all of them were loaded, and what it returns.
 
 TensorFlow computes on with NaN: a ReLU may turn it into 0, and every slide then gets the same plausible probability.
 h5py and numpy only.
@@ -38,7 +38,7 @@ def check_weights(path: Path) -> None:
 
 
 def check_loaded(path: Path, model: Any, networks: Sequence[Any]) -> None:
-    """Check that a model has exactly the arrays of the file: none kept its initial values, none was left over.
+    """Check that a model has exactly the arrays of the file: no initial values, none left over.
 
     Args:
         path: the file of the weights.
@@ -121,7 +121,7 @@ def _problem(name: str, array: np.ndarray, arrays: dict[str, np.ndarray]) -> str
 
 
 def _is_variance(name: str, arrays: dict[str, np.ndarray]) -> bool:
-    """Return whether an array is the moving variance of a batch normalisation: the last array of its group."""
+    """Return whether an array is a moving variance: the last array of a batch normalisation."""
     group, _, number = name.rpartition("/")
     layer = group.removesuffix("/vars").rpartition("/")[2]
     return layer.startswith(BATCH_NORMALIZATION) and f"{group}/{int(number) + 1}" not in arrays

@@ -36,7 +36,7 @@ def _add_run(verbs: Verbs) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.engines import Backend
+    from clotkit.engines import Backend, check_backend
     from clotkit.scoring.inputs import local_weights
     from clotkit.scoring.pipeline import run
     from clotkit.scoring.settings import RunSettings
@@ -45,6 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     competition = load_competition(arguments.competition)
     backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
     local = arguments.backend == "local" and not arguments.scheduler
+    check_backend(backend)  # now: loading the members takes longer
     with tables_of(arguments.split, competition) as split_dir, local_weights(arguments.weights) as weights_dir:
         settings = RunSettings(
             split_dir=split_dir,
