@@ -1,7 +1,7 @@
 """Fetch objects of a store whole: in one stream, checked, and again if the connection was cut.
 
-Every wait has a limit. Libraries fetch large objects in ranges, side by side, and trust each answer. A server that answers a range shorter
-than asked then leaves zeros in the file, which a slide's decoder takes for black pixels.
+Every wait has a limit. Libraries fetch large objects in ranges, side by side, and trust each answer. A server that
+answers a range shorter than asked then leaves zeros in the file, which a slide's decoder takes for black pixels.
 """
 
 import base64

@@ -18,7 +18,7 @@ from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import unzip_in_place
 from clotkit.kaggle.states import DatasetState
 from clotkit.kaggle.uploads import upload
-from clotkit.members.folder import MANIFEST, RECIPE, check_names
+from clotkit.members.folder import MANIFEST, RECIPE, check_clashes
 from clotkit.reasons import RemoteKind
 
 Attached = Mapping[str, Mapping[str, Path]]  # {dataset's slug: {name of a file in it: file here}}
@@ -173,7 +173,7 @@ def check_files(files: Mapping[str, Path], secrets: Sequence[str] = ()) -> None:
     """Raise UsageError for a file that must not be published, such as one with one of `secrets` in it."""
     uploads = {upload_name(name) for name in files}
     folders = sorted({PurePosixPath(name).parts[0] for name in files if "/" in name})
-    check_names({PurePosixPath(name).parts[0] for name in files}, folders, "the dataset")
+    check_clashes({PurePosixPath(name).parts[0] for name in files}, folders, "the dataset")
     if len(uploads) + 1 > MAX_FILES:
         raise UsageError(f"{len(uploads) + 1} files, {MAX_FILES} are allowed; put them into folders")
     total_bytes = sum(path.stat().st_size for path in files.values())

@@ -49,13 +49,13 @@ def find_members(weights_dir: Path) -> list[Path]:
             f"{CALIBRATION}, and clotkit train writes one"
         )
     if not single:
-        check_names((path.name for path in weights_dir.iterdir()), [folder.name for folder in folders], weights_dir)
+        check_clashes((path.name for path in weights_dir.iterdir()), [folder.name for folder in folders], weights_dir)
         _check_twice(folders)
     _check_nested(weights_dir, folders)
     return folders
 
 
-def check_names(names: Iterable[str], folders: Sequence[str], where: Path | str) -> None:
+def check_clashes(names: Iterable[str], folders: Sequence[str], where: Path | str) -> None:
     """Check that no other file or folder has the name of one of `folders`, be it that of an archive.
 
     Kaggle unpacks an archive to a folder of its name, and some file systems do not tell upper case from lower case.
