@@ -104,9 +104,10 @@ def test_exit_codes_are_documented() -> None:
     codes = dict(re.findall(r"^\| (\d+) \| (\w+)", page, flags=re.MULTILINE))
     assert codes == {
         str(options.DONE): "done",
+        str(options.UNFORESEEN): "an",
         str(options.WRONG): "wrong",
         str(options.FALLBACKS): "done",
-        "130": "interrupted",
+        str(options.INTERRUPTED): "interrupted",
     }
 
 

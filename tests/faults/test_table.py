@@ -551,7 +551,7 @@ def test_no_wall_clock_decides_anything() -> None:
     paths = [*(kit / "scoring").glob("*.py"), kit / "workers.py", kit / "engines.py", kit / "supervise.py"]
     for path in [*paths, KERNEL / "main.py"]:
         used = set(clock_functions(ast.parse(path.read_text(encoding="utf-8"))))
-        assert used <= {"monotonic", "perf_counter"}, f"{path.name}: {used}"
+        assert used <= {"monotonic", "perf_counter", "sleep"}, f"{path.name}: {used}"
 
 
 def clock_functions(tree: ast.AST) -> Iterator[str]:
