@@ -24,6 +24,7 @@ from clotkit.scoring.submission import check_submission
 from clotkit.supervise import State, Status, Wheels, read_status
 
 from .conftest import ROOT
+from .stuck import stuck_file
 
 KERNEL = ROOT / "kernels" / "infer"
 FOREVER_S = 120
@@ -277,3 +278,22 @@ def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:
     status = status_of(kernel_root)
     assert (status.state, status.codes) == (State.FAILED, [Reason.NO_DATA])
     assert "input/weights/tiny" in said
+
+
+@pytest.mark.slow_faults
+def test_the_kernel_ends_with_a_slide_that_does_not_answer(kernel_root: Path, strip_ai: Competition) -> None:
+    """The slide alone is at the fallback; its process, which no signal ends, does not keep the kernel or its log."""
+    script, data = kernel_root / "src" / "script.py", kernel_root / "input" / "mayo-clinic-strip-ai"
+    script.write_text(script.read_text().replace("SETTINGS: dict[str, Any] = {", 'SETTINGS = {"deadline_s": 60, ', 1))
+    split = data.resolve()
+    data.unlink()
+    shutil.copytree(split, data)
+    with stuck_file(min((data / "test").iterdir())):
+        kernel = start(kernel_root)
+        said, _ = kernel.communicate(timeout=FOREVER_S)
+    status = status_of(kernel_root)
+    assert (kernel.returncode, status.state, status.started_twice) == (0, State.PARTIAL, False), said
+    assert status.slides == {"done": 3, "partial": 0, "fallback": 1}
+    assert Reason.LEFT_BEHIND in status.codes
+    assert status.seconds < 75
+    assert valid(kernel_root, strip_ai)

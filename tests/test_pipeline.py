@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.loading import load_member
 from clotkit.reasons import Reason
+from clotkit.report.records import ReportFile, SlideReport
+from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.pipeline import run
+from clotkit.scoring.run_folder import read_earlier
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.submission import check_submission
-from clotkit.splits import read_slides
+from clotkit.splits import SlideRow, read_slides
+from clotkit.stores import Entry, RemoteFolder, StoredFile
 
 from .faults import misbehaving
 from .stuck import GETATTR, OPEN, stuck_file
@@ -188,7 +192,10 @@ KILLED = """
 import sys
 from pathlib import Path
 from clotkit.competitions import load_competition
+from clotkit.report.records import ReportFile, SlideReport
+from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.pipeline import run
+from clotkit.scoring.run_folder import read_earlier
 from clotkit.scoring.settings import RunSettings
 from tests.faults.misbehaving import work
 split, weights, out = map(Path, sys.argv[1:])
@@ -454,3 +461,25 @@ def test_a_slide_that_does_not_answer_costs_itself(
     }
     run(settings_of(split, member, out, resume=True), strip_ai, lambda _: None)
     assert submission_of(out / "submission.csv") == submission_of(tmp_path / "sound" / "submission.csv")
+
+
+def test_slides_of_an_object_store_are_compared_by_size_and_version(tmp_path: Path) -> None:
+    """Nothing is downloaded: what an object's listing says is what counts."""
+    entries = {"kept": Entry(5, "etag"), "larger": Entry(5, "etag"), "other": Entry(5, "etag"), "old": Entry(5, "etag")}
+    now = entries | {"larger": Entry(6, "etag"), "other": Entry(5, "new etag")}
+    lines = [
+        SlideReport(name, "p", "done", reason="", tiles=1, seconds=1, peak_mb=1, facts={"file": asdict(entry)})
+        for name, entry in entries.items()
+    ]
+    lines[-1].facts.clear()
+    with ReportFile(tmp_path / "report.jsonl", lines):
+        pass
+    (tmp_path / "run.json").write_text(json.dumps({"key": "k"}))
+    slides = [
+        SlideRow(name, "p", Path(name), None, stored=StoredFile(RemoteFolder("s3://bucket"), name, entry))
+        for name, entry in now.items()
+    ]
+    inputs = Inputs(slides, ["p"], None, [], None, "k")
+    earlier = read_earlier(settings_of(tmp_path, tmp_path, tmp_path, resume=True), inputs, lambda _: None)
+    assert [line.image_id for line in earlier.lines] == ["kept"]
+    assert earlier.counts == {"kept": 1, "failed": 0, "changed": 3, "unchecked": 0}
