@@ -282,7 +282,7 @@ def test_a_kernel_without_data_says_what_is_there(kernel_root: Path) -> None:
 
 @pytest.mark.slow_faults
 def test_the_kernel_ends_with_a_slide_that_does_not_answer(kernel_root: Path, strip_ai: Competition) -> None:
-    """The slide alone is at the fallback; its process, which no signal ends, does not keep the kernel or its log."""
+    """The slide alone is at the fallback; its process, which no signal ends, keeps nobody."""
     script, data = kernel_root / "src" / "script.py", kernel_root / "input" / "mayo-clinic-strip-ai"
     script.write_text(script.read_text().replace("SETTINGS: dict[str, Any] = {", 'SETTINGS = {"deadline_s": 60, ', 1))
     split = data.resolve()
