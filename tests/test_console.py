@@ -1,0 +1,142 @@
+"""Check that a process goes on when its output cannot be written, and ends without a traceback."""
+
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clotkit import console
+from clotkit.errors import UsageError
+from clotkit.options import INTERRUPTED, UNFORESEEN, WRONG
+from clotkit.spawning import without_main
+
+
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, os.strerror(28))
+
+
+@pytest.mark.parametrize("broken", [Full(), None], ids=["full", "absent"])
+def test_the_work_goes_on(broken: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", broken)
+    with console.kept_going():
+        assert not sys.stdout.isatty()
+        print("lost")
+        sys.stdout.flush()
+        assert console.lost()
+    assert sys.stdout is broken
+
+
+def test_a_closed_stream_and_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, kept = io.StringIO(), io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    monkeypatch.setattr(sys, "stderr", kept)
+    with console.kept_going():
+        print("lost")
+        print("kept", file=sys.stderr)
+        assert console.lost()
+    assert kept.getvalue() == "kept\n"
+
+
+def test_names_that_are_no_text_of_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    with console.kept_going():
+        print("sl\u00efde \udce9")
+        assert not console.lost()
+    assert raw.getvalue() == b"sl\\xefde \\udce9\n"
+
+
+def test_a_slow_reader_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    lines = list[bytes]()
+
+    def read() -> None:
+        with os.fdopen(reader, "rb") as file:
+            lines.extend(file)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    with console.kept_going():
+        print("x" * 200_000)  # more than a pipe holds
+        assert not console.lost()
+    sys.stdout.close()
+    thread.join()
+    assert len(lines[0]) == 200_001
+
+
+def raises(error: BaseException) -> Any:
+    """Return work that raises an error."""
+
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kept"),
+    [
+        (UsageError("wrong"), WRONG, False),
+        (KeyboardInterrupt(), INTERRUPTED, False),
+        (ZeroDivisionError("by nobody"), UNFORESEEN, True),
+        (RecursionError("deep"), UNFORESEEN, True),
+        (MemoryError(), UNFORESEEN, True),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), UNFORESEEN, True),
+        (PermissionError(13, "Permission denied", "/there"), WRONG, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_is_one_line(
+    error: BaseException, code: int, kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.guarded(raises(error), tmp_path) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert (tmp_path / console.TRACEBACK).exists() is kept
+    if kept:
+        assert type(error).__name__ in lines[0]
+        assert "raise error" in (tmp_path / console.TRACEBACK).read_text()
+
+
+def test_a_traceback_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert console.guarded(raises(ValueError("x")), tmp_path / "absent") == UNFORESEEN
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in capsys.readouterr().err
+
+
+def test_an_error_in_a_thread_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    console.one_line_a_thread()
+    thread = threading.Thread(target=raises(ValueError("in a thread")))
+    thread.start()
+    thread.join()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_main_module_is_hidden_for_a_while() -> None:
+    program = vars(sys.modules["__main__"])
+    before = {name: program.get(name) for name in ("__file__", "__spec__")}
+    with without_main():
+        assert program["__spec__"] is None
+        assert "__file__" not in program
+        with without_main():
+            pass
+        assert "__file__" not in program
+    assert {name: program.get(name) for name in before} == before
