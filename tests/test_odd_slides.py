@@ -305,9 +305,7 @@ def test_unsupported_samples_are_named(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [(34925, "LZMA"), (50002, "JPEG XL"), (6, "old JPEG"), (4711, "number 4711")]
-)
+@pytest.mark.parametrize(("number", "name"), [(34661, "JBIG"), (6, "old JPEG"), (4711, "number 4711")])
 def test_an_unsupported_codec_is_named(number: int, name: str, tmp_path: Path) -> None:
     with_tags(Compression=number)(tmp_path / "slide.tif")
     with pytest.raises(CodecUnsupported, match=name) as raised:

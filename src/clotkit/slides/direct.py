@@ -28,7 +28,7 @@ class SegmentReader(Protocol):
         """Return one segment that is not absent; see `segments.Segments.decode`."""
         ...
 
-    def rows(self, number: int, first: int, count: int) -> Pixels:
+    def rows(self, number: int, first: int, count: int, background: Colour) -> Pixels:
         """Return rows of a strip that is too large to be decoded at once."""
         ...
 
@@ -42,11 +42,11 @@ class DirectSlide:
     def __init__(self, segments: SegmentReader, size_px: tuple[int, int], decoder: str = "direct") -> None:
         """Read from `segments`; `decoder` is the name in reports, `size_px` the slide's width and height."""
         self.decoder, (self.width_px, self.height_px) = decoder, size_px
-        self.facts: dict[str, Any] = {}
         self._table = segments.table
         self.table: SegmentTable | None = self._table if self._table.planes == 1 else None
         self.sequential = not self._table.tiled
-        self.codes = tuple(dict.fromkeys((*self._table.codes, *segments.codes)))
+        codes = dict.fromkeys((*self._table.codes, *segments.codes))
+        self.facts: dict[str, Any] = {"notes": list(codes)} if codes else {}
         self._segments = segments
         self._absent = (self._table.counts == 0).reshape(self._table.planes, *self._table.grid).all(axis=0)
         self._cache: OrderedDict[tuple[int, int, int, Colour], Pixels] = OrderedDict()
@@ -128,7 +128,7 @@ class DirectSlide:
         if self._absent[number, 0]:
             return blank(self.width_px, end - begin, background)
         if self._table.row_by_row:
-            return self._segments.rows(number, begin, end - begin)
+            return self._segments.rows(number, begin, end - begin, background)
         if self._strip is None or self._strip[:2] != (number, background):
             self._strip = (number, background, self._segments.decode(number, 0, background))
         return self._strip[2][begin:end]

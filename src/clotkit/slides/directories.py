@@ -55,6 +55,7 @@ class Directory:
     subifd: tuple[int, ...]  # numbers below the page, one for each level; empty: the page itself
     entries: dict[int, Entry]  # those of TAGS and PAGE_TAGS
     tags: int  # how many it has
+    unreadable: frozenset[int] = frozenset()  # those of TAGS whose values are of an unknown kind
 
     @property
     def size_bytes(self) -> int:
@@ -95,6 +96,8 @@ class Directories:
 
     def tags(self, directory: Directory, codes: Collection[int]) -> Tags:
         """Return those of the tags `codes` that a directory has, as integers. Raises ValueError."""
+        if odd := directory.unreadable.intersection(codes):
+            raise ValueError(f"tag {min(odd)} has values of an unknown kind")
         return {code: self._values(entry) for code, entry in directory.entries.items() if code in codes}
 
     def number(self, directory: Directory, code: int, default: int) -> int:
@@ -177,14 +180,16 @@ class Directories:
         (count,) = self._count.unpack(self._file.read(self._count.size))
         if count > MAX_TAGS:
             raise ValueError(f"{count:,} tags; {MAX_TAGS:,} are allowed")
-        entries: dict[int, Entry] = {}
+        entries, unreadable = dict[int, Entry](), set[int]()
         for code, kind, number, value in self._entry.iter_unpack(_exactly(self._file, count * self._entry.size)):
             known = (code in TAGS and kind in KINDS) or code in PAGE_TAGS
             if code in (NEW_SUBFILE_TYPE, SUBFILE_TYPE) and (kind not in KINDS or number != 1):
                 continue  # broken, and not needed to read the pixels
             if known and code not in entries:
                 entries[code] = Entry(kind, number, value)
-        self.all.append(Directory(page, subifd, entries, count))
+            elif code in TAGS and code not in entries:
+                unreadable.add(code)
+        self.all.append(Directory(page, subifd, entries, count, frozenset(unreadable)))
         after = self._file.read(self._word.size)
         return int(self._word.unpack(after)[0]) if len(after) == self._word.size else 0
 

@@ -11,51 +11,31 @@ libvips also returns black tiles for a truncated or damaged tiled file, unless `
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable, one_line
+from clotkit.slides.any_codec import AnySegments
 from clotkit.slides.bands import tiles_in_one_pass
+from clotkit.slides.codecs.decompress import CCITT
 from clotkit.slides.direct import DirectSlide
+from clotkit.slides.fallback import Candidate, Expected, FallbackSlide, Slide
 from clotkit.slides.limits import MAX_EXPANSION, check_size
+from clotkit.slides.pictures import PictureSlide
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import Segments, codecs
-from clotkit.slides.table import SegmentTable
+from clotkit.slides.table import JPEG, RAW, SegmentTable
 from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 
+__all__ = ["Slide", "open_slide"]
+
 COLOUR_BANDS = {"b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "cmyk": 4}
+LOSSY_CODECS = {6, 7, 33003, 33005, 34712, 34887, 50001, 50002, 52546}
+MAX_JPEG_PX = 65_500  # libjpeg's limit of a side
 MAX_ROTATED_PX = 2**25  # in strips: libvips rotates these in memory, 100 MB; more would go to a temporary file
-
-
-class Slide(Protocol):
-    """An open slide: RGB pixels, uint8, at full resolution unless a downsample is given."""
-
-    decoder: str
-    width_px: int
-    height_px: int
-    sequential: bool  # decoded from top to bottom: a tile costs all rows that it overlaps
-    table: SegmentTable | None  # the file's segments, unless the pixels are rotated
-    facts: dict[str, Any]  # what the report says of the file besides the decoder and the size
-
-    def tiles(
-        self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
-    ) -> Iterator[Pixels]:
-        """Yield the tiles at `xy`, uint8[tile_px, tile_px, 3] each, box-averaged by `downsample`.
-
-        Args:
-            xy: Top left corners in full-resolution pixels, multiples of `downsample`. A sequential slide needs them
-                sorted by y.
-            tile_px: Side of a tile, in its own pixels.
-            downsample: Slide pixels per tile pixel.
-            background: Colour of what lies beyond the slide's edge or behind transparent pixels.
-
-        Raises:
-            SlideUnreadable: The data are damaged.
-        """
-        ...
 
 
 def open_slide(path: Path) -> Slide:
@@ -79,39 +59,74 @@ def open_slide(path: Path) -> Slide:
             return OpenSlideSlide(path)
         except SlideError as error:
             raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
-    slide = _open(path, layout)
-    notes = list(dict.fromkeys([*layout.facts.get("notes", ()), *getattr(slide, "codes", ())]))
-    slide.facts = layout.facts | ({"notes": notes} if notes else {})
-    return slide
+    pictures = layout.codec is None
+    candidates = _of_a_picture(path, layout) if pictures else _of_a_tiff(path, layout)
+    lossy = pictures or layout.codec in LOSSY_CODECS
+    return FallbackSlide(candidates, Expected(layout.segments, lossy, layout.facts))
 
 
-def _open(path: Path, layout: Layout) -> Slide:
-    """Open the page that a layout describes. Raises SlideError."""
-    if layout.segments is not None and layout.segments.plain and codecs() is not None:
-        segments = Segments(path, layout.segments, layout.width_px, layout.height_px, strict_jpeg)
-        return DirectSlide(segments, (layout.width_px, layout.height_px))
-    if (layout.codec is None or layout.codec in VIPS_CODECS) and _vips() is not None:
-        return _open_with_vips(path, layout)
-    if layout.codec is None:
-        raise SlideUnreadable("PNG and JPEG files need libvips, which is not installed")
-    name = VIPS_CODECS.get(layout.codec) or OTHER_CODECS.get(layout.codec) or f"number {layout.codec}"
+def _of_a_picture(path: Path, layout: Layout) -> list[Candidate]:
+    """Return the decoders of a PNG or JPEG file. Pillow shows damaged JPEG data as pixels."""
+    with path.open("rb") as file:
+        lenient = file.read(1) != b"\x89"
+    return [
+        Candidate("libvips", lambda: _open_with_vips(path, layout), proven=True),
+        Candidate("pillow", lambda: PictureSlide(path), proven=True, lenient=lenient),
+    ]
+
+
+def _of_a_tiff(path: Path, layout: Layout) -> list[Candidate]:
+    """Return the decoders of a page, in the order in which they are tried.
+
+    OpenSlide is asked only if nobody calls the file damaged: it ignores libjpeg's warnings.
+    """
+    table, candidates = layout.segments, list[Candidate]()
+    if table is not None and table.plain:
+        sound = not table.codes and not table.doubtful
+        verifies = table.codec not in (RAW, JPEG)  # what these two complain about, libvips would complain about too
+        candidates.append(Candidate("direct", lambda: _open_directly(path, layout), proven=sound, final=verifies))
+    plain_rgb = layout.encoding is not None and layout.encoding.samples == 3 and layout.encoding.bits == 8
+    return [
+        *candidates,
+        Candidate("libvips", lambda: _open_with_vips(path, layout)),
+        Candidate("openslide", lambda: _open_with_openslide(path, layout), lenient=True, witness=plain_rgb),
+        Candidate("tifffile", lambda: _open_with_tifffile(path, layout), lenient=layout.codec in CCITT),
+    ]
+
+
+def _open_directly(path: Path, layout: Layout) -> DirectSlide:
+    assert layout.segments is not None
+    if codecs() is None:
+        raise CodecUnsupported("imagecodecs and simplejpeg are not installed")
+    size = (layout.width_px, layout.height_px)
+    return DirectSlide(Segments(path, layout.segments, *size, _strict_jpeg), size)
+
+
+def _open_with_tifffile(path: Path, layout: Layout) -> DirectSlide:
+    segments = AnySegments(path, layout, _strict_jpeg)
+    return DirectSlide(segments, (layout.width_px, layout.height_px), "tifffile")
+
+
+def _open_with_openslide(path: Path, layout: Layout) -> "OpenSlideSlide":
     if layout.orientation != 1:
-        raise CodecUnsupported(
-            f"libvips does not read compression {name}, and OpenSlide does not read orientation {layout.orientation}"
-        )
-    try:
-        slide = OpenSlideSlide(path, layout.segments)
-    except SlideError as error:
-        raise CodecUnsupported(f"libvips does not read compression {name}; {error}") from error
+        raise CodecUnsupported(f"OpenSlide does not read orientation {layout.orientation}")
+    slide = OpenSlideSlide(path, layout.segments)
     if (slide.width_px, slide.height_px) != (layout.width_px, layout.height_px):
         raise CodecUnsupported(
-            f"libvips does not read compression {name}; OpenSlide reads {slide.width_px} x {slide.height_px} px, "
+            f"OpenSlide reads {slide.width_px} x {slide.height_px} px, "
             f"the slide's page has {layout.width_px} x {layout.height_px} px"
         )
     return slide
 
 
 def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
+    if _vips() is None:
+        raise CodecUnsupported("libvips is not installed")
+    if layout.codec is not None and layout.codec not in VIPS_CODECS:
+        name = OTHER_CODECS.get(layout.codec, f"number {layout.codec}")
+        raise CodecUnsupported(f"libvips does not read compression {name}")
+    if layout.codec == JPEG and max(_segment_px(layout)) > MAX_JPEG_PX:
+        raise CodecUnsupported(f"libvips does not read JPEG data of more than {MAX_JPEG_PX:,} px a side")
     slide = VipsSlide(path, layout)
     if layout.codec is None:
         check_size(slide.width_px, slide.height_px, 8, path, MAX_EXPANSION)
@@ -121,6 +136,12 @@ def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
             f"libvips reads {slide.width_px} x {slide.height_px} px"
         )
     return slide
+
+
+def _segment_px(layout: Layout) -> tuple[int, int]:
+    """Return width and height of a page's segments; the page's own if it has no table of them."""
+    table = layout.segments
+    return (layout.width_px, layout.height_px) if table is None else (table.width_px, table.height_px)
 
 
 @cache
@@ -135,7 +156,7 @@ def _vips() -> Any:
     return pyvips
 
 
-def strict_jpeg(data: bytes) -> Pixels:
+def _strict_jpeg(data: bytes) -> Pixels:
     """Decode a JPEG stream of any sampling with libvips, uint8[h, w, 3].
 
     Raises:
@@ -248,31 +269,34 @@ class OpenSlideSlide:
         """Open the slide.
 
         Raises:
-            SlideUnreadable: OpenSlide cannot open it, or is not installed.
+            CodecUnsupported: OpenSlide cannot open it, or is not installed.
         """
         try:
             import openslide
         except (ImportError, OSError) as error:
-            raise SlideUnreadable(f"OpenSlide is not installed: {one_line(error)}") from error
+            raise CodecUnsupported("OpenSlide is not installed") from error
         self.table, self.facts = table, dict[str, Any]()
         self._error: type[Exception] = openslide.OpenSlideError
         try:
             self._slide = openslide.OpenSlide(path)
         except self._error as error:
-            raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
+            raise CodecUnsupported(f"OpenSlide: {one_line(error, path)}") from error
         self.width_px, self.height_px = self._slide.dimensions
-        colour = self._slide.properties.get("openslide.background-color", "FFFFFF")
-        self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
+        colour = self._slide.properties.get("openslide.background-color", "")
+        self._background: Colour | None = None
+        if len(colour) == 6:
+            self._background = (int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16))
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
         """Yield tiles; see `Slide.tiles`."""
+        size, read = (self.width_px, self.height_px), partial(self._read, self._background or background)
         for corner in xy:
-            yield downsampled_tile(self._read, (self.width_px, self.height_px), corner, tile_px, downsample, background)
+            yield downsampled_tile(read, size, corner, tile_px, downsample, background)
 
-    def _read(self, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return RGB pixels at full resolution; transparent ones show the slide's own background colour."""
+    def _read(self, background: Colour, x: int, y: int, width: int, height: int) -> Pixels:
+        """Return RGB pixels; transparent ones show the slide's own background if it states one."""
         try:
             rgba = np.asarray(self._slide.read_region((x, y), 0, (width, height)))
         except self._error as error:
@@ -280,5 +304,5 @@ class OpenSlideSlide:
         if rgba[..., 3].min() == 255:
             return rgba[..., :3]
         alpha = rgba[..., 3:].astype(np.float32) / 255
-        mixed: Pixels = np.rint(rgba[..., :3] * alpha + self._background * (1 - alpha)).astype(np.uint8)
+        mixed: Pixels = np.rint(rgba[..., :3] * alpha + np.array(background, np.float32) * (1 - alpha)).astype(np.uint8)
         return mixed

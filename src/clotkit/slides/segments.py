@@ -14,9 +14,9 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
-from clotkit.slides.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
+from clotkit.slides.codecs.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
+from clotkit.slides.codecs.rows import DeflateRows, RawRows, Rows
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.rows import DeflateRows, RawRows, Rows
 from clotkit.slides.table import JPEG, LZW, RAW, SegmentTable
 
 HEAD_BYTES = 2**16  # of a JPEG stream, that its first scan begins in
@@ -62,6 +62,10 @@ class SegmentFile:
         count = int(self.table.counts[row, column])
         return os.pread(self._file, count if most is None else min(most, count), int(self.table.offsets[row, column]))
 
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return bytes of the file."""
+        return os.pread(self._file, count, offset)
+
     def bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Return left, top, width and height of a segment in the slide, without what is beyond its edge."""
         top, left = row * self.table.height_px, column * self.table.width_px
@@ -75,7 +79,92 @@ class SegmentFile:
         return SlideUnreadable(f"the {kind} at {left}, {top} px is damaged: {one_line(error, self._path)}")
 
 
-class Segments(SegmentFile):
+class JpegSegments(SegmentFile):
+    """The segments of one file whose JPEG streams are decoded strictly: libjpeg's warnings are errors."""
+
+    def __init__(
+        self, path: Path, table: SegmentTable, width_px: int, height_px: int, strict_jpeg: StrictJpeg | None
+    ) -> None:
+        """Open the file.
+
+        Raises:
+            SlideUnreadable: The file cannot be opened.
+        """
+        super().__init__(path, table, width_px, height_px)
+        modules = codecs()
+        self._codecs: Any = modules and modules[0]
+        self._jpeg: Any = modules and modules[1]
+        self._strict_jpeg = strict_jpeg
+        self.codes: tuple[Reason, ...] = ()
+        self._ycbcr, self._as_told = table.ycbcr, True
+        if table.codec == JPEG and self.decodes_jpeg and table.planes == 1:
+            self._choose_colours()
+
+    @property
+    def decodes_jpeg(self) -> bool:
+        """True if the package for JPEG streams is installed."""
+        return self._jpeg is not None
+
+    def colours_of(self, stream: Stream) -> bool:
+        """Return whether a stream is YCbCr: as it states, unless another model was chosen for the file."""
+        return self._ycbcr if not self._as_told or stream.shown_ycbcr is None else stream.shown_ycbcr
+
+    def decoded_stream(self, stream: Stream, ycbcr: bool) -> Pixels:
+        """Return the pixels of a stream with three components, uint8[h, w, 3].
+
+        Raises:
+            ValueError: The stream is damaged.
+            RuntimeError: The stream is damaged.
+            CodecUnsupported: It needs a decoder that is not installed.
+        """
+        whole = stream.whole(self.table.jpeg_tables, ycbcr)
+        factors = [factor for _, factor in stream.components]
+        if len(factors) == 3 and (factors[0] not in SAMPLINGS or factors[1:] != [0x11, 0x11]):
+            if self._strict_jpeg is None:
+                raise CodecUnsupported("libvips is not installed; it reads JPEG data with an odd sampling")
+            return self._strict_jpeg(whole)
+        return self.decoded_jpeg(whole)
+
+    def decoded_jpeg(self, data: bytes) -> Pixels:
+        """Return the pixels of a complete stream, uint8[h, w, 3]; see `decoded_stream`."""
+        return np.asarray(self._jpeg.decode_jpeg(data, "RGB", strict=True), np.uint8)
+
+    def decoded_grey(self, stream: Stream) -> Pixels:
+        """Return the pixels of a stream with one component, uint8[h, w, 1]; see `decoded_stream`."""
+        whole = stream.whole(self.table.jpeg_tables, ycbcr=False)
+        return np.asarray(self._jpeg.decode_jpeg(whole, "GRAY", strict=True), np.uint8).reshape(
+            stream.height_px, stream.width_px, 1
+        )
+
+    def _choose_colours(self) -> None:
+        """Choose between the colour models that the tag and the streams state, by the pixels if they differ."""
+        places = self._samples()
+        try:
+            stream = parse(self.packed(*places[0], HEAD_BYTES))
+        except ValueError:
+            return  # `decode` says what is wrong
+        if stream.ycbcr is None or stream.ycbcr == self.table.ycbcr:
+            return
+        self._ycbcr, self.codes = stream.ycbcr, (Reason.DECODERS_DISAGREE,)
+        stored = []
+        for place in places:
+            try:
+                stored.append(self.decoded_stream(parse(self.packed(*place)), ycbcr=False).reshape(-1, 3))
+            except (ValueError, RuntimeError, CodecUnsupported):
+                continue
+        if stored and (as_rgb := stored_as_rgb(np.concatenate(stored))) is not None:
+            self._ycbcr = not as_rgb
+        self._as_told = stream.shown_ycbcr in (None, self._ycbcr)
+
+    def _samples(self) -> list[tuple[int, int]]:
+        """Return a few places of segments, from the one with the most bytes to the one with the fewest."""
+        counts, columns = self.table.counts.ravel(), self.table.counts.shape[1]
+        order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        chosen = order[np.unique(np.linspace(0, len(order) - 1, COLOUR_SAMPLES).astype(int))]
+        return [(int(i) // columns, int(i) % columns) for i in chosen]
+
+
+class Segments(JpegSegments):
     """The segments (tiles or strips) of one plain file, decoded on request."""
 
     def __init__(
@@ -86,17 +175,10 @@ class Segments(SegmentFile):
         Raises:
             SlideUnreadable: The file cannot be opened.
         """
-        modules = codecs()
-        assert modules is not None, "codecs() is None"
-        super().__init__(path, table, width_px, height_px)
-        self._codecs, self._jpeg = modules
-        self._strict_jpeg = strict_jpeg
+        super().__init__(path, table, width_px, height_px, strict_jpeg)
+        assert self.decodes_jpeg, "codecs() is None"
         self._buffer: Pixels = np.empty((0, 0, 3), np.uint8)
         self._rows: tuple[int, Rows] | None = None
-        self.codes: tuple[Reason, ...] = ()
-        self._ycbcr, self._as_told = table.ycbcr, True
-        if table.codec == JPEG:
-            self._choose_colours()
         self._head = START + ADOBE + (b"\1" if self._ycbcr else b"\0") + bare(table.jpeg_tables)
 
     def decode(self, row: int, column: int, background: Colour) -> Pixels:
@@ -116,7 +198,7 @@ class Segments(SegmentFile):
             raise self.damaged(row, column, error) from error
         return pixels[:height, :width]
 
-    def rows(self, number: int, first: int, count: int) -> Pixels:
+    def rows(self, number: int, first: int, count: int, background: Colour) -> Pixels:
         """Return rows of a strip that is too large to be decoded at once.
 
         Raises:
@@ -181,7 +263,7 @@ class Segments(SegmentFile):
     def _unpack_jpeg(self, packed: bytes, shape: tuple[int, int, int], needed: tuple[int, int]) -> Pixels:
         if self._as_told and packed[:2] == START:
             try:
-                pixels = self._decoded_jpeg(self._head + packed[2:])
+                pixels = self.decoded_jpeg(self._head + packed[2:])
             except (ValueError, RuntimeError):
                 pixels = None
             if pixels is not None and pixels.shape == shape:
@@ -189,50 +271,7 @@ class Segments(SegmentFile):
         stream = parse(packed)
         if stream.height_px < needed[0] or stream.width_px < needed[1]:
             raise ValueError(f"{stream.width_px} x {stream.height_px} px; {needed[1]} x {needed[0]} expected")
-        return self._decoded_stream(stream, self._ycbcr if self._ycbcr_forced(stream) else bool(stream.shown_ycbcr))
-
-    def _ycbcr_forced(self, stream: Stream) -> bool:
-        """Return whether a stream is decoded in the colours chosen for the file, not in those that it states."""
-        return not self._as_told or stream.shown_ycbcr is None
-
-    def _decoded_stream(self, stream: Stream, ycbcr: bool) -> Pixels:
-        whole = stream.whole(self.table.jpeg_tables, ycbcr)
-        factors = [factor for _, factor in stream.components]
-        if len(factors) == 3 and (factors[0] not in SAMPLINGS or factors[1:] != [0x11, 0x11]):
-            if self._strict_jpeg is None:
-                raise CodecUnsupported("libvips is not installed; it reads JPEG data with an odd sampling")
-            return self._strict_jpeg(whole)
-        return self._decoded_jpeg(whole)
-
-    def _decoded_jpeg(self, data: bytes) -> Pixels:
-        return np.asarray(self._jpeg.decode_jpeg(data, "RGB", strict=True), np.uint8)
-
-    def _choose_colours(self) -> None:
-        """Choose between the colour models that the tag and the streams state, by the pixels if they differ."""
-        places = self._samples()
-        try:
-            stream = parse(self.packed(*places[0], HEAD_BYTES))
-        except ValueError:
-            return  # `decode` says what is wrong
-        if stream.ycbcr is None or stream.ycbcr == self.table.ycbcr:
-            return
-        self._ycbcr, self.codes = stream.ycbcr, (Reason.DECODERS_DISAGREE,)
-        stored = []
-        for place in places:
-            try:
-                stored.append(self._decoded_stream(parse(self.packed(*place)), ycbcr=False).reshape(-1, 3))
-            except (ValueError, RuntimeError, CodecUnsupported):
-                continue
-        if stored and (as_rgb := stored_as_rgb(np.concatenate(stored))) is not None:
-            self._ycbcr = not as_rgb
-        self._as_told = stream.shown_ycbcr in (None, self._ycbcr)
-
-    def _samples(self) -> list[tuple[int, int]]:
-        """Return a few places of segments, from the one with the most bytes to the one with the fewest."""
-        counts, columns = self.table.counts.ravel(), self.table.counts.shape[1]
-        order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
-        chosen = order[np.unique(np.linspace(0, len(order) - 1, COLOUR_SAMPLES).astype(int))]
-        return [(int(i) // columns, int(i) % columns) for i in chosen]
+        return self.decoded_stream(stream, self.colours_of(stream))
 
 
 def _check_length(size: int, expected: int, at_least: bool = False) -> None:

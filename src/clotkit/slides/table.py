@@ -41,21 +41,6 @@ MAX_PAST_END = 4  # segments whose byte counts reach beyond the end of the file;
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """The pixel format of a page, as its tags say."""
-
-    codec: int = RAW  # TIFF compression tag
-    bits: int = 8
-    samples: int = 3
-    photometric: int = RGB
-    planar: bool = False  # each sample has segments of its own
-    predictor: int = 1
-    lsb_first: bool = False  # the bits of each byte are reversed
-    alpha: bool = True  # the first extra sample is transparency
-    tags: Tags | None = None  # of the directory; what single codecs need is looked up there
-
-
-@dataclass(frozen=True)
 class SegmentTable:
     """The tiles or strips of a page: their places in the file and their encoding."""
 

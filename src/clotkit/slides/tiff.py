@@ -12,8 +12,10 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
+from clotkit.slides.codecs.formats import Encoding
 from clotkit.slides.directories import (
     BITS_PER_SAMPLE,
+    COLOUR_MAP,
     COMPRESSION,
     EXTRA_SAMPLES,
     FILL_ORDER,
@@ -29,12 +31,13 @@ from clotkit.slides.directories import (
     TILE_HEIGHT,
     TILE_WIDTH,
     WIDTH,
+    YCBCR_SUBSAMPLING,
     Directories,
     Tags,
 )
 from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
 from clotkit.slides.pages import Choice, choose
-from clotkit.slides.table import Encoding, SegmentTable, first_value, segment_table
+from clotkit.slides.table import SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
@@ -114,10 +117,10 @@ def read_layout(path: Path) -> Layout | None:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
         raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
-    return _layout(tags, choice, path)
+    return _layout(tags, choice, path, big_endian=magic.startswith(b"MM"))
 
 
-def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
+def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
     """Return the layout that the tags of the chosen directory describe, checked.
 
     Raises:
@@ -141,21 +144,11 @@ def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
     extra, orientation = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64)), first_value(tags, ORIENTATION, 1)
     plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
     segments, where = segment_table(tags, plain, path.stat().st_size), choice.directory
-    encoding = Encoding(
-        codec=codec,
-        bits=bits,
-        samples=samples,
-        photometric=first_value(tags, PHOTOMETRIC, 1),
-        planar=first_value(tags, PLANAR_CONFIG, 1) == 2 and samples > 1,
-        predictor=first_value(tags, PREDICTOR, 1),
-        lsb_first=first_value(tags, FILL_ORDER, 1) == 2,
-        alpha=extra[:1].tolist() != [0],
-        tags=tags,
-    )
+    encoding = _encoding(tags, codec, bits, samples, big_endian)
     return Layout(
         codec,
         tiled,
-        encoding.alpha,
+        encoding.extra != 0,
         width,
         height,
         orientation,
@@ -164,4 +157,26 @@ def _layout(tags: Tags, choice: Choice, path: Path) -> Layout:
         where.page,
         where.subifd,
         choice.notes,
+    )
+
+
+def _encoding(tags: Tags, codec: int, bits: int, samples: int, big_endian: bool) -> Encoding:
+    """Return the pixel format that the tags describe."""
+    colours = tags.get(COLOUR_MAP, np.zeros(0, np.int64))
+    palette = colours[: len(colours) // 3 * 3].reshape(3, -1).T
+    chroma = tags.get(YCBCR_SUBSAMPLING, np.array([2, 2]))
+    extra = tags.get(EXTRA_SAMPLES, np.zeros(0, np.int64))
+    return Encoding(
+        codec=codec,
+        bits=bits,
+        samples=samples,
+        photometric=first_value(tags, PHOTOMETRIC, 1),
+        planar=first_value(tags, PLANAR_CONFIG, 1) == 2 and samples > 1,
+        predictor=first_value(tags, PREDICTOR, 1),
+        lsb_first=first_value(tags, FILL_ORDER, 1) == 2,
+        big_endian=big_endian,
+        extra=int(extra[0]) if len(extra) else None,
+        subsampling=(int(chroma[0]), int(chroma[1])) if len(chroma) > 1 and chroma[:2].min() > 0 else (2, 2),
+        palette=(palette >> (8 if palette.max(initial=0) > 255 else 0)).astype(np.uint8),
+        tags=tags,
     )

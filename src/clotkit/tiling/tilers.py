@@ -87,7 +87,10 @@ def cut_slide(
     pieces = TILERS[config.name](context, config)
     if config.normalise != "none":
         pieces = normalised(pieces, config.normalise, context.background)
+    facts = dict(slide.facts)
     yield from batches(pieces, config.batch_tiles)
+    if slide.facts != facts:  # another decoder went on where the first one failed
+        yield dict(slide.facts)
 
 
 def without_duplicates(context: SlideContext) -> SlideContext:

@@ -1,4 +1,4 @@
-"""Take JPEG streams of tiles and strips apart, and put them together so that a strict decoder reads them.
+"""Take JPEG streams of tiles apart, and put them together so that a strict decoder reads them.
 
 Encoders leave bytes before a marker, after the last one or in the tables, and a TIFF's colour tag may contradict its
 streams. libjpeg's warnings are the only sign of damage, so what is no damage must not give any.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clotkit.slides.pixels import Pixels
+from clotkit.slides.codecs.formats import Pixels
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # APP14 segment; the next byte is the colour transform
@@ -39,7 +39,7 @@ class Stream:
 
     @property
     def ycbcr(self) -> bool | None:
-        """Whether the stream itself says that it is YCbCr; None if it does not say."""
+        """True if the stream itself states that it is YCbCr, None if it states nothing."""
         if len(self.components) != 3:
             return None
         ids, factors = zip(*self.components, strict=True)
@@ -51,7 +51,7 @@ class Stream:
 
     @property
     def shown_ycbcr(self) -> bool | None:
-        """Whether libjpeg, told nothing else, shows the stream as YCbCr; None: it shows what it is told."""
+        """True if libjpeg takes the stream for YCbCr, None if it takes it for what it is told."""
         return True if self.jfif else None if self.adobe is None else self.adobe == 1
 
     def whole(self, tables: bytes, ycbcr: bool) -> bytes:
@@ -60,7 +60,7 @@ class Stream:
 
 
 def bare(tables: bytes) -> bytes:
-    """Return the tables of an abbreviated stream without its markers of start and end, and without padding."""
+    """Return the tables of an abbreviated stream without its start and end markers and padding."""
     return b"".join(segment for marker, segment, _ in _marker_segments(tables, 0) if marker in TABLES)
 
 

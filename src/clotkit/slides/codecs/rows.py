@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clotkit.slides.pixels import Pixels
+from clotkit.slides.codecs.formats import Pixels
 
 CHUNK_BYTES = 2**20  # compressed bytes per read
 SKIPPED_BYTES = 2**22  # decoded bytes at a time while rows are skipped

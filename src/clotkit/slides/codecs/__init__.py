@@ -1,0 +1,1 @@
+"""Turn the bytes of one tile or strip into pixels: codecs, pixel formats, JPEG streams."""
