@@ -25,6 +25,7 @@ MAX_COLOURS, MIN_BORDER_PX = 16, 2  # of padding: how many colours are tried; pi
 MIN_ISLAND_PX = 64
 HUE, HUE_MARGIN = 1.25, 0.02  # optical density in green over that in red of dyes, and how far that in blue may be above
 DYED_BORDER = 0.35  # share of the border that padding or glass of such a hue has, at least
+MIN_PADDING = 5e-4  # of a slide
 PATCHES = 16  # places of a region that are read at full resolution
 STRAIGHT_PX, MIN_STRAIGHT = 10, 0.6  # of an edge: length of a straight run, share of the edge in such runs
 DIFFERS = 3  # grey levels between padding and glass, at least
@@ -117,7 +118,21 @@ def padding_of(slide: Slide, survey: Survey, sampled: Colour) -> list[Region]:
         if not shares[best]:
             break
         padding.append(light.pop(best))
-    return padding
+    return _merged(padding)
+
+
+def _merged(regions: list[Region]) -> list[Region]:
+    """Return regions of nearly one colour as one, as JPEG leaves them, without those of a few pixels."""
+    merged: list[Region] = []
+    for region in sorted(regions, key=lambda region: -int(region.mask.sum())):
+        alike = [
+            n for n, other in enumerate(merged) if np.abs(np.subtract(other.colour, region.colour)).max() <= DIFFERS
+        ]
+        if alike:
+            merged[alike[0]] = Region(merged[alike[0]].mask | region.mask, merged[alike[0]].colour)
+        else:
+            merged.append(region)
+    return [region for region in merged if region.mask.mean() >= MIN_PADDING]
 
 
 def _may_be_tissue(region: Region, sampled: Colour) -> bool:

@@ -1,0 +1,106 @@
+"""Test what is taken for padding and for glass, and the benchmark of padded slides on one slide."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.padding import compared, measure
+from clotkit.slides.pixels import Colour
+from clotkit.tiling.background import find_glass
+from clotkit.tiling.overview import slide_context
+
+from .plain import ArraySlide
+
+SHAPE = (480, 640)
+Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
+TISSUE = np.hypot(Y - 240, X - 330) < 90
+
+
+def drawn(glass: Colour, noise: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    grain = rng.random((60, 80)).repeat(8, 0).repeat(8, 1)[..., None]
+    dyed = (np.array((205, 120, 165)) * grain + np.array((120, 70, 140)) * (1 - grain)) * np.array(glass) / 255
+    pixels = np.where(TISSUE[..., None], dyed, glass) + rng.normal(0, 1, (*SHAPE, 1)) * noise
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def framed(pixels: np.ndarray, fill: Colour, px: int = 60) -> np.ndarray:
+    padded = np.empty_like(pixels)
+    padded[:] = fill
+    padded[px:-px, px:-px] = pixels[px:-px, px:-px]
+    return padded
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("fill", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (0, 90, 160), (255, 0, 255)])
+def test_a_frame_is_padding(fill: Colour, noise: float) -> None:
+    glass = find_glass(ArraySlide(framed(drawn((216, 214, 218), noise), fill)))
+    assert np.abs(np.subtract(glass.colour, (216, 214, 218))).max() <= 1
+    assert glass.padding_colours == (fill,)
+    assert glass.padding_share == pytest.approx(1 - 520 * 360 / (640 * 480), abs=0.01)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (243, 241, 244)])
+def test_glass_of_one_exact_colour_is_no_padding(colour: Colour) -> None:
+    assert find_glass(ArraySlide(drawn(colour))).facts() == {
+        "background": list(colour),
+        "background_model": "colour",
+        "padding_share": 0.0,
+        "grey": False,
+    }
+    framed_glass = find_glass(ArraySlide(framed(drawn(colour), (0, 0, 0))))
+    assert framed_glass.colour == colour
+    assert framed_glass.padding_colours == ((0, 0, 0),)
+
+
+def test_padding_shows_glass_and_nothing_else_changes() -> None:
+    pixels = framed(drawn((243, 241, 244), 1.0), (0, 0, 0), 64)
+    (tile,) = slide_context(ArraySlide(pixels)).slide.tiles([(0, 0)], 480, 1, (1, 2, 3))
+    inside = (slice(96, 384), slice(96, 384))
+    assert (tile[inside] == pixels[inside]).all()
+    assert (tile[:64] == (243, 241, 244)).all()
+
+
+def test_tissue_and_padding_without_glass() -> None:
+    """Black is never the background."""
+    grain = np.random.default_rng(1).random((60, 80)).repeat(8, 0).repeat(8, 1)[..., None]
+    dyed = np.array((205, 120, 165)) * grain + np.array((120, 70, 140)) * (1 - grain)
+    pixels = framed(dyed.astype(np.uint8), (0, 0, 0))
+    glass = find_glass(ArraySlide(pixels))
+    assert glass.model == "brightest"
+    assert min(glass.colour) > 100
+
+
+def test_two_glasses_are_flattened_to_one() -> None:
+    pixels = drawn((243, 241, 244), 1.0)
+    pixels[:, :200] = np.rint(pixels[:, :200] * 0.88).astype(np.uint8)
+    context = slide_context(ArraySlide(pixels))
+    assert context.glass.model == "local"
+    assert len(context.glass.colours) == 2
+    (flat,) = context.judged.tiles([(0, 0)], 480, 1, context.background)
+    bare = np.abs(flat[~TISSUE[:, :480]].astype(int) - context.background).max(axis=1)
+    assert np.percentile(bare, 99.5) <= 6
+
+
+@pytest.mark.parametrize("noise", [0, 2])
+def test_a_slide_is_grey_as_a_whole(noise: int) -> None:
+    grey = drawn((240, 240, 240), 1.0).mean(axis=2, keepdims=True).repeat(3, axis=2)
+    chroma = np.random.default_rng(2).integers(-noise, noise + 1, grey.shape)
+    pixels = np.clip(np.rint(grey + chroma), 0, 255).astype(np.uint8)
+    assert find_glass(ArraySlide(pixels)).grey
+    assert not find_glass(ArraySlide(drawn((240, 240, 240), 1.0))).grey
+
+
+def test_one_drawn_slide_gives_the_same_tiles_under_every_padding(tmp_path: Path) -> None:
+    rows = list(measure(tmp_path, range(4, 5), ["patches"]))
+    assert len(rows) == 14
+    assert min(row["agreeing"] for row in rows) >= 0.9
+    assert sum(row["bare"] for row in rows) == 0
+
+
+def test_agreement_counts_both_ways() -> None:
+    tissue = np.ones((512, 512), bool)
+    mine, other = np.array([[0, 0]]), np.array([[100, 0], [384, 384]])
+    assert compared(mine, other, tissue, 128)["agreeing"] == 0.5
+    assert compared(other, other, tissue, 128) == {"agreeing": 1.0, "tissue": 1.0, "bare": 0.0}
