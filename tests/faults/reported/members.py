@@ -147,6 +147,6 @@ CASES = [
              partial(not_loaded, partial(removed, "layers/dense"))),
     Reported("an archive beside the member of its name", REFUSED, partial(refused, run, partial(archived, "demo.tar"))),
     Reported("a zip beside a member that is pushed", REFUSED, partial(refused, push, partial(archived, "demo.zip"))),
-    Reported("one member under two names, by a link", REFUSED, partial(refused, run, linked)),
-    Reported("a member in a folder deeper than the others", REFUSED, partial(refused, run, nested)),
+    Reported("one member under two names, by a link", REFUSED, partial(refused, manifest, linked)),
+    Reported("a member in a folder deeper than the others", REFUSED, partial(refused, manifest, nested)),
 ]  # fmt: skip
