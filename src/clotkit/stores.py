@@ -333,6 +333,8 @@ def _store_errors(url: str, done: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, StoreError, UsageError):
         raise
+    except TimeoutError as error:
+        raise StoreError(f"{url}: cannot be {done}: no answer in time; check the address and the network") from error
     except Exception as error:
         raise StoreError(
             f"{url}: cannot be {done}: {type(error).__name__}: {one_line(error)}; check the address and the credentials"
