@@ -87,7 +87,13 @@ class AnySegments(JpegSegments):
             return self._jpeg_samples(parse(data))
         if encoding.codec not in BYTE_CODECS:
             return image_samples(data, encoding)
-        return unpacked(decompressed(data, encoding, table.width_px, rows), encoding, table.width_px, rows[0])
+        try:
+            decoded = decompressed(data, encoding, table.width_px, rows)
+        except (ValueError, RuntimeError):
+            if Reason.TABLE_COMPLETED not in table.codes or not data.endswith(b"\0"):
+                raise
+            decoded = decompressed(data[:-1], encoding, table.width_px, rows)  # segments begin with even bytes
+        return unpacked(decoded, encoding, table.width_px, rows[0])
 
     def _jpeg_samples(self, stream: Stream) -> Samples:
         if len(stream.components) == 1:

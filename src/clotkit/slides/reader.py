@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable, one_line
+from clotkit.reasons import Reason
 from clotkit.slides.any_codec import AnySegments
 from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.codecs.decompress import CCITT
@@ -85,12 +86,16 @@ def _of_a_tiff(path: Path, layout: Layout) -> list[Candidate]:
         sound = not table.codes and not table.doubtful
         verifies = table.codec not in (RAW, JPEG)  # what these two complain about, libvips would complain about too
         candidates.append(Candidate("direct", lambda: _open_directly(path, layout), proven=sound, final=verifies))
+    last = Candidate("tifffile", lambda: _open_with_tifffile(path, layout), lenient=layout.codec in CCITT)
     plain_rgb = layout.encoding is not None and layout.encoding.samples == 3 and layout.encoding.bits == 8
+    if table is not None and Reason.TABLE_COMPLETED in table.codes:
+        # OpenSlide shows tiles without a byte count as background.
+        return [*candidates, Candidate("libvips", lambda: _open_with_vips(path, layout)), last]
     return [
         *candidates,
         Candidate("libvips", lambda: _open_with_vips(path, layout)),
         Candidate("openslide", lambda: _open_with_openslide(path, layout), lenient=True, witness=plain_rgb),
-        Candidate("tifffile", lambda: _open_with_tifffile(path, layout), lenient=layout.codec in CCITT),
+        last,
     ]
 
 

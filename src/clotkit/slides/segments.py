@@ -7,6 +7,7 @@ detected: deflate has its own checksum, an LZW segment must have its length, and
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,13 @@ class JpegSegments(SegmentFile):
             if self._strict_jpeg is None:
                 raise CodecUnsupported("libvips is not installed; it reads JPEG data with an odd sampling")
             return self._strict_jpeg(whole)
-        return self.decoded_jpeg(whole)
+        try:
+            return self.decoded_jpeg(whole)
+        except (ValueError, RuntimeError):
+            for shorter in stream.without_zeros():
+                with suppress(ValueError, RuntimeError):
+                    return self.decoded_jpeg(shorter.whole(self.table.jpeg_tables, ycbcr))
+            raise
 
     def decoded_jpeg(self, data: bytes) -> Pixels:
         """Return the pixels of a complete stream, uint8[h, w, 3]; see `decoded_stream`."""

@@ -8,7 +8,7 @@ Source: ITU-T T.81, annex B; Adobe, Technical Note 5116.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 SEGMENTS = {*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # markers that are followed by a length
 TABLES = {0xC4, 0xDB, 0xDD}
 SCAN, JFIF, APP14 = 0xDA, 0xE0, 0xEE
+MAX_END_ZEROS = 2  # that entropy-coded data may end with
 MAX_JUNK = 2**16  # bytes before the first marker
 NEUTRAL, BRIGHT, MIN_GLASS, CHROMA_SHARE = 24, 170, 0.05, 0.5  # of `stored_as_rgb`
 
@@ -53,6 +54,16 @@ class Stream:
     def shown_ycbcr(self) -> bool | None:
         """True if libjpeg takes the stream for YCbCr, None if it takes it for what it is told."""
         return True if self.jfif else None if self.adobe is None else self.adobe == 1
+
+    def without_zeros(self) -> "list[Stream]":
+        """Return the stream with fewer zeros at its end, the fewest last.
+
+        Entropy-coded data may end with a few. Other bytes there are left for the decoder to complain about: damage
+        looks like that.
+        """
+        bare_scan = self.scan.rstrip(b"\0")
+        most = min(len(self.scan) - len(bare_scan), MAX_END_ZEROS + 1)
+        return [replace(self, scan=bare_scan + bytes(zeros)) for zeros in reversed(range(most))]
 
     def whole(self, tables: bytes, ycbcr: bool) -> bytes:
         """Return a complete stream with one statement about its colours."""
@@ -114,15 +125,9 @@ def _frame(body: bytes) -> dict[str, Any]:
 
 
 def _scan(data: bytes) -> bytes:
-    """Return the scans without end marker, what follows it, and zeros or ones in front of it.
-
-    Entropy-coded data never end with a zero byte unless it belongs to an escaped 0xff. Other bytes there are left for
-    the decoder to complain about: damage looks like that.
-    """
+    """Return the scans without end marker, what follows it, and fill bytes in front of it."""
     end = data.rfind(END)
-    scan = (data[:end] if end >= 0 else data).rstrip(b"\xff")
-    stripped = scan.rstrip(b"\0")
-    return stripped + b"\0" if stripped.endswith(b"\xff") else stripped
+    return (data[:end] if end >= 0 else data).rstrip(b"\xff")
 
 
 def stored_as_rgb(pixels: Pixels) -> bool | None:
