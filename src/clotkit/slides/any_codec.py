@@ -125,6 +125,4 @@ class AnySegments(JpegSegments):
 def _one_strip(size_px: tuple[int, int], start: int = 0, count: int = 0) -> SegmentTable:
     """Return a table with one strip, which is the whole page."""
     place, size = np.array([[start]], np.int64), np.array([[count]], np.int64)
-    return SegmentTable(
-        False, False, OLD_JPEG, False, True, b"", *size_px, place, size, codes=(Reason.TABLE_COMPLETED,)
-    )
+    return SegmentTable(False, False, OLD_JPEG, False, True, b"", *size_px, place, size)

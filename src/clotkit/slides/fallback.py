@@ -129,7 +129,9 @@ class FallbackSlide:
                     before.height_px,
                 ):
                     raise CodecUnsupported(f"{candidate.decoder} reads the slide in another shape or order")
-                self._note(*self._checked(slide, candidate), *slide.facts.get("notes", ()))
+                table = self._expected.table
+                self._note(*(table.codes if table is not None else ()), *slide.facts.get("notes", ()))
+                self._note(*self._checked(slide, candidate))
             except SlideError as error:
                 self._failed(candidate.decoder, error)
                 continue

@@ -84,7 +84,7 @@ def _of_a_tiff(path: Path, layout: Layout) -> list[Candidate]:
     table, candidates = layout.segments, list[Candidate]()
     if table is not None and table.plain:
         sound = not table.codes and not table.doubtful
-        verifies = table.codec not in (RAW, JPEG)  # what these two complain about, libvips would complain about too
+        verifies = table.codec != RAW
         candidates.append(Candidate("direct", lambda: _open_directly(path, layout), proven=sound, final=verifies))
     last = Candidate("tifffile", lambda: _open_with_tifffile(path, layout), lenient=layout.codec in CCITT)
     plain_rgb = layout.encoding is not None and layout.encoding.samples == 3 and layout.encoding.bits == 8

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-MODULES: tuple[str, ...] = ("background", "clusters", "delivery", "members", "output", "pages", "runs", "tables")
+MODULES: tuple[str, ...] = (
+    "decoders",
+    "background",
+    "clusters",
+    "delivery",
+    "members",
+    "output",
+    "pages",
+    "runs",
+    "tables",
+)
 
 
 @dataclass(frozen=True)
