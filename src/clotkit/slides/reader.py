@@ -22,6 +22,7 @@ from clotkit.reasons import Reason
 from clotkit.slides.any_codec import AnySegments
 from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.codecs.decompress import CCITT
+from clotkit.slides.codecs.formats import colours_of
 from clotkit.slides.direct import DirectSlide
 from clotkit.slides.fallback import Candidate, Expected, FallbackSlide, Slide
 from clotkit.slides.limits import MAX_EXPANSION, check_size
@@ -88,8 +89,8 @@ def _of_a_tiff(path: Path, layout: Layout) -> list[Candidate]:
         candidates.append(Candidate("direct", lambda: _open_directly(path, layout), proven=sound, final=verifies))
     last = Candidate("tifffile", lambda: _open_with_tifffile(path, layout), lenient=layout.codec in CCITT)
     plain_rgb = layout.encoding is not None and layout.encoding.samples == 3 and layout.encoding.bits == 8
-    if table is not None and Reason.TABLE_COMPLETED in table.codes:
-        # OpenSlide shows tiles without a byte count as background.
+    if (table is not None and Reason.TABLE_COMPLETED in table.codes) or not _has_plain_colours(layout):
+        # OpenSlide shows tiles without a byte count as background, and the first of three grey samples as the picture.
         return [*candidates, Candidate("libvips", lambda: _open_with_vips(path, layout)), last]
     return [
         *candidates,
@@ -97,6 +98,14 @@ def _of_a_tiff(path: Path, layout: Layout) -> list[Candidate]:
         Candidate("openslide", lambda: _open_with_openslide(path, layout), lenient=True, witness=plain_rgb),
         last,
     ]
+
+
+def _has_plain_colours(layout: Layout) -> bool:
+    """Return whether a page's samples fit its photometric interpretation."""
+    try:
+        return layout.encoding is None or colours_of(layout.encoding.photometric, layout.encoding.samples) > 0
+    except CodecUnsupported:
+        return False
 
 
 def _open_directly(path: Path, layout: Layout) -> DirectSlide:

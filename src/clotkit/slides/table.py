@@ -95,8 +95,8 @@ def segment_table(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | No
     if places is None:
         return None
     offsets, counts, codes = _completed(*places, file_bytes)
-    if offsets[counts > 0].min() < 8:
-        return None
+    if (start := int(offsets[counts > 0].min())) < 8:
+        raise SlideUnreadable(f"a tile or strip is said to start at byte {start}, within the file's header")
     past = np.flatnonzero(offsets + counts > file_bytes)
     if len(past):
         counts = _clamped(offsets, counts, past, file_bytes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
-from clotkit.slides.codecs.formats import Encoding
+from clotkit.slides.codecs.formats import NO_PHOTOMETRIC, Encoding
 from clotkit.slides.directories import (
     BITS_PER_SAMPLE,
     COLOUR_MAP,
@@ -170,7 +170,7 @@ def _encoding(tags: Tags, codec: int, bits: int, samples: int, big_endian: bool)
         codec=codec,
         bits=bits,
         samples=samples,
-        photometric=first_value(tags, PHOTOMETRIC, 1),
+        photometric=first_value(tags, PHOTOMETRIC, NO_PHOTOMETRIC),
         planar=first_value(tags, PLANAR_CONFIG, 1) == 2 and samples > 1,
         predictor=first_value(tags, PREDICTOR, 1),
         lsb_first=first_value(tags, FILL_ORDER, 1) == 2,

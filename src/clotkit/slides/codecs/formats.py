@@ -87,6 +87,9 @@ def _chroma_spread(data: Pixels, subsampling: tuple[int, int], width_px: int, ro
     return np.dstack([luma, chroma])[:rows, :width_px]
 
 
+NO_PHOTOMETRIC = -1  # the tag is missing: whether 0 is black or white would be a guess
+
+
 def colours_of(photometric: int, samples: int) -> int:
     """Return how many of a pixel's samples are its colour.
 
