@@ -16,13 +16,14 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError
 from clotkit.reasons import RehearsalKind
+from clotkit.versions import without_docstrings
 
 from .conftest import ROOT
 from .test_architecture import MODULES, imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
 KERNELS = [ROOT / "kernels" / name for name in ("infer", "tile", "train")]
-MAX_BYTES = 800_000  # our own limit; Kaggle takes 1,000,000
+MAX_BYTES = 700_000  # our own limit; Kaggle takes 1,000,000
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -70,7 +71,8 @@ def carried_by(kernel: Path) -> tuple[dict[str, str], dict[str, object]]:
 def test_the_modules_in_it_are_the_modules(kernel: Path) -> None:
     files, _ = carried_by(kernel)
     for name, text in files.items():
-        assert text == (ROOT / "src" / name).read_text(encoding="utf-8")
+        source = (ROOT / "src" / name).read_text(encoding="utf-8")
+        assert text == (without_docstrings(source) if name.endswith(".py") else source)
     assert "clotkit/competitions/strip_ai.toml" in files
     assert not any("phantom" in name or "/kaggle/" in name for name in files)
     assert any("train" in name for name in files) == (kernel.name == "train")

@@ -1,5 +1,6 @@
 """Shards are read back as written, and a damaged one is never accepted."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from clotkit.shards.shard import ShardFile, metadata_in, read_shard, shard_key, 
 from clotkit.splits import SlideRow
 from clotkit.stores import Folder
 from clotkit.tiling.tilers import Batch
-from clotkit.versions import code_version
+from clotkit.versions import code_version, without_docstrings
+
+from .conftest import ROOT
 
 TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 
@@ -122,13 +125,35 @@ def test_the_key_depends_on_slide_time_and_tiling(tmp_path: Path) -> None:
 
 
 def test_the_code_that_cuts_is_part_of_the_key(tmp_path: Path) -> None:
-    folders = [tmp_path / name / "tiling" for name in ("one", "same", "cuts", "draws")]
+    folders = [tmp_path / name / "tiling" for name in ("one", "same", "cuts", "draws", "says", "below")]
     for folder in folders:
-        folder.mkdir(parents=True)
+        (folder / "codecs").mkdir(parents=True)
+        (folder / "codecs" / "raw.py").write_text("bits = 8\n")
         (folder / "tiling.py").write_text("cuts = 1\n")
         (folder / "preview.py").write_text("draws = 1\n")
     (tmp_path / "cuts" / "tiling" / "tiling.py").write_text("cuts = 2\n")
     (tmp_path / "draws" / "tiling" / "preview.py").write_text("draws = 2\n")
-    one, same, cuts, draws = (code_version((folder,), "1.0") for folder in folders)
-    assert one == same == draws != cuts
+    (tmp_path / "says" / "tiling" / "tiling.py").write_text('"""Cut."""\n\ncuts = 1\n')
+    (tmp_path / "below" / "tiling" / "codecs" / "raw.py").write_text("bits = 16\n")
+    one, same, cuts, draws, says, below = (code_version((folder,), "1.0") for folder in folders)
+    assert one == same == draws == says
+    assert len({one, cuts, below}) == 3
     assert one != code_version((folders[0],), "1.1")
+
+
+def test_a_module_without_docstrings_is_the_same_code() -> None:
+    """Each line keeps its number, and leaving out docstrings twice changes nothing more."""
+    for path in (ROOT / "src").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        bare = without_docstrings(source)
+        assert bare.count("\n") == source.count("\n")
+        assert without_docstrings(bare) == bare
+        assert stripped(ast.parse(source)) == ast.dump(ast.parse(bare)), path
+
+
+def stripped(tree: ast.Module) -> str:
+    """Return a module's tree as text, without docstrings; `pass` is in place of one that is all there is."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
+    return ast.dump(tree)

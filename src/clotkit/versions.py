@@ -1,5 +1,6 @@
 """Versions that a result depends on: the tiling code and packages; workers need those of the client."""
 
+import ast
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,9 +62,28 @@ def _version(name: str) -> str:
 
 @cache
 def code_version(folders: tuple[Path, ...] = PACKAGES, version: str = __version__) -> str:
-    """Return a sha256 of the kit's version and of the modules in `folders` that cut tiles."""
+    """Return a sha256 of the kit's version and of the modules in `folders` that cut tiles.
+
+    Docstrings and blank lines do not count: a bundle has the modules without them, and cuts the same tiles.
+    """
     digest = hashlib.sha256(version.encode())
-    for path in sorted(path for folder in folders for path in folder.glob("*.py") if path.name not in NOT_CUTTING):
-        source = path.read_bytes()
-        digest.update(f"\n{path.parent.name}/{path.name} {len(source)}\n".encode() + source)
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*.py") if path.name not in NOT_CUTTING):
+            source = without_docstrings(path.read_text(encoding="utf-8"))
+            lines = [line for line in source.split("\n") if line.strip()]
+            name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            digest.update("\n".join([f"\n{name} {len(lines)}", *lines]).encode())
     return digest.hexdigest()
+
+
+def without_docstrings(source: str) -> str:
+    """Return a module's source with blank lines in place of its docstrings, so that every line keeps its number."""
+    lines = source.split("\n")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+            if first is None or first.end_lineno is None:
+                continue
+            rest = "" if len(node.body) > 1 or isinstance(node, ast.Module) else " " * first.col_offset + "pass"
+            lines[first.lineno - 1 : first.end_lineno] = [rest] + [""] * (first.end_lineno - first.lineno)
+    return "\n".join(lines)
