@@ -54,6 +54,32 @@ def test_names_that_are_no_text_of_the_locale(monkeypatch: pytest.MonkeyPatch) -
     assert raw.getvalue() == b"sl\\xefde \\udce9\n"
 
 
+class Odd:
+    """A stream of a notebook: no terminal, no file, ASCII only, and errors of its own."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        if "fail" in text:
+            raise LookupError(text)
+        self.text += text.encode("ascii").decode()
+
+    def flush(self) -> None: ...
+
+
+def test_a_stream_that_is_hardly_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Odd()
+    monkeypatch.setattr(sys, "stdout", odd)
+    with console.kept_going():
+        assert not sys.stdout.isatty()
+        print("caf\u00e9")
+        assert not console.lost()
+        print("fail")
+        assert console.lost()
+    assert odd.text == "caf\\xe9\n"
+
+
 def test_a_slow_reader_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -121,11 +147,12 @@ def test_an_error_in_a_thread_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    console.one_line_a_thread()
-    thread = threading.Thread(target=raises(ValueError("in a thread")))
-    thread.start()
-    thread.join()
+    before = threading.excepthook
+    with console.one_line_a_thread():
+        thread = threading.Thread(target=raises(ValueError("in a thread")))
+        thread.start()
+        thread.join()
+    assert threading.excepthook is before
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -22,6 +22,7 @@ from clotkit.versions import code_version, without_docstrings
 
 from .conftest import ROOT
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 TILING = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
 
 
@@ -154,6 +155,6 @@ def test_a_module_without_docstrings_is_the_same_code() -> None:
 def stripped(tree: ast.Module) -> str:
     """Return a module's tree as text, without docstrings; `pass` is in place of one that is all there is."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
     return ast.dump(tree)

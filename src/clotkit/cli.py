@@ -36,7 +36,6 @@ PRINTED = ("plan", "predict", "check")  # verbs whose work is what they print
 
 def entry() -> None:
     """Run the console script: `main` on sys.argv, its result as exit code."""
-    one_line_a_thread()
     sys.exit(main())
 
 
@@ -47,11 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when done, 1 for an error that nobody foresaw, 2 for wrong usage or input, 3 when done with fallbacks, 130
         when interrupted.
     """
-    with kept_going(), without_main():
-        arguments = parser().parse_args(argv)
-        out = getattr(arguments, "out", None)
-        code = guarded(lambda: arguments.verb(arguments), out if isinstance(out, Path) else None)
-        return code if not (why := lost()) else _with_lost_log(code, why, arguments)
+    with kept_going(), one_line_a_thread(), without_main():
+        return guarded(lambda: _run(parser().parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the verb of a command line and return its exit code."""
+    out = getattr(arguments, "out", None)
+    code = guarded(lambda: arguments.verb(arguments), out if isinstance(out, Path) else None)
+    return code if not (why := lost()) else _with_lost_log(code, why, arguments)
 
 
 def _with_lost_log(code: int, why: str, arguments: argparse.Namespace) -> int:

@@ -40,12 +40,19 @@ class Output:
         """Write text, line by line; return its length, also if it is dropped."""
         if self.error is None and self.stream is not None:
             try:
-                self.stream.write(text)
+                self._write(text)
                 if "\n" in text:
                     self.stream.flush()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a notebook's stream may raise anything
                 self._give_up(error)
         return len(text)
+
+    def _write(self, text: str) -> None:
+        assert self.stream is not None
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError as error:
+            self.stream.write(text.encode(error.encoding, ESCAPED).decode(error.encoding))
 
     def flush(self) -> None:
         """Flush the stream."""
@@ -53,17 +60,17 @@ class Output:
         if self.error is None and self.stream is not None:
             try:
                 self.stream.flush()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 self._give_up(error)
 
     def isatty(self) -> bool:
         """Return whether somebody sees the text on a terminal."""
-        return self.error is None and self.stream is not None and self.stream.isatty()
+        return self.error is None and bool(getattr(self.stream, "isatty", bool)())
 
-    def _give_up(self, error: OSError | ValueError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Keep the error, and let what is still in the stream's buffer go nowhere."""
         self.error = error if isinstance(error, OSError) else OSError(errno.EBADF, one_line(error))
-        with suppress(OSError, ValueError):
+        with suppress(Exception):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
@@ -138,7 +145,8 @@ def unforeseen(error: BaseException, folder: Path | None = None) -> str:
     return f"{type(error).__name__}: {one_line(error)}; the traceback is in {path}"
 
 
-def one_line_a_thread() -> None:
+@contextmanager
+def one_line_a_thread() -> Iterator[None]:
     """End an error of any thread with one line, and a traceback in the temporary folder."""
 
     def ended(arguments: threading.ExceptHookArgs) -> None:
@@ -146,4 +154,8 @@ def one_line_a_thread() -> None:
             name = arguments.thread.name if arguments.thread else "a thread"
             print(f"clotkit: {name}: {unforeseen(arguments.exc_value)}", file=sys.stderr)
 
-    threading.excepthook = ended
+    before, threading.excepthook = threading.excepthook, ended
+    try:
+        yield
+    finally:
+        threading.excepthook = before

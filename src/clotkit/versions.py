@@ -77,7 +77,7 @@ def code_version(folders: tuple[Path, ...] = PACKAGES, version: str = __version_
 
 
 def without_docstrings(source: str) -> str:
-    """Return a module's source with blank lines in place of its docstrings, so that every line keeps its number."""
+    """Return a module's source with blank lines in place of its docstrings: all others keep their number."""
     lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

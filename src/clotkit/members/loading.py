@@ -78,7 +78,7 @@ def start_keras() -> None:
     """Import Keras and its backend and touch the device, without TensorFlow's start-up messages.
 
     GPU memory is allocated as needed: by default one process takes all of it, and no other process can use the GPU.
-    The user's own settings of Keras (keras.json, KERAS_BACKEND) do not apply: members are built for these ones.
+    The user's own settings of Keras (keras.json, KERAS_* variables) do not apply: members are built for these ones.
 
     Raises:
         UsageError: The backend that CLOTKIT_BACKEND names is not one of BACKENDS, or the program that called the kit
@@ -106,16 +106,13 @@ def _own_settings() -> Iterator[None]:
     wanted = os.environ.get("CLOTKIT_BACKEND") or next(filter(find_spec, BACKENDS), BACKENDS[0])
     if wanted not in BACKENDS:
         raise UsageError(f"CLOTKIT_BACKEND is {wanted!r}; allowed: {', '.join(BACKENDS)}")
-    names = ("KERAS_BACKEND", "KERAS_HOME")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    with tempfile.TemporaryDirectory(prefix="clotkit-keras-", ignore_cleanup_errors=True) as empty:
-        os.environ.update(dict(zip(names, (wanted, empty), strict=True)))
-        try:
-            yield
-        finally:
-            for name in names:
-                del os.environ[name]
-            os.environ.update(before)
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("KERAS_")}
+    os.environ.update(KERAS_BACKEND=wanted, KERAS_HOME=os.devnull)  # in which no keras.json can be
+    try:
+        yield
+    finally:
+        del os.environ["KERAS_BACKEND"], os.environ["KERAS_HOME"]
+        os.environ.update(before)
 
 
 @contextmanager

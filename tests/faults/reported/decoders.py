@@ -45,7 +45,9 @@ def picture() -> Pixels:
 
 def write(path: Path, tags: Mapping[int, tuple[int, Any]], segments: Sequence[bytes], where: tuple[int, int],
           counts: Sequence[int] | None = None) -> None:  # fmt: skip
-    """Write a TIFF of one page; an empty segment is absent, `counts` replace the true ones, none if it is empty."""
+    """Write a TIFF of one page.
+
+    An empty segment is absent; `counts` replace the true ones, none if it is empty."""
     data, offsets = io.BytesIO(), []
     for segment in segments:
         offsets.append(8 + data.tell() if segment else 0)

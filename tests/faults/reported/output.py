@@ -25,6 +25,7 @@ CLOTKIT = f"'{sys.executable}' -m clotkit.cli"
 WEIGHTS = ROOT / "weights" / "demo"
 RUN = f"{CLOTKIT} run split --weights '{WEIGHTS}' --out out"
 CALL = "import sys; from clotkit.cli import main; sys.exit(main(sys.argv[1:]))"
+ODD_KERAS = {"KERAS_BACKEND": "torch", "KERAS_HOME": "/proc/none", "KERAS_MAX_STEPS_PER_EPOCH": "1x"}
 BROKEN_SETTINGS = '{"floatx": "float16", "image_data_format": "channels_first", "backend": "torch", "epsilon": 0.1}'
 
 
@@ -173,7 +174,7 @@ CASES = [
     case("keras.json asks for channels first, float16 and another backend", "scored as without it",
          partial(with_settings, BROKEN_SETTINGS, {})),
     case("keras.json is not JSON, and KERAS_BACKEND names one that is not installed", "scored as without it",
-         partial(with_settings, "{", {"KERAS_BACKEND": "torch", "KERAS_HOME": "/proc/none"})),
+         partial(with_settings, "{", ODD_KERAS)),
     case("a script without a main guard", LIKE_A_COMMAND, partial(called, "call.py {}")),
     case("a program from standard input", LIKE_A_COMMAND, partial(called, "- {} < call.py")),
     case("a program from the command line", LIKE_A_COMMAND, partial(called, f"-c '{CALL}' {{}}")),
