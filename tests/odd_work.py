@@ -6,6 +6,7 @@ python -m tests.odd_work > docs/explanation/odd_tiffs.md
 import datetime
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import_module("tests.odd_work").main()  # slides' processes find the work by the name of its module
