@@ -126,6 +126,7 @@ def by_libvips(path: Path) -> Pixels:
     """Return the first page as libvips reads it."""
     import pyvips
 
+    pyvips.cache_set_max(0)  # the mutations have one name, one after the other
     image = pyvips.Image.new_from_file(str(path), fail_on="warning").autorot()
     if image.format == "ushort":
         image = (image >> 8).cast("uchar")

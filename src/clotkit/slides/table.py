@@ -26,14 +26,16 @@ from clotkit.slides.directories import (
     TILE_TABLE,
     TILE_WIDTH,
     WIDTH,
+    YCBCR_SUBSAMPLING,
     Tags,
 )
 
 Integers = npt.NDArray[np.int64]
 
 # slides.segments decodes plain 8-bit RGB in these codecs, in segments of a bounded size, or row by row.
-RAW, LZW, OLD_JPEG, JPEG, DEFLATE = 1, 5, 6, 7, (8, 32946)
+RAW, LZW, OLD_JPEG, JPEG, DEFLATE, PACKBITS = 1, 5, 6, 7, (8, 32946), 32773
 PLAIN_CODECS = {RAW, LZW, JPEG, *DEFLATE}
+CHROMA_CODECS = {RAW, LZW, PACKBITS, *DEFLATE, 34925, 50000}  # which pack chroma as the tags say
 ROWWISE_CODECS = {RAW, *DEFLATE}
 RGB, YCBCR = 2, 6
 MAX_SEGMENT_BYTES = 48 * 2**20  # decoded; 128 rows of the widest slide are 39 MB
@@ -83,7 +85,7 @@ def segment_table(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | No
         file_bytes: Size of the file.
 
     Raises:
-        SlideUnreadable: The segments extend beyond the end of the file, or there are none.
+        SlideUnreadable: Segments lie in the header or beyond the end of the file, or there are none.
     """
     tiled, codec = TILE_WIDTH in tags, first_value(tags, COMPRESSION, RAW)
     side = _side_px(tags, tiled)
@@ -101,6 +103,8 @@ def segment_table(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | No
     if len(past):
         counts = _clamped(offsets, counts, past, file_bytes)
         codes.append(Reason.TABLE_COMPLETED)
+    if _read_differently(tags, codec):
+        codes.append(Reason.DECODERS_DISAGREE)
     area = side[0] * side[1] * 3
     rowwise = not tiled and codec in ROWWISE_CODECS
     return SegmentTable(
@@ -118,6 +122,17 @@ def segment_table(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | No
         codes=tuple(dict.fromkeys(codes)),
         doubtful=tuple((int(i) // shape[1], int(i) % shape[1]) for i in past),
     )
+
+
+def _read_differently(tags: Tags, codec: int) -> bool:
+    """Return whether decoders are known to read such a page differently.
+
+    libtiff ignores a predictor of uncompressed data, others undo it. Where YCbCr does not state its subsampling, some
+    take the default of the specification, others none.
+    """
+    ignored = codec in (RAW, PACKBITS) and first_value(tags, PREDICTOR, 1) != 1
+    colours = first_value(tags, PHOTOMETRIC, 0) == YCBCR and codec not in (JPEG, OLD_JPEG)
+    return ignored or (colours and codec in CHROMA_CODECS and YCBCR_SUBSAMPLING not in tags)
 
 
 def _side_px(tags: Tags, tiled: bool) -> tuple[int, int]:

@@ -170,7 +170,9 @@ def _encoding(tags: Tags, codec: int, bits: int, samples: int, big_endian: bool)
         codec=codec,
         bits=bits,
         samples=samples,
-        photometric=first_value(tags, PHOTOMETRIC, NO_PHOTOMETRIC),
+        photometric=first_value(tags, PHOTOMETRIC, NO_PHOTOMETRIC)
+        if len(tags.get(PHOTOMETRIC, ())) == 1
+        else NO_PHOTOMETRIC,
         planar=first_value(tags, PLANAR_CONFIG, 1) == 2 and samples > 1,
         predictor=first_value(tags, PREDICTOR, 1),
         lsb_first=first_value(tags, FILL_ORDER, 1) == 2,

@@ -15,6 +15,7 @@ Tags = dict[int, npt.NDArray[np.int64]]
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 HORIZONTAL = 2  # predictor
+WITHOUT_PREDICTOR = {1, 2, 3, 4, 32773}  # codecs for which libtiff ignores the tag
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,18 @@ def unpacked(data: Pixels, encoding: Encoding, width_px: int, rows: int) -> Samp
     if encoding.packed_chroma:
         return _chroma_spread(data, encoding.subsampling, width_px, rows)
     samples = 1 if encoding.planar else encoding.samples
+    predictor = 1 if encoding.codec in WITHOUT_PREDICTOR else encoding.predictor
     if encoding.bits < 8:
-        if encoding.predictor != 1 or samples != 1:
-            raise CodecUnsupported(f"{encoding.bits}-bit samples, {samples} per pixel, predictor {encoding.predictor}")
+        if predictor != 1 or samples != 1:
+            raise CodecUnsupported(f"{encoding.bits}-bit samples, {samples} per pixel, predictor {predictor}")
         return _bits(data.reshape(rows, -1), encoding.bits, width_px)
     kind = np.dtype("u1") if encoding.bits == 8 else np.dtype(">u2" if encoding.big_endian else "<u2")
     values = data.view(kind).reshape(rows, width_px, samples)
-    if encoding.predictor == HORIZONTAL:
+    if predictor == HORIZONTAL:
         native = kind.newbyteorder("=")
         return np.asarray(np.add.accumulate(values.astype(native), axis=1, dtype=native))
-    if encoding.predictor != 1:
-        raise CodecUnsupported(f"predictor {encoding.predictor} of integer samples is not read")
+    if predictor != 1:
+        raise CodecUnsupported(f"predictor {predictor} of integer samples is not read")
     return values
 
 
