@@ -28,8 +28,8 @@ def levels(*steps: int, tags: Tags | None = None) -> list[Page]:
 
 def described(pixels: np.ndarray, text: str, tile: int = 64, **tags: int) -> Page:
     """Return a page with a description; `kind` is its NewSubfileType."""
-    kind: Tags = {254: tags["kind"]} if tags else {}
-    return Page(pixels, tile, {270: text} | kind)
+    kind = {254: tags["kind"]} if tags else {}
+    return Page(pixels, tile, {270: text, **kind})
 
 
 def aperio(line: str) -> str:
@@ -77,6 +77,14 @@ CHOSEN: dict[str, tuple[Sequence[Page], Found]] = {
     "levels in SubIFDs": ([Page(SLIDE, 64, subifds=levels(2, 4))], (0, (), ())),
     "a mask of the slide's size": ([Page(BLANK, 64, {254: 4}), MAIN], (1, (), (OTHER,))),
     "a mask by its colours": ([Page(BLANK, 64, {262: 4}), MAIN], (1, (), (OTHER,))),
+    "a larger page in black and white": (
+        [Page(np.pad(BLANK, 50)[:, :48], 0, {258: 1, 256: 384}), MAIN],
+        (1, (), (OTHER, SEVERAL)),
+    ),
+    "metadata first": (
+        [Page(BLANK[:1], 0, {256: None, 257: None, 273: None, 270: "by hand"}), MAIN],
+        (1, (), (OTHER,)),
+    ),
     "a larger grey page": ([Page(np.pad(BLANK, 50), 64), MAIN], (1, (), (OTHER, SEVERAL))),
     "a larger photograph in one strip": ([Page(paper(500, 300)), MAIN], (1, (), (OTHER, SEVERAL))),
     "a larger photograph, marked": ([Page(paper(500, 300), 64, REDUCED), MAIN], (1, (), (OTHER,))),

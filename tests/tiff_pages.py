@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 WIDTH, HEIGHT = 320, 240
-Values = int | float | str | Sequence[int]
+Values = int | float | str | Sequence[int] | None  # None: the tag is left out
 SHORT, LONG, TEXT, FLOAT, LONG8 = 3, 4, 2, 11, 16
 FORMS = {SHORT: "H", LONG: "I", LONG8: "Q"}
 LONGS = {254, 256, 257, 273, 278, 279, 324, 325, 330}  # all other numbers are written as 16 bits
@@ -86,7 +86,7 @@ class Writer:
         offsets, counts = (324, 325) if page.tile else (273, 279)
         tables: dict[int, Values] = {offsets: places, counts: [len(segment) for segment in segments]}
         tags = page.described() | tables | ({330: below} if below else {}) | page.tags
-        entries = [self._entry(code, value) for code, value in sorted(tags.items())]
+        entries = [self._entry(code, value) for code, value in sorted(tags.items()) if value is not None]
         count = struct.pack(self.order + ("Q" if self.big else "H"), len(entries))
         place = self._append(count + b"".join(entries) + bytes(self.room))
         return place, place + len(count) + len(entries) * (4 + 2 * self.room)
@@ -97,7 +97,7 @@ class Writer:
         elif isinstance(value, float):
             kind, number, data = FLOAT, 1, struct.pack(f"{self.order}f", value)
         else:
-            values = [value] if isinstance(value, int) else list(value)
+            values = [value] if isinstance(value, int) else list(value or ())
             kind = (LONG8 if self.big else LONG) if code in LONGS else SHORT
             number, data = len(values), struct.pack(f"{self.order}{len(values)}{FORMS[kind]}", *values)
         if len(data) > self.room:

@@ -37,7 +37,7 @@ from clotkit.slides.directories import (
 )
 from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, check_size
 
-WHITE_IS_ZERO, BLACK_IS_ZERO, MASK_PHOTOMETRIC = 0, 1, 4  # photometric interpretations
+WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE, MASK_PHOTOMETRIC = 0, 1, 3, 4  # photometric interpretations
 REDUCED_BIT, MASK_BIT = 1, 4  # of NewSubfileType
 OLD_REDUCED = 2  # a value of SubfileType
 MASK = "mask"
@@ -50,13 +50,14 @@ NAMED = re.compile(
 )
 APERIO_REDUCED = re.compile(r"Aperio[^\n]*\n[^\n]*->")  # "4443x3567 (256x256) -> 2221x1783"
 LEVEL = re.compile(r"level=(\d+)")  # Ventana: "level=0 mag=40"
-OME_FILES = re.compile(r'<UUID\b[^>]*\bFileName="([^"]*)"')
-OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r'\bSize([XYCZT])="(\d+)"')
+OME_FILES = re.compile(r"""<(?:\w+:)?UUID\b[^>]*\bFileName=["']([^"']*)""")
+OME_ELSEWHERE = re.compile(r"<(?:\w+:)?BinaryOnly\b")
+OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r"""\bSize([XYCZT])=["'](\d+)""")
 IMAGEJ_PLANES = re.compile(r"ImageJ=.*\nimages=(\d+)")
 TIFFFILE_SHAPE = re.compile(r'"shape": \[([\d, ]+)\].*"truncated": true')
 # How many times smaller a page may be than another and still be the slide: scanners tile the slide and not its macro
 # photograph, a slide in colour may have a grey mask, and a page that is marked as a reduced copy seldom is the slide.
-TILED_WEIGHT, COLOUR_WEIGHT, REDUCED_WEIGHT = 16, 4, 1 / 16
+TILED_WEIGHT, COLOUR_WEIGHT, BILEVEL_WEIGHT, REDUCED_WEIGHT = 16, 4, 1 / 4, 1 / 16
 COPY_TIMES, COPY_SHAPE = 3.9, 0.02  # a page of the same shape with fewer than 1/3.9 of the pixels is a copy
 COMPARED = 64  # sizes, the largest ones, that a page may be a copy of
 ICON_PX = 32  # pages with no longer side are icons, whose sizes tell nothing: the first one counts
@@ -72,6 +73,7 @@ class Page:
     width_px: int
     height_px: int
     samples: int
+    colour: bool  # in several bands or by a palette
     channel: bool  # one band of 8 bits or more without a palette: it may be one channel of several
     tiled: bool
     reduced: bool  # marked as a copy in a lower resolution
@@ -85,8 +87,9 @@ class Page:
     @property
     def weight(self) -> float:
         """The page with the largest weight is the slide."""
-        tiled, colour = TILED_WEIGHT if self.tiled else 1, COLOUR_WEIGHT if self.samples > 2 else 1
-        return self.area_px * tiled * colour * (REDUCED_WEIGHT if self.reduced else 1)
+        depth = COLOUR_WEIGHT if self.colour else 1 if self.channel else BILEVEL_WEIGHT
+        tiled, reduced = TILED_WEIGHT if self.tiled else 1, REDUCED_WEIGHT if self.reduced else 1
+        return self.area_px * depth * tiled * reduced
 
     def copies(self, other: "Page") -> bool:
         """Return whether this page has the shape of the other and is a good deal smaller."""
@@ -117,7 +120,7 @@ def choose(found: Directories, path: Path) -> Choice:
         ValueError: The first directory cannot be read.
     """
     description = found.text(found.all[0], DESCRIPTION, MAX_DESCRIPTION_BYTES)
-    if len(files := set(OME_FILES.findall(description))) > 1 or "<BinaryOnly" in description:
+    if len(files := set(OME_FILES.findall(description))) > 1 or OME_ELSEWHERE.search(description) is not None:
         raise CodecUnsupported(
             f"an OME-TIFF of {max(len(files), 2)} or more files is not supported; save the slide as one file"
         )
@@ -202,8 +205,9 @@ def _pages(found: Directories, path: Path) -> tuple[list[Page], str]:
     """
     pages, broken, first = list[Page](), found.broken, found.all[0]
     for directory in found.all:
-        if SUBIFDS in directory.entries and not _table(directory):
-            continue  # it only holds others
+        empty = not _table(directory) and WIDTH not in directory.entries
+        if (empty and directory.tags) or (SUBIFDS in directory.entries and not _table(directory)):
+            continue  # it only holds metadata or other directories
         try:
             page = _page(found, directory, path)
             if directory is not first:
@@ -245,6 +249,7 @@ def _page(found: Directories, directory: Directory, path: Path) -> Page:
         width,
         height,
         max(samples, 1),
+        colour=samples > 2 or photometric == PALETTE,
         channel=samples == 1 and bits >= 8 and photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO),
         tiled=TILE_WIDTH in directory.entries,
         reduced=_reduced(found, directory),
