@@ -182,7 +182,7 @@ bench-scale: $(VENV)/.dev  ## measure a cluster: one worker against two, 10 slid
 	@$(BIN)/python -m bench.scale; scale=$$?; $(BIN)/python -m bench.cluster --rounds 3; exit $$((scale | $$?))
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
-	$(BIN)/python -m pytest -q -m slow_faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_faults
 
 test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, the whole way on a small sample
 	$(BIN)/python -m pytest -q -m slow_recipes

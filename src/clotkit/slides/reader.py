@@ -1,9 +1,9 @@
 """Open slides: the only module that uses pyvips and OpenSlide.
 
 The compression tag is read first, because libvips without a codec returns black pixels without an error (seen for ZSTD,
-LZMA, LERC, JPEG XL and JPEG 2000 in the build that pip installs). Plain 8-bit RGB is decoded segment by segment without
-libvips. libvips decodes the other codecs it has, OpenSlide the rest, and a codec that none of them reads is refused by
-name.
+LZMA, LERC, JPEG XL and JPEG 2000 in the build that pip installs). The first decoder that reads a page is used: our own
+segments for plain 8-bit RGB, then libvips, OpenSlide, and any codec that imagecodecs has. A page that none of them
+reads is refused by name.
 
 libvips also returns black tiles for a truncated or damaged tiled file, unless `fail_on` is "warning"
 (docs/explanation/decisions.md has the table).
