@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import ROOT
 from .reported import Reported, reported
 
+DOCUMENT = ROOT / "docs" / "explanation" / "faults.md"
 CASES = [(kind, case) for kind, cases in reported().items() for case in cases]
 
 
@@ -25,3 +27,10 @@ def test_right_value(case: Reported, tmp_path: Path, record_property: Callable[[
 
 def test_names_differ() -> None:
     assert len({case.name for _, case in CASES}) == len(CASES)
+
+
+def test_the_document_has_these_faults() -> None:
+    """`python -m tests.faults > docs/explanation/faults.md` writes the rows again."""
+    table = DOCUMENT.read_text(encoding="utf-8").partition("\n## Faults that others reported")[2].partition("\n## ")[0]
+    rows = [line.removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0] for row in rows if not row.startswith("**")] == [case.name for _, case in CASES]
