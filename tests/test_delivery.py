@@ -269,7 +269,8 @@ def left_by(version: KernelVersion) -> dict[str, bytes]:
     """Return small output files of a run of the tiling or the training kernel."""
     if version.ref.endswith("-tile"):
         return {"tiles/strip_ai.tar": packed({"shards.csv": b"image_id"}), "tiles/MANIFEST.json": b"{}"}
-    return {"weights/strip_ai/recipe.toml": b"name", "weights/MANIFEST.json": b"{}", "summary.json": b"{}"}
+    member = {f"weights/strip_ai/{path.name}": path.read_bytes() for path in (ROOT / "weights" / "demo").iterdir()}
+    return member | {"weights/MANIFEST.json": b"{}", "summary.json": b"{}"}
 
 
 def packed(files: dict[str, bytes]) -> bytes:
