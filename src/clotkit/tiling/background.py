@@ -4,6 +4,7 @@ A few dozen samples decide whether one colour will do, as on most slides. Only i
 colour, the whole slide is surveyed.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -133,7 +134,13 @@ def _is_grey(slide: Slide, samples: Samples, survey: Survey | None, glass: Glass
     far = distance(pixels[None], glass.colour)[0] >= GREY_FAR
     if (chroma(pixels[far]) > GREY_CHROMA).sum() >= GREY_PX:
         return False
-    return _has_no_colour(_busy_pixels(slide, glass.colour), glass.colour)
+    parts = list[Pixels]()
+    for part in _busy_tiles(slide, glass.colour):
+        tissue = part[distance(part[None], glass.colour)[0] >= GREY_FAR]
+        if len(tissue) >= GREY_PX and (chroma(tissue) > GREY_CHROMA).mean() > 0.5:
+            return False  # nearly always the first one: the others need not be read
+        parts.append(part)
+    return _has_no_colour(np.concatenate(parts), glass.colour)
 
 
 def _has_no_colour(pixels: Pixels, colour: Colour) -> bool:
@@ -147,8 +154,8 @@ def chroma(pixels: Pixels) -> npt.NDArray[np.uint8]:
     return np.asarray(pixels.max(axis=-1) - pixels.min(axis=-1))
 
 
-def _busy_pixels(slide: Slide, colour: Colour) -> Pixels:
-    """Return pixels, uint8[n, 3], of the tiles that compress worst, or of a grid without sizes."""
+def _busy_tiles(slide: Slide, colour: Colour) -> Iterator[Pixels]:
+    """Yield the pixels, uint8[n, 3], of each of the tiles that compress worst, or of a grid without sizes."""
     table = slide.table
     if table is None or slide.sequential or not table.tiled or table.width_px % BUSY_DOWNSAMPLE:
         side = max(1, min(slide.width_px, slide.height_px) // 64)
@@ -165,8 +172,8 @@ def _busy_pixels(slide: Slide, colour: Colour) -> Pixels:
         rows, columns = np.unravel_index(chosen, counts.shape)
         xy = [(int(c) * table.width_px, int(r) * table.height_px) for r, c in zip(rows, columns, strict=True)]
         side_px, downsample = table.width_px // BUSY_DOWNSAMPLE, BUSY_DOWNSAMPLE
-    tiles = list(slide.tiles(xy, side_px, downsample, colour)) if xy else [blank(1, 1, colour)]
-    return np.concatenate([tile.reshape(-1, 3) for tile in tiles])
+    tiles = slide.tiles(xy, side_px, downsample, colour) if xy else iter([blank(1, 1, colour)])
+    yield from (tile.reshape(-1, 3) for tile in tiles)
 
 
 def surveyed_glass(slide: Slide, survey: Survey, sampled: Colour) -> Glass:
