@@ -152,3 +152,11 @@ def test_a_stored_slide_is_found_by_its_name(tmp_path: Path, strip_ai: Competiti
         None,
     ]
     assert [TableRepair.OTHER_FILE in slide.repairs for slide in slides] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "same"),
+    [("006388", "6388", True), ("006388", "6388.0", True), ("001000", "1.00E+03", True), ("100e03", "0001e5", False)],
+)
+def test_a_number_that_a_table_program_made_of_an_id(known: str, other: str, same: bool) -> None:
+    assert same_number(known, other) is same

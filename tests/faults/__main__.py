@@ -44,7 +44,7 @@ TAIL = """
 | fault | outcome | test |
 |---|---|---|
 | float, signed, 32-bit samples | fallback; the reason names the sample type | test_odd_slides |
-| a codec that nothing reads (LERC, …) | fallback; the reason names the codec | test_reader |
+| a codec that nothing reads (JBIG, …) | fallback; the reason names the codec | test_reader |
 | a size that the file cannot hold | fallback: … would expand 25,000,000-fold; 2,000-fold is allowed | test_odd_slides |
 | palette, rotated; PNG, JPEG | read as 8-bit RGB, upright | test_odd_slides |
 | pen marks, shadows | excluded while there is other tissue | test_tissue, test_marks |

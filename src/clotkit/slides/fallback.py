@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,8 +131,8 @@ class FallbackSlide:
                 ):
                     raise CodecUnsupported(f"{candidate.decoder} reads the slide in another shape or order")
                 table = self._expected.table
-                self._note(*(table.codes if table is not None else ()), *slide.facts.get("notes", ()))
-                self._note(*self._checked(slide, candidate))
+                codes = self._checked(slide, candidate)
+                self._note(*(table.codes if table is not None else ()), *slide.facts.get("notes", ()), *codes)
             except SlideError as error:
                 self._failed(candidate.decoder, error)
                 continue
@@ -169,7 +170,7 @@ class FallbackSlide:
                 others.append(seen)
         if not others:
             return []
-        if (len(others) > 1 and self._alike(others[0], others[1])) or (_blank(tiles) and not _blank(others[0])):
+        if any(self._alike(*pair) for pair in combinations(others, 2)) or (_blank(tiles) and not _blank(others[0])):
             raise DecodersDisagree(f"{candidate.decoder} reads other pixels than the other decoders here")
         return [Reason.DECODERS_DISAGREE]
 

@@ -49,12 +49,12 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 APERIO_REDUCED = re.compile(r"Aperio[^\n]*\n[^\n]*->")  # "4443x3567 (256x256) -> 2221x1783"
-LEVEL = re.compile(r"level=(\d+)")  # Ventana: "level=0 mag=40"
+LEVEL = re.compile(r"(?:^|[\s|;])level=(\d{1,6})")  # Ventana: "level=0 mag=40"
 OME_FILES = re.compile(r"""<(?:\w+:)?UUID\b[^>]*\bFileName=["']([^"']*)""")
 OME_ELSEWHERE = re.compile(r"<(?:\w+:)?BinaryOnly\b")
-OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r"""\bSize([XYCZT])=["'](\d+)""")
-IMAGEJ_PLANES = re.compile(r"ImageJ=.*\nimages=(\d+)")
-TIFFFILE_SHAPE = re.compile(r'"shape": \[([\d, ]+)\].*"truncated": true')
+OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r"""\bSize([XYCZT])=["'](\d{1,9})["']""")
+IMAGEJ_PLANES = re.compile(r"ImageJ=.*\nimages=(\d{1,9})\b")
+TIFFFILE_SHAPE = re.compile(r'"shape": \[(\d{1,9}(?:, ?\d{1,9}){0,9})\].*"truncated": true')
 # How many times smaller a page may be than another and still be the slide: scanners tile the slide and not its macro
 # photograph, a slide in colour may have a grey mask, and a page that is marked as a reduced copy seldom is the slide.
 TILED_WEIGHT, COLOUR_WEIGHT, BILEVEL_WEIGHT, REDUCED_WEIGHT = 16, 4, 1 / 4, 1 / 16
@@ -126,10 +126,11 @@ def choose(found: Directories, path: Path) -> Choice:
         )
     pages, broken = _pages(found, path)
     images = [page for page in pages if not page.name]
-    if not images and pages and pages[0].name != MASK:
-        raise CodecUnsupported(f"the file has no slide, only its {pages[0].name} ({_place(pages[0].directory)})")
+    other = next((page for page in pages if page.name != MASK), None)
+    if not images and other is not None:
+        raise CodecUnsupported(f"the file has no slide, only its {other.name} ({_place(other.directory)})")
     if not images:  # a mask alone, or nothing that is a page
-        return Choice(found.all[0], (Reason.PAGES_UNREAD,) if broken else ())
+        return Choice(pages[0].directory if pages else found.all[0], (Reason.PAGES_UNREAD,) if broken else ())
     if broken and all(page.reduced for page in images):
         raise SlideUnreadable(f"the slide's directory cannot be read, only those of reduced copies can; {broken}")
     choice = _largest(images, broken, description)

@@ -108,6 +108,11 @@ def _has_plain_colours(layout: Layout) -> bool:
         return False
 
 
+def _one_plane(table: SegmentTable | None) -> SegmentTable | None:
+    """Return a table whose rows are those of the slide, or None: planes lie one below the other in it."""
+    return table if table is None or table.planes == 1 else None
+
+
 def _open_directly(path: Path, layout: Layout) -> DirectSlide:
     assert layout.segments is not None
     if codecs() is None:
@@ -206,7 +211,7 @@ class VipsSlide:
         self.facts: dict[str, Any] = {}
         self._rotated, self.sequential = False, not layout.tiled
         image = self._open("random" if layout.tiled else "sequential")
-        self.table = None if self._rotated else layout.segments
+        self.table = None if self._rotated else _one_plane(layout.segments)
         self.width_px, self.height_px = int(image.width), int(image.height)
 
     def tiles(
@@ -289,7 +294,7 @@ class OpenSlideSlide:
             import openslide
         except (ImportError, OSError) as error:
             raise CodecUnsupported("OpenSlide is not installed") from error
-        self.table, self.facts = table, dict[str, Any]()
+        self.table, self.facts = _one_plane(table), dict[str, Any]()
         self._error: type[Exception] = openslide.OpenSlideError
         try:
             self._slide = openslide.OpenSlide(path)

@@ -99,7 +99,7 @@ def segment_table(tags: Tags, plain: bool, file_bytes: int) -> SegmentTable | No
     offsets, counts, codes = _completed(*places, file_bytes)
     if (start := int(offsets[counts > 0].min())) < 8:
         raise SlideUnreadable(f"a tile or strip is said to start at byte {start}, within the file's header")
-    past = np.flatnonzero(offsets + counts > file_bytes)
+    past = np.flatnonzero(counts > file_bytes - offsets)  # the sum may be too large for an int64
     if len(past):
         counts = _clamped(offsets, counts, past, file_bytes)
         codes.append(Reason.TABLE_COMPLETED)

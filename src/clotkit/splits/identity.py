@@ -162,6 +162,8 @@ def patient_of(image_id: str, competition: Competition) -> str | None:
 
 def same_number(known: str, other: str) -> bool:
     """Return whether `other` is `known` as a table program writes it: zeros lost, a float, 1e5 for 100000."""
+    if len(other) == len(known) and other.isalnum():  # an id itself, not a number: 0001e5 is not 100e03
+        return other == known
     if other and known.lstrip("0") == other.lstrip("0"):
         return True
     if "." in known or not (NUMBER.fullmatch(known) and NUMBER.fullmatch(other)):
