@@ -73,6 +73,8 @@ def test_a_stream_that_is_hardly_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", odd)
     with console.kept_going():
         assert not sys.stdout.isatty()
+        with pytest.raises(TypeError):
+            sys.stdout.write(b"")  # type: ignore[arg-type]
         print("caf\u00e9")
         assert not console.lost()
         print("fail")

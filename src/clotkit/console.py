@@ -37,7 +37,13 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, line by line; return its length, also if it is dropped."""
+        """Write text, line by line; return its length, also if it is dropped.
+
+        Raises:
+            TypeError: It is not text. Libraries try bytes to learn what a stream takes.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"write() takes str, not {type(text).__name__}")
         if self.error is None and self.stream is not None:
             try:
                 self._write(text)
