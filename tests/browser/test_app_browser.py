@@ -64,15 +64,17 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     home = tmp_path_factory.mktemp("home")
     environment = os.environ | {"HOME": str(home)}
     with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        printed = []
-        for line in process.stdout:  # until it listens, or has ended
-            printed.append(line)
-            if "URL" in line:
-                break
-        assert f"http://127.0.0.1:{port}" in printed[-1], printed
-        yield f"http://127.0.0.1:{port}"
-        process.kill()
+        try:
+            assert process.stdout is not None
+            printed = []
+            for line in process.stdout:  # until it listens, or has ended
+                printed.append(line)
+                if "URL" in line:
+                    break
+            assert f"http://127.0.0.1:{port}" in printed[-1], printed
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
