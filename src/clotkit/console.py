@@ -62,7 +62,6 @@ class Output:
 
     def flush(self) -> None:
         """Flush the stream."""
-        self.write("")
         if self.error is None and self.stream is not None:
             try:
                 self.stream.flush()

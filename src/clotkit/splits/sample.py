@@ -2,14 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
 from clotkit.splits.identity import BLANK, NUMBER, patient_of, same_number, without_suffix
 from clotkit.splits.tables import Row, read_table
+
+Patients = tuple[Collection[str], Collection[str]]  # of a test table: in its cells, and in its image ids
 
 
 def read_sample_ids(path: Path, competition: Competition) -> list[str]:
@@ -22,7 +25,8 @@ def read_sample_ids(path: Path, competition: Competition) -> list[str]:
     """
     column = competition.columns.patient
     rows = read_table(path, competition.header)
-    ids = [_restored(row, path, competition) for row in rows]
+    beside = cache(partial(_patients_beside, path, competition))  # the test table is read once, if at all
+    ids = [_restored(row, path, competition, beside) for row in rows]
     for patient, count in Counter(ids).items():
         if count > 1:
             numbers = [str(row.number) for row, one in zip(rows, ids, strict=True) if one == patient]
@@ -30,7 +34,7 @@ def read_sample_ids(path: Path, competition: Competition) -> list[str]:
     return ids
 
 
-def _restored(row: Row, path: Path, competition: Competition) -> str:
+def _restored(row: Row, path: Path, competition: Competition, beside: Callable[[], Patients]) -> str:
     """Return the patient id of a row. Raises SplitError if it is blank, or a number of several ids."""
     cell, column = row[competition.columns.patient], competition.columns.patient
     if re.fullmatch(competition.ids.patient, cell):
@@ -39,7 +43,7 @@ def _restored(row: Row, path: Path, competition: Competition) -> str:
         raise SplitError(f"{path}: row {row.number}: {column} is {cell or '(empty)'}; a patient id is needed")
     if not NUMBER.fullmatch(cell):
         return cell
-    cells, embedded = _patients_beside(path, competition)
+    cells, embedded = beside()
     similar = {one for one in embedded if same_number(one, cell)}
     if len(similar) == 1:
         return similar.pop()
@@ -52,7 +56,7 @@ def _restored(row: Row, path: Path, competition: Competition) -> str:
     )
 
 
-def _patients_beside(path: Path, competition: Competition) -> tuple[Collection[str], Collection[str]]:
+def _patients_beside(path: Path, competition: Competition) -> Patients:
     """Return the patients in the cells and those in the image ids of the test table beside the sample."""
     columns, rows = competition.columns, list[Row]()
     with suppress(SplitError):
