@@ -358,6 +358,7 @@ def _scheduler(scheduler: str | None, connect_s: float) -> str:
     """Return the address of a scheduler, once it has answered. Raises UsageError."""
     with needs_extra("cluster"):
         import dask
+        import distributed  # noqa: F401 - it makes the log handlers that are silenced below
 
     where = scheduler or dask.config.get("scheduler-address", None)
     if not where:
