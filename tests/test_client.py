@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("home")
 def competition() -> Competition:
     """A competition with other names than the one that ships."""
     shipped = load_competition()
-    files = replace(shipped.files, table="{split}_list.csv", sample=SAMPLE, slide="{split}_images/{image_id}.svs")
+    files = replace(shipped.files, table="{split}_list.csv", sample=SAMPLE, slide=("{split}_images/{image_id}.svs",))
     return replace(shipped, slug="some-comp", files=files, columns=replace(shipped.columns, image="slide"))
 
 
@@ -355,7 +355,7 @@ def test_a_slide_that_leads_out_is_refused(
 ) -> None:
     server.competition.files[TABLE] = f"slide,patient\n{image_id},a\n".encode()
     if image_id == "..":
-        competition = replace(competition, files=replace(competition.files, slide="{split}/{image_id}/a.svs"))
+        competition = replace(competition, files=replace(competition.files, slide=("{split}/{image_id}/a.svs",)))
     with remote_error(RemoteKind.UNSAFE):
         fetch_public_split(competition, tmp_path / "out", client)
     assert set(files_in(tmp_path)) == {f"out/{TABLE}", f"out/{SAMPLE}"}

@@ -13,7 +13,7 @@ import pytest
 import pyvips
 import tifffile
 
-from clotkit.competitions import Classes, Columns, Competition, Files, Ids, load_competition
+from clotkit.competitions import Classes, Columns, Competition, Files, Ids, Submission, Unit, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.files import sha256
 from clotkit.synthetic.phantom import read_plans, slide_plan, tissue_mask, write_split
@@ -31,11 +31,12 @@ OTHER = replace(
         sample="sheets/blank.csv",
         submission="out.csv",
         table="sheets/{split}_rows.csv",
-        slide="{split}_pixels/img-{image_id}.tiff",
+        slide=("{split}_pixels/img-{image_id}.tiff",),
     ),
     columns=Columns(image="picture", patient="who", center="where", number="nth", label="kind"),
     ids=Ids(patient="[A-Z0-9]{4}", image="{patient}-{number}"),
     classes=Classes(names=("a", "b", "c"), weights=(1.0, 1.0, 1.0), priors=(0.9, 0.07, 0.03), fallback=(0.2, 0.3, 0.5)),
+    submission=Submission(id="who", unit=Unit.PATIENT, columns=("a", "b", "c")),
 )
 
 

@@ -145,7 +145,7 @@ def test_a_stored_slide_is_found_by_its_name(tmp_path: Path, strip_ai: Competiti
     for name in ("006388_0.SVS", "1e0003_1.tif"):
         files.pipe(f"/bucket-of-tables/test/{name}", b"a slide")
     (tmp_path / "test.csv").write_text("image_id,patient_id\n6388_0,006388\n1e0003_1,1e0003\nffffff_0,ffffff\n")
-    slides = in_store(read_slides(tmp_path, "test", strip_ai), tmp_path, "memory://bucket-of-tables")
+    slides = in_store(read_slides(tmp_path, "test", strip_ai), tmp_path, "memory://bucket-of-tables", strip_ai)
     assert [slide.stored.name if slide.stored else None for slide in slides] == [
         "test/006388_0.SVS",
         "test/1e0003_1.tif",

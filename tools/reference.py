@@ -10,16 +10,19 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from clotkit import aliases, competitions, config, reasons
 from clotkit.cli import parser
+from clotkit.competitions import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 COLUMNS = 100  # width of --help in the pages
 NOTE = "<!-- Written by tools/reference.py from the code; run `make reference` after a change. -->\n\n"
+COMPETITION_KEYS = Path(schema.__file__)
 SHIPPED_COMPETITION = competitions.FOLDER / f"{competitions.DEFAULT}.toml"
 
 
@@ -117,7 +120,7 @@ def recipe_rows(cls: type, comments: Mapping[str, str], old: Mapping[str, str]) 
 
 def competition_page() -> str:
     """Return the page of a competition's TOML: its tables from the dataclasses, and the file that ships."""
-    comments, summaries = field_comments(Path(competitions.__file__))
+    comments, summaries = field_comments(COMPETITION_KEYS)
     shipped = toml_comments(SHIPPED_COMPETITION)
     parts = [
         f"{NOTE}# Competition keys\n",
@@ -257,11 +260,13 @@ def _dataclass_of(field: "dataclasses.Field[Any]") -> type | None:
 
 def _type(field: "dataclasses.Field[Any]") -> str:
     if isinstance(field.type, type) and not getattr(field.type, "__args__", ()):
+        if issubclass(field.type, StrEnum):
+            return "string"
         return {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}.get(
             field.type.__name__, field.type.__name__
         )
     (entry, *_) = getattr(field.type, "__args__", (str,))
-    return f"list of {entry.__name__}"
+    return "string" if issubclass(entry, StrEnum) else f"list of {entry.__name__}"
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

@@ -10,7 +10,15 @@ Rows are rescaled to sum to 1, then clipped. Standard library only.
 import math
 from collections.abc import Sequence
 
-METRICS = ("balanced_log_loss",)
+METRICS = (
+    "balanced_log_loss",
+    "log_loss",
+    "quadratic_weighted_kappa",
+    "balanced_accuracy",
+    "accuracy",
+    "macro_f1",
+    "auc",
+)
 
 Rows = Sequence[Sequence[float]]
 

@@ -113,4 +113,6 @@ class TableRepair(StrEnum):
     EXTENSION = "extension"  # its image id has the extension of a file
     OTHER_FILE = "other_file"  # its slide has another extension, other capitals or another encoding of its name
     REPEATED = "repeated"  # another row has the same slide, and says the same
-    NOT_IN_SAMPLE = "not_in_sample"  # the sample submission lacks its patient: scored, but not in the output
+    NOT_IN_SAMPLE = "not_in_sample"  # the sample submission lacks it: scored, but not in the output
+    FROM_SAMPLE = "from_sample"  # there is no table: the sample submission has the slide
+    DERIVED_FACT = "derived_fact"  # the table lacks a fact of the slide, which follows from the files beside it

@@ -7,6 +7,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from enum import EnumType
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,14 +66,29 @@ def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return typed(hint, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple and isinstance(value, list | dict):
-        item = typing.get_args(hint)[0]
-        if isinstance(value, dict):  # [model] is short for a single [[model]]
-            return (_convert(item, value, where),)
-        return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if typing.get_origin(hint) is tuple:
+        return _converted_list(typing.get_args(hint)[0], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    words = next((kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, EnumType)), None)
+    if words is not None:
+        return _word(words, value, where)
     accepted = hint if isinstance(hint, type | types.UnionType) else object
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
     return value
+
+
+def _converted_list(item: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, dict) and dataclasses.is_dataclass(item):  # [model] is short for a single [[model]]
+        return (_convert(item, value, where),)
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} is {value!r}; expected a list")
+    return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+
+
+def _word(words: EnumType, value: Any, where: str) -> Any:
+    try:
+        return words(value)
+    except ValueError as error:
+        raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(words)}") from error

@@ -33,7 +33,7 @@ def fetch_public_split(competition: Competition, out: Path, client: Kaggle | Non
     fetch(files.sample)
     rows = read_table(competition.table_path(out, "test"), [competition.columns.image])
     for row in rows:
-        fetch(files.slide.format(split="test", image_id=row[competition.columns.image]))
+        fetch(files.slide[0].format(split="test", image_id=row[competition.columns.image]))
     return out
 
 

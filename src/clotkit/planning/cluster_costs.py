@@ -105,7 +105,7 @@ def measure_split(
     check_tiler(recipe.tiling, recipe_name)
     with tables_of(where, competition) as folder:
         split = split or split_of(folder, competition, ("train", "test"))
-        slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where)
+        slides = in_store(read_slides(folder, split, competition, log=lambda _: None), folder, where, competition)
         slides = with_sizes(slides, log=lambda _: None)
         file_mb = {slide.image_id: slide.size_bytes / DECIMAL_MB for slide in slides}
         local, fetched_s = _fetched(slides, jobs)

@@ -51,7 +51,7 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     Raises SplitError or ConfigError if a table or the folder of members is wrong, or nothing of the table is there.
     """
     slides = read_slides(settings.split_dir, "test", competition, log)
-    slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir)
+    slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir, competition)
     slides = with_sizes(slides, log, min(ANSWER_S, settings.deadline_s / 10))
     ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
     _check_some_match(slides, ids, settings, competition)

@@ -85,7 +85,7 @@ def tile_split(
     store = store_of(settings.out)
     with tables_of(settings.split_dir, competition) as split_dir:
         split = settings.split or split_of(split_dir, competition, ("train", "test"))
-        slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir)
+        slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir, competition)
         slides = with_sizes(slides, log)
         with exclusive(store, slides):
             tasks = {slide.image_id: _task(slide, tiling, store, settings) for slide in slides}

@@ -3,6 +3,8 @@
 Ids are always strings: `006388` is not a number. Standard library only.
 """
 
+from clotkit.splits.sample import Sample as Sample
+from clotkit.splits.sample import read_sample as read_sample
 from clotkit.splits.sample import read_sample_ids as read_sample_ids
 from clotkit.splits.slides import SYNTHETIC as SYNTHETIC
 from clotkit.splits.slides import SlideRow as SlideRow

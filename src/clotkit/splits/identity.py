@@ -47,7 +47,10 @@ class Joiner:
     def identity(self, row: Row) -> Identity:
         """Return the ids of a row. Raises SplitError if its patient is uncertain."""
         image_id, repairs = self._image(row)
-        patient, repair = self._patient(row, patient_of(image_id, self.competition))
+        embedded = patient_of(image_id, self.competition)
+        if not self.competition.columns.patient:
+            return Identity(image_id, embedded or image_id, row, tuple(repairs))
+        patient, repair = self._patient(row, embedded)
         repairs += [repair] if repair else []
         if self.known is not None and patient not in self.known:
             similar = _similar(patient, self.known)
@@ -63,9 +66,10 @@ class Joiner:
         column = self.competition.columns.image
         cell = row[column]
         image_id = without_suffix(cell)
+        as_written = self.competition.ids.has_extension or image_id == cell
         if not image_id or "/" in image_id or image_id in {".", ".."}:
             raise SplitError(f"{self.where}: row {row.number}: {column} {cell!r} is not a file name; correct the cell")
-        return image_id, [] if image_id == cell else [TableRepair.EXTENSION]
+        return image_id, [] if as_written else [TableRepair.EXTENSION]
 
     def _patient(self, row: Row, embedded: str | None) -> tuple[str, TableRepair | None]:
         """Return the patient of a row, whose image id has the patient `embedded`, and how it was found."""
@@ -119,13 +123,13 @@ class Joiner:
 
 
 def joined(rows: Sequence[Row], where: str, competition: Competition, known: Collection[str] | None) -> list[Identity]:
-    """Return the ids of every row.
+    """Return the ids of every row; without a column of patients, every slide is a patient of its own.
 
     Args:
         rows: the rows of a table with the competition's image column.
         where: the table, in errors.
         competition: says the form of ids.
-        known: the patients of the sample submission; None: there is no sample.
+        known: the patients of the sample submission; None: there is no sample, or its rows are slides.
 
     Raises:
         SplitError: an image id is no file name, or a patient is uncertain.
@@ -155,7 +159,8 @@ def without_suffix(name: str) -> str:
 
 def patient_of(image_id: str, competition: Competition) -> str | None:
     """Return the patient id within an image id; None for an image id of another form."""
-    form = re.escape(competition.ids.image).replace(re.escape("{patient}"), f"(?P<patient>{competition.ids.patient})")
+    patient = competition.ids.patient or ".+"
+    form = re.escape(competition.ids.image).replace(re.escape("{patient}"), f"(?P<patient>{patient})")
     match = re.fullmatch(form.replace(re.escape("{number}"), "[0-9]+"), image_id)
     return None if match is None else match["patient"]
 

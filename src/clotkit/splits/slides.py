@@ -1,9 +1,9 @@
 """Read the slides of a split: the rows of its table, their patients and their files."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
@@ -11,7 +11,8 @@ from clotkit.progress import Log
 from clotkit.reasons import TableRepair
 from clotkit.scratch import scratch
 from clotkit.splits.identity import Identity, joined
-from clotkit.splits.sample import read_sample_ids
+from clotkit.splits.labels import labels_of
+from clotkit.splits.sample import read_sample, read_sample_ids
 from clotkit.splits.slide_files import matching_files
 from clotkit.splits.tables import Row, read_table
 from clotkit.stores import Place, StoredFile, store_of
@@ -29,6 +30,8 @@ class SlideRow:
     path: Path  # the slide's file; of a stored slide only its name
     label: int | None  # class index; None in a test split
     centre: str = ""  # empty if the table has no centres
+    facts: Mapping[str, str] = field(default_factory=dict)  # the cells of its row by column, and derived facts
+    names: tuple[str, ...] = ()  # that its file may have in the split's folder, in the order to try them
     stored: StoredFile | None = None  # the slide in an object store; None: a local file
     row: int = 0  # its row in the table, from 1; 0: unknown
     repairs: tuple[TableRepair, ...] = ()  # how its row was read otherwise than it is written
@@ -52,7 +55,7 @@ def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) ->
     """Return the first split of `order` whose table is in the folder. Raises SplitError if none is."""
     tables = {split: competition.table_path(split_dir, split) for split in order}
     for split, path in tables.items():
-        if path.is_file():
+        if path.is_file() or (split == "test" and _sample_lists_slides(split_dir, competition)):
             return split
     names = " nor ".join(path.name for path in tables.values())
     raise SplitError(f"{split_dir}: has neither {names}; a split folder needs one of them")
@@ -68,30 +71,78 @@ def read_slides(split_dir: Path, split: str, competition: Competition, log: Log 
         SplitError: a table is missing or malformed, a label is not a class, or it is uncertain which patient or which
             file a row is about.
     """
-    columns, path = competition.columns, competition.table_path(split_dir, split)
-    required = [columns.image, *([columns.label] if split == "train" else [])]
-    rows = read_table(path, required, [columns.patient, columns.center], log)
-    if columns.patient not in rows[0]:
-        log(f"{path}: no column {columns.patient}; patient ids are taken from {columns.image}")
+    path = competition.table_path(split_dir, split)
+    from_sample = split == "test" and not path.is_file() and _sample_lists_slides(split_dir, competition)
+    path = competition.sample_path(split_dir) if from_sample else path
+    rows = _rows_of_sample(path, competition) if from_sample else _rows_of_table(path, split, competition, log)
     known = _sample_ids(split_dir, competition) if split == "test" else None
-    identities = joined(rows, str(path), competition, known)
-    labels = [_label(one.row, str(path), competition) if split == "train" else None for one in identities]
-    _check_one_label(identities, labels, str(path), competition)
+    identities = joined(rows, str(path), competition, None if competition.by_image else known)
+    labels: Sequence[int | None] = [None] * len(rows)
+    if split == "train":
+        labels = labels_of(identities, split_dir, str(path), competition, log)
     slides = [
-        SlideRow(
-            one.image_id,
-            one.patient_id,
-            competition.slide_path(split_dir, split, one.image_id),
-            label,
-            one.row.get(columns.center, ""),
-            row=one.row.number,
-            repairs=one.repairs,
-        )
+        _slide_row(one, label, split_dir, split, path, competition)
         for one, label in zip(identities, labels, strict=True)
     ]
-    found = _with_local_files(_first_rows(slides, str(path)), split_dir, str(path))
+    if competition.by_image and known is not None:
+        slides = [_noted(slide, TableRepair.NOT_IN_SAMPLE, slide.image_id not in known) for slide in slides]
+    slides = [_noted(slide, TableRepair.FROM_SAMPLE, from_sample) for slide in slides]
+    found = _with_local_files(_first_rows(slides, str(path)), split_dir, str(path), competition)
     _log_repairs(found, path, competition, log)
     return found
+
+
+def _rows_of_table(path: Path, split: str, competition: Competition, log: Log) -> list[Row]:
+    columns = competition.columns
+    needs_label = split == "train" and not competition.files.labels
+    known = filter(None, [columns.patient, columns.center])
+    rows = read_table(path, [columns.image, *([columns.label] if needs_label else [])], list(known), log)
+    if columns.patient and columns.patient not in rows[0]:
+        log(f"{path}: no column {columns.patient}; patient ids are taken from {columns.image}")
+    return rows
+
+
+def _sample_lists_slides(split_dir: Path, competition: Competition) -> bool:
+    """Return True if the rows of the sample submission are slides, and it is there."""
+    return competition.by_image and competition.sample_path(split_dir).is_file()
+
+
+def _rows_of_sample(path: Path, competition: Competition) -> list[Row]:
+    """Return a row for each slide of the sample submission, in place of a test split's table."""
+    texts = read_sample(path, competition).texts
+    return [Row([(competition.columns.image, text)], number) for number, text in enumerate(texts, start=2)]
+
+
+def _slide_row(
+    one: Identity, label: int | None, split_dir: Path, split: str, path: Path, competition: Competition
+) -> SlideRow:
+    """Return a slide at its first name. Raises SplitError for a column or a name that cannot be used."""
+    try:
+        names = competition.slide_names(split, one.image_id, one.patient_id, one.row)
+    except KeyError as error:
+        raise SplitError(
+            f"{path}: no column {error.args[0]}, which files.slide of {competition.source.name} names; it has: "
+            f"{', '.join(one.row)}"
+        ) from error
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise SplitError(f"{path}: row {one.row.number}: the slide would be {name!r}, outside the split's folder")
+    centre = one.row.get(competition.columns.center, "")
+    return SlideRow(
+        one.image_id,
+        one.patient_id,
+        split_dir / names[0],
+        label,
+        centre,
+        facts=dict(one.row),
+        names=tuple(names),
+        row=one.row.number,
+        repairs=one.repairs,
+    )
+
+
+def _noted(slide: SlideRow, repair: TableRepair, holds: bool) -> SlideRow:
+    return replace(slide, repairs=(*slide.repairs, repair)) if holds else slide
 
 
 @contextmanager
@@ -106,16 +157,17 @@ def tables_of(where: Place, competition: Competition) -> Iterator[Path]:
     store = store_of(where)
     with scratch() as folder:
         tables = [competition.table_path(folder, split) for split in ("train", "test")]
-        for path in (*tables, competition.sample_path(folder), folder / SYNTHETIC):
+        beside = [folder / name for name in (competition.files.labels, SYNTHETIC) if name]
+        for path in (*tables, competition.sample_path(folder), *beside):
             with suppress(FileNotFoundError):
                 store.fetch(path.relative_to(folder).as_posix(), path)
-        if not any(path.is_file() for path in tables):
+        if not any(path.is_file() for path in tables) and not _sample_lists_slides(folder, competition):
             names = " nor ".join(path.name for path in tables)
             raise SplitError(f"{where}: missing, or has neither {names}; a split folder needs one of them")
         yield folder
 
 
-def in_store(slides: Sequence[SlideRow], split_dir: Path, where: Place) -> list[SlideRow]:
+def in_store(slides: Sequence[SlideRow], split_dir: Path, where: Place, competition: Competition) -> list[SlideRow]:
     """Return slides with their places in the object store at `where`.
 
     They are unchanged if `where` is a local path. A slide that the store lacks stays without a place. `split_dir` is
@@ -127,7 +179,7 @@ def in_store(slides: Sequence[SlideRow], split_dir: Path, where: Place) -> list[
     entries = store.entries()
     return [
         replace(slide, stored=StoredFile(store, name, entries[name])) if name in entries else slide
-        for slide in _with_files(slides, split_dir, entries, str(where))
+        for slide in _with_files(slides, split_dir, entries, str(where), competition)
         for name in [slide.path.relative_to(split_dir).as_posix()]
     ]
 
@@ -138,38 +190,10 @@ def kind_of(split_dir: Path) -> str:
 
 
 def _sample_ids(split_dir: Path, competition: Competition) -> list[str] | None:
-    """Return the patients of the sample submission; None if there is no sound one."""
+    """Return the ids of the sample submission; None if there is no sound one."""
     with suppress(SplitError):
         return read_sample_ids(competition.sample_path(split_dir), competition)
     return None
-
-
-def _label(row: Row, where: str, competition: Competition) -> int:
-    """Return the class index of a row. Raises SplitError if its label is not a class."""
-    columns, names = competition.columns, competition.classes.names
-    label = row[columns.label]
-    found = [index for index, name in enumerate(names) if name == label or name.casefold() == label.casefold()]
-    if len(found) != 1:
-        raise SplitError(
-            f"{where}: row {row.number}: {row[columns.image]} has {columns.label} {label!r}; "
-            f"classes: {', '.join(names)}"
-        )
-    return found[0]
-
-
-def _check_one_label(
-    identities: Sequence[Identity], labels: Sequence[int | None], where: str, competition: Competition
-) -> None:
-    """Raise SplitError if two rows give one patient two classes."""
-    first: dict[str, tuple[Identity, int | None]] = {}
-    for one, label in zip(identities, labels, strict=True):
-        other, other_label = first.setdefault(one.patient_id, (one, label))
-        if label is not None and other_label is not None and other_label != label:
-            columns, names = competition.columns, competition.classes.names
-            raise SplitError(
-                f"{where}: row {one.row.number} gives {columns.patient} {one.patient_id} the {columns.label} "
-                f"{names[label]}, row {other.row.number} gives it {names[other_label]}; 1 class is allowed: correct one"
-            )
 
 
 def _first_rows(slides: Sequence[SlideRow], where: str) -> list[SlideRow]:
@@ -199,7 +223,9 @@ def _log_repairs(slides: Sequence[SlideRow], path: Path, competition: Competitio
         TableRepair.EXTENSION: f"{columns.image} has a file's extension, which is left out",
         TableRepair.OTHER_FILE: "the slide's file has another name than expected",
         TableRepair.REPEATED: f"{columns.image} is repeated; the first row counts",
-        TableRepair.NOT_IN_SAMPLE: f"{columns.patient} is not in {competition.files.sample}: not in the output",
+        TableRepair.NOT_IN_SAMPLE: f"not in {competition.files.sample}, so not in the output",
+        TableRepair.FROM_SAMPLE: f"there is no {competition.files.table.format(split='test')}; these are its slides",
+        TableRepair.DERIVED_FACT: f"{', '.join(one.name for one in competition.facts)} is derived from other files",
     }
     for repair, text in texts.items():
         rows = [slide for slide in slides if repair in slide.repairs]
@@ -208,25 +234,50 @@ def _log_repairs(slides: Sequence[SlideRow], path: Path, competition: Competitio
             log(f"{path}: {text}: {', '.join(names)}{f' and {len(rows) - MOST_NAMED} more' * (len(rows) > MOST_NAMED)}")
 
 
-def _with_local_files(slides: Sequence[SlideRow], split_dir: Path, where: str) -> list[SlideRow]:
-    """Return the slides, those whose expected file is missing with the one in its folder that is meant.
+def _with_local_files(
+    slides: Sequence[SlideRow], split_dir: Path, where: str, competition: Competition
+) -> list[SlideRow]:
+    """Return the slides with their files, those whose expected file is missing with the one that is meant.
 
     Folders are listed, but no file is looked at: that may never return, if its disk does not answer.
     """
+    expected = [name for slide in slides for name in slide.names]
+    expected += [name for slide in slides for name in _files_of_facts(slide, competition).values()]
     names = set[str]()
-    for folder in {slide.path.parent for slide in slides}:
+    for folder in {(split_dir / name).parent for name in expected}:
         with suppress(OSError):
             names |= {path.relative_to(split_dir).as_posix() for path in folder.iterdir()}
-    return _with_files(slides, split_dir, names, where)
+    return _with_files(slides, split_dir, names, where, competition)
 
 
-def _with_files(slides: Sequence[SlideRow], split_dir: Path, names: Collection[str], where: str) -> list[SlideRow]:
-    """Return the slides with the files that are meant, of all `names` in the split's folder."""
-    wanted = [slide.path.relative_to(split_dir).as_posix() for slide in slides]
+def _with_files(
+    slides: Sequence[SlideRow], split_dir: Path, names: Collection[str], where: str, competition: Competition
+) -> list[SlideRow]:
+    """Return the slides with the files that are meant and derived facts, by all `names` in the folder."""
+    there = set(names)
+    wanted = [next((name for name in slide.names if name in there), slide.names[0]) for slide in slides]
     found = matching_files(wanted, names, where) if names else {}
-    return [
-        replace(slide, path=split_dir / found[name], repairs=(*slide.repairs, TableRepair.OTHER_FILE))
-        if name in found
-        else slide
+    placed = [
+        _noted(replace(slide, path=split_dir / found.get(name, name)), TableRepair.OTHER_FILE, name in found)
         for slide, name in zip(slides, wanted, strict=True)
     ]
+    files = [_files_of_facts(slide, competition) for slide in placed]
+    known = {fact for one in files for fact, name in one.items() if name in there}  # else the files are elsewhere
+    return [
+        _with_facts(slide, {fact: str(name not in there) for fact, name in one.items() if fact in known})
+        for slide, one in zip(placed, files, strict=True)
+    ]
+
+
+def _files_of_facts(slide: SlideRow, competition: Competition) -> dict[str, str]:
+    """Return {fact: the file whose absence tells it} of the facts that the slide's row lacks."""
+    split = "train" if slide.label is not None else "test"
+    return {
+        fact.name: competition.named(fact.missing_file, split, slide.image_id, slide.patient_id, slide.facts)
+        for fact in competition.facts
+        if not slide.facts.get(fact.name)
+    }
+
+
+def _with_facts(slide: SlideRow, facts: Mapping[str, str]) -> SlideRow:
+    return _noted(replace(slide, facts={**slide.facts, **facts}), TableRepair.DERIVED_FACT, bool(facts))

@@ -92,6 +92,15 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log
     return _rows(text, str(path), header)
 
 
+def read_header(path: Path, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the columns of a table that read_table can read: as it spells them, and as `columns` do."""
+    text, _ = decoded(path.read_bytes(), str(path))
+    header = _header(text, str(path), columns, ())
+    line = next(islice(io.StringIO(text, newline=""), header.line - 1, None)).rstrip("\r\n")
+    cells = next(csv.reader([line.lstrip("#")], delimiter=header.delimiter, skipinitialspace=True), [])
+    return [clean(cell) for cell in cells], list(header.columns)
+
+
 def rows_of(text: str, where: str, columns: Sequence[str]) -> list[Row]:
     """Return the rows of a CSV text that the kit wrote as dicts of strings; `where` names it in errors.
 
