@@ -12,7 +12,7 @@ from typing import Any
 
 from clotkit.competitions.schema import UNKNOWN, Competition, Form, Rule, Sizes, Unit
 from clotkit.errors import ConfigError
-from clotkit.metric import METRICS
+from clotkit.metric import METRICS, best_constant
 from clotkit.typed_toml import read_toml, typed
 
 FOLDER = Path(__file__).parent
@@ -31,14 +31,15 @@ def load_competition(name_or_path: str = DEFAULT) -> Competition:
     placeholder that is unknown, lists of unequal length, or an answer that does not fit the classes.
     """
     path, raw = read_toml(name_or_path, FOLDER, "competition")
-    competition = _completed(typed(Competition, {**_prepared(raw), "source": path}, str(path)))
+    written = typed(Competition, {**_prepared(raw), "source": path}, str(path))
+    if written.metric.name not in METRICS:
+        raise ConfigError(f"{path}: metric.name is {written.metric.name!r}; known: {', '.join(METRICS)}")
+    competition = _completed(written)
     _check_placeholders(competition, path)
     _check_classes(competition, path)
     _check_submission(competition, path)
     if competition.sizes != UNKNOWN:
         _check_sizes(competition.sizes, path)
-    if competition.metric.name not in METRICS:
-        raise ConfigError(f"{path}: metric.name is {competition.metric.name!r}; known: {', '.join(METRICS)}")
     return competition
 
 
@@ -62,7 +63,8 @@ def _completed(competition: Competition) -> Competition:
     classes, submission, columns = competition.classes, competition.submission, competition.columns
     equal = (1 / max(len(classes.names), 1),) * len(classes.names)
     weights, priors = classes.weights or equal, classes.priors or equal
-    classes = replace(classes, weights=weights, priors=priors, fallback=classes.fallback or priors)
+    fallback = classes.fallback or best_constant(competition.metric.name, weights, priors)
+    classes = replace(classes, weights=weights, priors=priors, fallback=fallback)
     by_image = submission.id == columns.image if submission.id else not columns.patient
     answer = classes.names if submission.form is Form.PROBABILITIES else (columns.label,)
     submission = replace(
