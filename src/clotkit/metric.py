@@ -21,7 +21,7 @@ Table = Sequence[Sequence[float]]  # confusion table: rows by true class, column
 
 
 class Takes(StrEnum):
-    """What a metric is computed from."""
+    """The input of a metric."""
 
     PROBABILITIES = "probabilities"
     RANKS = "ranks"  # of the probabilities: any rising function of them scores alike
@@ -150,9 +150,9 @@ def balanced_log_loss(rows: Rows, labels: Sequence[int], weights: Sequence[float
 
 
 def auc(rows: Rows, labels: Sequence[int], classes: int) -> float:
-    """Return the area under the ROC curve: of the second of two classes, or the mean of each class against the rest.
+    """Return the area under the ROC curve; NaN if a class has no row.
 
-    NaN if a class has no row.
+    Of two classes it is that of the second, of more the mean of each class against the rest.
     """
     areas = []
     for index in [1] if classes == 2 else range(classes):
@@ -163,7 +163,9 @@ def auc(rows: Rows, labels: Sequence[int], classes: int) -> float:
 
 
 def best_constant(name: str, weights: Sequence[float], priors: Sequence[float]) -> tuple[float, ...]:
-    """Return the constant row with the best score to expect: the class weights, or the shares of the classes.
+    """Return the constant row with the best score to expect.
+
+    It has the class weights, or the shares of the classes.
 
     Args:
         name: a key of METRICS.
@@ -176,9 +178,10 @@ def best_constant(name: str, weights: Sequence[float], priors: Sequence[float]) 
 
 
 def best_label(name: str, priors: Sequence[float]) -> int:
-    """Return the class index that answers best for every unit: the most frequent class, the first of equals.
+    """Return the class index that answers best for every unit.
 
-    Under quadratic weights it is the class with the smallest expected squared distance.
+    It is the most frequent class, the first of equals; under quadratic weights the class with the smallest expected
+    squared distance.
     """
     classes = range(len(priors))
     if name == "quadratic_weighted_kappa":
