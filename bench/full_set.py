@@ -24,8 +24,8 @@ from clotkit.bundle.build import write_bundle
 from clotkit.competitions import load_competition
 from clotkit.files import atomic_write_json
 from clotkit.report.records import SlideReport, counts, read_report
-from clotkit.scoring.submission import check_submission
 from clotkit.splits import SlideRow, read_slides
+from clotkit.submission.checking import check_submission
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -44,8 +44,8 @@ from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.evaluation.predict import predict
 from clotkit.reasons import Reason
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
-from clotkit.scoring.submission import Fault
 from clotkit.slides.reader import open_slide
+from clotkit.submission.answers import Fault
 from clotkit.units import MB
 
 from .conftest import ROOT

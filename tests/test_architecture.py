@@ -25,7 +25,7 @@ LIGHT = [
     "clotkit.kaggle.kernels", "clotkit.kaggle.submissions", "clotkit.kaggle.verbs",
 ]  # fmt: skip
 SUPERVISOR = [
-    "clotkit.scoring.submission", "clotkit.competitions", "clotkit.report.records", "clotkit.splits",
+    "clotkit.submission.writing", "clotkit.competitions", "clotkit.report.records", "clotkit.splits",
     "clotkit.supervise",
 ]  # fmt: skip
 ONLY_IN_ITS_TOML = ["strip_ai", "strip-ai", "mayo", '"CE"', "LAA", '"image_id"', '"patient_id"', "006388"]

@@ -24,8 +24,8 @@ from clotkit.options import megabytes, options_of, seconds, verbs_of
 from clotkit.planning.cluster_plan import ClusterSettings
 from clotkit.planning.plan import PlanSettings
 from clotkit.scoring.settings import RunSettings
-from clotkit.scoring.submission import check_submission
 from clotkit.shards.tile import TileSettings
+from clotkit.submission.checking import check_submission
 from clotkit.training.train import TrainSettings
 
 from .conftest import ROOT

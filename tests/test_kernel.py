@@ -20,7 +20,7 @@ from clotkit.bundle.build import build_bundle
 from clotkit.competitions import Competition
 from clotkit.reasons import Reason
 from clotkit.report.records import read_report
-from clotkit.scoring.submission import check_submission
+from clotkit.submission.checking import check_submission
 from clotkit.supervise import State, Status, Wheels, read_status
 
 from .conftest import ROOT

@@ -25,9 +25,9 @@ from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.run_folder import read_earlier
 from clotkit.scoring.settings import RunSettings
-from clotkit.scoring.submission import check_submission
-from clotkit.splits import SlideRow, read_slides
+from clotkit.splits import Sample, SlideRow, read_slides
 from clotkit.stores import Entry, RemoteFolder, StoredFile
+from clotkit.submission.checking import check_submission
 
 from .faults import misbehaving
 from .stuck import GETATTR, OPEN, stuck_file
@@ -479,7 +479,7 @@ def test_slides_of_an_object_store_are_compared_by_size_and_version(tmp_path: Pa
         SlideRow(name, "p", Path(name), None, stored=StoredFile(RemoteFolder("s3://bucket"), name, entry))
         for name, entry in now.items()
     ]
-    inputs = Inputs(slides, ["p"], None, [], None, "k")
+    inputs = Inputs(slides, Sample([], [], ["p"], ["p"]), {}, None, [], None, "k")
     earlier = read_earlier(settings_of(tmp_path, tmp_path, tmp_path, resume=True), inputs, lambda _: None)
     assert [line.image_id for line in earlier.lines] == ["kept"]
     assert earlier.counts == {"kept": 1, "failed": 0, "changed": 3, "unchecked": 0}

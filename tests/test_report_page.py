@@ -27,8 +27,8 @@ from clotkit.report.records import SlideReport
 from clotkit.report.shift import BINS, Histogram, critical_distance, distance, histogram, read_out_of_fold
 from clotkit.report.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_places
 from clotkit.scoring.pipeline import run
-from clotkit.scoring.submission import check_submission
 from clotkit.slides.reader import open_slide
+from clotkit.submission.checking import check_submission
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.thumbnail import Thumbnail
 from clotkit.tiling.tilers import Batch, tile_slide

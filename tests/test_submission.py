@@ -10,9 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clotkit.cli import main
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ClotkitError, SplitError, SubmissionError
-from clotkit.scoring.submission import Fault, check_submission, write_submission
+from clotkit.splits import read_sample
+from clotkit.submission.answers import Fault
+from clotkit.submission.checking import check_submission
+from clotkit.submission.writing import write_probabilities, write_submission
 
 SAMPLE = "patient_id,CE,LAA\n006388,0.5,0.5\n008e5c,0.5,0.5\n1e0003,0.5,0.5\n"
 GOOD = "patient_id,CE,LAA\n006388,0.7,0.3\n008e5c,0.4,0.6\n1e0003,0.5,0.5\n"
@@ -78,7 +81,7 @@ def test_each_fault_is_named(
 
 
 def test_every_kind_of_fault_has_a_case() -> None:
-    assert set(Fault) - {Fault.NOT_CSV} == {case[2] for case in CASES}
+    assert set(Fault) - {Fault.NOT_CSV} == {case[2] for case in [*CASES, *ANSWERS]} - {None}
 
 
 @pytest.mark.parametrize("data", [GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("0.7,0.3", "7,3"), GOOD.rstrip("\n")])
@@ -112,6 +115,117 @@ def test_notes_tell_a_degenerate_file(sample: Path, tmp_path: Path, strip_ai: Co
     assert "CE: 0.4000 to 0.7000, 3 " in notes
 
 
+GRADES = """
+slug = "grades"
+title = "Grades"
+
+[files]
+sample = "blank.csv"
+submission = "answer.csv"
+table = "{split}.csv"
+slide = "{image_id}.tiff"
+
+[columns]
+image = "slide"
+label = "grade"
+
+[classes]
+names = [0, 1, 2, 3]
+priors = [0.4, 0.3, 0.2, 0.1]
+
+[submission]
+form = "label"
+rule = "cut_points"
+
+[metric]
+name = "quadratic_weighted_kappa"
+"""
+SUBTYPES = (
+    GRADES.replace("[0, 1, 2, 3]", '["A", "B", "C", "D"]')
+    .replace('"cut_points"', '"outlier"\noutlier = "Other"')
+    .replace('"quadratic_weighted_kappa"', '"balanced_accuracy"')
+)
+RISK = (
+    GRADES.replace("[0, 1, 2, 3]", '["no", "yes"]')
+    .replace("priors = [0.4, 0.3, 0.2, 0.1]", "priors = [0.8, 0.2]")
+    .replace('form = "label"\nrule = "cut_points"', 'form = "probability"\ncolumns = ["risk"]')
+    .replace('"quadratic_weighted_kappa"', '"log_loss"')
+    .replace('label = "grade"', 'label = "grade"\n\n[ids]\nhas_extension = true')
+)
+RANKS = RISK.replace('"log_loss"', '"auc"')
+
+# the competition, the sample, an answer's cell in row 3, and the code of its problem (None: it is valid)
+ANSWERS = [
+    (GRADES, "slide,grade\na,0\nb,0\n", Fault.NOT_A_LABEL, "4"),
+    (GRADES, "slide,grade\na,0\nb,0\n", Fault.NOT_A_LABEL, "2.0"),
+    (GRADES, "slide,grade\na,0\nb,0\n", Fault.EMPTY_CELL, " "),
+    (GRADES, "slide,grade\na,0\nb,0\n", None, "3"),
+    (SUBTYPES, "slide,grade\na,A\nb,A\n", Fault.NOT_A_LABEL, "other"),
+    (SUBTYPES, "slide,grade\na,A\nb,A\n", None, "Other"),
+    (SUBTYPES, "grade,slide\nA,a\nA,b\n", None, "Other"),
+    (RISK, "slide,risk\na.tif,0.5\nb.tif,0.5\n", Fault.ABOVE_ONE, "1.5"),
+    (RISK, "slide,risk\na.tif,0.5\nb.tif,0.5\n", Fault.NAN, "nan"),
+    (RISK, "slide,risk\na.tif,0.5\nb.tif,0.5\n", None, "0.25"),
+    (RANKS, "slide,risk\na.tif,0.5\nb.tif,0.5\n", None, "-17.5"),
+]
+
+
+def competition_of(text: str, folder: Path) -> Competition:
+    path = folder / "form.toml"
+    path.write_text(text)
+    return load_competition(str(path))
+
+
+@pytest.mark.parametrize(("toml", "text", "code", "cell"), ANSWERS)
+def test_an_answer_of_another_form_is_checked(
+    toml: str, text: str, code: Fault | None, cell: str, tmp_path: Path
+) -> None:
+    competition = competition_of(toml, tmp_path)
+    sample, path = tmp_path / "blank.csv", tmp_path / "answer.csv"
+    sample.write_text(text)
+    header, first, second = text.splitlines()
+    cells = dict(zip(header.split(","), second.split(","), strict=True)) | {competition.submission.columns[0]: cell}
+    path.write_text("\n".join([header, first, ",".join(cells.values())]) + "\n")
+    verdict = check_submission(path, sample, competition)
+    assert [(problem.code, problem.row) for problem in verdict.problems] == ([] if code is None else [(code, 3)])
+
+
+@pytest.mark.parametrize(
+    ("toml", "text", "written"),
+    [
+        (GRADES, "grade,slide\n0,a\n0,b\n", "grade,slide\n1,a\n3,b\n"),
+        (SUBTYPES, "slide,grade\na,C\nb,C\n", "slide,grade\na,A\nb,D\n"),
+        (RISK, "slide,risk\na.tif,0.5\nb.tif,0.5\n", "slide,risk\na.tif,0.200000\nb.tif,0.900000\n"),
+    ],
+)
+def test_the_sample_is_the_mould(toml: str, text: str, written: str, tmp_path: Path) -> None:
+    """Write the header, its order and the ids of the sample; an id without an answer gets the fallback."""
+    competition = competition_of(toml, tmp_path)
+    sample, path = tmp_path / "blank.csv", tmp_path / "answer.csv"
+    sample.write_text(text)
+    mould = read_sample(sample, competition)
+    write_submission(path, competition, mould, {"b": [0.1, 0.9]}, {"b": 3})
+    assert path.read_text() == written
+    assert check_submission(path, sample, competition).valid
+
+
+def test_labels_are_expected_to_score_by_the_probabilities_beside_them(tmp_path: Path) -> None:
+    competition = competition_of(GRADES, tmp_path)
+    sample, path = tmp_path / "blank.csv", tmp_path / "answer.csv"
+    sample.write_text("slide,grade\na,0\nb,0\n")
+    mould = read_sample(sample, competition)
+    rows = {"a": [0.9, 0.1, 0.0, 0.0], "b": [0.0, 0.0, 0.2, 0.8]}
+    write_submission(path, competition, mould, rows, {"a": 0, "b": 3})
+    verdict = check_submission(path, sample, competition)
+    assert verdict.expected is not None
+    assert math.isnan(verdict.expected.calibrated)
+    write_probabilities(path.with_name("probabilities.csv"), competition, mould, rows)
+    verdict = check_submission(path, sample, competition)
+    assert verdict.expected is not None
+    assert verdict.expected.calibrated > 0.9
+    assert verdict.expected.constant == 0
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.binary(max_size=400) | st.text(max_size=200).map(str.encode))
 def test_no_bytes_break_the_check(data: bytes, sample: Path, tmp_path: Path, strip_ai: Competition) -> None:
@@ -128,8 +242,8 @@ def test_what_is_written_is_valid(
     values: dict[str, float], sample: Path, tmp_path: Path, strip_ai: Competition
 ) -> None:
     path = tmp_path / "submission.csv"
-    ids = ["006388", "008e5c", "1e0003"]
-    write_submission(path, strip_ai, ids, {patient: (value, 1 - value) for patient, value in values.items()})
+    rows = {patient: (value, 1 - value) for patient, value in values.items()}
+    write_submission(path, strip_ai, read_sample(sample, strip_ai), rows)
     assert check_submission(path, sample, strip_ai).valid
     assert path.read_text().splitlines()[1].startswith("006388,")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["sample_submission.csv", "submission.csv"]
@@ -177,7 +291,7 @@ def test_another_competition_has_its_own_columns(tmp_path: Path, other: Competit
     sample = tmp_path / "blank.csv"
     sample.write_text("person,blue,green,white\n00012,0,0,0\n99999,0,0,0\n")
     path = tmp_path / "submission.csv"
-    write_submission(path, other, ["00012", "99999"], {"99999": (0.1, 0.2, 0.7)})
+    write_submission(path, other, read_sample(sample, other), {"99999": (0.1, 0.2, 0.7)})
     assert path.read_text() == (
         "person,blue,green,white\n00012,0.200000,0.300000,0.500000\n99999,0.100000,0.200000,0.700000\n"
     )

@@ -30,7 +30,6 @@ def main() -> int:
         from clotkit.competitions import load_competition
         from clotkit.console import unforeseen
         from clotkit.reasons import Reason
-        from clotkit.scoring.submission import write_submission
         from clotkit.supervise import WORKING, Kit, State, Status, find_split, say, supervised
 
         competition, status = load_competition(SETTINGS["competition"]), Status("score")
@@ -40,11 +39,9 @@ def main() -> int:
             status.add(Reason.NO_DATA)
             status.write(State.FAILED, started)
             return 2
-        ids = patient_ids(competition, split)
-        submission = WORKING / competition.files.submission
-        write_submission(submission, competition, ids, {})
+        write_fallback(competition, split, WORKING / competition.files.submission)
         status.write(State.STARTED, started)
-        say(f"fallback submission for {len(ids)} patients of {split}")
+        say(f"fallback submission for {split}")
         ended_well = False
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -58,7 +55,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
         def end() -> int:
-            status.write(finish(competition, split, ids, ended_well, started, status), started)
+            status.write(finish(competition, split, ended_well, started, status), started)
             return 0
 
         return supervised(end, status, started, code=0)
@@ -77,17 +74,21 @@ def rerun() -> str:
     return "yes (scoring)" if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else "no (commit or rehearsal)"
 
 
-def patient_ids(competition: Any, split: Path) -> list[str]:
-    """Return the ids of the sample submission, or of the test table if the sample is damaged."""
+def write_fallback(competition: Any, split: Path, submission: Path) -> None:
+    """Write the fallback for every id of the sample; a copy of the sample if it cannot be understood."""
     from clotkit.errors import ClotkitError
-    from clotkit.splits import read_sample_ids, read_slides
+    from clotkit.files import atomic_write
+    from clotkit.splits import read_sample
+    from clotkit.submission.writing import write_submission
     from clotkit.supervise import say
 
+    path = competition.sample_path(split)
     try:
-        return read_sample_ids(competition.sample_path(split), competition)
+        write_submission(submission, competition, read_sample(path, competition), {})
     except ClotkitError as error:
-        say(f"{error}; the ids are taken from the test table instead")
-        return list(dict.fromkeys(slide.patient_id for slide in read_slides(split, "test", competition)))
+        say(f"{error}; the submission is a copy of the sample")
+        with atomic_write(submission) as temporary:
+            temporary.write_bytes(path.read_bytes())
 
 
 def run_child(competition: Any, split: Path, kit: Any, started: float, status: Any) -> bool:
@@ -163,12 +164,12 @@ def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path 
     return linked
 
 
-def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, started: float, status: Any) -> Any:
+def finish(competition: Any, split: Path, ended_well: bool, started: float, status: Any) -> Any:
     """Check the submission, replace it by the fallback if it is not valid, and return the kernel's state."""
     from clotkit.errors import ClotkitError
     from clotkit.reasons import Reason
     from clotkit.report import records
-    from clotkit.scoring.submission import check_submission, write_submission
+    from clotkit.submission.checking import check_submission
     from clotkit.supervise import WORKING, State, say
 
     submission = WORKING / competition.files.submission
@@ -183,7 +184,7 @@ def finish(competition: Any, split: Path, ids: list[str], ended_well: bool, star
     if problems:
         status.add(Reason.INVALID, *codes)
         say("\n".join([*map(str, problems), "the fallback submission is written again"]))
-        write_submission(submission, competition, ids, {})
+        write_fallback(competition, split, submission)
     lines = report_lines(WORKING / records.REPORT)
     if lines and not ended_well:
         say("\n".join(records.table(lines)))

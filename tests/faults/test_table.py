@@ -28,7 +28,7 @@ from clotkit.errors import ClotkitError
 from clotkit.rehearsal import environment
 from clotkit.scoring.pipeline import run as run_pipeline
 from clotkit.scoring.settings import RunSettings
-from clotkit.scoring.submission import check_submission
+from clotkit.submission.checking import check_submission
 
 from ..conftest import ROOT
 from .cases import CASES, MEMORY_MB, SLIDE_S, STRANGER, Case, Stage, work

@@ -12,7 +12,7 @@ from clotkit.app.processes import NAME_OF_FILE, run_one, temporary_files
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SubmissionError
 from clotkit.metric import normalised
-from clotkit.scoring.submission import Verdict
+from clotkit.submission.checking import Verdict
 from clotkit.units import MB
 from clotkit.workers import Limits, Task
 

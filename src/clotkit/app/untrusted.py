@@ -16,10 +16,10 @@ import numpy as np
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image, resized
 from clotkit.errors import SlideUnreadable
-from clotkit.scoring.submission import check_submission
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.splits import read_table
+from clotkit.submission.checking import check_submission
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.preview import draw_preview
 from clotkit.tiling.tilers import Batch, tile_slide

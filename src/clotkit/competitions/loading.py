@@ -12,7 +12,7 @@ from typing import Any
 
 from clotkit.competitions.schema import UNKNOWN, Competition, Form, Rule, Sizes, Unit
 from clotkit.errors import ConfigError
-from clotkit.metric import METRICS, best_constant
+from clotkit.metric import METRICS, best_constant, best_label
 from clotkit.typed_toml import read_toml, typed
 
 FOLDER = Path(__file__).parent
@@ -67,11 +67,15 @@ def _completed(competition: Competition) -> Competition:
     classes = replace(classes, weights=weights, priors=priors, fallback=fallback)
     by_image = submission.id == columns.image if submission.id else not columns.patient
     answer = classes.names if submission.form is Form.PROBABILITIES else (columns.label,)
+    label = submission.fallback
+    if submission.form is Form.LABEL and not label and len(priors) == len(classes.names) > 0:
+        label = classes.names[best_label(competition.metric.name, priors)]
     submission = replace(
         submission,
         id=submission.id or columns.patient or columns.image,
         unit=submission.unit or (Unit.IMAGE if by_image else Unit.PATIENT),
         columns=submission.columns or answer,
+        fallback=label,
     )
     return replace(competition, classes=classes, submission=submission)
 

@@ -17,7 +17,7 @@ from clotkit.kaggle.states import SubmissionFailure, SubmissionState
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 from clotkit.report import records
-from clotkit.scoring.submission import check_submission
+from clotkit.submission.checking import check_submission
 from clotkit.supervise import STATUS, read_status
 
 POLL_S = 15.0  # before the second look at a submission; the pauses grow

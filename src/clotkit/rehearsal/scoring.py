@@ -17,8 +17,8 @@ from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, cost_line, costs_of, hashes_of, make_sandbox, run_layouts
 from clotkit.report import records
-from clotkit.scoring.submission import check_submission
 from clotkit.splits import read_slides
+from clotkit.submission.checking import check_submission
 
 TOLERANCE = 1e-6  # of a probability, between the layouts
 

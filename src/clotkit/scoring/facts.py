@@ -68,7 +68,7 @@ def outcome_facts(
         seconds: The time that the run took.
         state: The submission.
     """
-    asked, with_slides = set(state.ids), set(state.patient_of.values())
+    asked, with_slides = set(state.ids), set(state.inputs.row_of.values())
     return {
         "state": "ended",
         "seconds": round(seconds, 1),

@@ -18,7 +18,7 @@ from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason, TableRepair
 from clotkit.scoring.settings import RunSettings
 from clotkit.scratch import scratch
-from clotkit.splits import SlideRow, in_store, read_sample_ids, read_slides
+from clotkit.splits import Sample, SlideRow, in_store, read_sample, read_slides, row_id
 from clotkit.stores import Place, store_of
 from clotkit.units import many
 
@@ -28,7 +28,8 @@ class Inputs:
     """The slides, patients and member folders of a run; nothing heavy is loaded yet."""
 
     slides: Sequence[SlideRow]
-    ids: Sequence[str]  # patients of the sample submission, in its order
+    sample: Sample  # the mould of the submission
+    row_of: dict[str, str]  # by slide, the id of the submission's row that it counts for
     ensemble: Ensemble | None
     folders: Sequence[Path]  # of the members
     ensemble_sha256: str | None
@@ -53,23 +54,29 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     slides = read_slides(settings.split_dir, "test", competition, log)
     slides = in_store(slides, settings.split_dir, settings.source or settings.split_dir, competition)
     slides = with_sizes(slides, log, min(ANSWER_S, settings.deadline_s / 10))
-    ids = read_sample_ids(competition.sample_path(settings.split_dir), competition)
-    _check_some_match(slides, ids, settings, competition)
+    sample = read_sample(competition.sample_path(settings.split_dir), competition)
+    row_of = {slide.image_id: row_id(slide, competition) for slide in slides}
+    _check_some_match(slides, row_of, sample.ids, settings, competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition)
     path = settings.weights_dir / ENSEMBLE
     digest = sha256(path) if path.is_file() else None
-    return Inputs(slides, ids, ensemble, folders, digest, _key(competition, folders, digest))
+    return Inputs(slides, sample, row_of, ensemble, folders, digest, _key(competition, folders, digest))
 
 
 def _check_some_match(
-    slides: Sequence[SlideRow], ids: Sequence[str], settings: RunSettings, competition: Competition
+    slides: Sequence[SlideRow],
+    row_of: dict[str, str],
+    ids: Sequence[str],
+    settings: RunSettings,
+    competition: Competition,
 ) -> None:
     """Raise SplitError if every patient would get the fallback: no slide is there, or of the sample."""
     table, sample = competition.table_path(settings.split_dir, "test"), competition.sample_path(settings.split_dir)
-    if not any(slide.patient_id in ids for slide in slides):
+    if not any(row in ids for row in row_of.values()):
         raise SplitError(
-            f"{table}: none of its {many(len(slides), 'slide')} is of a patient in {sample.name}: row {slides[0].row} "
-            f"is of {slides[0].patient_id}, the sample begins with {ids[0]}; use the tables of one split"
+            f"{table}: none of its {many(len(slides), 'slide')} has its {competition.submission.id} in {sample.name}: "
+            f"row {slides[0].row} is of {row_of[slides[0].image_id]}, the sample begins with {ids[0]}; use the tables "
+            "of one split"
         )
     folder = slides[0].path.parent
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, Unit
 from clotkit.errors import described
 from clotkit.files import atomic_write_json
 from clotkit.locks import exclusive_folder
-from clotkit.members.loading import Member
 from clotkit.progress import Log, progress
 from clotkit.reasons import Cause, Reason
 from clotkit.report import records
@@ -64,14 +63,14 @@ def _run(
     """Score a test split in a run folder that no other run uses; see `run`."""
     earlier = read_earlier(settings, inputs, log)
     path = settings.run_dir / competition.files.submission
-    state = SubmissionState(path, competition, inputs.ids, inputs.patient_of, log, inputs.ensemble)
+    state = SubmissionState(path, competition, inputs, log)
     make_run_folder(settings.run_dir, state, resume=bool(earlier.lines))
     set_oom_score(500)
 
     state.members, left_out = load_members(inputs, competition, log)
     facts = run_facts(settings, competition, inputs, state.members, left_out) | {"resumed": earlier.counts}
     _write_run_json(settings, {"state": "running"} | facts, state)
-    _log_inputs(settings, inputs, state.members, log)
+    _log_inputs(settings, inputs, state, log)
     kept = [line for line in earlier.lines if state.is_complete(line)]
     lines = [*kept, *_score_slides(settings, inputs, state, kept, started, work, log)]
     state.publish()
@@ -123,7 +122,7 @@ def _scored(
 ) -> Iterator[ScoredSlide]:
     """Score slides here, or on the workers of a cluster if the settings name one."""
     members, competition = state.members, state.competition
-    scorer = Scorer(members, state.patient_of, competition.limits.min_tiles)
+    scorer = Scorer(members, state.inputs.patient_of, competition.limits.min_tiles)
     job = ScoringJob(slides, members, scorer, settings, competition, started, work)
     if not members:
         yield from not_scored(scorer, slides, NO_MEMBER)
@@ -139,10 +138,11 @@ def _write_run_json(settings: RunSettings, value: dict[str, object], state: Subm
     state.attempt(partial(atomic_write_json, settings.run_dir / records.RUN, value))
 
 
-def _log_inputs(settings: RunSettings, inputs: Inputs, members: Sequence[Member], log: Log) -> None:
-    names = ", ".join(member.name for member in members) or "none: every patient gets the fallback"
+def _log_inputs(settings: RunSettings, inputs: Inputs, state: SubmissionState, log: Log) -> None:
+    unit = state.competition.submission.unit or Unit.PATIENT
+    names = ", ".join(member.name for member in state.members) or f"none: every {unit} gets the fallback"
     slides = many(len(inputs.slides), f"{kind_of(settings.split_dir)}slide")
-    log(f"{slides}, {many(len(inputs.ids), 'patient')}, members: {names}")
+    log(f"{slides}, {many(len(inputs.sample.ids), unit)}, members: {names}")
 
 
 def _with_repairs(line: SlideReport, inputs: Inputs) -> SlideReport:
@@ -169,19 +169,20 @@ def _log_results(
     for row in records.table(lines):
         log(row)
     scored = state.scored_patients()
-    missing = [patient for patient in state.ids if patient not in scored]
+    unit = state.competition.submission.unit or Unit.PATIENT
+    missing = [one for one in state.ids if one not in scored]
     if missing:
-        log(f"patients at the fallback: {', '.join(missing)}")
+        log(f"{unit}s at the fallback: {', '.join(missing)}")
     if left_behind:
         named = ", ".join(f"{pid} ({image_id})" for image_id, pid in left_behind.items())
         log(f"left behind, as they do not end when killed: processes {named}; they end when their disk answers")
     strangers = sorted(scored - set(state.ids))
     if strangers:
-        log(f"patients scored, but missing from the sample submission, so not in the output: {', '.join(strangers)}")
+        log(f"{unit}s scored, but missing from the sample submission, so not in the output: {', '.join(strangers)}")
     if state.unwritten is not None:
         log(f"{state.path}: not the latest: {state.unwritten.sentence}")
     by_state = ", ".join(f"{count} {name}" for name, count in counts.items())
-    log(f"{many(len(lines), 'slide')}: {by_state}; {len(state.ids) - len(missing)} of {len(state.ids)} patients scored")
+    log(f"{many(len(lines), 'slide')}: {by_state}; {len(state.ids) - len(missing)} of {len(state.ids)} {unit}s scored")
 
 
 def _write_page(settings: RunSettings, started: float, log: Log) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clotkit.competitions import Competition
-from clotkit.members.ensemble import Ensemble, Probabilities, blend, patient_mean
+from clotkit.competitions import Competition, Form
+from clotkit.members.ensemble import Probabilities, blend, patient_mean
 from clotkit.members.loading import Member
 from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport
-from clotkit.scoring.submission import write_submission
+from clotkit.scoring.inputs import Inputs
+from clotkit.submission.writing import PROBABILITIES, write_probabilities, write_submission
 
 
 @dataclass
@@ -21,13 +22,16 @@ class SubmissionState:
 
     path: Path  # of the submission
     competition: Competition
-    ids: Sequence[str]  # patients of the sample submission, in its order
-    patient_of: Mapping[str, str]  # the patient of each slide
+    inputs: Inputs
     log: Log
-    ensemble: Ensemble | None = None  # None: members are calibrated, then averaged
     members: Sequence[Member] = ()
     scored: dict[str, dict[str, Probabilities]] = field(default_factory=dict)  # by slide and member: [C]
     unwritten: Cause | None = None  # why the last attempt to write failed
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the sample submission, in its order."""
+        return self.inputs.sample.ids
 
     def add(self, line: SlideReport, means: dict[str, Probabilities]) -> None:
         """Add a slide's probabilities by member, [C] each."""
@@ -42,23 +46,33 @@ class SubmissionState:
         return line.state != "done" or {member.name for member in self.members} <= line.p.keys()
 
     def write(self) -> None:
-        """Write the submission: patients with a scored slide get their probabilities, the others the fallback.
+        """Write the submission: ids with a scored slide get their answer, the others the fallback.
 
         Raises OSError if it cannot be written; the file that was there is then left as it was.
         """
-        write_submission(self.path, self.competition, self.ids, self.probabilities())
+        rows, sample = self.probabilities(), self.inputs.sample
+        write_submission(self.path, self.competition, sample, rows, self._labels(rows))
+        if self.competition.submission.form is Form.LABEL:
+            write_probabilities(self.path.with_name(PROBABILITIES), self.competition, sample, rows)
 
     def publish(self) -> None:
         """Write the submission; a failure is logged and the run goes on."""
         self.attempt(self.write)
 
     def probabilities(self) -> dict[str, Sequence[float]]:
-        """Return the probabilities of every patient with a scored slide, [C] each."""
-        if self.ensemble is not None:
-            return dict(self.ensemble.apply(self.scored, self.patient_of))
+        """Return the probabilities of every id with a scored slide, [C] each."""
+        if self.inputs.ensemble is not None:
+            return dict(self.inputs.ensemble.apply(self.scored, self.inputs.row_of))
         calibrations = {member.name: member.calibration for member in self.members}
-        patients = patient_mean(self.scored, self.patient_of)
+        patients = patient_mean(self.scored, self.inputs.row_of)
         return {patient: blend(means, calibrations) for patient, means in patients.items()}
+
+    def _labels(self, rows: Mapping[str, Sequence[float]]) -> dict[str, int]:
+        """Return the label of each row of probabilities, by the fitted decision; none for other forms."""
+        if self.competition.submission.form is not Form.LABEL or not rows:
+            return {}
+        labels = np.array(list(rows.values())).argmax(axis=1)
+        return dict(zip(rows, labels.tolist(), strict=True))
 
     def attempt(self, write: Callable[[], None]) -> None:
         """Call `write`; log the first of several OSErrors in a row and go on, as a later write may find room."""
@@ -78,10 +92,10 @@ class SubmissionState:
         write.
         """
         unscored, ids = len(set(self.ids) - self.scored_patients()), set(self.ids)
-        strangers = sum(self.patient_of[image_id] not in ids for image_id, means in self.scored.items() if means)
+        strangers = sum(self.inputs.row_of[image_id] not in ids for image_id, means in self.scored.items() if means)
         counts = {"unscored": unscored, "not_in_sample": strangers, "unwritten": int(self.unwritten is not None)}
         return {name: count for name, count in counts.items() if count}
 
     def scored_patients(self) -> set[str]:
-        """Return the patients with at least one scored slide."""
-        return {self.patient_of[image_id] for image_id, means in self.scored.items() if means}
+        """Return the ids with at least one scored slide."""
+        return {self.inputs.row_of[image_id] for image_id, means in self.scored.items() if means}

@@ -72,7 +72,7 @@ def _add_check(verbs: Verbs) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.scoring.submission import check_submission
+    from clotkit.submission.checking import check_submission
 
     verdict = check_submission(arguments.submission, arguments.sample, load_competition(arguments.competition))
     for problem in verdict.problems:

@@ -11,6 +11,7 @@ from clotkit.splits.slides import SlideRow as SlideRow
 from clotkit.splits.slides import in_store as in_store
 from clotkit.splits.slides import kind_of as kind_of
 from clotkit.splits.slides import read_slides as read_slides
+from clotkit.splits.slides import row_id as row_id
 from clotkit.splits.slides import split_of as split_of
 from clotkit.splits.slides import tables_of as tables_of
 from clotkit.splits.tables import Row as Row

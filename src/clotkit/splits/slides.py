@@ -51,6 +51,11 @@ class SlideRow:
             return 0
 
 
+def row_id(slide: SlideRow, competition: Competition) -> str:
+    """Return the id of the submission's row that a slide counts for: its patient's, or its own."""
+    return slide.image_id if competition.by_image else slide.patient_id
+
+
 def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) -> str:
     """Return the first split of `order` whose table is in the folder. Raises SplitError if none is."""
     tables = {split: competition.table_path(split_dir, split) for split in order}

@@ -22,9 +22,10 @@ import numpy as np
 from clotkit.cli import main
 from clotkit.competitions import load_competition
 from clotkit.reasons import Reason, TableRepair
-from clotkit.scoring.submission import Fault, check_submission
 from clotkit.slides.reader import open_slide
 from clotkit.splits import read_sample_ids, read_slides
+from clotkit.submission.answers import Fault
+from clotkit.submission.checking import check_submission
 
 from . import Reported
 

@@ -6,7 +6,7 @@ from clotkit.app.escaping import escaped, escaped_reason
 from clotkit.app.pages.common import Shared, show_table
 from clotkit.app.submissions import check, difference, histogram
 from clotkit.competitions import Competition
-from clotkit.scoring.submission import Verdict
+from clotkit.submission.checking import Verdict
 from clotkit.units import many
 
 MOST_LINES = 50  # problems that are shown
