@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pandas as pd
 import pytest
 
 from clotkit.cli import main
-from clotkit.competitions import Competition
-from clotkit.errors import ConfigError, UsageError
+from clotkit.competitions import Competition, Form, Rule, Submission, Unit
+from clotkit.competitions.schema import Metric
+from clotkit.errors import ConfigError, UsageError, WeightsError
+from clotkit.members.folder import check_member
 from clotkit.members.loading import load_member
 from clotkit.training.member_folder import write_manifest
 from clotkit.training.train import TrainSettings, train
@@ -139,6 +142,28 @@ def test_a_member_is_trained_and_runs(
     assert len(history) == (2 + 1) * 2  # folds and the final network, two epochs each
     assert not (weights / "one" / ".training").exists()
     assert "Not for clinical use" in (weights / "one" / "README.md").read_text()
+
+
+def test_a_member_for_labels_has_a_decision_judged_nested(
+    made: tuple[Path, Path, list[str]], recipe: str, tmp_path: Path, strip_ai: Competition
+) -> None:
+    form = Submission(Form.LABEL, "patient_id", Unit.PATIENT, ("label",), Rule.OUTLIER, "Other")
+    asks = replace(strip_ai, submission=form, metric=Metric("balanced_accuracy"))
+    lines: list[str] = []
+    metrics = train(TrainSettings(recipe, made[0], tmp_path / "m"), asks, lines.append)
+    judged = metrics["competition_metric"]
+    assert (judged["name"], judged["constant"], judged["higher_is_better"]) == ("balanced_accuracy", 0.5, True)
+    assert 0 <= judged["value"] <= 1
+    decision = load_member(tmp_path / "m", strip_ai.classes.names).decision
+    assert decision is not None
+    assert (decision.rule, decision.classes, len(decision.numbers)) == (Rule.OUTLIER, 2, 1)
+    assert load_member(made[1] / "one", strip_ai.classes.names).decision is None
+    check_member(tmp_path / "m")
+    calibration = tmp_path / "m" / "calibration.json"
+    content = json.loads(calibration.read_text())
+    calibration.write_text(json.dumps(content | {"decision": content["decision"] | {"numbers": [2.0]}}))
+    with pytest.raises(WeightsError):
+        check_member(tmp_path / "m")
 
 
 def test_wrong_settings_are_refused_before_a_file_is_written(

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clotkit.competitions import Competition
+from clotkit import metric
+from clotkit.competitions import Competition, Form, Rule
 from clotkit.config import InferenceConfig, Recipe
 from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures
 from clotkit.members.calibration import fit_calibration
+from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
 from clotkit.members.ensemble import Calibration
 from clotkit.members.pooling import pooled
 from clotkit.metric import balanced_log_loss
@@ -30,6 +33,12 @@ class EvaluationTarget:
     clip: float  # of a probability in the log loss
     floor: float  # no calibrated probability is below it
     by_patient: bool  # average a patient's images and count it once; else every image counts
+    competition: Competition | None = None  # whose metric and answers are computed as well; None: these are pictures
+
+    @property
+    def asked_for_labels(self) -> Competition | None:
+        """Return the competition if its answers are labels, for which a decision is fitted."""
+        return self.competition if self.competition and self.competition.submission.form is Form.LABEL else None
 
     def predicted_class(self, probabilities: Floats) -> str:
         """Return the name of the predicted class for probabilities [C].
@@ -47,16 +56,17 @@ def target_of(
 ) -> EvaluationTarget:
     """Return what a recipe's predictions are scored by.
 
-    Slides are scored as the competition does. Pictures get the plain log loss: a class weighs its share of `labels`.
+    Slides are scored as the competition does, and the classes weigh in the log loss as its metric needs. Pictures get
+    the plain log loss: a class weighs its share of `labels`.
     """
-    positive = recipe.data.positive_class or classes[-1]
+    positive, floor = recipe.data.positive_class or classes[-1], recipe.inference.floor
     if recipe.data.source == "slides":
-        weights, clip = competition.classes.weights, competition.metric.clip
-        return EvaluationTarget(classes, weights, positive, clip, recipe.inference.floor, by_patient=True)
+        known, scored_by = competition.classes, competition.metric
+        weights = metric.calibration_weights(scored_by.name, known.weights, known.priors)
+        by_patient = not competition.by_image
+        return EvaluationTarget(classes, weights, positive, scored_by.clip, floor, by_patient, competition)
     shares = np.bincount(labels, minlength=len(classes)) / len(labels)
-    return EvaluationTarget(
-        classes, tuple(map(float, shares)), positive, CLIP, recipe.inference.floor, by_patient=False
-    )
+    return EvaluationTarget(classes, tuple(map(float, shares)), positive, CLIP, floor, by_patient=False)
 
 
 def predicted_images(outputs: Floats, tiles: TileSet, inference: InferenceConfig) -> pd.DataFrame:
@@ -106,6 +116,66 @@ def cross_calibrated(units: pd.DataFrame, of_fold: Mapping[int, Calibration], ta
     """Return the rows calibrated by fold: those with `fold` k by `of_fold[k]`, fitted on other folds."""
     parts = [calibrated(units[units["fold"] == fold], of_fold[fold], target) for fold in units["fold"].unique()]
     return pd.concat(parts).loc[units.index]
+
+
+def decision_on(units: pd.DataFrame, of_fold: Mapping[int, Calibration], target: EvaluationTarget) -> Decision | None:
+    """Return the decision fitted on raw rows, once calibrated by fold; None if answers are no labels."""
+    if (asked := target.asked_for_labels) is None:
+        return None
+    if units.empty:
+        return default_decision(asked.submission.rule, len(target.classes))
+    return fit_decision(*_to_decide(units, of_fold, target, asked))
+
+
+def nested_answers_on(units: pd.DataFrame, of_fold: Mapping[int, Calibration], target: EvaluationTarget) -> Ints | None:
+    """Return the answer to each raw row, by a calibration and a decision fitted on other folds."""
+    if (asked := target.asked_for_labels) is None:
+        return None
+    rule, p, labels, name, outliers = _to_decide(units, of_fold, target, asked)
+    return nested_answers(rule, p, labels, units["fold"].to_numpy(np.int64), name, outliers)
+
+
+def _to_decide(
+    units: pd.DataFrame, of_fold: Mapping[int, Calibration], target: EvaluationTarget, competition: Competition
+) -> tuple[Rule, Floats, Ints, str, Floats]:
+    """Return the arguments of fit_decision for raw rows.
+
+    A class is left out before a calibration clips it.
+    """
+    labels, without = units["label"].to_numpy(np.int64), units.copy()
+    without[list(target.classes)] = leave_class_out(_probabilities(units, target), labels)
+    p, outliers = (_probabilities(cross_calibrated(rows, of_fold, target), target) for rows in (units, without))
+    return competition.submission.rule, p, labels, competition.metric.name, leave_class_out(outliers, labels)
+
+
+def competition_figures(units: pd.DataFrame, answers: Ints | None, target: EvaluationTarget) -> dict[str, Any] | None:
+    """Return the competition's metric of calibrated rows, as metric_figures; None for pictures.
+
+    `answers` are those of decisions; None: the likeliest class of each row.
+    """
+    if target.competition is None or units.empty:
+        return None
+    p, labels = _probabilities(units, target), units["label"].to_numpy(np.int64)
+    return metric_figures(p, p.argmax(axis=1) if answers is None else answers, labels, target.competition)
+
+
+def metric_figures(p: Floats, answers: Ints, labels: Ints, competition: Competition) -> dict[str, Any]:
+    """Return the competition's metric: name, value, direction, and the value of the best constant.
+
+    `p` [n, C] are probabilities and `answers` [n] class indices; the constant is the best one for these labels.
+    """
+    name, clip, weights = competition.metric.name, competition.metric.clip, competition.classes.weights
+    shares = (np.bincount(labels, minlength=len(weights)) / len(labels)).tolist()
+    value = metric.score(name, p.tolist(), answers.tolist(), labels.tolist(), weights, clip)
+    best = metric.constant_score(name, weights, shares, clip)
+    numbers = {key: None if np.isnan(one) else round(one, 6) for key, one in (("value", value), ("constant", best))}
+    return {"name": name, **numbers, "higher_is_better": metric.METRICS[name].higher_is_better}
+
+
+def metric_line(figures: Mapping[str, Any]) -> str:
+    """Return the competition's metric, as metric_figures has it, in words."""
+    value, best = ("undefined" if figures[key] is None else f"{figures[key]:.4f}" for key in ("value", "constant"))
+    return f"{figures['name'].replace('_', ' ')} {value} (best constant {best})"
 
 
 def score(units: pd.DataFrame, target: EvaluationTarget, resamples: int = 1000) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ MAX_PASSES = 20  # of the coordinate search; it ends when a pass changes nothing
 # Standard deviation of a Gaussian prior of each cut point around its half. With hundreds of units it has no effect;
 # with a few dozen it keeps a cut from moving to win a single unit.
 CUT_PRIOR = 0.5
-ABOVE_CHANCE = 1.25  # an unfitted confidence in units of 1/C: 0.25 for 5 classes, which was used for UBC-OCEAN
+ABOVE_CHANCE = 0.05  # least confidence above 1/C: 0.25 of 5 classes, which won a place at UBC-OCEAN unfitted
 TINY_GAIN = 1e-9  # a smaller gain of the objective is rounding
 
 
@@ -104,8 +104,13 @@ def halves(classes: int) -> Floats:
 
 def default_decision(rule: Rule, classes: int) -> Decision:
     """Return the decision of a rule without data: cuts at the halves, a confidence just above chance."""
-    numbers = {Rule.CUT_POINTS: tuple(halves(classes).tolist()), Rule.OUTLIER: (min(ABOVE_CHANCE / classes, 1.0),)}
+    numbers = {Rule.CUT_POINTS: tuple(halves(classes).tolist()), Rule.OUTLIER: (least_confidence(classes),)}
     return Decision(rule, classes, numbers.get(rule, ()))
+
+
+def least_confidence(classes: int) -> float:
+    """Return the confidence below which any unit is an outlier, fitted or not: just above chance."""
+    return 1 / classes + ABOVE_CHANCE
 
 
 def mean_decision(decisions: Sequence[Decision]) -> Decision:
@@ -175,7 +180,8 @@ def _fit_confidence(p: Floats, labels: Ints, outliers: Floats) -> float:
 
     No unit of training is an outlier, so each one stands in for one as leave_class_out makes it. The threshold
     maximises the balanced accuracy over the C known classes, each judged on its own units, and the pseudo-outliers as
-    one class more. Of equal thresholds it is the lowest. Real outliers may be easier or harder to tell than these.
+    one class more. Of equal thresholds it is the lowest, and none is below least_confidence: the rule is there because
+    outliers exist, and where classes resemble each other these ones are harder to tell than real ones.
     """
     sure, doubtful = p.max(axis=1), outliers.max(axis=1)
     right = p.argmax(axis=1) == labels
@@ -186,7 +192,8 @@ def _fit_confidence(p: Floats, labels: Ints, outliers: Floats) -> float:
     lost = np.append(0.0, np.cumsum((weight * right)[order]))[np.searchsorted(sure[order], thresholds)]
     found = np.searchsorted(np.sort(doubtful), thresholds) / max(len(doubtful), 1)
     gain = found - lost  # in the sum of recalls, against calling no unit an outlier
-    return float(thresholds[int(np.argmax(gain > gain.max() - TINY_GAIN))])
+    best = float(thresholds[int(np.argmax(gain > gain.max() - TINY_GAIN))])
+    return max(best, least_confidence(p.shape[1]))
 
 
 def _fit_cuts(expected: Floats, labels: Ints, classes: int, metric: str) -> tuple[float, ...]:

@@ -13,10 +13,12 @@ from typing import Any
 from clotkit.config import Recipe, load_recipe
 from clotkit.errors import ConfigError
 from clotkit.files import sha256
+from clotkit.members.decision import Decision
 from clotkit.members.ensemble import Calibration
 from clotkit.members.weights import check_weights
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
+DECISION = "decision"  # entry of CALIBRATION, of a member whose answers are labels
 HISTORY, CURVES, CARD = "history.csv", "curves.png", "README.md"
 OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
 SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the two words below
@@ -124,6 +126,15 @@ def check_member(folder: Path) -> None:
     calibration = Calibration.from_json(raw, where)
     for of_fold in raw.get("folds", ()):
         Calibration.from_json(of_fold, where, len(calibration.offsets))
+    read_decision(raw, where, len(calibration.offsets))
+
+
+def read_decision(calibration: Any, where: str, classes: int) -> Decision | None:
+    """Return the decision in the content of a calibration.json; None if it has none.
+
+    Raises as Decision.from_json.
+    """
+    return Decision.from_json(calibration[DECISION], where, classes) if DECISION in calibration else None
 
 
 def check_members(weights_dir: Path) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 
 from clotkit.config import Recipe
 from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
+from clotkit.members.decision import Decision
 from clotkit.members.ensemble import Calibration
-from clotkit.members.folder import CALIBRATION, WEIGHTS, read_member
+from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
 from clotkit.members.networks import FLOAT32, Network, build_committee
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.members.weights import check_loaded
@@ -43,6 +44,7 @@ class Member:
     weights_sha256: str
     predict: Predict  # uint8[n, H, W, 3] -> float32[n, C], each row summing to 1
     notes: list[str] = field(default_factory=list)  # lines for the report; predicting may add one
+    decision: Decision | None = None  # from its probabilities to a label; None: it was trained without
 
 
 def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
@@ -58,8 +60,10 @@ def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
     start_keras()
     folds = int(files.metrics.get("networks_of_folds", 1))
     predict = _load_on_all_devices(folder, files.recipe, len(classes), folds)
-    calibration = Calibration.from_json(files.calibration, str(folder / CALIBRATION), len(classes))
-    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, predict.notes)
+    where = str(folder / CALIBRATION)
+    calibration = Calibration.from_json(files.calibration, where, len(classes))
+    decision = read_decision(files.calibration, where, len(classes))
+    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, predict.notes, decision)
 
 
 def build_member(recipe: Recipe, classes: int, folds: int = 1) -> tuple[list[Network], Any]:

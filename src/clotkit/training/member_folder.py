@@ -12,8 +12,10 @@ from clotkit.config import Recipe
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
+from clotkit.evaluation.scores import metric_line
 from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sha256
 from clotkit.members import folder as files
+from clotkit.members.decision import Decision, Ints
 from clotkit.members.ensemble import Calibration
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
@@ -31,6 +33,8 @@ class TrainedMember:
     calibration: Calibration  # that ships
     fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
     split: pd.DataFrame  # one row per image: image, and fold as in split.csv
+    decision: Decision | None = None  # that ships; None: answers are probabilities
+    answers: Ints | None = None  # one per row of `scored`, by decisions fitted on the other folds
 
 
 def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember, metrics: dict[str, Any]) -> None:
@@ -42,7 +46,8 @@ def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember,
     _write_weights(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
     atomic_write_text(out / files.RECIPE, source)
     folds = [calibration.to_json() for calibration in trained.fold_calibrations]
-    atomic_write_json(out / files.CALIBRATION, trained.calibration.to_json() | {"folds": folds})
+    decision = {} if trained.decision is None else {files.DECISION: trained.decision.to_json()}
+    atomic_write_json(out / files.CALIBRATION, trained.calibration.to_json() | {"folds": folds, **decision})
     _write_table(out / files.HISTORY, trained.history.round(6))
     _write_table(out / files.OUT_OF_FOLD, trained.out_of_fold.round(6))
     _write_table(out / files.SPLIT, trained.split)
@@ -72,11 +77,14 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         f"Estimate: {metrics['estimate']}; {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
         f"intervals, resampled by patient. Seed: {metrics['seed']}. A constant prediction has a weighted log loss of "
         f"{metrics['constant']:.4f}.",
+        f"By the metric of the competition: {metric_line(judged)}."
+        if (judged := metrics["competition_metric"])
+        else "",
         _figures_table(metrics),
         "## Limits",
         texts.limits or "The figures hold for data like the training data; other scanners and stains were not tried.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def write_manifest(folder: Path) -> int:

@@ -25,9 +25,13 @@ from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import (
     EvaluationTarget,
     calibrated_on,
+    competition_figures,
     constant,
     cross_calibrated,
+    decision_on,
     log_loss,
+    metric_line,
+    nested_answers_on,
     predicted_images,
     rows_to_score,
     score,
@@ -37,6 +41,7 @@ from clotkit.files import atomic_write_text
 from clotkit.members.folder import SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, expanded
 from clotkit.members.predict import predict_committee
+from clotkit.metric import METRICS
 from clotkit.progress import Log
 from clotkit.shards.reading import ShardTiles
 from clotkit.splits import SYNTHETIC
@@ -126,6 +131,8 @@ def summary(metrics: dict[str, Any]) -> str:
         for name in ("accuracy", "balanced_accuracy", "auc", "weighted_log_loss")
         if metrics.get(name) is not None and metrics.get(f"{name}_low") is not None
     ]
+    if (metric := metrics["competition_metric"]) and METRICS[metric["name"]].of_table is not None:
+        shown.append(metric_line(metric))
     return ", ".join(shown) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
 
 
@@ -200,23 +207,37 @@ class _Run:
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
         out_of_fold = pd.concat(held_out, ignore_index=True)
         units = rows_to_score(out_of_fold, self.target)
-        if len(folds) == 1:
-            calibration = calibrated_on(
-                rows_to_score(validation[0], self.target), self.target
-            )  # identity if it lacks a class
-            fold_calibrations = [calibration]
-        else:
-            calibration = calibrated_on(units, self.target)
-            fold_calibrations = [
-                calibrated_on(units[units["fold"] != number], self.target) for number in range(len(folds))
-            ]
-        scored = cross_calibrated(units, dict(enumerate(fold_calibrations)), self.target)
+        fitted = self._calibrate(units, len(folds), rows_to_score(validation[0].assign(fold=0), self.target))
         if not fold_networks_ship:
             trained, history = self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
         split = _split_table(self.tiles, folds)
-        return TrainedMember(networks, history, out_of_fold, scored, calibration, fold_calibrations, split)
+        return TrainedMember(networks, history, out_of_fold, split=split, **fitted)
+
+    def _calibrate(self, units: pd.DataFrame, folds: int, validation: pd.DataFrame) -> dict[str, Any]:
+        """Return the fields of a TrainedMember that follow from held-out rows; of one fold, from `validation`."""
+        target = self.target
+        if folds == 1:
+            calibration = calibrated_on(validation, target)  # identity if it lacks a class
+            of_fold = {0: calibration}
+            decision = decision_on(validation, of_fold, target)
+        else:
+            calibration = calibrated_on(units, target)
+            of_fold = {number: calibrated_on(units[units["fold"] != number], target) for number in range(folds)}
+            decision = decision_on(units, of_fold, target)
+        scored = cross_calibrated(units, of_fold, target)
+        if folds == 1:
+            answers = decision and decision.apply(scored[list(target.classes)])
+        else:
+            answers = nested_answers_on(units, of_fold, target)
+        return {
+            "scored": scored,
+            "calibration": calibration,
+            "fold_calibrations": list(of_fold.values()),
+            "decision": decision,
+            "answers": answers,
+        }
 
     def follow_chief(self, folds: Sequence[Fold]) -> None:
         """Take part in every fit of `train_folds`, in the same order, and in nothing else."""
@@ -356,6 +377,7 @@ def _metrics(
         "constant": round(constant(target), 6),
         "weighted_log_loss_uncalibrated": round(log_loss(raw, target), 6),
         **score(trained.scored, target),
+        "competition_metric": competition_figures(trained.scored, trained.answers, target),
         **_metrics_per_slide(trained, target),
     }
 
