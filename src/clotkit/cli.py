@@ -17,6 +17,7 @@ from clotkit.spawning import without_main
 
 # In the order of `clotkit --help`. A kernel's bundle carries only the packages that it runs.
 VERBS = (
+    "drafting.verbs",
     "synthetic.verbs",
     "planning.verbs",
     "shards.verbs",
@@ -31,7 +32,7 @@ VERBS = (
     "app.verbs",
     "kaggle.verbs",
 )
-PRINTED = ("plan", "predict", "check")  # verbs whose work is what they print
+PRINTED = ("plan", "predict", "check", "list")  # verbs whose work is what they print
 
 
 def entry() -> None:

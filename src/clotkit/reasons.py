@@ -116,3 +116,25 @@ class TableRepair(StrEnum):
     NOT_IN_SAMPLE = "not_in_sample"  # the sample submission lacks it: scored, but not in the output
     FROM_SAMPLE = "from_sample"  # there is no table: the sample submission has the slide
     DERIVED_FACT = "derived_fact"  # the table lacks a fact of the slide, which follows from the files beside it
+
+
+class Misfit(StrEnum):
+    """Why a competition's TOML does not fit its data folder: codes of `clotkit competition check`."""
+
+    # A competition's TOML against a data folder.
+    FILL_IN = "fill_in"  # a line of the draft still says FILL IN
+    NO_TABLE = "no_table"  # a table is missing
+    NO_COLUMN = "no_column"  # a table lacks a column
+    UNKNOWN_PLACEHOLDER = "unknown_placeholder"  # a pattern names a column that a table lacks
+    NO_SLIDE = "no_slide"  # rows of a table have no file by files.slide
+    UNUSED_PATTERN = "unused_pattern"  # note: no file matches one of several patterns, and no row needs it
+    HIDDEN_TEST = "hidden_test"  # note: no slide of the test table is here, as where the test set is hidden
+    UNKNOWN_LABEL = "unknown_label"  # a label is neither a class nor the outlier
+    EMPTY_CLASS = "empty_class"  # no row of train has this class
+    PRIOR_FAR = "prior_far"  # a prior is far from the share of its class in train
+    SAMPLE_HEADER = "sample_header"  # the sample has other columns than submission.id and submission.columns
+    SAMPLE_WITHOUT_SLIDE = "sample_without_slide"  # an id of the sample has no row among the test slides
+    SLIDE_WITHOUT_SAMPLE = "slide_without_sample"  # a test slide has no row in the sample: it is not in the output
+    ID_AS_NUMBER = "id_as_number"  # ids lost zeros, or end with .0: a table program made numbers of them
+    NO_FACT = "no_fact"  # a fact is neither a column of the table nor derived from files
+    REFUSED = "refused"  # the split cannot be read, for the reason in the sentence

@@ -15,6 +15,7 @@ from clotkit.competitions.schema import Fact as Fact
 from clotkit.competitions.schema import Files as Files
 from clotkit.competitions.schema import Form as Form
 from clotkit.competitions.schema import Ids as Ids
+from clotkit.competitions.schema import Limits as Limits
 from clotkit.competitions.schema import Rule as Rule
 from clotkit.competitions.schema import Sizes as Sizes
 from clotkit.competitions.schema import Submission as Submission

@@ -55,13 +55,19 @@ def _label(row: Row, where: str, competition: Competition) -> int:
     """Return the class index of a row. Raises SplitError if its label is not a class."""
     columns, names = competition.columns, competition.classes.names
     label = row[columns.label]
-    found = [index for index, name in enumerate(names) if name.casefold() == label.casefold() or _equal(name, label)]
-    if len(found) != 1:
+    found = class_index(label, names)
+    if found is None:
         raise SplitError(
             f"{where}: row {row.number}: {row[columns.image]} has {columns.label} {label!r}; "
             f"classes: {', '.join(names)}"
         )
-    return found[0]
+    return found
+
+
+def class_index(label: str, names: Sequence[str]) -> int | None:
+    """Return the index of the class that a label names, in any case; None if not exactly one."""
+    found = [index for index, name in enumerate(names) if name.casefold() == label.casefold() or _equal(name, label)]
+    return found[0] if len(found) == 1 else None
 
 
 def _equal(name: str, label: str) -> bool:

@@ -7,7 +7,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,8 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log
 
     Args:
         path: the table.
-        columns: names of columns that it must have, in any spelling of case, spaces and underscores.
+        columns: names of columns that it must have, in any spelling of case, spaces and underscores; none: the first
+            line is the header, with the delimiter that gives most columns.
         also: names of columns that it may have, in any spelling too.
         log: gets a line if the encoding or the delimiter is unusual, or lines come before the header.
 
@@ -175,7 +176,7 @@ def _header(text: str, where: str, columns: Sequence[str], also: Sequence[str]) 
     lines = ((number, line) for number, line in enumerate(io.StringIO(text, newline=""), start=1) if line.strip())
     for number, line in islice(lines, HEADER_LINES):
         found = [_Header(_columns(line, one, names), number, one, known) for one in DELIMITERS]
-        best = max(found, key=lambda header: [len(names & set(header.columns)) for names in (set(columns), known)])
+        best = max(found, key=lambda header: _fit(header, set(columns), known))
         if set(columns) <= set(best.columns):
             _check_unique(best, where)
             return best
@@ -184,6 +185,12 @@ def _header(text: str, where: str, columns: Sequence[str], also: Sequence[str]) 
     missing = ", ".join(column for column in columns if column not in has)
     shown = ", ".join(column if column.isprintable() else repr(column) for column in has) or "no columns"
     raise SplitError(f"{where}: no column {missing}; it has: {shown[:MOST_SHOWN]}")
+
+
+def _fit(header: _Header, columns: Set[str], known: Set[str]) -> list[int]:
+    """Return how well a header fits: how many needed columns it has, how many known ones, and in all."""
+    found = set(header.columns)
+    return [len(columns & found), len(known & found), len(found)]
 
 
 def _columns(line: str, delimiter: str, names: dict[str, str]) -> list[str]:
