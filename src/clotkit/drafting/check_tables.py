@@ -14,7 +14,7 @@ from clotkit.reasons import Misfit
 from clotkit.splits import Row, read_table
 from clotkit.splits.labels import class_index
 
-OWN = frozenset({"split", "image_id", "patient_id"})  # placeholders that are no columns
+OWN = frozenset({"{split}", "{image_id}", "{patient_id}"})  # placeholders that are no columns
 FAR, ERRORS = 0.05, 3.0  # a prior is far from a share by more than FAR and by so many standard errors
 
 
@@ -86,9 +86,9 @@ def check_placeholders(competition: Competition, where: str, rows: Sequence[Row]
     patterns = {"files.slide": competition.files.slide}
     patterns["facts.missing_file"] = tuple(fact.missing_file for fact in competition.facts)
     for key, texts in patterns.items():
-        fields = {field for text in texts for _, field, _, _ in Formatter().parse(text) if field}
-        for field in sorted(fields - OWN - set(rows[0])) if rows else []:
-            text = f"no column for {{{field}}} of {key}; it has: {', '.join(rows[0]) if rows else ''}"
+        fields = {f"{{{field}}}" for text in texts for _, field, _, _ in Formatter().parse(text) if field}
+        for field in sorted(fields - OWN - {f"{{{column}}}" for column in rows[0]}) if rows else []:
+            text = f"no column for {field} of {key}; it has: {', '.join(rows[0]) if rows else ''}"
             yield Finding(Misfit.UNKNOWN_PLACEHOLDER, where, text, key=key)
 
 

@@ -12,7 +12,8 @@ from clotkit.drafting.contents import Contents, as_word, with_word
 BESIDE = re.compile(r"thumb|mask|label|annot|preview|overview|macro|segment")  # not the slide, but a file beside it
 SAMPLED = 60  # rows of a split whose files are looked at for patterns
 MOST_PATTERNS = 30  # that are tried on every row
-MARKS = {"image_id": "\1", "patient_id": "\2", "split": "\3"}  # for placeholders, while names are replaced
+IMAGE, PATIENT, SPLIT = "\1", "\2", "\3"  # stand for placeholders while names are replaced
+PLACEHOLDERS = {IMAGE: "{image_id}", PATIENT: "{patient_id}", SPLIT: "{split}"}
 KEPT = 20  # patterns of one competition
 
 
@@ -27,8 +28,9 @@ class Named:
 
     def file(self, pattern: str) -> str:
         """Return the name of its file by a pattern."""
-        ids = {"split": self.split, "image_id": self.image_id, "patient_id": self.patient_id}
-        return pattern.format_map({**self.cells, **ids})
+        names = {**self.cells}
+        names.update(split=self.split, image_id=self.image_id, patient_id=self.patient_id)
+        return pattern.format_map(names)
 
 
 def find_patterns(rows: Sequence[Named], contents: Contents) -> list[str]:
@@ -85,10 +87,10 @@ def sampled(rows: Sequence[Named]) -> Iterable[Named]:
 def patterns_of(name: str, row: Named) -> set[str]:
     """Return the patterns by which a row may name this file."""
     marked = name.replace("{", "{{").replace("}", "}}")
-    for key, text in (("image_id", row.image_id), ("patient_id", row.patient_id)):
-        marked = as_word(text).sub(MARKS[key], marked) if text else marked
-    *folders, file = re.sub(rf"(?<![A-Za-z]){row.split}(?![A-Za-z])", MARKS["split"], marked).split("/")
-    if MARKS["image_id"] not in "/".join([*folders, file]):
+    for mark, text in ((IMAGE, row.image_id), (PATIENT, row.patient_id)):
+        marked = as_word(text).sub(mark, marked) if text else marked
+    *folders, file = re.sub(rf"(?<![A-Za-z]){row.split}(?![A-Za-z])", SPLIT, marked).split("/")
+    if IMAGE not in "/".join([*folders, file]):
         return set()
     cells = [[key for key, cell in row.cells.items() if cell and cell == folder] for folder in folders]
     by_cell = [f"{{{found[0]}}}" if found else folder for folder, found in zip(folders, cells, strict=True)]
@@ -97,8 +99,8 @@ def patterns_of(name: str, row: Named) -> set[str]:
 
 
 def _unmarked(pattern: str) -> str:
-    for key, mark in MARKS.items():
-        pattern = pattern.replace(mark, f"{{{key}}}")
+    for mark, placeholder in PLACEHOLDERS.items():
+        pattern = pattern.replace(mark, placeholder)
     return pattern
 
 
