@@ -483,3 +483,20 @@ def test_slides_of_an_object_store_are_compared_by_size_and_version(tmp_path: Pa
     earlier = read_earlier(settings_of(tmp_path, tmp_path, tmp_path, resume=True), inputs, lambda _: None)
     assert [line.image_id for line in earlier.lines] == ["kept"]
     assert earlier.counts == {"kept": 1, "failed": 0, "changed": 3, "unchecked": 0}
+
+
+def test_weights_of_another_competition_are_refused(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    """One member of another competition is left out by name; if all are, nothing is written."""
+    foreign, weights = tmp_path / "foreign", tmp_path / "both"
+    shutil.copytree(member, foreign)
+    metrics = json.loads((foreign / "metrics.json").read_text())
+    (foreign / "metrics.json").write_text(json.dumps(metrics | {"competition": "another"}))
+    with pytest.raises(ConfigError, match="another"):
+        run(settings_of(test_split, foreign, tmp_path / "out"), strip_ai)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(foreign, weights / "foreign")
+    shutil.copytree(member, weights / "own")
+    assert run(settings_of(test_split, weights, tmp_path / "out"), strip_ai)["left_out"] == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["left_out_codes"].keys() == {"foreign"}

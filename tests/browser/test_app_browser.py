@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -132,9 +133,17 @@ def files_of(uploads: dict[str, bytes]) -> list[dict[str, Any]]:
 
 
 def upload(page: Any, place: int, name: str, data: bytes) -> None:
-    """Upload a file to one of several upload fields and wait until it is listed."""
-    page.locator('input[type="file"]').nth(place).set_input_files(files_of({name: data}))
-    page.get_by_text(name, exact=True).first.wait_for()
+    """Upload a file to one of several upload fields and wait until it is listed.
+
+    A page that is drawn again at that instant loses the file, so it is given once more.
+    """
+    listed = page.get_by_text(name, exact=True).first
+    for _ in range(2):
+        page.locator('input[type="file"]').nth(place).set_input_files(files_of({name: data}))
+        with suppress(api.TimeoutError):
+            listed.wait_for(timeout=20_000)
+            break
+    listed.wait_for()
     page.locator(READY).wait_for()
 
 

@@ -18,6 +18,7 @@ from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 from clotkit.report import records
 from clotkit.submission.checking import check_submission
+from clotkit.submission.writing import PROBABILITIES
 from clotkit.supervise import STATUS, read_status
 
 POLL_S = 15.0  # before the second look at a submission; the pauses grow
@@ -44,7 +45,7 @@ def fetch_run(run: KernelRun, competition: Competition, out: Path) -> Path:
     run left no submission.
     """
     name = competition.files.submission
-    paths = run.fetch(out, [name, *records.FILES, STATUS])
+    paths = run.fetch(out, [name, PROBABILITIES, *records.FILES, STATUS])
     if out / name not in paths:
         raise RemoteError(
             f"{run.ref} version {run.version}: there is no {name} in its output; see its log",

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.blending import Blend
+from clotkit.members.decision import Decision
 from clotkit.members.pooling import TINY
 
 Probabilities = npt.NDArray[np.float64]
@@ -96,6 +97,7 @@ class Ensemble:
     """The ensemble of a folder of members, as `clotkit blend` fitted it."""
 
     blend: Blend
+    decision: Decision | None = None  # from its probabilities to a label
 
     def apply(
         self, slides: Mapping[str, Mapping[str, Probabilities]], patient_of: Mapping[str, str]

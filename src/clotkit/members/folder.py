@@ -119,6 +119,15 @@ def read_member(folder: Path) -> MemberFiles:
     return MemberFiles(load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION), digest)
 
 
+def trained_for(folder: Path) -> str | None:
+    """Return the slug of the competition that a member was trained for; None for pictures, or if it is unknown."""
+    try:
+        slug = _json(folder / METRICS).get("competition")
+    except (ConfigError, AttributeError):
+        return None
+    return None if slug is None else str(slug)
+
+
 def check_member(folder: Path) -> None:
     """Check a member's weights and calibration without building its network. Raises ConfigError."""
     check_weights(folder / WEIGHTS)

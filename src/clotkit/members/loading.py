@@ -47,13 +47,17 @@ class Member:
     decision: Decision | None = None  # from its probabilities to a label; None: it was trained without
 
 
-def load_member(folder: Path, classes: tuple[str, ...]) -> Member:
+def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None) -> Member:
     """Build a member's network and load its weights, once per GPU, or on the CPU when there is no GPU.
 
-    Raises ConfigError when a file is missing or damaged, when the member was trained for other classes than `classes`,
-    or when a hash differs from the one that MANIFEST.json beside the folder lists.
+    Raises ConfigError when a file is missing or damaged, when the member was trained for other classes than `classes`
+    or for another competition than `slug` (None: any), or when a hash differs from the one that MANIFEST.json beside
+    the folder lists.
     """
     files = read_member(folder)
+    trained_on = files.metrics.get("competition")
+    if slug and trained_on not in {None, slug}:
+        raise ConfigError(f"{folder}: trained for the competition {trained_on}; wanted: {slug}")
     trained = tuple(files.metrics.get("classes", ()))
     if trained != classes:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")

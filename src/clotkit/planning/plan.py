@@ -239,7 +239,7 @@ def _forecast_slides(
 def _time_members(folders: Sequence[Path], competition: Competition) -> NetworkTiming:
     """Load the members and time one batch of each, after a first one that traces the network."""
     started = time.perf_counter()
-    members = [load_member(folder, competition.classes.names) for folder in folders]
+    members = [load_member(folder, competition.classes.names, competition.slug) for folder in folders]
     batches = []
     for member in members:
         tiling = member.recipe.tiling

@@ -19,6 +19,7 @@ from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, cost_line, costs_of, h
 from clotkit.report import records
 from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
+from clotkit.submission.writing import PROBABILITIES
 
 TOLERANCE = 1e-6  # of a probability, between the layouts
 
@@ -50,7 +51,7 @@ def rehearse(
     read_slides(split_dir, "test", competition)
     check_members(weights)  # raises if the kernel would not find one, or leave one out
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
-    allowed = {competition.files.submission, *records.FILES}
+    allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
     attached = datasets_of(kernel, weights, wheels)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
     _check_agreement([outcome.working / competition.files.submission for outcome in outcomes])

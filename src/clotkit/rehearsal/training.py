@@ -133,7 +133,7 @@ def _check_members(outcome: Outcome, recipes: Sequence[str], competition: Compet
     """Load the member of every recipe."""
     for recipe in recipes:
         try:
-            member = load_member(outcome.working / WEIGHTS / recipe, competition.classes.names)
+            member = load_member(outcome.working / WEIGHTS / recipe, competition.classes.names, competition.slug)
         except ClotkitError as error:
             raise RehearsalError(f"layout {outcome.layout}: {error}", RehearsalKind.OUTPUT) from error
         log(f"layout {outcome.layout}: member {member.name} loads, sha256 {member.weights_sha256[:12]}")

@@ -132,11 +132,11 @@ def _members(request: ScoreRequest) -> list[Member]:
 
 
 def _load(keys: Sequence[MemberKey], context: RunContext) -> list[Member]:
-    classes = context.competition.classes.names
+    classes, slug = context.competition.classes.names, context.competition.slug
     try:
         with local_weights(context.weights) as weights:
             folders = {folder.name: folder for folder in find_members(weights)}
-            members = [load_member(folders[name], classes) for name, _ in keys]
+            members = [load_member(folders[name], classes, slug) for name, _ in keys]
     except Exception as error:
         raise ClusterError(
             f"a worker cannot load the members in {context.weights}: {type(error).__name__}: {one_line(error)}; "

@@ -16,6 +16,7 @@ from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.splits import SlideRow
+from clotkit.submission.writing import PROBABILITIES
 from clotkit.workers import FILE
 
 
@@ -95,7 +96,8 @@ def make_run_folder(run_dir: Path, state: SubmissionState, resume: bool) -> None
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         _remove_temporaries(run_dir)
-        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in {submission, *records.FILES})
+        own = {submission, PROBABILITIES, *records.FILES}
+        foreign = sorted(path.name for path in run_dir.iterdir() if path.name not in own)
         if foreign and not (run_dir / records.REPORT).exists() and not (run_dir / submission).exists():
             raise UsageError(f"{run_dir}: holds {foreign[0]}, which no run wrote; name an empty or a new folder")
         if not resume:
@@ -118,7 +120,7 @@ def open_report(run_dir: Path, kept: Sequence[SlideReport]) -> records.ReportFil
 
 def _remove_temporaries(run_dir: Path) -> None:
     """Remove the temporary files of writes that a kill cut short."""
-    for name in records.FILES:
+    for name in (PROBABILITIES, *records.FILES):
         stem, _, suffix = name.partition(".")
         for path in run_dir.glob(f".{stem}.*.{suffix}"):
             path.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clotkit.competitions import Competition, Form
+from clotkit.members.decision import Decision, default_decision, mean_decision
 from clotkit.members.ensemble import Probabilities, blend, patient_mean
 from clotkit.members.loading import Member
 from clotkit.progress import Log
@@ -71,8 +72,15 @@ class SubmissionState:
         """Return the label of each row of probabilities, by the fitted decision; none for other forms."""
         if self.competition.submission.form is not Form.LABEL or not rows:
             return {}
-        labels = np.array(list(rows.values())).argmax(axis=1)
+        labels = self._decision().apply(np.array(list(rows.values())))
         return dict(zip(rows, labels.tolist(), strict=True))
+
+    def _decision(self) -> Decision:
+        """Return the decision of the ensemble, or the mean of the members'; the unfitted one if none is fitted."""
+        ensemble, rule = self.inputs.ensemble, self.competition.submission.rule
+        fitted = [member.decision for member in self.members] if ensemble is None else [ensemble.decision]
+        known = [one for one in fitted if one is not None and one.rule is rule]
+        return mean_decision(known) if known else default_decision(rule, len(self.competition.classes.names))
 
     def attempt(self, write: Callable[[], None]) -> None:
         """Call `write`; log the first of several OSErrors in a row and go on, as a later write may find room."""
