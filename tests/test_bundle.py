@@ -1,7 +1,6 @@
 """Test the bundle: the same bytes from the same files, all modules in it, within Kaggle's limit."""
 
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -13,8 +12,10 @@ import pytest
 from clotkit import __version__
 from clotkit.bundle import build, checkout
 from clotkit.cli import main
+from clotkit.competitions import FOLDER as COMPETITIONS
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError
+from clotkit.kaggle.datasets import read_metadata
 from clotkit.reasons import RehearsalKind
 from clotkit.versions import without_docstrings
 
@@ -57,10 +58,25 @@ def test_the_header_has_the_hash_of_what_follows() -> None:
     assert __version__ in script.splitlines()[0]
 
 
-def carried_by(kernel: Path) -> tuple[dict[str, str], dict[str, object]]:
+def test_a_bundle_carries_its_own_competition_alone(tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text((COMPETITIONS / "panda.toml").read_text())
+    for competition in ("panda", str(own)):
+        files, settings = carried_by(KERNEL, competition)
+        stem = Path(competition).stem
+        assert settings == {"competition": stem}
+        assert [name for name in files if "competitions/" in name and not name.endswith(".py")] == [
+            "clotkit/competitions/default.txt", f"clotkit/competitions/{stem}.toml"
+        ]  # fmt: skip
+        assert files["clotkit/competitions/default.txt"].strip() == stem
+    with pytest.raises(ConfigError, match="known: "):
+        build.build_bundle(KERNEL, "none")
+
+
+def carried_by(kernel: Path, competition: str = "strip_ai") -> tuple[dict[str, str], dict[str, object]]:
     """Return FILES and SETTINGS of a kernel's bundle."""
     space: dict[str, object] = {"__name__": "bundle"}
-    exec(compile(build.build_bundle(kernel, "strip_ai"), "script.py", "exec"), space)
+    exec(compile(build.build_bundle(kernel, competition), "script.py", "exec"), space)
     files, settings = space["FILES"], space["SETTINGS"]
     assert isinstance(files, dict)
     assert isinstance(settings, dict)
@@ -87,7 +103,7 @@ def test_recipes_travel_with_the_kernels_that_need_them(recipe: Path, tmp_path: 
     own = Path(shutil.copytree(ROOT / "kernels" / "tile", tmp_path / "own"))
     shutil.copyfile(recipe, own / "tiny.toml")
     settings_toml = own / "settings.toml"
-    settings_toml.write_text(settings_toml.read_text().replace('"strip_ai"', '"tiny.toml"'))
+    settings_toml.write_text(settings_toml.read_text().replace('"{competition}"', '"tiny.toml"'))
     files, settings = carried_by(own)
     assert settings["recipes"] == ["tiny"]
     assert files["clotkit/recipes/tiny.toml"] == recipe.read_text()
@@ -171,13 +187,13 @@ def test_outside_a_checkout_one_line_names_what_is_missing(
 
 
 def test_kernel_metadata_is_what_the_kernel_needs(strip_ai: Competition) -> None:
-    metadata = json.loads((KERNEL / "kernel-metadata.json").read_text())
+    metadata = read_metadata(KERNEL / "kernel-metadata.json", strip_ai, "")
     slug = metadata["id"].split("/")[1]
     assert re.sub(r"[^a-z0-9]+", "-", metadata["title"].lower()) == slug  # else Kaggle files it under the title's slug
     assert 5 <= len(metadata["title"]) <= 50
     assert metadata["enable_internet"] is False
     assert metadata["competition_sources"] == [strip_ai.slug]
-    datasets = [json.loads(path.read_text()) for path in sorted((ROOT / "datasets_meta").glob("*/*.json"))]
+    datasets = [read_metadata(path, strip_ai, "") for path in sorted((ROOT / "datasets_meta").glob("*/*.json"))]
     known = {dataset["id"] for dataset in datasets}
     assert set(metadata["dataset_sources"]) == {"OWNER/clotkit-weights", "OWNER/clotkit-wheels"} <= known
     for dataset in datasets:

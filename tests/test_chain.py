@@ -15,12 +15,13 @@ import pytest
 
 from clotkit.bundle.build import build_bundle
 from clotkit.cli import main
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.config import load_recipe
 from clotkit.data.sources import read_source
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError
 from clotkit.files import sha256
+from clotkit.kaggle.datasets import read_metadata
 from clotkit.kaggle.kernels import read_kernel
 from clotkit.members.loading import load_member
 from clotkit.reasons import Reason
@@ -438,13 +439,16 @@ def test_the_kernels_that_ship_pass_their_rehearsals_in_both_layouts(
     assert load_member(tmp_path / "train" / "weights" / "demo", strip_ai.classes.names).recipe.name == "demo"
 
 
-def test_the_chain_hands_on_what_the_next_kernel_asks_for() -> None:
+@pytest.mark.parametrize("competition", ["strip_ai", "panda"])
+def test_the_chain_hands_on_what_the_next_kernel_asks_for(competition: str) -> None:
     """Check the datasets by name: the training kernel attaches the output of the tiling kernel, and so on."""
+    known = load_competition(competition)
     asked = {
-        name: json.loads((ROOT / "kernels" / name / "kernel-metadata.json").read_text())
+        name: read_metadata(ROOT / "kernels" / name / "kernel-metadata.json", known, "")
         for name in ("infer", "tile", "train")
     }
-    datasets = {path.parent.name: json.loads(path.read_text())["id"] for path in (ROOT / "datasets_meta").glob("*/*")}
+    paths = (ROOT / "datasets_meta").glob("*/*")
+    datasets = {path.parent.name: read_metadata(path, known, "")["id"] for path in paths}
     assert asked["tile"]["dataset_sources"] == [datasets["wheels"]]
     assert asked["train"]["dataset_sources"] == [datasets[name] for name in ("tiles", "imagenet", "wheels")]
     assert asked["tile"]["competition_sources"] == asked["infer"]["competition_sources"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
 from clotkit.kaggle import datasets
 from clotkit.kaggle.client import DryRun, Kaggle
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stage_of(folder: Path) -> Stage:
-    return read_stage(ROOT / "datasets_meta" / "weights", weights_files(folder))
+    return read_stage(ROOT / "datasets_meta" / "weights", weights_files(folder), load_competition())
 
 
 def push(client: Kaggle, folder: Path, clock: Clock) -> PushedDataset:
@@ -159,7 +160,7 @@ def test_a_dry_run_changes_nothing(server: KaggleServer, folder: Path, clock: Cl
 
 @pytest.mark.parametrize("name", ["weights", "wheels", "imagenet", "tiles", "progress"])
 def test_the_metadata_that_ships_is_sound(name: str, folder: Path) -> None:
-    assert read_stage(ROOT / "datasets_meta" / name, files_in(folder)).slug == f"clotkit-{name}"
+    assert read_stage(ROOT / "datasets_meta" / name, files_in(folder), load_competition()).slug == f"clotkit-{name}"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_metadata_that_kaggle_would_refuse(
     raw = json.loads((ROOT / "datasets_meta" / "weights" / datasets.METADATA).read_text())
     (tmp_path / datasets.METADATA).write_text(json.dumps(raw | change))
     with pytest.raises(UsageError) as caught:
-        read_stage(tmp_path, files_in(folder))
+        read_stage(tmp_path, files_in(folder), load_competition())
     message = one_line(caught)
     assert [name for name in [datasets.METADATA, *change, *values] if name not in message] == []
 
@@ -194,10 +195,10 @@ def test_metadata_that_kaggle_would_refuse(
 @pytest.mark.parametrize("text", ["", "[", "3", "[3]"])
 def test_metadata_that_is_none(tmp_path: Path, folder: Path, text: str) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        read_stage(tmp_path, files_in(folder))
+        read_stage(tmp_path, files_in(folder), load_competition())
     (tmp_path / datasets.METADATA).write_text(text)
     with pytest.raises(UsageError, match=datasets.METADATA):
-        read_stage(tmp_path, files_in(folder))
+        read_stage(tmp_path, files_in(folder), load_competition())
 
 
 @pytest.mark.parametrize(

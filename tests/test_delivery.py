@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
 from clotkit.kaggle import verbs
 from clotkit.kaggle.credentials import NO_CREDENTIALS
-from clotkit.kaggle.datasets import weights_files, wheels_files
+from clotkit.kaggle.datasets import read_metadata, weights_files, wheels_files
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.kaggle.submissions import MEANINGS
 
@@ -344,17 +346,15 @@ def test_kaggles_own_command_line_says_the_same_over_the_wire(
     assert make("datasets-push", "kernel-push").returncode == 0
     folder = checkout / "build" / "official"
     folder.mkdir()
-    metadata = (checkout / "kernels" / "infer" / "kernel-metadata.json").read_text().replace("OWNER", "alice")
-    (folder / "kernel-metadata.json").write_text(metadata)
+    strip_ai = load_competition()
+    metadata = read_metadata(checkout / "kernels" / "infer" / "kernel-metadata.json", strip_ai, "")
+    (folder / "kernel-metadata.json").write_text(json.dumps(metadata).replace("OWNER", "alice"))
     shutil.copyfile(checkout / "build" / "rehearsal" / "script.py", folder / "script.py")
     official(checkout, environment, "kernels", "push", "-p", str(folder))
     ours, theirs = server.asked("SaveKernel")
     assert ours == theirs
-    (folder / "dataset-metadata.json").write_text(
-        (checkout / "datasets_meta" / "weights" / "dataset-metadata.json")
-        .read_text()
-        .replace("OWNER/clotkit", "alice/other")
-    )
+    metadata = read_metadata(checkout / "datasets_meta" / "weights" / "dataset-metadata.json", strip_ai, "")
+    (folder / "dataset-metadata.json").write_text(json.dumps(metadata).replace("OWNER/clotkit", "alice/other"))
     (folder / "kernel-metadata.json").unlink()
     official(checkout, environment, "datasets", "create", "-p", str(folder))
     created = {str(said["slug"]): said for said in server.asked("CreateDataset")}

@@ -1,7 +1,10 @@
 """Test pushes of kernels: refusals here, what Kaggle must not do to a push, and that it happens once."""
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +12,16 @@ from typing import Any
 import pytest
 
 from clotkit.bundle.build import LIMIT_BYTES
-from clotkit.errors import ClotkitError, RemoteFull, RemoteMissing, UsageError
+from clotkit.competitions import FOLDER, load_competition
+from clotkit.errors import ClotkitError, RehearsalError, RemoteFull, RemoteMissing, UsageError
 from clotkit.kaggle import client as module
 from clotkit.kaggle import kernels
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.credentials import Credentials
-from clotkit.kaggle.datasets import Stage, push_dataset
+from clotkit.kaggle.datasets import Stage, push_dataset, read_metadata
 from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
 from clotkit.kaggle.metadata import SAVED, metadata_problems, missing_sources, normalised, same_sources
-from clotkit.reasons import RemoteKind
+from clotkit.reasons import RehearsalKind, RemoteKind
 
 from .conftest import ROOT
 from .delivery import TOKEN, Clock, one_line, rehearsed, remote_error
@@ -25,7 +29,7 @@ from .kaggle_server import Fault, KaggleServer
 
 INFER, IMAGENET = ROOT / "kernels" / "infer", ROOT / "kernels" / "imagenet"
 REF = "alice/clotkit-strip-ai-infer"
-SOUND = json.loads((INFER / kernels.METADATA).read_text())
+SOUND = read_metadata(INFER / kernels.METADATA, load_competition("strip_ai"), "")
 GPU = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
 
 
@@ -119,6 +123,23 @@ def test_a_kernel_without_a_bundle_is_its_code_file(server: KaggleServer, client
     assert version.body["enableInternet"] is True
 
 
+def test_a_kernel_has_no_word_of_another_competition(
+    server: KaggleServer, client: Kaggle, clock: Clock, record: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for slug in ("clotkit-panda-weights", "clotkit-wheels"):
+        push_dataset(client, Stage(slug, slug, "", "", "other", {"a.txt": tmp_path / "a.txt"}), clock)
+    server.competition.slug = "prostate-cancer-grade-assessment"
+    rehearsed(INFER, tmp_path / "rehearsal", competition="panda")
+    pushed = push(client, read_kernel(INFER, "panda", tmp_path / "rehearsal"), record)
+    version = server.kernels["alice/clotkit-panda-infer"].versions[0]
+    assert (pushed.ref, version.body["newTitle"]) == ("alice/clotkit-panda-infer", "clotkit panda infer")
+    assert version.body["competitionDataSources"] == ["prostate-cancer-grade-assessment"]
+    assert version.body["datasetDataSources"] == ["alice/clotkit-panda-weights", "alice/clotkit-wheels"]
+    assert version.source.count("isup_grade") > 0
+    assert re.findall(r"(?i:mayo|strip[ _-]?ai\b|clotkit-strip)|\bSTRIP\b", json.dumps(version.body)) == []
+
+
 def test_a_dry_run_changes_nothing(server: KaggleServer, kernel: Kernel, record: Path) -> None:
     said: list[str] = []
     dry = Kaggle(Credentials(TOKEN), server.endpoint, log=said.append, dry=True)
@@ -157,6 +178,56 @@ def test_a_rehearsal_without_a_slide_done_does_not_count(script: tuple[str, Path
     (out / "rehearsal.json").write_text(json.dumps(facts | {"slides": {"done": 0, "fallback": 4}}))
     with pytest.raises(UsageError, match=r"rehearsal\.json: 0 slides"):
         read_kernel(INFER, "strip_ai", out)
+
+
+@contextmanager
+def of_another_competition(*names: str) -> Iterator[None]:
+    """Expect that a kernel is refused because something is of another competition."""
+    with pytest.raises(RehearsalError) as caught:
+        yield
+    message = one_line(caught)
+    assert caught.value.kind is RehearsalKind.COMPETITION, message
+    assert [name for name in names if name not in message] == [], message
+
+
+def test_the_rehearsal_of_another_competition_is_refused(script: tuple[str, Path], tmp_path: Path) -> None:
+    with of_another_competition("strip_ai", "panda", "make dry-run COMPETITION=panda"):
+        read_kernel(INFER, "panda", script[1])
+    own = tmp_path / "mine" / "panda.toml"  # the same name, other content: the bundle is another one
+    own.parent.mkdir()
+    own.write_text((FOLDER / "panda.toml").read_text().replace("min_tiles = 4", "min_tiles = 3"))
+    rehearsed(INFER, tmp_path / "rehearsal", competition="panda")
+    read_kernel(INFER, "panda", tmp_path / "rehearsal")
+    with pytest.raises(UsageError, match="the rehearsal was of the bundle"):
+        read_kernel(INFER, str(own), tmp_path / "rehearsal")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "names"),
+    [
+        ("infer", {"competition_sources": ["mayo-clinic-strip-ai"]}, ["mayo-clinic-strip-ai", "prostate-cancer"]),
+        ("infer", {"competition_sources": []}, ["nothing", "prostate-cancer-grade-assessment"]),
+        ("infer", {"dataset_sources": ["OWNER/clotkit-weights"]}, ["clotkit-weights", "clotkit-panda-weights"]),
+        ("train", {"dataset_sources": ["OWNER/clotkit-tiles/2"]}, ["clotkit-tiles", "clotkit-panda-tiles"]),
+        ("train", {"competition_sources": ["UBC-OCEAN"]}, ["UBC-OCEAN"]),
+    ],
+)
+def test_sources_of_another_competition_are_refused(
+    tmp_path: Path, name: str, change: dict[str, Any], names: list[str]
+) -> None:
+    folder = Path(shutil.copytree(ROOT / "kernels" / name, tmp_path / name))
+    settings = folder / "settings.toml"
+    if settings.is_file():
+        settings.write_text(settings.read_text().replace("{competition}", "demo"))
+    raw = json.loads((folder / kernels.METADATA).read_text())
+    (folder / kernels.METADATA).write_text(json.dumps(raw | change))
+    with of_another_competition("panda", *names):
+        read_kernel(folder, "panda", tmp_path)
+
+
+def test_a_competition_of_another_platform_is_refused(tmp_path: Path) -> None:
+    with remote_error(RemoteKind.MISSING, "camelyon16", "kaggle.hosted"):
+        read_kernel(INFER, "camelyon16", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +277,9 @@ def test_metadata_with_a_trap_is_refused(
 
 @pytest.mark.parametrize("name", ["infer", "imagenet", "tile", "train"])
 def test_the_metadata_that_ships_is_sound(name: str) -> None:
-    raw = json.loads((ROOT / "kernels" / name / kernels.METADATA).read_text())
-    assert list(metadata_problems(normalised(raw))) == []
+    for path in sorted(FOLDER.glob("*.toml")):
+        raw = read_metadata(ROOT / "kernels" / name / kernels.METADATA, load_competition(path.stem), "")
+        assert list(metadata_problems(normalised(raw))) == []
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,18 @@ def add_verb(verbs: Verbs, name: str, text: str) -> argparse.ArgumentParser:
         text: its help, one line.
     """
     verb = verbs.add_parser(name, help=text, description=text)
+    add_competition(verb)
+    return verb
+
+
+def add_competition(verb: argparse.ArgumentParser) -> None:
+    """Add the option --competition, a name or a path."""
     verb.add_argument(
         "--competition",
         default=DEFAULT,
         metavar="NAME",
         help=f"a competition that ships with the kit, or the path of its .toml (default: {DEFAULT})",
     )
-    return verb
 
 
 def add_deadline(verb: argparse.ArgumentParser) -> None:

@@ -100,6 +100,7 @@ class RehearsalKind(StrEnum):
     LEFT_BEHIND = "left_behind"  # files in the working folder that do not belong there
     OUTPUT = "output"  # the submission, the shards or the members are not valid
     LAYOUTS = "layouts"  # the two input layouts gave different outputs
+    COMPETITION = "competition"  # the rehearsal or a source is that of another competition
 
 
 class TableRepair(StrEnum):

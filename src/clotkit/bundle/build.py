@@ -8,14 +8,15 @@ text lets whoever opens the kernel on Kaggle read what runs.
 import ast
 import hashlib
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clotkit import __version__
 from clotkit.bundle.imports import PACKAGE, modules_needed
-from clotkit.competitions import FOLDER as COMPETITIONS
+from clotkit.bundle.places import build_path
+from clotkit.competitions import DEFAULT_FILE, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
 from clotkit.errors import ConfigError, RehearsalError
 from clotkit.files import atomic_write_text
@@ -39,7 +40,8 @@ class KernelSettings:
     """The settings.toml of a kernel; a kernel without one scores."""
 
     job: str = "score"  # or tile, train
-    recipes: tuple[str, ...] = ()  # names that ship with the kit, or .toml files in the kernel's folder
+    # Names that ship with the kit, or .toml files in the kernel's folder; {competition} is the competition's name.
+    recipes: tuple[str, ...] = ()
     rehearse: tuple[str, ...] = ()  # recipes that replace them in a rehearsal
     deadline_s: float = 0.0
     most_mb: float = 0.0  # limit of its output; 0: none
@@ -51,13 +53,14 @@ class KernelSettings:
         return asdict(self) | names
 
 
-def read_settings(kernel_dir: Path) -> KernelSettings:
-    """Return the settings of a kernel. Raises ConfigError if they are wrong or not TOML."""
+def read_settings(kernel_dir: Path, competition: Competition) -> KernelSettings:
+    """Return the settings of a kernel for a competition. Raises ConfigError if they are wrong or not TOML."""
     path = kernel_dir / SETTINGS_FILE
     if not path.is_file():
         return KernelSettings()
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8").replace("{competition}", competition.source.stem)
+        raw = tomllib.loads(text)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     settings = typed(KernelSettings, raw, str(path))
@@ -83,20 +86,22 @@ def build_bundle(kernel_dir: Path, competition: str) -> str:
         competition: A name that ships with the kit, or the path of a .toml.
 
     Raises:
-        ConfigError: The settings are wrong.
+        ConfigError: The settings or the competition are wrong.
         RehearsalError: main.py is missing, lacks a marker line or is not Python, or the script is too large for Kaggle.
     """
     body = _read_main(kernel_dir / "main.py").replace(UNPACK_LINE, _unpack_source())
-    toml = Path(competition) if competition.endswith(".toml") else COMPETITIONS / f"{competition}.toml"
-    settings = read_settings(kernel_dir)
+    known = load_competition(competition)
+    toml, settings = known.source, read_settings(kernel_dir, known)
     files = module_files(settings.job, body)
     files |= {f"clotkit/competitions/{toml.name}": toml} | _recipe_files(kernel_dir, settings)
+    texts = {name: _carried(name, path) for name, path in files.items()}
+    texts[f"clotkit/competitions/{DEFAULT_FILE}"] = f"{toml.stem}\n"  # no other competition is in a kernel
     values = {"competition": toml.stem} | ({} if settings.job == "score" else settings.bundled)
-    body = body.replace(FILES_LINE, "".join(_literal(files)))
+    body = body.replace(FILES_LINE, "".join(_literal(texts)))
     body = body.replace(SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {values!r}\n")
     digest = hashlib.sha256(body.encode()).hexdigest()
     script = (
-        f"# clotkit {__version__}, kernel {kernel_dir.name}, {toml.stem}: {len(files)} files\n# sha256 {digest}\n{body}"
+        f"# clotkit {__version__}, kernel {kernel_dir.name}, {toml.stem}: {len(texts)} files\n# sha256 {digest}\n{body}"
     )
     _check_size(script)
     _check_python(script, "the bundle")
@@ -157,9 +162,9 @@ def write_bundle(kernel_dir: Path, competition: str, out: Path) -> str:
     return f"{out}: {len(script.encode()):,} bytes of {LIMIT_BYTES:,}, sha256 {bundle_sha256(script)}"
 
 
-def rehearsal_dir(kernel: str) -> Path:
-    """Return the default folder of a kernel's rehearsal, which its push reads."""
-    return Path("build") / ("rehearsal" if kernel == SCORING_KERNEL else f"rehearsal-{kernel}")
+def rehearsal_dir(kernel: str, competition: str) -> Path:
+    """Return the default folder of a kernel's rehearsal for a competition, which its push reads."""
+    return build_path("rehearsal" if kernel == SCORING_KERNEL else f"rehearsal-{kernel}", competition)
 
 
 def bundle_sha256(script: str) -> str:
@@ -167,17 +172,18 @@ def bundle_sha256(script: str) -> str:
     return script.split("\n", 2)[1].removeprefix("# sha256 ")
 
 
-def _literal(files: dict[str, Path]) -> Iterator[str]:
-    """Yield the lines of FILES, with a string for every line of every file.
+def _carried(name: str, path: Path) -> str:
+    """Return a file's text as a bundle carries it: modules without docstrings, a fourth of their size."""
+    text = path.read_text(encoding="utf-8")
+    return without_docstrings(text) if name.endswith(".py") else text
 
-    Modules come without their docstrings, a fourth of their size.
-    """
+
+def _literal(texts: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of FILES, with a string for every line of every file."""
     yield "FILES: dict[str, str] = {\n"
-    for name in sorted(files):
+    for name in sorted(texts):
         yield f"{name!r}: (\n"
-        text = files[name].read_text(encoding="utf-8")
-        text = without_docstrings(text) if name.endswith(".py") else text
-        for line in text.splitlines(keepends=True) or [""]:
+        for line in texts[name].splitlines(keepends=True) or [""]:
             yield f"{line!r}\n"  # not indented: an indent would make the bundle a sixth longer
         yield "),\n"
     yield "}\n"

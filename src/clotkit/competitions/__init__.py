@@ -5,6 +5,7 @@ this.
 """
 
 from clotkit.competitions.loading import DEFAULT as DEFAULT
+from clotkit.competitions.loading import DEFAULT_FILE as DEFAULT_FILE
 from clotkit.competitions.loading import FOLDER as FOLDER
 from clotkit.competitions.loading import load_competition as load_competition
 from clotkit.competitions.schema import UNKNOWN as UNKNOWN

@@ -3,6 +3,7 @@
 Standard library only.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -10,13 +11,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from clotkit.competitions.schema import UNKNOWN, Competition, Form, Rule, Sizes, Unit
+from clotkit.competitions.schema import UNKNOWN, Competition, Form, Kaggle, Rule, Sizes, Unit
 from clotkit.errors import ConfigError
 from clotkit.metric import METRICS, best_constant, best_label
 from clotkit.typed_toml import read_toml, typed
 
 FOLDER = Path(__file__).parent
-DEFAULT = "strip_ai"
+DEFAULT_FILE = "default.txt"  # beside the TOML files; a kernel carries one with its own competition
+DEFAULT = (FOLDER / DEFAULT_FILE).read_text(encoding="utf-8").strip()
+KAGGLE_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 ANY_PLACEHOLDER = "{split}, {image_id}, {patient_id}, or a column in braces"
 PLACEHOLDERS = {  # of each name, those that are allowed and those of which one is needed
     "files.table": (("split",), ()),
@@ -38,6 +41,7 @@ def load_competition(name_or_path: str = DEFAULT) -> Competition:
     _check_placeholders(competition, path)
     _check_classes(competition, path)
     _check_submission(competition, path)
+    _check_kaggle(competition.kaggle, path)
     if competition.sizes != UNKNOWN:
         _check_sizes(competition.sizes, path)
     return competition
@@ -77,7 +81,16 @@ def _completed(competition: Competition) -> Competition:
         columns=submission.columns or answer,
         fallback=label,
     )
-    return replace(competition, classes=classes, submission=submission)
+    return replace(
+        competition, classes=classes, submission=submission, kaggle=_named(competition.kaggle, competition.slug)
+    )
+
+
+def _named(kaggle: Kaggle, slug: str) -> Kaggle:
+    """Return the names on Kaggle, with those that follow from the competition's slug."""
+    kernel = kaggle.kernel or f"clotkit-{re.sub('[^a-z0-9]+', '-', slug.lower()).strip('-')}"
+    sources = kaggle.sources or ((slug,) if kaggle.hosted else ())
+    return replace(kaggle, kernel=kernel, datasets=kaggle.datasets or kernel, sources=sources)
 
 
 def _check_placeholders(competition: Competition, path: Path) -> None:
@@ -155,6 +168,16 @@ def _check_submission(competition: Competition, path: Path) -> None:
         raise ConfigError(
             f"{path}: submission.fallback is {wanted.fallback!r}; allowed: {', '.join(competition.answers)}"
         )
+
+
+def _check_kaggle(kaggle: Kaggle, path: Path) -> None:
+    """Raise ConfigError for names that Kaggle would change, and so file a kernel or a dataset elsewhere."""
+    for key in ("kernel", "datasets"):
+        name = getattr(kaggle, key)
+        if not KAGGLE_NAME.fullmatch(name):
+            raise ConfigError(f"{path}: kaggle.{key} is {name!r}; words of a-z and 0-9 with hyphens between are needed")
+    if kaggle.sources and not kaggle.hosted:
+        raise ConfigError(f"{path}: kaggle.sources has {len(kaggle.sources)} entries, kaggle.hosted is false; 0 fit")
 
 
 def _check_sizes(sizes: Sizes, path: Path) -> None:

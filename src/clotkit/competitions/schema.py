@@ -129,8 +129,10 @@ class Kaggle:
     """The names of kernels and datasets on Kaggle."""
 
     kernel: str = ""  # a kernel's name is this, a hyphen and its folder in kernels/; empty: clotkit- and the slug
-    weights: str = ""  # dataset of the members; empty: `kernel` and -weights
+    # The datasets weights, tiles and progress are named by this, a hyphen and that word; empty: `kernel`.
+    datasets: str = ""
     sources: tuple[str, ...] = ()  # competitions whose data the kernels attach; empty: the slug
+    hosted: bool = True  # whether Kaggle has the competition; false: nothing can be pushed or submitted there
 
 
 @dataclass(frozen=True)

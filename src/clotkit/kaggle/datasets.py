@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from clotkit.competitions import Competition
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
@@ -23,6 +24,7 @@ from clotkit.reasons import RemoteKind
 
 Attached = Mapping[str, Mapping[str, Path]]  # {dataset's slug: {name of a file in it: file here}}
 PLACEHOLDER = "OWNER"  # stands for the user in this repository's metadata
+SOURCES = "{sources}"  # stands for the competitions whose data a kernel attaches
 METADATA = "dataset-metadata.json"
 KEYS = {"id", "title", "subtitle", "description", "licenses"}
 MAX_FILES = 1_000  # of one dataset; Kaggle's server refuses more
@@ -91,16 +93,36 @@ def wheels_files(wheels: Path) -> dict[str, Path]:
     return files
 
 
-def read_stage(metadata_dir: Path, files: Mapping[str, Path]) -> Stage:
+def read_stage(metadata_dir: Path, files: Mapping[str, Path], competition: Competition) -> Stage:
     """Return a dataset from the metadata in `metadata_dir` and its files. Raises UsageError."""
     path = metadata_dir / METADATA
-    raw = json_object(path, "datasets_meta has a folder for every dataset")
+    raw = read_metadata(path, competition, "datasets_meta has a folder for every dataset")
     problem = next(_metadata_problems(raw), None)
     if problem:
         raise UsageError(f"{path}: {problem}")
     licence = raw["licenses"][0]["name"]
     owner, slug = raw["id"].split("/")
     return Stage(slug, raw["title"], raw.get("subtitle", ""), raw.get("description", ""), licence, files, owner)
+
+
+def read_metadata(path: Path, competition: Competition, hint: str) -> dict[str, Any]:
+    """Return the metadata in a file, with the names of a competition for its placeholders.
+
+    They are {kernel} and {datasets}, the same as titles with _title, and as an entry of its own in a list {sources}.
+    Raises UsageError for no JSON object; `hint` tells where the file should be.
+    """
+    kaggle = competition.kaggle
+    names = {"kernel": kaggle.kernel, "datasets": kaggle.datasets}
+    names |= {f"{key}_title": name.replace("-", " ") for key, name in names.items()}
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [one for entry in value for one in (kaggle.sources if entry == SOURCES else [filled(entry)])]
+        for key, name in names.items() if isinstance(value, str) else ():
+            value = value.replace(f"{{{key}}}", name)
+        return value
+
+    return {key: filled(value) for key, value in json_object(path, hint).items()}
 
 
 def json_object(path: Path, hint: str) -> dict[str, Any]:
@@ -161,10 +183,10 @@ def owner_of(client: Kaggle, owner: str = PLACEHOLDER) -> str:
     return name
 
 
-def check_names(stage: Stage, kernels: Path) -> None:
+def check_names(stage: Stage, kernels: Path, competition: Competition) -> None:
     """Raise UsageError if a kernel in the folder `kernels` has the name of a dataset."""
     for path in sorted(kernels.glob("*/kernel-metadata.json")):
-        ref = json_object(path, "a kernel folder has it beside main.py").get("id")
+        ref = read_metadata(path, competition, "a kernel folder has it beside main.py").get("id")
         if str(ref).partition("/")[2] == stage.slug:
             raise UsageError(f"{path}: id is {ref}, which is also a dataset's: two things of one name; rename one")
 

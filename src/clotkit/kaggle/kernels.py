@@ -9,23 +9,34 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING_KERNEL, build_bundle, bundle_sha256
-from clotkit.errors import RemoteError, RemoteFull, RemoteMissing, UsageError
+from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING_KERNEL, build_bundle, bundle_sha256, read_settings
+from clotkit.bundle.places import competition_stem
+from clotkit.competitions import DEFAULT, Competition, load_competition
+from clotkit.errors import RehearsalError, RemoteError, RemoteFull, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.datasets import (
     PLACEHOLDER,
     has_secret,
-    json_object,
     owner_of,
+    read_metadata,
     remote_content,
 )
 from clotkit.kaggle.follow import SHOW_WAITS_S
 from clotkit.kaggle.listing import WAITS_S, listing_problem
-from clotkit.kaggle.metadata import INVALID, SOURCES, metadata_problems, missing_sources, normalised, same_sources
+from clotkit.kaggle.metadata import (
+    INVALID,
+    SOURCES,
+    foreign_sources,
+    metadata_problems,
+    missing_sources,
+    normalised,
+    same_sources,
+)
+from clotkit.kaggle.public import check_hosted
 from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
-from clotkit.reasons import RemoteKind
+from clotkit.reasons import RehearsalKind, RemoteKind
 
 METADATA, MAIN = "kernel-metadata.json", "main.py"
 PUSH_FIELDS = {  # key of kernel-metadata.json: field of a push
@@ -74,18 +85,37 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kern
     A main.py with a line for the kit's modules is bundled, and exactly this bundle must have passed a rehearsal, whose
     rehearsal.json is in `rehearsal_dir`. Any other code file must be Python. Raises UsageError or RehearsalError.
     """
-    path = kernel_dir / METADATA
-    raw = json_object(path, "a kernel folder has it beside main.py")
-    metadata = normalised(raw)
+    path, known = kernel_dir / METADATA, load_competition(competition)
+    metadata = normalised(read_metadata(path, known, "a kernel folder has it beside main.py"))
     problem = next(metadata_problems(metadata), None)
     if problem:
         raise UsageError(f"{path}: {problem}")
     code = kernel_dir / metadata["code_file"]
     main = kernel_dir / MAIN
     if not code.is_file() and main.is_file() and FILES_LINE in main.read_text(encoding="utf-8"):
+        check_hosted(known)
+        _check_sources(metadata, known, read_settings(kernel_dir, known).job, path)
         source = build_bundle(kernel_dir, competition)
-        return Kernel(kernel_dir.name, source, metadata, _rehearsed(kernel_dir.name, source, rehearsal_dir))
+        passed = _rehearsed(kernel_dir.name, competition, source, rehearsal_dir)
+        return Kernel(kernel_dir.name, source, metadata, passed)
     return Kernel(kernel_dir.name, _plain_source(code, path), metadata)
+
+
+def datasets_attached(kernel_dir: Path, competition: Competition) -> list[str]:
+    """Return the slugs of the datasets in a kernel's metadata."""
+    metadata = read_metadata(kernel_dir / METADATA, competition, "a kernel folder has it beside main.py")
+    return [source.split("/")[1] for source in metadata["dataset_sources"]]
+
+
+def _check_sources(metadata: Mapping[str, Any], competition: Competition, job: str, path: Path) -> None:
+    """Raise RehearsalError if a kernel would attach what belongs to another competition."""
+    problem = next(foreign_sources(metadata, competition, job), "")
+    if problem:
+        raise RehearsalError(
+            f"{path}: {problem} for the competition {competition.source.stem}: correct it, or the table kaggle of "
+            f"{competition.source.name}",
+            RehearsalKind.COMPETITION,
+        )
 
 
 def attaching(kernel: Kernel, slugs: Sequence[str]) -> Kernel:
@@ -97,15 +127,24 @@ def attaching(kernel: Kernel, slugs: Sequence[str]) -> Kernel:
     return replace(kernel, metadata={**kernel.metadata, "dataset_sources": list(dict.fromkeys(sources))})
 
 
-def _rehearsed(name: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
-    """Return the rehearsal.json of exactly this bundle. Raises UsageError if there is none."""
+def _rehearsed(name: str, competition: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
+    """Return the rehearsal.json of exactly this bundle.
+
+    Raises UsageError if there is none, RehearsalError if it is of another competition.
+    """
     digest, path = bundle_sha256(source), rehearsal_dir / "rehearsal.json"
-    target = "make dry-run" if name == SCORING_KERNEL else f"make dry-run KERNEL={name}"
-    again = f"run {target}, then push again"
+    words = [f"KERNEL={name}"] * (name != SCORING_KERNEL) + [f"COMPETITION={competition}"] * (competition != DEFAULT)
+    again = f"run {' '.join(['make dry-run', *words])}, then push again"
     try:
         passed = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise UsageError(f"{path}: the bundle {digest[:12]} has not passed a rehearsal; {again}") from None
+    stem = competition_stem(competition)
+    if passed.get("competition", stem) != stem:
+        raise RehearsalError(
+            f"{path}: the rehearsal was for {passed['competition']}, this kernel is for {stem}; {again}",
+            RehearsalKind.COMPETITION,
+        )
     if passed.get("bundle_sha256") != digest:
         seen = str(passed.get("bundle_sha256"))[:12]
         raise UsageError(f"{path}: the rehearsal was of the bundle {seen}, this one is {digest[:12]}; {again}")
@@ -285,6 +324,10 @@ def _owned(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
 def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], client: Kaggle) -> dict[str, int]:
     """Return the versions of the datasets. Raises RemoteError if a source cannot be used now."""
     versions = {}
+    for slug in metadata["competition_sources"]:
+        if not client.competition(slug).get("userHasEntered"):
+            page = f"kaggle.com/competitions/{slug}/rules"
+            raise RemoteError(f"{slug}: you have not entered: accept the rules at {page}", RemoteKind.RULES)
     for source in metadata["dataset_sources"]:
         owner, slug = source.split("/")[:2]
         versions[f"{owner}/{slug}"] = _dataset_version(client, owner, slug)
@@ -293,10 +336,6 @@ def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], c
             files = remote_content(client, owner, slug).get("files", {})
             _check_rehearsed(f"{owner}/{slug}", files, wanted)
             _check_listed(client, owner, slug, files)
-    for slug in metadata["competition_sources"]:
-        if not client.competition(slug).get("userHasEntered"):
-            page = f"kaggle.com/competitions/{slug}/rules"
-            raise RemoteError(f"{slug}: you have not entered: accept the rules at {page}", RemoteKind.RULES)
     for source in metadata["kernel_sources"]:
         owner, slug = source.split("/")[:2]
         if not client.get_kernel(owner, slug):

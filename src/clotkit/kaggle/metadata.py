@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clotkit.competitions import Competition
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, owner_problems
 
 KEYS = {  # of kernel-metadata.json; Kaggle silently ignores any other
@@ -45,6 +46,7 @@ FORMS = {
     "model_sources": (r"{s}/{s}/[A-Za-z0-9]+/[A-Za-z0-9._-]+/[1-9][0-9]*", "owner/model/framework/variation/version"),
 }
 ADDRESS = re.compile(r"(?:https?://(?:www\.)?kaggle\.com)?/*")  # before a source that was copied from a browser
+OWN_DATASETS = ("weights", "tiles", "progress")  # last words of the names of datasets that no two competitions share
 PARTS = {"dataset_sources": 2, "competition_sources": 1, "kernel_sources": 2, "model_sources": 4}  # without version
 
 
@@ -131,6 +133,17 @@ def _source_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} has a source twice"
         if key != "competition_sources" and metadata.get("id") in sources:
             yield f"{key} has {metadata['id']}, which is also the kernel's id: two things of one name; rename one"
+
+
+def foreign_sources(metadata: Mapping[str, Any], competition: Competition, job: str) -> Iterator[str]:
+    """Yield which sources of a kernel are not those of its competition, a line each."""
+    kaggle, attached = competition.kaggle, metadata["competition_sources"]
+    if sorted(map(str.lower, attached)) != sorted(map(str.lower, kaggle.sources)) and (attached or job != "train"):
+        yield f"competition_sources has {', '.join(attached) or 'nothing'}, {', '.join(kaggle.sources)} is needed"
+    for owner, slug in (source.split("/")[:2] for source in metadata["dataset_sources"]):
+        word = slug.rpartition("-")[2]
+        if owner == PLACEHOLDER and word in OWN_DATASETS and slug != f"{kaggle.datasets}-{word}":
+            yield f"dataset_sources has {slug}, {kaggle.datasets}-{word} is needed"
 
 
 def missing_sources(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,16 @@ def fetch_public_split(competition: Competition, out: Path, client: Kaggle | Non
     return out
 
 
+def check_hosted(competition: Competition) -> None:
+    """Raise RemoteError for a competition of another platform; Kaggle may have another one of that name."""
+    if not competition.kaggle.hosted:
+        raise RemoteError(
+            f"{competition.source.stem}: not a competition of Kaggle (kaggle.hosted is false in "
+            f"{competition.source.name}); write its submission here with clotkit run",
+            RemoteKind.MISSING,
+        )
+
+
 def download(client: Kaggle, slug: str, name: str, out: Path, size_bytes: int = 0) -> bool:
     """Fetch one of a competition's files to `out / name` in one step, unzipped if it comes zipped.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from clotkit.bundle.build import SCORING_KERNEL, rehearsal_dir
 from clotkit.bundle.checkout import in_checkout
-from clotkit.competitions import DEFAULT
+from clotkit.bundle.places import competition_stem, demo_weights
+from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RemoteError, UsageError, one_line
-from clotkit.options import DONE, Verbs
+from clotkit.options import DONE, Verbs, add_competition
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
@@ -42,10 +43,8 @@ def register(verbs: Verbs) -> None:
     )
     verb.add_argument("--sample", type=Path, metavar="FILE", help="the sample submission (default: the competition's)")
     verb.add_argument("--again", action="store_true", help="submit a version again that was submitted before")
-    _competition(verb)
     verb = _add_run_verb(inner, "score", "follow the submission of a version until it has a score or an error", _score)
     verb.add_argument("--ref", metavar="N", help="the number of a submission (default: the version's last)")
-    _competition(verb)
 
 
 def _verb(verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -53,6 +52,7 @@ def _verb(verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace
     parser.add_argument(
         "--dry-run", action="store_true", help="show the requests that would change something, and do not send them"
     )
+    add_competition(parser)
     parser.set_defaults(verb=partial(run_verb, verb))
     return parser
 
@@ -71,15 +71,6 @@ def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Name
         raise UsageError(f"{what}; correct that, then run again") from error
 
 
-def _competition(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--competition",
-        default=DEFAULT,
-        metavar="NAME",
-        help=f"a competition that ships with the kit, or the path of its .toml (default: {DEFAULT})",
-    )
-
-
 def _client(arguments: argparse.Namespace) -> "Kaggle":
     from clotkit.kaggle.client import Kaggle
     from clotkit.kaggle.credentials import find_credentials
@@ -88,14 +79,11 @@ def _client(arguments: argparse.Namespace) -> "Kaggle":
 
 
 def _add_doctor(verbs: Verbs) -> None:
-    verb = _verb(
-        verbs, "doctor", "check what a delivery needs: packages, credentials, submission limits, quota", _doctor
-    )
-    _competition(verb)
+    _verb(verbs, "doctor", "check what a delivery needs: packages, credentials, submission limits, quota", _doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from clotkit.competitions import load_competition
+    from clotkit.kaggle.public import check_hosted
 
     for package in ("kaggle", "kagglesdk", "certifi", "requests"):
         say(f"{package} {metadata.version(package)}")
@@ -103,7 +91,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     credentials = "a key" if client.credentials.username else "an access token"
     say(f"credentials: {credentials} of {client.username}")
     say(f"endpoint: {client.endpoint}")
-    slug = load_competition(arguments.competition).slug
+    competition = load_competition(arguments.competition)
+    slug = competition.slug
     checks = {
         "competition": partial(_say_competition, client, slug),
         "submissions": partial(_say_limits, client, slug),
@@ -111,6 +100,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     }
     for name, check in checks.items():
         try:
+            if name != "quota":
+                check_hosted(competition)
             check()
         except RemoteError as error:
             say(f"{name}: {error}")
@@ -146,8 +137,9 @@ def _add_datasets_push(verbs: Verbs) -> None:
         "names", nargs="*", metavar="NAME", help="datasets, by their folders in datasets_meta (default: weights wheels)"
     )
     verb.add_argument(
-        "--weights", type=Path, default=Path("weights/demo"), metavar="DIR",
-        help="a member, or a folder of members, for the dataset weights (default: weights/demo)",
+        "--weights", type=Path, metavar="DIR",
+        help="a member, or a folder of members, for the dataset weights (default: weights/demo, of another competition "
+        "build/weights-NAME)",
     )  # fmt: skip
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
     verb.add_argument("--folder", type=Path, metavar="DIR", help="the files of any other dataset (default: build/NAME)")
@@ -167,16 +159,17 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
     )
     from clotkit.members.folder import check_members
 
-    sources = {"weights": (weights_files, arguments.weights), "wheels": (wheels_files, arguments.wheels)}
-    metadata = in_checkout(arguments.metadata, "--metadata DIR")
+    weights = arguments.weights or demo_weights(arguments.competition)
+    sources = {"weights": (weights_files, weights), "wheels": (wheels_files, arguments.wheels)}
+    metadata, competition = in_checkout(arguments.metadata, "--metadata DIR"), load_competition(arguments.competition)
     stages = []
     for name in arguments.names or ["weights", "wheels"]:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
-        stages.append(read_stage(metadata / name, make(folder)))
+        stages.append(read_stage(metadata / name, make(folder), competition))
         if name == "weights":
             check_members(folder)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
-        check_names(stages[-1], metadata.parent / "kernels")
+        check_names(stages[-1], metadata.parent / "kernels", competition)
     client = _client(arguments)
     for stage in stages:
         try:
@@ -193,7 +186,10 @@ def _add_kernel_push(verbs: Verbs) -> None:
     )
     verb.add_argument("--kernels", type=Path, default=Path("kernels"), metavar="DIR", help="default: kernels")
     verb.add_argument(
-        "--rehearsal", type=Path, metavar="DIR", help="default: build/rehearsal, of another kernel build/rehearsal-NAME"
+        "--rehearsal",
+        type=Path,
+        metavar="DIR",
+        help="default: build/rehearsal, with a hyphen and the name of another kernel, of another competition",
     )
     verb.add_argument(
         "--attach",
@@ -204,26 +200,37 @@ def _add_kernel_push(verbs: Verbs) -> None:
     )
     verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
     verb.add_argument("--again", action="store_true", help="push and run it even if nothing has changed")
-    _competition(verb)
 
 
 def _kernel_push(arguments: argparse.Namespace) -> int:
     from clotkit.kaggle.datasets import read_stage
     from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel
 
-    rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel)
+    rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel, arguments.competition)
     kernels = in_checkout(arguments.kernels, "--kernels DIR")
     kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal)
     if arguments.attach:
         metadata = in_checkout(arguments.metadata, "--metadata DIR")
-        kernel = attaching(kernel, [read_stage(metadata / name, {}).slug for name in arguments.attach])
-    push_kernel(_client(arguments), kernel, _record(arguments.kernel), arguments.again, say)
+        known = load_competition(arguments.competition)
+        kernel = attaching(kernel, [read_stage(metadata / name, {}, known).slug for name in arguments.attach])
+    push_kernel(_client(arguments), kernel, _record(arguments), arguments.again, say)
     return DONE
 
 
-def _record(kernel: str) -> Path:
-    """Return the file that records the last push of a kernel."""
-    return RECORDS / ("pushed.json" if kernel == SCORING_KERNEL else f"pushed-{kernel}.json")
+def _record(arguments: argparse.Namespace) -> Path:
+    """Return the file that records the last push of a kernel for a competition."""
+    kernel, stem = arguments.kernel, competition_stem(arguments.competition)
+    words = ["pushed", *[kernel] * (kernel != SCORING_KERNEL), *[stem] * (stem != DEFAULT)]
+    return RECORDS / f"{'-'.join(words)}.json"
+
+
+def _hosted(name: str) -> Competition:
+    """Return a competition that Kaggle has. Raises RemoteError for one of another platform."""
+    from clotkit.kaggle.public import check_hosted
+
+    competition = load_competition(name)
+    check_hosted(competition)
+    return competition
 
 
 def _add_run_verb(
@@ -260,7 +267,7 @@ def _kernel_run(arguments: argparse.Namespace, client: "Kaggle", whole: bool = F
         if asked is None:
             raise UsageError(f"kernel {arguments.kernel}: no version is given; add --version N")
         return KernelRun(client, arguments.kernel, asked, say)
-    record = _record(arguments.kernel)
+    record = _record(arguments)
     pushed = read_record(record)
     if pushed is None:
         raise UsageError(f"{record}: no such file; run make kernel-push, or give --kernel OWNER/SLUG --version N")
@@ -295,10 +302,9 @@ def _output(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from clotkit.competitions import load_competition
     from clotkit.kaggle import submissions
 
-    competition = load_competition(arguments.competition)
+    competition = _hosted(arguments.competition)
     client = _client(arguments)
     run = _kernel_run(arguments, client, whole=True)
     run.wait()
@@ -311,10 +317,9 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from clotkit.competitions import load_competition
     from clotkit.kaggle import submissions
 
-    competition, ref = load_competition(arguments.competition), _ordinal("--ref", arguments.ref)
+    competition, ref = _hosted(arguments.competition), _ordinal("--ref", arguments.ref)
     client = _client(arguments)
     if ref is not None:
         submissions.follow(client, competition, ref, RECORDS / "output", say)

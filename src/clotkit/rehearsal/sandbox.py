@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.bundle.places import competition_stem
 from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import sha256
@@ -61,11 +62,13 @@ class Sandbox:
     script: Path
     python: Path
     namespace: bool  # whether namespaces isolate it; else a socket guard does
+    competition: str  # its name
 
     @property
     def facts(self) -> dict[str, Any]:
         """The entries of rehearsal.json that are the same for every kernel."""
         return {
+            "competition": self.competition,
             "bundle_sha256": bundle_sha256(self.script.read_text(encoding="utf-8")),
             "network": "namespace" if self.namespace else "socket guard",
             "python": sys.version.split()[0],
@@ -91,7 +94,7 @@ def make_sandbox(kernel: Path, competition_name: str, wheels: Path, out: Path, l
         if namespace
         else "network: off, by a socket guard (no network namespace here); inputs: linked, compared after the run"
     )
-    return Sandbox(out, script, python, namespace)
+    return Sandbox(out, script, python, namespace, competition_stem(competition_name))
 
 
 def run_layouts(

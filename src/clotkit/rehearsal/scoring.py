@@ -1,7 +1,6 @@
 """Rehearse the scoring kernel: run its bundle over a test split, and check its submission."""
 
 import csv
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import weights_files, wheels_files
+from clotkit.kaggle.kernels import datasets_attached
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
@@ -52,7 +52,7 @@ def rehearse(
     check_members(weights)  # raises if the kernel would not find one, or leave one out
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
-    attached = datasets_of(kernel, weights, wheels)
+    attached = datasets_of(kernel, competition, weights, wheels)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
     _check_agreement([outcome.working / competition.files.submission for outcome in outcomes])
     facts = sandbox.facts | {"datasets": hashes_of(attached)}
@@ -67,10 +67,9 @@ def _split_dir(split: str, competition: Competition, log: Log) -> Path:
     return fetch_public_split(competition, Path("build/public"), log=log)
 
 
-def datasets_of(kernel: Path, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:
+def datasets_of(kernel: Path, competition: Competition, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:
     """Return the datasets of a kernel's metadata, with the files that a push would give them."""
-    sources = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]
-    names = [source.split("/")[1] for source in sources]
+    names = datasets_attached(kernel, competition)
     return {name: wheels_files(wheels) if name.endswith("wheels") else weights_files(weights) for name in names}
 
 
@@ -89,7 +88,12 @@ def _check_agreement(submissions: Sequence[Path]) -> None:
 
 
 def _close(one: str, other: str) -> bool:
-    return one == other or abs(float(one) - float(other)) <= TOLERANCE + 1e-12  # the sum of rounding errors
+    if one == other:
+        return True
+    try:
+        return abs(float(one) - float(other)) <= TOLERANCE + 1e-12  # the sum of rounding errors
+    except ValueError:  # two labels
+        return False
 
 
 def _conclude(

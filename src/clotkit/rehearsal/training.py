@@ -13,6 +13,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ClotkitError, RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, files_in, wheels_files
+from clotkit.kaggle.kernels import datasets_attached
 from clotkit.members.folder import MANIFEST, METRICS
 from clotkit.members.loading import load_member
 from clotkit.progress import Log
@@ -48,10 +49,11 @@ def rehearse_tiling(
         ClotkitError: The split or the wheels are wrong.
     """
     started = time.monotonic()
-    competition, recipes = load_competition(competition_name), read_settings(kernel).bundled["rehearse"]
+    competition = load_competition(competition_name)
+    recipes = read_settings(kernel, competition).bundled["rehearse"]
     slides = len(read_slides(split_dir, "train", competition))
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
-    attached = _attached(kernel, {"wheels": wheels_files(wheels)})
+    attached = _attached(kernel, competition, {"wheels": wheels_files(wheels)})
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, {TILES, SUMMARY}, log)
     counts = [_check_tiles(outcome, recipes, competition, out / TILES) for outcome in outcomes]
     _check_alike(outcomes, [f"{TILES}/{recipe}.tar" for recipe in recipes])
@@ -77,13 +79,14 @@ def rehearse_training(
         ClotkitError: The tiles or the wheels are wrong.
     """
     started = time.monotonic()
-    competition, recipes = load_competition(competition_name), read_settings(kernel).bundled["rehearse"]
+    competition = load_competition(competition_name)
+    recipes = read_settings(kernel, competition).bundled["rehearse"]
     if not any(tiles.glob(f"*/{TABLE}")):
         raise UsageError(f"{tiles}: 0 folders of shards here, at least 1 is needed; run make dry-run KERNEL=tile")
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
     imagenet = {path.name: path for path in sorted(backbones.glob("*.h5"))}
     known = {"wheels": wheels_files(wheels), "tiles": files_in(tiles), "imagenet": imagenet}
-    attached = _attached(kernel, known)
+    attached = _attached(kernel, competition, known)
     outcomes = run_layouts(sandbox, layout, attached, None, competition, {WEIGHTS, SUMMARY}, log)
     for outcome in outcomes:
         _check_members(outcome, recipes, competition, log)
@@ -97,11 +100,9 @@ def rehearse_training(
     return True
 
 
-def _attached(kernel: Path, known: Mapping[str, Mapping[str, Path]]) -> Attached:
+def _attached(kernel: Path, competition: Competition, known: Mapping[str, Mapping[str, Path]]) -> Attached:
     """Return the datasets of a kernel's metadata, with the `known` files for the last word of their names."""
-    sources = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))["dataset_sources"]
-    names = [source.split("/")[1] for source in sources]
-    return {name: known.get(name.rpartition("-")[2], {}) for name in names}
+    return {name: known.get(name.rpartition("-")[2], {}) for name in datasets_attached(kernel, competition)}
 
 
 def _check_tiles(outcome: Outcome, recipes: Sequence[str], competition: Competition, out: Path) -> dict[str, int]:

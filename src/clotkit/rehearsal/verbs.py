@@ -19,12 +19,16 @@ def _add_rehearse(verbs: Verbs) -> None:
     verb.add_argument(
         "--split",
         help="a split folder, or public: the competition's public test slides, fetched with the Kaggle API "
-        "(default: build/phantom; for a kernel that tiles: build/phantom-tile)",
+        "(default: build/phantom; for a kernel that tiles build/phantom-tile; of another competition with its name)",
     )
-    verb.add_argument("--weights", type=Path, default=Path("weights/demo"), help="default: weights/demo")
+    verb.add_argument(
+        "--weights",
+        type=Path,
+        help="default: weights/demo; of another competition build/weights-NAME, which make trains",
+    )
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
-    verb.add_argument("--tiles", type=Path, default=Path("build/rehearsal-tile/tiles"), metavar="DIR",
-        help="for a kernel that trains: the tiles of a rehearsal of tiling (default: build/rehearsal-tile/tiles)",
+    verb.add_argument("--tiles", type=Path, metavar="DIR",
+        help="for a kernel that trains: the tiles of a rehearsal of tiling (default: those of the last one)",
     )  # fmt: skip
     add_backbones_dir(verb)
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
@@ -35,7 +39,9 @@ def _add_rehearse(verbs: Verbs) -> None:
         help="Kaggle's two layouts of /kaggle/input (default: both)",
     )
     verb.add_argument(
-        "--out", type=Path, help="default: build/rehearsal; for another kernel than infer: build/rehearsal-NAME"
+        "--out",
+        type=Path,
+        help="default: build/rehearsal, with a hyphen and the name of another kernel, of another competition",
     )
     verb.set_defaults(verb=_rehearse)
 
@@ -43,18 +49,23 @@ def _add_rehearse(verbs: Verbs) -> None:
 def _rehearse(arguments: argparse.Namespace) -> int:
     from clotkit.bundle.build import read_settings, rehearsal_dir
     from clotkit.bundle.checkout import in_checkout
+    from clotkit.bundle.places import build_path, demo_weights
+    from clotkit.competitions import load_competition
     from clotkit.rehearsal.scoring import rehearse
     from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
 
     log = partial(print, flush=True)
     kernel, wheels = in_checkout(arguments.kernel, "--kernel DIR"), arguments.wheels
-    job = read_settings(kernel).job
-    out = arguments.out or rehearsal_dir(kernel.name)
-    common = kernel, arguments.competition, arguments.layout, out, log
+    competition: str = arguments.competition
+    job = read_settings(kernel, load_competition(competition)).job
+    out = arguments.out or rehearsal_dir(kernel.name, competition)
+    common = kernel, competition, arguments.layout, out, log
     if job == "tile":
-        clean = rehearse_tiling(Path(arguments.split or "build/phantom-tile"), wheels, *common)
+        clean = rehearse_tiling(Path(arguments.split or build_path("phantom-tile", competition)), wheels, *common)
     elif job == "train":
-        clean = rehearse_training(arguments.tiles, arguments.backbones, wheels, *common)
+        tiles = arguments.tiles or rehearsal_dir("tile", competition) / "tiles"
+        clean = rehearse_training(tiles, arguments.backbones, wheels, *common)
     else:
-        clean = rehearse(arguments.split or "build/phantom", arguments.weights, wheels, *common)
+        split = arguments.split or str(build_path("phantom", competition))
+        clean = rehearse(split, arguments.weights or demo_weights(competition), wheels, *common)
     return DONE if clean else FALLBACKS

@@ -400,10 +400,10 @@ def owner_in_metadata(owner: str, works: bool, folder: Path) -> str:
     metadata = {"id": f"{owner}/some-weights", "title": "some weights", "licenses": [{"name": "other"}]}
     (folder / "dataset-metadata.json").write_text(json.dumps(metadata))
     if works:
-        assert read_stage(folder, {}).owner == owner
+        assert read_stage(folder, {}, load_competition()).owner == owner
         return "taken"
     with pytest.raises(UsageError, match=owner):
-        read_stage(folder, {})
+        read_stage(folder, {}, load_competition())
     return "refused by name; nothing is made"
 
 
