@@ -120,7 +120,7 @@ def read_member(folder: Path) -> MemberFiles:
 
 
 def trained_for(folder: Path) -> str | None:
-    """Return the slug of the competition that a member was trained for; None for pictures, or if it is unknown."""
+    """Return the slug of the competition that a member was trained for; None if it is unknown."""
     try:
         slug = _json(folder / METRICS).get("competition")
     except (ConfigError, AttributeError):

@@ -76,7 +76,7 @@ class SubmissionState:
         return dict(zip(rows, labels.tolist(), strict=True))
 
     def _decision(self) -> Decision:
-        """Return the decision of the ensemble, or the mean of the members'; the unfitted one if none is fitted."""
+        """Return the decision of the ensemble, or the mean of the members'; unfitted if there is none."""
         ensemble, rule = self.inputs.ensemble, self.competition.submission.rule
         fitted = [member.decision for member in self.members] if ensemble is None else [ensemble.decision]
         known = [one for one in fitted if one is not None and one.rule is rule]

@@ -13,6 +13,7 @@ from clotkit.stores import Store
 
 TABLE = "shards.csv"
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
+PATIENT = "patient"  # column of the table where the competition has none
 FILE_COLUMNS = ("file", "tiles", "key", "bytes", "sha256", "state", "reason", "code")
 NEW_COLUMNS = ("code",)  # earlier versions wrote a table without them
 
@@ -88,7 +89,7 @@ def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
     centre = [columns.center] if any(row.centre for row in rows) else []
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([columns.image, columns.patient, *label, *centre, *FILE_COLUMNS])
+    table.writerow([columns.image, _patient_column(competition), *label, *centre, *FILE_COLUMNS])
     for row in rows:
         label_cells = [names[row.label]] if label and row.label is not None else [""] * len(label)
         slide_cells = [row.image_id, row.patient_id, *label_cells, *([row.centre] if centre else [])]
@@ -99,9 +100,13 @@ def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
     return text.getvalue()
 
 
+def _patient_column(competition: Competition) -> str:
+    return competition.columns.patient or PATIENT
+
+
 def parse_table(text: str, where: str, competition: Competition) -> list[ShardRow]:
     """Parse the text of a shards.csv. Raises SplitError, which names `where`, if it is malformed."""
-    columns = [competition.columns.image, competition.columns.patient, *FILE_COLUMNS]
+    columns = [competition.columns.image, _patient_column(competition), *FILE_COLUMNS]
     required = [column for column in columns if column not in NEW_COLUMNS]
     return [_parse_row(row, where, competition) for row in rows_of(text, where, required)]
 
@@ -117,7 +122,7 @@ def _parse_row(row: dict[str, str], where: str, competition: Competition) -> Sha
         )
     return ShardRow(
         row[columns.image],
-        row[columns.patient],
+        row[_patient_column(competition)],
         None if label is None else names.index(label),
         row.get(columns.center, ""),
         row["file"],
