@@ -1,12 +1,13 @@
 """Recipes and competitions: valid files load, and each mistake is a ConfigError that names its key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clotkit import config
 from clotkit.competitions import Competition, load_competition, schema
-from clotkit.config import RECIPES, load_recipe
+from clotkit.config import RECIPES, TilingConfig, load_recipe, missing_facts, rule_facts, tiling_for
 from clotkit.errors import ConfigError
 from tools import reference
 
@@ -32,6 +33,10 @@ def test_every_key_has_its_text_in_the_reference(path: Path) -> None:
     ("change", "key"),
     [
         (("tile_px = 32", "tile_px = 32\ntile_mm = 3"), "tile_mm"),
+        (("tile_px = 32", 'tile_px = 32\ndownsample_if = ["is_tma = True"]'), r"downsample_if.*'is_tma = True'"),
+        (("tile_px = 32", 'tile_px = 32\ndownsample_if = ["is_tma = True: 0"]'), r"downsample_if.*1 to 256"),
+        (("tile_px = 32", 'tile_px = 32\ndownsample_if = "is_tma = True: 4"'), r"tiling: downsample_if"),
+        (("[tiling]", '[data]\nsource = "npz"\n[tiling]\ndownsample_if = ["a = b: 4"]'), r"downsample_if.*npz"),
         (("downsample = 8\n", ""), "downsample"),
         (("tile_px = 32", 'tile_px = "32"'), "tile_px"),
         (("tile_px = 32", "tile_px = true"), "tile_px"),
@@ -70,6 +75,25 @@ def test_one_network_or_several(tmp_path: Path) -> None:
     path.write_text(frozen)
     with pytest.raises(ConfigError, match=r"training\.final"):
         load_recipe(path)
+
+
+def test_a_slides_row_chooses_its_downsample() -> None:
+    plain = TilingConfig("patches", tile_px=32, downsample=8, max_tiles=6, batch_tiles=4)
+    tiling = replace(plain, downsample_if=("is_tma = True: 4", "scanner name =  Aperio AT2 :2", "is_tma = maybe: 1"))
+    facts = {"is_tma": "False", "scanner name": "Hamamatsu", "sex": "f"}
+    for cells, downsample in [
+        ({}, 8),
+        ({"is_tma": " TRUE "}, 4),
+        ({"scanner name": "aperio at2"}, 2),
+        ({"is_tma": "true", "scanner name": "Aperio AT2"}, 4),  # the first entry that fits
+        ({"is_tma": "Maybe"}, 1),
+    ]:
+        assert tiling_for(tiling, facts | cells) == replace(plain, downsample=downsample)
+    assert tiling_for(tiling, {}) == plain
+    assert tiling_for(plain, facts) is plain
+    assert rule_facts(tiling, facts) == {"is_tma": "False", "scanner name": "Hamamatsu"}
+    assert rule_facts(plain, facts) == {}
+    assert missing_facts(tiling, {"is_tma": "True"}) == ["scanner name"]
 
 
 def test_unknown_names_list_the_known() -> None:

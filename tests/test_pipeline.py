@@ -19,7 +19,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.loading import load_member
-from clotkit.reasons import Reason
+from clotkit.reasons import Reason, TableRepair
 from clotkit.report.records import ReportFile, SlideReport
 from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.pipeline import run
@@ -97,6 +97,23 @@ def test_probabilities_are_the_members_own(
         means.setdefault(line["patient_id"], []).append(mean)
     for patient, row in submission_of(tmp_path / "submission.csv").items():
         assert row == pytest.approx(loaded.calibration.apply(np.mean(means[patient], axis=0)), abs=2e-6)
+
+
+def test_a_column_of_the_table_chooses_the_downsample_of_a_member(
+    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    weights, column = Path(shutil.copytree(member, tmp_path / "tiny")), strip_ai.columns.number
+    recipe = (weights / "recipe.toml").read_text()
+    rules = f'downsample_if = ["{column} = 0: 4", "is_tma = true: 2"]'
+    (weights / "recipe.toml").write_text(recipe.replace("[tiling]", f"[tiling]\n{rules}"))
+    run(settings_of(test_split, weights, tmp_path / "out"), strip_ai, lambda _: None)
+    rows = {slide.image_id: slide for slide in read_slides(test_split, "test", strip_ai)}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "slides.jsonl").read_text().splitlines()]
+    sizes = {line["image_id"]: tiles["size_px"] for line in lines for tiles in line["tiles"]}
+    assert sizes == {name: [128, 128] if row.facts[column] == "0" else [256, 256] for name, row in rows.items()}
+    for line in report_of(tmp_path / "out").values():
+        assert (line["state"], line["facts"]["repairs"]) == ("done", [TableRepair.NO_FACT])  # no is_tma there
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["repairs"] == {TableRepair.NO_FACT: len(rows)}
 
 
 def test_each_fault_costs_its_slide_and_is_named(tmp_path: Path, member: Path, strip_ai: Competition) -> None:

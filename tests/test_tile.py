@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig, load_recipe
-from clotkit.errors import SplitError, UsageError
+from clotkit.engines import Backend
+from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.shards.cut import ShardTask, shard_task, tiling_in
 from clotkit.shards.shard import read_shard, write_shard
 from clotkit.shards.table import read_shard_rows
 from clotkit.shards.tile import TileSettings, tile_split
+from clotkit.shards.verify import verify
+from clotkit.splits import read_slides
 from clotkit.stores import Folder
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.workers import Ended, Limits, Task, Work, stream
@@ -291,7 +294,8 @@ def test_without_mtimes_shards_outlive_a_copy_of_their_slides(
 
 def test_a_shard_holds_its_tiling(cut_once: Path) -> None:
     for path in cut_once.glob("*.npy"):
-        assert read_shard(path).facts["tiling"] == asdict(TILING)
+        assert tiling_in(read_shard(path).facts) == asdict(TILING)
+        assert not {"downsample_if", "row"} & {*read_shard(path).facts, *read_shard(path).facts["tiling"]}
     assert (cut_once / "phantom.json").is_file()  # the slides are synthetic
 
 
@@ -299,6 +303,37 @@ def test_a_shard_with_old_keys_holds_the_same_tiling() -> None:
     old = {"downsample": "shrink", "min_tissue_share": "min_share"}
     facts = {"tiling": {old.get(key, key): value for key, value in asdict(TILING).items()}}
     assert tiling_in(facts) == asdict(TILING)
+
+
+def test_a_column_of_the_table_chooses_the_downsample(
+    split: Path, recipe: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    slides = read_slides(split, "test", strip_ai)
+    column = strip_ai.columns.number
+    settings = TileSettings(split, tmp_path / "out", str(recipe), None, 2, 2048, preview=True)
+    tiling = load_recipe(recipe).tiling
+    two = {slide.image_id for slide in slides if slide.facts[column] == "0"}
+    assert 0 < len(two) < len(slides)
+    recipe.write_text(recipe.read_text().replace("[tiling]", f'[tiling]\ndownsample_if = ["{column} = 0: 4"]'))
+    assert tile_split(settings, strip_ai, lambda _: None)["new"] == len(slides)
+    for slide in slides:
+        shard = read_shard(tmp_path / "out" / f"{slide.image_id}.npy")
+        own = replace(tiling, downsample=4 if slide.image_id in two else tiling.downsample)
+        assert tiling_in(shard.facts) == asdict(own)
+        tiles = [piece.tiles for piece in tile_slide(slide.path, own) if isinstance(piece, Batch)]
+        assert np.array_equal(shard.tiles, np.concatenate(tiles))
+    assert tile_split(settings, strip_ai, lambda _: None)["up_to_date"] == len(slides)
+    checked = verify(split, settings.out, str(recipe), strip_ai, Backend(jobs=1), lambda _: None)
+    assert not checked.faults
+    recipe.write_text(recipe.read_text().replace("= 0: 4", "= 0: 2"))
+    checked = verify(split, settings.out, str(recipe), strip_ai, Backend(jobs=1), lambda _: None)
+    assert {fault.name for fault in checked.faults} == {f"{image_id}.npy" for image_id in two}
+    assert tile_split(settings, strip_ai, lambda _: None) == {
+        "new": len(two), "up_to_date": len(slides) - len(two), "failed": 0,
+    }  # fmt: skip
+    recipe.write_text(recipe.read_text().replace(f"{column} = 0", "is_tma = 0"))
+    with pytest.raises(ConfigError, match="is_tma"):
+        tile_split(settings, strip_ai, lambda _: None)
 
 
 def test_tiles_are_cut_without_tensorflow() -> None:

@@ -3,9 +3,11 @@
 Names end with their unit. The comment beside each field is its text in the reference. Standard library only.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clotkit.aliases import renamed_recipe
 from clotkit.errors import ConfigError
@@ -31,6 +33,17 @@ class TilingConfig:
     duplicates: str = "keep"  # repeated sections of one clot: `keep` all, or `drop` all but one
     # Colour normalisation: `none`, `background` (white balance by the slide's background), `reinhard` or `macenko`.
     normalise: str = "none"
+    # Downsamples of some slides, as "column = value: downsample" with a column of the slides' table or a fact of the
+    # competition: the first entry whose value is the slide's, whatever its capitals, replaces `downsample`.
+    downsample_if: tuple[str, ...] = ()
+
+
+class DownsampleRule(NamedTuple):
+    """An entry of tiling.downsample_if."""
+
+    column: str  # name of a column or fact
+    value: str  # its cell, in small letters
+    downsample: int  # of the slides with this cell
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,7 @@ class Recipe:
     card: CardConfig = CardConfig()  # what the model card says
 
 
+OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
 # {key of a recipe's table: its least and greatest value}; a list's bounds hold for each entry.
 BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
@@ -236,6 +250,7 @@ WORDS: dict[str, tuple[str | int, ...]] = {
 }
 
 RECIPES = Path(__file__).parent / "recipes"
+RULE = re.compile(r"\s*([^=]+?)\s*=\s*(.+?)\s*:\s*(\d+)\s*")  # column = value: downsample
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -255,11 +270,58 @@ def recipe_path(name_or_path: str | Path) -> Path:
     return toml_path(name_or_path, RECIPES)
 
 
+def downsample_rules(tiling: TilingConfig) -> list[DownsampleRule]:
+    """Return the entries of downsample_if. Raises ConfigError for one that is malformed or out of bounds."""
+    rules, (low, high) = [], BOUNDS["downsample"]
+    for entry in tiling.downsample_if:
+        parts = RULE.fullmatch(entry)
+        if parts is None or not low <= int(parts[3]) <= high:
+            raise ConfigError(
+                f'tiling.downsample_if has {entry!r}; give "column = value: downsample", the last from {low} to {high}'
+            )
+        rules.append(DownsampleRule(parts[1], parts[2].lower(), int(parts[3])))
+    return rules
+
+
+def tiling_for(tiling: TilingConfig, facts: Mapping[str, str]) -> TilingConfig:
+    """Return the tiling of one slide: with the downsample by its facts, and without downsample_if.
+
+    A slide without the column keeps the recipe's downsample.
+    """
+    if not tiling.downsample_if:
+        return tiling
+    fitting = (rule for rule in downsample_rules(tiling) if facts.get(rule.column, "").strip().lower() == rule.value)
+    found = next(fitting, None)
+    return replace(tiling, downsample=found.downsample if found else tiling.downsample, downsample_if=())
+
+
+def rule_facts(tiling: TilingConfig, facts: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a slide's facts that its tiling depends on."""
+    columns = dict.fromkeys(rule.column for rule in downsample_rules(tiling))
+    return {column: facts[column] for column in columns if column in facts}
+
+
+def missing_facts(tiling: TilingConfig, facts: Mapping[str, str]) -> list[str]:
+    """Return the columns that downsample_if names and a slide's facts lack."""
+    return [rule.column for rule in downsample_rules(tiling) if rule.column not in facts]
+
+
+def check_facts(recipe: Recipe, slides: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise ConfigError if a slide lacks a column that downsample_if names; `slides` maps ids to facts."""
+    for image_id, facts in slides.items():
+        if missing := missing_facts(recipe.tiling, facts):
+            raise ConfigError(
+                f"recipe {recipe.name}: tiling.downsample_if names the column {missing[0]!r}, which slide {image_id} "
+                f"lacks; it has: {', '.join(facts) or 'none'}"
+            )
+
+
 def _check_recipe(recipe: Recipe, where: str) -> None:
     for table in ("tiling", "training", "data", "augment", "inference"):
         _check_table(getattr(recipe, table), table, where)
     if not recipe.model:
         raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
+    _check_downsample_rules(recipe, where)
     for index, model in enumerate(recipe.model):
         _check_table(model, "model" if len(recipe.model) == 1 else f"model[{index}]", where)
     if sum(model.share for model in recipe.model) <= 0:
@@ -288,6 +350,20 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: training.feed is 'shards', data.source {recipe.data.source!r}; only slides have shards: "
             'it takes feed = "memory"'
+        )
+
+
+def _check_downsample_rules(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for a downsample_if that is malformed, or that the tiler would not heed."""
+    tiling = recipe.tiling
+    try:
+        downsample_rules(tiling)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if tiling.downsample_if and (recipe.data.source != "slides" or tiling.name in OWN_DOWNSAMPLE):
+        raise ConfigError(
+            f"{where}: tiling.downsample_if is set, data.source is {recipe.data.source!r}, tiling.name "
+            f"{tiling.name!r}; it takes slides and another tiler than {', '.join(OWN_DOWNSAMPLE)}"
         )
 
 

@@ -1,12 +1,14 @@
 """Predict the tiles of one image, one visitor at a time."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.config import tiling_for
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, grad_cam, load_for_evaluation
 from clotkit.members.heat import overlay
 from clotkit.members.pooling import pooled, tile_probabilities
@@ -21,6 +23,12 @@ def load(folder: Path) -> LoadedMember:
     tiling = member.recipe.tiling
     small = replace(tiling, batch_tiles=min(tiling.batch_tiles, tiling.max_tiles))
     return replace(member, recipe=replace(member.recipe, tiling=small))
+
+
+def for_slide(member: LoadedMember, facts: Mapping[str, str]) -> LoadedMember:
+    """Return the member with the tiling of one slide, by the facts of its row."""
+    tiling = tiling_for(member.recipe.tiling, facts)
+    return replace(member, recipe=replace(member.recipe, tiling=tiling))
 
 
 def predict_tiles(member: LoadedMember, tiles: Pixels) -> npt.NDArray[np.float64]:

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition
-from clotkit.config import Recipe
+from clotkit.config import Recipe, check_facts, tiling_for
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.data.pictures import PICTURE_READERS, Picture, listed
 from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError
 from clotkit.progress import Log
 from clotkit.shards.cache import ShardOpener
-from clotkit.shards.cut import tiling_in
+from clotkit.shards.cut import tiling_in, tiling_wanted
 from clotkit.shards.reading import ShardSet, ShardTiles
 from clotkit.shards.shard import Shard
 from clotkit.shards.table import TABLE, ShardRow, read_shard_rows
@@ -110,7 +109,8 @@ def _limited_slides(slides: list[SlideRow], limit: int | None) -> list[SlideRow]
 def _slide_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Competition, data: Path, log: Log) -> TileSet:
     """Cut every slide in a process of its own; a slide that fails is skipped, and the log names it."""
     by_id = {slide.image_id: slide for slide in slides}
-    tasks = [Task(slide.image_id, slide.path, (recipe.tiling,)) for slide in slides]
+    check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
+    tasks = [Task(slide.image_id, slide.path, (tiling_for(recipe.tiling, slide.facts),)) for slide in slides]
     found: dict[str, list[Pixels]] = {image_id: [] for image_id in by_id}
     limits = Limits(competition.limits.slide_s, competition.limits.slide_memory_mb)
     for event in stream(tasks, limits, os.cpu_count() or 1):
@@ -190,7 +190,7 @@ def _lazy_tile_set(
 
 def _check_shard_tiling(shard: Shard, name: str, recipe: Recipe) -> None:
     """Raise ConfigError, with the differences, if a shard was not cut with the recipe's tiling."""
-    was, wanted = tiling_in(shard.facts), asdict(recipe.tiling)
+    was, wanted = tiling_in(shard.facts), tiling_wanted(recipe.tiling, shard.facts)
     differing = [key for key in wanted if was.get(key) != wanted[key]]
     if differing:
         there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))

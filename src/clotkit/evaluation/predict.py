@@ -73,6 +73,9 @@ def predict_each(
     Raises ConfigError if the folder has no member, or a damaged one.
     """
     loaded, found = load_for_evaluation(member), dict[int, Prediction | Unpredicted]()
+    tiling = loaded.recipe.tiling
+    if tiling.downsample_if:
+        log(f"files have no row of a table, which tiling.downsample_if reads: the downsample is {tiling.downsample}")
     answers = look_at([(image, READ) for image in images], log)
     silent = {number for number in range(len(images)) if number not in answers}
     numbered = {number: image for number, image in enumerate(images) if number not in silent}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition
-from clotkit.config import Recipe, TilingConfig, load_recipe
+from clotkit.config import Recipe, TilingConfig, load_recipe, tiling_for
 from clotkit.errors import SplitError
 from clotkit.looking import with_sizes
 from clotkit.planning.forecast import evenly_spread
@@ -150,11 +150,13 @@ def cut_sample(
     """
     sound = sorted((slide for slide in plan.slides if slide.code is None), key=lambda slide: -slide.stored_mb)
     sample = {slide.image_id: slide for slide in _spread(sound)}
-    path_of = {row.image_id: row.path for row in rows}
+    row_of = {row.image_id: row for row in rows}
     with tempfile.TemporaryDirectory(prefix="clotkit-plan-") as folder:
         tasks = [
-            ShardTask(name, path_of[name], (recipe.tiling,), store=Folder(Path(folder)), shard=f"{name}.npy", key="")
+            ShardTask(name, row.path, (tiling,), store=Folder(Path(folder)), shard=f"{name}.npy", key="")
             for name in sample
+            for row in [row_of[name]]
+            for tiling in [tiling_for(recipe.tiling, row.facts)]
         ]
         with closing(stream(tasks, limits, jobs, shard_task)) as events:
             ended = [event for event in events if isinstance(event, Ended) and event.code is None]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.competitions import Competition
-from clotkit.config import Recipe, TilingConfig, load_recipe
+from clotkit.config import Recipe, TilingConfig, load_recipe, tiling_for
 from clotkit.looking import with_sizes
 from clotkit.members.folder import RECIPE
 from clotkit.members.loading import load_member
@@ -224,7 +224,10 @@ def _forecast_slides(
     """Run every slide's process, with a bar on a terminal; return how each ended, by image id."""
     from tqdm import tqdm
 
-    tasks = [Task(slide.image_id, slide.path, tilings) for slide in slides]
+    tasks = [
+        Task(slide.image_id, slide.path, tuple(tiling_for(tiling, slide.facts) for tiling in tilings))
+        for slide in slides
+    ]
     found = {}
     limits = Limits(FORECAST_LIMIT_S, settings.memory_mb)
     running = stream(tasks, limits, settings.jobs, work)

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
+from clotkit.config import missing_facts
 from clotkit.errors import ClotkitError, ConfigError, SplitError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
@@ -148,6 +149,20 @@ def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[li
     for name, cause in left_out.items():
         log(f"member {name} left out: {cause.sentence}")
     return members, left_out
+
+
+def with_missing_facts(inputs: Inputs, members: Sequence[Member], log: Log) -> Inputs:
+    """Return the inputs with a note on each slide that lacks a column of a member's tiling.downsample_if."""
+    tilings = [member.recipe.tiling for member in members]
+    lacking = [slide.image_id for slide in inputs.slides if any(missing_facts(one, slide.facts) for one in tilings)]
+    if not lacking:
+        return inputs
+    log(f"{many(len(lacking), 'slide')} without a column of tiling.downsample_if, cut at the recipe's downsample")
+    noted = [
+        replace(slide, repairs=(*slide.repairs, TableRepair.NO_FACT)) if slide.image_id in lacking else slide
+        for slide in inputs.slides
+    ]
+    return replace(inputs, slides=noted)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from clotkit.scoring.prefetch import Event, prefetch
-from clotkit.scoring.scorer import ScoredSlide, ScoringJob, score_tasks, tilings_of
+from clotkit.scoring.scorer import ScoredSlide, ScoringJob, score_tasks, slide_task, tilings_of
 from clotkit.workers import Ended, Limits, Task, stream
 
 
@@ -20,5 +20,5 @@ def score_locally(job: ScoringJob) -> Iterator[ScoredSlide]:
             yield event
 
     tilings = tilings_of(job.members)
-    tasks = [Task(slide.image_id, slide.path, tilings, stored=slide.stored) for slide in job.ordered]
+    tasks = [slide_task(slide, tilings, slide.path) for slide in job.ordered]
     yield from score_tasks(job.scorer, tasks, settings.jobs, pace.deadline, read)

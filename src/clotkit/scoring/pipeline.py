@@ -16,7 +16,7 @@ from clotkit.report.page import write_page
 from clotkit.report.records import SlideReport
 from clotkit.report.sidecar_writer import SidecarWriter
 from clotkit.scoring.facts import outcome_facts, run_facts
-from clotkit.scoring.inputs import Inputs, load_members, read_inputs
+from clotkit.scoring.inputs import Inputs, load_members, read_inputs, with_missing_facts
 from clotkit.scoring.local import score_locally
 from clotkit.scoring.run_folder import make_run_folder, open_report, read_earlier
 from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
@@ -68,6 +68,7 @@ def _run(
     set_oom_score(500)
 
     state.members, left_out = load_members(inputs, competition, log)
+    inputs = with_missing_facts(inputs, state.members, log)
     facts = run_facts(settings, competition, inputs, state.members, left_out) | {"resumed": earlier.counts}
     _write_run_json(settings, {"state": "running"} | facts, state)
     _log_inputs(settings, inputs, state, log)

@@ -14,7 +14,7 @@ from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
 from clotkit.scoring.budget import Pace
 from clotkit.scoring.inputs import local_weights
-from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored, score_tasks, tilings_of
+from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored, score_tasks, slide_task, tilings_of
 from clotkit.scratch import scratch
 from clotkit.stores import Place
 from clotkit.versions import SCORING, Versions, versions_here
@@ -91,7 +91,7 @@ def _requests(job: ScoringJob, context: RunContext, pace: Pace) -> Iterator[Scor
         left_s = pace.deadline - time.monotonic()
         if left_s <= 0:
             return
-        task = Task(slide.image_id, slide.path.absolute(), tilings, stored=slide.stored)
+        task = slide_task(slide, tilings, slide.path.absolute())
         yield ScoreRequest(pace.prepare(task), slide.patient_id, keys, left_s, context)
 
 

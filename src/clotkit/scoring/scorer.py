@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition
-from clotkit.config import TilingConfig
+from clotkit.config import TilingConfig, tiling_for
 from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member
@@ -263,6 +264,12 @@ def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iter
 def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
     """Return the distinct tilings of members, in their order."""
     return tuple(dict.fromkeys(member.recipe.tiling for member in members))
+
+
+def slide_task(slide: SlideRow, tilings: Sequence[TilingConfig], path: Path) -> Task:
+    """Return the task to cut a slide at `path` with each of the members' tilings, at its own downsample."""
+    cut = tuple(tiling_for(tiling, slide.facts) for tiling in tilings)
+    return Task(slide.image_id, path, cut, stored=slide.stored)
 
 
 def _finish(scorer: Scorer, ended: Ended) -> ScoredSlide:

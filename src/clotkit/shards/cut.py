@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from clotkit.aliases import RECIPE_KEYS, renamed
+from clotkit.config import TilingConfig, tiling_for
 from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.scratch import scratch
@@ -22,14 +23,30 @@ from clotkit.versions import CUTTING, Versions, versions_here
 from clotkit.workers import Ended, Limits, Task, Work, fetch, stream
 
 TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
+ROW = "row"  # the fact of a shard that holds the cells of its slide's row that tiling.downsample_if names
 
 
 def tiling_in(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tiling that a shard was cut with; old keys have their new names.
 
-    It is empty if the facts have no tiling.
+    It is empty if the facts have no tiling. Its downsample is the one that was used, so it has no downsample_if.
     """
-    return renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
+    tiling = renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
+    return tiling and {**tiling, "downsample_if": ()}
+
+
+def tiling_facts(tiling: TilingConfig, row: Mapping[str, str]) -> dict[str, Any]:
+    """Return the facts of a shard on its tiling: the slide's own one, and the cells that chose it.
+
+    A tiling that depends on no cell gives what it gave before recipes had downsample_if.
+    """
+    used = {key: value for key, value in asdict(tiling).items() if key != "downsample_if"}
+    return {TILING: used, **({ROW: dict(row)} if row else {})}
+
+
+def tiling_wanted(tiling: TilingConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tiling that a recipe's has to be for the slide of a shard with these facts."""
+    return asdict(tiling_for(tiling, facts.get(ROW, {})))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +57,7 @@ class ShardTask(Task):
     shard: str  # file in the store
     key: str  # of the shard, see shard_key
     preview: str | None = None  # file in the store; None: no preview is drawn
+    row: Mapping[str, str] = field(default_factory=dict, hash=False)  # see ROW
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ def shard_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     if not is_current or task.preview is not None:
         fetch(task)
     if metadata is None or not is_current:
-        pieces = chain([{TILING: asdict(task.tilings[0])}], tile_slide(task.path, task.tilings[0]))
+        pieces = chain([tiling_facts(task.tilings[0], task.row)], tile_slide(task.path, task.tilings[0]))
         yield 0, asdict(write_shard(task.store, task.shard, pieces, task.key))
     else:  # an earlier process wrote it, but was killed before it could report it
         yield 0, asdict(ShardFile(metadata.count, *size_and_sha256(task.store, task.shard)))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.config import TilingConfig
+from clotkit.config import TilingConfig, rule_facts, tiling_for
 from clotkit.errors import NoTissue, SlideUnreadable
 from clotkit.files import sha256
 from clotkit.splits import SlideRow
@@ -133,17 +133,19 @@ def read_shard(path: Path, verify: bool = True) -> Shard:
 def shard_key(slide: SlideRow, tiling: TilingConfig, use_mtime: bool = True) -> str:
     """Return a sha256 of everything that a shard depends on.
 
-    That is the slide's size and modification time (in an object store, its version), the tiling, and the code that
-    cuts. Without `use_mtime` neither time nor version counts: for slides that are copied or mounted anew but never
-    edited.
+    That is the slide's size and modification time (in an object store, its version), the tiling with the cells of the
+    slide's row that its downsample depends on, and the code that cuts. Without `use_mtime` neither time nor version
+    counts: for slides that are copied or mounted anew but never edited.
 
     Raises OSError if the slide is missing.
     """
     size_bytes, changed = _state_of(slide)
+    used, row = tiling_for(tiling, slide.facts), rule_facts(tiling, slide.facts)
     made_from = {
         "bytes": size_bytes,
         "mtime_ns": changed if use_mtime else None,
-        "tiling": asdict(tiling),
+        "tiling": {key: value for key, value in asdict(used).items() if key != "downsample_if"},
+        **({"row": row} if row else {}),
         "code": code_version(),
         "format": FORMAT,
     }

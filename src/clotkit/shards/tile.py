@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.config import TilingConfig, load_recipe
+from clotkit.config import TilingConfig, check_facts, load_recipe, rule_facts, tiling_for
 from clotkit.engines import Backend, Engine, Lost, engine
 from clotkit.errors import ClusterError, UsageError
 from clotkit.looking import with_sizes
@@ -79,7 +79,8 @@ def tile_split(
             command continues.
     """
     until = float("inf") if settings.deadline_s is None else time.monotonic() + settings.deadline_s
-    tiling = load_recipe(settings.recipe).tiling
+    recipe = load_recipe(settings.recipe)
+    tiling = recipe.tiling
     check_tiler(tiling, settings.recipe)
     _check(settings)
     store = store_of(settings.out)
@@ -87,6 +88,7 @@ def tile_split(
         split = settings.split or split_of(split_dir, competition, ("train", "test"))
         slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir, competition)
         slides = with_sizes(slides, log)
+        check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
         with exclusive(store, slides):
             tasks = {slide.image_id: _task(slide, tiling, store, settings) for slide in slides}
             inventory = take_inventory(store, slides, tasks, competition)
@@ -111,12 +113,13 @@ def _task(slide: SlideRow, tiling: TilingConfig, store: Store, settings: TileSet
     return ShardTask(
         slide.image_id,
         slide.path.absolute(),
-        (tiling,),
+        (tiling_for(tiling, slide.facts),),
         stored=slide.stored,
         store=store.absolute(),
         shard=f"{slide.image_id}.npy",
         key=key,
         preview=preview_name(slide.image_id) if settings.preview else None,
+        row=rule_facts(tiling, slide.facts),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClotkitError
 from clotkit.files import sha256
 from clotkit.progress import Log, progress
-from clotkit.shards.cut import tiling_in
+from clotkit.shards.cut import tiling_in, tiling_wanted
 from clotkit.shards.shard import read_shard
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.splits import read_slides, split_of, tables_of
@@ -133,7 +133,7 @@ def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | Non
         return FaultKind.CONTENT, (
             f"has {len(shard.tiles)} tiles and key {shard.key}, but {row.tiles} and {row.key} are listed"
         )
-    if check.tiling is not None and tiling_in(shard.facts) != asdict(check.tiling):
+    if check.tiling is not None and tiling_in(shard.facts) != tiling_wanted(check.tiling, shard.facts):
         return FaultKind.TILING, "was cut with another tiling than the recipe's"
     return None
 

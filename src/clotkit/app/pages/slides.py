@@ -1,6 +1,6 @@
 """Page Slides: the slides of a split or a run with their states; view one, see its tiles, score it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import streamlit as st
 
 from clotkit.app.escaping import escaped, escaped_reason, printable
 from clotkit.app.pages.common import Shared, load_once, show_bars, show_picture, show_table
+from clotkit.app.prediction import for_slide
 from clotkit.app.untrusted import Window
 from clotkit.app.viewer import (
     LiveScore,
@@ -25,7 +26,7 @@ from clotkit.app.viewer import (
     zoomed,
 )
 from clotkit.competitions import Competition
-from clotkit.config import TilingConfig, load_recipe
+from clotkit.config import TilingConfig, load_recipe, tiling_for
 from clotkit.errors import ClotkitError, ConfigError
 from clotkit.members.folder import RECIPE
 from clotkit.report.records import SlideReport
@@ -78,9 +79,9 @@ def show(shared: Shared) -> None:
     with view:
         _guarded(lambda: _show_view(path, shared.competition))
     with tiles:
-        _guarded(lambda: _show_tiles(path, shared))
+        _guarded(lambda: _show_tiles(path, opened.rows[image_id].facts, shared))
     with score:
-        _guarded(lambda: _show_score(path, shared))
+        _guarded(lambda: _show_score(path, opened.rows[image_id].facts, shared))
 
 
 def _guarded(draw: Callable[[], None]) -> None:
@@ -131,28 +132,29 @@ def _show_view(path: Path, competition: Competition) -> None:
     show_picture(view, f"1 : {at.downsample}, from {at.x_px:,}, {at.y_px:,} of {size[0]:,} x {size[1]:,} px")
 
 
-def _show_tiles(path: Path, shared: Shared) -> None:
+def _show_tiles(path: Path, facts: Mapping[str, str], shared: Shared) -> None:
     folder = _choose_slide_member(shared, "Member whose tiling is used", "tiles member")
     if not st.toggle("Find tissue and tiles", key=f"tissue {path}"):
         return
-    tiling = load_recipe(folder / RECIPE).tiling
+    tiling = tiling_for(load_recipe(folder / RECIPE).tiling, facts)
     result = tissue_once(path, _stamp(path), tiling, folder.name, shared.competition)
     count = result.facts["tiles"]
     show_picture(result.picture(), f"{count} tiles in blue, tissue outlined in green, tissue without a tile in red")
 
 
-def _show_score(path: Path, shared: Shared) -> None:
+def _show_score(path: Path, facts: Mapping[str, str], shared: Shared) -> None:
     folder = _choose_slide_member(shared, "Member", "score member")
     key = f"scored {path} {folder.name}"
     if st.button("Score this slide"):
-        st.session_state[key] = _score(path, folder, shared)
+        st.session_state[key] = _score(path, facts, folder, shared)
     if key in st.session_state:
         _show_scored(st.session_state[key], load_once(folder).target.positive)
 
 
-def _score(path: Path, folder: Path, shared: Shared) -> LiveScore:
+def _score(path: Path, facts: Mapping[str, str], folder: Path, shared: Shared) -> LiveScore:
+    member = for_slide(load_once(folder), facts)
     bar, score = st.progress(0.0, text="0 tiles"), LiveScore(0, 1)
-    with closing(score_live(load_once(folder), path, shared.competition)) as steps:
+    with closing(score_live(member, path, shared.competition)) as steps:
         for score in steps:
             bar.progress(min(score.tiles / score.most, 1.0), text=f"{score.tiles} of at most {score.most} tiles")
     bar.empty()
