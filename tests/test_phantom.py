@@ -13,13 +13,14 @@ import pytest
 import pyvips
 import tifffile
 
-from clotkit.competitions import Classes, Columns, Competition, Files, Ids, Submission, Unit, load_competition
+from clotkit.competitions import Classes, Columns, Competition, Files, Form, Ids, Submission, Unit, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.files import sha256
+from clotkit.splits import read_slides
 from clotkit.synthetic.phantom import read_plans, slide_plan, tissue_mask, write_split
 from clotkit.synthetic.phantom_patients import draw_patients, patient_ids, stratified_labels
 from clotkit.synthetic.phantom_pixels import EDGE_PX, Painter, encode_tile
-from clotkit.synthetic.phantom_sizes import slide_sizes
+from clotkit.synthetic.phantom_sizes import DEFAULT_SIZES, slide_sizes
 from clotkit.synthetic.phantom_tissue import BACKGROUNDS
 
 STRIP_AI = load_competition()
@@ -38,6 +39,23 @@ OTHER = replace(
     classes=Classes(names=("a", "b", "c"), weights=(1.0, 1.0, 1.0), priors=(0.9, 0.07, 0.03), fallback=(0.2, 0.3, 0.5)),
     submission=Submission(id="who", unit=Unit.PATIENT, columns=("a", "b", "c")),
 )
+
+
+PATIENTS = replace(  # patients of several slides, a row a slide, and ids of no declared form
+    STRIP_AI,
+    slug="patients",
+    files=replace(STRIP_AI.files, slide=("{site}/{patient_id}/{split}-{image_id}.svs",)),
+    columns=Columns(image="slide", patient="case", label="grade"),
+    ids=Ids(),
+    submission=Submission(form=Form.PROBABILITY, id="slide", unit=Unit.IMAGE, columns=("p",)),
+)
+HASHES = ["c59eb44240cc", "13d7b803e427", "3cd5d469d2ff", "ff17c31c6e4a"]
+FORMS = {  # of each competition: the header of train's labels, of the test table, and of the sample
+    "panda": ("train.csv", "image_id,data_provider,isup_grade", "image_id,data_provider", "image_id,isup_grade"),
+    "ubc_ocean": ("train.csv", "image_id,is_tma,label", "image_id", "image_id,label"),
+    "visiomel": ("train_labels.csv", "filename,relapse", "filename", "filename,relapse"),
+    "camelyon16": ("train.csv", "image,label", "", "image,p"),
+}
 
 
 def write(
@@ -278,6 +296,118 @@ def test_any_competition_is_supported(tmp_path: Path) -> None:
     write(out, "test", slides=1, competition=OTHER, size="256x256")
     assert (out / "sheets" / "blank.csv").read_text().startswith("who,a,b,c\n")
     assert table(out / "sheets" / "blank.csv")[0]["c"] == "0.5"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_split_has_the_declared_form(name: str, tmp_path: Path) -> None:
+    competition = load_competition(name)
+    for split in ("train", "test"):
+        write(tmp_path, split, slides=3, competition=competition, size="256x256")
+    labels, header, test_header, sample_header = FORMS[name]
+    sample = competition.sample_path(tmp_path)
+    assert (tmp_path / labels).read_text().splitlines()[0] == header
+    assert sample.read_text().splitlines()[0] == sample_header
+    test_table = competition.table_path(tmp_path, "test")
+    assert (test_table.read_text().splitlines()[0] if test_table.exists() else "") == test_header
+    known = json.loads((tmp_path / "phantom.json").read_text())["splits"]
+    train, test = (read_slides(tmp_path, split, competition) for split in ("train", "test"))
+    assert all(slide.path.is_file() and slide.path.match(f"*{Path(slide.names[0]).suffix}") for slide in train + test)
+    assert [competition.classes.names[slide.label or 0] for slide in train] == [
+        known["train"]["labels"][slide.patient_id] for slide in train
+    ]
+    assert {slide.image_id for slide in test} == {Path(row[sample_header.split(",")[0]]).stem for row in table(sample)}
+    assert not {slide.image_id for slide in train} & {slide.image_id for slide in test}
+
+
+@pytest.mark.parametrize(("name", "answer"), [("panda", "2"), ("ubc_ocean", "HGSC"), ("visiomel", "0.157")])
+def test_a_sample_has_the_fallback_in_the_submissions_form(name: str, answer: str, tmp_path: Path) -> None:
+    competition = load_competition(name)
+    write(tmp_path, "test", slides=2, competition=competition, size="256x256")
+    assert {row[competition.header[1]] for row in table(competition.sample_path(tmp_path))} == {answer}
+
+
+def test_facts_and_the_class_that_train_lacks(tmp_path: Path) -> None:
+    ubc = load_competition("ubc_ocean")
+    for split in ("train", "test"):
+        write(tmp_path, split, slides=8, competition=ubc, size="256x256")
+        marker = json.loads((tmp_path / "phantom.json").read_text())["splits"][split]
+        cores = {image_id for image_id, entry in marker["slides"].items() if entry["facts"]["is_tma"]}
+        assert len(cores) == 2
+        assert cores == {one.image_id for one in read_slides(tmp_path, split, ubc) if one.facts["is_tma"] == "True"}
+        thumbnails = {path.name.removesuffix("_thumbnail.png") for path in (tmp_path / f"{split}_thumbnails").iterdir()}
+        assert thumbnails == set(marker["slides"]) - cores
+        outliers = {image_id for image_id, entry in marker["slides"].items() if entry.get("is_outlier")}
+        assert outliers == {image_id for image_id, label in marker["labels"].items() if label == "Other"}
+        assert len(outliers) == (1 if split == "test" else 0)
+    plans = read_plans(tmp_path)
+    tissue = {
+        plan.is_outlier: np.median(
+            pyvips.Image.new_from_file(str(tmp_path / "test_images" / f"{name}.png")).numpy()[tissue_mask(plan, 1)], 0
+        )
+        for name, plan in plans.items()
+        if plan.split == "test"
+    }
+    assert tissue[False][0] > tissue[False][2]  # red tissue, but that of the outlier is blue
+    assert tissue[True][0] < tissue[True][2]
+    write(tmp_path, "test", slides=1, competition=ubc, size="256x256")
+    assert len(list((tmp_path / "test_images").iterdir())) == 1
+    assert len(list((tmp_path / "test_thumbnails").iterdir())) == 1
+    assert len(list((tmp_path / "train_images").iterdir())) == 8
+
+
+def test_patients_whose_ids_have_no_form_and_a_column_in_the_names_of_files(tmp_path: Path) -> None:
+    write(tmp_path, "train", slides=12, competition=PATIENTS, size="256x256")
+    slides = read_slides(tmp_path, "train", PATIENTS)
+    assert len({slide.patient_id for slide in slides}) < 12
+    assert {slide.path.parent.parent.name for slide in slides} == {"site_1", "site_2"}
+    assert all(slide.path.is_file() for slide in slides)
+    with tifffile.TiffFile(slides[0].path) as tiff:
+        assert tiff.is_svs
+    write(tmp_path, "train", slides=1, competition=PATIENTS, size="256x256")
+    assert len(list(tmp_path.rglob("*.svs"))) == 1
+
+
+def test_every_extension_has_the_same_pixels(tmp_path: Path) -> None:
+    pixels = []
+    for suffix in (".tif", ".svs", ".png"):
+        files = replace(OTHER.files, slide=("{image_id}" + suffix,))
+        write(tmp_path / suffix[1:], competition=replace(OTHER, files=files), size="300x400")
+        (path,) = (tmp_path / suffix[1:]).glob(f"*{suffix}")
+        pixels.append(pyvips.Image.new_from_file(str(path)).numpy())
+    assert pixels[0].shape == (400, 300, 3)
+    assert all(np.array_equal(pixels[0], other) for other in pixels[1:])
+    files = replace(OTHER.files, slide=("{image_id}.mrxs",))
+    with pytest.raises(ConfigError, match=r"mrxs"):
+        write(tmp_path / "other", competition=replace(OTHER, files=files))
+    files = replace(OTHER.files, slide=("{kind}/{image_id}.tif",))
+    with pytest.raises(ConfigError, match=r"\{kind\}"):
+        write(tmp_path / "other", competition=replace(OTHER, files=files))
+    assert not (tmp_path / "other").exists()
+
+
+def test_more_than_two_classes_are_evenly_spaced(tmp_path: Path) -> None:
+    panda = load_competition("panda")
+    write(tmp_path, slides=24, competition=panda, size="256x256", separation=4.0)
+    marker = truth(tmp_path)
+    shares: dict[str, list[float]] = {name: [] for name in panda.classes.names}
+    for image_id, entry in marker["slides"].items():
+        shares[marker["labels"][image_id]].append(entry["red_share"])
+    steps = np.diff([np.mean(values) for values in shares.values()])
+    assert (steps < -0.1).all()
+    assert max(map(np.std, shares.values())) < 0.05
+
+
+def test_the_default_sizes_can_be_drawn() -> None:
+    drawn = slide_sizes("real", 200, np.random.default_rng(0), DEFAULT_SIZES)
+    assert max(width * height for width, height in drawn) == 60_000 * 66_000
+    assert 300e6 < np.median([width * height for width, height in drawn]) < 700e6
+
+
+def test_the_default_competitions_splits_are_the_same_in_every_version(tmp_path: Path) -> None:
+    write(tmp_path, slides=9, seed=3, size="256x256")
+    write(tmp_path, "test", slides=5, seed=4, size="256x256", separation=3.0)
+    names = ("phantom.json", "train.csv", "test.csv", "sample_submission.csv")
+    assert [sha256(tmp_path / name)[:12] for name in names] == HASHES
 
 
 def test_a_split_is_replaced_with_nothing_left_over_and_the_other_stays(tmp_path: Path) -> None:

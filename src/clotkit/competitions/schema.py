@@ -47,6 +47,7 @@ class Files:
     # any column of the table in braces.
     slide: tuple[str, ...]
     labels: str = ""  # table of the labels of the train split, joined by image id; empty: they are in `table`
+    test_table: bool = True  # whether the test split has a table; synthetic splits have one accordingly
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
-from clotkit.competitions import UNKNOWN, Competition, load_competition
+from clotkit.competitions import UNKNOWN, Competition
 from clotkit.errors import UsageError
-from clotkit.files import atomic_write, atomic_write_json, atomic_write_text
+from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.progress import Log
 from clotkit.splits import SYNTHETIC as MARKER
-from clotkit.synthetic.folder import make_folder, remove_inside, write_table
-from clotkit.synthetic.phantom_patients import SPLITS, Patient, draw_patients, image_id_of
-from clotkit.synthetic.phantom_pixels import Painter
-from clotkit.synthetic.phantom_sizes import SCALES, fixed_size, slide_sizes
-from clotkit.synthetic.phantom_tissue import TILE_PX, SlidePlan, generator, slide_plan, tissue_mask
+from clotkit.synthetic.folder import make_folder, remove_inside
+from clotkit.synthetic.phantom_files import check_suffix, write_companion, write_slide
+from clotkit.synthetic.phantom_patients import SPLITS, Patient, draw_patients
+from clotkit.synthetic.phantom_sizes import DEFAULT_SIZES, SCALES, fixed_size, slide_sizes
+from clotkit.synthetic.phantom_tables import PhantomRow, draw_rows, named_by_id, table_files, write_tables
+from clotkit.synthetic.phantom_tissue import SlidePlan, generator, slide_plan, tissue_mask
 
 __all__ = ["SlidePlan", "read_plans", "slide_plan", "tissue_mask", "write_split"]
 
-SOFTWARE = "clotkit phantom, synthetic"  # the TIFF tag of every slide
 README = (
     "A synthetic split made by `clotkit phantom`: no patient's data, no real slide. Tables and files have the shape of "
     'the competition "{title}"; {marker} has the ground truth of each slide.\n'
@@ -33,10 +32,9 @@ README = (
 MAX_SEPARATION = 4.0
 MAX_SLIDES = 10_000
 
-CLASS_SHIFT = 0.18  # of the red share, at separation 1, from the middle to the outermost class
+CLASS_SHIFT = 0.18  # of the red share, at separation 1, from the middle to the outermost of two classes
+MOST_SHIFT = 0.42  # of more than two; a larger separation has less spread within a class instead
 PATIENT_SD, SLIDE_SD = 0.18, 0.05  # of the red share; at separation 1 it separates two classes with AUC 0.91
-BYTES_OF_TILE = 40_000  # of a tissue tile, 49,152 raw; the largest seen has 36,099
-CLASSIC_BYTES = 2**32 - 2**25  # maximum expected size of a classic TIFF; larger files are BigTIFF
 
 
 def write_split(
@@ -69,24 +67,24 @@ def write_split(
         ConfigError: No ids can be made for the competition.
     """
     _check(split, slides, size, separation)
+    check_suffix(competition.files.slide[0], competition.source)
     patients = draw_patients(split, slides, seed, competition)
-    real = load_competition().sizes if competition.sizes == UNKNOWN else competition.sizes
-    sizes = iter(slide_sizes(size, slides, generator(seed, split, "sizes"), real))
-    rows = [(patient, number) for patient in patients for number in range(patient.slides)]
-    plans = {}
-    for patient, number in rows:
-        image_id = image_id_of(competition, patient, number)
-        red_share = _red_share(seed, split, separation, patient, image_id, len(competition.classes.names))
-        plans[image_id] = slide_plan(seed, split, image_id, *next(sizes), red_share=red_share)
+    real = DEFAULT_SIZES if competition.sizes == UNKNOWN else competition.sizes
+    sizes = slide_sizes(size, slides, generator(seed, split, "sizes"), real)
+    rows = draw_rows(split, patients, competition)
+    plans = {
+        row.image_id: _plan(seed, split, row, sides, separation, len(competition.classes.names))
+        for row, sides in zip(rows, sizes, strict=True)
+    }
     splits = _prepare_folder(out, split, competition)
     settings = {"seed": seed, "size": size, "separation": separation, "linear_scale": SCALES.get(size, 1.0)}
-    splits[split] = settings | _truth(patients, plans, competition)
+    splits[split] = settings | _truth(patients, rows, plans, competition)
     # The marker comes first: the next run may replace the folder that an interrupted run leaves.
     atomic_write_json(out / MARKER, {"synthetic": True, "competition": competition.slug, "splits": splits})
     atomic_write_text(out / "README.txt", README.format(title=competition.title, marker=MARKER))
-    for image_id, plan in plans.items():
-        _write_slide(competition.slide_path(out, split, image_id), plan, log)
-    _write_tables(out, split, rows, competition)
+    for row in rows:
+        _write_files(out, row, plans[row.image_id], log)
+    write_tables(out, split, rows, competition)
     log(f"{out}: a synthetic {split} split, {len(rows)} slides of {len(patients)} patients")
 
 
@@ -95,7 +93,13 @@ def read_plans(out: Path) -> dict[str, SlidePlan]:
     splits = json.loads((out / MARKER).read_text(encoding="utf-8"))["splits"]
     return {
         image_id: slide_plan(
-            truth["seed"], split, image_id, entry["width_px"], entry["height_px"], red_share=entry["red_share"]
+            truth["seed"],
+            split,
+            image_id,
+            entry["width_px"],
+            entry["height_px"],
+            red_share=entry["red_share"],
+            is_outlier=entry.get("is_outlier", False),
         )
         for split, truth in splits.items()
         for image_id, entry in truth["slides"].items()
@@ -113,29 +117,51 @@ def _check(split: str, slides: int, size: str, separation: float) -> None:
         fixed_size(size)
 
 
-def _red_share(seed: int, split: str, separation: float, patient: Patient, image_id: str, classes: int) -> float:
-    """Draw the share of red cells in a slide's tissue, from its class, its patient and itself."""
-    along = patient.label / (classes - 1)  # 0: the first class, red; 1: the last, fibrin
-    share = 0.5 + separation * CLASS_SHIFT * (1 - 2 * along)
-    share += generator(seed, split, patient.id, "red").normal(0, PATIENT_SD)
-    share += generator(seed, split, image_id, "red").normal(0, SLIDE_SD)
+def _plan(seed: int, split: str, row: PhantomRow, sides: tuple[int, int], separation: float, classes: int) -> SlidePlan:
+    """Draw a slide of a row's class."""
+    share = _red_share(seed, split, separation, row, classes)
+    return slide_plan(seed, split, row.image_id, *sides, red_share=share, is_outlier=row.patient.label == classes)
+
+
+def _red_share(seed: int, split: str, separation: float, row: PhantomRow, classes: int) -> float:
+    """Draw the share of red cells in a slide's tissue, from its class, its patient and itself.
+
+    The classes are evenly spaced, and those next to each other are as far apart as two classes alone.
+    """
+    along = row.patient.label / (classes - 1)  # 0: the first class, red; 1: the last, fibrin
+    along = along if along <= 1 else 0.5  # the class that train lacks differs in its stain
+    shift, spread = separation * CLASS_SHIFT, 1.0
+    if classes > 2:
+        wanted = 2 * shift
+        shift = min(wanted, MOST_SHIFT)
+        spread = 2 / (classes - 1) * (shift / wanted if wanted else 1.0)
+    share = 0.5 + shift * (1 - 2 * along)
+    share += generator(seed, split, row.patient.id, "red").normal(0, PATIENT_SD * spread)
+    share += generator(seed, split, row.image_id, "red").normal(0, SLIDE_SD * spread)
     return round(float(np.clip(share, 0.05, 0.95)), 6)
 
 
-def _truth(patients: list[Patient], plans: dict[str, SlidePlan], competition: Competition) -> dict[str, Any]:
+def _truth(
+    patients: list[Patient], rows: list[PhantomRow], plans: dict[str, SlidePlan], competition: Competition
+) -> dict[str, Any]:
     return {
-        "labels": {patient.id: competition.classes.names[patient.label] for patient in patients},
-        "slides": {
-            image_id: {
-                "width_px": plan.width_px,
-                "height_px": plan.height_px,
-                "background": list(plan.background),
-                "tissue_share": plan.tissue_share,
-                "sections": plan.sections,
-                "red_share": plan.red_share,
-            }
-            for image_id, plan in plans.items()
-        },
+        "labels": {patient.id: competition.answers[patient.label] for patient in patients},
+        "slides": {row.image_id: _slide_truth(row, plans[row.image_id], competition) for row in rows},
+    }
+
+
+def _slide_truth(row: PhantomRow, plan: SlidePlan, competition: Competition) -> dict[str, Any]:
+    more: dict[str, Any] = {"facts": row.facts} if row.facts else {}
+    more |= {} if named_by_id(competition) else {"files": [row.name, *row.fact_files]}
+    more |= {"is_outlier": True} if plan.is_outlier else {}
+    return {
+        "width_px": plan.width_px,
+        "height_px": plan.height_px,
+        "background": list(plan.background),
+        "tissue_share": plan.tissue_share,
+        "sections": plan.sections,
+        "red_share": plan.red_share,
+        **more,
     }
 
 
@@ -152,52 +178,27 @@ def _prepare_folder(out: Path, split: str, competition: Competition) -> dict[str
         if (marker["synthetic"], marker["competition"]) != (True, competition.slug):
             raise ValueError("not a phantom of this competition")
         splits = {str(name): dict(truth) for name, truth in marker["splits"].items()}
-        images = [str(image_id) for image_id in splits.pop(split, {"slides": {}})["slides"]]
+        slides = [
+            Path(name)
+            for image_id, entry in splits.pop(split, {"slides": {}})["slides"].items()
+            for name in entry.get("files") or [competition.slide_path(Path(), split, str(image_id))]
+        ]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{out} is not empty and holds no phantom split of {competition.slug} ({MARKER}); name another folder"
         ) from error
-    sample = [out / competition.files.sample] if split == "test" else []
-    slides = [competition.slide_path(out, split, image_id) for image_id in images]
-    remove_inside(out, [competition.table_path(out, split), *sample, *slides])
+    tables = map(Path, filter(None, table_files(split, competition)))
+    remove_inside(out, [out / name for name in (*tables, *slides)])
     return splits
 
 
-def _write_slide(path: Path, plan: SlidePlan, log: Log) -> None:
-    """Write one slide as a tiled TIFF: one level, deflate with predictor, one tile in memory at a time."""
-    began = time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    painter = Painter(plan)
-    busy = int(np.count_nonzero(painter.kind))
-    big = busy * BYTES_OF_TILE + painter.kind.size * 400 > CLASSIC_BYTES
-    with atomic_write(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=big, byteorder="<") as tiff:
-        tiff.write(
-            painter.tiles(),
-            shape=(plan.height_px, plan.width_px, 3),
-            dtype=np.uint8,
-            tile=(TILE_PX, TILE_PX),
-            photometric="rgb",
-            compression="adobe_deflate",
-            predictor=2,
-            resolution=(10, 10),  # px per cm: as meaningless as in the real slides
-            resolutionunit="CENTIMETER",
-            software=SOFTWARE,
-            metadata=None,
-        )
+def _write_files(out: Path, row: PhantomRow, plan: SlidePlan, log: Log) -> None:
+    """Write a slide and the files beside it."""
+    path, began = out / row.name, time.monotonic()
+    write_slide(path, plan)
+    for name in row.fact_files:
+        write_companion(out / name, plan)
     log(
         f"{path.name}: {plan.width_px} x {plan.height_px} px, tissue {plan.tissue_share:.1%}, "
         f"{path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - began:.1f} s"
     )
-
-
-def _write_tables(out: Path, split: str, rows: list[tuple[Patient, int]], competition: Competition) -> None:
-    columns, classes = competition.columns, competition.classes
-    header = [columns.image, columns.center, columns.patient, columns.number]
-    body = [[image_id_of(competition, patient, number), patient.center, patient.id, number] for patient, number in rows]
-    if split == "train":
-        header.append(columns.label)
-        body = [[*line, classes.names[patient.label]] for line, (patient, _) in zip(body, rows, strict=True)]
-    else:
-        sample = [[name, *classes.fallback] for name in sorted({patient.id for patient, _ in rows})]
-        write_table(out / competition.files.sample, competition.header, sample)
-    write_table(competition.table_path(out, split), header, sorted(body, key=lambda line: str(line[0])))

@@ -1,5 +1,6 @@
 """Draw the patients of a synthetic split: ids, labels, centres and numbers of slides."""
 
+import hashlib
 import re
 import string
 import zlib
@@ -14,6 +15,8 @@ from clotkit.synthetic.phantom_tissue import generator
 SPLITS = ("train", "test")
 SLIDES_OF_PATIENT = (543, 68, 13, 4, 4)  # numbers of patients with 1, 2, 3, 4, 5 slides
 SLIDES_OF_CENTER = (54, 29, 49, 114, 38, 38, 99, 16, 16, 44, 257)  # slides of centres 1 to 11
+PATIENT_ID, IMAGE_ID = "[0-9a-f]{6}", "[0-9a-f]{8}"  # ids of a competition that has no form of them
+OUTLIER_SHARE = 0.15  # of the patients of a test split whose class train lacks
 
 
 @dataclass(frozen=True)
@@ -22,25 +25,44 @@ class Patient:
 
     id: str
     center: int  # from 1
-    label: int  # index in the competition's classes
+    label: int  # index in the competition's classes; their number for the class that train lacks
     slides: int  # number of slides
 
 
 def draw_patients(split: str, slides: int, seed: int, competition: Competition) -> list[Patient]:
-    """Return the patients of a split, sorted by id, with `slides` slides in all."""
+    """Return the patients of a split, sorted by id, with `slides` slides in all.
+
+    In a competition without patients each slide is one of its own, and their ids are the slides'.
+    """
     rng = generator(seed, split, "patients")
-    share = np.array(SLIDES_OF_PATIENT) / sum(SLIDES_OF_PATIENT)
-    counts: list[int] = []
-    while sum(counts) < slides:
-        counts.append(min(1 + int(rng.choice(len(share), p=share)), slides - sum(counts)))
-    labels = rng.permutation(stratified_labels(len(counts), competition.classes.priors))
+    has_patients = bool(competition.columns.patient or competition.ids.image)
+    counts = _slide_counts(slides, rng) if has_patients else [1] * slides
+    labels = rng.permutation(stratified_labels(len(counts), _shares(split, competition)))
     share = np.array(SLIDES_OF_CENTER) / sum(SLIDES_OF_CENTER)
     centers = 1 + rng.choice(len(share), len(counts), p=share)
-    names = patient_ids(split, len(counts), rng, competition.ids.patient)
+    pattern = competition.ids.patient or PATIENT_ID if has_patients else IMAGE_ID
+    names = patient_ids(split, len(counts), rng, pattern)
     return [
         Patient(name, int(center), int(label), count)
         for name, center, label, count in zip(names, centers, labels, counts, strict=True)
     ]
+
+
+def _slide_counts(slides: int, rng: np.random.Generator) -> list[int]:
+    """Draw the number of slides of each patient."""
+    share = np.array(SLIDES_OF_PATIENT) / sum(SLIDES_OF_PATIENT)
+    counts: list[int] = []
+    while sum(counts) < slides:
+        counts.append(min(1 + int(rng.choice(len(share), p=share)), slides - sum(counts)))
+    return counts
+
+
+def _shares(split: str, competition: Competition) -> tuple[float, ...]:
+    """Return the share of each class in a split, in a test split with that of the class that train lacks."""
+    priors = competition.classes.priors
+    if split == "train" or not competition.submission.outlier:
+        return priors
+    return (*priors, sum(priors) * OUTLIER_SHARE / (1 - OUTLIER_SHARE))
 
 
 def stratified_labels(patients: int, priors: tuple[float, ...]) -> list[int]:
@@ -98,5 +120,9 @@ def patient_ids(split: str, count: int, rng: np.random.Generator, pattern: str) 
 
 
 def image_id_of(competition: Competition, patient: Patient, number: int) -> str:
-    """Return the id of a patient's slide `number`."""
-    return competition.ids.image.format(patient=patient.id, number=number)
+    """Return the id of a patient's slide `number`, invented if the competition has no form of it."""
+    if competition.ids.image:
+        return competition.ids.image.format(patient=patient.id, number=number)
+    if not competition.columns.patient:
+        return patient.id
+    return hashlib.sha256(f"{patient.id}/{number}".encode()).hexdigest()[:12]

@@ -67,6 +67,17 @@ class Painter:
                 else:
                     yield encode_tile(self.composed_tile(row, column, self.blank[variants[column]]))
 
+    def bands(self) -> Iterator[Pixels]:
+        """Yield the pixels that `tiles` encodes in bands of a tile's height, uint8[h, width, 3]."""
+        rng = generator(self.plan.seed, self.plan.split, self.plan.image_id, "tiles")
+        for row, kinds in enumerate(self.kind):
+            variants = rng.integers(VARIANTS, size=len(kinds)).tolist()
+            tiles = [
+                self.composed_tile(row, column, self.blank[variant]) if kind != OUTSIDE else self.blank[variant]
+                for column, (kind, variant) in enumerate(zip(kinds.tolist(), variants, strict=True))
+            ]
+            yield np.concatenate(tiles, axis=1)[: self.plan.height_px - row * TILE_PX, : self.plan.width_px]
+
     def whole_tile(self, red: bool, row: int, column: int) -> bytes:
         """Return an encoded tile that is one texture throughout, from the cache if it is there."""
         tiles = len(self.texture.pick) // TILE_PX
@@ -238,6 +249,8 @@ def _stain(colours: Floats, gain: NDArray[np.float64], plan: SlidePlan) -> Pixel
 
     `gain` scales each channel's dye, the background the light.
     """
+    if plan.is_outlier:
+        colours = colours[..., ::-1]  # red for blue: cells and strands in violet
     light = np.clip(colours, 8, 250) / np.float32(255)
     dyed = light ** gain.astype(np.float32) * np.array(plan.background, np.float32)
     return np.asarray(np.clip(np.rint(dyed), 1, 255), np.uint8)

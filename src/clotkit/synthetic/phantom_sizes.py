@@ -19,6 +19,19 @@ SIDE_PX = (256, 120_000)  # allowed in WxH
 # No published list has area and bytes of the same slides. With this rank correlation, raw bytes over file bytes have a
 # median of 7.6, and 2.8 to 18 for nine slides of ten; the real ones have a median of 8.7, and 2.4 to 159 in all.
 RANK_CORRELATION = 0.9
+DEFAULT_SIZES = Sizes(  # of a competition without a table [sizes]: scans at 20x to 40x, from a biopsy to a resection
+    slides=1_000,
+    total_bytes=250e9,
+    area_levels=(0, 0.05, 0.5, 0.95, 1),
+    areas_px=(20e6, 80e6, 500e6, 2_000e6, 3_960e6),
+    aspects=(1.0, 1.05, 1.4, 2.5, 4.0),
+    largest_px=(60_000, 66_000),
+    least_side_px=4_000,
+    most_side_px=100_000,
+    portrait_share=0.5,
+    file_levels=(0, 0.05, 0.5, 0.95, 1),
+    file_bytes=(5e6, 25e6, 150e6, 800e6, 2_500e6),
+)
 
 Floats = npt.NDArray[np.float64]
 

@@ -41,6 +41,7 @@ class SlidePlan:
     tissue_share: float  # of all pixels
     sections: int  # number of copies of the same clot
     red_share: float  # of the tissue; the rest is fibrin
+    is_outlier: bool = False  # of the class that train lacks: drawn in another stain
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,18 @@ def generator(*parts: object) -> np.random.Generator:
 
 
 def slide_plan(
-    seed: int, split: str, image_id: str, width_px: int, height_px: int, *, red_share: float = 0.5
+    seed: int,
+    split: str,
+    image_id: str,
+    width_px: int,
+    height_px: int,
+    *,
+    red_share: float = 0.5,
+    is_outlier: bool = False,
 ) -> SlidePlan:
     """Draw background, tissue share and sections of a slide; the same arguments give the same slide.
 
-    `red_share` only chooses textures: the outline does not depend on it.
+    `red_share` and `is_outlier` only choose textures: the outline does not depend on them.
     """
     rng = generator(seed, split, image_id, "plan")
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -72,7 +80,7 @@ def slide_plan(
     share = 0.1245 * np.exp(normal * (0.789 if normal < 0 else 0.471))
     sections = int(rng.integers(2, 4)) if rng.random() < 0.4 else 1
     share = round(float(np.clip(share, 0.0011, 0.495)), 6)
-    return SlidePlan(seed, split, image_id, width_px, height_px, background, share, sections, red_share)
+    return SlidePlan(seed, split, image_id, width_px, height_px, background, share, sections, red_share, is_outlier)
 
 
 def tissue_mask(plan: SlidePlan, downsample: int) -> NDArray[np.bool_]:

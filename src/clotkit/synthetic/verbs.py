@@ -13,7 +13,7 @@ def register(verbs: Verbs) -> None:
 
 
 def _add_phantom(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "phantom", "write a synthetic split with the statistics of the real slides")
+    verb = add_verb(verbs, "phantom", "write a synthetic split in the form of a competition's")
     verb.add_argument(
         "out", type=Path, metavar="OUT", help="the folder to write; the same split of an earlier phantom is replaced"
     )
@@ -23,8 +23,8 @@ def _add_phantom(verbs: Verbs) -> None:
     verb.add_argument(
         "--size",
         default="small",
-        help="real: the real sizes, up to 48284x101408 px; small: an eighth of each side; "
-        "or WIDTHxHEIGHT in pixels for all slides (default: small)",
+        help="real: the sizes of the competition's slides, or if its file has none, usual ones; small: an eighth of "
+        "each side; or WIDTHxHEIGHT in pixels for all slides (default: small)",
     )
     verb.add_argument(
         "--separation", type=float, default=1.0, help="difference between the classes, from 0 (none) to 4 (default: 1)"
