@@ -180,7 +180,7 @@ def write_member(folder: Path, network: str, size: int) -> Path:
 def save_member(where: str, network: str, size: int) -> None:
     """Write a member whose network is a CNN of width `size`, or waits `size` microseconds per batch."""
     from clotkit.members import folder as names
-    from clotkit.members.ensemble import Calibration
+    from clotkit.members.calibration import Calibration
 
     folder = Path(where)
     folder.mkdir(parents=True)

@@ -137,7 +137,7 @@ def make_member() -> Callable[..., Path]:
     def make(folder: Path, classes: tuple[str, ...], seed: int = 1, recipe: str = RECIPE) -> Path:
         from clotkit.config import load_recipe
         from clotkit.members import folder as files
-        from clotkit.members.ensemble import Calibration
+        from clotkit.members.calibration import Calibration
         from clotkit.members.loading import build_member
 
         folder.mkdir(parents=True)

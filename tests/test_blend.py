@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.ensembling.blend import BlendSettings, blend, cross_validate, lines
+from clotkit.ensembling.blend import blend, cross_validate, lines
 from clotkit.ensembling.candidates import (
     CANDIDATES,
     PLATT,
@@ -27,7 +27,7 @@ from clotkit.ensembling.candidates import (
     folds_of,
     loss_terms,
 )
-from clotkit.ensembling.data import member_name, read_inputs
+from clotkit.ensembling.data import BlendSettings, member_name, read_inputs
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.blending import expit, logit, patient_means
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble

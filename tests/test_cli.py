@@ -18,7 +18,7 @@ from clotkit import options
 from clotkit.app.serve import AppSettings
 from clotkit.cli import main, parser
 from clotkit.competitions import Competition
-from clotkit.ensembling.blend import BlendSettings
+from clotkit.ensembling.data import BlendSettings
 from clotkit.evaluation.evaluate import EvaluateSettings
 from clotkit.options import megabytes, options_of, seconds, verbs_of
 from clotkit.planning.cluster_plan import ClusterSettings

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.members.calibration import fit_calibration
-from clotkit.members.ensemble import Calibration, blend, patient_mean
+from clotkit.members.calibration import Calibration, fit_calibration
+from clotkit.members.ensemble import blend, patient_mean
 from clotkit.metric import balanced_log_loss
 
 OOF = Path(__file__).resolve().parents[2] / "shared" / "data" / "strip_oof"

@@ -13,7 +13,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.blending import Blend
-from clotkit.members.ensemble import Calibration
+from clotkit.members.calibration import Calibration
 from clotkit.members.folder import check_member, find_members, read_member
 from clotkit.members.loading import load_member
 from clotkit.members.weights import check_outputs

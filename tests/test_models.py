@@ -118,7 +118,7 @@ def test_the_probabilities_of_a_tile_do_not_depend_on_other_tiles(member: Path, 
 
 def test_a_member_needs_no_notes() -> None:
     from clotkit.config import load_recipe
-    from clotkit.members.ensemble import Calibration
+    from clotkit.members.calibration import Calibration
 
     member = Member("m", load_recipe("demo"), Calibration(1.0, (0.0, 0.0), 0.0), "", plain)
     assert member.notes == []

@@ -11,30 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, Form
 from clotkit.ensembling.candidates import CANDIDATES, FOLDS, PLATT, Patients, Split, aucs, choose, folds_of, loss_terms
-from clotkit.ensembling.data import BlendInputs, read_inputs
+from clotkit.ensembling.classes import class_lines, class_toml, fit_classes, mean_figures
+from clotkit.ensembling.data import SEED, BlendInputs, BlendSettings, Predictions, read_predictions, two_class_inputs
 from clotkit.errors import UsageError
+from clotkit.evaluation.scores import metric_figures, metric_line
 from clotkit.files import atomic_write_json, atomic_write_text
-from clotkit.members.blending import BOUNDS, Blend, Floats, Ints
+from clotkit.members.blending import BOUNDS, Blend, ClassBlend, Floats, Ints
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION
 from clotkit.members.folder import RECIPE
+from clotkit.metric import calibration_weights
 from clotkit.progress import Log
 
-REPEATS, SEED = 10, 0
 HIDDEN_PATIENTS, DRAWS = 235, 1000  # patients of a simulated hidden set, and random draws of each estimate
-
-
-@dataclass(frozen=True)
-class BlendSettings:
-    """The settings of one `clotkit blend`."""
-
-    predictions: Sequence[Path]  # one table of out-of-fold predictions a member
-    labels: Path
-    out: Path
-    covariates: Path | None = None  # accepted for older scripts, and ignored
-    trusted: Sequence[str] = ()  # members that skip the leakage check
-    repeats: int = REPEATS
 
 
 @dataclass(frozen=True)
@@ -50,13 +40,44 @@ class Nested:
 def blend(settings: BlendSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
     """Fit, check and write an ensemble; return its figures, as --json prints them.
 
-    Raises ConfigError or SplitError (see data.read_inputs) or UsageError before anything is written.
+    Raises ConfigError or SplitError (see data.read_predictions) or UsageError before anything is written.
     """
     if settings.out.exists() and not settings.out.is_dir():
         raise UsageError(f"{settings.out}: is a file; name a folder")
     if (settings.out / RECIPE).is_file():
         raise UsageError(f"{settings.out}: is a member's folder; name the folder that holds the members")
-    inputs = read_inputs(settings.predictions, settings.labels, competition, settings.trusted)
+    read = read_predictions(settings.predictions, settings.labels, competition)
+    fit = _fit_two_classes if _is_platt(settings, competition) else _fit_classes
+    fitted, figures, text = fit(read, settings, competition, log)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(settings.out / ENSEMBLE_CALIBRATION, fitted.to_json())  # first: ensemble.toml needs it
+    atomic_write_text(settings.out / ENSEMBLE, text)
+    return figures
+
+
+def _is_platt(settings: BlendSettings, competition: Competition) -> bool:
+    """Return True for probabilities of two classes and nothing else, which Platt scaling calibrates."""
+    is_label = competition.submission.form is Form.LABEL
+    return len(competition.classes.names) == 2 and not is_label and not settings.tabular
+
+
+def _fit_classes(
+    read: Predictions, settings: BlendSettings, competition: Competition, log: Log
+) -> tuple[ClassBlend, dict[str, Any], str]:
+    """Return the ensemble, its figures and the text of ensemble.toml for any number of classes."""
+    for note in read.notes:
+        log(note)
+    log(f"{len(read.members)} members, {len(read.p)} slides")
+    fitted = fit_classes(read, competition, settings, log)
+    _ignore_covariates(settings, fitted.figures, log)
+    return fitted.blend, fitted.figures, class_toml(competition, fitted.figures)
+
+
+def _fit_two_classes(
+    read: Predictions, settings: BlendSettings, competition: Competition, log: Log
+) -> tuple[Blend, dict[str, Any], str]:
+    """Return the ensemble, its figures and the text of ensemble.toml for two classes."""
+    inputs = two_class_inputs(read, competition, settings.trusted)
     for note in inputs.notes:
         log(note)
     log(f"{len(inputs.members)} members, {inputs.slides} slides, {len(inputs.names)} patients")
@@ -69,14 +90,15 @@ def blend(settings: BlendSettings, competition: Competition, log: Log = print) -
     best = choose(patients, groups, SEED)
     fitted = Blend(inputs.members, inputs.imputer, CANDIDATES[best].fit(patients))
     figures = _figures(inputs, competition, nested, by_centre, best)
+    _ignore_covariates(settings, figures, log)
+    figures["weights"] = dict(zip(inputs.members, np.round(fitted.calibrator.weights, 4).tolist(), strict=True))
+    return fitted, figures, _toml(competition, figures)
+
+
+def _ignore_covariates(settings: BlendSettings, figures: dict[str, Any], log: Log) -> None:
     if settings.covariates is not None:
         log(f"{settings.covariates}: ignored; slide sizes raised the nested loss where they were measured")
         figures["covariates"] = {"used": False}
-    figures["weights"] = dict(zip(inputs.members, np.round(fitted.calibrator.weights, 4).tolist(), strict=True))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(settings.out / ENSEMBLE_CALIBRATION, fitted.to_json())  # first: ensemble.toml needs it
-    atomic_write_text(settings.out / ENSEMBLE, _toml(competition, figures))
-    return figures
 
 
 def cross_validate(patients: Patients, groups: Ints, splits: Sequence[Sequence[Split]]) -> Nested:
@@ -107,7 +129,9 @@ def _losses(p: Floats, patients: Patients) -> Floats:
 def _figures(
     inputs: BlendInputs, competition: Competition, nested: Nested, by_centre: Nested | None, best: int
 ) -> dict[str, Any]:
-    patients, weights = inputs.patients, np.array(competition.classes.weights) / sum(competition.classes.weights)
+    patients, classes = inputs.patients, competition.classes
+    weights = np.array(calibration_weights(competition.metric.name, classes.weights, classes.priors))
+    weights /= weights.sum()
     scores, platt = _losses(nested.p, patients), _losses(nested.platt, patients)
     constant = float(-(weights * np.log(weights)).sum())
     numbers = {
@@ -123,6 +147,7 @@ def _figures(
     }
     return {
         **_rounded(numbers),
+        "competition_metric": _judged(nested, patients, competition),
         "method": f"{CANDIDATES[best].name}, probabilities within {BOUNDS[0]} to {BOUNDS[1]}",
         "members": list(inputs.members),
         "gain": _gain(nested, patients),
@@ -136,6 +161,12 @@ def _figures(
         "seed": SEED,
         "notes": list(inputs.notes),
     }
+
+
+def _judged(nested: Nested, patients: Patients, competition: Competition) -> dict[str, Any]:
+    """Return the competition's metric, nested: mean and deviation over the repeats, and a constant's."""
+    rows = [np.column_stack([1 - p, p]) for p in nested.p]
+    return mean_figures([metric_figures(p, p.argmax(axis=1), patients.label, competition) for p in rows])
 
 
 def _gain(nested: Nested, patients: Patients) -> dict[str, float]:
@@ -180,6 +211,9 @@ def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 def lines(figures: dict[str, Any], out: Path) -> Iterator[str]:
     """Yield the figures of a blend as lines for people."""
+    if "gain" not in figures:
+        yield from class_lines(figures, out)
+        return
     yield f"{'cross-fitted weighted log loss of each candidate':58s} loss    spread  chosen"
     for row in figures["candidates"]:
         yield f"  {row['name']:56s} {row['weighted_log_loss']:.4f}  {row['sd']:.4f}  {'yes' if row['taken'] else ''}"
@@ -198,6 +232,8 @@ def lines(figures: dict[str, Any], out: Path) -> Iterator[str]:
         f"{gain['mean']:.4f}, 95 % by patient {gain['low']:.4f} to {gain['high']:.4f}, "
         f"above 0 in {gain['share_above_0']:.0%} of bootstraps"
     )
+    if (metric := figures["competition_metric"])["name"] != "balanced_log_loss":
+        rows["the competition's metric"] = metric_line(metric)
     rows[f"hidden sets of {hidden['patients']} patients"] = (
         f"{hidden['mean']:.4f} +- {hidden['sd']:.4f}; below the constant in {hidden['beats_constant']:.1%}, "
         f"below mean + Platt in {hidden['beats_mean_platt']:.1%} of {hidden['draws']}"

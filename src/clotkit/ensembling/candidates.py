@@ -8,6 +8,7 @@ behind it.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -129,11 +130,19 @@ def choose(patients: Patients, groups: Ints, seed: int) -> int:
     return int(np.argmin([loss_terms(one.cross_fit(patients, splits), patients).sum() for one in CANDIDATES]))
 
 
-def folds_of(patients: Patients, groups: Ints, seed: int) -> Iterator[Split]:
-    """Yield FOLDS splits of the patients, stratified by class; patients of one group stay together."""
+class Labelled(Protocol):
+    """Units with a class each."""
+
+    @property
+    def label(self) -> Ints:
+        """Return the class index of each unit."""
+
+
+def folds_of(patients: Labelled, groups: Ints, seed: int, folds: int = FOLDS) -> Iterator[Split]:
+    """Yield splits of the patients, stratified by class; patients of one group stay together."""
     from sklearn.model_selection import StratifiedKFold
 
     names, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    for _, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(names, patients.label[first]):
+    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, patients.label[first]):
         is_test = np.isin(group, test)
         yield np.flatnonzero(~is_test), np.flatnonzero(is_test)

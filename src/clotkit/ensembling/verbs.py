@@ -34,6 +34,13 @@ def _add_blend(verbs: Verbs) -> None:
     verb.add_argument(
         "--covariates", type=Path, metavar="FILE", help="ignored: slide sizes did not improve the nested score"
     )
+    verb.add_argument(
+        "--tabular",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the labels' table as further inputs, used if they lower the nested log loss",
+    )
     verb.add_argument("--trust", nargs="+", default=[], metavar="NAME", help="skip the leakage check for these members")
     verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_blend)
@@ -41,10 +48,16 @@ def _add_blend(verbs: Verbs) -> None:
 
 def _blend(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.ensembling.blend import BlendSettings, blend, lines
+    from clotkit.ensembling.blend import blend, lines
+    from clotkit.ensembling.data import BlendSettings
 
     settings = BlendSettings(
-        arguments.predictions, arguments.labels, arguments.out, arguments.covariates, arguments.trust
+        arguments.predictions,
+        arguments.labels,
+        arguments.out,
+        arguments.covariates,
+        arguments.trust,
+        tabular=arguments.tabular,
     )
     figures = blend(settings, load_competition(arguments.competition), log_of(arguments))
     print(json.dumps(figures, ensure_ascii=False) if arguments.json else "\n".join(lines(figures, arguments.out)))

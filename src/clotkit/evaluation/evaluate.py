@@ -26,7 +26,7 @@ from clotkit.evaluation.scores import (
 )
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
-from clotkit.members.ensemble import Calibration
+from clotkit.members.calibration import Calibration
 from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_member
 from clotkit.members.heat import heat_maps
 from clotkit.members.networks import Network

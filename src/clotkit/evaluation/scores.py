@@ -13,9 +13,8 @@ from clotkit.competitions import Competition, Form, Rule
 from clotkit.config import InferenceConfig, Recipe
 from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures
-from clotkit.members.calibration import fit_calibration
+from clotkit.members.calibration import Calibration, fit_calibration
 from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
-from clotkit.members.ensemble import Calibration
 from clotkit.members.pooling import pooled
 from clotkit.metric import balanced_log_loss
 

@@ -8,68 +8,18 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition
-from clotkit.errors import ConfigError, WeightsError
-from clotkit.members.blending import Blend
+from clotkit.errors import ConfigError
+from clotkit.members.blending import Blend, ClassBlend, read_blend
+from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.members.pooling import TINY
 
 Probabilities = npt.NDArray[np.float64]
 ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A calibration of probabilities: p_c -> softmax(slope * ln p_c + offset_c), clipped.
-
-    The clipped probabilities are rescaled to sum to 1. For two classes this is Platt scaling on the logit; for more,
-    temperature scaling with a bias (Guo et al. 2017, "On calibration of modern neural networks"). It is fitted for the
-    metric's class weights, not for the class shares.
-    """
-
-    slope: float
-    offsets: tuple[float, ...]  # one per class
-    floor: float  # probabilities are clipped to [floor, 1 - floor]
-
-    def apply(self, probabilities: npt.ArrayLike) -> Probabilities:
-        """Return the calibrated probabilities [..., C] of raw ones [..., C]."""
-        logs = np.log(np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY))
-        scores = self.slope * logs + np.array(self.offsets)
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        clipped = np.clip(scores / scores.sum(axis=-1, keepdims=True), self.floor, 1 - self.floor)
-        calibrated: Probabilities = clipped / clipped.sum(axis=-1, keepdims=True)
-        return calibrated
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the contents of calibration.json."""
-        return {"method": "platt", "slope": self.slope, "offsets": list(self.offsets), "floor": self.floor}
-
-    @classmethod
-    def from_json(cls, raw: Any, where: str, classes: int | None = None) -> "Calibration":
-        """Read the contents of calibration.json, `where` in messages. Raises ConfigError for others.
-
-        Raises WeightsError for a NaN or an infinity, a negative slope, another number of offsets than `classes`, or a
-        floor that leaves no probability; None: any number of offsets.
-        """
-        try:
-            if raw["method"] != "platt":
-                raise ConfigError(f"{where}: method is {raw['method']!r}; known: platt")
-            found = cls(float(raw["slope"]), tuple(float(value) for value in raw["offsets"]), float(raw["floor"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{where}: needs method, slope, offsets and floor: {error!r}") from error
-        classes = max(len(found.offsets), 1) if classes is None else classes
-        finite = np.isfinite([found.slope, found.floor, *found.offsets]).all()
-        if not finite or found.slope < 0 or len(found.offsets) != classes or not 0 <= found.floor < 1 / classes:
-            raise WeightsError(
-                f"{where}: slope {found.slope}, offsets {found.offsets}, floor {found.floor}; needed: finite numbers, "
-                f"a slope of at least 0, {classes} offsets, a floor from 0 to below {1 / classes:.3g}"
-            )
-        return found
 
 
 def patient_mean(
@@ -96,27 +46,40 @@ def blend(members: Mapping[str, Probabilities], calibrations: Mapping[str, Calib
 class Ensemble:
     """The ensemble of a folder of members, as `clotkit blend` fitted it."""
 
-    blend: Blend
-    decision: Decision | None = None  # from its probabilities to a label
+    blend: Blend | ClassBlend
+
+    @property
+    def decision(self) -> Decision | None:
+        """Return the decision that was fitted with the ensemble; None if its answers are probabilities."""
+        return self.blend.decision
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of slides' rows that it uses."""
+        return self.blend.columns
 
     def apply(
-        self, slides: Mapping[str, Mapping[str, Probabilities]], patient_of: Mapping[str, str]
+        self,
+        slides: Mapping[str, Mapping[str, Probabilities]],
+        patient_of: Mapping[str, str],
+        facts_of: Mapping[str, Mapping[str, str]] | None = None,
     ) -> dict[str, list[float]]:
-        """Return {patient: [2]} from {image: {member: [2]}} and the patient of each image.
+        """Return {patient: [C]} from {image: {member: [C]}} and the patient of each image.
 
         A member that is missing on a slide is imputed from the others. A slide that no member of the ensemble has seen
-        does not count.
+        does not count. `facts_of` has the row of each image, for an ensemble that uses columns of it; a fact that is
+        missing counts as an average one.
         """
         members = self.blend.members
         images = [image for image in sorted(slides) if any(name in members for name in slides[image])]
         if not images:
             return {}
-        p = np.array(
-            [[slides[image][name][1] if name in slides[image] else np.nan for name in members] for image in images]
-        )  # [slides, members], nan where a member is missing
+        seen = next(iter(slides[images[0]].values()))
+        missing = np.full(len(seen), np.nan)
+        p = np.array([[slides[image].get(name, missing) for name in members] for image in images])  # [slides, M, C]
         patients, owner = np.unique([patient_of[image] for image in images], return_inverse=True)
-        found = self.blend.apply(p, owner)
-        return {patient: [1 - value, value] for patient, value in zip(patients.tolist(), found.tolist(), strict=True)}
+        found = self.blend.probabilities(p, owner, [(facts_of or {}).get(image, {}) for image in images])
+        return dict(zip(patients.tolist(), found.tolist(), strict=True))
 
 
 def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | None:
@@ -130,11 +93,13 @@ def read_ensemble(weights_dir: Path, competition: Competition) -> Ensemble | Non
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         calibration = weights_dir / str(raw["calibration"])
-        fitted = Blend.from_json(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
-        slug, positive = raw["competition"], raw["positive"]
+        fitted = read_blend(json.loads(calibration.read_text(encoding="utf-8")), str(calibration))
+        slug, classes = raw["competition"], tuple(raw.get("classes", [raw["positive"]]))
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}; run clotkit blend again") from error
-    wanted = (competition.slug, competition.classes.names[-1])
-    if (slug, positive) != wanted:
-        raise ConfigError(f"{path}: is for {positive} of {slug}; wanted: {wanted[1]} of {wanted[0]}")
+    names = competition.classes.names
+    wanted = names if "classes" in raw else names[-1:]  # the toml of two classes has the positive one only
+    if (slug, classes) != (competition.slug, wanted) or fitted.classes != len(names):
+        found = ", ".join(map(str, classes))
+        raise ConfigError(f"{path}: is for {found} of {slug}; wanted: {', '.join(wanted)} of {competition.slug}")
     return Ensemble(fitted)

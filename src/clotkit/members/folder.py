@@ -13,8 +13,8 @@ from typing import Any
 from clotkit.config import Recipe, load_recipe
 from clotkit.errors import ConfigError
 from clotkit.files import sha256
+from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.members.ensemble import Calibration
 from clotkit.members.weights import check_weights
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"

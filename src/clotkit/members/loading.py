@@ -18,8 +18,8 @@ from typing import Any
 
 from clotkit.config import Recipe
 from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
+from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.members.ensemble import Calibration
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
 from clotkit.members.networks import FLOAT32, Network, build_committee
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta

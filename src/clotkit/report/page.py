@@ -17,7 +17,7 @@ from typing import Any
 from clotkit import metric
 from clotkit.errors import ClotkitError, UsageError
 from clotkit.files import ESCAPED, atomic_write, sha256
-from clotkit.members.ensemble import Calibration
+from clotkit.members.calibration import Calibration
 from clotkit.report import records
 from clotkit.report.drawing import Bar, histogram_plot, outline_path, tile_boxes, timeline_plot, unpacked
 from clotkit.report.records import SlideReport

@@ -1,7 +1,7 @@
 """The inputs of a run: its slides, the patients of the sample submission, and the members."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +40,11 @@ class Inputs:
     def patient_of(self) -> dict[str, str]:
         """The patient of each slide."""
         return {slide.image_id: slide.patient_id for slide in self.slides}
+
+    @cached_property
+    def facts_of(self) -> dict[str, Mapping[str, str]]:
+        """The cells of each slide's row in the table, by column."""
+        return {slide.image_id: slide.facts for slide in self.slides}
 
     @cached_property
     def repairs_of(self) -> dict[str, tuple[TableRepair, ...]]:

@@ -63,7 +63,7 @@ class SubmissionState:
     def probabilities(self) -> dict[str, Sequence[float]]:
         """Return the probabilities of every id with a scored slide, [C] each."""
         if self.inputs.ensemble is not None:
-            return dict(self.inputs.ensemble.apply(self.scored, self.inputs.row_of))
+            return dict(self.inputs.ensemble.apply(self.scored, self.inputs.row_of, self.inputs.facts_of))
         calibrations = {member.name: member.calibration for member in self.members}
         patients = patient_mean(self.scored, self.inputs.row_of)
         return {patient: blend(means, calibrations) for patient, means in patients.items()}

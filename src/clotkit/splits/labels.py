@@ -24,7 +24,7 @@ def labels_of(
         where = str(split_dir / competition.files.labels)
     else:
         rows = [one.row for one in identities]
-    labels = [_label(row, where, competition) for row in rows]
+    labels = [label_of(row, where, competition) for row in rows]
     if not competition.by_image:
         _check_one_label(identities, labels, where, competition)
     return labels
@@ -51,7 +51,7 @@ def _rows_of_labels(identities: Sequence[Identity], path: Path, competition: Com
     return [by_id[one.image_id] for one in identities]
 
 
-def _label(row: Row, where: str, competition: Competition) -> int:
+def label_of(row: Row, where: str, competition: Competition) -> int:
     """Return the class index of a row. Raises SplitError if its label is not a class."""
     columns, names = competition.columns, competition.classes.names
     label = row[columns.label]

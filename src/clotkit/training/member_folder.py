@@ -15,8 +15,8 @@ from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import metric_line
 from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sha256
 from clotkit.members import folder as files
+from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision, Ints
-from clotkit.members.ensemble import Calibration
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
 from clotkit.members.weights import check_weights
