@@ -3,9 +3,11 @@
 Standard library only.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
@@ -20,6 +22,8 @@ FOLDER = Path(__file__).parent
 DEFAULT_FILE = "default.txt"  # beside the TOML files; a kernel carries one with its own competition
 DEFAULT = (FOLDER / DEFAULT_FILE).read_text(encoding="utf-8").strip()
 KAGGLE_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+# A column that may be a placeholder: format would read dots and brackets otherwise.
+COLUMN = re.compile(r"(?![0-9]+$)[^.\[\]]+")
 ANY_PLACEHOLDER = "{split}, {image_id}, {patient_id}, or a column in braces"
 PLACEHOLDERS = {  # of each name, those that are allowed and those of which one is needed
     "files.table": (("split",), ()),
@@ -38,6 +42,8 @@ def load_competition(name_or_path: str = DEFAULT) -> Competition:
     if written.metric.name not in METRICS:
         raise ConfigError(f"{path}: metric.name is {written.metric.name!r}; known: {', '.join(METRICS)}")
     competition = _completed(written)
+    _check_texts(competition, path)
+    _check_numbers(competition, path)
     _check_placeholders(competition, path)
     _check_classes(competition, path)
     _check_submission(competition, path)
@@ -93,6 +99,40 @@ def _named(kaggle: Kaggle, slug: str) -> Kaggle:
     return replace(kaggle, kernel=kernel, datasets=kaggle.datasets or kernel, sources=sources)
 
 
+def _check_texts(competition: Competition, path: Path) -> None:
+    """Raise ConfigError for a name that is empty or of a wrong form."""
+    files, columns = competition.files, competition.columns
+    texts = {"title": competition.title, "files.sample": files.sample, "files.submission": files.submission}
+    texts |= {"files.table": files.table, "columns.image": columns.image, "columns.label": columns.label}
+    texts |= {f"facts[{index}].name": fact.name for index, fact in enumerate(competition.facts)}
+    texts |= {f"submission.columns[{index}]": name for index, name in enumerate(competition.submission.columns)}
+    texts |= {f"classes.names[{index}]": name for index, name in enumerate(competition.classes.names)}
+    for key, text in texts.items():
+        if not text.strip():
+            raise ConfigError(f"{path}: {key} is empty; write a name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", competition.slug):
+        raise ConfigError(f"{path}: slug is {competition.slug!r}; allowed: letters, digits, '-', '_' and '.'")
+    try:
+        re.compile(competition.ids.patient)
+    except re.error as error:
+        raise ConfigError(
+            f"{path}: ids.patient is {competition.ids.patient!r}, no regular expression: {error}"
+        ) from error
+    for pair in competition.ids.twins:
+        if not re.fullmatch(r"\S+ = \S+", pair):
+            raise ConfigError(f"{path}: ids.twins has {pair!r}; each must be two image ids, like 'a_0 = b_0'")
+
+
+def _check_numbers(competition: Competition, path: Path) -> None:
+    """Raise ConfigError for a limit or a clip out of its bounds."""
+    for key, value in vars(competition.limits).items():
+        least = 0 if key == "hidden_slides" else 1
+        if not least <= value < math.inf:
+            raise ConfigError(f"{path}: limits.{key} is {value}; at least {least} is needed")
+    if not 0 < competition.metric.clip < 0.5:
+        raise ConfigError(f"{path}: metric.clip is {competition.metric.clip}; allowed: between 0 and 0.5")
+
+
 def _check_placeholders(competition: Competition, path: Path) -> None:
     files = competition.files
     names = {"files.table": [files.table], "files.slide": files.slide, "ids.image": [competition.ids.image]}
@@ -114,7 +154,7 @@ def _check_pattern(pattern: str, where: str, allowed: tuple[str, ...] | None, ne
     except ValueError as error:
         raise ConfigError(f"{where} is {pattern!r}: {error}; write a placeholder like {{split}}") from error
     known = ", ".join(f"{{{name}}}" for name in allowed) if allowed else ANY_PLACEHOLDER
-    bad = [field for field in fields if (allowed is not None and field not in allowed) or not field or field.isdigit()]
+    bad = [field for field in fields if (allowed is not None and field not in allowed) or not COLUMN.fullmatch(field)]
     if bad or malformed:
         raise ConfigError(f"{where} is {pattern!r}: {{{bad[0] if bad else '…'}}} is unknown; allowed: {known}")
     if needed and not set(needed) & set(fields):
@@ -132,14 +172,19 @@ def _check_classes(competition: Competition, path: Path) -> None:
     classes = competition.classes
     if len(classes.names) < 2:
         raise ConfigError(f"{path}: classes.names has {len(classes.names)} entries, at least 2 are needed")
-    if len(set(classes.names)) < len(classes.names):
+    if len({_same_label(name) for name in classes.names}) < len(classes.names):
         raise ConfigError(f"{path}: classes.names is {', '.join(classes.names)}; each must be there once")
     for key in ("weights", "priors", "fallback"):
         values = getattr(classes, key)
         if len(values) != len(classes.names):
             raise ConfigError(f"{path}: classes.{key} has {len(values)} entries, classes.names {len(classes.names)}")
-        if min(values) < 0 or sum(values) <= 0:
+        if not (min(values) >= 0 and 0 < sum(values) < math.inf):
             raise ConfigError(f"{path}: classes.{key} is {list(values)}; it must be non-negative with a positive sum")
+
+
+def _same_label(name: str) -> str:
+    """Return a class name as labels are compared: without case, numbers by their value."""
+    return str(Decimal(name).normalize()) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", name) else name.casefold()
 
 
 def _check_submission(competition: Competition, path: Path) -> None:

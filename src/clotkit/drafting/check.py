@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import Competition
-from clotkit.drafting.check_slides import check_sample_ids, check_slides
+from clotkit.drafting.check_slides import check_sample_ids, check_slides, unused_patterns
 from clotkit.drafting.check_tables import Tables, check_tables, label_counts
 from clotkit.drafting.finding import Finding
 from clotkit.drafting.toml_text import open_keys
@@ -48,10 +48,14 @@ def check_competition(competition: Competition, data: Path | None) -> Checked:
         raise UsageError(f"--data {data}: is not a folder; give the folder with the competition's tables and slides")
     tables, found = check_tables(competition, data)
     findings += found
+    both: list[SlideRow] = []
     for split in ("train", "test"):
         slides, found = _slides(competition, data, split, findings)
         findings += found
+        both += slides
         facts[split] = {"slides": len(slides), "patients": len({slide.patient_id for slide in slides})}
+    if not any(one.code is Misfit.NO_SLIDE for one in findings):
+        findings += unused_patterns(competition, data, both)
     facts |= _counts(competition, tables)
     return Checked(findings, facts)
 

@@ -16,15 +16,11 @@ LOOKED_UP = 20  # ids of missing slides that are looked for in the whole folder
 
 
 def check_slides(competition: Competition, data: Path, split: str, slides: Sequence[SlideRow]) -> Iterator[Finding]:
-    """Yield slides without a file, patterns without one, ids that are numbers, and facts that are unknown."""
+    """Yield slides without a file, ids that are numbers, and facts that are unknown."""
     from_sample = any(TableRepair.FROM_SAMPLE in slide.repairs for slide in slides)
     where = competition.files.sample if from_sample else competition.files.table.format(split=split)
     missing = [slide for slide in slides if not slide.path.is_file()]
     yield from _missing_files(competition, data, split, where, slides, missing)
-    counts = _files_of_patterns(competition, data, slides)
-    for pattern in [pattern for pattern, count in counts.items() if not count and not missing and slides]:
-        text = f"{pattern} names no file; the other patterns name all {len(slides)} of {split}"
-        yield Finding(Misfit.UNUSED_PATTERN, where, text, "files.slide", of=len(slides))
     yield from _numbers(competition, where, slides)
     for fact in competition.facts:
         unknown = [slide for slide in slides if not slide.facts.get(fact.name)]
@@ -34,6 +30,14 @@ def check_slides(competition: Competition, data: Path, split: str, slides: Seque
                 f"{fact.missing_file}"
             )
             yield Finding(Misfit.NO_FACT, where, text, "facts.missing_file", unknown[0].row, len(unknown), len(slides))
+
+
+def unused_patterns(competition: Competition, data: Path, slides: Sequence[SlideRow]) -> Iterator[Finding]:
+    """Yield the patterns that no slide of either split needs."""
+    for pattern, count in _files_of_patterns(competition, data, slides).items():
+        if slides and not count:
+            text = f"{pattern} names no file of {len(slides)} slides"
+            yield Finding(Misfit.UNUSED_PATTERN, competition.source.name, text, "files.slide", of=len(slides))
 
 
 def _missing_files(

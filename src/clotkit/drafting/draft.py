@@ -143,8 +143,11 @@ def _ids(roles: Roles, columns: ColumnRoles) -> Iterator[Line]:
         return
     images, patients = roles.train.cells(columns.image), roles.train.cells(columns.patient)
     lengths = {len(patient) for patient in patients}
-    if columns.patient and len(lengths) == 1 and all(re.fullmatch("[0-9a-f]+", patient) for patient in patients):
-        yield Line("ids.patient", f"[0-9a-f]{{{lengths.pop()}}}", Mark.GUESSED, "the form of every patient id of train")
+    for form in ("[0-9]", "[0-9a-f]") if columns.patient and len(lengths) == 1 else ():
+        if all(re.fullmatch(f"{form}+", patient) for patient in patients):
+            why = "the form of every patient id of train"
+            yield Line("ids.patient", f"{form}{{{lengths.pop()}}}", Mark.GUESSED, why)
+            break
     for mark in "_-":
         numbers = [without_suffix(image).removeprefix(f"{patient}{mark}") for image, patient in
                    zip(images, patients, strict=True)]  # fmt: skip

@@ -14,7 +14,6 @@ from clotkit.splits.identity import without_suffix
 SAMPLE_WORDS = re.compile(r"sample|submission|format|template")
 PATIENT_WORDS = re.compile(r"(?<![a-z])(patient|case|subject|person|participant|donor)(?![a-z])|^pid$|^ptid$")
 CENTER_WORDS = re.compile(r"center|centre|provider|hospital|institut|^site$|^site_?id$|source_?site")
-NUMBER_WORDS = re.compile(r"num|index|idx|slide|^n$|^no$")
 LABEL_WORDS = re.compile(r"label|class|diagnos|target|grade|subtype|outcome|stage|^y$")
 NEGATIVE = frozenset({"normal", "benign", "negative", "neg", "no", "control", "healthy", "absent", "false", "none"})
 MOST_CLASSES = 50
@@ -67,7 +66,11 @@ def find_sample(tables: dict[str, Table]) -> Table | None:
     wide = [table for table in tables.values() if len(table.columns) > 1]
     named = [table for table in wide if SAMPLE_WORDS.search(PurePosixPath(table.name).stem.casefold())]
     named.sort(key=lambda table: ("sample" not in table.name.casefold(), len(table.name)))
-    return next(iter([*named, *filter(_answers_alike, wide)]), None)
+    shared = [
+        table for table in wide
+        if any(table.columns[0] in other.columns for other in tables.values() if other is not table)
+    ]  # fmt: skip
+    return next(iter([*named, *filter(_answers_alike, shared)]), None)
 
 
 def _answers_alike(table: Table) -> bool:
@@ -75,7 +78,7 @@ def _answers_alike(table: Table) -> bool:
     first, *others = (table.cells(column) for column in table.columns)
     alike = all(len(set(cells)) == 1 for cells in others)
     is_split = re.search("train|test", table.name.casefold())
-    return len(first) > 1 and len(set(first)) == len(first) and alike and not is_split
+    return len(set(first)) == len(first) and alike and not is_split
 
 
 def find_train(tables: dict[str, Table], sample: Table | None) -> Table | None:
@@ -175,7 +178,7 @@ def find_patient(train: Table, columns: Sequence[str], sample_id: str) -> str:
 
 def find_number(train: Table, columns: Sequence[str], patient: str) -> str:
     """Return the column that counts the slides of each patient from 0."""
-    for column in filter(lambda column: NUMBER_WORDS.search(column.casefold()), columns):
+    for column in columns if len(set(train.cells(patient))) < len(train.rows) else ():
         numbers = defaultdict[str, list[str]](list)
         for row in train.rows:
             numbers[row[patient]].append(row[column])
