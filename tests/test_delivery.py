@@ -150,6 +150,33 @@ def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(checko
     fails(make("submit"), "pushed.json")
 
 
+def test_another_competition_has_paths_and_names_of_its_own(
+    server: KaggleServer, checkout: Path, make: Run, kaggle: Run
+) -> None:
+    slug, build = "prostate-cancer-grade-assessment", checkout / "build"
+    answers = b"image_id,isup_grade\n0a,3\n0b,0\n"
+    server.competition.slug, server.competition.files = slug, {"sample_submission.csv": answers}
+    server.on_run = lambda version: setattr(version, "outputs", {"submission.csv": answers})
+    chain = (*CHAIN, "COMPETITION=panda", "-o", "build/phantom-train-panda/.made")
+    fails(make(*chain, "WEIGHTS=weights/demo"), "demo", "mayo-clinic-strip-ai", slug)
+    member = Path(shutil.copytree(checkout / "weights" / "demo", build / "weights-panda"))
+    metrics = json.loads((member / "metrics.json").read_text()) | {"competition": slug}
+    (member / "metrics.json").write_text(json.dumps(metrics))
+    fails(make("kernel-push", "COMPETITION=panda"), "build/rehearsal-panda", "COMPETITION=panda")
+    datasets = {"clotkit-panda-weights": weights_files(member), "clotkit-wheels": wheels_files(build / "wheels")}
+    rehearsed(checkout / "kernels" / "infer", build / "rehearsal-panda", datasets, "panda")
+    done = make(*chain)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "score 0.65432 (quadratic_weighted_kappa, higher is better)" in done.stdout
+    assert (build / "kernel/output/clotkit-panda-infer-v1/submission.csv").read_bytes() == answers
+    assert [path.name for path in (build / "kernel").glob("*.json")] == ["pushed-panda.json"]
+    assert server.kernels["alice/clotkit-panda-infer"].versions[0].mounted == {
+        "alice/clotkit-panda-weights": 1, "alice/clotkit-wheels": 1
+    }  # fmt: skip
+    fails(kaggle("wait"), "pushed.json")  # nothing was pushed for the default competition
+    fails(kaggle("submit", "--competition", "visiomel"), "visiomel", "kaggle.hosted")
+
+
 def test_a_kernel_that_was_not_rehearsed_stops_the_chain(server: KaggleServer, checkout: Path, make: Run) -> None:
     main = checkout / "kernels" / "infer" / "main.py"
     main.write_text(main.read_text() + "# changed since\n")

@@ -298,7 +298,10 @@ def test_a_submission_is_sent_and_followed_to_its_score(
         }
     ]
     assert submissions.follow(client, strip_ai, ref, tmp_path, lines.append) == "0.65432"
-    assert lines[-2:] == ["submission 1001: COMPLETE", "submission 1001: score 0.65432"]
+    assert lines[-2:] == [
+        "submission 1001: COMPLETE",
+        "submission 1001: score 0.65432 (balanced_log_loss, lower is better)",
+    ]
 
 
 def test_a_version_is_submitted_once(

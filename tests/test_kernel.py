@@ -16,8 +16,9 @@ import numpy as np
 import psutil
 import pytest
 
+from clotkit import supervise
 from clotkit.bundle.build import build_bundle
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.reasons import Reason
 from clotkit.report.records import read_report
 from clotkit.submission.checking import check_submission
@@ -59,6 +60,18 @@ def status_of(root: Path) -> Status:
     status = read_status(root / "working")
     assert status is not None
     return status
+
+
+@pytest.mark.parametrize("folder", ["competitions/UBC-OCEAN", "competitions/ubc-ocean", "UBC-OCEAN", "ubc-ocean"])
+def test_the_data_is_found_whatever_the_capitals_of_its_folder(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "INPUT", tmp_path)
+    for name in ("a-dataset", "competitions/another", folder):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "sample_submission.csv").write_text("image_id,label\n")
+    competition = load_competition("ubc_ocean")
+    assert supervise.find_split(competition, competition.sample_path) == tmp_path / folder
 
 
 def test_a_kernel_without_wheels_reads_with_openslide(kernel_root: Path, strip_ai: Competition) -> None:

@@ -128,9 +128,11 @@ def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
 def find_split(competition: Competition, marker: Callable[[Path], Path]) -> Path | None:
     """Return the folder with the file `marker(folder)`, the competition's; None, and a log line, for none.
 
-    Kaggle's new layout is tried first, then the old one, then every folder.
+    Kaggle's new layout is tried first, then the old one, then every folder. Capitals of the slug do not matter.
     """
-    likely = [INPUT / "competitions" / competition.slug, INPUT / competition.slug]
+    slugs = [slug.lower() for slug in (competition.slug, *competition.kaggle.sources)]
+    beside = [folder for top in (INPUT / "competitions", INPUT) if top.is_dir() for folder in sorted(top.iterdir())]
+    likely = [folder for slug in slugs for folder in beside if folder.name.lower() == slug]
     folders = [*likely, *(folder for folder, _ in walk(INPUT))]
     split = next((folder for folder in folders if marker(folder).is_file()), None)
     if split is None:

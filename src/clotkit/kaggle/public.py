@@ -12,15 +12,17 @@ from clotkit.kaggle.client import CHUNK_BYTES, Kaggle
 from clotkit.kaggle.credentials import find_credentials
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
-from clotkit.splits import read_table
+from clotkit.splits import read_slides
 
 
 def fetch_public_split(competition: Competition, out: Path, client: Kaggle | None = None, log: Log = print) -> Path:
-    """Fetch the public test split to `out`: table, sample submission and the table's slides; return `out`.
+    """Fetch the public test split to `out`: sample submission, table if there is one, and slides; return `out`.
 
-    Files that are there already, with the listed size, are kept. Raises RemoteError without credentials, or if a file
-    does not come whole; SplitError for a table without image ids.
+    A slide comes by the first of its names that Kaggle lists, with the files that facts follow from. Files that are
+    there already, with the listed size, are kept. Raises RemoteError without credentials, for a competition that Kaggle
+    does not have, or if a file does not come whole; SplitError for a table that cannot be read.
     """
+    check_hosted(competition)
     client = client or Kaggle(find_credentials())
     slug, files = competition.slug, competition.files
     sizes = client.sizes(slug)
@@ -29,11 +31,16 @@ def fetch_public_split(competition: Competition, out: Path, client: Kaggle | Non
         fetched = download(client, slug, name, out, sizes.get(name, 0))
         log(f"{name}: {'fetched' if fetched else 'here already'}, {(out / name).stat().st_size} bytes")
 
-    fetch(files.table.format(split="test"))
     fetch(files.sample)
-    rows = read_table(competition.table_path(out, "test"), [competition.columns.image])
-    for row in rows:
-        fetch(files.slide[0].format(split="test", image_id=row[competition.columns.image]))
+    table = files.table.format(split="test")
+    if table in sizes or not competition.by_image:  # else the sample lists the slides
+        fetch(table)
+    for slide in read_slides(out, "test", competition, log):
+        fetch(next((name for name in slide.names if name in sizes), slide.names[0]))
+        for fact in competition.facts:
+            beside = competition.named(fact.missing_file, "test", slide.image_id, slide.patient_id, slide.facts)
+            if beside in sizes:
+                fetch(beside)
     return out
 
 

@@ -14,6 +14,7 @@ from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import download
 from clotkit.kaggle.states import SubmissionFailure, SubmissionState
+from clotkit.metric import METRICS
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 from clotkit.report import records
@@ -142,7 +143,9 @@ def follow(
     for state in Looks(look, name, log, client.wait, lambda _: limit_s, "the competition's page", POLL_S, clock):
         if state is SubmissionState.COMPLETE:
             score = str(answer.get("publicScore") or "")
-            log(f"{name}: score {score or 'not shown'}")
+            metric = competition.metric.name
+            better = "higher" if METRICS[metric].higher_is_better else "lower"
+            log(f"{name}: score {score} ({metric}, {better} is better)" if score else f"{name}: score not shown")
             return score
         if state is SubmissionState.ERROR:
             error = str(answer.get("errorDescription") or "")

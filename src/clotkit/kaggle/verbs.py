@@ -167,7 +167,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
         stages.append(read_stage(metadata / name, make(folder), competition))
         if name == "weights":
-            check_members(folder)
+            check_members(folder, competition.slug)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
         check_names(stages[-1], metadata.parent / "kernels", competition)
     client = _client(arguments)

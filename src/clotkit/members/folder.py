@@ -16,6 +16,7 @@ from clotkit.files import sha256
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.weights import check_weights
+from clotkit.units import many
 
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 DECISION = "decision"  # entry of CALIBRATION, of a member whose answers are labels
@@ -128,6 +129,17 @@ def trained_for(folder: Path) -> str | None:
     return None if slug is None else str(slug)
 
 
+def check_trained_for(folders: Sequence[Path], slug: str) -> None:
+    """Raise ConfigError if every member was trained for another competition: no slide would be scored."""
+    slugs = {folder.name: trained_for(folder) for folder in folders}
+    if slugs and all(one not in {None, slug} for one in slugs.values()):
+        name, other = next(iter(slugs.items()))
+        raise ConfigError(
+            f"{folders[0].parent}: {many(len(slugs), 'member')}, none of {slug}: {name} was trained for {other}; give "
+            "--weights of this competition, or --competition"
+        )
+
+
 def check_member(folder: Path) -> None:
     """Check a member's weights and calibration without building its network. Raises ConfigError."""
     check_weights(folder / WEIGHTS)
@@ -146,9 +158,14 @@ def read_decision(calibration: Any, where: str, classes: int) -> Decision | None
     return Decision.from_json(calibration[DECISION], where, classes) if DECISION in calibration else None
 
 
-def check_members(weights_dir: Path) -> None:
-    """Check every member of a folder, as check_member does. Raises ConfigError, also for no member."""
-    for folder in find_members(weights_dir):
+def check_members(weights_dir: Path, slug: str) -> None:
+    """Check every member of a folder, as check_member does.
+
+    Raises ConfigError, also for no member, or if all are of another competition than `slug`.
+    """
+    folders = find_members(weights_dir)
+    check_trained_for(folders, slug)
+    for folder in folders:
         check_member(folder)
 
 

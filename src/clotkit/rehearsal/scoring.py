@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clotkit.bundle.places import build_path
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
@@ -49,7 +50,7 @@ def rehearse(
     competition = load_competition(competition_name)
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
-    check_members(weights)  # raises if the kernel would not find one, or leave one out
+    check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
     attached = datasets_of(kernel, competition, weights, wheels)
@@ -64,7 +65,7 @@ def _split_dir(split: str, competition: Competition, log: Log) -> Path:
         return Path(split)
     from clotkit.kaggle.public import fetch_public_split
 
-    return fetch_public_split(competition, Path("build/public"), log=log)
+    return fetch_public_split(competition, build_path("public", str(competition.source)), log=log)
 
 
 def datasets_of(kernel: Path, competition: Competition, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:

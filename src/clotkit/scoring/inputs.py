@@ -13,7 +13,7 @@ from clotkit.errors import ClotkitError, ConfigError, SplitError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
-from clotkit.members.folder import find_members, trained_for
+from clotkit.members.folder import check_trained_for, find_members
 from clotkit.members.loading import Member, load_member
 from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason, TableRepair
@@ -64,21 +64,10 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     row_of = {slide.image_id: row_id(slide, competition) for slide in slides}
     _check_some_match(slides, row_of, sample.ids, settings, competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition)
-    _check_competition(folders, competition)
+    check_trained_for(folders, competition.slug)
     path = settings.weights_dir / ENSEMBLE
     digest = sha256(path) if path.is_file() else None
     return Inputs(slides, sample, row_of, ensemble, folders, digest, _key(competition, folders, digest))
-
-
-def _check_competition(folders: Sequence[Path], competition: Competition) -> None:
-    """Raise ConfigError if every member was trained for another competition: no slide would be scored."""
-    slugs = {folder.name: trained_for(folder) for folder in folders}
-    if slugs and all(slug not in {None, competition.slug} for slug in slugs.values()):
-        name, slug = next(iter(slugs.items()))
-        raise ConfigError(
-            f"{folders[0].parent}: {many(len(slugs), 'member')}, none of {competition.slug}: {name} was trained for "
-            f"{slug}; give --weights of this competition, or --competition"
-        )
 
 
 def _check_some_match(
