@@ -32,6 +32,15 @@ def framed(pixels: np.ndarray, fill: Colour, px: int = 60) -> np.ndarray:
     return padded
 
 
+def surrounded(pixels: np.ndarray, widths_px: tuple[int, int, int, int], noise: int = 0) -> np.ndarray:
+    """Return pixels with black to the left, above, to the right and below, of up to `noise` grey levels."""
+    left, top, right, bottom = widths_px
+    shape = (pixels.shape[0] + top + bottom, pixels.shape[1] + left + right, 3)
+    canvas = np.random.default_rng(3).integers(0, noise + 1, shape).astype(np.uint8)
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return canvas
+
+
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("fill", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (0, 90, 160), (255, 0, 255)])
 def test_a_frame_is_padding(fill: Colour, noise: float) -> None:
@@ -55,11 +64,18 @@ def test_glass_of_one_exact_colour_is_no_padding(colour: Colour) -> None:
 
 
 def test_padding_shows_glass_and_nothing_else_changes() -> None:
-    pixels = framed(drawn((243, 241, 244), 1.0), (0, 0, 0), 64)
+    pixels = drawn((243, 241, 244), 1.0)
+    pixels[:160, :128] = 0
     (tile,) = slide_context(ArraySlide(pixels)).slide.tiles([(0, 0)], 480, 1, (1, 2, 3))
-    inside = (slice(96, 384), slice(96, 384))
-    assert (tile[inside] == pixels[inside]).all()
-    assert (tile[:64] == (243, 241, 244)).all()
+    assert (tile[192:, 160:] == pixels[192:, 160:480]).all()
+    assert (tile[:160, :128] == (243, 241, 244)).all()
+
+
+def test_a_black_surround_is_beyond_the_edge() -> None:
+    plain = drawn((243, 241, 244), 1.0)
+    (tile,) = slide_context(ArraySlide(surrounded(plain, (70, 1, 0, 33)))).slide.tiles([(320, 0)], 480, 1, (1, 2, 3))
+    assert (tile[:, :320] == plain[:, 320:]).all()
+    assert (tile[:, 320:] == (1, 2, 3)).all()
 
 
 def test_tissue_and_padding_without_glass() -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from clotkit.config import TilingConfig
 from clotkit.report.records import IMAGE_ID, SlideReport
-from clotkit.tiling.preview import kept_size_px
+from clotkit.tiling.preview import kept_size_px, scanned_size_px
 from clotkit.tiling.thumbnail import Thumbnail
 
 PICTURES_BYTES, PICTURE_BYTES = 4_500_000, 24_000  # limits of all JPEGs of a run and of one; base64 adds a third
@@ -151,7 +151,7 @@ def _picture(thumbnail: Thumbnail, max_bytes: int) -> dict[str, Any]:
 def _tiles(tiled: Tiled, facts: Mapping[str, Any]) -> dict[str, Any]:
     side = tiled.tiling.tile_px * tiled.tiling.downsample
     known = "width_px" in facts and "height_px" in facts
-    size = kept_size_px(tiled.tiling, facts["width_px"], facts["height_px"]) if known else (side, side)
+    size = kept_size_px(tiled.tiling, *scanned_size_px(facts)) if known else (side, side)
     return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": [round(float(p), 3) for p in tiled.p]}
 
 

@@ -38,6 +38,7 @@ class TileIndex:
     side_px: int  # of a tile
     wanted: npt.NDArray[np.bool_]  # [rows, columns] may have tissue
     max_distance: float  # of the other tiles from the background, grey levels
+    origin_px: tuple[int, int] = (0, 0)  # where the corners of squares are counted from, x and y in the file
 
     @property
     def wanted_share(self) -> float:
@@ -49,6 +50,7 @@ class TileIndex:
 
         The bound is the area of the wanted tiles that a square touches, over the square's area.
         """
+        corners = corners + np.array(self.origin_px)
         left, top = (corners // self.side_px).T
         right, bottom = -((-corners - side_px) // self.side_px).T
         touched = box_sums(self.wanted, top, bottom, left, right)

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from clotkit.slides.index import background_bytes
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
-from clotkit.tiling.glass import BRIGHTEST, LOCAL, Glass, GlassMap
+from clotkit.tiling.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
+from clotkit.tiling.surround import ScannedSlide, scanned_box
 from clotkit.tiling.survey import (
     DYED_BORDER,
+    NEAR_BLACK,
     Region,
     Survey,
     border_of,
@@ -47,21 +49,47 @@ SEAM = 12  # grey levels between neighbours
 UNEVEN_SHARE = 0.02  # of the glass: if more of it is OTHER than the slide's colour, there is more than one
 MAX_LISTED = 6  # glass colours in the facts
 BRIGHT_PERCENT = 98
+WHITE: Colour = (255, 255, 255)
 
 
 def find_glass(slide: Slide) -> Glass:
-    """Return the glass of a slide, and its padding."""
+    """Return the glass of a slide, its padding, and what a black surround leaves of it."""
     samples = background_samples(slide)
+    box = scanned_box(slide) if samples.black_side else None
+    if box is None:
+        return _glass_of(slide, samples)
+    scanned = ScannedSlide(slide, box)
+    glass = _glass_of(scanned, background_samples(scanned))
+    share = box[2] * box[3] / (slide.width_px * slide.height_px)
+    return replace(
+        glass,
+        scanned=box,
+        padding_share=1 - share * (1 - glass.padding_share),
+        padding_colours=tuple(dict.fromkeys(((0, 0, 0), *glass.padding_colours))),
+    )
+
+
+def _glass_of(slide: Slide, samples: Samples) -> Glass:
+    """Return the glass of a slide without a surround, and its padding."""
     colour = samples.colour()
     surveyed = None
     if min(slide.width_px, slide.height_px) >= MIN_SIDE_PX and (
-        _has_other_colours(samples, colour) or _has_small_tiles(slide, colour)
+        max(colour) <= NEAR_BLACK or _has_other_colours(samples, colour) or _has_small_tiles(slide, colour)
     ):
         surveyed = survey_slide(slide)
         glass = surveyed_glass(slide, surveyed, colour)
     else:
         glass = Glass(colour)
+    if glass.model == COLOUR and not is_light(np.array(glass.colour)) and _is_dyed(np.array(glass.colour), WHITE):
+        pixels = np.concatenate([part.reshape(-1, 3) for part in samples.parts])
+        glass = replace(glass, colour=_brightest(pixels), model=BRIGHTEST)  # tissue from side to side
     return replace(glass, grey=_is_grey(slide, samples, surveyed, glass))
+
+
+def _brightest(pixels: Pixels) -> Colour:
+    """Return the colour of the brightest of uint8[n, 3]."""
+    red, green, blue = (int(value) for value in np.percentile(pixels, BRIGHT_PERCENT, axis=0))
+    return red, green, blue
 
 
 def _has_other_colours(samples: Samples, colour: Colour) -> bool:
@@ -210,9 +238,8 @@ def _without_glass(survey: Survey, regions: list[Region], outside: Mask, sampled
     """Return the glass of a slide that shows none: beside padding, the brightest of its tissue."""
     if not regions or outside.all():
         return Glass(sampled)
-    red, green, blue = (int(value) for value in np.percentile(survey.pixels[~outside], BRIGHT_PERCENT, axis=0))
     places = GlassMap(survey.downsample, outside, np.zeros_like(outside), None)
-    return _beside(Glass((red, green, blue), model=BRIGHTEST, places=places), regions)
+    return _beside(Glass(_brightest(survey.pixels[~outside]), model=BRIGHTEST, places=places), regions)
 
 
 def _bare_glass(survey: Survey, padding: Mask) -> Mask:

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.index import background_bytes
-from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
 from clotkit.slides.table import SegmentTable
 
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
+Box = tuple[int, int, int, int]  # x, y, width, height in full-resolution pixels
 
 COLOUR, LOCAL, BRIGHTEST = "colour", "local", "brightest"  # background models
 
@@ -44,6 +45,7 @@ class Glass:
     padding_colours: tuple[Colour, ...] = ()
     colours: tuple[Colour, ...] = ()  # of the glass, if there are several
     places: GlassMap | None = None
+    scanned: Box | None = None  # what a black surround leaves: all else is about this part; None: there is none
 
     def facts(self) -> dict[str, Any]:
         """Return the facts for the report."""
@@ -53,6 +55,8 @@ class Glass:
             "padding_share": round(self.padding_share, 4),
             "grey": self.grey,
         }
+        if self.scanned is not None:
+            facts["scanned"] = list(self.scanned)
         if self.padding_colours:
             facts["padding_colours"] = [list(colour) for colour in self.padding_colours]
         return facts | ({"glass_colours": [list(colour) for colour in self.colours]} if self.colours else {})
@@ -97,13 +101,25 @@ class Glass:
         flat[rows:], flat[:, columns:] = self.colour, self.colour
         return flat
 
+    def framed(self, pixels: Pixels, corner: tuple[int, int], downsample: int) -> Pixels:
+        """Return pixels, uint8[h, w, 3], with glass in the place of the surround; `corner` is relative to `scanned`."""
+        if self.scanned is None:
+            return pixels
+        rows, columns = (
+            slice(max(0, -(start // downsample)), max(0, (length - start) // downsample))
+            for start, length in zip(corner[::-1], self.scanned[:1:-1], strict=True)
+        )
+        framed = blank(pixels.shape[1], pixels.shape[0], self.colour)
+        framed[rows, columns] = pixels[rows, columns]
+        return framed
+
     def table(self, table: SegmentTable | None) -> SegmentTable | None:
-        """Return a slide's segments with tiles of padding as small as those of bare glass."""
-        if table is None or self.places is None or not table.tiled or not self.places.outside.any():
+        """Return a file's segments with tiles of padding as small as those of bare glass."""
+        if table is None or not table.tiled or (self.scanned is None and self.places is None):
             return table
-        rows, columns = table.counts.shape
-        places = self.places
-        outside = _whole_tiles(places, (rows, columns), (table.height_px, table.width_px))
+        outside = _outer_tiles(self.scanned, table)
+        if self.places is not None and self.places.outside.any():
+            outside |= _whole_tiles(self.places, table, self.origin)
         if not outside.any() or outside.all():
             return table
         scanned = table.counts[~outside & (table.counts > 0)]  # a tile of 0 bytes is absent
@@ -112,24 +128,33 @@ class Glass:
         glass = round(background_bytes(scanned)[0])
         return replace(table, counts=np.where(outside, glass, table.counts))
 
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Where the scanned part begins in the file, (x, y)."""
+        return (0, 0) if self.scanned is None else self.scanned[:2]
+
 
 class GlassSlide:
     """A slide that shows glass in the place of padding, and flattened glass if `flatten`."""
 
-    def __init__(self, slide: Slide, glass: Glass, flatten: bool = False) -> None:
-        """Wrap `slide`."""
+    def __init__(self, slide: Slide, glass: Glass, flatten: bool = False, box: Box | None = None) -> None:
+        """Wrap `slide`, of which `box` was scanned: all if it is None."""
         self._slide, self._glass, self._flatten = slide, glass, flatten
         self.decoder, self.sequential, self.table = slide.decoder, slide.sequential, glass.table(slide.table)
         self.width_px, self.height_px, self.facts = slide.width_px, slide.height_px, slide.facts
+        self._box, self._framed = box or (0, 0, self.width_px, self.height_px), box is not None
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
         """Yield tiles; see `reader.Slide.tiles`."""
-        size = (self.width_px, self.height_px)
-        for corner, tile in zip(xy, self._slide.tiles(xy, tile_px, downsample, background), strict=True):
-            filled = self._glass.filled(tile, corner, downsample)
-            yield self._glass.flattened(filled, corner, size, downsample) if self._flatten else filled
+        left, top, *size = self._box
+        for (x, y), tile in zip(xy, self._slide.tiles(xy, tile_px, downsample, background), strict=True):
+            corner = (x - left, y - top)
+            shown = self._glass.filled(tile, corner, downsample)
+            if self._flatten:
+                shown = self._glass.flattened(shown, corner, (size[0], size[1]), downsample)
+            yield self._glass.framed(shown, corner, downsample) if self._framed else shown
 
 
 def _samples(
@@ -160,12 +185,26 @@ def _means(colours: Pixels, rows: Places, columns: Places, count: int) -> Pixels
     return np.asarray(np.rint(boxes.mean(axis=(1, 3), dtype=np.float32)), np.uint8)
 
 
-def _whole_tiles(places: GlassMap, shape: tuple[int, int], side_px: tuple[int, int]) -> Mask:
-    """Return which tiles of a file lie in padding as a whole, bool[shape]."""
+def _outer_tiles(scanned: Box | None, table: SegmentTable) -> Mask:
+    """Return which tiles of a file lie beyond the scanned part as a whole, bool[rows, columns]."""
+    if scanned is None:
+        return np.zeros(table.counts.shape, bool)
+    x, y, width, height = scanned
+    rows, columns = (np.arange(count) for count in table.counts.shape)
+    within_rows = ((rows + 1) * table.height_px > y) & (rows * table.height_px < y + height)
+    within_columns = ((columns + 1) * table.width_px > x) & (columns * table.width_px < x + width)
+    return np.asarray(~(within_rows[:, None] & within_columns))
+
+
+def _whole_tiles(places: GlassMap, table: SegmentTable, origin: tuple[int, int]) -> Mask:
+    """Return which tiles of a file lie in padding as a whole, bool[rows, columns]; the map begins at `origin`."""
+    shape = table.counts.shape
     outside = np.ones(shape, bool)
     rows, columns = (
-        np.minimum(np.arange(count + 1) * side // places.downsample, most)
-        for count, side, most in zip(shape, side_px, places.outside.shape, strict=True)
+        np.clip((np.arange(count + 1) * side - start) // places.downsample, 0, most)
+        for count, side, start, most in zip(
+            shape, (table.height_px, table.width_px), origin[::-1], places.outside.shape, strict=True
+        )
     )
     for row, column in np.ndindex(*shape):
         part = places.outside[rows[row] : rows[row + 1] + 1, columns[column] : columns[column + 1] + 1]

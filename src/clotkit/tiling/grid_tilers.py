@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.config import TilingConfig
-from clotkit.slides.index import Corners, slide_index
+from clotkit.slides.index import Corners
 from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.tiling.overview import SlideContext, grid_corners, tissue_facts
 from clotkit.tiling.tissue import MIN_TISSUE_SHARE, TissueRule, distance, no_tissue
@@ -167,7 +167,7 @@ def _search(context: SlideContext, rule: TissueRule, config: TilingConfig, neede
     """Set up a search that is settled once tissue covers `needed_share` of the slide."""
     side, slide = config.tile_px * config.downsample, context.slide
     corners = grid_corners(slide.width_px, slide.height_px, stride_px(config))
-    index = slide_index(context.judged, context.background, rule.threshold)
+    index = context.index(rule.threshold)
     bounds = np.ones(len(corners)) if index is None else index.bounds(corners, side)
     bounds[context.excluded_share(corners, side) > MAX_EXCLUDED] = 0
     needed_px = needed_share * slide.width_px * slide.height_px

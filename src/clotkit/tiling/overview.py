@@ -1,6 +1,6 @@
 """Read a slide's overview, and find the tissue on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from clotkit.slides.pixels import Colour, Pixels, blank, box_sums
 from clotkit.slides.reader import Slide
 from clotkit.tiling.background import find_glass
 from clotkit.tiling.glass import Glass, GlassSlide
+from clotkit.tiling.surround import ScannedSlide
 from clotkit.tiling.tissue import (
     GREY_RULES,
     MIN_TISSUE_SHARE,
@@ -31,8 +32,8 @@ MAX_OVERVIEW_PX = 32_000_000  # 96 MB: bounds the memory of a recipe with small 
 class SlideContext:
     """An open slide, its glass, and the area to exclude from tiling; `slide_context` makes one."""
 
-    slide: Slide  # with glass in the place of padding
-    judged: Slide  # the same, with all glass of one colour
+    slide: Slide  # what was scanned, with glass in the place of padding
+    judged: Slide  # the file, with glass of one colour in the place of padding, for the tile index
     glass: Glass
     excluded: Mask | None = None  # bool[h, w] of an overview at `excluded_downsample`
     excluded_downsample: int = 1
@@ -41,6 +42,16 @@ class SlideContext:
     def background(self) -> Colour:
         """Colour of the glass."""
         return self.glass.colour
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Where `slide` begins in the file, (x, y): not at its corner if that is in a black surround."""
+        return self.glass.origin
+
+    def index(self, threshold: int) -> TileIndex | None:
+        """Return the tile index of `slide`; see `slides.index.slide_index`."""
+        index = slide_index(self.judged, self.background, threshold)
+        return index if index is None else replace(index, origin_px=self.origin)
 
     @property
     def rules(self) -> tuple[TissueRule, ...]:
@@ -71,9 +82,13 @@ class SlideContext:
 def slide_context(slide: Slide) -> SlideContext:
     """Find the glass of a slide, and return its context."""
     glass = find_glass(slide)
-    if glass.places is None:
+    box, scanned = glass.scanned, slide
+    if box is not None:
+        scanned = ScannedSlide(slide, box)
+    elif glass.places is None:
         return SlideContext(slide, slide, glass)
-    return SlideContext(GlassSlide(slide, glass), GlassSlide(slide, glass, flatten=True), glass)
+    shown = scanned if glass.places is None else GlassSlide(scanned, glass)
+    return SlideContext(shown, GlassSlide(slide, glass, flatten=True, box=box), glass)
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ def slide_overview(context: SlideContext, downsample: int) -> Overview:
     shape = (-(-slide.height_px // downsample), -(-slide.width_px // downsample))
     bare = context.glass.unread(downsample, shape)
     for rule in context.rules[: len(THRESHOLDS)]:
-        index = slide_index(context.judged, background, rule.threshold)
+        index = context.index(rule.threshold)
         view = read_overview(slide, downsample, background, index, bare)
         flat = context.flattened(view, (0, 0), downsample)
         if index is None or rule.mask(flat, background).mean() >= MIN_TISSUE_SHARE:

@@ -1,9 +1,10 @@
 """Draw previews: a downsampled slide with its tissue outline, kept tiles and rejected squares."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,9 @@ from PIL import Image, ImageDraw
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
 from clotkit.slides.pixels import Pixels, box_sums
-from clotkit.slides.reader import Slide, open_slide
+from clotkit.slides.reader import open_slide
 from clotkit.tiling.grid_tilers import stride_px
-from clotkit.tiling.overview import read_overview, slide_context, slide_overview
+from clotkit.tiling.overview import SlideContext, read_overview, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import piece_grid
 
 LONG_PX = 1600  # maximum of a preview's long side
@@ -56,14 +57,18 @@ def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
         SlideError: The slide cannot be read.
     """
     slide = open_slide(path)
-    size_px = (slide.width_px, slide.height_px)
-    downsample = preview_downsample(*size_px)
-    view, mask = _overview_and_mask(slide, downsample)
-    picture = Image.fromarray(np.where(outline(mask)[..., None], np.array(OUTLINE, np.uint8), view))
+    context = slide_context(slide)
+    size_px, origin = (context.slide.width_px, context.slide.height_px), np.array(context.origin, np.int32)
+    downsample = preview_downsample(slide.width_px, slide.height_px)
+    view, mask = _overview_and_mask(context, downsample)
+    scanned = Image.fromarray(np.where(outline(mask)[..., None], np.array(OUTLINE, np.uint8), view))
+    canvas = (-(-slide.width_px // downsample), -(-slide.height_px // downsample))
+    picture = Image.new("RGB", canvas, context.background)
+    picture.paste(scanned, tuple((origin // downsample).tolist()))
     side = tiling.tile_px * tiling.downsample
     if tiling.name in GRID_TILERS and side >= MIN_BOX_PX * downsample:
-        rejected = rejected_squares(mask, downsample, size_px, side, stride_px(tiling), xy)
-        _boxes(picture, rejected, (side, side), downsample, REJECTED)
+        rejected = rejected_squares(mask, downsample, size_px, side, stride_px(tiling), xy - origin)
+        _boxes(picture, rejected + origin, (side, side), downsample, REJECTED)
     _boxes(picture, xy, kept_size_px(tiling, *size_px), downsample, KEPT)
     return picture
 
@@ -76,8 +81,17 @@ def preview_downsample(width_px: int, height_px: int) -> int:
     return 1 << (-(-max(width_px, height_px) // LONG_PX) - 1).bit_length()
 
 
+def scanned_size_px(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Return width and height of what a slide's facts say was scanned: all, or what a black surround leaves."""
+    _, _, width, height = facts.get("scanned", (0, 0, facts["width_px"], facts["height_px"]))
+    return width, height
+
+
 def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[int, int]:
-    """Return width and height of the slide area that a kept tile shows, full-resolution pixels."""
+    """Return width and height of the slide area that a kept tile shows, full-resolution pixels.
+
+    `width_px` and `height_px` are those of what was scanned; see `scanned_size_px`.
+    """
     if tiling.name in WHOLE_SIDE_TILERS:
         return piece_grid(tiling.name, width_px, height_px)[1]
     side = tiling.tile_px * tiling.downsample
@@ -134,9 +148,8 @@ def preview_key_of(file: BinaryIO) -> str | None:
     return bytes(comment).decode("ascii", "replace")
 
 
-def _overview_and_mask(slide: Slide, downsample: int) -> tuple[Pixels, Mask]:
+def _overview_and_mask(context: SlideContext, downsample: int) -> tuple[Pixels, Mask]:
     """Return the slide's overview and its tissue mask, empty if the tissue is too faint to find here."""
-    context = slide_context(slide)
     try:
         overview = slide_overview(context, downsample)
     except NoTissue:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from clotkit.slides.pixels import Colour, Pixels, blank, box_mean
 from clotkit.slides.reader import Slide
+from clotkit.tiling.tissue import distance
 
 Mask = npt.NDArray[np.bool_]
 
@@ -28,6 +29,7 @@ DYED_BORDER = 0.35  # share of the border that padding or glass of such a hue ha
 MIN_PADDING = 5e-4  # of a slide
 PATCHES = 16  # places of a region that are read at full resolution
 STRAIGHT_PX, MIN_STRAIGHT = 10, 0.6  # of an edge: length of a straight run, share of the edge in such runs
+NEAR_BLACK = 12  # grey levels of JPEG's noise on black, which counts as one exact colour
 DIFFERS = 3  # grey levels between padding and glass, at least
 MIN_GLASS_SHARE, SLANTING_SHARE = 0.1, 0.8  # of what lies along padding: with straight edges, with others
 MIN_HOLE_PX = 32  # of the ring inside a hole of tissue
@@ -85,6 +87,8 @@ def survey_slide(slide: Slide) -> Survey:
         spread[top : top + part.shape[0], left : left + part.shape[1]] = _ranges(block)[
             : part.shape[0], : part.shape[1]
         ]
+    black = (view.max(axis=2) <= NEAR_BLACK) & (spread <= NEAR_BLACK)
+    view[black], spread[black] = 0, 0
     return Survey(view, spread, downsample)
 
 
@@ -205,7 +209,9 @@ def _is_exact(slide: Slide, survey: Survey, region: Region) -> bool:
     places = np.argwhere(region.mask)  # by row, as a slide in strips needs them
     chosen = places[np.unique(np.linspace(0, len(places) - 1, PATCHES).astype(np.int64))]
     xy = [(int(column) * side, int(row) * side) for row, column in chosen]
-    return all((tile == np.array(region.colour)).all() for tile in slide.tiles(xy, side, 1, region.colour))
+    most = NEAR_BLACK if not any(region.colour) else 0
+    tiles = slide.tiles(xy, side, 1, region.colour)
+    return all(int(distance(tile, region.colour).max()) <= most for tile in tiles)
 
 
 def _glass_share(survey: Survey, region: Mask, covered: Mask, smooth: Mask, colour: Colour) -> float:

@@ -100,8 +100,11 @@ class ThumbnailRecorder:
         """Return the thumbnail without padding, and with all glass of one colour."""
         if self._slide is None or self._glass is None:
             return view
-        view = self._glass.filled(view, (0, 0), self._downsample)
-        return self._glass.flattened(view, (0, 0), (self._slide.width_px, self._slide.height_px), self._downsample)
+        left, top = self._glass.origin
+        corner, size = (-left, -top), (self._slide.width_px - left, self._slide.height_px - top)
+        view = self._glass.filled(view, corner, self._downsample)
+        view = self._glass.flattened(view, corner, size, self._downsample)
+        return self._glass.framed(view, corner, self._downsample)
 
 
 class RecordedSlide:

@@ -88,7 +88,7 @@ def cut_slide(
     if config.normalise != "none":
         pieces = normalised(pieces, config.normalise, context.background)
     facts = dict(slide.facts)
-    yield from batches(pieces, config.batch_tiles)
+    yield from batches(moved(pieces, context.origin), config.batch_tiles)
     if slide.facts != facts:  # another decoder went on where the first one failed
         yield dict(slide.facts)
 
@@ -101,6 +101,12 @@ def without_duplicates(context: SlideContext) -> SlideContext:
     overview = slide_overview(context, downsample)
     repeated = repeated_area(overview.tissue.mask)
     return replace(context, excluded=repeated, excluded_downsample=overview.downsample) if repeated.any() else context
+
+
+def moved(pieces: TileStream, origin: tuple[int, int]) -> TileStream:
+    """Move the corners of tiles from those of what was scanned, which begins at `origin`, to those of the file."""
+    for piece in pieces:
+        yield piece if isinstance(piece, dict) else ((piece[0][0] + origin[0], piece[0][1] + origin[1]), piece[1])
 
 
 def normalised(pieces: TileStream, name: str, background: Colour) -> TileStream:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import NoTissue
-from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.pixels import Colour, Pixels, box_mean
 from clotkit.slides.reader import Slide
 from clotkit.tiling.marks import marks
 
 SAMPLE_GRID = (17, 5)  # columns and rows of background samples; few rows, because strips are decoded whole
 SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, one tile of most files
 BORDER_SHARE = 0.05  # of the shorter side: maximum depth of a border sample, on slides that are large enough
+DARK = 64  # grey levels of the brightest channel: JPEG rings up to here beside black, and no tissue is as dark
 FLAT = 4  # grey levels between neighbours, below which a pixel has no texture
 MIN_TISSUE_SHARE = 5e-4  # of a slide; the smallest seen on a real slide is 1.1e-3
 THRESHOLDS = (24, 16, 10, 6, 3)  # grey levels from the background, tried in this order
@@ -94,6 +95,7 @@ class Samples:
     parts: list[Pixels]  # [h, w, 3] each
     flat: list[npt.NDArray[np.bool_]]  # [h, w] each: pixels without texture
     outer: list[npt.NDArray[np.bool_]]  # [h, w] each: pixels on the slide's border
+    black_side: bool  # a whole side of the slide is black wherever it was sampled
 
     def colour(self) -> Colour:
         """Return the commonest flat colour along the border, or of all samples if the border is all texture."""
@@ -122,15 +124,29 @@ def background_samples(slide: Slide) -> Samples:
         _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, SAMPLE_GRID, strict=True)
     )
     xy = [(x, y) for y in rows for x in columns]
+    whole = list(slide.tiles(xy, SAMPLE_PX * downsample, 1, (255, 255, 255)))
     parts = [
-        tile[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
-        for (x, y), tile in zip(xy, slide.tiles(xy, SAMPLE_PX, downsample, (255, 255, 255)), strict=True)
+        box_mean(tile, downsample)[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
+        for (x, y), tile in zip(xy, whole, strict=True)
     ]
-    outer = [
-        _on_border(part, x == 0, y == 0, x == columns[-1], y == rows[-1])
-        for (x, y), part in zip(xy, parts, strict=True)
-    ]
-    return Samples(parts, [_flat(part) for part in parts], outer)
+    sides = [(x == 0, y == 0, x == columns[-1], y == rows[-1]) for x, y in xy]
+    inside = [tile[: size[1] - y, : size[0] - x] for (x, y), tile in zip(xy, whole, strict=True)]
+    outer = [_on_border(part, *side) for part, side in zip(parts, sides, strict=True)]
+    return Samples(parts, [_flat(part) for part in parts], outer, _has_black_side(inside, sides))
+
+
+def is_dark(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    """Return which pixels, uint8[..., 3], may be black with noise."""
+    return np.asarray(np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]) <= DARK)
+
+
+def _has_black_side(parts: Sequence[Pixels], sides: Sequence[tuple[bool, bool, bool, bool]]) -> bool:
+    """Return whether one side of the slide is black in all samples on it; `sides` tells on which ones each lies."""
+    lines = [[part[:, 0], part[0], part[:, -1], part[-1]] for part in parts]
+    return any(
+        all(bool(is_dark(line[side]).all()) for line, on in zip(lines, sides, strict=True) if on[side])
+        for side in range(4)
+    )
 
 
 def _on_border(part: Pixels, left: bool, top: bool, right: bool, bottom: bool) -> npt.NDArray[np.bool_]:
