@@ -74,7 +74,8 @@ def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Til
             break
     spread = -(np.arange(1, len(tiles) + 1) * (5**0.5 - 1) / 2 % 1)
     if config.name == "darkest":
-        rank, least = 255 - np.array([tile.mean() for tile in tiles]), 0.0
+        least = 0.1 if share.max() >= 0.1 else 0.0
+        rank = 255 - np.array([tile.mean() for tile in tiles]) - 256 * (share < 0.1)
     else:
         rank = np.minimum(np.floor(share * 10 + 1e-9), 9)
         shares = [

@@ -1,14 +1,22 @@
 """Test what is taken for padding and for glass, and the benchmark of padded slides on one slide."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import pyvips
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bench.padding import compared, measure
+from bench.padding import compared, measure, saved_slide
+from clotkit.config import TilingConfig
 from clotkit.slides.pixels import Colour
 from clotkit.tiling.background import find_glass
 from clotkit.tiling.overview import slide_context
+from clotkit.tiling.tilers import Batch, tile_slide
 
 from .plain import ArraySlide
 
@@ -76,6 +84,84 @@ def test_a_black_surround_is_beyond_the_edge() -> None:
     (tile,) = slide_context(ArraySlide(surrounded(plain, (70, 1, 0, 33)))).slide.tiles([(320, 0)], 480, 1, (1, 2, 3))
     assert (tile[:, :320] == plain[:, 320:]).all()
     assert (tile[:, 320:] == (1, 2, 3)).all()
+
+
+CUTS = (("patches", 32, 1), ("patches", 24, 4), ("darkest", 32, 2), ("windows", 32, 2), ("chunks", 48, 1))
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "PNG": (".png", {"compression": 1}),
+    "strips": (".tif", {"compression": "lzw", "predictor": "horizontal"}),
+    "pyramid": (".tif", {"tile": True, "pyramid": True, "tile_width": 64, "tile_height": 64, "compression": "lzw"}),
+}
+
+
+def cut(path: Path, cuts: Sequence[tuple[str, int, int]] = CUTS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cut a slide with several tilers: corners [n, 2] and tiles of each."""
+    results = []
+    for name, side, downsample in cuts:
+        pieces = [
+            piece
+            for piece in tile_slide(path, TilingConfig(name, side, downsample, 12, 32))
+            if isinstance(piece, Batch)
+        ]
+        results.append((np.concatenate([piece.xy for piece in pieces]), np.concatenate([p.tiles for p in pieces])))
+    return results
+
+
+def scene(kind: str, noise: float) -> np.ndarray:
+    """Draw tissue on glass, tissue that touches three borders, or a core: tissue from side to side."""
+    plain = drawn((243, 241, 244), noise)
+    if kind == "glass":
+        return plain
+    return plain[160:320, 230:430] if kind == "touching" else plain[190:290, 280:380].repeat(3, 0).repeat(3, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(
+    kind=st.sampled_from(["glass", "touching", "core"]),
+    widths=st.tuples(*[st.integers(0, 150)] * 2, *[st.sampled_from([0, 5, 64, 130])] * 2),
+    noise=st.sampled_from([0.0, 1.0]),
+    black=st.integers(0, 3),
+)
+@settings(max_examples=4, deadline=None, derandomize=True)
+def test_a_slide_gives_the_same_tiles_in_a_black_surround(
+    layout: str, kind: str, widths: tuple[int, int, int, int], noise: float, black: int
+) -> None:
+    suffix, saved = LAYOUTS[layout]
+    pixels = scene(kind, noise)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}{suffix}" for name in ("plain", "surrounded")]
+        for path, part in zip(paths, (pixels, surrounded(pixels, widths, black)), strict=True):
+            pyvips.Image.new_from_array(np.ascontiguousarray(part)).write_to_file(str(path), **saved)
+        for (xy, tiles), (there, same) in zip(*map(cut, paths), strict=True):
+            np.testing.assert_array_equal(there, xy + np.array(widths[:2]))
+            np.testing.assert_array_equal(same, tiles)
+
+
+def test_jpeg_surrounds_leave_no_black_tile_and_the_same_corners(tmp_path: Path) -> None:
+    """JPEG rings beside the surround, within its blocks of 16 px."""
+    saved = {"tile": True, "tile_width": 256, "tile_height": 256, "compression": "jpeg", "Q": 80}
+    pixels = drawn((238, 232, 240), 1.0)
+    cuts = CUTS[:4]
+    plain = cut(saved_slide(tmp_path / "plain.tif", pixels, saved), cuts)
+    for widths in ((256, 256, 256, 256), (48, 160, 0, 16), (37, 61, 90, 11)):
+        path = saved_slide(tmp_path / "surrounded.tif", surrounded(pixels, widths, 3), saved)
+        for (xy, _), (there, tiles) in zip(plain, cut(path, cuts), strict=True):
+            assert (tiles.max(axis=3) <= 64).mean(axis=(1, 2)).max() < 0.1
+            moved = xy + np.array(widths[:2])
+            assert np.mean([(np.abs(there - corner).max(axis=1) <= 1).any() for corner in moved]) >= 0.9
+
+
+@pytest.mark.parametrize("noise", [0, 3])
+def test_no_tile_of_a_core_on_black_is_black(noise: int, tmp_path: Path) -> None:
+    tissue = drawn((243, 241, 244))[190:290, 280:380].repeat(4, 0).repeat(4, 1)
+    y, x = np.mgrid[:400, :400]
+    canvas = surrounded(tissue, (90, 20, 10, 200), noise)
+    outside = np.ones(canvas.shape[:2], bool)
+    outside[20:420, 90:490] = np.hypot(y - 200, x - 200) > 199
+    canvas[outside] = np.random.default_rng(1).integers(0, noise + 1, (int(outside.sum()), 3))
+    path = saved_slide(tmp_path / "core.tif", canvas, {"compression": "lzw"})
+    for xy, _ in cut(path, CUTS[:3]):
+        assert all(outside[y : y + 32, x : x + 32].mean() < 0.9 for x, y in xy)
 
 
 def test_tissue_and_padding_without_glass() -> None:

@@ -125,6 +125,13 @@ def test_darkest_takes_the_darkest_squares_whatever_their_share(tmp_path: Path) 
     assert corners_of(path, "patches", max_tiles=2) == [(0, 0), (384, 384)]
 
 
+@pytest.mark.parametrize("name", ["darkest", "windows"])
+def test_a_square_with_a_trace_of_tissue_is_taken_only_if_there_is_no_better(name: str, tmp_path: Path) -> None:
+    trace, spot = (136, 264, 24, 24, 10), (384, 0, 128, 128, 120)
+    assert corners_of(write(tmp_path / "both.tif", speckled(512, 512, trace, spot)), name) == [(0, 384)]
+    assert len(corners_of(write(tmp_path / "trace.tif", speckled(512, 512, trace)), name)) == 1
+
+
 def test_darkest_is_the_brute_force_ranking(test_split: Path) -> None:
     path = sorted((test_split / "test").glob("*.tif"))[0]
     grey = pyvips.Image.new_from_file(str(path)).numpy().mean(axis=2)

@@ -130,7 +130,7 @@ class Glass:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Where the scanned part begins in the file, (x, y)."""
+        """Return the corner (x, y) of the scanned part in the file."""
         return (0, 0) if self.scanned is None else self.scanned[:2]
 
 

@@ -7,7 +7,7 @@ square can be among the K best. On a sequential slide, one pass keeps the K best
 
 import heapq
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from clotkit.tiling.tissue import MIN_TISSUE_SHARE, TissueRule, distance, no_tis
 
 CELLS = 16  # along a tile's side, at least; this resolves the tissue share to 1/256
 RELAXED_SHARES = (0.5, 0.25, 0.1, 0.0)  # minimum tissue shares, tried in turn until a slide gives a tile
+LEAST_SHARE = 0.1  # tissue share below which a square is as good as bare
 FULL_TENTHS = 9  # tenths of tissue that make a square full; full squares are chosen by their spread
 GOLDEN = (5**0.5 - 1) / 2  # the fractional parts of its multiples spread evenly: a low-discrepancy sequence
 MAX_EXCLUDED = 0.5  # excluded share of a square, above which it is dropped
@@ -36,23 +37,27 @@ class Ranking:
 
     rank: Callable[[Pixels, float], float]  # (tile, tissue share) -> rank, the higher the better
     bound: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]  # bounds of tissue shares -> of ranks
-    has_min_share: bool  # a square needs a minimum tissue share
 
 
 def patches(context: SlideContext, config: TilingConfig) -> TileStream:
     """Cut the `max_tiles` squares with most tissue, by tenths; among equals, evenly spread over the slide."""
-    return _squares(context, config, Ranking(lambda _, share: float(tenths(share)), tenths, has_min_share=True))
+    return _squares(context, config, Ranking(lambda _, share: float(tenths(share)), tenths))
 
 
 def darkest(context: SlideContext, config: TilingConfig) -> TileStream:
     """Cut the `max_tiles` darkest squares that have tissue.
 
+    Those with a share below LEAST_SHARE are taken only if no square has more.
+
     Source: the winner and the 25th place of STRIP AI took the 16 darkest squares of 1024 px (arXiv 2405.00908).
     """
-    ranking = Ranking(
-        lambda tile, _: 255.0 - float(tile.mean()), lambda bounds: np.full(len(bounds), 255.0), has_min_share=False
-    )
-    return _squares(context, config, ranking)
+
+    def rank(tile: Pixels, share: float) -> float:
+        return 255.0 - float(tile.mean()) - 256.0 * (share < least)  # bare squares come last, however dark
+
+    least = min(config.min_tissue_share, LEAST_SHARE)
+    ranking = Ranking(rank, lambda bounds: np.full(len(bounds), 255.0))
+    return _squares(context, replace(config, min_tissue_share=least), ranking)
 
 
 def tenths(share: Any) -> Any:
@@ -189,7 +194,7 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
 
     The first squares are held back until the search is settled and a square has the required share.
     """
-    min_share = search.config.min_tissue_share if ranking.has_min_share else 0.0
+    min_share = search.config.min_tissue_share
     waiting: list[tuple[int, float]] = []
     held: dict[int, Pixels] = {}
     ready = False
@@ -207,7 +212,7 @@ def _every(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking)
             yield from _emit(search, [i for i, share in waiting if share >= min_share], held)
             waiting, held = [], {}
     if not ready and search.settled:
-        min_share = search.relax() if ranking.has_min_share else 0.0
+        min_share = search.relax()
         yield from _emit(search, [i for i, share in waiting if share >= min_share], held)
     return search.settled
 
@@ -218,11 +223,10 @@ class TopK:
     Args:
         k: Number of squares to keep.
         bounds: Upper bound of each square's rank, [n].
-        min_share: Tissue share that is required of a square, None if none is. Once a square has it, squares that cannot
-            have it are out.
+        min_share: Tissue share that is required of a square. Once a square has it, squares that cannot have it are out.
     """
 
-    def __init__(self, k: int, bounds: npt.NDArray[np.float64], min_share: float | None) -> None:
+    def __init__(self, k: int, bounds: npt.NDArray[np.float64], min_share: float) -> None:
         self._k, self._bounds, self._min_share = k, bounds, min_share
         self._spread = -spread_order(len(bounds))  # the larger, the earlier
         self._max_share = 0.0
@@ -247,7 +251,7 @@ class TopK:
         """Return whether no square from `following` on, in `order`, can be kept or have the required share."""
         if len(self.kept) == self._k and self.kept[0][:2] > (self._bounds[following], self._spread[following]):
             return True
-        if self._min_share is None or self._max_share < self._min_share:
+        if self._max_share < self._min_share:
             return False
         return bool(self._bounds[following] < tenths(self._min_share))
 
@@ -255,7 +259,7 @@ class TopK:
 def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) -> Generator[PlacedTile, None, bool]:
     """Yield the K squares of the highest rank, sorted by row."""
     k, sequential = search.config.max_tiles, search.context.slide.sequential
-    best = TopK(k, ranking.bound(search.bounds), search.config.min_tissue_share if ranking.has_min_share else None)
+    best = TopK(k, ranking.bound(search.bounds), search.config.min_tissue_share)
     order = (candidates if sequential else best.order(candidates)).tolist()
     reading = search.read(order)
     held: dict[int, Pixels] = {}
@@ -269,7 +273,7 @@ def _best(search: _Search, candidates: npt.NDArray[np.int64], ranking: Ranking) 
         if out is not None:
             held.pop(out, None)
     if search.settled:
-        min_share = search.relax() if ranking.has_min_share else 0.0
+        min_share = search.relax()
         yield from _emit(search, sorted(index for _, _, index, share in best.kept if share >= min_share), held)
     return search.settled
 

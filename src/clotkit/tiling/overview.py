@@ -45,7 +45,7 @@ class SlideContext:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Where `slide` begins in the file, (x, y): not at its corner if that is in a black surround."""
+        """Return the corner (x, y) of `slide` in the file: not (0, 0) if that is in a black surround."""
         return self.glass.origin
 
     def index(self, threshold: int) -> TileIndex | None:

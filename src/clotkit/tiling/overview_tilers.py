@@ -9,10 +9,10 @@ from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
 from clotkit.slides.index import Corners
 from clotkit.slides.pixels import Pixels, blank
-from clotkit.tiling.grid_tilers import PlacedTile, TileStream
+from clotkit.tiling.grid_tilers import LEAST_SHARE, PlacedTile, TileStream
 from clotkit.tiling.overview import Overview, SlideContext, box_means, grid_corners, slide_overview
 
-WINDOW_SHARES = (0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+WINDOW_SHARES = (0.6, 0.5, 0.4, 0.3, 0.2, LEAST_SHARE, 0.0)
 WINDOW_STRIDE = 8  # windows per side: a stride of 28 px for 224 px
 MIN_PIECE_SHARE = 0.01  # least tissue share of a chunk or strip; if all have less, the best one is taken
 
@@ -20,8 +20,9 @@ MIN_PIECE_SHARE = 0.01  # least tissue share of a chunk or strip; if all have le
 def windows(context: SlideContext, config: TilingConfig) -> TileStream:
     """Cut overlapping squares at an eighth of a side, and keep the best that do not overlap each other.
 
-    A square has tile_px * downsample px a side. The tissue share required of it falls from 0.6 to 0 until there are
-    `max_tiles`. Source: the second place of STRIP AI (224 px at 1/24, stride 28, at most 20).
+    A square has tile_px * downsample px a side. The tissue share required of it falls from 0.6 to 0.1 until there are
+    `max_tiles`, and to 0 if there are none. Source: the second place of STRIP AI (224 px at 1/24, stride 28, at most
+    20), without that floor.
     """
     side, stride = config.tile_px * config.downsample, max(1, config.tile_px // WINDOW_STRIDE) * config.downsample
     overview = slide_overview(context, config.downsample)
@@ -31,7 +32,7 @@ def windows(context: SlideContext, config: TilingConfig) -> TileStream:
     min_share = WINDOW_SHARES[0]
     for min_share in WINDOW_SHARES:
         chosen = _non_maximum_suppression(corners, share, side, min_share, config.max_tiles)
-        if len(chosen) >= config.max_tiles:
+        if len(chosen) >= config.max_tiles or (chosen and min_share <= LEAST_SHARE):
             break
     if not chosen:
         raise NoTissue("no tissue in any window")

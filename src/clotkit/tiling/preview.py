@@ -82,7 +82,7 @@ def preview_downsample(width_px: int, height_px: int) -> int:
 
 
 def scanned_size_px(facts: Mapping[str, Any]) -> tuple[int, int]:
-    """Return width and height of what a slide's facts say was scanned: all, or what a black surround leaves."""
+    """Return width and height of the scanned part of a slide, from its facts: all but a black surround."""
     _, _, width, height = facts.get("scanned", (0, 0, facts["width_px"], facts["height_px"]))
     return width, height
 

@@ -104,7 +104,7 @@ def without_duplicates(context: SlideContext) -> SlideContext:
 
 
 def moved(pieces: TileStream, origin: tuple[int, int]) -> TileStream:
-    """Move the corners of tiles from those of what was scanned, which begins at `origin`, to those of the file."""
+    """Move the corners of tiles from the scanned part, which begins at `origin`, to the file."""
     for piece in pieces:
         yield piece if isinstance(piece, dict) else ((piece[0][0] + origin[0], piece[0][1] + origin[1]), piece[1])
 

@@ -141,7 +141,7 @@ def is_dark(pixels: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def _has_black_side(parts: Sequence[Pixels], sides: Sequence[tuple[bool, bool, bool, bool]]) -> bool:
-    """Return whether one side of the slide is black in all samples on it; `sides` tells on which ones each lies."""
+    """Return whether a side of the slide is black in all samples on it; `sides` has those of each sample."""
     lines = [[part[:, 0], part[0], part[:, -1], part[-1]] for part in parts]
     return any(
         all(bool(is_dark(line[side]).all()) for line, on in zip(lines, sides, strict=True) if on[side])
