@@ -25,6 +25,7 @@ from clotkit.report.drawing import Bar, outline_path, tile_boxes, timeline_plot,
 from clotkit.report.page import CARE, Outcome, write_page
 from clotkit.report.records import SlideReport
 from clotkit.report.shift import BINS, Histogram, critical_distance, distance, histogram, read_out_of_fold
+from clotkit.report.shown import Kind, Shown
 from clotkit.report.sidecar import Tiled, Trace, jpeg, sidecar_line, sidecar_places
 from clotkit.scoring.pipeline import run
 from clotkit.slides.reader import open_slide
@@ -44,6 +45,7 @@ HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 LIMIT_BYTES = 10_000_000
 SLIDES = 280
 TILING = TilingConfig("patches", 128, 4, 24, 8)
+LAST = Shown(Kind.LAST, ("CE", "LAA"))
 
 
 def page_of(run_dir: Path) -> tuple[str, Page]:
@@ -273,11 +275,11 @@ def drawn_run(run_dir: Path, competition: Competition, slides: int, tiles: int) 
         view = rng.integers(0, 256, (320, 240, 3), dtype=np.uint8)
         tissue = (rng.random((20, 15)) < 0.4).repeat(16, axis=0).repeat(16, axis=1)
         thumbnail = Thumbnail(30_000, 40_000, view, 128, tissue, 0.5)
-        tiled = Tiled(TILING, rng.integers(0, 30_000, (tiles, 2), dtype=np.int32), rng.random(tiles))
+        tiled = Tiled(TILING, rng.integers(0, 30_000, (tiles, 2), dtype=np.int32), rng.random((tiles, 2)))
         p = {name: [0.4, 0.6] for name in ("first", "second", "third")}
         line = SlideReport(f"{number:06x}_0", f"{number:06x}", "done", "", tiles, 1.0, 50.0, p, {})
         trace = Trace(thumbnail, (tiled,), (float(number), number + 2.0), ((number + 0.5, number + 0.6),))
-        side.append(sidecar_line(line, trace, slides, 0.0, 1))
+        side.append(sidecar_line(line, trace, slides, 0.0, 1, LAST))
         lines.append(line)
     scoring = {"classes": ["CE", "LAA"], "weights": [0.5, 0.5], "fallback": [0.5, 0.5], "clip": 1e-15}
     written(run_dir, lines, {"state": "ended", "seconds": 280.0, "scoring": scoring}, side)
@@ -568,12 +570,13 @@ def test_a_histogram_that_is_none_is_none(raw: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "image,LAA\n", "image,CE\na,0.5\n", "image,LAA\na,half\n", "image,LAA\na,nan\n", "image,LAA\na\n"]
+    "text",
+    ["", "CE,LAA\n", "image,CE\na,0.5\n", "CE,LAA\n0.5,half\n", "CE,LAA\n0.5,nan\n", "CE,LAA\n0.5\n"],
 )
 def test_an_out_of_fold_table_that_says_nothing_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "oof.csv").write_text(text)
-    assert read_out_of_fold(tmp_path / "oof.csv", "LAA") is None
-    assert read_out_of_fold(tmp_path / "missing.csv", "LAA") is None
+    assert read_out_of_fold(tmp_path / "oof.csv", LAST) is None
+    assert read_out_of_fold(tmp_path / "missing.csv", LAST) is None
 
 
 def test_probabilities_at_both_ends_are_counted() -> None:

@@ -121,8 +121,11 @@ def tile_boxes(tiles: Iterable[Mapping[str, Any]], limit: int) -> tuple[list[Box
     return [Box(*box) for box in drawn], len(boxes)
 
 
-def histogram_plot(run: Histogram, known: Histogram | None) -> dict[str, Any]:
-    """Return the geometry of a run's histogram as bars and the known one as a line, both as shares."""
+def histogram_plot(run: Histogram, known: Histogram | None, largest: float = 1.0) -> dict[str, Any]:
+    """Return the geometry of a run's histogram as bars and the known one as a line, both as shares.
+
+    `largest` is the number at the right end of the axis.
+    """
     shares = [[count / one.n for count in one.counts] for one in (run, known) if one is not None]
     top = max(max(values) for values in shares)
     base = HEIGHT - BELOW
@@ -141,7 +144,7 @@ def histogram_plot(run: Histogram, known: Histogram | None) -> dict[str, Any]:
         "bars": bars,
         "known": line,
         "axis": f"M{LEFT} {base}H{WIDTH - 8}",
-        "ticks": [{"x": _x(at * BINS), "y": base + 16, "text": f"{at:g}"} for at in (0, 0.25, 0.5, 0.75, 1)],
+        "ticks": [{"x": _x(at * BINS), "y": base + 16, "text": f"{at * largest:g}"} for at in (0, 0.25, 0.5, 0.75, 1)],
         "top": f"{top:.0%}",
         "top_y": _y(top, top) + 4,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit import metric
+from clotkit.competitions import Form
 from clotkit.errors import ClotkitError, UsageError
 from clotkit.files import ESCAPED, atomic_write, sha256
 from clotkit.members.calibration import Calibration
@@ -23,6 +24,7 @@ from clotkit.report.drawing import Bar, histogram_plot, outline_path, tile_boxes
 from clotkit.report.records import SlideReport
 from clotkit.report.run import Run, mapping, read_run
 from clotkit.report.shift import Histogram, critical_distance, distance, histogram
+from clotkit.report.shown import Shown
 from clotkit.units import many
 
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
@@ -34,7 +36,7 @@ NONE = "\u2013"  # a dash
 SECTIONS = {
     "verdict": "Verdict",
     "slides": "Slides",
-    "patients": "Patients",
+    "patients": "Patients",  # or Answers, where a row is a slide
     "shift": "Compared with out-of-fold predictions",
     "timeline": "Timeline",
     "versions": "Versions and hashes",
@@ -86,6 +88,7 @@ def _context(run: Run) -> dict[str, Any]:
     script, pictures = _text(SCRIPT), _Pictures(run)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     name = run.scoring.get("title") or run.facts.get("competition") or run.folder.resolve().name
+    unit, answers = _unit(run), run.answers
     missing = sum(line.image_id not in run.places for line in run.lines)
     return {
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
@@ -93,10 +96,10 @@ def _context(run: Run) -> dict[str, Any]:
         "style": _text(STYLE),
         "script": script,
         "care": CARE,
-        "counted": f"{many(len(run.lines), 'slide')}, {many(len(run.rows), 'patient')}",
+        "counted": f"{many(len(run.lines), 'slide')}, {many(len(answers.ids), 'row' if run.by_image else unit)}",
         "synthetic": bool(run.facts.get("synthetic")),
-        "sections": SECTIONS,
-        "last": run.last,
+        "sections": SECTIONS | ({"patients": "Answers"} if run.by_image else {}),
+        "shown": run.shown,
         "verdict": _verdict(run),
         "has_slides": bool(run.lines),
         "without_picture": many(missing, "slide") if missing else "",
@@ -105,7 +108,11 @@ def _context(run: Run) -> dict[str, Any]:
         "slides": _slides(run, pictures),
         "submission": "" if run.submission is None else run.submission.name,
         "patients": list(_patients(run)),
-        "patient_heads": [("Patient", "t"), *((f"p({name})", "n") for name in run.classes), *PATIENT_HEADS],
+        "patient_heads": list(_patient_heads(run)),
+        "unit": unit,
+        "with_patients": any(line.patient_id != line.image_id for line in run.lines),
+        "answers": list(_label_counts(run)),
+        "confidence": _confidence(run),
         "shifts": list(_shifts(run)),
         "timeline": list(_timeline(run)),
         "versions": list(_versions(run)),
@@ -115,7 +122,9 @@ def _context(run: Run) -> dict[str, Any]:
     }
 
 
-PATIENT_HEADS = [("Slides scored", "n"), ("From", "t")]
+def _unit(run: Run) -> str:
+    """Return the word for what a row of the submission stands for."""
+    return "slide" if run.by_image else "patient"
 
 
 # Filters
@@ -173,14 +182,16 @@ def _outcome(run: Run) -> tuple[Outcome, str, str]:
     asked, scored = run.patients()
     unwritten, ended = run.facts.get("unwritten"), run.facts.get("state", "ended") == "ended"
     lost = sum(line.state != "done" for line in run.lines)
-    missing = f"patients with the fallback: {asked - scored:,} of {asked:,}"
+    unit = _unit(run)
+    missing = f"{unit}s with the fallback: {asked - scored:,} of {asked:,}"
     cases = [
         (unwritten, Outcome.NOT_LATEST, "bad", f"The submission is not the latest: {unwritten}."),
-        (not run.rows, Outcome.NO_SUBMISSION, "bad", "There is no readable submission."),
+        (not run.answers.ids, Outcome.NO_SUBMISSION, "bad", "There is no readable submission."),
         (not ended, Outcome.RUNNING, "bad", "The run has not ended: these are the slides so far."),
-        (not scored, Outcome.ALL_FALLBACK, "bad", "Every patient has the fallback: the submission has no information."),
+        (not scored, Outcome.ALL_FALLBACK, "bad", f"Every {unit} has the fallback: the submission has no information."),
         (scored < asked, Outcome.SOME_FALLBACK, "partly", f"The submission is valid; {missing}."),
-        (lost, Outcome.SLIDES_NOT_DONE, "partly", f"Every patient is scored; {many(lost, 'slide')} did not end done."),
+        (lost, Outcome.SLIDES_NOT_DONE, "partly", f"Every {unit} is scored; {many(lost, 'slide')} did not end done."),
+        (run.by_image, Outcome.COMPLETE, "good", "Every slide is done and scored."),
         (True, Outcome.COMPLETE, "good", "Every slide is done and every patient is scored."),
     ]
     return next((code, kind, text) for holds, code, kind, text in cases if holds)
@@ -190,7 +201,9 @@ def _figures(run: Run) -> Iterator[dict[str, str]]:
     """Yield the numbers below the verdict."""
     asked, scored = run.patients()
     yield _figure(
-        "Patients scored", f"{scored:,} of {asked:,}", "the others have the fallback" if scored < asked else ""
+        f"{_unit(run).title()}s scored",
+        f"{scored:,} of {asked:,}",
+        "the others have the fallback" if scored < asked else "",
     )
     for state, count in records.counts(run.lines).items():
         yield _figure(f"Slides {state}", f"{count:,}")
@@ -211,15 +224,32 @@ def _figure(name: str, value: str, more: str = "") -> dict[str, str]:
 def _expected(run: Run) -> tuple[str, str]:
     """Return the submission's expected score if it is calibrated, and what to compare it with."""
     weights, clip, fallback = (run.scoring.get(key) for key in ("weights", "clip", "fallback"))
-    rows = list(run.rows.values())
-    if not (rows and weights and clip and fallback) or len(weights) != len(rows[0]):
+    rows, labels = _scored_rows(run)
+    name, priors = str(run.scoring.get("metric", "balanced_log_loss")), run.scoring.get("priors") or weights
+    if not (rows and weights and clip and fallback) or len(weights) != len(rows[0]) or name not in metric.METRICS:
         return NONE, "not known"
-    true, noise = (
-        metric.expected_if_calibrated(rows, weights, clip),
-        metric.expected_if_uninformative(rows, weights, clip),
+    settings: tuple[Any, Any, float] = (weights, priors, clip)
+    true = metric.score_if_calibrated(name, rows, labels, *settings)
+    noise = metric.score_if_uninformative(name, rows, labels, *settings)
+    known = list(run.scoring.get("answers") or ())
+    label = run.scoring.get("fallback_label")
+    constant = metric.score_if_uninformative(
+        name, [metric.normalised(fallback, clip)], [known.index(label) if label in known else 0], *settings
     )
-    constant = metric.expected_if_uninformative([metric.normalised(fallback, clip)], weights, clip)
-    return f"{true:.4f}", f"if calibrated; {noise:.4f} if uninformative; the constant scores {constant:.4f}"
+    better = "higher" if metric.METRICS[name].higher_is_better else "lower"
+    return _number(true, 4), (
+        f"{name}, {better} is better, if calibrated; {_number(noise, 4)} if uninformative; the constant scores "
+        f"{_number(constant, 4)}"
+    )
+
+
+def _scored_rows(run: Run) -> tuple[list[Sequence[float]], list[int]]:
+    """Return the probabilities of each row and the index of its label; labels without them are left out."""
+    answers, known = run.answers, list(run.scoring.get("answers") or ())
+    if answers.form is not Form.LABEL:
+        return list(answers.rows.values()), [0] * len(answers.rows)
+    ids = [one for one in answers.rows if answers.labels.get(one) in known]
+    return [answers.rows[one] for one in ids], [known.index(answers.labels[one]) for one in ids]
 
 
 # The slides
@@ -229,7 +259,7 @@ def _slides(run: Run, pictures: "_Pictures") -> Iterator[dict[str, Any]]:
     """Yield a row of the table of slides at a time, with its picture."""
     calibrations = dict(_calibrations(run))
     for line in run.lines:
-        p = _calibrated(line, calibrations)
+        p = _calibrated(line, calibrations, run.shown)
         several = len(p) > 1
         yield {
             "id": line.image_id,
@@ -237,9 +267,9 @@ def _slides(run: Run, pictures: "_Pictures") -> Iterator[dict[str, Any]]:
             "state": line.state,
             "kind": {"done": "good", "partial": "partly"}.get(line.state, "bad"),
             "figure": pictures.of(line),
-            "p": math.fsum(p.values()) / len(p) if p else None,
-            "members": ", ".join(f"{name} {value:.3f}" for name, value in p.items()) if several else "",
-            "disagreement": max(p.values()) - min(p.values()) if several else None,
+            "p": run.shown.top * math.fsum(p.values()) / len(p) if p else None,
+            "members": ", ".join(f"{name} {value * run.shown.top:.3f}" for name, value in p.items()) if several else "",
+            "disagreement": run.shown.top * (max(p.values()) - min(p.values())) if several else None,
             "tiles": line.tiles,
             "seconds": line.seconds,
             "peak_mb": line.peak_mb,
@@ -256,13 +286,13 @@ def _calibrations(run: Run) -> Iterator[tuple[str, Calibration | None]]:
             yield name, None
 
 
-def _calibrated(line: SlideReport, calibrations: Mapping[str, Calibration | None]) -> dict[str, float]:
-    """Return a slide's probability of the last class by member, calibrated if there is a calibration."""
+def _calibrated(line: SlideReport, calibrations: Mapping[str, Calibration | None], shown: Shown) -> dict[str, float]:
+    """Return what is shown of a slide by member, 0 to 1, calibrated if there is a calibration."""
     result = {}
     for name, p in sorted(line.p.items()):
         calibration = calibrations.get(name)
         known = calibration is not None and len(calibration.offsets) == len(p)
-        result[name] = float(calibration.apply(p)[-1]) if calibration and known else p[-1]
+        result[name] = shown.level(calibration.apply(p) if calibration and known else p)
     return result
 
 
@@ -294,7 +324,7 @@ class _Pictures:
         self._bytes_left -= len(jpeg)
         tissue = unpacked(picture["tissue"], width, height)
         boxes, tiles = tile_boxes(value.get("tiles", ()), min(SLIDE_BOXES, max(8, BOXES // self._slides)))
-        summary = _tiles_summary(value, self._run.last)
+        summary = _tiles_summary(value, self._run.shown)
         return {
             "width": width,
             "height": height,
@@ -309,24 +339,65 @@ class _Pictures:
         }
 
 
-def _tiles_summary(value: Mapping[str, Any], last: str) -> str:
-    p = [float(p) for group in value.get("tiles", ()) for p in group["p"]]
-    return f"{many(len(p), 'tile')} with p({last}) from {min(p):.2f} to {max(p):.2f}" if p else "no tiles"
+def _tiles_summary(value: Mapping[str, Any], shown: Shown) -> str:
+    p = [float(p) * shown.top for group in value.get("tiles", ()) for p in group["p"]]
+    return f"{many(len(p), 'tile')} with {shown.name} from {min(p):.2f} to {max(p):.2f}" if p else "no tiles"
 
 
-# The patients
+# The answers of patients or slides
 
 
 def _patients(run: Run) -> Iterator[dict[str, Any]]:
-    slides = Counter(line.patient_id for line in run.lines)
-    scored = Counter(line.patient_id for line in run.lines if line.p)
-    for patient, row in run.rows.items():
+    answers = run.answers
+    slides = Counter(map(run.row_of, run.lines))
+    scored = Counter(run.row_of(line) for line in run.lines if line.p)
+    for one in answers.ids:
+        key, row = answers.key(one), answers.rows.get(one)
+        names = [str(name) for name in answers.classes]
+        if answers.form is Form.PROBABILITY:
+            names, row = names[-1:], None if row is None else row[-1:]
         yield {
-            "id": patient,
-            "row": list(zip(map(str, run.classes), row, strict=False)),
-            "scored": scored[patient],
-            "slides": slides[patient],
+            "id": one,
+            "label": answers.labels.get(one),
+            "row": list(zip(names, row if row is not None else [None] * len(names), strict=False)),
+            "scored": scored[key],
+            "slides": slides[key],
         }
+
+
+def _patient_heads(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield the headings of the table of answers, each with the kind of its cells."""
+    answers = run.answers
+    yield _unit(run).title(), "t"
+    if answers.form is Form.LABEL:
+        yield "Answer", "t"
+    yield from ((f"p({name})", "n") for name in answers.classes[-1 if answers.form is Form.PROBABILITY else 0 :])
+    if not run.by_image:
+        yield "Slides scored", "n"
+    yield "From", "t"
+
+
+def _label_counts(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield each label with its number of rows, its share, and its share among the patients of train."""
+    counts = Counter(run.answers.labels.values())
+    priors = dict(zip(run.answers.classes, run.scoring.get("priors") or (), strict=False))
+    for label in dict.fromkeys([*(run.scoring.get("answers") or ()), *counts]) if counts else ():
+        yield {
+            "name": label,
+            "count": counts[label],
+            "share": counts[label] / counts.total(),
+            "prior": priors.get(label, 0.0) if priors else None,
+        }
+
+
+def _confidence(run: Run) -> dict[str, Any] | None:
+    """Return a histogram of the likeliest class's probability of each label; None without them."""
+    values = [max(row) for row in run.answers.rows.values()] if run.answers.labels else []
+    drawn = histogram(values)
+    if drawn is None:
+        return None
+    text = f"{many(drawn.n, 'row')}, mean {drawn.mean:.3f}"
+    return {"plot": histogram_plot(drawn, None), "text": text}
 
 
 # The shift
@@ -335,18 +406,19 @@ def _patients(run: Run) -> Iterator[dict[str, Any]]:
 def _shifts(run: Run) -> Iterator[dict[str, Any]]:
     """Yield a histogram for each member that has scored a slide."""
     for name, facts in run.members.items():
-        here = histogram([line.p[name][-1] for line in run.lines if line.p.get(name)])
+        here = histogram([run.shown.level(line.p[name]) for line in run.lines if line.p.get(name)])
         if here is None:
             continue
         known = Histogram.from_json(facts.get("out_of_fold"))
-        summary = f"this run: {many(here.n, 'slide')}, mean {here.mean:.3f}"
+        top = run.shown.top
+        summary = f"this run: {many(here.n, 'slide')}, mean {here.mean * top:.3f}"
         if known is not None:
-            summary += f"; out of fold: {many(known.n, 'slide')}, mean {known.mean:.3f}"
+            summary += f"; out of fold: {many(known.n, 'slide')}, mean {known.mean * top:.3f}"
         kind, judgement = _judged(here, known)
         pool = facts.get("tile_pool")
         yield {
             "name": name,
-            "plot": histogram_plot(here, known),
+            "plot": histogram_plot(here, known, top),
             "summary": summary,
             "kind": kind,
             "judgement": judgement,
@@ -419,6 +491,10 @@ def _versions(run: Run) -> Iterator[tuple[str, str]]:
     yield from (
         (f"recipe of {name}", str(member["recipe"])) for name, member in run.members.items() if "recipe" in member
     )
+    for name, member in run.members.items():
+        if decision := mapping(member.get("decision")):
+            numbers = ", ".join(f"{value:g}" for value in decision.get("numbers") or ())
+            yield f"decision of {name}", f"{decision.get('rule')} {numbers}".strip()
 
 
 def _hashes(run: Run) -> Iterator[tuple[str, str]]:

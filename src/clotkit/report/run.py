@@ -1,6 +1,5 @@
 """Read the folder of a run, for its report page."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.aliases import PICTURE_FIELDS, renamed
+from clotkit.competitions import Unit
 from clotkit.errors import UsageError
 from clotkit.report import records
+from clotkit.report.answers import Answers, read_answers, word
 from clotkit.report.records import SlideReport
+from clotkit.report.shown import Kind, Shown
 from clotkit.report.sidecar import sidecar_places
 
 
@@ -23,13 +25,21 @@ class Run:
     lines: Sequence[SlideReport]  # report.jsonl, by image id
     places: Mapping[str, int]  # by image id: the offset of its line in slides.jsonl, bytes
     submission: Path | None
-    classes: Sequence[str]
-    rows: Mapping[str, Sequence[float]]  # of the submission: a probability per class, by patient; empty if unreadable
+    answers: Answers  # of the submission
 
     @property
-    def last(self) -> str:
-        """The name of the last class, whose probability is shown."""
-        return str(self.classes[-1]) if self.classes else "the last class"
+    def by_image(self) -> bool:
+        """True if a row of the submission stands for one slide."""
+        return self.answers.unit is Unit.IMAGE
+
+    @property
+    def shown(self) -> Shown:
+        """The number that the page draws of a slide; in a run of an older kit, the probability of the last class."""
+        return Shown(word(self.scoring.get("shown"), Kind.LAST), tuple(self.answers.classes))
+
+    def row_of(self, line: SlideReport) -> str:
+        """Return the patient or the image that a slide's line counts for in the submission."""
+        return line.image_id if self.by_image else line.patient_id
 
     @property
     def scoring(self) -> Mapping[str, Any]:
@@ -43,15 +53,15 @@ class Run:
         return known | {name: {} for line in self.lines for name in line.p if name not in known}
 
     def patients(self) -> tuple[int, int]:
-        """Return how many patients the sample has and how many are scored.
+        """Return how many patients or images the sample has, and how many are scored.
 
         A run of an older kit has no counts; they are then taken from its lines.
         """
         counts = mapping(self.facts.get("patients"))
         if counts:
             return int(counts.get("asked", 0)), int(counts.get("scored", 0))
-        scored = {line.patient_id for line in self.lines if line.p}
-        return len(self.rows), len(scored & set(self.rows))
+        scored, ids = {self.row_of(line) for line in self.lines if line.p}, set(map(self.answers.key, self.answers.ids))
+        return len(ids), len(scored & ids)
 
     def sidecar_line(self, image_id: str) -> Mapping[str, Any]:
         """Return a slide's line of slides.jsonl. Raises KeyError, OSError or ValueError if it has none."""
@@ -70,11 +80,11 @@ def read_run(run_dir: Path) -> Run:
     except (ValueError, TypeError) as error:
         raise UsageError(f"{run_dir / records.REPORT}: not the report of a run: {error}; run again") from error
     facts = _read_facts(run_dir / records.RUN)
-    submission = _submission(run_dir, mapping(facts.get("scoring")).get("submission"))
-    header, rows = _read_rows(submission)
-    classes = mapping(facts.get("scoring")).get("classes") or header[1:]
+    scoring = mapping(facts.get("scoring"))
+    submission = _submission(run_dir, scoring.get("submission"))
     lines.sort(key=lambda line: line.image_id)
-    return Run(run_dir, facts, lines, sidecar_places(run_dir / records.SLIDES), submission, classes, rows)
+    places = sidecar_places(run_dir / records.SLIDES)
+    return Run(run_dir, facts, lines, places, submission, read_answers(submission, scoring))
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -98,17 +108,3 @@ def _submission(run_dir: Path, name: Any) -> Path | None:
         path = run_dir / Path(str(name)).name
         return path if path.is_file() else None
     return next(iter(sorted(run_dir.glob("*.csv"))), None)
-
-
-def _read_rows(path: Path | None) -> tuple[list[str], dict[str, list[float]]]:
-    """Return the header and the rows of a submission; both empty if it cannot be read."""
-    if path is None:
-        return [], {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = [row for row in csv.reader(file) if row]
-        rows = {row[0]: [float(value) for value in row[1:]] for row in table[1:]}
-    except (OSError, ValueError, csv.Error):
-        return [], {}
-    sound = table and all(len(row) == len(table[0]) - 1 and sum(row) > 0 for row in rows.values())
-    return (table[0], rows) if sound else ([], {})

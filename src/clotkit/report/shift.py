@@ -1,7 +1,4 @@
-"""Compare a run's probabilities with a member's out-of-fold ones, to detect a shift of the slides.
-
-Standard library only.
-"""
+"""Compare a run's probabilities with a member's out-of-fold ones, to detect a shift of the slides."""
 
 import csv
 import math
@@ -10,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clotkit.report.shown import Shown
+
 BINS = 20
 KOLMOGOROV_95 = 1.358  # 95 % quantile of the Kolmogorov distribution
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """The probabilities of one class in BINS equal bins from 0 to 1."""
+    """The numbers of many slides, as shares of their largest value, in BINS equal bins from 0 to 1."""
 
     counts: tuple[int, ...]
     mean: float
@@ -54,13 +53,14 @@ def histogram(values: Sequence[float]) -> Histogram | None:
     return Histogram(tuple(counts), math.fsum(values) / len(values))
 
 
-def read_out_of_fold(path: Path, name: str) -> Histogram | None:
-    """Return the histogram of a column of a member's out-of-fold table; None if it cannot be read."""
+def read_out_of_fold(path: Path, shown: Shown) -> Histogram | None:
+    """Return the histogram of what is shown of a member's out-of-fold table; None if it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            values = [float(row[name]) for row in csv.DictReader(file)]
+            rows = [[float(row[name]) for name in shown.classes] for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
+    values = shown.levels(rows).tolist() if rows else []
     return histogram(values) if all(map(math.isfinite, values)) else None
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from clotkit.config import TilingConfig
 from clotkit.report.records import IMAGE_ID, SlideReport
+from clotkit.report.shown import Shown
 from clotkit.tiling.preview import kept_size_px, scanned_size_px
 from clotkit.tiling.thumbnail import Thumbnail
 
@@ -34,7 +35,7 @@ class Tiled:
 
     tiling: TilingConfig
     xy: npt.NDArray[np.int32]  # [n, 2]: top left corners, full-resolution pixels
-    p: Shares  # [n]: probability of the last class, averaged over the members that predicted the tile
+    p: Shares  # [n, C]: probabilities, averaged over the members that predicted the tile
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Trace:
         return replace(self, lived=lived, busy=tuple((start + seconds, end + seconds) for start, end in self.busy))
 
 
-def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, part: int) -> str:
+def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, part: int, shown: Shown) -> str:
     """Return the line of slides.jsonl for a slide.
 
     Args:
@@ -61,6 +62,7 @@ def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, p
         slides: slides in the whole run, among which the bytes for pictures are divided.
         started: the time.monotonic() value that times count from.
         part: 1 in a new run, one more each time that it is resumed.
+        shown: what is drawn of a tile's probabilities.
     """
     thumbnail = trace.thumbnail
     value = {
@@ -72,8 +74,8 @@ def sidecar_line(line: SlideReport, trace: Trace, slides: int, started: float, p
         "picture": None
         if thumbnail is None
         else _picture(thumbnail, min(PICTURE_BYTES, PICTURES_BYTES // max(slides, 1))),
-        "tiles": [_tiles(tiled, line.facts) for tiled in trace.tiled],
-        "members": {name: round(p[-1], 6) for name, p in sorted(line.p.items())},
+        "tiles": [_tiles(tiled, line.facts, shown) for tiled in trace.tiled],
+        "members": {name: round(shown.level(p), 6) for name, p in sorted(line.p.items())},
     }
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
 
@@ -148,11 +150,11 @@ def _picture(thumbnail: Thumbnail, max_bytes: int) -> dict[str, Any]:
     }
 
 
-def _tiles(tiled: Tiled, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _tiles(tiled: Tiled, facts: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
     side = tiled.tiling.tile_px * tiled.tiling.downsample
     known = "width_px" in facts and "height_px" in facts
     size = kept_size_px(tiled.tiling, *scanned_size_px(facts)) if known else (side, side)
-    return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": [round(float(p), 3) for p in tiled.p]}
+    return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": shown.levels(tiled.p).round(3).tolist()}
 
 
 def _joined(spans: Sequence[Span]) -> Iterator[Span]:

@@ -8,17 +8,25 @@ from typing import Self
 from clotkit.errors import described
 from clotkit.progress import Log
 from clotkit.report.records import LinesFile, SlideReport
+from clotkit.report.shown import Shown
 from clotkit.report.sidecar import Trace, kept_lines, sidecar_line
 
 
 class SidecarWriter:
     """The file slides.jsonl, open for appending; an error costs pictures only, and is logged once."""
 
-    def __init__(self, path: Path, kept: set[str], slides: int, started: float, log: Log) -> None:
+    def __init__(self, path: Path, kept: set[str], slides: int, started: float, shown: Shown, log: Log) -> None:
         """Start the file with the lines that are there of the slides in `kept`.
 
-        `slides` is their number in the whole run, `started` the time.monotonic() value at which the run began.
+        Args:
+            path: the file.
+            kept: the slides.
+            slides: their number in the whole run.
+            started: the time.monotonic() value at which the run began.
+            shown: what is drawn of a tile's probabilities.
+            log: called with the first error.
         """
+        self._shown = shown
         self._path, self._slides, self._started, self._log = path, slides, started, log
         self._file: LinesFile | None = None
         self._part, self._failed = 1, False
@@ -28,7 +36,8 @@ class SidecarWriter:
         """Append the line of a slide."""
         file = self._file
         if file is not None:
-            self._attempt(lambda: file.append(sidecar_line(line, trace, self._slides, self._started, self._part)))
+            settings = (self._slides, self._started, self._part, self._shown)
+            self._attempt(lambda: file.append(sidecar_line(line, trace, *settings)))
 
     def _open(self, kept: set[str]) -> None:
         lines, self._part = kept_lines(self._path, kept)

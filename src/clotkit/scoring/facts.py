@@ -12,8 +12,10 @@ from clotkit.console import lost
 from clotkit.files import sha256
 from clotkit.members.folder import OUT_OF_FOLD
 from clotkit.members.loading import Member
+from clotkit.metric import METRICS
 from clotkit.reasons import Cause
 from clotkit.report.shift import Histogram, read_out_of_fold
+from clotkit.report.shown import Shown
 from clotkit.scoring.inputs import Inputs
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
@@ -49,7 +51,7 @@ def run_facts(
             "memory_mb": settings.memory_mb,
             "jobs": settings.jobs,
         },
-        "members": dict(_member_facts(members, inputs, competition.classes.names[-1])),
+        "members": dict(_member_facts(members, inputs, Shown.of(competition))),
         "left_out": {name: cause.sentence for name, cause in left_out.items()},
         "left_out_codes": {name: cause.code for name, cause in left_out.items()},
         "ensemble": inputs.ensemble_sha256,
@@ -89,23 +91,32 @@ def outcome_facts(
 
 
 def _scoring_facts(competition: Competition) -> dict[str, Any]:
-    classes = competition.classes
+    classes, submission, metric = competition.classes, competition.submission, competition.metric
     return {
         "title": competition.title,
         "submission": competition.files.submission,
         "classes": list(classes.names),
         "weights": list(classes.weights),
         "fallback": list(classes.fallback),
-        "clip": competition.metric.clip,
+        "clip": metric.clip,
+        "priors": list(classes.priors),
+        "metric": metric.name,
+        "higher_is_better": METRICS[metric.name].higher_is_better,
+        "form": submission.form,
+        "id": submission.id,
+        "unit": submission.unit,
+        "columns": list(submission.columns),
+        "answers": list(competition.answers),
+        "rule": submission.rule,
+        "fallback_label": submission.fallback,
+        "shown": Shown.of(competition).kind,
     }
 
 
-def _member_facts(
-    members: Sequence[Member], inputs: Inputs, positive_class: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _member_facts(members: Sequence[Member], inputs: Inputs, shown: Shown) -> Iterator[tuple[str, dict[str, Any]]]:
     folders = {folder.name: folder for folder in inputs.folders}
     for member in members:
-        out_of_fold: Histogram | None = read_out_of_fold(folders[member.name] / OUT_OF_FOLD, positive_class)
+        out_of_fold: Histogram | None = read_out_of_fold(folders[member.name] / OUT_OF_FOLD, shown)
         yield (
             member.name,
             {
@@ -113,6 +124,7 @@ def _member_facts(
                 "weights_sha256": member.weights_sha256,
                 "notes": member.notes,
                 "calibration": member.calibration.to_json(),
+                "decision": None if member.decision is None else member.decision.to_json(),
                 "tile_pool": "",  # tiles are pooled as the recipe says; older ensembles chose otherwise
                 "out_of_fold": None if out_of_fold is None else out_of_fold.to_json(),
             },

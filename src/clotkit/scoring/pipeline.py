@@ -14,6 +14,7 @@ from clotkit.reasons import Cause, Reason
 from clotkit.report import records
 from clotkit.report.page import write_page
 from clotkit.report.records import SlideReport
+from clotkit.report.shown import Shown
 from clotkit.report.sidecar_writer import SidecarWriter
 from clotkit.scoring.facts import outcome_facts, run_facts
 from clotkit.scoring.inputs import Inputs, load_members, read_inputs, with_missing_facts
@@ -103,7 +104,9 @@ def _score_slides(
     lines: list[SlideReport] = []
     with (
         open_report(settings.run_dir, earlier) as report,
-        SidecarWriter(settings.run_dir / records.SLIDES, done, len(inputs.slides), started, log) as sidecar,
+        SidecarWriter(
+            settings.run_dir / records.SLIDES, done, len(inputs.slides), started, Shown.of(state.competition), log
+        ) as sidecar,
         progress(len(inputs.slides), log) as advance,
     ):
         for scored, means, trace in _scored(settings, slides, state, started, work, log):

@@ -82,17 +82,17 @@ class SlidePredictions:
         }
 
     def tiled(self, tilings: Sequence[TilingConfig]) -> Iterator[Tiled]:
-        """Yield the tiles of each tiling with the last class's probability, averaged over the valid members."""
+        """Yield the tiles of each tiling with their probabilities, averaged over the valid members."""
         for index, batches in self.corners.items():
             valid = [name for name in self.predicted_by[index] if name in self.outputs and name not in self.failed]
             if valid:
-                p = np.mean([self._last_class(name) for name in valid], axis=0)
+                p = np.mean([self._tile_probabilities(name) for name in valid], axis=0)
                 yield Tiled(tilings[index], np.concatenate(batches), p)
 
-    def _last_class(self, name: str) -> npt.NDArray[np.float64]:
-        """Return one member's probability of the last class for each of its tiles, [n]."""
+    def _tile_probabilities(self, name: str) -> npt.NDArray[np.float64]:
+        """Return one member's probabilities of each of its tiles, [n, C]."""
         pooling = self.members[name].recipe.inference.pooling
-        return tile_probabilities(np.concatenate(self.outputs[name]), pooling)[:, -1]
+        return tile_probabilities(np.concatenate(self.outputs[name]), pooling)
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
