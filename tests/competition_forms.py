@@ -226,6 +226,17 @@ def folders(out: Path) -> None:
     table(out / "sample_submission.csv", ["image", *sorted(names)], [[f"im{k + 70}", 0, 0, 1] for k in counted("test")])
 
 
+def listed(out: Path) -> None:
+    """Write patients and centres of train slides only: the sample lists the test slides by themselves."""
+    names = ["A", "B"]
+    rows = [[f"TCGA-{k:02d}-DX{k % 2}", f"TCGA-{k // 2:02d}", "xy"[k % 2], names[k // 2 % 2]] for k in counted("train")]
+    ids = [f"TCGA-{k + 80}-DX1" for k in counted("test")]
+    for one in [*(row[0] for row in rows), *ids]:
+        slide(out / "slides" / f"{one}.svs")
+    table(out / "train.csv", ["slide_id", "case_id", "site", "label"], rows)
+    table(out / "sample_submission.csv", ["slide_id", *names], [[one, 0.5, 0.5] for one in ids])
+
+
 FORMS = {
     "grades": FormOfData(
         grades,
@@ -301,6 +312,13 @@ FORMS = {
         {
             "files.slide": "{split}_slides/wsi_{image_id}.tif", "columns.label": "outcome",
             "classes.names": ["no", "yes"], "submission.form": "probability", "submission.columns": ["risk"],
+        },
+    ),
+    "listed": FormOfData(
+        listed,
+        {
+            "files.slide": "slides/{image_id}.svs", "columns.image": "slide_id", "columns.patient": "case_id",
+            "columns.center": "site", "submission.unit": "image", "submission.form": "probabilities",
         },
     ),
     "folders": FormOfData(

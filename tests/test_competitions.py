@@ -2,16 +2,22 @@
 
 import json
 import re
+import tempfile
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clotkit.cli import main
 from clotkit.competitions import FOLDER, load_competition
-from clotkit.errors import ConfigError
+from clotkit.drafting.check import check_competition
+from clotkit.drafting.draft import draft_competition, write_draft
+from clotkit.errors import ConfigError, UsageError
 from clotkit.reasons import Misfit
 from clotkit.splits import read_slides
 
@@ -188,6 +194,49 @@ def test_what_no_file_has_is_to_fill_in(tmp_path: Path, capsys: pytest.CaptureFi
     result = checked(path, None, capsys)[1]
     open_keys = {one["key"] for one in result["findings"]}
     assert open_keys >= {"files.sample", "files.slide", "columns.label", "classes.names"}
+
+
+CELLS = st.sampled_from(
+    ["", "0", "1", "2.0", "a", "A", "b", "x1", "x2", "0.5", "nan", 'q"', "{", "\\", "é", "x1.tif", "a b"]
+)
+COLUMNS = st.sampled_from(["id", "Id", "label", "patient", "x.y", "a", "0", "", "{z}", "split"])
+HEADERS = st.lists(COLUMNS, min_size=1, max_size=4, unique=True)
+ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=4), max_size=6)
+NAMES_OF_TABLES = st.sampled_from(
+    ["train.csv", "test.csv", "sample.csv", "train_labels.csv", "sub/train.csv", "Train.tsv"]
+)
+TABLES = st.dictionaries(NAMES_OF_TABLES, st.tuples(HEADERS, ROWS))
+FILES = st.lists(st.sampled_from(["x1.tif", "train/x2.png", "a{b}/x1.svs", "x1/a.tif"]), unique=True)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tables=TABLES, files=st.lists(st.sampled_from(["x1.tif", "train/x2.png", "a{b}/x1.svs", "x1/a.tif"]), unique=True)
+)
+def test_any_folder_gives_a_draft_or_is_refused(
+    tables: dict[str, tuple[list[str], list[list[str]]]], files: list[str], tmp_path: Path
+) -> None:
+    data = Path(tempfile.mkdtemp(dir=tmp_path))
+    (data / "sub").mkdir()
+    for name, (header, rows) in tables.items():
+        table(data / name, header, [row[: len(header)] for row in rows])
+    for name in files:
+        slide(data / name)
+    out = data / "my.toml"
+    with suppress(UsageError):
+        write_draft(draft_competition(data), data, out)
+        check_competition(load_competition(str(out)), data)
+
+
+def test_a_column_a_class_in_train_is_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    FORMS["columns"].write(data)
+    header = (data / "sample_submission.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    table(data / "train.csv", header, [[f"case_{k:04d}", *(int(k % 3 == at) for at in range(3))] for k in range(12)])
+    path = new(data, tmp_path / "my.toml")
+    to_fill = {one["key"] for one in checked(path, None, capsys)[1]["findings"]}
+    assert to_fill >= {"columns.label", "classes.names"}
 
 
 def test_a_train_table_of_another_name_is_to_rename(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

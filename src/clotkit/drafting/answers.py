@@ -51,7 +51,7 @@ def find_answer(roles: Roles, columns: ColumnRoles, tables: Iterable[Table]) -> 
     rule, rule_why = find_rule(form, names, outlier)
     metric, metric_why = find_metric(form, rule, names)
     return Answer(
-        form, form_why, answers or (list(names) if form is Form.PROBABILITIES else [columns.label or "label"]),
+        form, form_why, answers or (list(names) if form is Form.PROBABILITIES else [columns.answer]),
         names, names_why, known, shares(labels, names) if labels and known else [], rule, rule_why, outlier,
         metric, metric_why, rule is Rule.CUT_POINTS,
     )  # fmt: skip
@@ -107,7 +107,9 @@ def _bare(columns: Sequence[str]) -> list[str]:
     same = 0
     while all(len(part) > same + 1 and part[same] == parts[0][same] for part in parts):
         same += 1
-    return ["_".join(part[same:]) for part in parts]
+    names = ["_".join(part[same:]) for part in parts]
+    alike = len({name.casefold() for name in names}) < len(names) or not all(names)
+    return [f"class_{index}" for index in range(len(names))] if alike else names
 
 
 def find_outlier(roles: Roles, columns: ColumnRoles, tables: Iterable[Table], names: Sequence[str]) -> str:

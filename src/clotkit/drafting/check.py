@@ -54,7 +54,7 @@ def check_competition(competition: Competition, data: Path | None) -> Checked:
         findings += found
         both += slides
         facts[split] = {"slides": len(slides), "patients": len({slide.patient_id for slide in slides})}
-    if not any(one.code is Misfit.NO_SLIDE for one in findings):
+    if not any(one.code in (Misfit.NO_SLIDE, Misfit.NO_TABLE) for one in findings):
         findings += unused_patterns(competition, data, both)
     facts |= _counts(competition, tables)
     return Checked(findings, facts)

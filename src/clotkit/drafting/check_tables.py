@@ -56,7 +56,10 @@ def _read(
     path = data / name
     is_sample = name == competition.files.sample
     if not path.is_file():
-        found.append(Finding(Misfit.NO_TABLE, name, "is missing", key="files.sample" if is_sample else "files.table"))
+        keys = {competition.files.sample: "files.sample", competition.files.labels: "files.labels"}
+        is_test = name == competition.files.table.format(split="test")
+        listed = "; the sample's rows are patients, so this table must list the slides" if is_test else ""
+        found.append(Finding(Misfit.NO_TABLE, name, f"is missing{listed}", key=keys.get(name, "files.table")))
         return None
     try:
         return read_table(path, needed)

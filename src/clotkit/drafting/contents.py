@@ -84,7 +84,7 @@ def read_contents(root: Path) -> Contents:
         with suppress(SplitError, OSError):
             if (root / name).stat().st_size <= MOST_TABLE_BYTES:
                 tables[name] = Table(name, read_table(root / name, []))
-    return Contents(root, tables, slides)
+    return Contents(root, {name: table for name, table in tables.items() if table.columns}, slides)
 
 
 def files_below(root: Path) -> Iterator[str]:

@@ -126,7 +126,8 @@ def _columns(columns: ColumnRoles, roles: Roles, rows: Sequence[Named]) -> Itera
     if columns.label:
         yield Line("columns.label", columns.label, Mark.GUESSED, "the classes of train")
     else:
-        yield Line("columns.label", "label", Mark.FILL_IN, "no column of train has few values and is not in test")
+        why = "no column of train has few values and is not in test; one label a row is needed, not a column a class"
+        yield Line("columns.label", columns.answer, Mark.FILL_IN, why)
     if columns.patient and roles.train:
         count = len(set(roles.train.cells(columns.patient)))
         why = f"{many(count, 'patient')} of {many(len(roles.train.rows), 'train slide')}"

@@ -41,6 +41,11 @@ class ColumnRoles:
     number: str = ""
     label: str = ""
 
+    @property
+    def answer(self) -> str:
+        """Return the column of labels; where there is none, a name that no other column has."""
+        return self.label or ("label" if "label" not in (self.id, self.image, self.patient) else "class")
+
 
 def find_roles(contents: Contents) -> Roles:
     """Guess the role of each table. Raises UsageError if there is neither a train table nor a sample."""
@@ -197,8 +202,14 @@ def find_label(roles: Roles, image: str, columns: Sequence[str]) -> str:
         if column != image and not (roles.test and column in roles.test.columns)
     ]  # fmt: skip
     counts = {column: len(set(table.cells(column)) - {""}) for column in hidden}
-    few = [column for column in hidden if 1 < counts[column] <= MOST_CLASSES and counts[column] < len(table.rows)]
     answers = roles.sample.columns if roles.sample else []
+    of_classes = (
+        answers if len(set(answers) & set(hidden)) > 1 else []
+    )  # a column a class, in train too: none is the label
+    few = [
+        column for column in hidden
+        if 1 < counts[column] <= MOST_CLASSES and counts[column] < len(table.rows) and column not in of_classes
+    ]  # fmt: skip
     told = [column for column in few if set(answer_classes(answers, table.cells(column))) > {""}]
     named = [column for column in few if LABEL_WORDS.search(column.casefold())]
     fewest = sorted(few, key=lambda column: counts[column])
@@ -222,7 +233,8 @@ def ordered(labels: Collection[str]) -> list[str]:
     """Return the labels in order: numbers by value, a negative word first, others by the alphabet."""
     if numbers := as_integers(labels):
         return [str(number) for number in sorted(set(numbers))]
-    return sorted(set(labels), key=lambda label: (label.casefold() not in NEGATIVE, label))
+    unique = {label.casefold(): label for label in sorted(labels, reverse=True)}  # case does not tell classes apart
+    return sorted(unique.values(), key=lambda label: (label.casefold() not in NEGATIVE, label))
 
 
 def as_integers(labels: Collection[str]) -> list[int]:

@@ -159,6 +159,8 @@ def without_suffix(name: str) -> str:
 
 def patient_of(image_id: str, competition: Competition) -> str | None:
     """Return the patient id within an image id; None for an image id of another form."""
+    if not competition.ids.image:
+        return None
     patient = competition.ids.patient or ".+"
     form = re.escape(competition.ids.image).replace(re.escape("{patient}"), f"(?P<patient>{patient})")
     match = re.fullmatch(form.replace(re.escape("{number}"), "[0-9]+"), image_id)

@@ -10,7 +10,7 @@ from clotkit.errors import SplitError
 from clotkit.progress import Log
 from clotkit.reasons import TableRepair
 from clotkit.scratch import scratch
-from clotkit.splits.identity import Identity, joined
+from clotkit.splits.identity import Identity, joined, patient_of, without_suffix
 from clotkit.splits.labels import labels_of
 from clotkit.splits.sample import read_sample, read_sample_ids
 from clotkit.splits.slide_files import matching_files
@@ -114,8 +114,14 @@ def _sample_lists_slides(split_dir: Path, competition: Competition) -> bool:
 
 def _rows_of_sample(path: Path, competition: Competition) -> list[Row]:
     """Return a row for each slide of the sample submission, in place of a test split's table."""
-    texts = read_sample(path, competition).texts
-    return [Row([(competition.columns.image, text)], number) for number, text in enumerate(texts, start=2)]
+    rows = []
+    for number, text in enumerate(read_sample(path, competition).texts, start=2):
+        row = Row([(competition.columns.image, text)], number)
+        if competition.columns.patient:  # which the sample lacks: the one in the image id, or the slide itself
+            image_id = without_suffix(text)
+            row.setdefault(competition.columns.patient, patient_of(image_id, competition) or image_id)
+        rows.append(row)
+    return rows
 
 
 def _slide_row(
