@@ -130,6 +130,16 @@ def test_the_confidence_is_the_best_of_all() -> None:
     assert objective(fitted.numbers[0]) == pytest.approx(max(map(objective, np.linspace(0.25, 1, 4001).tolist())))
 
 
+def test_where_pseudo_outliers_tell_nothing_a_tenth_of_the_right_answers_is_given_up() -> None:
+    """Classes in order: without its own class a unit is sure of the neighbour."""
+    p, labels = graded(400, noise=0.6)
+    fitted = fit_decision(Rule.OUTLIER, p, labels, "balanced_accuracy")
+    right = p.argmax(axis=1) == labels
+    lost = (fitted.apply(p)[right] == 5).mean()
+    assert fitted.numbers[0] > 0.3
+    assert 0.05 < lost < 0.12
+
+
 def test_two_classes_leave_no_doubt_about_the_rest() -> None:
     """Without one of two classes the other has probability 1, so that no threshold is learnt."""
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])

@@ -24,6 +24,7 @@ MAX_PASSES = 20  # of the coordinate search; it ends when a pass changes nothing
 # with a few dozen it keeps a cut from moving to win a single unit.
 CUT_PRIOR = 0.5
 ABOVE_CHANCE = 0.05  # least confidence above 1/C: 0.25 of 5 classes, which won a place at UBC-OCEAN unfitted
+ALLOWED_LOSS = 0.1  # share of the sum of recalls that a threshold without other evidence may cost
 TINY_GAIN = 1e-9  # a smaller gain of the objective is rounding
 
 
@@ -180,8 +181,11 @@ def _fit_confidence(p: Floats, labels: Ints, outliers: Floats) -> float:
 
     No unit of training is an outlier, so each one stands in for one as leave_class_out makes it. The threshold
     maximises the balanced accuracy over the C known classes, each judged on its own units, and the pseudo-outliers as
-    one class more. Of equal thresholds it is the lowest, and none is below least_confidence: the rule is there because
-    outliers exist, and where classes resemble each other these ones are harder to tell than real ones.
+    one class more; of equal thresholds it is the lowest.
+
+    Where classes resemble each other, a network is sure of the neighbour of a class that it never learnt, and calling
+    nothing an outlier would be best. The rule is there because outliers exist, and real ones may be farther away: the
+    threshold is then the one that gives up ALLOWED_LOSS of the right answers. It is never below least_confidence.
     """
     sure, doubtful = p.max(axis=1), outliers.max(axis=1)
     right = p.argmax(axis=1) == labels
@@ -189,11 +193,15 @@ def _fit_confidence(p: Floats, labels: Ints, outliers: Floats) -> float:
     values = np.unique(np.concatenate([[0.0], sure, doubtful]))
     thresholds = np.append(0.0, (values[:-1] + values[1:]) / 2)
     order = np.argsort(sure)
-    lost = np.append(0.0, np.cumsum((weight * right)[order]))[np.searchsorted(sure[order], thresholds)]
+    right_below = np.append(0.0, np.cumsum((weight * right)[order]))
+    lost = right_below[np.searchsorted(sure[order], thresholds)]
     found = np.searchsorted(np.sort(doubtful), thresholds) / max(len(doubtful), 1)
     gain = found - lost  # in the sum of recalls, against calling no unit an outlier
-    best = float(thresholds[int(np.argmax(gain > gain.max() - TINY_GAIN))])
-    return max(best, least_confidence(p.shape[1]))
+    if gain.max() > TINY_GAIN:
+        best = thresholds[int(np.argmax(gain > gain.max() - TINY_GAIN))]
+    else:
+        best = thresholds[lost < ALLOWED_LOSS * right_below[-1]].max(initial=0.0)
+    return max(float(best), least_confidence(p.shape[1]))
 
 
 def _fit_cuts(expected: Floats, labels: Ints, classes: int, metric: str) -> tuple[float, ...]:
