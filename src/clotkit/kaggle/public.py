@@ -16,7 +16,7 @@ from clotkit.splits import read_slides
 
 
 def fetch_public_split(competition: Competition, out: Path, client: Kaggle | None = None, log: Log = print) -> Path:
-    """Fetch the public test split to `out`: sample submission, table if there is one, and slides; return `out`.
+    """Fetch the public test split to `out`: sample submission, table and slides; return `out`.
 
     A slide comes by the first of its names that Kaggle lists, with the files that facts follow from. Files that are
     there already, with the listed size, are kept. Raises RemoteError without credentials, for a competition that Kaggle
