@@ -218,8 +218,8 @@ test-browser: $(VENV)/.browser  ## the application in headless Chromium; screens
 test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a split scored there (fetches packages, minutes)
 	$(BIN)/python -m pytest -q -m install
 
-full-set: build/.wheels  ## the kernel over 280 synthetic slides, one in twenty broken: build/full_set.json
-	$(BIN)/python -m bench.full_set
+full-set: build/.wheels $(MEMBER)  ## the kernel over as many synthetic slides as the hidden set has (280), one in twenty broken: build/full_set.json
+	$(BIN)/python -m bench.full_set --weights "$(WEIGHTS)" $(FOR)
 
 lint: style  ## check the code: ruff check, ruff format --check, mypy --strict, and style
 	$(BIN)/ruff check .

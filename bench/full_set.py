@@ -1,9 +1,9 @@
 """Run the kernel on a full hidden test set, one slide in twenty broken: `python -m bench.full_set`.
 
-The 280 slides have the real size distribution at an eighth of the sides. The run must show that no patient with a valid
-slide is lost, that the pipeline's memory is flat, and that the run ends well before its deadline. It also projects the
-time for the real sizes from the time of each slide. The exit code is 1 if one of these does not hold;
-build/full_set.json has the figures.
+The slides, as many as the hidden set has, have the real size distribution at an eighth of the sides. The run must show
+that no patient with a valid slide is lost, that the pipeline's memory is flat, and that the run ends well before its
+deadline. It also projects the time for the real sizes from the time of each slide. The exit code is 1 if one of these
+does not hold; build/full_set.json has the figures. `--competition` is a name that ships, or the path of a .toml.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import numpy as np
 import psutil
 
 from clotkit.bundle.build import write_bundle
-from clotkit.competitions import load_competition
+from clotkit.bundle.places import build_path, demo_weights
+from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.files import atomic_write_json
 from clotkit.report.records import SlideReport, counts, read_report
 from clotkit.splits import SlideRow, read_slides
@@ -29,6 +30,7 @@ from clotkit.submission.checking import check_submission
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
+SLIDES = 280  # where the number of the hidden set's is unknown
 SIDES = 8  # sides of the real slides over the sides here
 FAULTY = 20  # one slide in this many is broken
 FLAT = 1.1  # maximum ratio of the pipeline's memory in the second half of the slides to the first half
@@ -38,28 +40,31 @@ FAULTS = ("truncated", "empty", "text", "damaged", "missing")
 def main() -> int:
     """Draw the split if it is missing, run the kernel on it, print the figures, and return the exit code."""
     options = _options()
-    split = faulty_split(options.folder / f"split-{options.slides}-{options.seed}", options.slides, options.seed)
-    stage(options.folder / "kaggle", split, options.weights)
-    seconds, memory = run_kernel(options.folder / "kaggle")
-    facts = figures_of(options.folder / "kaggle", split, seconds, memory)
-    atomic_write_json(options.out, facts)
+    name, competition = options.competition, load_competition(options.competition)
+    slides = options.slides or competition.limits.hidden_slides or SLIDES
+    folder = options.folder or ROOT / build_path("full-set", name)
+    split = faulty_split(folder / f"split-{slides}-{options.seed}", slides, options.seed, competition)
+    stage(folder / "kaggle", split, options.weights or ROOT / demo_weights(name), competition)
+    seconds, memory = run_kernel(folder / "kaggle")
+    facts = figures_of(folder / "kaggle", split, seconds, memory, competition)
+    atomic_write_json(options.out or ROOT / build_path("full_set", name).with_suffix(".json"), facts)
     print(json.dumps(facts, indent=2))
     return 0 if facts["holds"] else 1
 
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.full_set", description=__doc__)
-    line.add_argument("--slides", type=int, default=280)
+    line.add_argument("--competition", default=DEFAULT)
+    line.add_argument("--slides", type=int)
     line.add_argument("--seed", type=int, default=280)
-    line.add_argument("--weights", type=Path, default=ROOT / "weights" / "demo")
-    line.add_argument("--folder", type=Path, default=ROOT / "build" / "full-set")
-    line.add_argument("--out", type=Path, default=ROOT / "build" / "full_set.json")
+    line.add_argument("--weights", type=Path)
+    line.add_argument("--folder", type=Path)
+    line.add_argument("--out", type=Path)
     return line.parse_args()
 
 
-def faulty_split(folder: Path, slides: int, seed: int) -> Path:
+def faulty_split(folder: Path, slides: int, seed: int, competition: Competition) -> Path:
     """Return a synthetic test split with every twentieth slide broken, each fault in turn."""
-    competition = load_competition()
     if not (folder / "broken.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         write_split(folder, "test", slides, seed, competition, size="small", log=lambda _: None)
@@ -85,17 +90,17 @@ def break_slide(path: Path, fault: str) -> None:
         path.write_bytes(b"" if fault == "empty" else bytes(data))
 
 
-def stage(root: Path, split: Path, weights: Path) -> None:
+def stage(root: Path, split: Path, weights: Path, competition: Competition) -> None:
     """Lay out Kaggle's folders, with the wheels if they have been collected."""
     shutil.rmtree(root, ignore_errors=True)
     for name in ("input/datasets", "working", "src"):
         (root / name).mkdir(parents=True)
-    (root / "input" / load_competition().slug).symlink_to(split.resolve())
+    (root / "input" / competition.slug).symlink_to(split.resolve())
     (root / "input" / "datasets" / "weights").symlink_to(weights.resolve())
     wheels = ROOT / "build" / "wheels"
     if wheels.is_dir():
         (root / "input" / "datasets" / "wheels").symlink_to(wheels)
-    write_bundle(ROOT / "kernels" / "infer", "strip_ai", root / "src" / "script.py")
+    write_bundle(ROOT / "kernels" / "infer", str(competition.source), root / "src" / "script.py")
 
 
 def run_kernel(root: Path) -> tuple[float, list[float]]:
@@ -114,9 +119,10 @@ def run_kernel(root: Path) -> tuple[float, list[float]]:
     return time.monotonic() - started, memory
 
 
-def figures_of(root: Path, split: Path, seconds: float, memory: list[float]) -> dict[str, Any]:
+def figures_of(
+    root: Path, split: Path, seconds: float, memory: list[float], competition: Competition
+) -> dict[str, Any]:
     """Return the figures of the run, and whether the requirements hold."""
-    competition = load_competition()
     lines = {line.image_id: line for line in read_report(root / "working" / "report.jsonl")}
     slides = read_slides(split, "test", competition)
     broken = json.loads((split / "broken.json").read_text())
@@ -127,6 +133,7 @@ def figures_of(root: Path, split: Path, seconds: float, memory: list[float]) -> 
     projected = projection(slides, lines)
     holds = verdict.valid and not lost and growth <= FLAT and projected["hours"] * 3600 < competition.limits.deadline_s
     return {
+        "competition": competition.source.stem,
         "slides": len(slides),
         "broken": len(broken),
         "sides_over": SIDES,
