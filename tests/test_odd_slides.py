@@ -201,11 +201,11 @@ def with_tags(**tags: int) -> Callable[[Path], None]:
     return write
 
 
-def png(width: int, height: int) -> bytes:
+def png(width: int, height: int, bits: int = 8, interlaced: int = 0) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, interlaced)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -293,6 +293,31 @@ def test_refused_by_name(name: str, tmp_path: Path) -> None:
     write, words = REFUSED[name]
     write(tmp_path / "slide.tif")
     assert_refused(tmp_path / "slide.tif", words)
+
+
+@pytest.mark.parametrize(("bits", "side", "need_mb"), [(8, 40_000, "4,578"), (16, 32_768, "6,144")])
+def test_a_large_interlaced_png_is_refused_before_it_is_decoded(
+    bits: int, side: int, need_mb: str, tmp_path: Path
+) -> None:
+    data = png(side, side, bits, interlaced=1) + bytes(side * side * 6 // 1000)
+    _bytes(tmp_path / "a.png", data)
+    with pytest.raises(CodecUnsupported, match=f"{need_mb} MB .* 3,072 MB") as raised:
+        open_slide(tmp_path / "a.png")
+    assert raised.value.reason is Reason.UNSUPPORTED
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("saved", [{}, {"palette": True}, {"bitdepth": 16}])
+def test_an_interlaced_png_gives_the_pixels_of_a_plain_one(saved: dict[str, Any], tmp_path: Path) -> None:
+    image = pyvips.Image.new_from_array(scene(3))
+    if saved.pop("bitdepth", 8) == 16:
+        image = (image.cast("ushort") * 257).copy(interpretation="rgb16")
+    tiles = []
+    for interlace in (False, True):
+        image.pngsave(str(tmp_path / "a.png"), interlace=interlace, **saved)
+        (tile,) = open_slide(tmp_path / "a.png").tiles([(0, 0)], 64, 1, (0, 0, 0))
+        tiles.append(tile)
+    np.testing.assert_array_equal(tiles[0], tiles[1])
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED_SAMPLES)

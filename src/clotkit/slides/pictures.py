@@ -1,5 +1,6 @@
 """Read PNG and JPEG files with Pillow, where libvips is not installed or does not read them."""
 
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,28 @@ from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.table import SegmentTable
 
 MAX_PX = 2**27  # 400 MB decoded, once more while it is converted
+# Every pass of an interlaced PNG (Adam7) reaches the last row, so libvips decodes it whole: RGB of 32,768 x 32,768 px.
+MAX_INTERLACED_MB = 3072
+PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of a decoded pixel, by colour type
+
+
+def check_interlacing(path: Path) -> None:
+    """Check that an interlaced PNG may be held in memory; other files pass.
+
+    Raises:
+        CodecUnsupported: It is too large.
+    """
+    with path.open("rb") as file:
+        head = file.read(29)
+    if len(head) < 29 or not head.startswith(b"\x89PNG") or not head[28]:
+        return
+    width, height, bits, colours = struct.unpack(">IIBB", head[16:26])
+    need_mb = -(-width * height * PNG_SAMPLES.get(colours, 4) * max(bits // 8, 1) // 2**20)
+    if need_mb > MAX_INTERLACED_MB:
+        raise CodecUnsupported(
+            f"an interlaced PNG of {width:,} x {height:,} px takes {need_mb:,} MB to decode; {MAX_INTERLACED_MB:,} MB "
+            "are allowed; save it without interlacing"
+        )
 
 
 class PictureSlide:

@@ -26,7 +26,7 @@ from clotkit.slides.codecs.formats import colours_of
 from clotkit.slides.direct import DirectSlide
 from clotkit.slides.fallback import Candidate, Expected, FallbackSlide, Slide
 from clotkit.slides.limits import MAX_EXPANSION, check_size
-from clotkit.slides.pictures import PictureSlide
+from clotkit.slides.pictures import PictureSlide, check_interlacing
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import Segments, codecs
 from clotkit.slides.table import JPEG, RAW, SegmentTable
@@ -146,6 +146,8 @@ def _open_with_vips(path: Path, layout: Layout) -> "VipsSlide":
         raise CodecUnsupported(f"libvips does not read compression {name}")
     if layout.codec == JPEG and max(_segment_px(layout)) > MAX_JPEG_PX:
         raise CodecUnsupported(f"libvips does not read JPEG data of more than {MAX_JPEG_PX:,} px a side")
+    if layout.codec is None:
+        check_interlacing(path)
     slide = VipsSlide(path, layout)
     if layout.codec is None:
         check_size(slide.width_px, slide.height_px, 8, path, MAX_EXPANSION)
