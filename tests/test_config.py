@@ -48,6 +48,7 @@ def test_every_key_has_its_text_in_the_reference(path: Path) -> None:
         (("folds = 2", "folds = 2\nclass_weights = [1, -5]"), r"training\.class_weights.*-5"),
         (("folds = 2", 'folds = 2\n[inference]\npool = "attention"'), r"inference\.pooling"),
         (("dropout = 0.0", "standardise = true"), r"model\.standardise"),
+        (("dropout = 0.0", "shrink_novel = true"), r"model\.shrink_novel"),
         (("dropout = 0.0", "l2 = 1"), r"model\.l2"),
         (("dropout = 0.0", "share = 0"), "shares"),
         (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), r"data\.positive_class.*a, b"),

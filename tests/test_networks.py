@@ -236,6 +236,19 @@ def test_rows_of_logits_pooling_give_the_logits_of_the_standardised_mean_feature
     assert not network.head.get_layer("standardise").trainable_weights
 
 
+def test_features_far_from_those_of_training_are_shrunk_to_no_answer() -> None:
+    network = cnn(16, 3, "logits", standardise=True, shrink_novel=True)
+    width = network.features.output.shape[-1]
+    rng = np.random.default_rng(1)
+    known = rng.normal(size=(400, width)).astype(np.float32)
+    set_standardisation(network, known, [str(number) for number in range(400)])
+    network.head.get_layer("classes").set_weights([rng.normal(size=(width, 3))])
+    near, far, farther = (np.linalg.norm(output(network.head, known * times)[:, :3]) for times in (1, 10, 100))
+    assert near > 10 * far
+    assert far == pytest.approx(farther * 10**3, rel=0.1)  # ten times the feature, over ten to the fourth power
+    assert not network.head.get_layer("shrink_novel").trainable_weights
+
+
 def test_the_flat_network_s_one_unit_gives_both_probabilities() -> None:
     network = build_network(config("cnn_flat", filters=(4, 6)), 28, 2)
     assert network.maps.output.shape == (None, 5, 5, 6)

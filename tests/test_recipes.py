@@ -24,6 +24,7 @@ QUICK = {  # settings that make a recipe quick; all others stay
     r"^folds = .*": "folds = 2",
     r"^validation_share = .*": "validation_share = 0.3",
     r"^tile_px = 2..": "tile_px = 80",
+    r"^downsample_if = .*": "",  # STRIP AI has no such column
     r"^input_px = 1..|^input_px = 2..": "input_px = 64",
 }
 
@@ -59,6 +60,7 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 HEAVY = {  # large networks, or much the same as another here
     "strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16", "strip_ai", "breakhis", "phantom",
+    "panda", "visiomel", "camelyon16",
 }  # fmt: skip
 
 

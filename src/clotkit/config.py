@@ -78,6 +78,10 @@ class ModelConfig:
     filters: tuple[int, ...] = ()  # channels of each block of a `cnn`
     convolutions: int = 1  # convolutions in each block of a `cnn`
     standardise: bool = False  # whether the head sees a frozen backbone's features scaled to mean 0 and deviation 1
+    # Whether the head shrinks the features of tiles unlike those it was trained on, by the fourth power of their
+    # Mahalanobis distance, and its logits have no bias: unknown tissue then gets no confident answer. It takes
+    # `standardise` and `inference.pooling` `logits`.
+    shrink_novel: bool = False
     head: tuple[int, ...] = ()  # units of the dense layers between features and classes
     dropout: float = 0.0  # dropout rate after each layer of `head`; without one, before the last layer
     l2: float = 0.0  # L2 penalty on the classes' weights; takes `inference.pooling` `logits`
@@ -331,17 +335,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
             f"{where}: data.positive_class is {recipe.data.positive_class!r}; allowed: {', '.join(recipe.data.classes)}"
         )
     frozen = all(model.is_frozen for model in recipe.model) and recipe.training.frozen_augmentations
-    pool = recipe.inference.pooling
-    if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
-        raise ConfigError(
-            f"{where}: inference.pooling is {pool!r}; it takes one network, frozen, with frozen_augmentations"
-        )
-    if pool != "mean" and recipe.training.final == "folds":
-        raise ConfigError(f"{where}: training.final is 'folds', inference.pooling {pool!r}; it takes final = \"all\"")
-    if any(model.standardise for model in recipe.model) and not frozen:
-        raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_augmentations")
-    if any(model.l2 for model in recipe.model) and pool != "logits":
-        raise ConfigError(f'{where}: model.l2 is set, inference.pooling {pool!r}; it takes pooling = "logits"')
+    _check_head(recipe, bool(frozen), where)
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
     if recipe.training.feed == "shards" and recipe.training.balance == "synthetic":
@@ -351,6 +345,26 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
             f"{where}: training.feed is 'shards', data.source {recipe.data.source!r}; only slides have shards: "
             'it takes feed = "memory"'
         )
+
+
+def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
+    """Raise ConfigError for a pooling or a head that the recipe's networks do not take."""
+    pool = recipe.inference.pooling
+    if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
+        raise ConfigError(
+            f"{where}: inference.pooling is {pool!r}; it takes one network, frozen, with frozen_augmentations"
+        )
+    if pool != "mean" and recipe.training.final == "folds":
+        raise ConfigError(f"{where}: training.final is 'folds', inference.pooling {pool!r}; it takes final = \"all\"")
+    if any(model.standardise for model in recipe.model) and not frozen:
+        raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_augmentations")
+    if any(model.shrink_novel and not (model.standardise and pool == "logits") for model in recipe.model):
+        raise ConfigError(
+            f"{where}: model.shrink_novel is true, inference.pooling {pool!r}; it takes standardise = true and "
+            'pooling = "logits"'
+        )
+    if any(model.l2 for model in recipe.model) and pool != "logits":
+        raise ConfigError(f'{where}: model.l2 is set, inference.pooling {pool!r}; it takes pooling = "logits"')
 
 
 def _check_downsample_rules(recipe: Recipe, where: str) -> None:

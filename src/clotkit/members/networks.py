@@ -9,6 +9,7 @@ other network of the same recipe.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from clotkit.errors import ConfigError, one_line
 from clotkit.members.backbones import find_backbone, lite0_backbone
 
 STANDARDISE = "standardise"  # name of the layer that standardises features; it is not trained, its statistics are set
+SHRINK_NOVEL = "shrink_novel"  # name of the layer that shrinks novel features; it is not trained either
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its initial values; small recipes train for fewer
 FLOAT32 = "float32"  # dtype of layers that half precision would spoil: pixels, means, probabilities
 BGR_MEANS = (103.939, 116.779, 123.68)  # ImageNet's, which ResNet and VGG subtract (keras.applications, mode "caffe")
@@ -373,7 +375,7 @@ def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
     if pool == "attention":
         last = _attention(config.attention_units, classes)
     elif pool == "logits":
-        last = _uniform_attention(config.l2, classes)
+        last = _uniform_attention(config.l2, classes, not config.shrink_novel)
     else:
         last = _sigmoid() if config.name == "cnn_flat" else _softmax(classes)
 
@@ -392,6 +394,8 @@ def _hidden(config: ModelConfig) -> list[Any]:
     hidden: list[Any] = []
     if config.standardise:
         hidden.append(layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARDISE))
+    if config.shrink_novel:
+        hidden.append(_shrink_novel()(trainable=False, dtype=FLOAT32, name=SHRINK_NOVEL))
     for index, units in enumerate(config.head):
         hidden += [
             layers.Dense(units, name=f"head{index}_dense"),
@@ -425,11 +429,16 @@ def _sigmoid() -> Stage:
     return apply
 
 
-def _uniform_attention(l2: float, classes: int) -> Stage:
-    """Build the output of "logits" pooling: features [n, D] -> [n, C + 1], with an attention of 0."""
+def _uniform_attention(l2: float, classes: int, use_bias: bool) -> Stage:
+    """Build the output of "logits" pooling: features [n, D] -> [n, C + 1], with an attention of 0.
+
+    Without biases, features of 0 are every class with the same probability.
+    """
     from keras import layers, regularizers
 
-    logits = layers.Dense(classes, kernel_regularizer=regularizers.L2(l2), dtype=FLOAT32, name="classes")
+    logits = layers.Dense(
+        classes, use_bias=use_bias, kernel_regularizer=regularizers.L2(l2), dtype=FLOAT32, name="classes"
+    )
     zero = layers.Dense(
         1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FLOAT32, name="attention_0"
     )
@@ -456,6 +465,31 @@ def _attention(units: int, classes: int) -> Stage:
         return both([logits(x), weight(gated([content(x), gate(x)]))])  # [n, C], [n, 1] from [n, units]
 
     return apply
+
+
+@cache
+def _shrink_novel() -> Any:
+    """Return the class of the layer that shrinks features far from those of training, [n, D] -> [n, D].
+
+    A row is divided by the fourth power of its distance |(x - centre) whitening|, if that is above 1. training.frozen
+    sets the weights so that tiles of training have a mean squared distance of 1: a Mahalanobis distance, which tells
+    unknown classes better than confidence (Lee et al. 2018, "A simple unified framework for detecting
+    out-of-distribution samples"). At first nothing is shrunk.
+    """
+    from keras import layers, ops
+
+    class ShrinkNovel(layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            width = shape[-1]
+            self.centre = self.add_weight(shape=(width,), initializer="zeros", name="centre")
+            self.whitening = self.add_weight(shape=(width, width), initializer="zeros", name="whitening")
+
+        def call(self, x: Any) -> Any:
+            whitened = ops.matmul(x - self.centre, self.whitening)  # [n, D]
+            squared = ops.sum(ops.square(whitened), axis=-1, keepdims=True)  # [n, 1]
+            return x / ops.square(ops.maximum(squared, 1.0))
+
+    return ShrinkNovel
 
 
 def _application(function: str) -> Callable[[int], Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.data.tiles import TileSet
-from clotkit.members.networks import STANDARDISE, Network
+from clotkit.members.networks import SHRINK_NOVEL, STANDARDISE, Network
 from clotkit.training.augment import augment
 from clotkit.training.feed import Floats, TrainingInputs, training_inputs
 from clotkit.training.resampling import Rows, draw_evenly
@@ -103,12 +103,29 @@ def _bag_inputs(
 def set_standardisation(network: Network, plain: Floats, images: list[str]) -> None:
     """Set the head's standardisation layer, if it has one, to the statistics of the images' mean features.
 
-    `plain` [n, D] are the features of tiles, and `images` [n] their images.
+    A layer that shrinks novel features gets those of the standardised tiles. `plain` [n, D] are the features of tiles,
+    and `images` [n] their images.
     """
-    if STANDARDISE in {layer.name for layer in network.head.layers}:
-        image_of_tile = np.array(images)
-        means = np.stack([plain[image_of_tile == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
-        network.head.get_layer(STANDARDISE).set_weights([means.mean(axis=0), means.var(axis=0)])
+    names = {layer.name for layer in network.head.layers}
+    if STANDARDISE not in names:
+        return
+    image_of_tile, standardise = np.array(images), network.head.get_layer(STANDARDISE)
+    means = np.stack([plain[image_of_tile == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
+    standardise.set_weights([means.mean(axis=0), means.var(axis=0)])
+    if SHRINK_NOVEL in names:
+        tiles = np.asarray(standardise(plain), np.float64)  # [n, D]
+        network.head.get_layer(SHRINK_NOVEL).set_weights([tiles.mean(axis=0), _whitening(tiles)])
+
+
+def _whitening(tiles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the matrix [D, D] that whitens centred tiles [n, D], to a mean squared norm of 1.
+
+    The covariance is shrunk (Ledoit and Wolf 2004), because tiles of one slide are alike.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    covariance, _ = ledoit_wolf(tiles)
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(covariance) / len(covariance)), np.float64)
 
 
 def bag_model(network: Network) -> Any:
