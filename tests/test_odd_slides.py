@@ -295,6 +295,29 @@ def test_refused_by_name(name: str, tmp_path: Path) -> None:
     assert_refused(tmp_path / "slide.tif", words)
 
 
+@pytest.mark.parametrize("readable", [0, 20])
+def test_a_strict_decoder_goes_on_where_libvips_fails(
+    readable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The direct reader leaves PackBits to libvips, which fails after `readable` regions. OpenSlide is too lenient."""
+    pixels = np.ascontiguousarray(scene(3).repeat(4, 0).repeat(4, 1)[:512, :512])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="packbits")
+    fetch, left = pyvips.Region.fetch, iter(range(readable))
+
+    def failing(region: Any, *at: int) -> Any:
+        if next(left, None) is None:
+            raise pyvips.Error("a codec that is not built in")
+        return fetch(region, *at)
+
+    monkeypatch.setattr(pyvips.Region, "fetch", failing)
+    slide = open_slide(tmp_path / "a.tif")
+    corners = [(x, y) for y in range(0, pixels.shape[0] - 63, 64) for x in range(0, pixels.shape[1] - 63, 64)]
+    for (x, y), tile in zip(corners, slide.tiles(corners, 64, 1, (0, 0, 0)), strict=True):
+        np.testing.assert_array_equal(tile, pixels[y : y + 64, x : x + 64])
+    assert slide.decoder == "tifffile"
+    assert [tried["decoder"] for tried in slide.facts["decoders_tried"]] == ["libvips"]
+
+
 @pytest.mark.parametrize(("bits", "side", "need_mb"), [(8, 40_000, "4,578"), (16, 32_768, "6,144")])
 def test_a_large_interlaced_png_is_refused_before_it_is_decoded(
     bits: int, side: int, need_mb: str, tmp_path: Path

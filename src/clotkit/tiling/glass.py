@@ -102,7 +102,10 @@ class Glass:
         return flat
 
     def framed(self, pixels: Pixels, corner: tuple[int, int], downsample: int) -> Pixels:
-        """Return pixels, uint8[h, w, 3], with glass in the place of the surround; `corner` is relative to `scanned`."""
+        """Return pixels, uint8[h, w, 3], with glass in the place of the surround.
+
+        `corner` (x, y) is relative to that of `scanned`.
+        """
         if self.scanned is None:
             return pixels
         rows, columns = (
