@@ -23,12 +23,13 @@ from clotkit.errors import ConfigError, UsageError
 from clotkit.planning.cluster_costs import SAMPLED, SlideCost, fit_costs, full_mb, measure_split
 from clotkit.planning.cluster_plan import ClusterSettings, plan_cluster, simulate_runs
 from clotkit.planning.cluster_simulation import MIN_GAIN, Fleet, Job, simulate, stops_helping_at, with_machines
+from clotkit.planning.text import cluster_plan_lines
 from clotkit.scratch import scratch_base
 from clotkit.synthetic.phantom import write_split
 from clotkit.synthetic.phantom_sizes import draw_slides, file_quantiles
 
 from .cluster import KEYS, copy_in, object_store
-from .conftest import OTHER, RECIPE, ROOT
+from .conftest import RECIPE, ROOT
 
 SIZES = load_competition().sizes
 RAW_BYTES = 2.05e12  # of the 754 train slides when decoded
@@ -383,13 +384,17 @@ def test_wrong_usage_ends_with_2_in_one_line(
     assert [word for word in named if word not in line] == []
 
 
-def test_a_competition_without_sizes(cluster_settings: ClusterSettings, other: Competition) -> None:
-    assert other.sizes == UNKNOWN
-    assert "[sizes]" not in OTHER
-    with pytest.raises(ConfigError, match="sizes"):
-        plan_cluster(cluster_settings, other)
+def test_a_competition_without_sizes(cluster_settings: ClusterSettings, strip_ai: Competition) -> None:
+    """Its figures come from the split's own slides, repeated."""
+    without = replace(strip_ai, sizes=UNKNOWN)
+    plan = plan_cluster(replace(cluster_settings, slides=8), without)
+    assert (plan.sizes_known, plan.real_gb, plan.slides, plan.own_slides) == (False, None, 8, 4)
+    assert plan.file_gb == pytest.approx(2 * plan.own_gb)
+    assert plan.beyond == 0
+    assert any("[sizes]" in line for line in cluster_plan_lines(plan))
+    assert plan.to_json()["real_gb"] is None
     with pytest.raises(UsageError, match=r"--cluster .*20000"):
-        plan_cluster(replace(cluster_settings, machines=20_000), other)
+        plan_cluster(replace(cluster_settings, machines=20_000), without)
 
 
 def test_a_phantom_without_a_table_of_sizes_has_the_default_sizes(other: Competition, tmp_path: Path) -> None:

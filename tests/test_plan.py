@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.cli import main
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, Limits
 from clotkit.config import TilingConfig, load_recipe
 from clotkit.planning.forecast import Forecast, Probe, box_shares, forecast, searched
 from clotkit.planning.plan import Plan, PlanSettings, plan_split, plan_task, wall_seconds
@@ -229,6 +229,17 @@ def test_a_plan_adds_up(plan: Callable[..., Plan], test_split: Path) -> None:
     assert not found.network_measured
     assert found.predict_s == found.load_s == 0
     assert "--weights" in "\n".join(plan_lines(found))
+    assert (found.hidden_slides, found.default_limits) == (280, False)
+    assert found.hidden_s == pytest.approx(found.wall_s * 280 / 4)
+
+
+def test_a_competition_without_limits_is_planned_all_the_same(plan: Callable[..., Plan], strip_ai: Competition) -> None:
+    found = plan(competition=replace(strip_ai, limits=Limits()))
+    assert found.wall_s > 0
+    assert (found.hidden_slides, found.hidden_s, found.default_limits) == (0, None, True)
+    lines = "\n".join(plan_lines(found))
+    assert "[limits]" in lines
+    assert "limits.hidden_slides" in lines
 
 
 def test_slides_that_cannot_be_read_are_named(plan: Callable[..., Plan], split: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.competitions import Competition
 from clotkit.config import tiling_for
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, grad_cam, load_for_evaluation
 from clotkit.members.heat import overlay
@@ -40,17 +41,27 @@ def predict_tiles(member: LoadedMember, tiles: Pixels) -> npt.NDArray[np.float64
         return member.predict(tiles, np.full(len(tiles), UNKNOWN))
 
 
-def decide(member: LoadedMember, rows: npt.NDArray[np.float64]) -> tuple[str, dict[str, float]]:
-    """Return the label and the calibrated probability of each class of an image, from its tiles' rows."""
+def decide(
+    member: LoadedMember, rows: npt.NDArray[np.float64], competition: Competition
+) -> tuple[str, dict[str, float]]:
+    """Return the label and the calibrated probability of each class of an image, from its tiles' rows.
+
+    The label is that of a submission where the competition asks for labels.
+    """
     probabilities = member.calibration.apply(pooled(rows, member.recipe.inference.pooling))  # [C]
     by_class = dict(zip(member.target.classes, map(float, probabilities.round(6)), strict=True))
-    return member.target.predicted_class(probabilities), by_class
+    return member.label(probabilities, competition), by_class
 
 
 def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
-    """Return the tile with the highest probability of `label` under its Grad-CAM, uint8[S, S, 3]."""
-    target = member.target.classes.index(label)
-    best = int(tile_probabilities(rows, member.recipe.inference.pooling)[:, target].argmax())
+    """Return the tile with the highest probability of `label` under its Grad-CAM, uint8[S, S, 3].
+
+    For a label that is no class, an outlier, it is that of the class which is likeliest on average.
+    """
+    p = tile_probabilities(rows, member.recipe.inference.pooling)  # [n, C]
+    known = label in member.target.classes
+    target = member.target.classes.index(label) if known else int(p.mean(axis=0).argmax())
+    best = int(p[:, target].argmax())
     with _predicting:
         heat = grad_cam(member.network(UNKNOWN), tiles[best], target)
     return overlay(tiles[best], heat)

@@ -30,11 +30,13 @@ def samples_for(member: str, source: str, competition: Competition) -> dict[str,
 
 @cache
 def _slides(competition: Competition) -> dict[str, bytes]:
+    from clotkit.splits import read_slides
     from clotkit.synthetic.phantom import write_split
 
     with TemporaryDirectory(prefix="clotkit-app-") as folder:
         write_split(Path(folder), "test", 2, SLIDES_SEED, competition, size=SLIDE_SIZE, log=lambda _: None)
-        return {f"drawn slide {number}": path.read_bytes() for number, path in _numbered(Path(folder), "**/*.tif")}
+        slides = read_slides(Path(folder), "test", competition, lambda _: None)
+        return {f"drawn slide {number}": slide.path.read_bytes() for number, slide in enumerate(slides, 1)}
 
 
 @cache
@@ -48,10 +50,6 @@ def _contours() -> dict[str, bytes]:
 
 def _first(folder: Path) -> bytes:
     return min(folder.iterdir()).read_bytes()
-
-
-def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
-    return list(enumerate(sorted(folder.glob(pattern)), 1))
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 from clotkit.app import untrusted
 from clotkit.app.escaping import LONGEST_REASON, printable
 from clotkit.app.processes import NAME_OF_FILE, run_one, temporary_files
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, Form, Unit
 from clotkit.errors import ClotkitError, SubmissionError
 from clotkit.metric import normalised
 from clotkit.submission.checking import Verdict
@@ -27,11 +27,11 @@ Data = bytes | memoryview
 class Difference:
     """The difference of two valid submissions."""
 
-    patients: int  # patients in both
-    only_one: int  # patients in one of them only
-    mean: float  # mean over the patients of the largest difference of a probability
-    largest: float  # largest difference of a probability
-    worst: list[dict[str, Any]]  # rows with the largest differences
+    patients: int  # ids in both
+    only_one: int  # ids in one of them only
+    mean: float  # mean over the ids of the largest difference of a probability; of labels, the share that differs
+    largest: float  # largest difference of a probability; 1 if labels differ
+    worst: list[dict[str, Any]]  # rows with the largest differences, without those that are equal
 
 
 def check(
@@ -56,32 +56,58 @@ def check(
 
 
 def _verdict(raw: Any, competition: Competition) -> Verdict:
-    clip = competition.metric.clip
-    rows = {patient: normalised(row, clip) for patient, row in raw["rows"].items()} if not raw["problems"] else {}
+    rows, labels = ({}, {}) if raw["problems"] else (dict(raw["rows"]), dict(raw["labels"]))
+    if competition.submission.form is Form.PROBABILITIES:
+        rows = {one: normalised(row, competition.metric.clip) for one, row in rows.items()}
     problems = [replace(problem, text=printable(problem.text, LONGEST_PROBLEM)) for problem in raw["problems"]]
-    return Verdict(problems, raw["notes"], {k: list(v) for k, v in rows.items()})
+    return Verdict(problems, raw["notes"], {one: list(row) for one, row in rows.items()}, labels)
 
 
 def histogram(verdict: Verdict, index: int, bins: int = 20) -> list[tuple[str, int]]:
-    """Return the histogram of one class's probability, (lower edge, patients) for each bin from 0 to 1."""
-    counts, edges = np.histogram([row[index] for row in verdict.rows.values()], bins=bins, range=(0.0, 1.0))
+    """Return the histogram of one class's probability, (lower edge, rows) for each bin.
+
+    It goes from 0 to 1, and further if a metric of ranks took numbers beyond.
+    """
+    values = [row[index] for row in verdict.rows.values()]
+    counts, edges = np.histogram(values, bins=bins, range=(min(0.0, *values), max(1.0, *values)))
     return [(f"{edge:.2f}", int(count)) for edge, count in zip(edges, counts, strict=False)]
 
 
 def difference(one: Verdict, other: Verdict, competition: Competition) -> Difference:
-    """Compare two valid submissions. Raises SubmissionError if they have no patient in common."""
+    """Compare two valid submissions. Raises SubmissionError if they have no id in common."""
     both = [patient for patient in one.rows if patient in other.rows]
     if not both:
-        raise SubmissionError("the two files have no patient in common; give files for the same sample")
+        column = competition.submission.id
+        raise SubmissionError(f"the two files have no {column} in common; give files for the same sample")
     first, second = (np.array([verdict.rows[patient] for patient in both]) for verdict in (one, other))  # [n, C]
     gaps = np.abs(first - second).max(axis=1)  # [n]
-    worst = [_row(both[at], first[at], second[at], competition) for at in np.argsort(-gaps, kind="stable")[:MOST_ROWS]]
+    order = [at for at in np.argsort(-gaps, kind="stable")[:MOST_ROWS] if gaps[at] > 0 or not one.labels]
+    if one.labels:
+        worst = [_labels(both[at], one, other, competition) for at in order]
+    else:
+        worst = [_row(both[at], first[at], second[at], competition) for at in order]
     only_one = len(set(one.rows) ^ set(other.rows))
     return Difference(len(both), only_one, float(gaps.mean()), float(gaps.max()), worst)
 
 
+def label_counts(verdict: Verdict, competition: Competition) -> dict[str, int]:
+    """Return the number of rows of each label."""
+    labels = list(verdict.labels.values())
+    return {name: labels.count(index) for index, name in enumerate(competition.answers)}
+
+
+def _labels(one: str, first: Verdict, second: Verdict, competition: Competition) -> dict[str, Any]:
+    answers, column = competition.answers, competition.submission.columns[0]
+    labels = {column: answers[first.labels[one]], f"{column}, other file": answers[second.labels[one]]}
+    return {_unit(competition): one, **labels}
+
+
+def _unit(competition: Competition) -> str:
+    return (competition.submission.unit or Unit.PATIENT).value
+
+
 def _row(patient: str, first: Any, second: Any, competition: Competition) -> dict[str, Any]:
-    named: dict[str, Any] = {"patient": patient}
+    named: dict[str, Any] = {_unit(competition): patient}
     for name, a, b in zip(competition.classes.names, first, second, strict=True):
         named |= {name: round(float(a), 4), f"{name}, other file": round(float(b), 4)}
     return named

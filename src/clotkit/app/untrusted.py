@@ -19,6 +19,7 @@ from clotkit.errors import SlideUnreadable
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.splits import read_table
+from clotkit.submission.answers import answer_cells
 from clotkit.submission.checking import check_submission
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.preview import draw_preview
@@ -119,7 +120,8 @@ def submission(task: Task, competition: Competition) -> Pieces:
     for name in (SUBMISSION, OTHER):
         if (task.path / name).is_file():
             verdict = check_submission(task.path / name, sample, competition)
-            yield TILES, {name: {"problems": verdict.problems, "notes": verdict.notes, "rows": verdict.rows}}
+            parts = {"problems": verdict.problems, "notes": verdict.notes, "rows": verdict.rows}
+            yield TILES, {name: parts | {"labels": verdict.labels}}
 
 
 def check_signature(path: Path) -> None:
@@ -189,7 +191,7 @@ def _batch(tiles: Pixels) -> Batch:
 
 def _write_sample(sample: Path, submission: Path, competition: Competition) -> None:
     """Write a sample submission with the ids of a submission. Raises SplitError if it has none."""
-    rows = read_table(submission, (competition.columns.patient,))
-    ids = dict.fromkeys(row[competition.columns.patient] for row in rows if row[competition.columns.patient])
+    column, fallback = competition.submission.id, answer_cells(competition, None)
+    ids = dict.fromkeys(row[column] for row in read_table(submission, (column,)) if row[column])
     with sample.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([competition.header, *([one, *competition.classes.fallback] for one in ids)])
+        csv.writer(file).writerows([competition.header, *([one, *fallback] for one in ids)])

@@ -63,7 +63,7 @@ def classify(
     Args:
         member: the member that predicts.
         uploads: the files.
-        competition: has the limits of a slide's process.
+        competition: has the limits of a slide's process, and the labels.
         advance: called with the number of uploads that are done, and of all.
     """
     refused = _above_limits(uploads)
@@ -78,7 +78,7 @@ def classify(
         with closing(results(tasks, work, replace(limits, deadline=time.monotonic() + BATCH_S))) as running:
             for ended, result in running:
                 number = int(ended.image_id)
-                answers[number] = _answer(member, uploads[number].name, ended, result)
+                answers[number] = _answer(member, uploads[number].name, ended, result, competition)
                 advance(len(answers), len(uploads))
     return [answers[number] for number in range(len(uploads))]
 
@@ -111,14 +111,14 @@ def _written(folder: Path, number: int, upload: Upload) -> Path:
     return path
 
 
-def _answer(member: LoadedMember, name: str, ended: Ended, result: Result) -> Answer:
+def _answer(member: LoadedMember, name: str, ended: Ended, result: Result, competition: Competition) -> Answer:
     if ended.code is not None:
         cause = Cause(ended.code, _sentence(ended))
         return Answer(name, cause, seconds=ended.seconds, peak_mb=ended.peak_mb)
     try:
         tiles = result.tiles()
         rows = predict_tiles(member, tiles)
-        label, probabilities = decide(member, rows)
+        label, probabilities = decide(member, rows, competition)
         heat = heat_map(member, tiles, rows, label)
         notes = tuple(_notes(member, ended))
         return Answer(name, None, label, probabilities, result.picture(), heat, notes, ended.seconds, ended.peak_mb)

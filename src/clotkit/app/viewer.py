@@ -16,7 +16,7 @@ from clotkit.app.prediction import decide, predict_tiles
 from clotkit.app.processes import Result, events, run_one, slide_limits, without_path
 from clotkit.app.roots import Roots
 from clotkit.app.untrusted import VIEW_PX, Window
-from clotkit.competitions import Competition
+from clotkit.competitions import FOLDER, Competition, load_competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
 from clotkit.evaluation.evaluate import LoadedMember
@@ -24,6 +24,7 @@ from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.members.pooling import tile_probabilities
 from clotkit.reasons import Cause
 from clotkit.report.records import REPORT, RUN, SlideReport, read_report
+from clotkit.report.shown import Kind, Shown
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides, split_of
 from clotkit.tiling.preview import kept_size_px
@@ -38,6 +39,7 @@ class SlideFolder:
     """The slides of a split, or of a run with its report."""
 
     folder: Path
+    competition: Competition  # of the run, or of the application
     rows: dict[str, SlideRow] = field(default_factory=dict)  # by image id; empty where the files may not be read
     lines: dict[str, SlideReport] = field(default_factory=dict)  # the run's report by image id; empty for a split
     unreadable: ClotkitError | None = None  # why the files of a run's slides cannot be read
@@ -70,11 +72,13 @@ class LiveScore:
 
 def list_folders(roots: Roots, competition: Competition) -> list[Path]:
     """Return the folders of splits and runs below the roots."""
-    return roots.below([REPORT, *(competition.table_path(Path(), split).name for split in SPLITS)])
+    tables = [competition.table_path(Path(), split).name for split in SPLITS]
+    sample = [competition.sample_path(Path()).name] if competition.by_image else []  # it may list the slides
+    return roots.below([REPORT, *tables, *sample])
 
 
 def open_folder(path: str | Path, roots: Roots, competition: Competition) -> SlideFolder:
-    """Open the folder of a split or a run.
+    """Open the folder of a split, or of a run of any competition that ships with the kit.
 
     Raises UsageError if it is outside the roots or a file, SplitError if it is neither a split nor a run.
     """
@@ -82,14 +86,16 @@ def open_folder(path: str | Path, roots: Roots, competition: Competition) -> Sli
     if not folder.is_dir():
         raise UsageError("that is a file; give the folder of a split or of a run")
     if not (folder / REPORT).is_file():
-        return SlideFolder(folder, _slides(folder, competition))
+        return SlideFolder(folder, competition, _slides(folder, competition))
     roots.inside(folder / REPORT)
     lines = {line.image_id: line for line in _lines(folder / REPORT)}
     try:
-        split = roots.inside(_split_of_run(folder, roots))
-        return SlideFolder(folder, _slides(split, competition), lines)
+        facts = _facts_of_run(folder, roots)
+        competition = _competition_of_run(facts, competition)
+        split = roots.inside(Path(facts["arguments"]["split"]).absolute())
+        return SlideFolder(folder, competition, _slides(split, competition), lines)
     except ClotkitError as error:
-        return SlideFolder(folder, {}, lines, error)
+        return SlideFolder(folder, competition, {}, lines, error)
 
 
 def slide_path(opened: SlideFolder, image_id: str, roots: Roots) -> Path:
@@ -159,7 +165,7 @@ def score_live(member: LoadedMember, path: Path, competition: Competition) -> Ge
                 yield LiveScore(sum(map(len, rows)), most)
     if not rows:
         raise SplitError(f"the slide gives no tile: {cut_short.sentence if cut_short else 'it has none'}")
-    yield _last(member, result, np.concatenate(rows), cut_short)
+    yield _last(member, result, np.concatenate(rows), cut_short, competition)
 
 
 def paint_tiles(
@@ -172,7 +178,7 @@ def paint_tiles(
         downsample: full-resolution pixels per pixel of the overview.
         xy: corners of the tiles, int32[n, 2], in full-resolution pixels.
         size_px: width and height of a tile, in full-resolution pixels.
-        p: probabilities [n].
+        p: probabilities, or other shares of a largest value [n].
     """
     painted = overview.astype(np.float32)
     colours = np.stack([np.interp(p, RAMP_AT, channel) for channel in np.array(RAMP).T], axis=-1)  # [n, 3]
@@ -186,16 +192,33 @@ def _cause_of(ended: Ended) -> Cause | None:
     return None if ended.code is None else Cause(ended.code, without_path(ended.reason, ended.task.path))
 
 
-def _last(member: LoadedMember, result: Result, rows: npt.NDArray[np.float64], cut_short: Cause | None) -> LiveScore:
-    label, probabilities = decide(member, rows)
+def shown_by(member: LoadedMember, competition: Competition) -> Shown:
+    """Return the number that is drawn of each tile.
+
+    Of two classes it is the probability of the member's positive one.
+    """
+    classes, positive = member.target.classes, member.target.positive
+    if len(classes) > 2:
+        return Shown.by_rule(classes, competition.submission.rule if classes == competition.classes.names else "")
+    return Shown(Kind.LAST, (*(name for name in classes if name != positive), positive))
+
+
+def _last(
+    member: LoadedMember,
+    result: Result,
+    rows: npt.NDArray[np.float64],
+    cut_short: Cause | None,
+    competition: Competition,
+) -> LiveScore:
+    label, probabilities = decide(member, rows, competition)
     picture = None
     if untrusted.SHOWN in result.batches:
         facts: dict[str, Any] = dict(result.facts)
         xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
         size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"])
-        positive = member.target.classes.index(member.target.positive)
-        p = tile_probabilities(rows, member.recipe.inference.pooling)[:, positive]
-        picture = paint_tiles(result.picture(), facts["downsample"], xy, size, p)
+        shown, p = shown_by(member, competition), tile_probabilities(rows, member.recipe.inference.pooling)  # [n, C]
+        order = [member.target.classes.index(name) for name in shown.classes]
+        picture = paint_tiles(result.picture(), facts["downsample"], xy, size, shown.levels(p[:, order]))
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)
 
 
@@ -211,12 +234,29 @@ def _lines(path: Path) -> list[SlideReport]:
         raise SplitError(f"{path.name}: not the report of a run; clotkit run writes one") from error
 
 
-def _split_of_run(folder: Path, roots: Roots) -> Path:
+def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any]:
+    """Return the contents of run.json. Raises SplitError if it does not name the run's split."""
     try:
-        split = json.loads(roots.inside(folder / RUN).read_text(encoding="utf-8"))["arguments"]["split"]
-        return Path(split).absolute()
+        facts: dict[str, Any] = json.loads(roots.inside(folder / RUN).read_text(encoding="utf-8"))
+        Path(facts["arguments"]["split"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SplitError(f"{RUN} does not name the run's split; the run has not ended") from error
+    return facts
+
+
+def _competition_of_run(facts: dict[str, Any], competition: Competition) -> Competition:
+    """Return the competition of a run: that of the application, or one that ships with the kit.
+
+    Raises SplitError for another one.
+    """
+    slug = facts.get("competition", competition.slug)
+    if slug == competition.slug:
+        return competition
+    shipped = (load_competition(path.stem) for path in sorted(FOLDER.glob("*.toml")))
+    found = next((one for one in shipped if one.slug == slug), None)
+    if found is None:
+        raise SplitError(f"the run is of {slug}, the application of {competition.slug}; give clotkit app --competition")
+    return found
 
 
 def _clamped(corner_px: float, side: int, downsample: int, length_px: int) -> int:

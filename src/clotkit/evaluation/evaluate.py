@@ -27,7 +27,8 @@ from clotkit.evaluation.scores import (
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
 from clotkit.members.calibration import Calibration
-from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_member
+from clotkit.members.decision import Decision
+from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_decision, read_member
 from clotkit.members.heat import heat_maps
 from clotkit.members.networks import Network
 from clotkit.members.predict import predict_committee, predictor
@@ -123,6 +124,17 @@ class LoadedMember:
     fold_calibrations: list[Calibration]  # by fold, each fitted on the other folds
     folds: dict[str, str]  # the fold of each image that it was made with, as split.csv has it
     where: Path  # its folder
+    decision: Decision | None = None  # from probabilities to a label; None: it was trained without
+
+    def label(self, probabilities: npt.NDArray[np.float64], competition: Competition) -> str:
+        """Return the label of calibrated probabilities [C].
+
+        It follows from the decision, if the competition asks for labels by its rule; else it is the likeliest class.
+        """
+        known = self.decision is not None and self.decision.rule is competition.submission.rule
+        if self.decision is None or not known or competition.classes.names != self.target.classes:
+            return self.target.predicted_class(probabilities)
+        return competition.answers[int(self.decision.apply(probabilities)[0])]
 
     def predict(self, tiles: npt.NDArray[np.uint8], folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the outputs of the networks for tiles uint8[n, S, S, 3].
@@ -185,6 +197,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
             Calibration.from_json(one, where, len(classes)) for one in files.calibration.get("folds", [])
         ],
         where=folder,
+        decision=read_decision(files.calibration, where, len(classes)),
         folds=dict(zip(split["image"], split["fold"], strict=True)) if len(split) else {},
     )
 

@@ -1,18 +1,20 @@
 """Plan `clotkit tile` on a cluster: hours, dollars and the slowest slide, before a machine is rented.
 
 Costs are measured on this machine, on some slides of the split, as many at a time as a machine of the cluster has
-threads. Slides are drawn from the competition's sizes, and a simulation gives them to the threads of the machines as
-`clotkit tile` does, the largest first. MB and GB are 10**6 and 10**9 bytes here, as for networks and published sizes.
+threads. Slides are drawn from the competition's sizes, or without those are the split's own, and a simulation gives
+them to the threads of the machines as `clotkit tile` does, the largest first. MB and GB are 10**6 and 10**9 bytes here,
+as for networks and published sizes.
 """
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle, islice
 from typing import Any
 
 from clotkit.competitions import UNKNOWN, Competition
-from clotkit.errors import ConfigError, UsageError
+from clotkit.errors import UsageError
 from clotkit.planning.cluster_costs import DECIMAL_MB, CostModel, SplitMeasurements, measure_split
 from clotkit.planning.cluster_simulation import Fleet, Job, simulate, stops_helping_at, with_machines
 from clotkit.stores import Place
@@ -34,7 +36,7 @@ class ClusterSettings:
     machines: int
     threads: int  # of each machine; a thread has one slide at a time
     memory_mb: int  # address space of a slide's process
-    slides: int | None = None  # slides to draw; None: as many as the competition has
+    slides: int | None = None  # slides to draw; None: as many as the competition has, or the split
     price_usd: float | None = None  # of a machine-hour
     bandwidth_mb_s: float | None = None  # of each machine; 0: slides are local; None: as measured here
     startup_s: float | None = None  # until a machine takes slides; None: as measured here
@@ -70,9 +72,9 @@ class ClusterPlan:
     task_s: float
     price_usd: float | None
     seed: int
-    slides: int  # drawn slides
+    slides: int  # drawn slides, or repeated ones
     file_gb: float
-    real_gb: float  # of as many real slides
+    real_gb: float | None  # of as many real slides; None: unknown
     raw_gb: float  # when decoded
     largest_mb: float
     beyond: float  # share of the drawn slides that are larger than any that was cut here
@@ -86,6 +88,7 @@ class ClusterPlan:
     own_gb: float
     own: list[SimulatedRun]  # of the split's own slides
     failing: list[str] = field(default_factory=list)  # of the split's own slides
+    sizes_known: bool = True  # slides are drawn from the competition's sizes; else they are the split's own, repeated
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints; infinite numbers are null."""
@@ -117,7 +120,8 @@ def plan_cluster(settings: ClusterSettings, competition: Competition) -> Cluster
         measured.start_s if settings.startup_s is None else settings.startup_s,
         TASK_S,
     )
-    drawn, raw_bytes = drawn_jobs(settings, competition, measured.costs)
+    known = competition.sizes != UNKNOWN
+    drawn, raw_bytes = drawn_jobs(settings, competition, measured.costs) if known else repeated_jobs(settings, measured)
     return _total(settings, competition, measured, fleet, drawn, raw_bytes)
 
 
@@ -129,8 +133,6 @@ def _check(settings: ClusterSettings, competition: Competition) -> None:
     for option, value in (("--price", settings.price_usd), ("--bandwidth", settings.bandwidth_mb_s)):
         if value is not None and not 0 <= value < math.inf:
             raise UsageError(f"{option} is {value}; allowed: 0 or more")
-    if competition.sizes == UNKNOWN:
-        raise ConfigError(f"{competition.source}: no table [sizes], from which --cluster draws slides; add one")
 
 
 def drawn_jobs(settings: ClusterSettings, competition: Competition, costs: CostModel) -> tuple[list[Job], float]:
@@ -141,6 +143,16 @@ def drawn_jobs(settings: ClusterSettings, competition: Competition, costs: CostM
         for number, mb in enumerate(slide.file_bytes / DECIMAL_MB for slide in drawn)
     ]
     return jobs, 3.0 * sum(slide.width_px * slide.height_px for slide in drawn)
+
+
+def repeated_jobs(settings: ClusterSettings, measured: SplitMeasurements) -> tuple[list[Job], float]:
+    """Return the split's own slides, repeated, and their bytes when decoded."""
+    own = own_jobs(measured)
+    jobs = list(islice(cycle(own), settings.slides or len(own)))
+    jobs = [replace(job, name=f"{job.name} {number}") for number, job in enumerate(jobs)]
+    raw = {slide.image_id: 3.0 * slide.width_px * slide.height_px for slide in measured.plan.slides}
+    file_mb = sum(measured.file_mb[image_id] for image_id in raw)  # of a stored split, of the fetched ones
+    return jobs, sum(raw.values()) * sum(job.file_mb for job in jobs) / max(file_mb, 1e-9)
 
 
 def own_jobs(measured: SplitMeasurements) -> list[Job]:
@@ -204,7 +216,7 @@ def _total(
         seed=settings.seed,
         slides=len(jobs),
         file_gb=sum(job.file_mb for job in jobs) * DECIMAL_MB / GB,
-        real_gb=sizes.total_bytes / GB * len(jobs) / sizes.slides,
+        real_gb=sizes.total_bytes / GB * len(jobs) / sizes.slides if sizes.slides else None,
         raw_gb=raw_bytes / GB,
         largest_mb=max(job.file_mb for job in jobs),
         beyond=sum(job.file_mb > costs.most_mb for job in jobs) / len(jobs),
@@ -218,4 +230,5 @@ def _total(
         own_gb=sum(job.file_mb for job in own) * DECIMAL_MB / GB,
         own=simulate_runs(own, fleet, _machine_counts(fleet.machines), settings.price_usd),
         failing=[slide.image_id for slide in plan.failing],
+        sizes_known=sizes.slides > 0,
     )

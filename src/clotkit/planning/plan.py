@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from clotkit import competitions
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe, tiling_for
 from clotkit.looking import with_sizes
@@ -109,6 +110,9 @@ class Plan:
     parent_mb: float
     child_mb: float
     slides: list[SlidePlan]
+    hidden_slides: int = 0  # of the scoring run; 0: unknown
+    hidden_s: float | None = None  # for as many slides, by the mean of these; None: unknown
+    default_limits: bool = False  # the competition's file has no limits of its own
 
     @property
     def fits(self) -> bool:
@@ -175,7 +179,9 @@ def plan_slides(
         _limited(_slide_plan(slide, ended[slide.image_id], recipes, tilings, network, limit_s), settings, limit_s)
         for slide in slides
     ]
-    return _total(plans, network, [folder.name for folder in folders] or [recipes[0].name], settings)
+    return _total(
+        plans, network, [folder.name for folder in folders] or [recipes[0].name], settings, competition.limits
+    )
 
 
 def plan_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
@@ -324,10 +330,16 @@ def _limited(plan: SlidePlan, settings: PlanSettings, limit_s: float) -> SlidePl
 
 
 def _total(
-    slides: list[SlidePlan], network: NetworkTiming | None, members: Sequence[str], settings: PlanSettings
+    slides: list[SlidePlan],
+    network: NetworkTiming | None,
+    members: Sequence[str],
+    settings: PlanSettings,
+    limits: competitions.Limits,
 ) -> Plan:
     load_s = 0.0 if network is None else network.load_s
     seconds = [(slide.process_s + slide.decode_s, slide.predict_s) for slide in slides]
+    slides_s = wall_seconds(seconds, settings.jobs)
+    hidden_s = load_s + slides_s / len(slides) * limits.hidden_slides
     return Plan(
         split=str(settings.split_dir),
         synthetic=bool(kind_of(settings.split_dir)),
@@ -335,7 +347,7 @@ def _total(
         network_measured=network is not None,
         jobs=settings.jobs,
         deadline_s=settings.deadline_s,
-        wall_s=load_s + wall_seconds(seconds, settings.jobs),
+        wall_s=load_s + slides_s,
         load_s=load_s,
         process_s=sum(slide.process_s for slide in slides),
         decode_s=sum(slide.decode_s for slide in slides),
@@ -345,4 +357,7 @@ def _total(
         parent_mb=peak_mb(),
         child_mb=max(slide.peak_mb for slide in slides),
         slides=slides,
+        hidden_slides=limits.hidden_slides,
+        hidden_s=hidden_s if limits.hidden_slides else None,
+        default_limits=replace(limits, hidden_slides=0) == competitions.Limits(),
     )

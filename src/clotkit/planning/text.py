@@ -18,12 +18,15 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"tiles      {plan.tiles:,} expected, {plan.most_tiles:,} at most"
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield f"time       {format_seconds(plan.wall_s)} of {format_seconds(plan.deadline_s)}: {verdict}"
+    if plan.default_limits:
+        yield "           the competition's file has no table [limits]: these are usual ones"
     network = (
         f"loading {plan.load_s:.1f} s, predicting {plan.predict_s:.1f} s"
         if plan.network_measured
         else "network not included; give --weights to time it"
     )
     yield f"           decoding {plan.decode_s:.1f} s, processes {plan.process_s:.1f} s, {network}"
+    yield _hidden_line(plan)
     parent = f"parent {plan.parent_mb:,.0f}" + ("" if plan.network_measured else " without a network")
     yield f"memory     {plan.peak_mb:,.0f} MB: {parent}, {plan.jobs} x {plan.child_mb:,.0f} for slides"
     yield f"fallbacks  {len(plan.failing)} slides" + (", listed below" if plan.failing else "")
@@ -35,10 +38,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def cluster_plan_lines(plan: ClusterPlan) -> Iterator[str]:
     """Yield the slides, costs and machine of a cluster plan, and a line for each number of machines."""
+    drawn = f"drawn (seed {plan.seed})" if plan.sizes_known else "of the split, repeated"
+    real = "" if plan.real_gb is None else f" (as many real ones have {plan.real_gb:,.1f})"
     yield (
-        f"{plan.slides:,} slides drawn (seed {plan.seed}): {plan.file_gb:,.1f} GB of files (as many real ones have "
-        f"{plan.real_gb:,.1f}), {plan.raw_gb:,.0f} GB decoded, the largest {plan.largest_mb:,.0f} MB; {plan.recipe}"
+        f"{plan.slides:,} slides {drawn}: {plan.file_gb:,.1f} GB of files{real}, {plan.raw_gb:,.0f} GB decoded, the "
+        f"largest {plan.largest_mb:,.0f} MB; {plan.recipe}"
     )
+    if not plan.sizes_known:
+        yield "           the competition's file has no table [sizes] to draw slides from; add one for its real sizes"
     yield from _cost_lines(plan)
     if plan.fetched_mb:
         yield f"fetched    {plan.fetched_mb:,.0f} MB of slides to measure, at {plan.fetched_mb_s:,.0f} MB/s"
@@ -61,6 +68,14 @@ def cluster_plan_lines(plan: ClusterPlan) -> Iterator[str]:
 def format_seconds(seconds: float) -> str:
     """Return seconds in s, or in min from one minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:,.1f} min"
+
+
+def _hidden_line(plan: Plan) -> str:
+    """Return the forecast for as many slides as the scoring run has."""
+    if plan.hidden_s is None:
+        return "scoring    number of slides unknown: the competition's file has no limits.hidden_slides"
+    verdict = "fits" if plan.hidden_s <= plan.deadline_s else "DOES NOT FIT"
+    return f"scoring    {plan.hidden_slides:,} slides like these: {format_seconds(plan.hidden_s)}, {verdict}"
 
 
 def _slide_table(slides: Sequence[SlidePlan]) -> Iterator[str]:

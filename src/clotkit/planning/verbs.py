@@ -52,7 +52,8 @@ def _add_cluster_options(verb: argparse.ArgumentParser) -> None:
         "--slides",
         type=int,
         metavar="K",
-        help="number of slides to draw from the competition's sizes (default: as many as it has)",
+        help="number of slides to draw from the competition's sizes (default: as many as it has); without sizes the "
+        "split's own slides are repeated",
     )
     cluster.add_argument("--price", type=float, metavar="USD", help="price of a machine-hour in US dollars")
     cluster.add_argument(

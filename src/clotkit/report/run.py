@@ -34,7 +34,7 @@ class Run:
 
     @property
     def shown(self) -> Shown:
-        """The number that the page draws of a slide; in a run of an older kit, the probability of the last class."""
+        """The number that the page draws of a slide; of an older kit, the probability of the last class."""
         return Shown(word(self.scoring.get("shown"), Kind.LAST), tuple(self.answers.classes))
 
     def row_of(self, line: SlideReport) -> str:

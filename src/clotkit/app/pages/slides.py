@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from clotkit.app.viewer import (
     read_tissue,
     read_window,
     score_live,
+    shown_by,
     slide_path,
     zoom_levels,
     zoomed,
@@ -30,9 +32,11 @@ from clotkit.config import TilingConfig, load_recipe, tiling_for
 from clotkit.errors import ClotkitError, ConfigError
 from clotkit.members.folder import RECIPE
 from clotkit.report.records import SlideReport
+from clotkit.report.shown import Shown
 
 MOVES = {"Left": (-0.5, 0), "Right": (0.5, 0), "Up": (0, -0.5), "Down": (0, 0.5)}  # in sides of the window
 TABLE_PX, WITHOUT_SCROLLING = 320, 6  # height of a long table of slides, and rows of a table that is not long
+COLOURS = {"violet": 0.0, "green": 0.5, "yellow": 1.0}  # of a tile, by its number as a share of the largest
 Stamp = tuple[int, int]  # time of change and size of a file, so that a changed file is read again
 
 
@@ -75,9 +79,10 @@ def show(shared: Shared) -> None:
     if image_id in opened.lines:
         _show_report(opened.lines[image_id])
     path = slide_path(opened, image_id, shared.roots)
+    shared = replace(shared, competition=opened.competition)
     view, tiles, score = st.tabs(["View", "Tissue and tiles", "Score"])
     with view:
-        _guarded(lambda: _show_view(path, shared.competition))
+        _guarded(lambda: _show_view(path, opened.competition))
     with tiles:
         _guarded(lambda: _show_tiles(path, opened.rows[image_id].facts, shared))
     with score:
@@ -148,7 +153,7 @@ def _show_score(path: Path, facts: Mapping[str, str], shared: Shared) -> None:
     if st.button("Score this slide"):
         st.session_state[key] = _score(path, facts, folder, shared)
     if key in st.session_state:
-        _show_scored(st.session_state[key], load_once(folder).target.positive)
+        _show_scored(st.session_state[key], shown_by(load_once(folder), shared.competition))
 
 
 def _score(path: Path, facts: Mapping[str, str], folder: Path, shared: Shared) -> LiveScore:
@@ -161,12 +166,13 @@ def _score(path: Path, facts: Mapping[str, str], folder: Path, shared: Shared) -
     return score
 
 
-def _show_scored(score: LiveScore, positive: str) -> None:
+def _show_scored(score: LiveScore, shown: Shown) -> None:
     if score.cut_short is not None:
         st.warning(f"Not all tiles were read: {escaped_reason(score.cut_short.sentence)}")
     st.markdown(f"Answer: **{escaped(score.label)}**, from {score.tiles} tiles")
     show_bars(score.probabilities)
-    show_picture(score.picture, f"Probability of {escaped(positive)} for each tile: violet 0, green 0\\.5, yellow 1")
+    ends = ", ".join(f"{name} {escaped(f'{share * shown.top:g}')}" for name, share in COLOURS.items())
+    show_picture(score.picture, f"{escaped(shown.text[0].upper() + shown.text[1:])} for each tile: {ends}")
 
 
 def _choose_slide_member(shared: Shared, label: str, key: str) -> Path:
