@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import competitions
+from clotkit.competitions import load_competition
+from clotkit.config import load_recipe
+
 from .conftest import ROOT
 
 LAYOUTS = ["deflate", "strips"]
@@ -57,3 +61,38 @@ def test_each_target_is_printed_and_decides_the_exit_code(
     assert len(lines) == 3 * len(LAYOUTS)
     assert all(line.startswith(("met ", "MISSED ")) and ", wanted " in line for line in lines)
     assert process.returncode == int(any(line.startswith("MISSED") for line in lines))
+
+
+RIGHT = {  # of each case: (true labels, cells of right answers, cells of one answer for all)
+    "panda": (["0", "3", "5"], [["0"], ["3"], ["5"]], ["1"]),
+    "ubc": (["CC", "EC", "Other"], [["CC"], ["EC"], ["Other"]], ["EC"]),
+    "visiomel": (["0", "1", "1"], [["0.1"], ["0.9"], ["0.8"]], ["0.6"]),
+    "prob": (
+        ["benign", "atypical", "malignant"],
+        [["0.8", "0.1", "0.1"], ["0.1", "0.8", "0.1"], ["0.1", "0.1", "0.8"]],
+        ["0.3", "0.3", "0.4"],
+    ),
+    "camelyon16": (["normal", "tumor", "tumor"], [["0.2"], ["0.7"], ["0.6"]], ["0.5"]),
+}
+
+
+@pytest.mark.parametrize("case", competitions.CASES, ids=lambda case: case.folder)
+def test_right_answers_meet_the_targets_of_a_split_and_a_constant_does_not(
+    case: competitions.Case, tmp_path: Path
+) -> None:
+    labels, answers, constant = RIGHT[case.folder]
+    write_csv(tmp_path / "truth.csv", [[f"s{at}", label] for at, label in enumerate(labels)])
+    write_csv(tmp_path / "right.csv", [[f"s{at}", *cells] for at, cells in enumerate(answers)][::-1])
+    write_csv(tmp_path / "constant.csv", [[f"s{at}", *constant] for at in range(len(labels))])
+    right, constants = (
+        competitions.judged(case.judge, tmp_path / "truth.csv", tmp_path / f"{name}.csv")
+        for name in ("right", "constant")
+    )
+    assert all(figure.is_met for figure in right)
+    assert not any(figure.is_met for figure in constants)
+    assert load_recipe(case.recipe).data.source == "slides"
+    assert load_competition(case.competition).kaggle.kernel
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> None:
+    path.write_text("".join(",".join(row) + "\n" for row in [["id", "cells"], *rows]))
