@@ -30,6 +30,8 @@ SUPERVISOR = [
 ]  # fmt: skip
 ONLY_IN_ITS_TOML = ["strip_ai", "strip-ai", "mayo", '"CE"', "LAA", '"image_id"', '"patient_id"', "006388"]
 MAY_KNOW = {
+    ("clotkit/synthetic/phantom_tables.py", '"image_id"'),  # placeholders of the TOML
+    ("clotkit/synthetic/phantom_tables.py", '"patient_id"'),
     ("clotkit/report/records.py", '"image_id"'),  # the report's own field names
     ("clotkit/report/records.py", '"patient_id"'),
     ("clotkit/report/page.py", '"image_id"'),

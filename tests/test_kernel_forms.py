@@ -1,4 +1,4 @@
-"""Test the scoring kernel on submissions of other forms: what is on disk has the sample's header and ids, always."""
+"""Test the scoring kernel on submissions of other forms, which always have the sample's header and ids."""
 
 import csv
 import os

@@ -6,7 +6,7 @@ from typing import Any
 
 from clotkit.reasons import Misfit
 
-NOTES = frozenset({Misfit.UNUSED_PATTERN, Misfit.HIDDEN_TEST})
+NOTES = frozenset({Misfit.UNUSED_PATTERN, Misfit.HIDDEN_TEST, Misfit.FILL_IN})
 MOST_NAMED = 5  # rows or ids in a sentence
 
 
@@ -24,7 +24,7 @@ class Finding:
 
     @property
     def note(self) -> bool:
-        """Return True if nothing needs to be corrected."""
+        """Return True if it is no fault: the file fits the data as it is."""
         return self.code in NOTES
 
     @property

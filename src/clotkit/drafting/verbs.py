@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clotkit.errors import UsageError
 from clotkit.options import DONE, WRONG, Verbs
+from clotkit.reasons import Misfit
 from clotkit.units import many
 
 
@@ -69,7 +70,9 @@ def _check(arguments: argparse.Namespace) -> int:
         return DONE if checked.fits else WRONG
     print("\n".join([*(one.line for one in checked.findings), *checked.summary]))
     count = sum(not one.note for one in checked.findings)
-    print(f"{competition.source}: {'fits' if checked.fits else 'does not fit in ' + many(count, 'place')}")
+    to_fill = sum(one.code is Misfit.FILL_IN for one in checked.findings)
+    still = f"; {many(to_fill, 'line')} still to fill in" if to_fill else ""
+    print(f"{competition.source}: {'fits' if checked.fits else 'does not fit in ' + many(count, 'place')}{still}")
     return DONE if checked.fits else WRONG
 
 

@@ -200,7 +200,7 @@ def _outer_tiles(scanned: Box | None, table: SegmentTable) -> Mask:
 
 
 def _whole_tiles(places: GlassMap, table: SegmentTable, origin: tuple[int, int]) -> Mask:
-    """Return which tiles of a file lie in padding as a whole, bool[rows, columns]; the map begins at `origin`."""
+    """Return which tiles of a file lie in padding as a whole, bool[rows, columns], from `origin` on."""
     shape = table.counts.shape
     outside = np.ones(shape, bool)
     rows, columns = (
