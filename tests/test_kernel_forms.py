@@ -1,4 +1,4 @@
-"""Test the scoring kernel on submissions of other forms, which always have the sample's header and ids."""
+"""Test the scoring kernel on other forms of submissions, which always have the sample's header and ids."""
 
 import csv
 import os

@@ -299,7 +299,7 @@ def test_refused_by_name(name: str, tmp_path: Path) -> None:
 def test_a_strict_decoder_goes_on_where_libvips_fails(
     readable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let libvips, to which the direct reader leaves PackBits, fail after `readable` regions; OpenSlide is too lenient."""
+    """PackBits is left to libvips, which fails after `readable` regions; OpenSlide is too lenient."""
     pixels = np.ascontiguousarray(scene(3).repeat(4, 0).repeat(4, 1)[:512, :512])
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="packbits")
     fetch, left = pyvips.Region.fetch, iter(range(readable))
