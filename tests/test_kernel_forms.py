@@ -1,4 +1,4 @@
-"""Test the scoring kernel on other forms of submissions, which always have the sample's header and ids."""
+"""Test the scoring kernel on other forms: what it leaves always has the header and ids of the sample."""
 
 import csv
 import os
