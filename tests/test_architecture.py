@@ -56,6 +56,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.training.epochs",
         "clotkit.training.fit",
         "clotkit.training.frozen",
+        "clotkit.members.heads",
         "clotkit.members.heat",
         "clotkit.training.trainers",
         "clotkit.members.loading",

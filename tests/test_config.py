@@ -50,6 +50,11 @@ def test_every_key_has_its_text_in_the_reference(path: Path) -> None:
         (("dropout = 0.0", "standardise = true"), r"model\.standardise"),
         (("dropout = 0.0", "shrink_novel = true"), r"model\.shrink_novel"),
         (("dropout = 0.0", "l2 = 1"), r"model\.l2"),
+        (("dropout = 0.0", 'output = "rank"'), r"model\.output.*softmax, ordinal, value"),
+        (
+            ("dropout = 0.0\n\n[training]", 'output = "value"\n\n[training]\nloss = "ordinal"'),
+            r"training\.loss.*squared",
+        ),
         (("dropout = 0.0", "share = 0"), "shares"),
         (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), r"data\.positive_class.*a, b"),
     ],

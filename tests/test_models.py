@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clotkit.competitions import Competition
+from clotkit.members.heads import FLOAT32
 from clotkit.members.loading import (
     MIXED_FLOAT16,
     Member,
@@ -17,7 +18,6 @@ from clotkit.members.loading import (
     load_member,
     load_on_device,
 )
-from clotkit.members.networks import FLOAT32
 from clotkit.members.predict import Predictor, is_out_of_memory, largest_difference, noise, predictor
 
 from .conftest import ROOT
@@ -156,7 +156,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.debugging.set_log_device_placement(True)
 from clotkit.members import loading
-from clotkit.members.networks import FLOAT32
+from clotkit.members.heads import FLOAT32
 from clotkit.members.predict import noise
 member = loading.load_member(Path(sys.argv[1]), ("CE", "LAA"))
 assert loading.list_devices() == ["cpu:0", "cpu:1"], loading.list_devices()

@@ -93,6 +93,10 @@ class ModelConfig:
     share: float = 1.0  # weight of this network in the mean of several
     copies: int = 1  # number of such networks, each trained with a seed of its own
     attention_units: int = 64  # units of the gated attention, with `inference.pooling` `attention`
+    # What the network computes, before its probabilities: `softmax` (a logit a class), `ordinal` (cumulative logits of
+    # classes in order: one score, and ordered thresholds) or `value` (one value from the first class to the last; the
+    # probability goes to the two classes beside it).
+    output: str = "softmax"
 
     @property
     def is_frozen(self) -> bool:
@@ -127,7 +131,10 @@ class TrainingConfig:
     batch_tiles: int  # tiles of one optimisation step
     learning_rate: float  # the initial one
     folds: int = 5  # number of folds; calibration is fitted on their out-of-fold predictions
-    loss: str = "categorical"  # `categorical` or `binary` cross-entropy
+    # `categorical` or `binary` cross-entropy of the probabilities; `ordinal`: the binary cross-entropies of each class
+    # or a higher one, summed; `squared`: the squared error of the expected class index; `auto`: by each `model.output`,
+    # `categorical` for `softmax`, `ordinal` for `ordinal`, `squared` for `value`, which takes no other.
+    loss: str = "auto"
     # How class imbalance is corrected: `weights` (each class weighs the same), `patients` (each patient of a class
     # too), `oversample` (tiles of rare classes repeat), `synthetic` (SMOTE) or `none`.
     balance: str = "weights"
@@ -189,6 +196,11 @@ class Recipe:
     inference: InferenceConfig = InferenceConfig()  # how they predict
     card: CardConfig = CardConfig()  # what the model card says
 
+    @property
+    def output(self) -> str:
+        """The output of the network whose rows are pooled; several networks have probabilities to pool."""
+        return self.model[0].output
+
 
 OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
 # {key of a recipe's table: its least and greatest value}; a list's bounds hold for each entry.
@@ -234,6 +246,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "frozen_augmentations": (0, 1000),
     "floor": (0, 0.25),
 }
+FITTING_LOSSES = {"softmax": "categorical", "ordinal": "ordinal", "value": "squared"}
 # {key of a recipe's table: the values that it allows}
 WORDS: dict[str, tuple[str | int, ...]] = {
     "duplicates": ("keep", "drop"),
@@ -242,7 +255,8 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "source": ("slides", "npz", "folders", "table"),
     "split": ("folds", "centres", "holdout", "given"),
     "weights": ("none", "imagenet"),
-    "loss": ("categorical", "binary"),
+    "loss": ("auto", "categorical", "binary", "ordinal", "squared"),
+    "output": ("softmax", "ordinal", "value"),
     "balance": ("weights", "patients", "oversample", "synthetic", "none"),
     "final": ("all", "folds"),
     "keep": ("best", "last"),
@@ -287,6 +301,11 @@ def downsample_rules(tiling: TilingConfig) -> list[DownsampleRule]:
     return rules
 
 
+def loss_of(training: TrainingConfig, output: str) -> str:
+    """Return the loss of a network with this output: the recipe's, or the one that fits the output."""
+    return FITTING_LOSSES[output] if training.loss == "auto" else training.loss
+
+
 def tiling_for(tiling: TilingConfig, facts: Mapping[str, str]) -> TilingConfig:
     """Return the tiling of one slide: with the downsample by its facts, and without downsample_if.
 
@@ -326,6 +345,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
     if not recipe.model:
         raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
     _check_downsample_rules(recipe, where)
+    _check_loss(recipe, where)
     for index, model in enumerate(recipe.model):
         _check_table(model, "model" if len(recipe.model) == 1 else f"model[{index}]", where)
     if sum(model.share for model in recipe.model) <= 0:
@@ -378,6 +398,15 @@ def _check_downsample_rules(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: tiling.downsample_if is set, data.source is {recipe.data.source!r}, tiling.name "
             f"{tiling.name!r}; it takes slides and another tiler than {', '.join(OWN_DOWNSAMPLE)}"
+        )
+
+
+def _check_loss(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for a loss that cannot teach a network with its output."""
+    if any(model.output == "value" for model in recipe.model) and loss_of(recipe.training, "value") != "squared":
+        raise ConfigError(
+            f"{where}: training.loss is {recipe.training.loss!r}, model.output 'value'; its probability of a class two "
+            'away is 0, which teaches nothing: it takes loss = "squared", or no loss'
         )
 
 

@@ -216,7 +216,8 @@ def _last(
         facts: dict[str, Any] = dict(result.facts)
         xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
         size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"])
-        shown, p = shown_by(member, competition), tile_probabilities(rows, member.recipe.inference.pooling)  # [n, C]
+        shown = shown_by(member, competition)
+        p = tile_probabilities(rows, member.recipe.inference.pooling, member.recipe.output)  # [n, C]
         order = [member.target.classes.index(name) for name in shown.classes]
         picture = paint_tiles(result.picture(), facts["downsample"], xy, size, shown.levels(p[:, order]))
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)

@@ -29,8 +29,9 @@ from clotkit.members import loading
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_decision, read_member
-from clotkit.members.heat import heat_maps
+from clotkit.members.heat import class_scores, heat_maps
 from clotkit.members.networks import Network
+from clotkit.members.pooling import tile_probabilities
 from clotkit.members.predict import predict_committee, predictor
 from clotkit.members.weights import check_outputs
 from clotkit.progress import Log
@@ -72,7 +73,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         raise SplitError(f"{settings.data}: its classes are {found}; the member's: {wanted}; give data of these")
     tiles, folds, in_sample = _held_out(tiles, member, log)
     outputs = member.predict(tiles.tiles, folds)
-    images = predicted_images(outputs, tiles, member.recipe.inference)
+    images = predicted_images(outputs, tiles, member.recipe)
     images["fold"] = folds[_first_tiles(tiles)]
     units = member.calibrated(rows_to_score(images, target))
     metrics = {
@@ -255,10 +256,12 @@ def _write_page(
         ErrorRow(**row, probabilities=p)  # type: ignore[arg-type]
         for row, p in zip(facts, probabilities, strict=True)
     ]
+    pooling, output = member.recipe.inference.pooling, member.recipe.output
+    evidence = outputs if output == "softmax" else tile_probabilities(outputs, pooling, output)  # of tiles, [n, C]
     for index in worst_first(errors, settings.worst):
         of_image = np.flatnonzero(tiles.images == errors[index].image)
         predicted = int(errors[index].probabilities.argmax())
-        clearest = of_image[outputs[of_image, predicted].argmax()]  # the tile with the most evidence
+        clearest = of_image[evidence[of_image, predicted].argmax()]
         heat = grad_cam(member.network(int(folds[clearest])), tiles.tiles[clearest], predicted)
         errors[index] = replace(errors[index], tile=tiles.tiles[clearest], heat=heat)
     title = f"{settings.member.name} on {settings.data.name}"
@@ -276,16 +279,10 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 def grad_cam(network: Network, tile: npt.NDArray[np.uint8], target: int) -> npt.NDArray[np.float32]:
     """Return the Grad-CAM heat map float32[S, S], 0 to 1, of a class for a tile uint8[S, S, 3]."""
-    from keras import ops
-
-    pool = network.features.get_layer("pooled")
+    pool, rows = network.features.get_layer("pooled"), network.head.layers[-1].name == "rows"
 
     def head(maps: Any) -> Any:
-        outputs = network.head(pool(maps))  # [n, C] probabilities; under attention [n, C + 1] logits
-        if network.head.layers[-1].name == "rows":
-            return outputs[:, :-1]
-        clipped = ops.clip(outputs, 1e-6, 1 - 1e-6)
-        return ops.log(clipped) - ops.log(1 - clipped)  # a probability near 1 has no gradient, its logit has one
+        return class_scores(network.head(pool(maps)), network.output, rows)  # [n, C]
 
     heat: npt.NDArray[np.float32] = heat_maps(network.maps, head, tile[None], np.array([target]))[0]
     return heat

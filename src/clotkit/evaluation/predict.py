@@ -104,7 +104,7 @@ def _predicted(member: LoadedMember, image: Path, tiles: Tiles | Cause) -> Predi
     if isinstance(tiles, Cause):
         return Unpredicted(image, *tiles)
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
-    p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling))  # [C]
+    p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling, member.recipe.output))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
     return Prediction(image, member.target.predicted_class(p), by_class)
 

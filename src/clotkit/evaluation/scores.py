@@ -10,7 +10,7 @@ import pandas as pd
 
 from clotkit import metric
 from clotkit.competitions import Competition, Form, Rule
-from clotkit.config import InferenceConfig, Recipe
+from clotkit.config import Recipe
 from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures
 from clotkit.members.calibration import Calibration, fit_calibration
@@ -68,11 +68,11 @@ def target_of(
     return EvaluationTarget(classes, tuple(map(float, shares)), positive, CLIP, floor, by_patient=False)
 
 
-def predicted_images(outputs: Floats, tiles: TileSet, inference: InferenceConfig) -> pd.DataFrame:
+def predicted_images(outputs: Floats, tiles: TileSet, recipe: Recipe) -> pd.DataFrame:
     """Return one row per image: image, patient, centre, label, and the probability of each class.
 
     The rows are in the order of the tiles. `outputs` are those of the networks for the tiles: probabilities [n, C], or
-    under attention logits [n, C + 1].
+    under attention rows [n, C + 1].
     """
     rows = []
     for image in dict.fromkeys(tiles.images.tolist()):
@@ -84,7 +84,8 @@ def predicted_images(outputs: Floats, tiles: TileSet, inference: InferenceConfig
             "centre": tiles.centres[first],
             "label": int(tiles.labels[first]),
         }
-        rows.append(facts | dict(zip(tiles.classes, pooled(outputs[of_image], inference.pooling), strict=True)))
+        probabilities = pooled(outputs[of_image], recipe.inference.pooling, recipe.output)  # [C]
+        rows.append(facts | dict(zip(tiles.classes, probabilities, strict=True)))
     return pd.DataFrame(rows, columns=["image", "patient", "centre", "label", *tiles.classes])
 
 

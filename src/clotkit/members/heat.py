@@ -58,6 +58,39 @@ def heat_maps(
     return heat
 
 
+def class_scores(outputs: Any, output: str, rows: bool) -> Any:
+    """Return what to differentiate for each class, [n, C], from a head's outputs.
+
+    With softmax these are the logits of the classes; of probabilities log(p / (1 - p)). Classes in order share one
+    score, the logit of the expected class: it speaks for every class but the lowest, and against that one. So a heat
+    map shows what raises the class, and for the lowest what lowers it. As each map is scaled to its maximum, any
+    increasing function of the score gives the same map.
+
+    Args:
+        outputs: probabilities [n, C], or rows [n, C + 1] of values and an attention logit.
+        output: the network's, see members.heads.
+        rows: whether they are rows.
+    """
+    from keras import ops
+
+    if output == "softmax":
+        return outputs[:, :-1] if rows else _logits(outputs)
+    classes = outputs.shape[1] - rows
+    if rows:
+        score = outputs[:, :1]
+    else:
+        score = _logits(ops.sum(outputs * ops.arange(classes, dtype="float32"), axis=1, keepdims=True) / (classes - 1))
+    return ops.concatenate([-score] + [score] * (classes - 1), axis=1)
+
+
+def _logits(probabilities: Any) -> Any:
+    """Return log(p / (1 - p)): a probability near 1 has no gradient, its logit has one."""
+    from keras import ops
+
+    clipped = ops.clip(probabilities, 1e-6, 1 - 1e-6)
+    return ops.log(clipped) - ops.log(1 - clipped)
+
+
 def overlay(tile: TileArray, heat: npt.NDArray[np.float32]) -> TileArray:
     """Return the tile uint8[S, S, 3] with its heat float32[S, S] in 0..1 drawn over it, uint8[S, S, 3].
 

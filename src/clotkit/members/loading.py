@@ -21,7 +21,8 @@ from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
-from clotkit.members.networks import FLOAT32, Network, build_committee
+from clotkit.members.heads import FLOAT32
+from clotkit.members.networks import Network, build_committee
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.members.weights import check_loaded
 

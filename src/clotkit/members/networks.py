@@ -16,15 +16,13 @@ from typing import Any
 from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.backbones import find_backbone, lite0_backbone
+from clotkit.members.heads import FLOAT32, Stage, output_layers
 
 STANDARDISE = "standardise"  # name of the layer that standardises features; it is not trained, its statistics are set
 SHRINK_NOVEL = "shrink_novel"  # name of the layer that shrinks novel features; it is not trained either
 BN_MOMENTUM = 0.9  # Keras's 0.99 needs some 500 steps to forget its initial values; small recipes train for fewer
-FLOAT32 = "float32"  # dtype of layers that half precision would spoil: pixels, means, probabilities
 BGR_MEANS = (103.939, 116.779, 123.68)  # ImageNet's, which ResNet and VGG subtract (keras.applications, mode "caffe")
 RGB_MEANS, RGB_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for pixels in 0..1
-
-Stage = Callable[[Any], Any]  # layers that are built once and applied to one or more tensors
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Network:
     features: Any  # tiles -> pooled features [n, D]
     head: Any  # features [n, D] -> probabilities [n, C]; with attention or logits pooling rows [n, C + 1]
     model: Any  # tiles -> the output of head; a member ships the weights of this model
+    output: str = "softmax"  # the config's: what its values are, see members.heads
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,15 @@ def build_network(
     sets; for each of config.head a dense layer, batch normalisation, ReLU and dropout (or dropout alone if it is
     empty); and one output layer by `pool`:
 
-    - "mean": the softmax of the classes, [n, C].
-    - "attention": rows [n, C + 1] of the class logits and the logit of gated attention (Ilse et al. 2018,
+    - "mean": the probabilities of the classes, [n, C].
+    - "attention": rows [n, C + 1] of the values of the classes and the logit of gated attention (Ilse et al. 2018,
       "Attention-based deep multiple instance learning"): w . (tanh(V h) * sigmoid(U h)), V and U with biases.
       members.pooling.pool_attention turns a slide's rows into probabilities.
     - "logits": rows as for attention, but with the same attention for every tile, and with config.l2 as a penalty on
       the weights of the classes.
+
+    config.output chooses the values and their link to probabilities (members.heads): the softmax of one logit a class;
+    cumulative logits after CORAL, one weight vector and ordered biases; or one value from 0 to C - 1.
 
     config.freeze keeps the backbone's weights, and the backbone computes in training as it does in inference.
     config.unfreeze_top makes that many of its layers with weights trainable, from the top. Batch normalisation does not
@@ -160,6 +162,7 @@ def _build(
         features=Model(tiles, pooled, name=f"{name}_features"),
         head=Model(features, head(features), name=f"{name}_head"),
         model=Model(tiles, head(pooled), name=name),
+        output=config.output,
     )
 
 
@@ -174,6 +177,7 @@ def _with_new_head(base: Network, config: ModelConfig, classes: int, pool: str, 
         features=base.features,
         head=Model(features, head(features), name=f"{name}_head"),
         model=Model(base.features.input, head(base.features.output), name=name),
+        output=config.output,
     )
 
 
@@ -196,7 +200,7 @@ def _spec(config: ModelConfig, tile_px: int, classes: int, pool: str) -> ModelSp
         raise ConfigError(
             f"model {config.name}: its input is {side} px, at least {spec.min_px} are needed; set input_px"
         )
-    if config.name == "cnn_flat" and classes != 2 and pool == "mean":
+    if config.name == "cnn_flat" and classes != 2 and pool == "mean" and config.output == "softmax":
         raise ConfigError(f"model cnn_flat: {classes} classes; its single sigmoid unit separates 2: use cnn")
     return spec
 
@@ -371,13 +375,7 @@ def _pooled(config: ModelConfig, maps: Any) -> Any:
 
 def _head(config: ModelConfig, classes: int, pool: str) -> Stage:
     """Build the layers from features [n, D] to the output; the function applies them to any tensor."""
-    hidden = _hidden(config)
-    if pool == "attention":
-        last = _attention(config.attention_units, classes)
-    elif pool == "logits":
-        last = _uniform_attention(config.l2, classes, not config.shrink_novel)
-    else:
-        last = _sigmoid() if config.name == "cnn_flat" else _softmax(classes)
+    hidden, last = _hidden(config), output_layers(config, classes, pool)
 
     def apply(x: Any) -> Any:
         for layer in hidden:
@@ -404,67 +402,6 @@ def _hidden(config: ModelConfig) -> list[Any]:
             layers.Dropout(config.dropout, name=f"head{index}_dropout"),
         ]
     return hidden if config.head else [*hidden, layers.Dropout(config.dropout, name="dropout")]
-
-
-def _softmax(classes: int) -> Stage:
-    """Build the output of "mean" pooling: features [n, D] -> probabilities [n, C]."""
-    from keras import layers
-
-    last: Stage = layers.Dense(classes, activation="softmax", dtype=FLOAT32, name="classes")
-    return last
-
-
-def _sigmoid() -> Stage:
-    """Build the output of cnn_flat: a sigmoid unit gives p, and the probabilities [n, 2] are 1 - p, p."""
-    from keras import layers
-
-    unit = layers.Dense(1, activation="sigmoid", dtype=FLOAT32, name="classes")
-    other = layers.Rescaling(-1.0, 1.0, dtype=FLOAT32, name="other_class")
-    both = layers.Concatenate(dtype=FLOAT32, name="probabilities")
-
-    def apply(x: Any) -> Any:
-        p = unit(x)  # [n, 1]
-        return both([other(p), p])
-
-    return apply
-
-
-def _uniform_attention(l2: float, classes: int, use_bias: bool) -> Stage:
-    """Build the output of "logits" pooling: features [n, D] -> [n, C + 1], with an attention of 0.
-
-    Without biases, features of 0 are every class with the same probability.
-    """
-    from keras import layers, regularizers
-
-    logits = layers.Dense(
-        classes, use_bias=use_bias, kernel_regularizer=regularizers.L2(l2), dtype=FLOAT32, name="classes"
-    )
-    zero = layers.Dense(
-        1, use_bias=False, kernel_initializer="zeros", trainable=False, dtype=FLOAT32, name="attention_0"
-    )
-    both = layers.Concatenate(dtype=FLOAT32, name="rows")
-
-    def apply(x: Any) -> Any:
-        return both([logits(x), zero(x)])  # [n, C], [n, 1]
-
-    return apply
-
-
-def _attention(units: int, classes: int) -> Stage:
-    """Build the output of "attention" pooling: features h [n, D] -> [n, C + 1], see build_network."""
-    from keras import layers
-
-    logits = layers.Dense(classes, dtype=FLOAT32, name="classes")
-    content = layers.Dense(units, activation="tanh", name="attention_v")
-    gate = layers.Dense(units, activation="sigmoid", name="attention_u")
-    gated = layers.Multiply(name="attention_gated")
-    weight = layers.Dense(1, use_bias=False, dtype=FLOAT32, name="attention_w")  # a bias would cancel in the softmax
-    both = layers.Concatenate(dtype=FLOAT32, name="rows")
-
-    def apply(x: Any) -> Any:
-        return both([logits(x), weight(gated([content(x), gate(x)]))])  # [n, C], [n, 1] from [n, units]
-
-    return apply
 
 
 @cache

@@ -1,6 +1,7 @@
 """Pool the rows of a slide's tiles to the slide's probabilities: by their mean, or by attention.
 
-A row holds the probabilities of a tile, or under attention and logits pooling its class logits and attention logit.
+A row holds the probabilities of a tile, or under attention and logits pooling the values of its classes and its
+attention logit. The model's `output` says what the values are, and so their link to probabilities: see members.heads.
 """
 
 import numpy as np
@@ -10,23 +11,36 @@ from clotkit.errors import ConfigError
 TINY = 1e-4  # probabilities are clipped to [TINY, 1 - TINY] before a logarithm: a network's 1.0 is not certainty
 
 
-def pooled(rows: np.ndarray, pool: str) -> np.ndarray:
+def pooled(rows: np.ndarray, pool: str, output: str) -> np.ndarray:
     """Pool the rows of a slide's tiles to its probabilities float64[C].
 
     With "mean", rows are probabilities [n, C]; otherwise they are [n, C + 1], for pool_attention.
     """
     if pool != "mean":
-        return pool_attention(rows)
+        return pool_attention(rows, output)
     mean: np.ndarray = rows.mean(axis=0, dtype=np.float64)  # [C]
     return mean
 
 
-def tile_probabilities(rows: np.ndarray, pool: str) -> np.ndarray:
+def tile_probabilities(rows: np.ndarray, pool: str, output: str) -> np.ndarray:
     """Return the probabilities of each tile by itself, float64[n, C], from rows [n, C] or [n, C + 1]."""
     rows = np.asarray(rows, np.float64)
     if pool == "mean":
         return rows
-    return _softmax(rows[:, :-1])  # [n, C]
+    return linked(rows[:, :-1], output)  # [n, C]
+
+
+def linked(values: np.ndarray, output: str) -> np.ndarray:
+    """Return the probabilities of values, float64[..., C]; members.heads.link does it for tensors."""
+    if output == "softmax":
+        return _softmax(values)
+    if output == "ordinal":
+        above = _sigmoid(values[..., :-1])  # [..., C - 1]: P(y > k)
+        edges = np.concatenate([np.ones_like(above[..., :1]), above, np.zeros_like(above[..., :1])], axis=-1)
+        return np.asarray(np.maximum(edges[..., :-1] - edges[..., 1:], 0.0))
+    last = values.shape[-1] - 1
+    value = last * _sigmoid(values[..., :1])  # [..., 1], 0 to C - 1
+    return np.asarray(np.maximum(1.0 - np.abs(value - np.arange(last + 1)), 0.0))
 
 
 def attention_weights(rows: np.ndarray) -> np.ndarray:
@@ -39,21 +53,22 @@ def attention_weights(rows: np.ndarray) -> np.ndarray:
 
 
 def pool_logits(rows: np.ndarray) -> np.ndarray:
-    """Return a slide's logits float64[C]: the attention-weighted mean of its rows [n, C + 1].
+    """Return a slide's values float64[C]: the attention-weighted mean of its rows [n, C + 1].
 
-    A tile's logits are linear in its features, so these are the logits of the attention-weighted mean feature (Ilse et
+    A tile's values are linear in its features, so these are the logits of the attention-weighted mean feature (Ilse et
     al. 2018, "Attention-based deep multiple instance learning"). Raises ConfigError as attention_weights does.
     """
     logits: np.ndarray = attention_weights(rows) @ np.asarray(rows, np.float64)[:, :-1]  # [n] @ [n, C] -> [C]
     return logits
 
 
-def pool_attention(rows: np.ndarray) -> np.ndarray:
-    """Return a slide's probabilities float64[C], the softmax of pool_logits, from rows [n, C + 1].
+def pool_attention(rows: np.ndarray, output: str = "softmax") -> np.ndarray:
+    """Return a slide's probabilities float64[C], the link of pool_logits, from rows [n, C + 1].
 
-    A row has a tile's C class logits and then its attention logit. Raises ConfigError as attention_weights does.
+    A row has the values of a tile's C classes and then its attention logit. Raises ConfigError as attention_weights
+    does.
     """
-    return _softmax(pool_logits(rows))
+    return linked(pool_logits(rows), output)
 
 
 def _checked(rows: np.ndarray) -> np.ndarray:
@@ -66,6 +81,11 @@ def _checked(rows: np.ndarray) -> np.ndarray:
             "give [n, C + 1] with n and C at least 1, all finite"
         )
     return rows
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the logistic function; the hyperbolic tangent does not overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ class SlidePredictions:
     def means(self) -> dict[str, Probabilities]:
         """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
         return {
-            name: np.round(pooled(np.concatenate(self.outputs[name]), member.recipe.inference.pooling), DIGITS)
+            name: np.round(pooled(np.concatenate(self.outputs[name]), *_link(member)), DIGITS)
             for name, member in self.members.items()
             if name not in self.failed
         }
@@ -91,8 +91,7 @@ class SlidePredictions:
 
     def _tile_probabilities(self, name: str) -> npt.NDArray[np.float64]:
         """Return one member's probabilities of each of its tiles, [n, C]."""
-        pooling = self.members[name].recipe.inference.pooling
-        return tile_probabilities(np.concatenate(self.outputs[name]), pooling)
+        return tile_probabilities(np.concatenate(self.outputs[name]), *_link(self.members[name]))
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
@@ -264,6 +263,11 @@ def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iter
 def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
     """Return the distinct tilings of members, in their order."""
     return tuple(dict.fromkeys(member.recipe.tiling for member in members))
+
+
+def _link(member: Member) -> tuple[str, str]:
+    """Return how a member's rows become probabilities: its pooling and its output."""
+    return member.recipe.inference.pooling, member.recipe.output
 
 
 def slide_task(slide: SlideRow, tilings: Sequence[TilingConfig], path: Path) -> Task:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from clotkit.config import Recipe, TrainingConfig
+from clotkit.config import Recipe, TrainingConfig, loss_of
 from clotkit.data.tiles import TileSet
+from clotkit.members.heads import ORDERED_LOSSES, item_loss
 from clotkit.members.networks import Network
 from clotkit.shards.reading import ShardTiles
 from clotkit.training.augment import augment
@@ -67,7 +68,7 @@ def fit(
     keras.utils.set_random_seed(seed)
     config = recipe.training
     inputs = _inputs(network, train, validation, recipe, seed, frozen_features)
-    feed, model, loss = create_feed(inputs, config, seed), inputs.model, partial(_loss, config)
+    feed, model, loss = create_feed(inputs, config, seed), inputs.model, partial(_loss, config, network.output)
     with context.cluster_errors():
         model.compile(_optimizer(config, feed.steps), loss(), weighted_metrics=["accuracy"])
         model.optimizer.build(model.trainable_variables)
@@ -118,8 +119,12 @@ def _optimizer(config: TrainingConfig, steps: int) -> Any:
     return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
 
 
-def _loss(config: TrainingConfig, reduction: str | None = "sum_over_batch_size") -> Any:
+def _loss(config: TrainingConfig, output: str, reduction: str | None = "sum_over_batch_size") -> Any:
+    """Return the loss of one-hot classes and probabilities; Keras itself reduces a function's."""
     import keras
 
+    name = loss_of(config, output)
+    if name in ORDERED_LOSSES:
+        return item_loss(name, config.label_smoothing)
     losses = {"categorical": keras.losses.CategoricalCrossentropy, "binary": keras.losses.BinaryCrossentropy}
-    return losses[config.loss](label_smoothing=config.label_smoothing, reduction=reduction)
+    return losses[name](label_smoothing=config.label_smoothing, reduction=reduction)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.data.tiles import TileSet
+from clotkit.members.heads import link
 from clotkit.members.networks import SHRINK_NOVEL, STANDARDISE, Network
 from clotkit.training.augment import augment
 from clotkit.training.feed import Floats, TrainingInputs, training_inputs
@@ -139,8 +140,8 @@ def bag_model(network: Network) -> Any:
     bag = Input((None, width))  # [b, K, D]
     rows = layers.TimeDistributed(network.head)(bag)  # [b, K, C + 1]
     attention = ops.softmax(rows[..., -1:], axis=1)  # [b, K, 1]
-    logits = ops.sum(rows[..., :-1] * attention, axis=1)  # [b, C]
-    return Model(bag, ops.softmax(logits, axis=-1))
+    values = ops.sum(rows[..., :-1] * attention, axis=1)  # [b, C]
+    return Model(bag, link(values, network.output))
 
 
 def tiles_by_image(tiles: TileSet) -> list[Rows]:

@@ -43,7 +43,7 @@ def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember,
     `source` is the text of the recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _write_weights(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
+    write_weights(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
     atomic_write_text(out / files.RECIPE, source)
     folds = [calibration.to_json() for calibration in trained.fold_calibrations]
     decision = {} if trained.decision is None else {files.DECISION: trained.decision.to_json()}
@@ -126,7 +126,7 @@ def _figures_table(metrics: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]], classes: int) -> None:
+def write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]], classes: int) -> None:
     """Save the weights of all networks, through a model without an optimizer, whose state is not needed.
 
     Raises WeightsError if one is not finite: the training has diverged.

@@ -300,7 +300,7 @@ class _Run:
         """Return the predictions for the tiles of a mask, one row per image."""
         tiles, recipe = self.tiles.where(mask), self.recipe
         rows = predict_committee(networks, tiles.tiles, recipe, recipe.training.batch_tiles)  # [n, C] or [n, C + 1]
-        return predicted_images(rows, tiles, recipe.inference)
+        return predicted_images(rows, tiles, recipe)
 
 
 @contextmanager
