@@ -14,7 +14,8 @@ from clotkit.synthetic.phantom_patients import Patient, image_id_of
 CORES = 4  # one slide in so many has the facts that a missing file tells
 FOLDERS = 2  # different values of a column that only the names of files need
 SUFFIX = ".tif"  # of ids with an extension, where the names of slides have none
-KNOWN = ("split", "image_id", "patient_id")  # placeholders that are not columns
+# Placeholders of names that are not columns.
+KNOWN = [field for _, field, _, _ in Formatter().parse("{split}{image_id}{patient_id}")]
 
 
 @dataclass(frozen=True)
