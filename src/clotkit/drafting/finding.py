@@ -6,7 +6,7 @@ from typing import Any
 
 from clotkit.reasons import Misfit
 
-NOTES = frozenset({Misfit.UNUSED_PATTERN, Misfit.HIDDEN_TEST, Misfit.FILL_IN})
+NOTES = frozenset({Misfit.UNUSED_PATTERN, Misfit.HIDDEN_TEST, Misfit.FILL_IN, Misfit.PRIOR_FAR})
 MOST_NAMED = 5  # rows or ids in a sentence
 
 
