@@ -39,9 +39,9 @@ def main() -> int:
             status.add(Reason.NO_DATA)
             status.write(State.FAILED, started)
             return 2
-        write_fallback(competition, split, WORKING / competition.files.submission)
+        rows = write_fallback(competition, split, WORKING / competition.files.submission)
         status.write(State.STARTED, started)
-        say(f"fallback submission for {split}")
+        say(f"fallback submission for {rows} {competition.submission.unit}s of {split}" if rows else str(split))
         ended_well = False
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -74,8 +74,8 @@ def rerun() -> str:
     return "yes (scoring)" if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else "no (commit or rehearsal)"
 
 
-def write_fallback(competition: Any, split: Path, submission: Path) -> None:
-    """Write the fallback for every id of the sample; a copy of the sample if it cannot be understood."""
+def write_fallback(competition: Any, split: Path, submission: Path) -> int:
+    """Write the fallback for every id of the sample, or a copy of one that cannot be understood; return the ids."""
     from clotkit.errors import ClotkitError
     from clotkit.files import atomic_write
     from clotkit.splits import read_sample
@@ -84,11 +84,14 @@ def write_fallback(competition: Any, split: Path, submission: Path) -> None:
 
     path = competition.sample_path(split)
     try:
-        write_submission(submission, competition, read_sample(path, competition), {})
+        sample = read_sample(path, competition)
+        write_submission(submission, competition, sample, {})
+        return len(sample.ids)
     except ClotkitError as error:
         say(f"{error}; the submission is a copy of the sample")
         with atomic_write(submission) as temporary:
             temporary.write_bytes(path.read_bytes())
+        return 0
 
 
 def run_child(competition: Any, split: Path, kit: Any, started: float, status: Any) -> bool:

@@ -81,7 +81,7 @@ def predict_each(
     numbered = {number: image for number, image in enumerate(images) if number not in silent}
     cut = _slide_tiles if loaded.recipe.data.source == "slides" else _picture_tiles
     for number, tiles in cut(loaded, numbered, answers, competition):
-        found[number] = _predicted(loaded, images[number], tiles)
+        found[number] = _predicted(loaded, images[number], tiles, competition)
     return [found.get(number) or Unpredicted(image, *NO_ANSWER) for number, image in enumerate(images)]
 
 
@@ -100,13 +100,15 @@ def has_double_contour(image: Path, member: Path, competition: Competition) -> b
     return predict(member, [image], competition)[0].label == "yes"
 
 
-def _predicted(member: LoadedMember, image: Path, tiles: Tiles | Cause) -> Prediction | Unpredicted:
+def _predicted(
+    member: LoadedMember, image: Path, tiles: Tiles | Cause, competition: Competition
+) -> Prediction | Unpredicted:
     if isinstance(tiles, Cause):
         return Unpredicted(image, *tiles)
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
     p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling, member.recipe.output))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
-    return Prediction(image, member.target.predicted_class(p), by_class)
+    return Prediction(image, member.label(p, competition), by_class)
 
 
 def _picture_tiles(
