@@ -75,7 +75,7 @@ def rerun() -> str:
 
 
 def write_fallback(competition: Any, split: Path, submission: Path) -> int:
-    """Write the fallback for every id of the sample, or a copy of one that cannot be understood; return the ids."""
+    """Write the fallback for every id of the sample and count them; 0: the sample itself, not understood."""
     from clotkit.errors import ClotkitError
     from clotkit.files import atomic_write
     from clotkit.splits import read_sample
