@@ -2,13 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, Fact, load_competition
 from clotkit.errors import SplitError
 from clotkit.reasons import TableRepair
 from clotkit.splits import in_store, read_sample_ids, read_slides, read_table
@@ -160,3 +161,87 @@ def test_a_stored_slide_is_found_by_its_name(tmp_path: Path, strip_ai: Competiti
 )
 def test_a_number_that_a_table_program_made_of_an_id(known: str, other: str, same: bool) -> None:
     assert same_number(known, other) is same
+
+
+FORM = """
+slug = "forms"
+title = "Forms"
+
+[files]
+sample = "blank.csv"
+submission = "answer.csv"
+table = "{split}.csv"
+slide = ["{split}_a/{image_id}.tif", "{split}_b/{image_id}.svs"]
+
+[columns]
+image = "slide"
+label = "grade"
+
+[classes]
+names = [-1, 0, 2]
+
+[submission]
+form = "label"
+
+[metric]
+name = "accuracy"
+"""
+
+
+@pytest.fixture
+def forms(tmp_path: Path) -> Competition:
+    """A competition whose rows are slides, in two folders, with labels that are numbers."""
+    path = tmp_path / "forms.toml"
+    path.write_text(FORM)
+    return load_competition(str(path))
+
+
+def test_another_extension_is_found_in_every_folder(tmp_path: Path, forms: Competition) -> None:
+    for name in ("test_a/one.tif", "test_a/two.TIFF", "test_b/three.SVS", "test_b/four.ndpi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "test.csv").write_text("slide\none\ntwo\nthree\nfour\nfive\n")
+    slides = read_slides(tmp_path, "test", forms)
+    found = [slide.path.relative_to(tmp_path).as_posix() for slide in slides]
+    assert found == ["test_a/one.tif", "test_a/two.TIFF", "test_b/three.SVS", "test_b/four.ndpi", "test_a/five.tif"]
+    assert [TableRepair.OTHER_FILE in slide.repairs for slide in slides] == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("table", "sample"), [("1\n2\n", "001\n002\n"), ("AB\nC\n", "ab\nC\n"), ("1.0\n2\n", "1\n2\n")]
+)
+def test_the_sample_says_how_an_image_id_is_spelled(
+    table: str, sample: str, tmp_path: Path, forms: Competition
+) -> None:
+    (tmp_path / "test.csv").write_text(f"slide\n{table}")
+    (tmp_path / "blank.csv").write_text("slide,grade\n" + sample.replace("\n", ",0\n"))
+    slides = read_slides(tmp_path, "test", forms)
+    assert [slide.image_id for slide in slides] == sample.split()
+    assert [slide.patient_id for slide in slides] == sample.split()
+    assert slides[0].repairs in {(TableRepair.ID_AS_NUMBER,), (TableRepair.SPELLING,)}
+
+
+def test_labels_that_are_negative_numbers(tmp_path: Path, forms: Competition) -> None:
+    (tmp_path / "train.csv").write_text("slide,grade\na,-1.0\nb,0.0\nc,2\n")
+    assert [slide.label for slide in read_slides(tmp_path, "train", forms)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rows", ["a,0\na,2\n", "a.tif,0\na.svs,0\n"])
+def test_two_classes_or_two_files_of_one_slide_are_refused(rows: str, tmp_path: Path, forms: Competition) -> None:
+    (tmp_path / "train.csv").write_text(f"slide,grade\n{rows}b,-1\n")
+    with pytest.raises(SplitError, match="row"):
+        read_slides(tmp_path, "train", forms)
+
+
+def test_one_class_in_two_spellings_is_one(tmp_path: Path, forms: Competition) -> None:
+    forms = replace(forms, files=replace(forms.files, labels="labels.csv"))
+    (tmp_path / "train.csv").write_text("slide\na\nb\n")
+    (tmp_path / "labels.csv").write_text("slide,grade\na.tif,2\na,2.0\nb,0\n")
+    assert [slide.label for slide in read_slides(tmp_path, "train", forms)] == [2, 1]
+
+
+def test_a_fact_that_needs_an_unknown_column_is_one_line(tmp_path: Path, forms: Competition) -> None:
+    forms = replace(forms, facts=(Fact("core", "{centre}/{image_id}.png"),))
+    (tmp_path / "test.csv").write_text("slide\na\n")
+    with pytest.raises(SplitError, match="centre"):
+        read_slides(tmp_path, "test", forms)

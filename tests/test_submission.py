@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clotkit.cli import main
 from clotkit.competitions import Competition, load_competition
-from clotkit.errors import ClotkitError, SplitError, SubmissionError
+from clotkit.errors import ClotkitError, ConfigError, SplitError, SubmissionError
 from clotkit.splits import read_sample
 from clotkit.submission.answers import Fault
 from clotkit.submission.checking import check_submission
@@ -207,6 +207,32 @@ def test_the_sample_is_the_mould(toml: str, text: str, written: str, tmp_path: P
     write_submission(path, competition, mould, {"b": [0.1, 0.9]}, {"b": 3})
     assert path.read_text() == written
     assert check_submission(path, sample, competition).valid
+
+
+@pytest.mark.parametrize("cells", [("0.5e20", "7.5e20"), ("-4.5", "3.5")])
+def test_numbers_that_only_rank_have_no_score_if_calibrated(cells: tuple[str, str], tmp_path: Path) -> None:
+    competition = competition_of(RANKS, tmp_path)
+    sample, path = tmp_path / "blank.csv", tmp_path / "answer.csv"
+    sample.write_text("slide,risk\na.tif,0.5\nb.tif,0.5\n")
+    path.write_text(f"slide,risk\na.tif,{cells[0]}\nb.tif,{cells[1]}\n")
+    expected = check_submission(path, sample, competition).expected
+    assert expected is not None
+    assert (math.isnan(expected.calibrated), expected.uninformative, expected.constant) == (True, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"quadratic_weighted_kappa"', '"auc"'),
+        ('"quadratic_weighted_kappa"', '"log_loss"'),
+        ('form = "label"\nrule = "cut_points"', 'form = "probabilities"'),
+        ('form = "label"', 'form = "label"\nid = "slide"\nunit = "patient"'),
+        ('slide = "{image_id}.tiff"', 'slide = "../{image_id}.tiff"'),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_file_is_read(old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        competition_of(GRADES.replace(old, new), tmp_path)
 
 
 def test_labels_are_expected_to_score_by_the_probabilities_beside_them(tmp_path: Path) -> None:

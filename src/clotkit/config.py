@@ -378,10 +378,13 @@ def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
         raise ConfigError(f"{where}: training.final is 'folds', inference.pooling {pool!r}; it takes final = \"all\"")
     if any(model.standardise for model in recipe.model) and not frozen:
         raise ConfigError(f"{where}: model.standardise is true; it takes a frozen network, with frozen_augmentations")
-    if any(model.shrink_novel and not (model.standardise and pool == "logits") for model in recipe.model):
+    if any(
+        model.shrink_novel and not (model.standardise and pool == "logits" and model.output == "softmax")
+        for model in recipe.model
+    ):
         raise ConfigError(
-            f"{where}: model.shrink_novel is true, inference.pooling {pool!r}; it takes standardise = true and "
-            'pooling = "logits"'
+            f"{where}: model.shrink_novel is true, inference.pooling {pool!r}; it takes standardise = true, "
+            'output = "softmax" and pooling = "logits"'
         )
     if any(model.l2 for model in recipe.model) and pool != "logits":
         raise ConfigError(f'{where}: model.l2 is set, inference.pooling {pool!r}; it takes pooling = "logits"')

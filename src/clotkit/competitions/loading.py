@@ -15,7 +15,7 @@ from typing import Any
 
 from clotkit.competitions.schema import UNKNOWN, Competition, Form, Kaggle, Rule, Sizes, Unit
 from clotkit.errors import ConfigError
-from clotkit.metric import METRICS, best_constant, best_label
+from clotkit.metric import METRICS, Takes, best_constant, best_label
 from clotkit.typed_toml import read_toml, typed
 
 FOLDER = Path(__file__).parent
@@ -142,6 +142,9 @@ def _check_placeholders(competition: Competition, path: Path) -> None:
             _check_pattern(pattern, f"{path}: {key}", *PLACEHOLDERS.get(key, (None, ())))
     if not files.slide:
         raise ConfigError(f"{path}: files.slide has 0 names; at least 1 is needed, like {{split}}/{{image_id}}.tif")
+    for pattern in files.slide:
+        if pattern.startswith("/") or ".." in pattern.split("/"):
+            raise ConfigError(f"{path}: files.slide has {pattern!r}; a name inside the split's folder is needed")
     if any("{" not in pattern.replace("{split}", "") for pattern in files.slide):
         raise ConfigError(f"{path}: files.slide is {list(files.slide)}; each needs {{image_id}} or another placeholder")
 
@@ -200,11 +203,21 @@ def _check_submission(competition: Competition, path: Path) -> None:
         raise ConfigError(f"{path}: submission.form is 'probability', which takes 2 classes; there are {len(names)}")
     if wanted.unit is Unit.PATIENT and not competition.columns.patient:
         raise ConfigError(f"{path}: submission.unit is 'patient', but columns.patient is empty; name the column")
+    if wanted.id == (competition.columns.patient if competition.by_image else competition.columns.image):
+        raise ConfigError(
+            f"{path}: submission.id is {wanted.id!r}, but a row is one {wanted.unit}: name its column, or another unit"
+        )
     settings: Mapping[str, bool] = {"rule": wanted.rule is not Rule.ARGMAX, "fallback": bool(wanted.fallback)}
     for key, is_set in settings.items():
         if is_set and wanted.form is not Form.LABEL:
             raise ConfigError(f'{path}: submission.{key} is set, form {wanted.form.value!r}; it takes form = "label"')
-    if bool(wanted.outlier) != (wanted.rule is Rule.OUTLIER) or wanted.outlier in names:
+    if (METRICS[competition.metric.name].takes is Takes.LABELS) != (wanted.form is Form.LABEL):
+        of_labels = ", ".join(name for name, one in METRICS.items() if one.takes is Takes.LABELS)
+        raise ConfigError(
+            f"{path}: metric.name is {competition.metric.name!r}, form {wanted.form.value!r}; {of_labels} take labels, "
+            "the others of probabilities"
+        )
+    if bool(wanted.outlier) != (wanted.rule is Rule.OUTLIER) or wanted.outlier.casefold() in map(str.casefold, names):
         raise ConfigError(
             f"{path}: submission.outlier is {wanted.outlier!r}, rule {wanted.rule.value!r}; the rule 'outlier' needs a "
             "label that is not among classes.names, and no other rule takes one"

@@ -108,7 +108,9 @@ class Fact:
 class Metric:
     """The metric that scores a submission."""
 
-    name: str  # name of the metric in clotkit.metric
+    # Of probabilities: `balanced_log_loss`, `log_loss` or `auc`. Of labels: `quadratic_weighted_kappa`,
+    # `balanced_accuracy`, `accuracy` or `macro_f1`.
+    name: str
     clip: float = 1e-15  # probabilities are clipped to clip and 1 - clip
 
 
@@ -213,5 +215,7 @@ class Competition:
     def named(self, pattern: str, split: str, image_id: str, patient_id: str, facts: Mapping[str, str]) -> str:
         """Return the name of a slide's file by one pattern. Raises KeyError for a column that `facts` lack."""
         names: dict[str, str] = {**facts}
-        names.update(split=split, image_id=image_id, patient_id=patient_id)
+        if self.columns.patient or self.ids.image:  # else a column may have this name
+            names.update(patient_id=patient_id)
+        names.update(split=split, image_id=image_id)
         return pattern.format_map(names)

@@ -6,8 +6,9 @@ joined to it, and the row says so; else the table is refused.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePosixPath
 
@@ -146,6 +147,22 @@ def joined(rows: Sequence[Row], where: str, competition: Competition, known: Col
     contradict = sum(not any(same(embedded, cell) for same in SIMILARITIES.values()) for cell, embedded in formed)
     joiner = Joiner(where, competition, known, agree, contradict)
     return [joiner.identity(row) for row in rows]
+
+
+def in_sample(identities: Sequence[Identity], known: Collection[str]) -> list[Identity]:
+    """Return the ids of rows, image ids as the sample submission spells them where one only can be meant."""
+    taken = {one.image_id for one in identities}
+    free = [one for one in known if one not in taken]
+    meant = {one: similar[0] for one in taken.difference(known) if len(similar := _similar(one, free)) == 1}
+    counts = Counter(image_id for image_id, _ in meant.values())
+    unique = {one: respelled for one, respelled in meant.items() if counts[respelled[0]] == 1}
+    return [_respelled(one, *unique[one.image_id]) if one.image_id in unique else one for one in identities]
+
+
+def _respelled(one: Identity, image_id: str, repair: TableRepair) -> Identity:
+    """Return an identity with the image id as the sample spells it."""
+    patient_id = image_id if one.patient_id == one.image_id else one.patient_id
+    return replace(one, image_id=image_id, patient_id=patient_id, repairs=(*one.repairs, repair))
 
 
 def without_suffix(name: str) -> str:

@@ -1,5 +1,6 @@
 """Find the class of each row of a train split: in its table, or in a table of labels beside it."""
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,8 @@ from clotkit.errors import SplitError
 from clotkit.progress import Log
 from clotkit.splits.identity import NUMBER, Identity, without_suffix
 from clotkit.splits.tables import Row, read_table
+
+SIGNED = re.compile(f"[+-]?{NUMBER.pattern}", re.ASCII)
 
 
 def labels_of(
@@ -25,8 +28,7 @@ def labels_of(
     else:
         rows = [one.row for one in identities]
     labels = [label_of(row, where, competition) for row in rows]
-    if not competition.by_image:
-        _check_one_label(identities, labels, where, competition)
+    _check_one_label(identities, labels, where, competition)
     return labels
 
 
@@ -35,7 +37,7 @@ def _rows_of_labels(identities: Sequence[Identity], path: Path, competition: Com
     columns, by_id = competition.columns, dict[str, Row]()
     for row in read_table(path, [columns.image, columns.label], log=log):
         earlier = by_id.setdefault(without_suffix(row[columns.image]), row)
-        if earlier[columns.label] != row[columns.label]:
+        if label_of(earlier, str(path), competition) != label_of(row, str(path), competition):
             raise SplitError(
                 f"{path}: row {row.number} gives {row[columns.image]} another {columns.label} than row "
                 f"{earlier.number}; 1 is allowed: correct one"
@@ -72,19 +74,20 @@ def class_index(label: str, names: Sequence[str]) -> int | None:
 
 def _equal(name: str, label: str) -> bool:
     """Return whether a label is the number of a class, which a table program may write as 2.0."""
-    return bool(NUMBER.fullmatch(name) and NUMBER.fullmatch(label)) and Decimal(name) == Decimal(label)
+    return bool(SIGNED.fullmatch(name) and SIGNED.fullmatch(label)) and Decimal(name) == Decimal(label)
 
 
 def _check_one_label(
     identities: Sequence[Identity], labels: Sequence[int], where: str, competition: Competition
 ) -> None:
-    """Raise SplitError if two rows give one patient two classes."""
+    """Raise SplitError if two rows give two classes to one patient, or to one slide that has an answer."""
     first: dict[str, tuple[Identity, int]] = {}
     for one, label in zip(identities, labels, strict=True):
-        other, other_label = first.setdefault(one.patient_id, (one, label))
+        unit = one.image_id if competition.by_image else one.patient_id
+        other, other_label = first.setdefault(unit, (one, label))
         if other_label != label:
             columns, names = competition.columns, competition.classes.names
             raise SplitError(
-                f"{where}: row {one.row.number} gives {columns.patient} {one.patient_id} the {columns.label} "
+                f"{where}: row {one.row.number} gives {competition.submission.id} {unit} the {columns.label} "
                 f"{names[label]}, row {other.row.number} gives it {names[other_label]}; 1 class is allowed: correct one"
             )

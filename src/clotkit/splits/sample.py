@@ -38,9 +38,9 @@ def read_sample(path: Path, competition: Competition) -> Sample:
     column = competition.submission.id
     rows, (header, columns) = read_table(path, competition.header), read_header(path, competition.header)
     if extra := [name for name, known in zip(header, columns, strict=True) if known not in competition.header]:
-        known = ", ".join(competition.header)
+        shown, known = ", ".join(name or "(empty)" for name in extra), ", ".join(competition.header)
         raise SplitError(
-            f"{path}: has the column {', '.join(extra)}; {competition.source.name} has {known}: correct its columns"
+            f"{path}: has the column {shown}; {competition.source.name} has {known}: correct submission.columns"
         )
     beside = cache(partial(_patients_beside, path, competition))  # the test table is read once, if at all
     texts = [_text(row, path, competition, beside) for row in rows]

@@ -10,7 +10,7 @@ from clotkit.errors import SplitError
 from clotkit.progress import Log
 from clotkit.reasons import TableRepair
 from clotkit.scratch import scratch
-from clotkit.splits.identity import Identity, joined, patient_of, without_suffix
+from clotkit.splits.identity import Identity, in_sample, joined, patient_of, without_suffix
 from clotkit.splits.labels import labels_of
 from clotkit.splits.sample import read_sample, read_sample_ids
 from clotkit.splits.slide_files import matching_files
@@ -82,6 +82,8 @@ def read_slides(split_dir: Path, split: str, competition: Competition, log: Log 
     rows = _rows_of_sample(path, competition) if from_sample else _rows_of_table(path, split, competition, log)
     known = _sample_ids(split_dir, competition) if split == "test" else None
     identities = joined(rows, str(path), competition, None if competition.by_image else known)
+    if competition.by_image and known is not None:
+        identities = in_sample(identities, known)
     labels: Sequence[int | None] = [None] * len(rows)
     if split == "train":
         labels = labels_of(identities, split_dir, str(path), competition, log)
@@ -207,6 +209,12 @@ def _sample_ids(split_dir: Path, competition: Competition) -> list[str] | None:
     return None
 
 
+def _suffix(slide: SlideRow) -> str:
+    """Return the extension of a slide's image id as its row has it, without capitals; empty for none."""
+    written = next((cell for cell in slide.facts.values() if without_suffix(cell) == slide.image_id != cell), "")
+    return PurePosixPath(written).suffix.casefold()
+
+
 def _first_rows(slides: Sequence[SlideRow], where: str) -> list[SlideRow]:
     """Return the first row of each image id. Raises SplitError if rows of one image differ in the patient."""
     first: dict[str, SlideRow] = {}
@@ -216,6 +224,11 @@ def _first_rows(slides: Sequence[SlideRow], where: str) -> list[SlideRow]:
             raise SplitError(
                 f"{where}: row {slide.row} gives {slide.image_id} the patient {slide.patient_id}, row {earlier.row} "
                 f"gives it {earlier.patient_id}; 1 is allowed: correct one"
+            )
+        if earlier.names != slide.names or _suffix(earlier) != _suffix(slide):
+            raise SplitError(
+                f"{where}: rows {earlier.row} and {slide.row} have the image id {slide.image_id}, but are two slides: "
+                "each needs an id of its own"
             )
         if earlier is not slide:
             repairs = (*earlier.repairs, *slide.repairs, TableRepair.REPEATED)
@@ -266,12 +279,12 @@ def _with_files(
 ) -> list[SlideRow]:
     """Return the slides with the files that are meant and derived facts, by all `names` in the folder."""
     there = set(names)
-    wanted = [next((name for name in slide.names if name in there), slide.names[0]) for slide in slides]
-    found = matching_files(wanted, names, where) if names else {}
-    placed = [
-        _noted(replace(slide, path=split_dir / found.get(name, name)), TableRepair.OTHER_FILE, name in found)
-        for slide, name in zip(slides, wanted, strict=True)
-    ]
+    exact = {slide.image_id: name for slide in slides for name in reversed(slide.names) if name in there}
+    others = there - set(exact.values())
+    meant = _names_meant([slide for slide in slides if slide.image_id not in exact], others, where)
+    name_of = {slide.image_id: slide.names[0] for slide in slides} | exact | meant
+    placed = [replace(slide, path=split_dir / name_of[slide.image_id]) for slide in slides]
+    placed = [_noted(slide, TableRepair.OTHER_FILE, slide.image_id in meant) for slide in placed]
     files = [_files_of_facts(slide, competition) for slide in placed]
     known = {fact for one in files for fact, name in one.items() if name in there}  # else the files are elsewhere
     return [
@@ -280,14 +293,30 @@ def _with_files(
     ]
 
 
+def _names_meant(slides: Sequence[SlideRow], names: Collection[str], where: str) -> dict[str, str]:
+    """Return {image id: the file that is meant} of slides without a file of any of their names."""
+    found = dict[str, str]()
+    for place in range(max((len(slide.names) for slide in slides), default=0) if names else 0):
+        rest = [slide for slide in slides if slide.image_id not in found]
+        files = matching_files([slide.names[place] for slide in rest], names, where)
+        found |= {slide.image_id: files[name] for slide in rest if (name := slide.names[place]) in files}
+    return found
+
+
 def _files_of_facts(slide: SlideRow, competition: Competition) -> dict[str, str]:
     """Return {fact: the file whose absence tells it} of the facts that the slide's row lacks."""
     split = "train" if slide.label is not None else "test"
-    return {
-        fact.name: competition.named(fact.missing_file, split, slide.image_id, slide.patient_id, slide.facts)
-        for fact in competition.facts
-        if not slide.facts.get(fact.name)
-    }
+    unknown = [fact for fact in competition.facts if not slide.facts.get(fact.name)]
+    try:
+        return {
+            fact.name: competition.named(fact.missing_file, split, slide.image_id, slide.patient_id, slide.facts)
+            for fact in unknown
+        }
+    except KeyError as error:
+        raise SplitError(
+            f"{competition.source.name}: facts.missing_file has {{{error.args[0]}}}, which is no column of the {split} "
+            f"table; it has: {', '.join(slide.facts)}"
+        ) from error
 
 
 def _with_facts(slide: SlideRow, facts: Mapping[str, str]) -> SlideRow:

@@ -209,19 +209,25 @@ def _constant(competition: Competition) -> list[str]:
 def _row_notes(verdict: Verdict, competition: Competition) -> Iterator[str]:
     """Count the fallbacks among rows of probabilities, and yield a line for each class."""
     clip, rows = competition.metric.clip, list(verdict.rows.values())
-    if METRICS[competition.metric.name].takes is Takes.RANKS and competition.submission.form is Form.PROBABILITY:
-        normalised = rows  # numbers of any size
-    else:
-        normalised = [metric.normalised(row, clip) for row in rows]
+    normalised = rows if _ranks(competition) else [metric.normalised(row, clip) for row in rows]
     fallback = metric.normalised(competition.classes.fallback, clip)
     verdict.fallback_rows = sum(all(map(_printed_alike, row, fallback)) for row in normalised)
     verdict.distinct_rows = len({tuple(row) for row in rows})
-    for index, name in enumerate(competition.classes.names):
+    names = dict(enumerate(competition.classes.names))
+    if competition.submission.form is Form.PROBABILITY:
+        names.pop(0)  # the rest to 1
+    for index, name in names.items():
         column = [row[index] for row in normalised]
         yield f"{name}: {min(column):.4f} to {max(column):.4f}, {many(len(set(column)), 'distinct value')}"
     unscaled = sum(not math.isclose(math.fsum(row), 1, abs_tol=1e-5) for row in rows)
     if unscaled:
         yield f"{unscaled} of {len(rows)} rows do not sum to 1; Kaggle rescales them"
+
+
+def _ranks(competition: Competition) -> bool:
+    """Return whether the numbers of a file only rank its rows, so that they may be of any size."""
+    is_single = competition.submission.form is Form.PROBABILITY
+    return is_single and METRICS[competition.metric.name].takes is Takes.RANKS
 
 
 def _printed_alike(one: float, other: float) -> bool:
@@ -245,6 +251,7 @@ def _expected(path: Path, sample: Sample, competition: Competition, verdict: Ver
     ids = list(verdict.rows)
     rows, labels = list(verdict.rows.values()), [verdict.labels.get(one, 0) for one in ids]
     known = _probabilities_beside(path, ids, competition) if verdict.labels else rows
+    known = known if all(0 <= value <= 1 for row in known for value in row) or not _ranks(competition) else []
     calibrated = metric.score_if_calibrated(name, known, labels, *settings) if known else math.nan
     uninformative = metric.score_if_uninformative(name, rows, labels, *settings)
     fallback = metric.normalised(classes.fallback, clip)
@@ -259,5 +266,6 @@ def _probabilities_beside(path: Path, ids: Sequence[str], competition: Competiti
     with suppress(SplitError, ValueError, KeyError):
         rows = read_table(path.with_name(PROBABILITIES), [column, *classes.names])
         by_id = {row[column]: [float(row[name]) for name in classes.names] for row in rows}
-        return [by_id.get(one, list(classes.fallback)) for one in ids]
+        if by_id.keys() & set(ids):
+            return [by_id.get(one, list(classes.fallback)) for one in ids]
     return []
