@@ -81,6 +81,8 @@ def find_form(roles: Roles, answers: Sequence[str], label: str, labels: Collecti
     decimal = bool(cells) and all(DECIMAL.fullmatch(cell) for cell in cells)
     if len(set(labels)) == 2 and (decimal or not (set(answers) & {label} or set(cells) <= set(labels))):
         return Form.PROBABILITY, f"two classes and one column of numbers like {seen}"
+    if len(set(labels)) == 2 and cells:
+        return Form.LABEL, f"one column, with {seen}; write probability if the metric is an AUC or a log loss"
     return Form.LABEL, f"one column, with {seen}" if cells else "the sample has no column beside its ids"
 
 

@@ -1,8 +1,8 @@
 """Turn probabilities into answers by a rule, and fit the numbers of the rule.
 
 A rule either follows from the probabilities alone or has numbers: cut points between ordered classes, or the confidence
-below which a unit is an outlier. They are fitted to
-out-of-fold probabilities for the competition's metric, beside the calibration. numpy only.
+below which a unit is an outlier. They are fitted to out-of-fold probabilities for the competition's metric, beside the
+calibration. numpy only.
 """
 
 from collections.abc import Iterator, Sequence
