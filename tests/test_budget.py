@@ -62,7 +62,7 @@ class FakeMember:
 
     @property
     def recipe(self) -> Any:
-        return SimpleNamespace(tiling=self.tiling, inference=InferenceConfig())
+        return SimpleNamespace(tiling=self.tiling, inference=InferenceConfig(), output="softmax")
 
     def predict(self, tiles: np.ndarray) -> np.ndarray:
         self.asked.append(len(tiles))

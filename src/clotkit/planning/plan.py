@@ -359,5 +359,5 @@ def _total(
         slides=slides,
         hidden_slides=limits.hidden_slides,
         hidden_s=hidden_s if limits.hidden_slides else None,
-        default_limits=replace(limits, hidden_slides=0) == competitions.Limits(),
+        default_limits=limits == competitions.Limits(),
     )

@@ -78,7 +78,7 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         f"intervals, resampled by patient. Seed: {metrics['seed']}. A constant prediction has a weighted log loss of "
         f"{metrics['constant']:.4f}.",
         f"By the metric of the competition: {metric_line(judged)}."
-        if (judged := metrics["competition_metric"])
+        if (judged := metrics.get("competition_metric"))  # members of earlier versions have none
         else "",
         _figures_table(metrics),
         "## Limits",
