@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pyvips
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
@@ -91,6 +91,7 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
         assert_same(cuts(path, CONFIGS[name])[1], squares(pixels, CONFIGS[name], background), name)
 
 
+@settings(deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     tile_px=st.integers(16, 40),
