@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -16,6 +17,9 @@ from clotkit.competitions import Competition, load_competition
 from .delivery import client, clock, home, lines, server  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile("clotkit", deadline=None)  # a slow machine is no fault
+settings.load_profile("clotkit")
 
 OTHER = """
 slug = "three-moulds"
