@@ -41,7 +41,7 @@ def main() -> int:
             return 2
         rows = write_fallback(competition, split, WORKING / competition.files.submission)
         status.write(State.STARTED, started)
-        say(f"fallback submission for {rows} {competition.submission.unit}s of {split}" if rows else str(split))
+        say(f"fallback submission for {rows} {competition.unit}s of {split}" if rows else str(split))
         ended_well = False
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

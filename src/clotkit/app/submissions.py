@@ -9,7 +9,7 @@ import numpy as np
 from clotkit.app import untrusted
 from clotkit.app.escaping import LONGEST_REASON, printable
 from clotkit.app.processes import NAME_OF_FILE, run_one, temporary_files
-from clotkit.competitions import Competition, Form, Unit
+from clotkit.competitions import Competition, Form
 from clotkit.errors import ClotkitError, SubmissionError
 from clotkit.metric import normalised
 from clotkit.submission.checking import Verdict
@@ -99,15 +99,11 @@ def label_counts(verdict: Verdict, competition: Competition) -> dict[str, int]:
 def _labels(one: str, first: Verdict, second: Verdict, competition: Competition) -> dict[str, Any]:
     answers, column = competition.answers, competition.submission.columns[0]
     labels = {column: answers[first.labels[one]], f"{column}, other file": answers[second.labels[one]]}
-    return {_unit(competition): one, **labels}
-
-
-def _unit(competition: Competition) -> str:
-    return (competition.submission.unit or Unit.PATIENT).value
+    return {competition.unit.value: one, **labels}
 
 
 def _row(patient: str, first: Any, second: Any, competition: Competition) -> dict[str, Any]:
-    named: dict[str, Any] = {_unit(competition): patient}
+    named: dict[str, Any] = {competition.unit.value: patient}
     for name, a, b in zip(competition.classes.names, first, second, strict=True):
         named |= {name: round(float(a), 4), f"{name}, other file": round(float(b), 4)}
     return named

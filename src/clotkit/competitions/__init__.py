@@ -21,3 +21,4 @@ from clotkit.competitions.schema import Rule as Rule
 from clotkit.competitions.schema import Sizes as Sizes
 from clotkit.competitions.schema import Submission as Submission
 from clotkit.competitions.schema import Unit as Unit
+from clotkit.competitions.schema import label_key as label_key

@@ -7,13 +7,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from clotkit.competitions.schema import UNKNOWN, Competition, Form, Kaggle, Rule, Sizes, Unit
+from clotkit.competitions.schema import UNKNOWN, Competition, Form, Kaggle, Rule, Sizes, Unit, label_key
 from clotkit.errors import ConfigError
 from clotkit.metric import METRICS, Takes, best_constant, best_label
 from clotkit.typed_toml import read_toml, typed
@@ -175,7 +174,7 @@ def _check_classes(competition: Competition, path: Path) -> None:
     classes = competition.classes
     if len(classes.names) < 2:
         raise ConfigError(f"{path}: classes.names has {len(classes.names)} entries, at least 2 are needed")
-    if len({_same_label(name) for name in classes.names}) < len(classes.names):
+    if len({label_key(name) for name in classes.names}) < len(classes.names):
         raise ConfigError(f"{path}: classes.names is {', '.join(classes.names)}; each must be there once")
     for key in ("weights", "priors", "fallback"):
         values = getattr(classes, key)
@@ -183,11 +182,6 @@ def _check_classes(competition: Competition, path: Path) -> None:
             raise ConfigError(f"{path}: classes.{key} has {len(values)} entries, classes.names {len(classes.names)}")
         if not (min(values) >= 0 and 0 < sum(values) < math.inf):
             raise ConfigError(f"{path}: classes.{key} is {list(values)}; it must be non-negative with a positive sum")
-
-
-def _same_label(name: str) -> str:
-    """Return a class name as labels are compared: without case, numbers by their value."""
-    return str(Decimal(name).normalize()) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", name) else name.casefold()
 
 
 def _check_submission(competition: Competition, path: Path) -> None:

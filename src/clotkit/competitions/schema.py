@@ -3,11 +3,15 @@
 The comment beside each field is its text in the reference. Standard library only: the kernel's supervisor imports this.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,5})?", re.ASCII)
 
 
 class Form(StrEnum):
@@ -32,6 +36,17 @@ class Rule(StrEnum):
     CUT_POINTS = "cut_points"  # the expected class number between fitted cut points; classes are in order
     OUTLIER = "outlier"  # the likeliest class, or the outlier class below a fitted probability
     EXPECTED_VALUE = "expected_value"  # the class nearest to the expected class number; classes are in order
+
+    @property
+    def is_ordinal(self) -> bool:
+        """Return True if it takes the classes to be in order."""
+        return self in {Rule.CUT_POINTS, Rule.EXPECTED_VALUE}
+
+
+def label_key(label: str) -> str:
+    """Return a label as labels are compared: without case, numbers (2.0 for 2) by their value."""
+    bare = label.strip()
+    return str(Decimal(bare).normalize() + 0) if NUMBER.fullmatch(bare) else bare.casefold()
 
 
 @dataclass(frozen=True)
@@ -187,9 +202,14 @@ class Competition:
         return (*self.classes.names, *filter(None, [self.submission.outlier]))
 
     @property
+    def unit(self) -> Unit:
+        """Return what a row of the submission stands for."""
+        return self.submission.unit or Unit.PATIENT
+
+    @property
     def by_image(self) -> bool:
         """Return True if a row of the submission stands for one slide."""
-        return self.submission.unit is Unit.IMAGE
+        return self.unit is Unit.IMAGE
 
     def sample_path(self, split_dir: Path) -> Path:
         """Return the path of the sample submission in a split folder."""

@@ -4,7 +4,7 @@ Nested: each fit, and the choice between candidates, is made without the patient
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from clotkit.competitions import Competition, Form
 from clotkit.ensembling.candidates import CANDIDATES, FOLDS, PLATT, Patients, Split, aucs, choose, folds_of, loss_terms
-from clotkit.ensembling.classes import class_lines, class_toml, fit_classes, mean_figures
+from clotkit.ensembling.classes import class_lines, class_toml, fit_classes, mean_figures, rounded
 from clotkit.ensembling.data import SEED, BlendInputs, BlendSettings, Predictions, read_predictions, two_class_inputs
 from clotkit.errors import UsageError
 from clotkit.evaluation.scores import metric_figures, metric_line
@@ -146,7 +146,7 @@ def _figures(
         "auc": aucs(nested.p.mean(axis=0)[:, None], patients.label)[0],
     }
     return {
-        **_rounded(numbers),
+        **rounded(numbers),
         "competition_metric": _judged(nested, patients, competition),
         "method": f"{CANDIDATES[best].name}, probabilities within {BOUNDS[0]} to {BOUNDS[1]}",
         "members": list(inputs.members),
@@ -178,7 +178,7 @@ def _gain(nested: Nested, patients: Patients) -> dict[str, float]:
         draws += terms[rng.choice(rows, (DRAWS, len(rows)))].sum(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     gain = {"mean": terms.sum(), "sd": np.std(draws), "low": low, "high": high, "share_above_0": np.mean(draws > 0)}
-    return _rounded(gain)
+    return rounded(gain)
 
 
 def _hidden(nested: Nested, patients: Patients, constant: float) -> dict[str, float]:
@@ -192,7 +192,7 @@ def _hidden(nested: Nested, patients: Patients, constant: float) -> dict[str, fl
     scores, platt = np.array(losses).T
     beats = {"beats_constant": np.mean(scores < constant), "beats_mean_platt": np.mean(scores < platt)}
     numbers = {"mean": scores.mean(), "sd": scores.std(), **beats}
-    return {"patients": count, "draws": len(losses), **_rounded(numbers)}
+    return {"patients": count, "draws": len(losses), **rounded(numbers)}
 
 
 def _table(nested: Nested, patients: Patients, best: int) -> list[dict[str, Any]]:
@@ -201,12 +201,8 @@ def _table(nested: Nested, patients: Patients, best: int) -> list[dict[str, Any]
     for number, candidate in enumerate(CANDIDATES):
         losses = _losses(nested.of_candidates[:, number], patients)
         numbers = {"weighted_log_loss": losses.mean(), "sd": losses.std(), "taken_share": nested.chosen[number]}
-        rows.append({"name": candidate.name, **_rounded(numbers), "taken": number == best})
+        rows.append({"name": candidate.name, **rounded(numbers), "taken": number == best})
     return sorted(rows, key=lambda row: row["weighted_log_loss"])
-
-
-def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if value is None else round(float(value), 6) for name, value in numbers.items()}
 
 
 def lines(figures: dict[str, Any], out: Path) -> Iterator[str]:

@@ -90,7 +90,7 @@ def fit_classes(read: Predictions, competition: Competition, settings: BlendSett
     units = _units(fill_classes(imputer, read.p), table, competition)
     _check(read, units, groups, competition, settings.trusted)
     folds = fold_count(label, groups)
-    log(f"{len(CLASS_CANDIDATES)} candidates, {settings.repeats} x {folds} folds of {len(label)} {_unit(competition)}s")
+    log(f"{len(CLASS_CANDIDATES)} candidates, {settings.repeats} x {folds} folds of {len(label)} {competition.unit}s")
     splits = [list(folds_of(units, groups, SEED + repeat, folds)) for repeat in range(settings.repeats)]
     estimate, extra = Estimate(units, cross_validate_classes(units, groups, splits), NO_COVARIATES), dict[str, Any]()
     if settings.tabular:
@@ -103,7 +103,7 @@ def fit_classes(read: Predictions, competition: Competition, settings: BlendSett
     by_centre = cross_validate_classes(estimate.units, groups, [centres]) if centres else None
     figures = _figures(estimate, by_centre, best, competition) | {
         "members": list(read.members),
-        "unit": _unit(competition),
+        "unit": competition.unit.value,
         "patients": len(label),
         "slides": len(read.p),
         "centres": len(np.unique(table.centres)),
@@ -130,10 +130,6 @@ def _check(read: Predictions, units: Units, groups: Ints, competition: Competiti
         raise ConfigError(f"a class has {groups_of_class} groups of related slides, at least {MIN_UNITS} are needed")
     areas = macro_aucs(units.means, units.label)
     check_aucs(read.members, areas, macro_auc_error(units.label), len(units.label), trusted)
-
-
-def _unit(competition: Competition) -> str:
-    return "image" if competition.by_image else "patient"
 
 
 def cross_validate_classes(units: Units, groups: Ints, splits: Sequence[Sequence[Split]]) -> NestedClasses:
@@ -170,7 +166,7 @@ def _with_tabular(
     used = bool(covariates.columns) and other.loss < plain.loss
     said = "used" if used else "left out"
     log(f"{', '.join(columns)}: {said}; nested log loss {other.loss:.4f} with, {plain.loss:.4f} without")
-    losses = _rounded({"with": other.loss, "without": plain.loss})
+    losses = rounded({"with": other.loss, "without": plain.loss})
     return other if used else plain, {"tabular": {"columns": list(columns), "used": used, **losses}}
 
 
@@ -220,7 +216,7 @@ def mean_figures(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     numbers = [one["value"] for one in values]
     known = None not in numbers
     spread = {"value": np.mean(numbers) if known else None, "sd": np.std(numbers) if known else None}
-    return {**values[0], **_rounded(spread)}
+    return {**values[0], **rounded(spread)}
 
 
 def _centre_splits(label: Ints, table: UnitTable) -> list[Split]:
@@ -247,16 +243,17 @@ def _figures(
     for number, candidate in enumerate(CLASS_CANDIDATES):
         losses = _losses(nested.of_candidates[:, number], units)
         row = {"weighted_log_loss": losses.mean(), "sd": losses.std(), "taken_share": nested.chosen[number]}
-        candidates.append({"name": candidate.name, **_rounded(row), "taken": number == best})
+        candidates.append({"name": candidate.name, **rounded(row), "taken": number == best})
     return {
-        **_rounded(numbers),
+        **rounded(numbers),
         "competition_metric": _judged(nested, units.label, competition),
         "method": CLASS_CANDIDATES[best].name,
         "candidates": sorted(candidates, key=lambda row: row["weighted_log_loss"]),
     }
 
 
-def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures rounded to six digits; None stays."""
     return {name: None if value is None else round(float(value), 6) for name, value in numbers.items()}
 
 

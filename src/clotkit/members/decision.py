@@ -39,7 +39,7 @@ class Decision:
     def apply(self, p: npt.ArrayLike) -> Ints:
         """Return the answer to each row of probabilities [n, C]: a class index, or C for an outlier."""
         rows = np.asarray(p, np.float64).reshape(-1, self.classes)
-        if self.rule in ORDINAL:
+        if self.rule.is_ordinal:
             return np.asarray(np.searchsorted(self._cuts(), expectations(rows), side="right"), np.int64)
         answers = np.asarray(rows.argmax(axis=1), np.int64)
         if self.rule is Rule.OUTLIER:
@@ -83,9 +83,6 @@ class Decision:
         if self.rule is Rule.OUTLIER and not 0 <= values[0] <= 1:
             return f"the least confidence is {values[0]}; allowed: 0 to 1"
         return ""
-
-
-ORDINAL = {Rule.CUT_POINTS, Rule.EXPECTED_VALUE}
 
 
 def _count(rule: Rule, classes: int) -> int:

@@ -1,7 +1,7 @@
 """Read the answers of a run's submission, in any form, for its report page."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from clotkit.competitions import Form, Unit
 from clotkit.splits.identity import without_suffix
-from clotkit.submission.writing import PROBABILITIES
+from clotkit.submission.writing import read_probabilities
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -52,7 +52,7 @@ def read_answers(path: Path | None, scoring: Mapping[str, Any]) -> Answers:
     cells = [[row[header.index(name)] for name in columns] for row in table]
     if form is Form.LABEL:
         labels = dict(zip(ids, (row[0] for row in cells), strict=True)) if columns else {}
-        rows = dict(_probabilities(path, header[at] if header else "", classes))
+        rows = read_probabilities(path, scoring.get("id") or header[at], classes) if path and header else {}
         return Answers(form, unit, classes, columns, ids, rows, labels)
     try:
         rows = dict(zip(ids, (_row(row, form) for row in cells), strict=True))
@@ -80,14 +80,3 @@ def _table(path: Path | None) -> tuple[list[str], list[list[str]]]:
             if table and all(len(row) == len(table[0]) for row in table) and len(set(table[0])) == len(table[0]):
                 return table[0], table[1:]
     return [], []
-
-
-def _probabilities(path: Path | None, column: str, classes: Sequence[str]) -> Iterator[tuple[str, list[float]]]:
-    """Yield the ids with a score and the probabilities that their labels come from, [C]."""
-    header, table = _table(path.with_name(PROBABILITIES)) if path else ([], [])
-    if not {column, *classes} <= set(header):
-        return
-    for row in table:
-        cells = dict(zip(header, row, strict=True))
-        with suppress(ValueError):
-            yield cells[column], [float(cells[name]) for name in classes]

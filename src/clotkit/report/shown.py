@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.competitions import Competition, Rule
-
-ORDERED = {Rule.CUT_POINTS, Rule.EXPECTED_VALUE}  # rules for classes in order
+from clotkit.members.decision import expectations
 
 
 class Kind(StrEnum):
@@ -38,7 +37,9 @@ class Shown:
         """Return the number for some classes, which some rules take to be in order."""
         if len(classes) <= 2:
             return cls(Kind.LAST, tuple(classes))
-        return cls(Kind.EXPECTED if rule in ORDERED else Kind.LIKELIEST, tuple(classes))
+        return cls(
+            Kind.EXPECTED if any(one == rule and one.is_ordinal for one in Rule) else Kind.LIKELIEST, tuple(classes)
+        )
 
     @property
     def top(self) -> float:
@@ -68,7 +69,7 @@ class Shown:
             return p[:, -1]
         if self.kind is Kind.LIKELIEST:
             return np.asarray(p.max(axis=1), np.float64)
-        return np.asarray(p @ np.arange(p.shape[1]) / p.sum(axis=1) / (p.shape[1] - 1), np.float64)
+        return np.asarray(expectations(p) / self.top, np.float64)
 
     def level(self, row: Any) -> float:
         """Return the number of one row of probabilities [C], as a share of its largest value."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from clotkit.competitions import Competition, Unit
+from clotkit.competitions import Competition
 from clotkit.errors import described
 from clotkit.files import atomic_write_json
 from clotkit.locks import exclusive_folder
@@ -143,7 +143,7 @@ def _write_run_json(settings: RunSettings, value: dict[str, object], state: Subm
 
 
 def _log_inputs(settings: RunSettings, inputs: Inputs, state: SubmissionState, log: Log) -> None:
-    unit = state.competition.submission.unit or Unit.PATIENT
+    unit = state.competition.unit
     names = ", ".join(member.name for member in state.members) or f"none: every {unit} gets the fallback"
     slides = many(len(inputs.slides), f"{kind_of(settings.split_dir)}slide")
     log(f"{slides}, {many(len(inputs.sample.ids), unit)}, members: {names}")
@@ -173,7 +173,7 @@ def _log_results(
     for row in records.table(lines):
         log(row)
     scored = state.scored_patients()
-    unit = state.competition.submission.unit or Unit.PATIENT
+    unit = state.competition.unit
     missing = [one for one in state.ids if one not in scored]
     if missing:
         log(f"{unit}s at the fallback: {', '.join(missing)}")

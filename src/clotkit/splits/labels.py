@@ -1,17 +1,13 @@
 """Find the class of each row of a train split: in its table, or in a table of labels beside it."""
 
-import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, label_key
 from clotkit.errors import SplitError
 from clotkit.progress import Log
-from clotkit.splits.identity import NUMBER, Identity, without_suffix
+from clotkit.splits.identity import Identity, without_suffix
 from clotkit.splits.tables import Row, read_table
-
-SIGNED = re.compile(f"[+-]?{NUMBER.pattern}", re.ASCII)
 
 
 def labels_of(
@@ -68,13 +64,8 @@ def label_of(row: Row, where: str, competition: Competition) -> int:
 
 def class_index(label: str, names: Sequence[str]) -> int | None:
     """Return the index of the class that a label names, in any case; None if not exactly one."""
-    found = [index for index, name in enumerate(names) if name.casefold() == label.casefold() or _equal(name, label)]
+    found = [index for index, name in enumerate(names) if label_key(name) == label_key(label)]
     return found[0] if len(found) == 1 else None
-
-
-def _equal(name: str, label: str) -> bool:
-    """Return whether a label is the number of a class, which a table program may write as 2.0."""
-    return bool(SIGNED.fullmatch(name) and SIGNED.fullmatch(label)) and Decimal(name) == Decimal(label)
 
 
 def _check_one_label(

@@ -11,7 +11,7 @@ from pathlib import Path
 from clotkit.competitions import Competition
 from clotkit.errors import SplitError
 from clotkit.splits.identity import BLANK, NUMBER, patient_of, same_number, without_suffix
-from clotkit.splits.tables import Row, read_header, read_table
+from clotkit.splits.tables import Row, read_table, read_with_header
 
 Patients = tuple[Collection[str], Collection[str]]  # of a test table: in its cells, and in its image ids
 
@@ -36,7 +36,7 @@ def read_sample(path: Path, competition: Competition) -> Sample:
     blank, repeated, or lost.
     """
     column = competition.submission.id
-    rows, (header, columns) = read_table(path, competition.header), read_header(path, competition.header)
+    rows, header, columns = read_with_header(path, competition.header)
     if extra := [name for name, known in zip(header, columns, strict=True) if known not in competition.header]:
         shown, known = ", ".join(name or "(empty)" for name in extra), ", ".join(competition.header)
         raise SplitError(

@@ -78,12 +78,7 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log
     Raises:
         SplitError: the file is missing, is no CSV table, lacks one of `columns`, or has no rows.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        hint = _hint(path) if isinstance(error, FileNotFoundError) else ""
-        raise SplitError(f"{path}: cannot be read: {error.strerror}; a split folder needs this table{hint}") from error
-    text, encoding = decoded(data, str(path))
+    text, encoding = _text_of(path)
     header = _header(text, str(path), columns, also)
     unusual = [] if encoding == "UTF-8" else [f"as {encoding}"]
     unusual += [] if header.delimiter == "," else [f"with {DELIMITERS[header.delimiter]} between cells"]
@@ -93,13 +88,26 @@ def read_table(path: Path, columns: Sequence[str], also: Sequence[str] = (), log
     return _rows(text, str(path), header)
 
 
-def read_header(path: Path, columns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the columns of a table that read_table can read: as it spells them, and as `columns` do."""
-    text, _ = decoded(path.read_bytes(), str(path))
+def read_with_header(path: Path, columns: Sequence[str]) -> tuple[list[Row], list[str], list[str]]:
+    """Return the rows of a table and its columns: as the table spells them, and as `columns` do.
+
+    Raises SplitError as read_table does.
+    """
+    text, _ = _text_of(path)
     header = _header(text, str(path), columns, ())
     line = next(islice(io.StringIO(text, newline=""), header.line - 1, None)).rstrip("\r\n")
     cells = next(csv.reader([line.lstrip("#")], delimiter=header.delimiter, skipinitialspace=True), [])
-    return [clean(cell) for cell in cells], list(header.columns)
+    return _rows(text, str(path), header), [clean(cell) for cell in cells], list(header.columns)
+
+
+def _text_of(path: Path) -> tuple[str, str]:
+    """Return the text of a table and its encoding. Raises SplitError if it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = _hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise SplitError(f"{path}: cannot be read: {error.strerror}; a split folder needs this table{hint}") from error
+    return decoded(data, str(path))
 
 
 def rows_of(text: str, where: str, columns: Sequence[str]) -> list[Row]:

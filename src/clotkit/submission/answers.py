@@ -8,10 +8,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 
-from clotkit.competitions import Competition, Form
+from clotkit.competitions import Competition, Form, label_key
 from clotkit.metric import METRICS, Takes
 
 # A number, an infinity and a missing value as pandas.read_csv reads them by default, as Kaggle's metric does. Python's
@@ -123,16 +122,9 @@ def _label(cell: str, column: str, number: int, competition: Competition) -> tup
     none = Answer([0.0] * len(answers))
     if not cell.strip():
         return none, [Problem(Fault.EMPTY_CELL, f"{column} is empty; a label is needed", number)]
-    meant = next((one for one in answers if _similar(one, cell)), None)
+    meant = next((one for one in answers if label_key(one) == label_key(cell)), None)
     hint = f"write {meant}" if meant else f"allowed: {', '.join(answers)}"
     return none, [Problem(Fault.NOT_A_LABEL, f"{column} is {cell!r}, not a label; {hint}", number)]
-
-
-def _similar(label: str, cell: str) -> bool:
-    """Return whether a cell is a label but for capitals, spaces or decimals."""
-    if NUMBER.fullmatch(label) and NUMBER.fullmatch(cell):
-        return Decimal(label.strip()) == Decimal(cell.strip())
-    return label.casefold() == cell.strip().casefold()
 
 
 def _number(cell: str, competition: Competition) -> tuple[float, tuple[Fault, str] | None]:

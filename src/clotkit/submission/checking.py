@@ -4,18 +4,17 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clotkit import metric
-from clotkit.competitions import Competition, Form, Unit
-from clotkit.errors import SplitError, SubmissionError
+from clotkit.competitions import Competition, Form
+from clotkit.errors import SubmissionError
 from clotkit.metric import METRICS, Takes
-from clotkit.splits import Sample, read_sample, read_table
+from clotkit.splits import Sample, read_sample
 from clotkit.splits.identity import same_number
 from clotkit.submission.answers import Fault, Problem, read_answer
-from clotkit.submission.writing import PROBABILITIES
+from clotkit.submission.writing import read_probabilities
 from clotkit.units import many
 
 
@@ -179,7 +178,7 @@ def _id_problems(
 
 def _add_notes(path: Path, sample: Sample, competition: Competition, verdict: Verdict) -> None:
     """Add the expected scores of a valid file, and notes about the spread of its rows."""
-    unit = competition.submission.unit or Unit.PATIENT
+    unit = competition.unit
     verdict.notes.append(many(len(verdict.rows), unit.value))
     verdict.notes += _label_notes(verdict, competition) if verdict.labels else _row_notes(verdict, competition)
     verdict.expected = expected = _expected(path, sample, competition, verdict)
@@ -262,10 +261,6 @@ def _expected(path: Path, sample: Sample, competition: Competition, verdict: Ver
 
 def _probabilities_beside(path: Path, ids: Sequence[str], competition: Competition) -> list[list[float]]:
     """Return the probabilities that a run left beside its labels, by `ids`; empty if there are none."""
-    column, classes = competition.submission.id, competition.classes
-    with suppress(SplitError, ValueError, KeyError):
-        rows = read_table(path.with_name(PROBABILITIES), [column, *classes.names])
-        by_id = {row[column]: [float(row[name]) for name in classes.names] for row in rows}
-        if by_id.keys() & set(ids):
-            return [by_id.get(one, list(classes.fallback)) for one in ids]
-    return []
+    classes = competition.classes
+    by_id = read_probabilities(path, competition.submission.id, classes.names)
+    return [by_id.get(one, list(classes.fallback)) for one in ids] if by_id.keys() & set(ids) else []

@@ -6,11 +6,13 @@ Whatever is on disk is a valid submission at every instant.
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from clotkit.competitions import Competition
+from clotkit.errors import SplitError
 from clotkit.files import atomic_write_text
-from clotkit.splits import Sample
+from clotkit.splits import Sample, read_table
 from clotkit.submission.answers import answer_cells
 
 PROBABILITIES = "probabilities.csv"  # beside a submission of labels: the probabilities that they come from
@@ -54,6 +56,14 @@ def write_probabilities(path: Path, competition: Competition, sample: Sample, pr
         if one in probabilities
     ]
     _write(path, [competition.submission.id, *competition.classes.names], rows)
+
+
+def read_probabilities(submission: Path, column: str, classes: Sequence[str]) -> dict[str, list[float]]:
+    """Return the probabilities [C] beside a submission by id; none if they are not there or damaged."""
+    with suppress(SplitError, ValueError):
+        rows = read_table(submission.with_name(PROBABILITIES), [column, *classes])
+        return {row[column]: [float(row[name]) for name in classes] for row in rows}
+    return {}
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 from clotkit.app.escaping import escaped, escaped_reason
 from clotkit.app.pages.common import Shared, show_table
 from clotkit.app.submissions import check, difference, histogram, label_counts
-from clotkit.competitions import Competition, Unit
+from clotkit.competitions import Competition
 from clotkit.submission.checking import Verdict
 from clotkit.units import many
 
@@ -33,13 +33,9 @@ def show(shared: Shared) -> None:
             _show_difference(first, second, shared.competition)
 
 
-def _unit(competition: Competition) -> str:
-    return (competition.submission.unit or Unit.PATIENT).value
-
-
 def _show_verdict(name: str, verdict: Verdict, competition: Competition) -> None:
     if verdict.valid:
-        st.success(f"{escaped(name)}: valid, {many(len(verdict.rows), _unit(competition))}")
+        st.success(f"{escaped(name)}: valid, {many(len(verdict.rows), competition.unit.value)}")
     else:
         st.error(f"{escaped(name)}: {many(len(verdict.problems), 'problem')}")
     for problem in verdict.problems[:MOST_LINES]:
@@ -53,7 +49,7 @@ def _show_verdict(name: str, verdict: Verdict, competition: Competition) -> None
 def _show_histogram(verdict: Verdict, competition: Competition) -> None:
     """Draw the numbers of rows by label, or by the probability of a class."""
     st.subheader("Distribution")
-    rows, names = f"{_unit(competition)}s", competition.classes.names
+    rows, names = f"{competition.unit.value}s", competition.classes.names
     if verdict.labels:
         counts = label_counts(verdict, competition)
         st.bar_chart({"label": list(counts), rows: list(counts.values())}, x="label", y=rows)
@@ -71,5 +67,5 @@ def _show_difference(one: Verdict, other: Verdict, competition: Competition) -> 
         text = f"{found.mean:.1%} of the labels differ"
     else:
         text = f"probabilities differ by {found.mean:.4f} on average and {found.largest:.4f} at most"
-    st.markdown(f"{many(found.patients, _unit(competition))} in both files, {found.only_one} in one only; {text}")
+    st.markdown(f"{many(found.patients, competition.unit.value)} in both files, {found.only_one} in one only; {text}")
     show_table(found.worst)
