@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -204,6 +204,10 @@ bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside
 
 bench-scale: $(VENV)/.dev  ## measure a cluster: one worker against two, 10 slides against 300, clotkit plan --cluster against runs
 	@$(BIN)/python -m bench.scale; scale=$$?; $(BIN)/python -m bench.cluster --rounds 3; exit $$((scale | $$?))
+
+bench-recipes: $(VENV)/.dev build/.wheels $(LITE0)  ## take the recipes of earlier systems the whole way, made small: train, kill, resume, evaluate, rehearse; DATA=DIR with slides/, pictures/, bloodmnist/
+	@test -n "$(DATA)" || { echo "bench-recipes: DATA is not set; give a folder with slides/, pictures/ or bloodmnist/" >&2; exit 2; }
+	@$(BIN)/python -m bench.recipes "$(DATA)"
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_faults

@@ -8,7 +8,6 @@ clotkit tiles, trains, runs and checks; scikit-learn scores submission.csv. The 
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
+from bench.processes import run
 from clotkit.competitions import load_competition
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,12 +148,10 @@ def _clotkit(arguments: Sequence[object]) -> float:
 
     Raises CalledProcessError when it fails.
     """
-    child = subprocess.Popen([CLOTKIT, *map(str, arguments)], stdout=sys.stderr)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, child.args)
-    return usage.ru_maxrss / 1024
+    code, cost = run([CLOTKIT, *arguments], sys.stderr)
+    if code:
+        raise subprocess.CalledProcessError(code, [str(CLOTKIT), *map(str, arguments)])
+    return cost.peak_mb
 
 
 def judged(judge: Judge, truth: Path, submission: Path) -> list[Figure]:

@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,6 +140,31 @@ def test_weights_in_the_format_of_keras_2_load(name: str, side: int, tmp_path: P
         white = np.full((1, 1, 1, 3), 1.0, np.float32)
         assert np.asarray(norm(white)).ravel() == pytest.approx((1 - MEANS) / DEVIATIONS)
     assert len(norms) == (name == "efficientnetb0")
+
+
+OF_KERAS = sorted(name for name, wanted in BACKBONES.items() if wanted.by == "md5")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "resnet50" else [pytest.mark.slow_recipes]) for name in OF_KERAS]
+)
+def test_a_network_starts_from_the_file_of_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a file as keras.applications has it into a dataset's folder, and expect its weights."""
+    spec = MODEL_REGISTRY[name]
+    assert spec.backbone is not None
+    one = spec.backbone(spec.min_px)
+    set_imagenet_normalisation(one)
+    path = tmp_path / "imagenet" / BACKBONES[name].file
+    path.parent.mkdir()
+    write_legacy(path, one)
+    config = ModelConfig(name, weights="imagenet", freeze=True)
+    with pytest.raises(ConfigError, match=BACKBONES[name].digest):
+        build_network(config, spec.min_px, 2, backbones=tmp_path)
+    monkeypatch.setitem(BACKBONES, name, replace(BACKBONES[name], digest=md5(path)))
+    network = build_network(config, spec.min_px, 2, backbones=tmp_path)
+    assert not network.features.trainable_weights
+    for ours, theirs in zip(network.features.get_weights(), one.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

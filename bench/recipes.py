@@ -1,0 +1,448 @@
+"""Take earlier systems' recipes the whole way, from data to card: `python -m bench.recipes DATA`.
+
+DATA is a folder with one or more of: slides, a train split of the default competition; pictures, the folders negative
+and positive, and metadata.csv with the patients; bloodmnist, a MedMNIST file. A row whose data are missing is left out.
+Each row is a recipe made small: fewer tiles, epochs and folds, and random weights where --backbones has no file of
+ImageNet weights. It is trained; trained again, killed after an epoch and resumed; and evaluated. Of slides, some
+patients are held out: the kernel is rehearsed on them, and its submission scored by their labels.
+
+The scores say that the ways work, and nothing more. build/bench_recipes.json has the rows; run the command again to go
+on after a kill. The exit code is 1 if a row failed, or the time was over before it.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+from bench.processes import Cost, run
+from clotkit.competitions import Competition, load_competition
+from clotkit.config import recipe_path
+from clotkit.errors import ClotkitError, UsageError
+from clotkit.files import atomic_write_json, atomic_write_text
+from clotkit.locks import exclusive_folder
+from clotkit.members import folder as files
+from clotkit.members.backbones import BACKBONES
+from clotkit.splits import SlideRow, read_slides
+from clotkit.submission.checking import check_submission
+from clotkit.synthetic.folder import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+CLOTKIT = Path(sys.executable).with_name("clotkit")
+SLIDES, PICTURES, BLOOD = "slides", "pictures", "bloodmnist"  # folders of DATA
+SLIDES_OF_A_PATIENT = 2  # most of them in the test split
+SAME = 1e-6  # largest difference of a figure of train and of evaluate
+
+Changes = Mapping[str, Mapping[str, Any]]  # {table of a recipe: {key: value}}
+
+SMALL: Changes = {
+    "tiling": {"tile_px": 96, "max_tiles": 6},
+    "training": {"epochs": 4, "folds": 2, "frozen_augmentations": 1, "batch_tiles": 16},
+}
+SQUARES: Changes = {"tiling": {"downsample": 2}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a recipe that ships, its data, and what is changed in it besides SMALL."""
+
+    name: str
+    recipe: str
+    data: str
+    changes: Changes = field(default_factory=dict)
+    limit: int | None = None  # pictures of each class
+
+    def text(self, backbones: Path) -> str:
+        """Return the TOML of the recipe, made small."""
+        raw = tomllib.loads(recipe_path(self.recipe).read_text(encoding="utf-8"))
+        for table, keys in chain(SMALL.items(), self.changes.items()):
+            raw[table] = [one | keys for one in raw[table]] if isinstance(raw[table], list) else raw[table] | keys
+        for model in raw["model"] if isinstance(raw["model"], list) else [raw["model"]]:
+            model["weights"] = "imagenet" if _has_weights(model["name"], backbones) else "none"
+        return toml_text(raw | {"name": self.name})
+
+
+def _variant(network: str, name: str = "", **model: Any) -> Case:
+    """Return a case of the patches recipe with another network."""
+    return Case(
+        f"patches_{name or network}", "strip_ai_patches", SLIDES, {**SQUARES, "model": {"name": network, **model}}
+    )
+
+
+CASES = (
+    Case("strip_ai_chunks", "strip_ai_chunks", SLIDES),
+    Case("strip_ai_patches", "strip_ai_patches", SLIDES, SQUARES),  # InceptionV3
+    Case("strip_ai", "strip_ai", SLIDES, SQUARES),
+    _variant("cnn", filters=[16, 32], freeze=False, head=[]),
+    _variant("resnet50"),
+    _variant("resnet101"),
+    _variant("vgg16"),
+    _variant("vgg19"),
+    _variant("efficientnetb0"),
+    _variant("efficientnet_lite0", "lite0"),
+    _variant("efficientnet_lite0", "lite0_tuned", unfreeze_top=4),
+    Case("clot_binary", "clot_binary", PICTURES, limit=40),
+    Case("bloodmnist_vgg16", "bloodmnist_vgg16", BLOOD, {"tiling": {"tile_px": 28}}, limit=24),
+)
+
+
+def main() -> int:
+    """Run the rows that are not done yet, print them all, and return the exit code."""
+    options = _options()
+    try:
+        with exclusive_folder(options.work, "bench.recipes"):
+            rows = run_cases(options)
+    except ClotkitError as error:
+        print(f"bench.recipes: {error}", file=sys.stderr)
+        return 2
+    print(table(rows), "", approaches(rows), sep="\n")
+    return 0 if all(row["failed"] is None for row in rows) else 1
+
+
+def _options() -> argparse.Namespace:
+    line = argparse.ArgumentParser(prog="python -m bench.recipes", description=__doc__)
+    line.add_argument("data", type=Path, metavar="DATA")
+    line.add_argument("--only", nargs="+", choices=[case.name for case in CASES], help="these rows")
+    line.add_argument("--limit", type=int, default=8, help="slides of each class to train on (default: 8)")
+    line.add_argument("--held-out", type=int, default=4, help="test patients of each class (default: 4)")
+    line.add_argument("--minutes", type=float, default=60, help="start no row after this time (default: 60)")
+    line.add_argument("--backbones", type=Path, default=ROOT / "build" / "backbones")
+    line.add_argument("--wheels", type=Path, default=ROOT / "build" / "wheels")
+    line.add_argument("--work", type=Path, default=ROOT / "build" / "bench_recipes")
+    line.add_argument("--out", type=Path, default=ROOT / "build" / "bench_recipes.json")
+    return line.parse_args()
+
+
+# -- what the rows are made of
+
+
+def toml_text(raw: Mapping[str, Any]) -> str:
+    """Return a recipe as TOML: its strings and numbers are written as in JSON."""
+    lines = []
+    for name, value in raw.items():
+        if not isinstance(value, dict | list):
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            heading = f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+            lines += ["", heading, *(f"{key} = {json.dumps(cell, ensure_ascii=False)}" for key, cell in one.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _has_weights(network: str, backbones: Path) -> bool:
+    wanted = BACKBONES.get(network)
+    return wanted is not None and any(chain(backbones.glob(wanted.file), backbones.glob(f"*/{wanted.file}")))
+
+
+def divided(slides: Iterable[SlideRow], limit: int, held_out: int) -> tuple[list[SlideRow], list[SlideRow]]:
+    """Return the slides to train on and to test on: of each class `limit` slides, `held_out` patients.
+
+    Patients come in the order of a hash of their ids, their slides by turns, so that few slides are of many patients.
+    Raises UsageError if a class has too few patients.
+    """
+    train, test = [], []
+    slides = list(slides)
+    for label in sorted({slide.label or 0 for slide in slides}):
+        patients: dict[str, list[SlideRow]] = {}
+        for slide in slides:
+            if slide.label == label:
+                patients.setdefault(slide.patient_id, []).append(slide)
+        order = sorted(patients, key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())
+        if len(order) < held_out + 4:  # two folds, each with two patients: one to train on, one for validation
+            raise UsageError(
+                f"class {label} has {len(order)} patients, at least {held_out + 4} are needed; give fewer --held-out"
+            )
+        test += [slide for patient in order[:held_out] for slide in patients[patient][:SLIDES_OF_A_PATIENT]]
+        turns = zip_longest(*(patients[patient] for patient in order[held_out:]))
+        train += [slide for turn in turns for slide in turn if slide is not None][:limit]
+    return train, test
+
+
+def write_split(folder: Path, split: str, slides: Sequence[SlideRow], competition: Competition) -> Path:
+    """Write a split whose slides are links, anew; a test split has no labels."""
+    shutil.rmtree(folder, ignore_errors=True)
+    columns = competition.columns
+    names = [columns.image, columns.patient, columns.center, columns.number]
+    names = [*filter(None, [*names, columns.label if split == "train" else ""])]
+    for slide in slides:
+        path = competition.slide_path(folder, split, slide.image_id, slide.patient_id, slide.facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(slide.path.resolve())
+    rows = [[slide.facts.get(name, "") for name in names] for slide in slides]
+    write_table(competition.table_path(folder, split), names, rows)
+    if split == "test":
+        patients = dict.fromkeys(slide.patient_id for slide in slides)
+        fallback = competition.classes.fallback
+        write_table(competition.sample_path(folder), competition.header, [[one, *fallback] for one in patients])
+    return folder
+
+
+# -- running the rows
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of a case."""
+
+    data: Path  # to train on
+    contents: list[str]  # what the row's key depends on
+    competition: Competition
+    test: Path | None = None  # a test split; None: pictures
+    truth: dict[str, int] = field(default_factory=dict)  # class of each test patient
+
+
+def run_cases(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of the cases whose data are there, those done before included."""
+    started = time.monotonic()
+    known = {row["name"]: row for row in json.loads(options.out.read_text())} if options.out.is_file() else {}
+    materials = dict(_materials(options))
+    if not materials:
+        raise UsageError(f"{options.data}: has none of {SLIDES}, {PICTURES}, {BLOOD}; at least 1 is needed")
+    wanted = options.only or [case.name for case in CASES]
+    cases = [case for case in CASES if case.data in materials and case.name in wanted]
+    for case in cases:
+        text, material = case.text(options.backbones), materials[case.data]
+        key = hashlib.sha256("\n".join([text, str(case.limit), *material.contents]).encode()).hexdigest()
+        if known.get(case.name, {}).get("key") == key and known[case.name]["failed"] is None:
+            continue
+        row: dict[str, Any] = {"name": case.name, "key": key}
+        if time.monotonic() - started > options.minutes * 60:
+            known[case.name] = row | {"failed": f"not started: {options.minutes:g} minutes were over"}
+            continue
+        known[case.name] = row | _row(case, text, material, options)
+        atomic_write_json(options.out, list(known.values()))
+    return [known[case.name] for case in cases]
+
+
+def _materials(options: argparse.Namespace) -> Iterator[tuple[str, Material]]:
+    competition = load_competition()
+    if (options.data / SLIDES).is_dir():
+        slides = read_slides(options.data / SLIDES, "train", competition, _say)
+        train, test = divided(slides, options.limit, options.held_out)
+        folder = write_split(options.work / "train", "train", train, competition)
+        test_folder = write_split(options.work / "test", "test", test, competition)
+        truth = {slide.patient_id: slide.label or 0 for slide in test}
+        contents = [f"{slide.image_id} {slide.size_bytes}" for slide in [*train, *test]]
+        yield SLIDES, Material(folder, contents, competition, test_folder, truth)
+    for name in (PICTURES, BLOOD):
+        folder = options.data / name
+        if folder.is_dir():
+            listed = sorted(f"{path.relative_to(folder)} {path.stat().st_size}" for path in folder.rglob("*.*"))
+            yield name, Material(folder, listed, competition)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class StepError(Exception):
+    """A command that a row needs has failed."""
+
+
+def _row(case: Case, text: str, material: Material, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one case and return its figures; `failed` is None, or says what failed."""
+    folder: Path = options.work / case.name
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.toml"
+    atomic_write_text(recipe, text)
+    steps: dict[str, dict[str, Any]] = {}
+    row: dict[str, Any] = {"recipe": case.recipe, "data": case.data, "steps": steps, "failed": None}
+    way = Way(folder, steps)
+    try:
+        row |= _trained(way, recipe, material, case, options)
+        if material.test is not None:
+            row |= _rehearsed(way, material, options)
+        row |= {"weights": _initial(text), "total": asdict(way.total)}
+        for member in (way.member, way.resumed):
+            shutil.rmtree(member)
+    except StepError as failure:
+        row["failed"] = str(failure)
+    _say(f"{case.name}: {row['failed'] or 'done'}, {way.total.seconds:.0f} s")
+    return row
+
+
+class Way:
+    """The commands of one row, with their costs and their log."""
+
+    def __init__(self, folder: Path, steps: dict[str, dict[str, Any]]) -> None:
+        """Take the folder of the row, and the dict for the exit code and the cost of each command."""
+        self.member, self.resumed, self.evaluated = folder / "member", folder / "resumed", folder / "evaluated"
+        self.total = Cost()
+        self._log, self._steps = folder / "log.txt", steps
+        self._log.unlink(missing_ok=True)
+
+    def clotkit(self, step: str, *arguments: object, allowed: Sequence[int] = (0,), **watch: Any) -> int:
+        """Run a verb and return its exit code. Raises StepError if that is not allowed."""
+        with self._log.open("a", encoding="utf-8") as log:
+            code, cost = run([CLOTKIT, *arguments], log, **watch)
+        self.total += cost
+        self._steps[step] = {"code": code, **asdict(cost)}
+        if code not in allowed:
+            last = self._log.read_text(encoding="utf-8").splitlines()[-1:]
+            raise StepError(f"{step} ended with {code}: {''.join(last)}")
+        return code
+
+
+def _trained(way: Way, recipe: Path, material: Material, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Train, train with a kill and resume, evaluate; return the figures of the member."""
+    limit = [] if case.limit is None else ["--limit", case.limit]
+    train = ["train", recipe, "--data", material.data, "--backbones", options.backbones, *limit, "--out"]
+    shutil.rmtree(way.member, ignore_errors=True)
+    way.clotkit("train", *train, way.member)
+    shutil.rmtree(way.resumed, ignore_errors=True)
+    histories = way.resumed / ".training"
+    way.clotkit(
+        "killed",
+        *[*train, way.resumed],
+        allowed=(0, -9),
+        kill_if=lambda: any(histories.glob("*/history.csv")),
+    )
+    epochs = sum(len(path.read_text().splitlines()) - 1 for path in histories.glob("*/history.csv"))
+    way.clotkit("resumed", *train, way.resumed)
+    same = (way.member / files.HISTORY).read_bytes() == (way.resumed / files.HISTORY).read_bytes()
+    if not same:
+        raise StepError(f"{way.resumed}: its history differs from that of a training that was not killed")
+    way.clotkit("evaluate", "evaluate", way.member, "--data", material.data, "--out", way.evaluated, *limit)
+    trained, evaluated = (
+        json.loads((folder / files.METRICS).read_text(encoding="utf-8")) for folder in (way.member, way.evaluated)
+    )
+    names = ("weighted_log_loss", "accuracy", "auc")
+    differing = [name for name in names if not _close(trained[name], evaluated[name])]
+    if differing:
+        raise StepError(
+            f"evaluate has another {differing[0]}: {evaluated[differing[0]]}, train {trained[differing[0]]}"
+        )
+    return {
+        "material": trained["material"],
+        "estimate": trained["estimate"],
+        "unit": trained["unit"],
+        "n": trained["n"],
+        "constant": trained["constant"],
+        **{name: trained[name] for name in names},
+        "killed_after_epochs": epochs,
+        "weights_mb": (way.member / files.WEIGHTS).stat().st_size / 2**20,
+    }
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    return one is other or (one is not None and other is not None and abs(one - other) <= SAME)
+
+
+def _rehearsed(way: Way, material: Material, options: argparse.Namespace) -> dict[str, Any]:
+    """Rehearse the kernel with the member; return its exit code and the figures of its submission."""
+    out = options.work / "rehearsal"
+    code = way.clotkit(
+        "rehearse",
+        *["rehearse", "--split", material.test, "--weights", way.member, "--wheels", options.wheels],
+        *["--kernel", ROOT / "kernels" / "infer", "--layout", "new", "--out", out],
+    )
+    competition = material.competition
+    submission = out / competition.files.submission
+    verdict = check_submission(submission, competition.sample_path(material.test or out), competition)
+    if not verdict.valid:
+        raise StepError(f"the submission is not valid: {verdict.problems[0]}")
+    return {"rehearsal": code, "test": figures(submission, material.truth, competition)}
+
+
+def figures(submission: Path, truth: Mapping[str, int], competition: Competition) -> dict[str, float]:
+    """Return the figures of a submission: by scikit-learn, and the weighted log loss by its formula."""
+    with submission.open(encoding="utf-8", newline="") as file:
+        answers = {row[competition.submission.id]: row for row in csv.DictReader(file)}
+    labels = np.array(list(truth.values()))
+    p = np.array([[float(answers[one][name]) for name in competition.classes.names] for one in truth])  # [n, C]
+    losses = -np.log(np.clip(p[np.arange(len(p)), labels], 1e-15, 1))  # [n]
+    by_class = [losses[labels == label].mean() for label in range(p.shape[1])]
+    return {
+        "n": len(labels),
+        "weighted_log_loss": float(np.average(by_class, weights=competition.classes.weights)),
+        "accuracy": float(metrics.accuracy_score(labels, p.argmax(1))),
+        "auc": float(metrics.roc_auc_score(labels, p[:, 1])),
+    }
+
+
+def _initial(text: str) -> str:
+    """Return where the weights of a recipe's networks start from."""
+    raw = tomllib.loads(text)["model"]
+    return ", ".join(dict.fromkeys(model["weights"] for model in (raw if isinstance(raw, list) else [raw])))
+
+
+# -- tables
+
+
+HEADING = (
+    "row", "weights from", "scored on", "log loss (constant)", "accuracy", "AUC", "kernel's exit code",
+    "test: log loss, accuracy, AUC", "minutes", "CPU minutes", "peak MB", "weights MB",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a table in Markdown."""
+    return "\n".join(_markdown([HEADING, *map(_cells, rows)]))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    if row["failed"] is not None:
+        return [row["name"], row["failed"], *[""] * (len(HEADING) - 2)]
+    test, total, counts = row.get("test"), row["total"], row["material"]
+    what = f"{row['n']} {row['unit']}s, {row['estimate']}, of {counts['images']} {row['data']}, {counts['tiles']} tiles"
+    return [
+        row["name"],
+        row["weights"],
+        what,
+        f"{row['weighted_log_loss']:.4f} ({row['constant']:.4f})",
+        _number(row["accuracy"]),
+        _number(row["auc"]),
+        "-" if test is None else str(row["rehearsal"]),
+        "-" if test is None else ", ".join(_number(test[name]) for name in ("weighted_log_loss", "accuracy", "auc")),
+        f"{total['seconds'] / 60:.1f}",
+        f"{total['cpu_s'] / 60:.1f}",
+        f"{total['peak_mb']:,.0f}",
+        f"{row['weights_mb']:.1f}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+APPROACHES = {"strip_ai_chunks": "Approach 1, chunks", "strip_ai_patches": "Approach 2, patches"}
+STEPS = {"train": "training", "evaluate": "evaluation", "rehearse": "rehearsal"}
+
+
+def approaches(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return Approach 1 and Approach 2 side by side; they had the same slides."""
+    names = ("weighted_log_loss", "accuracy", "auc")
+    shown = [
+        [
+            APPROACHES[row["name"]],
+            *(", ".join(_number(scores[name]) for name in names) for scores in (row, row["test"])),
+            *(f"{row['steps'][step]['seconds'] / 60:.2f}, {row['steps'][step]['peak_mb']:,.0f}" for step in STEPS),
+        ]
+        for row in rows
+        if row["name"] in APPROACHES and row["failed"] is None
+    ]
+    scores = [f"{where}: log loss, accuracy, AUC" for where in ("out of fold", "test")]
+    return "\n".join(_markdown([["", *scores, *(f"{step}: minutes, MB" for step in STEPS.values())], *shown]))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, cells in enumerate(rows):
+        yield f"| {' | '.join(cells)} |"
+        if not number:
+            yield "|" + "---|" * len(cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
