@@ -12,6 +12,7 @@ from clotkit.errors import ConfigError
 from clotkit.members.networks import MODEL_REGISTRY, Network, build_committee, build_network
 from clotkit.members.pooling import pool_attention, pool_logits
 from clotkit.members.predict import noise
+from clotkit.members.weights import check_loaded, pack_weights
 from clotkit.training.frozen import set_standardisation
 
 from .conftest import ROOT
@@ -138,6 +139,25 @@ def test_unfrozen_layers_are_the_top_ones_without_batch_normalisation() -> None:
     assert opened == ["block15_depthwise", "block15_project", "head"]
     assert len(network.features.trainable_weights) == 3
     assert len(network.model.trainable_weights) == 3 + 2
+
+
+def test_half_weights_halve_the_file_and_lose_nothing(tmp_path: Path) -> None:
+    half = config("efficientnet_lite0", freeze=True, half_weights=True)
+    network, path = build_network(half, 32, 2), tmp_path / "half.weights.h5"
+    network.model.save_weights(path)
+    full_bytes = path.stat().st_size
+    pack_weights(path)
+    assert path.stat().st_size < 0.56 * full_bytes
+    loaded = build_network(half, 32, 2)
+    loaded.model.load_weights(path)
+    check_loaded(path, loaded.model, [loaded])
+    for ours, theirs in zip(network.model.get_weights(), loaded.model.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype == np.float32
+        assert np.array_equal(ours, theirs)
+    whole = build_network(replace(half, half_weights=False), 32, 2)
+    whole.model.save_weights(path)
+    pack_weights(path)  # numbers that half precision lacks stay as they are
+    assert path.stat().st_size > 0.9 * full_bytes
 
 
 @pytest.mark.parametrize("opened", [0, 2])
@@ -279,6 +299,8 @@ def test_half_precision_gives_rows_that_sum_to_one() -> None:
         ({"filters": ()}, 32, 2, "filters"),
         ({"name": "vgg16", "unfreeze_top": 2}, 32, 2, "unfreeze_top"),
         ({"name": "vgg16", "freeze": True, "unfreeze_top": 14}, 32, 2, "14.*13"),
+        ({"name": "vgg16", "half_weights": True}, 32, 2, "half_weights"),
+        ({"name": "vgg16", "freeze": True, "unfreeze_top": 1, "half_weights": True}, 32, 2, "half_weights"),
         ({"name": "inceptionv3"}, 64, 2, "64.*75"),
         ({"name": "inceptionv3", "input_px": 74}, 96, 2, "74.*75"),
         ({"name": "cnn_flat"}, 32, 3, "3 classes"),

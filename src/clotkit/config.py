@@ -90,6 +90,8 @@ class ModelConfig:
     last_layer: str = ""  # name of the backbone's layer that its features come from; empty: the last one
     freeze: bool = False  # whether the backbone keeps its initial weights
     unfreeze_top: int = 0  # number of a frozen backbone's layers, from the top, that are trained after all
+    # Whether the kernels of a frozen backbone are rounded to half precision, which halves the file of the weights.
+    half_weights: bool = False
     share: float = 1.0  # weight of this network in the mean of several
     copies: int = 1  # number of such networks, each trained with a seed of its own
     attention_units: int = 64  # units of the gated attention, with `inference.pooling` `attention`

@@ -74,7 +74,8 @@ def build_network(
 
     config.freeze keeps the backbone's weights, and the backbone computes in training as it does in inference.
     config.unfreeze_top makes that many of its layers with weights trainable, from the top. Batch normalisation does not
-    count and stays frozen with its statistics, which small batches would spoil.
+    count and stays frozen with its statistics, which small batches would spoil. config.half_weights rounds the kernels
+    of a frozen backbone to half precision before anything is computed with them.
 
     Args:
         config: one [model] table of a recipe. weights = "imagenet" reads a file (see backbones.find_backbone); use
@@ -194,6 +195,11 @@ def _spec(config: ModelConfig, tile_px: int, classes: int, pool: str) -> ModelSp
         )
     if spec.backbone is None and not config.filters:
         raise ConfigError(f"model {config.name}: filters is empty; give one number of channels for each block")
+    if config.half_weights and not config.is_frozen:
+        raise ConfigError(
+            f"model {config.name}: half_weights is true, freeze {config.freeze}, unfreeze_top {config.unfreeze_top}; "
+            "it needs freeze = true and unfreeze_top = 0: trained weights keep full precision"
+        )
     if config.unfreeze_top and not config.freeze:
         raise ConfigError(f"model {config.name}: unfreeze_top is {config.unfreeze_top}, which needs freeze = true")
     if side < spec.min_px:
@@ -252,6 +258,8 @@ def _maps(config: ModelConfig, spec: ModelSpec, x: Any, backbones: Path | None) 
     backbone = _truncated(backbone, config)
     if config.freeze:
         _freeze(backbone, config)
+    if config.half_weights:
+        _round_to_half(backbone)
     return backbone(x)
 
 
@@ -319,6 +327,18 @@ def _freeze(backbone: Any, config: ModelConfig) -> None:
         layer.trainable = layer in unfrozen
         if isinstance(layer, layers.Dropout):
             layer.rate = 0.0
+
+
+def _round_to_half(backbone: Any) -> None:
+    """Round the kernels to numbers that half precision has, so that weights.pack_weights loses nothing.
+
+    Normalisation stays as it is: a variance may lie outside the range of half precision.
+    """
+    import numpy as np
+
+    for variable in backbone.weights:
+        if len(variable.shape) >= 2:
+            variable.assign(np.asarray(variable).astype(np.float16).astype(np.float32))
 
 
 def _is_norm(layer: Any) -> bool:

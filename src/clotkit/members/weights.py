@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.errors import WeightsError, one_line
+from clotkit.files import atomic_write
 
 LARGEST = 1e12  # magnitude of a weight: above it float32 overflows within a layer or two
 LEAST_VARIANCE = -1e-6  # rounding may leave a moving variance just below 0; batch normalisation adds 1e-3
@@ -35,6 +36,28 @@ def check_weights(path: Path) -> None:
             raise WeightsError(f"{path}: {name} {problem}; {ADVICE}")
     if not any(array.any() for array in _kernels(arrays.values())):
         raise WeightsError(f"{path}: has {len(arrays)} arrays, none of them a kernel that differs from 0; {ADVICE}")
+
+
+def pack_weights(path: Path) -> None:
+    """Rewrite a file of weights with half-precision arrays where these hold every value exactly.
+
+    Keras loads such arrays into float32 variables.
+    """
+    import h5py
+
+    with atomic_write(path) as packed, h5py.File(path, "r") as source, h5py.File(packed, "w") as target:
+
+        def copy(name: str, entry: Any) -> None:
+            if isinstance(entry, h5py.Group):
+                copied = target.require_group(name)
+            else:
+                values = entry[()]
+                half = values.astype(np.float16) if values.dtype == np.float32 and values.ndim >= 2 else values
+                copied = target.create_dataset(name, data=half if np.array_equal(half, values) else values)
+            copied.attrs.update(entry.attrs)
+
+        target.attrs.update(source.attrs)
+        source.visititems(copy)
 
 
 def check_loaded(path: Path, model: Any, networks: Sequence[Any]) -> None:

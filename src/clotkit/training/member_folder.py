@@ -19,7 +19,7 @@ from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision, Ints
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
-from clotkit.members.weights import check_weights
+from clotkit.members.weights import check_weights, pack_weights
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]]
         target.head.set_weights(network.head.get_weights())
     with atomic_write(path) as temporary:
         model.save_weights(temporary, overwrite=True)
+        if any(config.half_weights for config in recipe.model):
+            pack_weights(temporary)
         check_weights(temporary)
 
 
