@@ -55,6 +55,35 @@ def test_every_key_has_its_text_in_the_reference(path: Path) -> None:
             ("dropout = 0.0\n\n[training]", 'output = "value"\n\n[training]\nloss = "ordinal"'),
             r"training\.loss.*squared",
         ),
+        (("folds = 2", 'folds = 2\noptimizer = "lion"'), r"training\.optimizer.*adamw, adam"),
+        (("folds = 2", 'folds = 2\noptimizer = "adam"\nweight_decay = 0.1'), r"training\.weight_decay.*adamw"),
+        (("folds = 2", "folds = 2\nwarmup_epochs = 2"), r"training\.warmup_epochs.*0 to 1"),
+        (
+            ("folds = 2", 'folds = 2\nwarmup_epochs = 1\nschedule = "constant"'),
+            r"training\.warmup_epochs.*constant.*cosine",
+        ),
+        (("folds = 2", "folds = 2\nema = 1"), r"training\.ema.*0 to 0\.99999"),
+        (
+            (
+                "[training]\nseed = 1\nepochs = 2\nbatch_tiles = 16",
+                "[augment]\nmixup = 0.4\n\n[training]\nseed = 1\nepochs = 2\nbatch_tiles = 1",
+            ),
+            r"augment\.mixup.*batch_tiles",
+        ),
+        (
+            (
+                'name = "cnn"\nfilters = [4, 8]\ndropout = 0.0',
+                'name = "vgg16"\nfreeze = true\n[augment]\ncutmix = 1.0',
+            ),
+            r"augment\.cutmix.*frozen_augmentations",
+        ),
+        (
+            (
+                'name = "cnn"\nfilters = [4, 8]\ndropout = 0.0',
+                'name = "vgg16"\nfreeze = true\n[augment]\nmixup = 0.4\n[inference]\npooling = "logits"',
+            ),
+            r"augment\.mixup.*logits",
+        ),
         (("dropout = 0.0", "share = 0"), "shares"),
         (("[tiling]", '[data]\nclasses = ["a", "b"]\npositive = "c"\n[tiling]'), r"data\.positive_class.*a, b"),
     ],

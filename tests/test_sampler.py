@@ -11,18 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
-from clotkit.config import AugmentConfig, load_recipe
+from clotkit.config import AugmentConfig, TrainingConfig, load_recipe
 from clotkit.data.sources import read_source
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError
 from clotkit.shards.reading import ShardTiles
 from clotkit.training.augment import augment
-from clotkit.training.feed import MemoryFeed, ShardFeed, ValidationFeed, one_hot
+from clotkit.training.feed import NOT_MIXED, MemoryFeed, ShardFeed, TrainingInputs, ValidationFeed, create_feed, one_hot
 from clotkit.training.sampler import MAX_GROUPS, ShardSampler, count_groups, replica_groups
 
 from .shard_folders import write_recipe, write_shards
 
 BATCH = 16
+MIXED = AugmentConfig(mixup=0.4, cutmix=1.0)
 COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 
@@ -35,7 +36,7 @@ def read(tmp_path_factory: pytest.TempPathFactory, strip_ai: Competition) -> Cal
     return lambda: read_source(load_recipe(recipe), shards, strip_ai, None, lambda _: None)
 
 
-def feed_of(tiles: TileSet) -> tuple[ShardFeed, ShardSampler, ShardTiles]:
+def feed_of(tiles: TileSet, mixing: AugmentConfig = NOT_MIXED) -> tuple[ShardFeed, ShardSampler, ShardTiles]:
     """Return a feed of augmented tiles, its sampler and the tiles."""
     pixels: Any = tiles.tiles
     assert isinstance(pixels, ShardTiles)
@@ -45,12 +46,15 @@ def feed_of(tiles: TileSet) -> tuple[ShardFeed, ShardSampler, ShardTiles]:
 
     sampler = ShardSampler(pixels.owner, BATCH, 5)
     weights = np.linspace(1, 2, len(tiles)).astype(np.float32)
-    return ShardFeed(draw, sampler, one_hot(tiles.labels, 2), weights, 5), sampler, pixels
+    return ShardFeed(draw, sampler, one_hot(tiles.labels, 2), weights, 5, mixing), sampler, pixels
 
 
+@pytest.mark.parametrize("mixing", [NOT_MIXED, MIXED])
 @pytest.mark.parametrize("replicas", [2, 4, 8])
-def test_the_parts_of_all_replicas_are_the_batch_of_one(read: Callable[[], TileSet], replicas: int) -> None:
-    feed, sampler, _ = feed_of(read())
+def test_the_parts_of_all_replicas_are_the_batch_of_one(
+    read: Callable[[], TileSet], replicas: int, mixing: AugmentConfig
+) -> None:
+    feed, sampler, _ = feed_of(read(), mixing)
     assert sampler.group_count == MAX_GROUPS
     for epoch, step in ((0, 0), (0, feed.steps - 1), (3, 1)):
         whole = feed.part(epoch, step, 0, 1)
@@ -145,6 +149,35 @@ def test_parts_from_memory_and_of_validation_contain_every_item_once(items: int,
     parts = [feed.part(0, step, replica, replicas) for step in range(feed.steps) for replica in range(replicas)]
     assert weighted(parts) == list(range(items))
     assert all(len(part[0]) for part in parts)  # an empty one would fail in TensorFlow
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_mixed_parts_from_memory_are_the_batch_of_one(replicas: int) -> None:
+    tiles = np.random.default_rng(0).uniform(0, 255, (20, 4, 4, 3)).astype(np.float32)
+    classes, weights = one_hot(np.arange(20) % 2, 2), np.linspace(1, 2, 20).astype(np.float32)
+    plain, mixed = (
+        MemoryFeed(lambda rows, rng: tiles[rows], lambda epoch: np.arange(20), classes, weights, 8, 0, mixing)
+        for mixing in (NOT_MIXED, MIXED)
+    )
+    for step in range(mixed.steps):
+        whole = mixed.part(1, step, 0, 1)
+        parts = [mixed.part(1, step, replica, replicas) for replica in range(replicas)]
+        for found, wanted, unmixed in zip(zip(*parts, strict=True), whole[:3], plain.part(1, step, 0, 1), strict=False):
+            np.testing.assert_array_equal(np.concatenate(found), wanted)
+            assert not np.array_equal(wanted, unmixed)
+
+
+def test_groups_of_one_tile_cannot_be_mixed(read: Callable[[], TileSet]) -> None:
+    tiles = read()
+    pixels: Any = tiles.tiles
+    training = TrainingConfig(seed=1, epochs=1, batch_tiles=8, learning_rate=1e-3)
+    weights = np.ones(len(tiles), np.float32)
+    inputs = TrainingInputs(
+        None, lambda rows, rng: rows, one_hot(tiles.labels, 2), tiles.labels, weights, None, pixels.owner
+    )
+    assert create_feed(inputs, training, NOT_MIXED, 1).steps > 0
+    with pytest.raises(ConfigError, match=r"training\.batch_tiles"):
+        create_feed(inputs, training, MIXED, 1)
 
 
 def test_the_order_does_not_depend_on_the_path_of_the_shards(tmp_path: Path, strip_ai: Competition) -> None:

@@ -91,10 +91,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, strip_ai: Competition) -> P
         "plateau_patience = 1",
         "patience = 2",
         'balance = "oversample"',
+        "ema = 0.8",
     )
-    write_recipe(top / "memory.toml", *other)
+    mixed = SHARDED.replace("shift = 0.1", "shift = 0.1\nmixup = 0.4\ncutmix = 1.0\nmix_share = 0.7")
+    write_recipe(top / "memory.toml", *other, text=mixed)
     write_recipe(top / "mirrored.toml", 'strategy = "mirrored"')
-    write_recipe(top / "mirrored_memory.toml", 'strategy = "mirrored"', *other)
+    write_recipe(top / "mirrored_memory.toml", 'strategy = "mirrored"', *other, text=mixed)
     write_recipe(top / "workers.toml", 'strategy = "multi_worker"')
     write_shards(top / "shards", alone, strip_ai)
     train(TrainSettings(alone, top / "shards", top / "alone"), strip_ai, lambda _: None)
@@ -142,10 +144,20 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Comp
     np.testing.assert_allclose(two, one, rtol=0, atol=WITHIN)
 
 
-def test_an_interrupted_fit_resumes_with_the_same_batches(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['balance = "oversample"'],
+        ["ema = 0.8", 'optimizer = "sgd"', "warmup_epochs = 1", 'keep = "last"'],
+    ],
+)
+def test_an_interrupted_fit_resumes_with_the_same_batches(
+    lines: list[str], folder: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
     import keras
 
-    recipe = load_recipe(write_recipe(tmp_path / "often.toml", 'balance = "oversample"'))
+    text = SHARDED.replace("shift = 0.1", "shift = 0.1\nmixup = 0.4") if "ema = 0.8" in lines else SHARDED
+    recipe = load_recipe(write_recipe(tmp_path / "often.toml", *lines, text=text))
     tiles = read_source(recipe, folder / "shards", strip_ai, None, lambda _: None)
     seen = np.arange(len(tiles)) % 4 > 0
 

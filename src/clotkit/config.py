@@ -122,6 +122,14 @@ class AugmentConfig:
     stain: float = 0.0  # largest change of haematoxylin, eosin and the residual, each by itself, as a share
     blur: float = 0.0  # share of tiles that are smoothed
     cutout: float = 0.0  # largest side of a grey square drawn over the tile, as a share of the tile's side
+    # Mixup of pairs of tiles of a batch, and of their labels: the alpha of Beta(alpha, alpha), which draws the share of
+    # each. Under a frozen backbone it mixes features. It takes `inference.pooling` `mean`.
+    mixup: float = 0.0
+    # CutMix: a rectangle of another tile of the batch is pasted in, and its label counts by area; the alpha of
+    # Beta(alpha, alpha), which draws the area. With `mixup` too, each batch gets one of them, with equal chance. It
+    # takes a network that sees tiles, not the features of a frozen one.
+    cutmix: float = 0.0
+    mix_share: float = 1.0  # share of batches that `mixup` or `cutmix` mixes
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,17 @@ class TrainingConfig:
     balance: str = "weights"
     class_weights: tuple[float, ...] = ()  # weight of each class in the loss, by index; empty: as `balance` says
     label_smoothing: float = 0.0  # share of each label spread over all classes
-    weight_decay: float = 0.0  # decoupled weight decay of the optimiser
+    # `adamw`, `adam` (the same without weight decay), `sgd` (with momentum) or `rmsprop`.
+    optimizer: str = "adamw"
+    momentum: float = 0.9  # of `sgd` and `rmsprop`
+    # Decoupled weight decay of `adamw`, `sgd` and `rmsprop`: each step takes this share, times the learning rate, off
+    # every weight.
+    weight_decay: float = 0.0
     schedule: str = "cosine"  # of the learning rate: `cosine`, `constant` or `plateau`
+    warmup_epochs: int = 0  # epochs in which the learning rate rises from 0, before `cosine`; part of `epochs`
+    # Decay of the exponential moving average of the trained weights, as 0.998; 0: none. The average is what is
+    # validated, kept and shipped; training continues from the weights themselves.
+    ema: float = 0.0
     # Epochs without a better validation loss (training loss without validation) before `plateau` lowers the learning
     # rate.
     plateau_patience: int = 3
@@ -233,6 +250,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "stain": (0, 0.9),
     "blur": (0, 1),
     "cutout": (0, 0.9),
+    "mixup": (0, 10),
+    "cutmix": (0, 10),
+    "mix_share": (0, 1),
     "epochs": (1, 10_000),
     "batch_tiles": (1, 4096),
     "learning_rate": (1e-7, 1),
@@ -240,6 +260,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "class_weights": (0, 1e6),
     "label_smoothing": (0, 0.5),
     "weight_decay": (0, 1),
+    "momentum": (0, 0.999),
+    "warmup_epochs": (0, 10_000),
+    "ema": (0, 0.99999),
     "plateau_patience": (1, 1000),
     "plateau_factor": (0.01, 0.99),
     "min_learning_rate": (0, 1),
@@ -260,6 +283,7 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "loss": ("auto", "categorical", "binary", "ordinal", "squared"),
     "output": ("softmax", "ordinal", "value"),
     "balance": ("weights", "patients", "oversample", "synthetic", "none"),
+    "optimizer": ("adamw", "adam", "sgd", "rmsprop"),
     "final": ("all", "folds"),
     "keep": ("best", "last"),
     "schedule": ("cosine", "constant", "plateau"),
@@ -348,6 +372,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
     _check_downsample_rules(recipe, where)
     _check_loss(recipe, where)
+    _check_optimizer(recipe.training, where)
     for index, model in enumerate(recipe.model):
         _check_table(model, "model" if len(recipe.model) == 1 else f"model[{index}]", where)
     if sum(model.share for model in recipe.model) <= 0:
@@ -358,6 +383,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
         )
     frozen = all(model.is_frozen for model in recipe.model) and recipe.training.frozen_augmentations
     _check_head(recipe, bool(frozen), where)
+    _check_mixing(recipe, where)
     if recipe.training.balance == "synthetic" and frozen:
         raise ConfigError(f"{where}: training.balance is 'synthetic' over a frozen network; oversample instead")
     if recipe.training.feed == "shards" and recipe.training.balance == "synthetic":
@@ -412,6 +438,44 @@ def _check_loss(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: training.loss is {recipe.training.loss!r}, model.output 'value'; its probability of a class two "
             'away is 0, which teaches nothing: it takes loss = "squared", or no loss'
+        )
+
+
+def _check_optimizer(training: TrainingConfig, where: str) -> None:
+    """Raise ConfigError for a weight decay or a warm-up that the optimizer or its schedule would not heed."""
+    if training.optimizer == "adam" and training.weight_decay:
+        raise ConfigError(
+            f"{where}: training.weight_decay is {training.weight_decay}, training.optimizer 'adam'; with weight decay "
+            'it takes optimizer = "adamw"'
+        )
+    if training.warmup_epochs and training.schedule != "cosine":
+        raise ConfigError(
+            f"{where}: training.warmup_epochs is {training.warmup_epochs}, training.schedule {training.schedule!r}; "
+            'it takes schedule = "cosine"'
+        )
+    if training.warmup_epochs >= training.epochs:
+        raise ConfigError(
+            f"{where}: training.warmup_epochs is {training.warmup_epochs}; allowed: 0 to {training.epochs - 1}, "
+            f"training.epochs is {training.epochs}"
+        )
+
+
+def _check_mixing(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for augment.mixup or augment.cutmix where there are no pairs of tiles to mix."""
+    augment, training = recipe.augment, recipe.training
+    for key in ("mixup", "cutmix"):
+        value = getattr(augment, key)
+        if value and recipe.inference.pooling != "mean":
+            raise ConfigError(
+                f"{where}: augment.{key} is {value}, inference.pooling {recipe.inference.pooling!r}; bags of tiles are "
+                'not mixed: it takes pooling = "mean"'
+            )
+        if value and training.batch_tiles == 1:
+            raise ConfigError(f"{where}: augment.{key} is {value}, training.batch_tiles 1; pairs take at least 2")
+    if augment.cutmix and training.frozen_augmentations and any(model.is_frozen for model in recipe.model):
+        raise ConfigError(
+            f"{where}: augment.cutmix is {augment.cutmix}, over the features of a frozen network; it takes "
+            "frozen_augmentations = 0, or mixup instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""Augment training tiles: flips and rotations, affine changes, colours, stains, blur and cutout.
+"""Augment training tiles: flips and rotations, affine changes, colours, stains, blur, cutout, mixup and CutMix.
 
 Augmentation is redrawn for every epoch and happens outside the networks, because Keras applies random layers inside a
 network whenever it is called or exported. Random numbers are numpy's and resampling is Keras's, so a seed gives the
@@ -6,12 +6,15 @@ same tiles on every backend.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clotkit.config import AugmentConfig
 
+Floats = npt.NDArray[np.float32]
+TrainingBatch = tuple[npt.NDArray[Any], Floats, Floats]  # inputs [b, …], one-hot classes [b, C], weights [b]
 TileFloats = npt.NDArray[np.float32]  # [n, S, S, 3], RGB, about 0..255 until `augment` clips them
 
 # Optical densities of haematoxylin, eosin and DAB, one row per stain (Ruifrok & Johnston 2001, "Quantification of
@@ -19,6 +22,7 @@ TileFloats = npt.NDArray[np.float32]  # [n, S, S, 3], RGB, about 0..255 until `a
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
 UNSTAINED = np.linalg.inv(STAINS).astype(np.float32)
 BLUR_PX = (0.3, 1.5)  # range of the standard deviation
+MIXING = 1_000_000  # sets the seeds of mix_batch apart from those of the tiles themselves, see feed.ShardFeed
 
 
 def augment(tiles: npt.NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> TileFloats:
@@ -123,3 +127,65 @@ def _cut_out(tiles: TileFloats, max_share: float, rng: np.random.Generator) -> T
         y, x = rng.integers(0, side - size + 1, 2)
         tile[y : y + size, x : x + size] = tile.mean(axis=(0, 1))
     return changed
+
+
+def mix_batch(
+    batch: TrainingBatch, config: AugmentConfig, seed: int, *, epoch: int, step: int, group: int = 0
+) -> TrainingBatch:
+    """Mix the items of a batch in pairs, by mixup or CutMix; return it as it is if the recipe has neither.
+
+    Sources: Zhang et al. 2018, "mixup: beyond empirical risk minimization"; Yun et al. 2019, "CutMix: regularization
+    strategy to train strong classifiers with localizable features".
+
+    Args:
+        batch: inputs float32[b, …], with CutMix tiles float32[b, S, S, 3]; classes [b, C] and weights [b].
+        config: mixup, cutmix and mix_share.
+        seed: of the fit.
+        epoch: with the step the number of the global batch, for which the method is drawn.
+        step: see epoch.
+        group: the part of the global batch that this is, when its parts are mixed one by one; each has its own pairs.
+    """
+    if not (config.mixup or config.cutmix):
+        return batch
+    of_batch = np.random.default_rng([seed, epoch, step, MIXING])
+    if of_batch.random() >= config.mix_share:
+        return batch
+    cuts = bool(config.cutmix) and not (config.mixup and of_batch.random() < 0.5)
+    rng = np.random.default_rng([seed, epoch, step, MIXING, group])
+    inputs, classes, weights = batch
+    alpha, partners = config.cutmix if cuts else config.mixup, rng.permutation(len(inputs))
+    shares = rng.beta(alpha, alpha, len(inputs)).astype(np.float32)  # [b], of the item itself
+    mixed, shares = (_pasted if cuts else _blended)(inputs, inputs[partners], shares, rng)
+    return mixed, *_mixed_labels(classes, weights, partners, shares)
+
+
+def _blended(inputs: Floats, others: Floats, shares: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return the weighted means of inputs [b, …] and others, and the shares [b] of the inputs."""
+    own = shares.reshape(-1, *[1] * (inputs.ndim - 1))
+    return inputs * own + others * (1 - own), shares
+
+
+def _pasted(tiles: Floats, others: Floats, shares: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Paste a rectangle of each of the others [b, S, S, 3] into its tile, and return the tiles' shares of area [b].
+
+    The rectangle has the proportions of the tile and is cut off at its edges, so a share is at least the one drawn.
+    """
+    side = tiles.shape[1]
+    half = np.sqrt(1 - shares)[:, None] * side / 2  # [b, 1]
+    at = np.arange(side) + 0.5
+    down, across = (np.abs(at - rng.uniform(0, side, (len(tiles), 1))) < half for _ in range(2))  # [b, S] each
+    pasted = down[:, :, None, None] & across[:, None, :, None]  # [b, S, S, 1]
+    return np.where(pasted, others, tiles), 1 - pasted.mean(axis=(1, 2, 3), dtype=np.float32)
+
+
+def _mixed_labels(
+    classes: Floats, weights: Floats, partners: npt.NDArray[np.int64], shares: Floats
+) -> tuple[Floats, Floats]:
+    """Return the labels [b, C] and weights [b] that give a pair the sum of both items' losses, each by its share.
+
+    A loss that is linear in the labels, as a cross-entropy, is that of the weighted mean of both labels.
+    """
+    own, other = shares * weights, (1 - shares) * weights[partners]  # [b] each
+    total = own + other
+    share = np.divide(own, total, out=shares.copy(), where=total > 0)[:, None]
+    return classes * share + classes[partners] * (1 - share), total

@@ -14,16 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.config import TrainingConfig
+from clotkit.config import AugmentConfig, TrainingConfig
 from clotkit.data.tiles import TileSet
+from clotkit.errors import ConfigError
+from clotkit.training.augment import Floats, TrainingBatch, mix_batch
 from clotkit.training.resampling import epoch_order, sample_weights
 from clotkit.training.sampler import Rows, ShardSampler, replica_groups
 
+NOT_MIXED = AugmentConfig()
 PARALLEL_PARTS = 2  # parts that are computed at the same time, and parts that wait to be taken
 
-Floats = npt.NDArray[np.float32]
 Draw = Callable[[Rows, np.random.Generator], npt.NDArray[Any]]  # item numbers [b] -> their inputs [b, …]
-TrainingBatch = tuple[npt.NDArray[Any], Floats, Floats]  # inputs [b, …], one-hot classes [b, C], weights [b]
 Part = tuple[npt.NDArray[Any], Floats, Floats, Floats]  # a TrainingBatch, and the items of the global batch, float32[]
 
 
@@ -72,31 +73,47 @@ class Feed(Protocol):
         ...
 
 
-def create_feed(inputs: TrainingInputs, config: TrainingConfig, seed: int) -> Feed:
-    """Return the global batches of the inputs: in any order from memory, or grouped by shard."""
+def create_feed(inputs: TrainingInputs, config: TrainingConfig, augment: AugmentConfig, seed: int) -> Feed:
+    """Return the global batches of the inputs, mixed as `augment` says: in any order from memory, or grouped by shard.
+
+    Raises ConfigError if the tiles of shards are to be mixed, and a group gives a batch only one of them.
+    """
     labels, classes = inputs.labels, inputs.classes.shape[1]
 
     def order(seed_epoch: int) -> Rows:
         return epoch_order(labels, config, classes, seed, seed_epoch)
 
     if inputs.shards is None:
-        return MemoryFeed(inputs.draw, order, inputs.classes, inputs.weights, config.batch_tiles, seed)
+        return MemoryFeed(inputs.draw, order, inputs.classes, inputs.weights, config.batch_tiles, seed, augment)
 
     def copies(epoch: int) -> Rows:
         return np.bincount(order(epoch), minlength=len(labels))
 
     sampler = ShardSampler(inputs.shards, config.batch_tiles, seed, copies if config.balance == "oversample" else None)
-    return ShardFeed(inputs.draw, sampler, inputs.classes, inputs.weights, seed)
+    if sampler.group_tiles == 1 and (augment.mixup or augment.cutmix):
+        raise ConfigError(
+            f"augment.mixup is {augment.mixup}, augment.cutmix {augment.cutmix}, but each of the {sampler.group_count} "
+            "groups of shards gives a batch 1 tile; pairs are mixed inside a group: set training.batch_tiles to "
+            f"{2 * sampler.group_count} or more"
+        )
+    return ShardFeed(inputs.draw, sampler, inputs.classes, inputs.weights, seed, augment)
 
 
 class MemoryFeed:
     """Items in memory, in the order of `order(seed_epoch)`; a replica takes its rows of a global batch."""
 
     def __init__(
-        self, draw: Draw, order: Callable[[int], Rows], classes: Floats, weights: Floats, batch_items: int, seed: int
+        self,
+        draw: Draw,
+        order: Callable[[int], Rows],
+        classes: Floats,
+        weights: Floats,
+        batch_items: int,
+        seed: int,
+        augment: AugmentConfig = NOT_MIXED,
     ) -> None:
         self._draw, self._order, self._classes, self._weights = draw, order, classes, weights
-        self._batch_items, self._seed = batch_items, seed
+        self._batch_items, self._seed, self._augment = batch_items, seed, augment
         self._lock = threading.Lock()
         self._cached_order: tuple[int, Rows] = (-1, np.zeros(0, np.int64))
         self.steps = -(-len(order(0)) // batch_items)
@@ -104,14 +121,16 @@ class MemoryFeed:
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
         """See Feed.
 
-        Every replica draws the whole batch, because an item's random numbers follow those of the items before it.
+        Every replica draws the whole batch, because an item's random numbers follow those of the items before it, and
+        because any two items may be mixed.
         """
         # Seeds count epochs from 1 in memory, from 0 with shards: kept so that earlier runs stay reproducible.
         seed_epoch = epoch + 1
         rows = self._epoch_rows(seed_epoch)[step * self._batch_items : (step + 1) * self._batch_items]
         inputs = self._draw(rows, np.random.default_rng([self._seed, seed_epoch, step]))
         begin, end = (len(rows) * edge // replicas for edge in (replica, replica + 1))
-        return _slice((inputs, self._classes[rows], self._weights[rows]), begin, end)
+        batch = inputs, self._classes[rows], self._weights[rows]
+        return _slice(mix_batch(batch, self._augment, self._seed, epoch=seed_epoch, step=step), begin, end)
 
     def _epoch_rows(self, seed_epoch: int) -> Rows:
         with self._lock:
@@ -121,22 +140,37 @@ class MemoryFeed:
 
 
 class ShardFeed:
-    """Tiles of shards in the order of a ShardSampler; `draw` reads the tiles that it is asked for."""
+    """Tiles of shards in the order of a ShardSampler; `draw` reads the tiles that it is asked for.
 
-    def __init__(self, draw: Draw, sampler: ShardSampler, classes: Floats, weights: Floats, seed: int) -> None:
-        self._draw, self._sampler, self._classes, self._weights, self._seed = draw, sampler, classes, weights, seed
+    Tiles are mixed with others of their group only, so a replica reads no other shards than its own.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        sampler: ShardSampler,
+        classes: Floats,
+        weights: Floats,
+        seed: int,
+        augment: AugmentConfig = NOT_MIXED,
+    ) -> None:
+        self._draw, self._sampler, self._classes, self._weights = draw, sampler, classes, weights
+        self._seed, self._augment = seed, augment
         self.steps = sampler.steps
 
     def part(self, epoch: int, step: int, replica: int, replicas: int) -> Part:
         """See Feed. Raises ConfigError when the replicas cannot share the groups of shards evenly."""
         groups = replica_groups(replica, replicas, self._sampler.group_count)
         drawn = [self._group(epoch, step, group) for group in groups]
-        inputs, rows = (np.concatenate(parts) for parts in zip(*drawn, strict=True))  # [b, …], [b]
-        return inputs, self._classes[rows], self._weights[rows], np.array(self._sampler.batch_tiles, np.float32)
+        inputs, classes, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        return inputs, classes, weights, np.array(self._sampler.batch_tiles, np.float32)
 
-    def _group(self, epoch: int, step: int, group: int) -> tuple[npt.NDArray[Any], Rows]:
+    def _group(self, epoch: int, step: int, group: int) -> TrainingBatch:
+        """Return the tiles of one group of shards in a global batch."""
         rows = self._sampler.rows(epoch, step, group)
-        return self._draw(rows, np.random.default_rng([self._seed, epoch, step, group])), rows
+        inputs = self._draw(rows, np.random.default_rng([self._seed, epoch, step, group]))
+        batch = inputs, self._classes[rows], self._weights[rows]
+        return mix_batch(batch, self._augment, self._seed, epoch=epoch, step=step, group=group)
 
 
 class ValidationFeed:

@@ -24,7 +24,7 @@ from clotkit.training.epochs import EpochCallback, run_epochs
 from clotkit.training.feed import TrainingInputs, create_feed, training_inputs
 from clotkit.training.frozen import FrozenFeatures, frozen_inputs
 from clotkit.training.resampling import Rows, add_synthetic
-from clotkit.training.trainers import create_trainer
+from clotkit.training.trainers import averaging, create_trainer, use_averages
 
 
 def fit(
@@ -68,7 +68,11 @@ def fit(
     keras.utils.set_random_seed(seed)
     config = recipe.training
     inputs = _inputs(network, train, validation, recipe, seed, frozen_features)
-    feed, model, loss = create_feed(inputs, config, seed), inputs.model, partial(_loss, config, network.output)
+    feed, model, loss = (
+        create_feed(inputs, config, recipe.augment, seed),
+        inputs.model,
+        partial(_loss, config, network.output),
+    )
     with context.cluster_errors():
         model.compile(_optimizer(config, feed.steps), loss(), weighted_metrics=["accuracy"])
         model.optimizer.build(model.trainable_variables)
@@ -76,7 +80,9 @@ def fit(
         if not _resume(checkpoints, context):
             trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)
-    return checkpoints.finish()
+    history = checkpoints.finish()
+    use_averages(model)
+    return history
 
 
 def _inputs(
@@ -111,12 +117,30 @@ def _resume(checkpoints: CheckpointManager, context: DistributedContext) -> bool
 
 
 def _optimizer(config: TrainingConfig, steps: int) -> Any:
+    """Return the recipe's optimizer; it averages the weights too if the recipe says so."""
     import keras
 
-    rate: Any = config.learning_rate
-    if config.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
-    return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    classes = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
+    optimizer = getattr(keras.optimizers, classes[config.optimizer])
+    settings: dict[str, Any] = {"learning_rate": _learning_rate(config, steps)}
+    if config.optimizer == "adamw" or config.weight_decay:  # Keras's weight decay is decoupled in all of them
+        settings["weight_decay"] = config.weight_decay
+    if config.optimizer in {"sgd", "rmsprop"}:
+        settings["momentum"] = config.momentum
+    return averaging(optimizer)(config.ema, **settings) if config.ema else optimizer(**settings)
+
+
+def _learning_rate(config: TrainingConfig, steps: int) -> Any:
+    """Return the learning rate, as a Keras schedule if it is one of steps; an epoch has `steps`."""
+    import keras
+
+    if config.schedule != "cosine":
+        return config.learning_rate
+    cosine, decay_steps = keras.optimizers.schedules.CosineDecay, steps * (config.epochs - config.warmup_epochs)
+    if not config.warmup_epochs:
+        return cosine(config.learning_rate, decay_steps)
+    rises = {"warmup_target": config.learning_rate, "warmup_steps": steps * config.warmup_epochs}
+    return cosine(0.0, decay_steps, **rises)
 
 
 def _loss(config: TrainingConfig, output: str, reduction: str | None = "sum_over_batch_size") -> Any:

@@ -13,8 +13,8 @@ from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.data.tiles import TileSet
 from clotkit.members.heads import link
 from clotkit.members.networks import SHRINK_NOVEL, STANDARDISE, Network
-from clotkit.training.augment import augment
-from clotkit.training.feed import Floats, TrainingInputs, training_inputs
+from clotkit.training.augment import Floats, augment
+from clotkit.training.feed import TrainingInputs, training_inputs
 from clotkit.training.resampling import Rows, draw_evenly
 
 BAG_TILES = 24  # tiles of a slide in a training bag, drawn anew in every step

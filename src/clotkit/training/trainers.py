@@ -7,13 +7,16 @@ change it.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.training.augment import TrainingBatch
 from clotkit.training.devices import DistributedContext
-from clotkit.training.feed import BatchDataset, Feed, TrainingBatch, TrainingInputs, ValidationFeed
+from clotkit.training.feed import BatchDataset, Feed, TrainingInputs, ValidationFeed
 
 VALIDATION_BATCH = 256  # tiles in one process
 
@@ -32,7 +35,7 @@ class Trainer(Protocol):
         ...
 
     def validate(self) -> Logs:
-        """Return val_accuracy and val_loss, or nothing without validation data."""
+        """Return val_accuracy and val_loss of the weights that would be kept, or nothing without validation data."""
         ...
 
 
@@ -80,7 +83,7 @@ class KerasTrainer:
         if self._validation is None:
             return {}
         batches = self._validation.batches(0, 1, for_keras=True)
-        with self._validation.feed_errors():
+        with self._validation.feed_errors(), averaged_weights(self.model):
             figures = self.model.evaluate(batches, return_dict=True, verbose=0)
         return {f"val_{name}": float(value) for name, value in figures.items()}
 
@@ -126,8 +129,9 @@ class StrategyTrainer:
         if self._validation is None:
             return {}
         batches = self._iterator(self._validation, 0, 1)
-        rows = _run(self._validation_step, batches, self._validation_steps, self._validation)  # [steps, 3]
-        figures = _accuracy(rows) | {"loss": float(rows[:, 0].sum()) + float(_penalty(self.model))}
+        with averaged_weights(self.model):
+            rows = _run(self._validation_step, batches, self._validation_steps, self._validation)  # [steps, 3]
+            figures = _accuracy(rows) | {"loss": float(rows[:, 0].sum()) + float(_penalty(self.model))}
         return {f"val_{name}": value for name, value in figures.items()}
 
     def _local_dataset(self, feed: Feed) -> BatchDataset:
@@ -140,6 +144,64 @@ class StrategyTrainer:
         distribute = self._context.strategy.distribute_datasets_from_function
         batches: Iterator[Any] = iter(distribute(lambda _: dataset.batches(first_epoch, end_epoch)))
         return batches
+
+
+@cache
+def averaging(optimizer: Any) -> Any:
+    """Return the class of an optimizer that also keeps an exponential moving average of the weights it trains.
+
+    After t earlier steps the average moves with the decay min(ema, t / (9 + t)), so that the first weights, which are
+    those of chance, do not last in it (the rule of TensorFlow's ExponentialMovingAverage, counted from the step
+    after the first). Keras's own `use_ema` has one decay for all steps, and puts the averages into the model at the end
+    of every `fit`, which is called here once an epoch. The averages are variables of the optimizer, so checkpoints have
+    them.
+    """
+    from keras import ops
+
+    class Averaging(optimizer):  # type: ignore[misc]
+        def __init__(self, ema: float, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.ema = ema
+
+        def build(self, variables: Any) -> None:
+            super().build(variables)
+            self.averages = self.add_optimizer_variables(variables, "average")
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            super().update_step(gradient, variable, learning_rate)
+            average = self.averages[self._get_variable_index(variable)]
+            earlier = ops.cast(self.iterations, variable.dtype)
+            decay = ops.minimum(ops.cast(self.ema, variable.dtype), earlier / (earlier + 9))
+            self.assign(average, average * decay + variable * (1 - decay))
+
+    return Averaging
+
+
+@contextmanager
+def averaged_weights(model: Any) -> Iterator[None]:
+    """Give a model its averaged weights inside, and its own again after; without averages it keeps its own."""
+    if not _averages(model):
+        yield
+        return
+    own = [np.array(variable) for variable in model.trainable_variables]
+    use_averages(model)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, own, strict=True):
+            variable.assign(value)
+
+
+def use_averages(model: Any) -> None:
+    """Replace a model's trained weights by their averages, if its optimizer has them."""
+    for variable, average in zip(model.trainable_variables, _averages(model), strict=False):
+        variable.assign(average)
+
+
+def _averages(model: Any) -> list[Any]:
+    """Return the averages of the trainable variables, in their order; in half precision the optimizer is wrapped."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return getattr(optimizer, "averages", [])
 
 
 def synchronise_normalisation(model: Any, context: DistributedContext) -> None:
