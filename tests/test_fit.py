@@ -45,7 +45,7 @@ def initial(recipe: Recipe) -> Network:
 def fitted(
     read: Inputs, folder: Path, features: tuple[FrozenFeatures, FrozenFeatures] | None = None, **training: Any
 ) -> tuple[Network, pd.DataFrame, list[Weights]]:
-    """Return a fitted network, its history, and the trainable weights after every epoch, which is one step."""
+    """Return a fitted network, its history, and the weights after every epoch, which is one step."""
     recipe = replace(read[0], training=replace(read[0].training, **training))
     steps: list[Weights] = []
     with training_scope():

@@ -31,7 +31,7 @@ PARAMETERS = {  # without the classifier, as keras.applications' documentation a
 
 
 def config(name: str, **settings: Any) -> ModelConfig:
-    return replace(ModelConfig(name, filters=(4, 8) if name.startswith("cnn") else ()), **settings)
+    return replace(ModelConfig(name, filters=(4, 8) if MODEL_REGISTRY[name].backbone is None else ()), **settings)
 
 
 def output(model: Any, tiles: np.ndarray) -> np.ndarray:
@@ -118,6 +118,34 @@ def test_blocks_pool_while_the_map_stays_at_least_two_wide() -> None:
     assert cnn(16, filters=(4, 4, 4, 4, 6)).maps.output.shape == (None, 2, 2, 6)
     two = cnn(16, filters=(4, 6), convolutions=2)
     assert two.features.count_params() == 9 * (3 * 4 + 4 * 4 + 4 * 6 + 6 * 6) + 4 * (4 + 4 + 6 + 6)
+
+
+def test_residual_stages_halve_the_map_and_project_shortcuts_of_another_shape() -> None:
+    network = build_network(config("resnet", filters=(4, 4, 6), convolutions=2), 28, 3)
+    assert network.maps.output.shape == (None, 7, 7, 6)
+    stem, first = 9 * 3 * 4 + 16, 4 * (9 * 4 * 4 + 16)
+    second = first + 4 * 4 + 16  # the halved map is projected
+    third = 9 * (4 * 6 + 3 * 6 * 6) + 4 * 6 * 4 + 4 * 6 + 24
+    assert network.features.count_params() == stem + first + second + third
+    assert build_network(config("resnet", filters=(4,) * 6), 16, 2).maps.output.shape == (None, 2, 2, 4)
+    assert not [weight.path for weight in network.features.weights if "bias" in weight.path]
+
+
+def test_a_residual_block_passes_its_input_on() -> None:
+    """With convolutions of 0 in its branch, a block without projection is the ReLU of its input."""
+    network = build_network(config("resnet", filters=(4,)), 16, 2)
+    before = np.asarray(layer_output(network, "stem_relu", noise(16, 2)))
+    layer = network.maps.get_layer("stage0_0_1_conv")
+    layer.set_weights([np.zeros_like(value) for value in layer.get_weights()])
+    assert output(network.maps, noise(16, 2)) == pytest.approx(before, abs=1e-6)
+    assert before.max() > 0
+
+
+def layer_output(network: Network, name: str, tiles: np.ndarray) -> Any:
+    import keras
+
+    model = network.maps
+    return keras.Model(model.input, model.get_layer(name).output)(tiles.astype(np.float32))
 
 
 def test_the_shipped_member_s_weights_fit_the_cnn() -> None:

@@ -74,9 +74,10 @@ class DataConfig:
 class ModelConfig:
     """The settings of one network."""
 
-    name: str  # architecture, by its name in the model registry: `cnn`, `cnn_flat` or a backbone
-    filters: tuple[int, ...] = ()  # channels of each block of a `cnn`
-    convolutions: int = 1  # convolutions in each block of a `cnn`
+    name: str  # architecture, by its name in the model registry: `cnn`, `cnn_flat`, `resnet` or a backbone
+    filters: tuple[int, ...] = ()  # channels of each block of a `cnn`, of each stage of a `resnet`
+    # Convolutions in each block of a `cnn`; residual blocks, of two convolutions each, in each stage of a `resnet`.
+    convolutions: int = 1
     standardise: bool = False  # whether the head sees a frozen backbone's features scaled to mean 0 and deviation 1
     # Whether the head shrinks the features of tiles unlike those it was trained on, by the fourth power of their
     # Mahalanobis distance, and its logits have no bias: unknown tissue then gets no confident answer. It takes

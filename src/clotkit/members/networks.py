@@ -250,7 +250,7 @@ def _no_scaling() -> list[Any]:
 def _maps(config: ModelConfig, spec: ModelSpec, x: Any, backbones: Path | None) -> Any:
     """Return the last feature map [n, h, w, D] of scaled pixels [n, s, s, 3]."""
     if spec.backbone is None:
-        return (_cnn_flat if config.name == "cnn_flat" else _cnn)(config, x)
+        return {"cnn": _cnn, "cnn_flat": _cnn_flat, "resnet": _resnet}[config.name](config, x)
     backbone = spec.backbone(x.shape[1])
     if config.weights == "imagenet":
         load_backbone(backbone, find_backbone(config.name, backbones))
@@ -358,12 +358,45 @@ def _cnn(config: ModelConfig, x: Any) -> Any:
     for block, filters in enumerate(config.filters):  # [n, h, w, c] -> [n, h / 2, w / 2, filters]
         for index in range(config.convolutions):
             name = f"block{block}_{index}"
-            x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"{name}_conv")(x)
-            x = layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"{name}_bn")(x)
-            x = layers.ReLU(name=f"{name}_relu")(x)
+            x = layers.ReLU(name=f"{name}_relu")(_convolved(x, filters, name))
         if x.shape[1] >= 4:
             x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
     return x
+
+
+def _convolved(x: Any, filters: int, name: str, side: int = 3, strides: int = 1) -> Any:
+    """Apply a convolution without bias, and batch normalisation."""
+    from keras import layers
+
+    x = layers.Conv2D(filters, side, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
+    return layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"{name}_bn")(x)
+
+
+def _resnet(config: ModelConfig, x: Any) -> Any:
+    """Apply a convolution, then one stage of `convolutions` residual blocks per entry of `filters`.
+
+    Every stage but the first halves the map, unless that would make it smaller than 2 x 2. Source: He et al. 2016,
+    "Deep residual learning for image recognition", section 4.2: the networks for pictures of 32 px.
+    """
+    from keras import layers
+
+    x = layers.ReLU(name="stem_relu")(_convolved(x, config.filters[0], "stem"))
+    for stage, filters in enumerate(config.filters):  # [n, h, w, c] -> [n, h / 2, w / 2, filters]
+        for block in range(config.convolutions):
+            halves = stage > 0 and block == 0 and x.shape[1] >= 4
+            x = _residual(x, filters, 2 if halves else 1, f"stage{stage}_{block}")
+    return x
+
+
+def _residual(x: Any, filters: int, strides: int, name: str) -> Any:
+    """Apply two convolutions and add their input, projected (1 x 1) where its shape differs."""
+    from keras import layers
+
+    inner = layers.ReLU(name=f"{name}_relu0")(_convolved(x, filters, f"{name}_0", strides=strides))
+    inner = _convolved(inner, filters, f"{name}_1")
+    if strides > 1 or x.shape[-1] != filters:
+        x = _convolved(x, filters, f"{name}_shortcut", 1, strides)
+    return layers.ReLU(name=f"{name}_relu1")(layers.Add(name=f"{name}_add")([x, inner]))
 
 
 def _cnn_flat(config: ModelConfig, x: Any) -> Any:
@@ -476,6 +509,7 @@ def _rename(backbone: Any) -> None:
 MODEL_REGISTRY = {
     "cnn": ModelSpec(_affine_scaling(1 / 127.5, -1.0)),
     "cnn_flat": ModelSpec(_affine_scaling(1 / 255, 0.0)),
+    "resnet": ModelSpec(_affine_scaling(1 / 127.5, -1.0)),
     "resnet50": ModelSpec(_centred_bgr, _application("ResNet50"), 32),
     "resnet101": ModelSpec(_centred_bgr, _application("ResNet101"), 32),
     "vgg16": ModelSpec(_centred_bgr, _application("VGG16"), 32),

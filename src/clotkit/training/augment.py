@@ -1,4 +1,4 @@
-"""Augment training tiles: flips and rotations, affine changes, colours, stains, blur, cutout, mixup and CutMix.
+"""Augment training tiles: flips, rotations, affine changes, colours, stains, blur, cutout, mixing.
 
 Augmentation is redrawn for every epoch and happens outside the networks, because Keras applies random layers inside a
 network whenever it is called or exported. Random numbers are numpy's and resampling is Keras's, so a seed gives the
@@ -166,9 +166,10 @@ def _blended(inputs: Floats, others: Floats, shares: Floats, rng: np.random.Gene
 
 
 def _pasted(tiles: Floats, others: Floats, shares: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Paste a rectangle of each of the others [b, S, S, 3] into its tile, and return the tiles' shares of area [b].
+    """Paste a rectangle of each of the others [b, S, S, 3] into its tile.
 
-    The rectangle has the proportions of the tile and is cut off at its edges, so a share is at least the one drawn.
+    Returns the tiles, and the share of its area [b] that each keeps. The rectangle has the proportions of the tile and
+    is cut off at its edges, so a share is at least the one drawn.
     """
     side = tiles.shape[1]
     half = np.sqrt(1 - shares)[:, None] * side / 2  # [b, 1]
@@ -181,7 +182,7 @@ def _pasted(tiles: Floats, others: Floats, shares: Floats, rng: np.random.Genera
 def _mixed_labels(
     classes: Floats, weights: Floats, partners: npt.NDArray[np.int64], shares: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the labels [b, C] and weights [b] that give a pair the sum of both items' losses, each by its share.
+    """Return labels [b, C] and weights [b] that give pairs the sum of both losses, each by its share.
 
     A loss that is linear in the labels, as a cross-entropy, is that of the weighted mean of both labels.
     """

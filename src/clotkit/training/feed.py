@@ -74,9 +74,10 @@ class Feed(Protocol):
 
 
 def create_feed(inputs: TrainingInputs, config: TrainingConfig, augment: AugmentConfig, seed: int) -> Feed:
-    """Return the global batches of the inputs, mixed as `augment` says: in any order from memory, or grouped by shard.
+    """Return the global batches of the inputs: in any order from memory, or grouped by shard.
 
-    Raises ConfigError if the tiles of shards are to be mixed, and a group gives a batch only one of them.
+    They are mixed as `augment` says. Raises ConfigError if the tiles of shards are to be mixed, and a group gives a
+    batch only one of them.
     """
     labels, classes = inputs.labels, inputs.classes.shape[1]
 

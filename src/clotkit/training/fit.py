@@ -66,22 +66,16 @@ def fit(
 
     context = context or DistributedContext()
     keras.utils.set_random_seed(seed)
-    config = recipe.training
-    inputs = _inputs(network, train, validation, recipe, seed, frozen_features)
-    feed, model, loss = (
-        create_feed(inputs, config, recipe.augment, seed),
-        inputs.model,
-        partial(_loss, config, network.output),
-    )
+    config, inputs = recipe.training, _inputs(network, train, validation, recipe, seed, frozen_features)
+    feed, loss = create_feed(inputs, config, recipe.augment, seed), partial(_loss, config, network.output)
     with context.cluster_errors():
-        model.compile(_optimizer(config, feed.steps), loss(), weighted_metrics=["accuracy"])
-        model.optimizer.build(model.trainable_variables)
-        checkpoints = CheckpointManager(checkpoints_dir, model, config.keep, shared=context.world_size > 1)
+        _compile(inputs.model, config, feed.steps, loss())
+        checkpoints = CheckpointManager(checkpoints_dir, inputs.model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
             trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)
     history = checkpoints.finish()
-    use_averages(model)
+    use_averages(inputs.model)
     return history
 
 
@@ -114,6 +108,12 @@ def _resume(checkpoints: CheckpointManager, context: DistributedContext) -> bool
     restorable = bool(context.all_gather([int(checkpoints.can_restore(epochs))]).min())
     checkpoints.restore(epochs if restorable else 0)
     return bool(done) and restorable
+
+
+def _compile(model: Any, config: TrainingConfig, steps: int, loss: Any) -> None:
+    """Compile a model and make its optimizer's variables, which checkpoints restore."""
+    model.compile(_optimizer(config, steps), loss, weighted_metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
 
 
 def _optimizer(config: TrainingConfig, steps: int) -> Any:

@@ -35,7 +35,10 @@ class Trainer(Protocol):
         ...
 
     def validate(self) -> Logs:
-        """Return val_accuracy and val_loss of the weights that would be kept, or nothing without validation data."""
+        """Return val_accuracy and val_loss, or nothing without validation data.
+
+        They are those of the averaged weights if the optimizer averages them.
+        """
         ...
 
 
@@ -148,7 +151,7 @@ class StrategyTrainer:
 
 @cache
 def averaging(optimizer: Any) -> Any:
-    """Return the class of an optimizer that also keeps an exponential moving average of the weights it trains.
+    """Return an optimizer's class extended by an exponential moving average of the trained weights.
 
     After t earlier steps the average moves with the decay min(ema, t / (9 + t)), so that the first weights, which are
     those of chance, do not last in it (the rule of TensorFlow's ExponentialMovingAverage, counted from the step
@@ -179,7 +182,7 @@ def averaging(optimizer: Any) -> Any:
 
 @contextmanager
 def averaged_weights(model: Any) -> Iterator[None]:
-    """Give a model its averaged weights inside, and its own again after; without averages it keeps its own."""
+    """Give a model its averaged weights inside, and its own again after."""
     if not _averages(model):
         yield
         return
@@ -199,7 +202,8 @@ def use_averages(model: Any) -> None:
 
 
 def _averages(model: Any) -> list[Any]:
-    """Return the averages of the trainable variables, in their order; in half precision the optimizer is wrapped."""
+    """Return the averages of the trainable variables, in their order, or nothing."""
+    # In half precision Keras wraps the optimizer.
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return getattr(optimizer, "averages", [])
 
