@@ -57,7 +57,7 @@ def trained(recipe: Recipe, folder: Path, context: DistributedContext | None = N
     keras.utils.set_random_seed(1)
     tiles, network = ordered_tiles(), build_network(recipe.model[0], SIDE, CLASSES, recipe.inference.pooling)
     features = np.asarray(network.features(tiles.tiles.astype(np.float32)), np.float32)
-    frozen = (FrozenFeatures(features[None], features),) * 2
+    frozen = (FrozenFeatures(features[None], features[None]),) * 2
     fit(network, tiles, tiles, recipe, seed=1, checkpoints_dir=folder, frozen_features=frozen, context=context)
     return network
 

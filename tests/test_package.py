@@ -22,7 +22,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SRC = ROOT / "src" / "clotkit"
 # {lock file: the lists of pyproject.toml that it locks}
 LOCKS = {
-    "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"]],
+    "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["tune"]],
     "app": EXTRAS["app"],
     "dev": EXTRAS["dev"],
     "docs": EXTRAS["docs"],
@@ -81,7 +81,7 @@ def test_what_is_locked_by_name_is_declared(lock: str) -> None:
 
 
 def test_every_import_is_declared() -> None:
-    declared = names([*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["app"]])
+    declared = names([*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["tune"], *EXTRAS["app"]])
     owners = packages_distributions()
     for name in third_party_imports() - {"streamlit"}:  # only installed by make app
         assert {canonicalize_name(one) for one in owners[name]} & declared, name

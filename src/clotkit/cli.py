@@ -22,6 +22,7 @@ VERBS = (
     "planning.verbs",
     "shards.verbs",
     "training.verbs",
+    "tuning.verbs",
     "evaluation.verbs",
     "members.verbs",
     "ensembling.verbs",

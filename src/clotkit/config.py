@@ -304,9 +304,20 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises ConfigError for an unknown name, an unreadable file, or a key that is unknown, missing, of a wrong type or
     out of bounds.
     """
+    tables, where = read_recipe(name_or_path)
+    return recipe_of(tables, where)
+
+
+def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+    """Return the tables of a recipe's file, with today's names, and its path. Raises ConfigError."""
     path, raw = read_toml(name_or_path, RECIPES, "recipe")
-    recipe = typed(Recipe, renamed_recipe(raw, str(path)), str(path))
-    _check_recipe(recipe, str(path))
+    return renamed_recipe(raw, str(path)), str(path)
+
+
+def recipe_of(tables: dict[str, Any], where: str) -> Recipe:
+    """Return the recipe of these tables. Raises ConfigError as load_recipe does; it begins with `where`."""
+    recipe = typed(Recipe, tables, where)
+    _check_recipe(recipe, where)
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""Lock a folder for one process."""
+"""Lock a folder or a file for one process: the lock ends with the process, however it ends."""
 
 import fcntl
 import os
@@ -35,3 +35,32 @@ def exclusive_folder(folder: Path, verb: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # releases the lock
+
+
+@contextmanager
+def exclusive_file(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file and yield True; the file is created if it is missing.
+
+    Without `wait` it yields False if another process holds the lock. Network file systems pass these locks on if they
+    have any. Raises UsageError if the file system has none, or the file cannot be created.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    try:
+        yield _locked(path, handle, wait)
+    finally:
+        os.close(handle)  # releases the lock
+
+
+def _locked(path: Path, handle: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UsageError(
+            f"{path}: its file system has no locks: {error.strerror}; choose a folder on another one"
+        ) from error
+    return True

@@ -1,9 +1,10 @@
-"""Read TOML files into frozen dataclasses: unknown keys are refused and types are checked.
+"""Read TOML files into frozen dataclasses, with unknown keys refused and types checked; write values.
 
 Standard library only: the kernel's supervisor reads a competition with it.
 """
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -60,10 +61,22 @@ def typed(cls: type[T], raw: dict[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
     if missing:
         raise ConfigError(f"{where}: missing key {', '.join(missing)}")
-    return cls(**{name: _convert(hints[name], raw[name], f"{where}: {name}") for name in fields if name in raw})
+    return cls(**{name: convert(hints[name], raw[name], f"{where}: {name}") for name in fields if name in raw})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def toml_value(value: object) -> str:
+    """Return a string, number, flag or list as TOML writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.1f}"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Return a value of a TOML as the type of a field. Raises ConfigError, which begins with `where`."""
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return typed(hint, value, where)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple:
@@ -81,10 +94,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _converted_list(item: Any, value: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, dict) and dataclasses.is_dataclass(item):  # [model] is short for a single [[model]]
-        return (_convert(item, value, where),)
+        return (convert(item, value, where),)
     if not isinstance(value, list):
         raise ConfigError(f"{where} is {value!r}; expected a list")
-    return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    return tuple(convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
 
 
 def _word(words: EnumType, value: Any, where: str) -> Any:

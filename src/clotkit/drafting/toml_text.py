@@ -1,11 +1,12 @@
 """Write the lines of a drafted TOML, and find those that a person must still fill in."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+
+from clotkit.typed_toml import toml_value
 
 BESIDE = 44  # column of the comments
 
@@ -31,7 +32,7 @@ class Line:
     @property
     def entry(self) -> str:
         """Return the key without its table, and the value, as TOML writes them."""
-        return f"{self.key.rpartition('.')[2]} = {_value(self.value)}"
+        return f"{self.key.rpartition('.')[2]} = {toml_value(self.value)}"
 
 
 ARRAYS = frozenset({"facts"})  # tables that may be there several times
@@ -51,15 +52,6 @@ def toml_text(lines: Sequence[Line], heading: str) -> str:
 
 def _written(line: Line) -> str:
     return f"{line.entry:<{BESIDE}} # {line.mark.value}: {_one_line(line.why)}"
-
-
-def _value(value: object) -> str:
-    """Return a string, number, flag or list as TOML writes it."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, float) and value.is_integer():
-        return f"{value:.1f}"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _one_line(text: str) -> str:

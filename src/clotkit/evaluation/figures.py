@@ -168,6 +168,24 @@ def weighted_figures(
     return values
 
 
+def loss_difference(
+    one: ScoredUnits, other: ScoredUnits, weights: Sequence[float], clip: float, seed: int = 0, resamples: int = 1000
+) -> dict[str, float | None]:
+    """Return the weighted log loss of `one` minus that of `other`: `value`, from `low` to `high`.
+
+    Both have predictions of the same units in the same order; each bootstrap sample of the patients is scored by both.
+    """
+    names, owner = np.unique(one.patients, return_inverse=True)
+    samples = [
+        _weighted_losses(one, weights, clip, counts) - _weighted_losses(other, weights, clip, counts)
+        for counts in (_draws(owner.astype(np.int64), len(names), seed, resamples) if len(names) > 1 else ())
+    ]
+    once = np.ones((1, len(one.labels)))
+    value = _weighted_losses(one, weights, clip, once) - _weighted_losses(other, weights, clip, once)
+    low, high = _interval(samples)
+    return {"value": _plain(float(value[0])), "low": low, "high": high}
+
+
 def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -> Floats:
     """Return the area under the ROC curve of `scores` [n] in B samples: float64[B].
 

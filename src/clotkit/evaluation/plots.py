@@ -55,7 +55,7 @@ def draw_confusion(path: Path, scored: ScoredUnits, classes: Sequence[str], posi
         width, width
     )  # [true, predicted]
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    with _figure(path, 3.8 + 0.8 * width, 2.4 + 0.8 * width) as figure:
+    with figure_at(path, 3.8 + 0.8 * width, 2.4 + 0.8 * width) as figure:
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for true, other in np.ndindex(width, width):
@@ -75,7 +75,7 @@ def draw_roc(path: Path, scored: ScoredUnits, classes: Sequence[str], positive: 
     """
     at, shares = positive_index(classes, positive), scored.shares()
     which = range(len(classes)) if at is None else [at]
-    with _figure(path, 5.4 if len(which) == 1 else 8.4, 5.4) as figure:
+    with figure_at(path, 5.4 if len(which) == 1 else 8.4, 5.4) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="Chance, AUC 0.500")
         for number, index in enumerate(which):
@@ -98,7 +98,7 @@ def draw_calibration(path: Path, scored: ScoredUnits, classes: Sequence[str], po
     at = positive_index(classes, positive)
     p, right, p_label, share_label = _to_calibrate(scored, classes, at)
     groups = reliability(p, right)
-    with _figure(path, 5.4, 6.6) as figure:
+    with figure_at(path, 5.4, 6.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="Perfect calibration")
         mean, share, low, high = groups[:, 1], groups[:, 2], groups[:, 3], groups[:, 4]
@@ -123,7 +123,7 @@ def draw_curves(path: Path, history: "pd.DataFrame") -> None:
     if not {"epoch", "fold"} <= set(history.columns) or not panels or not len(history):
         actual = f"{len(history)} rows with the columns {', '.join(map(str, history.columns)) or 'none'}"
         raise SplitError(f"training history: {actual}; give epoch, fold and loss or accuracy; train again")
-    with _figure(path, 4.6 * len(panels) + 0.8, 4.4) as figure:
+    with figure_at(path, 4.6 * len(panels) + 0.8, 4.4) as figure:
         for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_folds(axes, history, name)
         handles, labels = _curve_legend(history, panels)
@@ -168,7 +168,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator["Figure"]:
+def figure_at(path: Path, width: float, height: float) -> Iterator["Figure"]:
     """Yield a figure of that size in inches; if nothing is raised, write it to `path` atomically."""
     from matplotlib import style as styles
     from matplotlib.backends.backend_agg import FigureCanvasAgg

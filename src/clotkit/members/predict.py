@@ -91,7 +91,13 @@ def predict_committee(
 
     It is [n, C], or rows [n, C + 1] for a recipe that pools by attention or logits.
     """
-    rows = [predictor(network.model, batch_tiles, recipe.inference.tta)(tiles) for network in networks]
+    return mean_by_share(
+        [predictor(network.model, batch_tiles, recipe.inference.tta)(tiles) for network in networks], recipe
+    )
+
+
+def mean_by_share(rows: Sequence[npt.NDArray[np.float32]], recipe: Recipe) -> npt.NDArray[np.float64]:
+    """Return the mean of the rows [n, C] that each of a recipe's networks gave, weighted by its share."""
     shares = [config.share for config in expanded(recipe.model)]
     return np.average(np.stack(rows).astype(np.float64), axis=0, weights=shares)
 

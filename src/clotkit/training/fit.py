@@ -36,21 +36,21 @@ def fit(
     seed: int,
     checkpoints_dir: Path,
     frozen_features: tuple[FrozenFeatures, FrozenFeatures] | None = None,
+    decides: bool = True,
     on_epoch: EpochCallback = lambda epoch, logs: None,
     context: DistributedContext | None = None,
 ) -> pd.DataFrame:
     """Train a network in place and return its history.
-
-    The same seed gives the same weights on the same machine, also when an interrupted fit resumes.
 
     Args:
         network: built in the scope of devices.training_scope.
         train: tiles to learn from.
         validation: tiles that choose the best epoch; may be empty.
         recipe: settings.
-        seed: of the order of tiles, their augmentation and dropout.
+        seed: of tile order, augmentation and dropout; it gives the same weights on one machine, also when resumed.
         checkpoints_dir: folder of the checkpoints of this fit alone, and of this worker alone.
         frozen_features: of `train` and `validation`, if the backbone is frozen; then only the head learns.
+        decides: False: validation chooses nothing, and its figures are held_out_loss and held_out_accuracy.
         on_epoch: called after every epoch.
         context: processes and replicas. Each worker calls this alike; they resume after the last epoch that all have.
 
@@ -72,7 +72,7 @@ def fit(
         _compile(inputs.model, config, feed.steps, loss())
         checkpoints = CheckpointManager(checkpoints_dir, inputs.model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
-            trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context)
+            trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context, decides)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)
     history = checkpoints.finish()
     use_averages(inputs.model)

@@ -3,7 +3,11 @@
 A head that pools by attention or logits sees bags: the features of some tiles of one slide. See members.pooling.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +15,23 @@ import numpy.typing as npt
 
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.data.tiles import TileSet
+from clotkit.files import atomic_write
+from clotkit.locks import exclusive_file
 from clotkit.members.heads import link
 from clotkit.members.networks import SHRINK_NOVEL, STANDARDISE, Network
+from clotkit.members.predict import Predictor, tta_views
+from clotkit.progress import Log
 from clotkit.training.augment import Floats, augment
 from clotkit.training.feed import TrainingInputs, training_inputs
 from clotkit.training.resampling import Rows, draw_evenly
 
+FEATURE_TILES = 32  # tiles of one step of a backbone: a fixed number, so that features do not depend on the recipe's
 BAG_TILES = 24  # tiles of a slide in a training bag, drawn anew in every step
 VALIDATION_BAG_TILES = 2 * BAG_TILES
+# The keys of [model] that are of the head: the features of a frozen backbone depend on all others.
+HEAD_KEYS = (
+    "standardise", "shrink_novel", "head", "dropout", "l2", "share", "copies", "attention_units", "output",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,11 +39,63 @@ class FrozenFeatures:
     """The features that a frozen backbone gives tiles; they are the same in all folds."""
 
     augmented: Floats  # of augmented copies of each tile, [copies, n, D]
-    plain: Floats  # of the tiles as they are, [n, D]
+    views: Floats  # of the test-time augmentations of each tile, the first the tile itself, [tta, n, D]
+
+    @property
+    def plain(self) -> Floats:
+        """Return the features of the tiles as they are, [n, D]."""
+        plain: Floats = self.views[0]
+        return plain
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "FrozenFeatures":
         """Return the features of the tiles that a boolean mask [n] picks."""
-        return FrozenFeatures(self.augmented[:, mask], self.plain[mask])
+        return FrozenFeatures(self.augmented[:, mask], self.views[:, mask])
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The features that frozen backbones give one set of tiles, each computed once.
+
+    They are shared by folds, and by recipes that differ in the head or in the optimisation alone.
+    """
+
+    folder: Path | None = None  # of features that several processes share; None: memory alone
+    found: dict[str, tuple[Network, FrozenFeatures]] = field(default_factory=dict)
+
+    def get(
+        self, config: ModelConfig, recipe: Recipe, tiles: npt.NDArray[np.uint8], build: Callable[[], Network], log: Log
+    ) -> tuple[Network, FrozenFeatures]:
+        """Return a network whose backbone all may share, and its features of the tiles uint8[n, S, S, 3]."""
+        key = backbone_key(config, recipe)
+        if key not in self.found:
+            network = build()
+            self.found[key] = network, self._features(key, partial(_logged, network, config, tiles, recipe, log))
+        return self.found[key]
+
+    def _features(self, key: str, compute: Callable[[], FrozenFeatures]) -> FrozenFeatures:
+        """Read the features from the folder, or compute them and write them there; one process computes."""
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"features-{key}.npz"
+        with exclusive_file(path.with_suffix(".lock")):
+            if not path.is_file():
+                features = compute()
+                with atomic_write(path) as temporary:
+                    np.savez(temporary, augmented=features.augmented, views=features.views)
+        with np.load(path) as arrays:
+            return FrozenFeatures(arrays["augmented"], arrays["views"])
+
+
+def backbone_key(config: ModelConfig, recipe: Recipe) -> str:
+    """Return a hash of all that the features of a frozen backbone depend on, besides the tiles."""
+    fields = [(name, value) for name, value in vars(config).items() if name not in HEAD_KEYS]
+    settings = [recipe.augment, recipe.training.frozen_augmentations, recipe.training.seed, recipe.inference.tta]
+    return hashlib.sha256(repr([*fields, *settings]).encode()).hexdigest()[:16]
+
+
+def _logged(network: Network, config: ModelConfig, tiles: Any, recipe: Recipe, log: Log) -> FrozenFeatures:
+    log(f"{config.name} is frozen: computing the features of {len(tiles)} tiles once")
+    return compute_features(network, tiles, recipe)
 
 
 def is_frozen(model: ModelConfig, recipe: Recipe) -> bool:
@@ -39,23 +104,37 @@ def is_frozen(model: ModelConfig, recipe: Recipe) -> bool:
 
 
 def compute_features(network: Network, tiles: npt.NDArray[np.uint8], recipe: Recipe) -> FrozenFeatures:
-    """Return the features of tiles uint8[n, S, S, 3], and of training.frozen_augmentations copies of each."""
-    copies = [_features(network, tiles, recipe, number) for number in range(recipe.training.frozen_augmentations)]
-    return FrozenFeatures(np.stack(copies), _features(network, tiles, recipe, None))  # [copies, n, D], [n, D]
+    """Return the features of tiles uint8[n, S, S, 3]: of augmented copies, and of each view."""
+
+    def augmented(copy: int, part: npt.NDArray[np.uint8], start: int) -> Floats:
+        return augment(part, recipe.augment, np.random.default_rng([recipe.training.seed, copy, start]))
+
+    def view(number: int, part: npt.NDArray[np.uint8], start: int) -> Floats:
+        return tta_views(part, recipe.inference.tta)[number].astype(np.float32)
+
+    copies = [_features(network, tiles, partial(augmented, n)) for n in range(recipe.training.frozen_augmentations)]
+    views = [_features(network, tiles, partial(view, n)) for n in range(recipe.inference.tta)]
+    return FrozenFeatures(np.stack(copies), np.stack(views))  # [copies, n, D], [tta, n, D]
 
 
-def _features(network: Network, tiles: npt.NDArray[np.uint8], recipe: Recipe, copy: int | None) -> Floats:
-    """Return the features float32[n, D] of an augmented copy of the tiles; of the tiles for None."""
-    seed, batch_tiles = recipe.training.seed, recipe.training.batch_tiles
+def _features(
+    network: Network, tiles: npt.NDArray[np.uint8], changed: Callable[[npt.NDArray[np.uint8], int], Floats]
+) -> Floats:
+    """Return the features float32[n, D] of the tiles, each part of them [b, S, S, 3] changed first."""
     rows = []
-    for start in range(0, len(tiles), batch_tiles):
-        part = tiles[start : start + batch_tiles]  # [b, S, S, 3]
-        rng = np.random.default_rng([seed, copy or 0, start])
-        inputs = part.astype(np.float32) if copy is None else augment(part, recipe.augment, rng)
-        padding = np.zeros((batch_tiles - len(part), *part.shape[1:]), np.float32)
-        features = network.features.predict_on_batch(np.concatenate([inputs, padding]))  # [batch_tiles, D]
+    for start in range(0, len(tiles), FEATURE_TILES):
+        part = tiles[start : start + FEATURE_TILES]  # [b, S, S, 3]
+        padding = np.zeros((FEATURE_TILES - len(part), *part.shape[1:]), np.float32)
+        inputs = np.concatenate([changed(part, start), padding])
+        features = network.features.predict_on_batch(inputs)  # [FEATURE_TILES, D]
         rows.append(np.asarray(features, np.float32)[: len(part)])
     return np.concatenate(rows)  # [n, D]
+
+
+def predict_features(network: Network, features: FrozenFeatures, batch_tiles: int) -> Floats:
+    """Return what a network predicts for tiles by their features, the mean of their views: float32[n, C]."""
+    head = Predictor([network.head.predict_on_batch], batch_tiles)
+    return np.asarray(np.mean([head(view) for view in features.views], axis=0), np.float32)
 
 
 def frozen_inputs(

@@ -40,7 +40,7 @@ from clotkit.evaluation.scores import (
 from clotkit.files import atomic_write_text
 from clotkit.members.folder import SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, expanded
-from clotkit.members.predict import predict_committee
+from clotkit.members.predict import mean_by_share, predictor
 from clotkit.metric import METRICS
 from clotkit.progress import Log
 from clotkit.shards.reading import ShardTiles
@@ -51,7 +51,7 @@ from clotkit.training import devices
 from clotkit.training.checkpoints import delete_checkpoints
 from clotkit.training.epochs import EpochCallback
 from clotkit.training.fit import fit
-from clotkit.training.frozen import FrozenFeatures, compute_features, is_frozen
+from clotkit.training.frozen import FeatureCache, FrozenFeatures, is_frozen, predict_features
 from clotkit.training.member_folder import TrainedMember, write_member
 
 Mask = npt.NDArray[np.bool_]
@@ -102,12 +102,12 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     target = target_of(recipe, tiles.labels, tiles.classes, competition)
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
     context = devices.create_context(recipe.training.strategy, log, settings.wait_s)
-    fingerprint = _fingerprint(source, tiles, folds)
+    fingerprint = fingerprint_of(source, tiles, folds)
     with context.cluster_errors():
         _check_same_fingerprint(context, fingerprint)
         checkpoints_dir = _open_checkpoints(settings.out, fingerprint, context, log)
         progress = log if context.is_chief else lambda _: None
-        run = _Run(recipe, tiles, target, settings.backbones, checkpoints_dir, progress, context)
+        run = TrainingRun(recipe, tiles, target, settings.backbones, checkpoints_dir, progress, context)
         if context.is_chief:
             trained = run.train_folds(folds)
             metrics = _metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
@@ -144,7 +144,7 @@ def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
         )
 
 
-def _fingerprint(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
+def fingerprint_of(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
     """Return a sha256 of the recipe, the tiles and the folds; the keys of shards stand for their pixels."""
     digest = hashlib.sha256(source.encode())
     pixels: Any = tiles.tiles
@@ -180,8 +180,21 @@ def _open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedC
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One recipe on one set of tiles; the features of a frozen backbone are computed once for all folds."""
+class CrossValidation:
+    """The networks of every fold, and their predictions of the tiles that they did not see."""
+
+    networks: list[list[Network]]  # of each fold; empty unless they ship
+    histories: list[pd.DataFrame]  # of each fold
+    out_of_fold: pd.DataFrame  # one row per image: raw predictions, and its fold
+    fitted: dict[str, Any]  # the fields of TrainedMember that follow from held-out rows; `scored` is calibrated
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One recipe on one set of tiles; the features of a frozen backbone are computed once for all folds.
+
+    Tiles that no fold has take no part.
+    """
 
     recipe: Recipe
     tiles: TileSet
@@ -190,30 +203,50 @@ class _Run:
     checkpoints_dir: Path  # holds a folder for each fit
     log: Log
     context: devices.DistributedContext
-    bases: dict[ModelConfig, tuple[Network, FrozenFeatures]] = field(default_factory=dict)
+    features: FeatureCache = field(default_factory=FeatureCache)  # of these tiles
+    # Called with the row of the history after every epoch of the first network of the first fold. That fit then has a
+    # held_out_loss if it has no validation part.
+    watch: EpochCallback | None = None
 
     def train_folds(self, folds: Sequence[Fold]) -> TrainedMember:
         """Train on every fold, and on all patients if such a network is to ship; calibrate what ships."""
+        done = self.cross_validate(folds)
+        networks, histories = done.networks, done.histories
+        if not self._fold_networks_ship(folds):
+            trained, history = self._train_networks(FINAL, self._final_fold(folds))
+            networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
+        history = pd.concat(histories, ignore_index=True)
+        return TrainedMember(networks, history, done.out_of_fold, split=_split_table(self.tiles, folds), **done.fitted)
+
+    def cross_validate(self, folds: Sequence[Fold]) -> CrossValidation:
+        """Train on every fold, predict what it holds out, and calibrate these predictions on other folds'."""
         networks: list[list[Network]] = []
         histories, held_out, validation = [], [], []
-        # Otherwise one more fit, on all patients, gives the networks that ship; the folds only estimate and calibrate.
-        fold_networks_ship = len(folds) == 1 or self.recipe.training.final == "folds"
         for number, fold in enumerate(folds):
-            trained, history = self._train_networks(str(number), fold.train, fold.validation)
-            networks += [trained] if fold_networks_ship else []
+            trained, history = self._train_networks(str(number), fold)
+            networks += [trained] if self._fold_networks_ship(folds) else []
             histories.append(history.assign(fold=number))
-            held_out.append(self._predict(trained, fold.held_out).assign(fold=number))
-            validation.append(self._predict(trained, fold.validation))
+            held_out.append(self.predict([trained], fold.held_out).assign(fold=number))
+            validation.append(self.predict([trained], fold.validation))
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
         out_of_fold = pd.concat(held_out, ignore_index=True)
         units = rows_to_score(out_of_fold, self.target)
         fitted = self._calibrate(units, len(folds), rows_to_score(validation[0].assign(fold=0), self.target))
-        if not fold_networks_ship:
-            trained, history = self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
-            networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
-        history = pd.concat(histories, ignore_index=True)
-        split = _split_table(self.tiles, folds)
-        return TrainedMember(networks, history, out_of_fold, split=split, **fitted)
+        return CrossValidation(networks, histories, out_of_fold, fitted)
+
+    def predict(self, networks: Sequence[Sequence[Network]], mask: Mask) -> pd.DataFrame:
+        """Return the mean predictions of one or more fits for the tiles of a mask, a row per image."""
+        rows = np.mean([self._tile_rows(fit_networks, mask) for fit_networks in networks], axis=0)
+        return predicted_images(rows, self.tiles.where(mask), self.recipe)  # rows: [n, C] or [n, C + 1]
+
+    def _fold_networks_ship(self, folds: Sequence[Fold]) -> bool:
+        """Tell if the networks of the folds ship; else one more fit does, and these estimate and calibrate."""
+        return len(folds) == 1 or self.recipe.training.final == "folds"
+
+    def _final_fold(self, folds: Sequence[Fold]) -> Fold:
+        """Return the fold that trains on the patients of all folds, but for the validation part of the first."""
+        first = folds[0]
+        return Fold(first.train | first.held_out, first.validation, np.zeros_like(first.train))
 
     def _calibrate(self, units: pd.DataFrame, folds: int, validation: pd.DataFrame) -> dict[str, Any]:
         """Return the fields of a TrainedMember that follow from held-out rows; of one fold, from `validation`."""
@@ -242,20 +275,23 @@ class _Run:
     def follow_chief(self, folds: Sequence[Fold]) -> None:
         """Take part in every fit of `train_folds`, in the same order, and in nothing else."""
         for number, fold in enumerate(folds):
-            self._train_networks(str(number), fold.train, fold.validation)
-        if len(folds) > 1 and self.recipe.training.final != "folds":
-            self._train_networks(FINAL, ~folds[0].validation, folds[0].validation)
+            self._train_networks(str(number), fold)
+        if not self._fold_networks_ship(folds):
+            self._train_networks(FINAL, self._final_fold(folds))
 
-    def _train_networks(self, name: str, train: Mask, validation: Mask) -> tuple[list[Network], pd.DataFrame]:
-        """Train the recipe's networks on some of the tiles, and return them with their histories."""
+    def _train_networks(self, name: str, fold: Fold) -> tuple[list[Network], pd.DataFrame]:
+        """Train the recipe's networks on a fold's tiles, and return them with their histories."""
         networks, histories = [], []
         for number, config in enumerate(expanded(self.recipe.model)):
             seed = self.recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
             base, features = self._frozen_base(config)
+            watch = self.watch if (name, number) == ("0", 0) else None
+            decides = watch is None or bool(fold.validation.any())
+            train, validation = fold.train, fold.validation if decides else fold.held_out
             with devices.training_scope(context=self.context):
                 network = self._build(config, seed, base)
                 frozen_features = None if features is None else (features.where(train), features.where(validation))
-                with _epoch_progress(f"{config.name}, fold {name}", self.recipe.training.epochs, self.log) as on_epoch:
+                with _epoch_progress(f"{config.name}, fold {name}", self.recipe.training.epochs, self.log) as shown:
                     history = fit(
                         network,
                         train=self.tiles.where(train),
@@ -264,7 +300,8 @@ class _Run:
                         seed=seed,
                         checkpoints_dir=self.checkpoints_dir / f"{name}-{number}",
                         frozen_features=frozen_features,
-                        on_epoch=on_epoch,
+                        decides=decides,
+                        on_epoch=_both(shown, watch),
                         context=self.context,
                     )
             networks.append(self._without_strategy(network, config, seed, base))
@@ -290,17 +327,32 @@ class _Run:
         """Return a network whose frozen backbone all folds share, and its features; or None twice."""
         if not is_frozen(config, self.recipe):
             return None, None
-        if config not in self.bases:
-            network = self._build(config, self.recipe.training.seed, None)
-            self.log(f"{config.name} is frozen: computing the features of {len(self.tiles)} tiles once")
-            self.bases[config] = network, compute_features(network, self.tiles.tiles, self.recipe)
-        return self.bases[config]
+        recipe, seed = self.recipe, self.recipe.training.seed
+        return self.features.get(config, recipe, self.tiles.tiles, lambda: self._build(config, seed, None), self.log)
 
-    def _predict(self, networks: Sequence[Network], mask: Mask) -> pd.DataFrame:
-        """Return the predictions for the tiles of a mask, one row per image."""
-        tiles, recipe = self.tiles.where(mask), self.recipe
-        rows = predict_committee(networks, tiles.tiles, recipe, recipe.training.batch_tiles)  # [n, C] or [n, C + 1]
-        return predicted_images(rows, tiles, recipe)
+    def _tile_rows(self, networks: Sequence[Network], mask: Mask) -> npt.NDArray[np.float64]:
+        """Return the mean of the networks by share for a mask's tiles, by their features if there are any."""
+        recipe, batch_tiles = self.recipe, self.recipe.training.batch_tiles
+        rows = []
+        for network, config in zip(networks, expanded(recipe.model), strict=True):
+            features = self._frozen_base(config)[1]
+            if features is None:
+                rows.append(predictor(network.model, batch_tiles, recipe.inference.tta)(self.tiles.tiles[mask]))
+            else:
+                rows.append(predict_features(network, features.where(mask), batch_tiles))
+        return mean_by_share(rows, recipe)
+
+
+def _both(one: EpochCallback, other: EpochCallback | None) -> EpochCallback:
+    """Return a callback that calls one, and the other if there is one."""
+    if other is None:
+        return one
+
+    def call(epoch: int, logs: dict[str, float]) -> None:
+        one(epoch, logs)
+        other(epoch, logs)
+
+    return call
 
 
 @contextmanager

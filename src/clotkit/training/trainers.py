@@ -49,6 +49,7 @@ def create_trainer(
     first_epoch: int,
     end_epoch: int,
     context: DistributedContext,
+    decides: bool = True,
 ) -> Trainer:
     """Return the trainer for a context: Keras's own when it has no strategy.
 
@@ -59,10 +60,14 @@ def create_trainer(
         first_epoch: the first epoch to compute, counted from 0.
         end_epoch: the epoch after the last one to compute.
         context: processes and replicas.
+        decides: whether the validation items choose anything, or are watched alone.
     """
+    trainer: Trainer
     if context.strategy is None:
-        return KerasTrainer(inputs.model, feed, inputs.validation)
-    return StrategyTrainer(inputs.model, loss(None), feed, inputs.validation, first_epoch, end_epoch, context)
+        trainer = KerasTrainer(inputs.model, feed, inputs.validation)
+    else:
+        trainer = StrategyTrainer(inputs.model, loss(None), feed, inputs.validation, first_epoch, end_epoch, context)
+    return trainer if decides else MonitoringTrainer(trainer)
 
 
 class KerasTrainer:
@@ -206,6 +211,23 @@ def _averages(model: Any) -> list[Any]:
     # In half precision Keras wraps the optimizer.
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return getattr(optimizer, "averages", [])
+
+
+class MonitoringTrainer:
+    """A trainer whose validation figures are for watching alone: nothing is chosen by them."""
+
+    monitor = "loss"
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self.model = trainer, trainer.model
+
+    def train(self, epoch: int) -> Logs:
+        """See Trainer."""
+        return self._trainer.train(epoch)
+
+    def validate(self) -> Logs:
+        """Return held_out_accuracy and held_out_loss."""
+        return {name.replace("val_", "held_out_"): value for name, value in self._trainer.validate().items()}
 
 
 def synchronise_normalisation(model: Any, context: DistributedContext) -> None:

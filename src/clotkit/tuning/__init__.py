@@ -1,0 +1,1 @@
+"""The search of a recipe's hyperparameters, judged on patients that it never saw."""

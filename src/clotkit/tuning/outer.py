@@ -1,0 +1,59 @@
+"""Judge a recipe on the patients of outer folds, which neither its training nor its tuning saw."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from clotkit.evaluation.scores import calibrated, rows_to_score
+from clotkit.files import atomic_write_text
+from clotkit.locks import exclusive_file
+from clotkit.tuning.folds import OuterFold
+from clotkit.tuning.objective import Workbench
+from clotkit.tuning.search import Value
+
+FOLDER = ".outer"  # of finished predictions, and of the checkpoints of those that are not
+
+
+def outer_predictions(bench: Workbench, values: Sequence[dict[str, Value]]) -> pd.DataFrame:
+    """Return the calibrated predictions of every outer fold, by the recipe with the fold's values.
+
+    There is a row per patient or image, with the columns of evaluation.scores.rows_to_score and `outer`. What is done
+    is kept in the study's folder; fits that were killed resume.
+    """
+    parts = [
+        _of_fold(bench, fold, chosen, number).assign(outer=number)
+        for number, (fold, chosen) in enumerate(zip(bench.folds, values, strict=True))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of_fold(bench: Workbench, fold: OuterFold, values: dict[str, Value], number: int) -> pd.DataFrame:
+    folder = bench.settings.out / FOLDER
+    folder.mkdir(exist_ok=True)
+    text = json.dumps([number, bench.tables_with(values)], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = folder / f"{name}.csv"
+    with exclusive_file(folder / f"{name}.lock"):
+        if not path.is_file():
+            scored = _trained_on(bench, fold, values, folder / name)
+            atomic_write_text(path, scored.to_csv(index=False, lineterminator="\n"))
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return pd.read_csv(path, dtype={"image": str, "patient": str, "centre": str}, keep_default_na=False)
+
+
+def _trained_on(bench: Workbench, fold: OuterFold, values: dict[str, Value], checkpoints_dir: Path) -> pd.DataFrame:
+    """Train what ships on the other patients, and return its calibrated predictions of the outer part.
+
+    A split with a test part is trained as `clotkit train` does. Otherwise the inner folds are this training's folds:
+    they calibrate, and give the networks or choose nothing but the epoch, as the recipe's training.final says.
+    """
+    run = bench.run(bench.recipe_with(values), checkpoints_dir)
+    if fold.is_test_part:
+        return run.train_folds([fold.fold]).scored
+    trained = run.train_folds(fold.inner)
+    units = rows_to_score(run.predict(trained.networks, fold.fold.held_out), bench.target)
+    return calibrated(units, trained.calibration, bench.target)
