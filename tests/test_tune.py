@@ -296,7 +296,7 @@ def test_a_study_gives_a_recipe_and_figures_of_patients_that_it_never_saw(
 def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp_path: Path) -> None:
     colours(tmp_path, epochs=2)
     write_search(tmp_path)
-    words = [sys.executable, "-m", "clotkit.cli", *command(tmp_path, 4)]
+    words = [sys.executable, "-m", "clotkit.cli", *command(tmp_path, 3)]
     killed = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     journal = tmp_path / "study" / JOURNAL
     end = time.monotonic() + 300
@@ -309,8 +309,8 @@ def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp
     lines = [process.communicate()[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     summary, trials = read(tmp_path / "study")
-    assert trials["number"].tolist() == [0, 1, 2, 3]
-    assert summary["trials"] == 4
+    assert trials["number"].tolist() == [0, 1, 2]
+    assert summary["trials"] == 3
     run = [line.split(":")[0] for one in lines for line in one if line.startswith("trial ")]
-    assert len(run) == len(set(run)) >= 3  # no trial was settled twice
+    assert len(run) == len(set(run)) >= 2  # no trial was settled twice
     assert set(trials["state"]) <= {"complete", "pruned"}
