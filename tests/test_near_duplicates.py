@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from clotkit.data.images import read_image, resized
-from clotkit.data.near_duplicates import group_near_duplicates, near_duplicate_groups
+from clotkit.data.near_duplicates import drop_near_duplicates, group_near_duplicates, near_duplicate_groups
 from clotkit.data.tiles import TileSet
 
 from .conftest import ROOT
@@ -95,6 +95,20 @@ def test_an_image_of_several_tiles_is_compared_by_all_of_them() -> None:
         [first, first, first, second, second, third], ["a", "b", "c", "a", "b", "c"], ["1", "2", "3", "1", "2", "3"]
     )
     assert group_near_duplicates(tiles, BITS, lambda _: None).patients.tolist() == ["a", "a", "c", "a", "a", "c"]
+
+
+def test_pictures_that_are_near_identical_to_a_test_picture_are_dropped() -> None:
+    pictures = [picture(0), picture(1), picture(0), picture(2), picture(1), picture(0), picture(3)]
+    parts = np.array(["train", "train", "val", "val", "train", "test", "test"])
+    tiles = replace(tile_set(pictures, list("abcdefg"), list("ABCDEFG")), parts=parts)
+    lines: list[str] = []
+    kept = drop_near_duplicates(tiles, BITS, lines.append)
+    assert kept.images.tolist() == list("BDEFG")
+    assert kept.patients.tolist() == list("bdbfg")
+    assert kept.dropped == {"A": "train", "C": "val"}
+    assert re.findall(r"\d+", lines[-1]) == ["2", "1", "1"]
+    without_test = drop_near_duplicates(tiles.where(parts != "test"), BITS, lines.append)
+    assert (len(without_test), dict(without_test.dropped)) == (5, {})
 
 
 def test_without_near_duplicates_nothing_changes() -> None:

@@ -37,7 +37,7 @@ def slides(make_split: Callable[..., Path], strip_ai: Competition, tmp_path_fact
 def pictures(folder: Path, recipe: Recipe) -> Path:
     """Write pictures of noise in the form of the recipe's source."""
     rng = np.random.default_rng(1)
-    classes = recipe.data.classes
+    classes = recipe.data.classes or ("bird", "cat", "dog")
     if recipe.data.source == "npz":
         labels = np.arange(4 * len(classes)) % len(classes)
         arrays: dict[str, Any] = {f"{part}_labels": labels[:, None] for part in ("train", "val", "test")}

@@ -108,6 +108,40 @@ def test_folders(read: Read, folders: Path) -> None:
     assert "maybe" in lines[0]
 
 
+def test_classes_are_the_names_of_the_folders(read: Read, folders: Path) -> None:
+    lines: list[str] = []
+    for name in (".cache/a.png", "__MACOSX/b.png", "no/.ipynb_checkpoints/a.png", "Perhaps/f.png"):
+        draw(folders / name, 90)
+    (folders / ".hidden.png").write_bytes(b"")
+    tiles = read(folders, "folders", lines=lines, classes=())
+    check(tiles)
+    assert tiles.classes == ("Perhaps", "no", "yes")
+    assert tiles.labels.tolist() == [0, 1, 1, 1, 2, 2]
+    assert tiles.images.tolist()[:2] == ["Perhaps/f.png", "no/a.PNG"]
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ((), ("0 folders", "2")),
+        (("all/a.png",), ("1 folders", "all", "2")),
+        (("all/a.png", ".git/b.png", "c.png"), ("1 folders", "all", "2")),
+        (("no/a.png", "yes/notes.txt"), ("class yes has 0 pictures", "no, yes", ".png")),
+        (("train/no/a.png", "test/no/a.png", "Val/no/a.png"), ("Val, test, train", "no classes")),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(
+    read: Read, tmp_path: Path, made: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in made:
+        draw(tmp_path / "data" / name, 9) if name.endswith("png") else (tmp_path / "data" / name).parent.mkdir()
+    with pytest.raises(SplitError) as raised:
+        read(tmp_path / "data", "folders", classes=())
+    assert missing_from(raised.value, (str(tmp_path / "data"), *named)) == []
+
+
 def test_the_order_of_classes_is_the_recipes(read: Read, folders: Path) -> None:
     tiles = read(folders, "folders", classes=("yes", "no"))
     assert tiles.labels.tolist() == [0, 0, 1, 1, 1]
@@ -231,7 +265,9 @@ def test_slides_keep_their_facts_and_a_broken_one_is_skipped(
     [
         ("folders", {"tiler": "patches"}, ("tiling.name", "patches", "edges, parts, whole")),
         ("slides", {"tiler": "whole"}, ("tiling.name", "whole", "chunks, darkest")),
-        ("folders", {"classes": ()}, ("data.classes", "0", "2")),
+        ("table", {"classes": ()}, ("data.classes", "0", "2")),
+        ("folders", {"classes": (), "positive_class": "maybe"}, ("data.positive_class", "'maybe'", "no, yes")),
+        ("folders", {"classes": ("no", "patient")}, ("'patient'", "image, patient, centre, label, fold")),
         ("npz", {"classes": ("a", "a")}, ("data.classes", "1", "2")),
     ],
 )

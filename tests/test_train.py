@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
+from PIL import Image
 
 from clotkit.cli import main
 from clotkit.competitions import Competition, Form, Rule, Submission, Unit
 from clotkit.competitions.schema import Metric
 from clotkit.errors import ConfigError, UsageError, WeightsError
+from clotkit.evaluation.evaluate import load_for_evaluation
 from clotkit.members.folder import check_member
 from clotkit.members.loading import load_member
 from clotkit.training.member_folder import write_manifest
@@ -219,6 +222,81 @@ def test_evaluating_the_shipped_weights_gives_the_metrics_of_training(
     shared = set(metrics) & set(found) - {"data"}
     assert_same({name: found[name] for name in shared}, {name: metrics[name] for name in shared}, within=1e-5)
     assert found["n"] == {"given": 16, "holdout": 11, "folds": 72}[split]
+
+
+def test_pictures_near_identical_to_a_test_picture_are_left_out_of_training(
+    tmp_path: Path, strip_ai: Competition, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, data, member = colours(tmp_path), tmp_path / "colours.npz", tmp_path / "member"
+    with np.load(data) as archive:
+        arrays = dict(archive)
+    arrays["train_images"][[0, 5]] = arrays["test_images"][[0, 3]]
+    arrays["val_images"][1] = arrays["test_images"][1]
+    np.savez(data, **arrays)
+    text = Path(recipe).read_text().replace('split = "given"', 'split = "given"\nnear_duplicates = "drop"')
+    Path(recipe).write_text(text)
+    metrics = train(TrainSettings(recipe, data, member), strip_ai, lambda _: None)
+    assert metrics["material"]["dropped_near_duplicates"] == {"train": 2, "val": 1}
+    assert metrics["material"]["images"] == 72 - 3
+    split = pd.read_csv(member / "split.csv").set_index("image")["fold"]
+    assert split[split == "near_duplicate"].index.tolist() == ["train_0", "train_5", "val_1"]
+    evaluate = ["evaluate", str(member), "--data", str(data), "--out", str(tmp_path / "e"), "--json"]
+    assert main(evaluate) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["in_sample"]) == (16, False)
+    assert found["accuracy"] == metrics["accuracy"]
+    assert main([*evaluate, "--limit", "1"]) == 0  # of the test pictures only the first of each class are read
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+
+
+def test_a_recipe_without_classes_takes_those_of_its_folders(
+    tmp_path: Path, strip_ai: Competition, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours(tmp_path)
+    with np.load(tmp_path / "colours.npz") as archive:
+        for number, pixels in enumerate(archive["train_images"]):
+            folder = tmp_path / "data" / ("blue eyed", "Röt", "x%y")[number % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            _save_odd(pixels, folder, number)
+    (tmp_path / "own.toml").write_text(
+        COLOURS.format(split="folds", epochs=1, training='final = "folds"')
+        .replace('"npz"', '"folders"')
+        .replace('classes = ["red", "blue"]\n', "")
+    )
+    member, out = tmp_path / "member", tmp_path / "e"
+    metrics = train(TrainSettings(str(tmp_path / "own.toml"), tmp_path / "data", member), strip_ai, lambda _: None)
+    assert metrics["classes"] == ["Röt", "blue eyed", "x%y"]
+    assert metrics["material"]["images"] == 40
+    (tmp_path / "data" / "another").mkdir()
+    assert main(["evaluate", str(member), "--data", str(tmp_path / "data"), "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["classes"], found["in_sample"]) == (40, metrics["classes"], False)
+    assert found["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], abs=1e-5)
+    images = sorted(map(str, (tmp_path / "data" / "Röt").iterdir()))
+    assert main(["predict", str(member), *images, "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    assert len(predictions) == len(images)
+    assert set(predictions[0]["probabilities"]) == set(metrics["classes"])
+    check_member(member)
+    assert load_for_evaluation(member).recipe.data.classes == tuple(metrics["classes"])
+
+
+def _save_odd(pixels: npt.NDArray[np.uint8], folder: Path, number: int) -> None:
+    """Save a picture in one of eight forms: its mode and its format go by its number."""
+    image = Image.fromarray(pixels)
+    grey16 = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    forms: list[tuple[Image.Image, str]] = [
+        (image.convert("RGBA"), "png"),
+        (image.convert("L"), "bmp"),
+        (image.quantize(16), "PNG"),
+        (grey16, "png"),
+        (grey16, "TIF"),
+        (image, "jpeg"),
+        (image.convert("CMYK"), "tiff"),
+        (image.convert("1"), "gif"),
+    ]
+    form, suffix = forms[number % len(forms)]
+    form.save(folder / f"{number}.{suffix}", format={"tif": "TIFF", "jpeg": "JPEG"}.get(suffix.lower()))
 
 
 def test_a_killed_run_resumes_and_ends_like_a_whole_one(tmp_path: Path, strip_ai: Competition) -> None:

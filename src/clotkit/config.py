@@ -59,14 +59,18 @@ class DataConfig:
     # `folds` (cross-validation by patient), `centres` (by centre), `holdout` (70/15/15 % of the patients) or `given`
     # (the parts that the source names).
     split: str = "folds"
-    classes: tuple[str, ...] = ()  # class names by index; class folders have these names; slides: the competition's
+    # Class names by index; class folders have these names. Slides have the competition's. Empty with `folders`: the
+    # names of the sub-folders, sorted.
+    classes: tuple[str, ...] = ()
     positive_class: str = ""  # class whose sensitivity is reported; empty: the last class
     table: str = "metadata.csv"  # file name of the table; required for `table`, optional for `folders`
     file_column: str = "file"  # column of picture paths, relative to the table's folder
     label_column: str = "label"  # column of class names
     patient_column: str = "patient"  # column of patient ids; without it every file is a patient of its own
     centre_column: str = "centre"  # column of centre ids; may be missing
-    near_duplicates: str = "group"  # near-identical pictures: `group` them into one patient, or `keep` them apart
+    # Near-identical pictures: `group` them into one patient, or `keep` them apart. `drop` groups them too, and with the
+    # split `given` it leaves out those of the training and validation parts that are near-identical to a test picture.
+    near_duplicates: str = "group"
     duplicate_bits: int = 4  # most differing bits, of 64, between the perceptual hashes of near-identical pictures
 
 
@@ -276,7 +280,7 @@ FITTING_LOSSES = {"softmax": "categorical", "ordinal": "ordinal", "value": "squa
 # {key of a recipe's table: the values that it allows}
 WORDS: dict[str, tuple[str | int, ...]] = {
     "duplicates": ("keep", "drop"),
-    "near_duplicates": ("group", "keep"),
+    "near_duplicates": ("group", "drop", "keep"),
     "normalise": ("none", "background", "reinhard", "macenko"),
     "source": ("slides", "npz", "folders", "table"),
     "split": ("folds", "centres", "holdout", "given"),

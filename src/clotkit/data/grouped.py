@@ -1,10 +1,10 @@
-"""Read the labelled tiles of a recipe, with near-identical pictures grouped into one patient."""
+"""Read the labelled tiles of a recipe, with near-identical pictures grouped into one patient, or left out."""
 
 from pathlib import Path
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe
-from clotkit.data.near_duplicates import group_near_duplicates
+from clotkit.data.near_duplicates import drop_near_duplicates, group_near_duplicates
 from clotkit.data.sources import CACHE, read_source
 from clotkit.data.tiles import TileSet
 from clotkit.errors import UsageError
@@ -17,14 +17,16 @@ def read_grouped(
 ) -> TileSet:
     """Read the labelled tiles of a recipe, with the patients of near-identical pictures merged.
 
-    A recipe may opt out of the merging.
+    A recipe may opt out of the merging, or leave out pictures that are near-identical to one of the given test part.
 
     Raises UsageError for a limit below 1, and whatever read_source raises.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; at least 1 image per class is needed")
     tiles = read_source(recipe, data, competition, limit, log, cache)
-    if recipe.data.source != "slides" and recipe.data.near_duplicates == "group":
-        tiles = group_near_duplicates(tiles, recipe.data.duplicate_bits, log)
+    if recipe.data.source != "slides" and recipe.data.near_duplicates != "keep":
+        drops = recipe.data.near_duplicates == "drop" and recipe.data.split == "given"
+        treated = drop_near_duplicates if drops else group_near_duplicates
+        tiles = treated(tiles, recipe.data.duplicate_bits, log)
     log(f"{len(tiles)} tiles of {len(set(tiles.images))} images, {len(set(tiles.patients))} patients")
     return tiles

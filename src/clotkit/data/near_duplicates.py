@@ -1,9 +1,10 @@
-"""Find near-identical pictures and count them as one patient, so that no fold splits them.
+"""Find near-identical pictures, and count them as one patient or leave them out, so that no split parts them.
 
 They are found by a perceptual hash: pHash of the ImageHash package (BSD-2-Clause), the signs of the 64 lowest cosine
 frequencies.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.data.tiles import TileSet
+from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 
@@ -56,13 +57,40 @@ def group_near_duplicates(tiles: TileSet, bits: int, log: Log) -> TileSet:
     Given parts do not change. `log` gets one line: the number of groups, of images in them, and of groups that straddle
     classes or given parts.
     """
+    return _merged(tiles, _groups_of_tiles(tiles, bits, log))
+
+
+def drop_near_duplicates(tiles: TileSet, bits: int, log: Log) -> TileSet:
+    """Return the tiles without training and validation images that are near-identical to a test image.
+
+    The others are grouped as group_near_duplicates does. `dropped` of the tiles names the images, and `log` gets one
+    more line with their number.
+    """
+    groups = _groups_of_tiles(tiles, bits, log)
+    near_test = np.isin(groups, groups[tiles.parts == TEST]) & (tiles.parts != TEST)
+    dropped = dict(zip(tiles.images[near_test].tolist(), tiles.parts[near_test].tolist(), strict=True))
+    counts = Counter(dropped.values())
+    log(
+        f"{len(dropped)} images are left out, near-identical to one of {TEST}: {TRAIN} {counts[TRAIN]}, "
+        f"{VAL} {counts[VAL]}"
+    )
+    return replace(_merged(tiles.where(~near_test), groups[~near_test]), dropped=dropped)
+
+
+def _groups_of_tiles(tiles: TileSet, bits: int, log: Log) -> Indices:
+    """Return the near-duplicate group of each tile's image, int64[n]."""
     rows, image_of = _rows_by_image(tiles)
     groups = near_duplicate_groups([_pixels(tiles, each) for each in rows], bits)
     first = np.array([each[0] for each in rows], np.int64)
     log(_summary(groups, tiles.labels[first], tiles.parts[first], bits))
+    return groups[image_of]
+
+
+def _merged(tiles: TileSet, groups: Indices) -> TileSet:
+    """Return the tiles with one name for all patients that a group of near-duplicates joins."""
     names, patients = np.unique(tiles.patients, return_inverse=True)
     # The nodes are patients and groups; an edge joins a patient to the group of each of their images.
-    edges = np.stack([patients, len(names) + groups[image_of]], axis=1)
+    edges = np.stack([patients, len(names) + groups], axis=1)
     merged = _components(len(names) + int(groups.max()) + 1, edges)[: len(names)]
     _, leaders, of_name = np.unique(merged, return_index=True, return_inverse=True)
     return replace(tiles, patients=names[leaders[of_name]][patients])

@@ -6,7 +6,7 @@ A mistake in the data raises SplitError, which names the file, what it has, and 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from clotkit.config import DataConfig
 from clotkit.data.tiles import TEST, TRAIN, VAL
-from clotkit.errors import SplitError, one_line
+from clotkit.errors import ConfigError, SplitError, one_line
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import read_table
@@ -23,6 +23,9 @@ from clotkit.splits.identity import BLANK
 PARTS = (TRAIN, VAL, TEST)
 PART_COLUMN = "part"  # of a table; its values are PARTS
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+LEFT_BY_ARCHIVES = "__MACOSX"  # folder beside the real ones, after a zip of macOS is unpacked
+# Names that folders of a split have, and classes hardly.
+PART_FOLDERS = frozenset({TRAIN, VAL, TEST, "training", "valid", "validation", "testing"})
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,39 @@ def _npz_labels(labels: Any, pictures: int, config: DataConfig, path: Path, part
     return labels.reshape(-1)
 
 
+def with_folder_classes(data: Path, config: DataConfig) -> DataConfig:
+    """Return the config with a class for each sub-folder of `data`, sorted by name, if it lists none itself.
+
+    Hidden folders are no classes. Other sources keep their config.
+
+    Raises:
+        SplitError: `data` is no folder, or has fewer than 2 sub-folders, or those of a split's parts.
+        ConfigError: `positive_class` is none of the classes.
+    """
+    if config.source != "folders" or config.classes:
+        return config
+    if not data.is_dir():
+        raise SplitError(f"{data}: no such folder; it must hold a folder of pictures for each class")
+    names = sorted(path.name for path in data.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    if len(names) < 2:
+        raise SplitError(
+            f"{data}: {len(names)} folders of pictures ({listed(names)}), at least 2 are needed, one for each class; "
+            "give the folder that holds them directly"
+        )
+    if {name.casefold() for name in names} <= PART_FOLDERS:
+        raise SplitError(
+            f"{data}: its folders {listed(names)} are parts of a split, no classes; give one that holds the classes, "
+            f"such as {data / names[0]}"
+        )
+    if config.positive_class and config.positive_class not in names:
+        raise ConfigError(f"data.positive_class is {config.positive_class!r}; folders of {data}: {listed(names)}")
+    return replace(config, classes=tuple(names))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == LEFT_BY_ARCHIVES
+
+
 def _folder_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
     """Find the pictures below DIR/<class>/; a table in DIR may name patients, centres and parts."""
     if not data.is_dir():
@@ -114,7 +150,8 @@ def _folder_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
         for label, name in enumerate(config.classes)
         for path in _image_files(data / name)
     ]
-    others = sorted(path.name for path in data.iterdir() if path.is_dir() and path.name not in config.classes)
+    folders = sorted(path.name for path in data.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    others = [name for name in folders if name not in config.classes]
     if others:
         log(f"{data}: folder {', '.join(others)} is skipped, it is no class; classes: {listed(config.classes)}")
     table = data / config.table
@@ -122,8 +159,9 @@ def _folder_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    shown = [path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts))]
+    return sorted(path for path in shown if path.is_file())
 
 
 def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, log: Log) -> list[Picture]:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, check_facts, tiling_for
 from clotkit.data.images import IMAGE_TILERS, read_image
-from clotkit.data.pictures import PICTURE_READERS, Picture, listed
+from clotkit.data.pictures import PICTURE_READERS, SUFFIXES, Picture, listed, with_folder_classes
 from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError
 from clotkit.progress import Log
@@ -27,6 +28,8 @@ from clotkit.stores import Place, Store, is_url, store_of
 from clotkit.tiling.tilers import TILERS
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
 
+# Columns of oof.csv and predictions.csv beside those of the classes.
+COLUMNS_OF_TABLES = ("image", "patient", "centre", "label", "fold")
 CACHE = Path("build/cache")  # of shards that were fetched from an object store
 
 
@@ -35,9 +38,9 @@ def read_source(
 ) -> TileSet:
     """Read the labelled tiles of the recipe's source.
 
-    Slides have the competition's classes, pictures those of the recipe. Shards give the same tiles as their slides, bit
-    for bit; if training.feed is "shards", a shard is read when its tiles are needed (ShardTiles). Slides and pictures
-    that cannot be read are skipped, and the log names them.
+    Slides have the competition's classes, pictures those of the recipe, or of its folders where it lists none. Shards
+    give the same tiles as their slides, bit for bit; if training.feed is "shards", a shard is read when its tiles are
+    needed (ShardTiles). Slides and pictures that cannot be read are skipped, and the log names them.
 
     Args:
         recipe: The recipe; `recipe.data.source` names the kind of source.
@@ -62,6 +65,7 @@ def read_source(
     if recipe.data.source == "slides":
         slides = _limited_slides(read_slides(data, TRAIN, competition, log), limit)
         return _slide_tiles(slides, recipe, competition, data, log)
+    recipe = replace(recipe, data=with_folder_classes(data, recipe.data))
     _check_recipe_classes(recipe)
     pictures = _limited_pictures(PICTURE_READERS[recipe.data.source](data, recipe.data, log), limit)
     _check_every_class(pictures, recipe.data.classes, "pictures", data)
@@ -85,14 +89,21 @@ def _check_recipe_classes(recipe: Recipe) -> None:
             f"recipe {recipe.name}: data.classes has {len(set(classes))} different names; source "
             f"{recipe.data.source} needs at least 2, each once, in the order of the class indices"
         )
+    taken = [name for name in classes if name in COLUMNS_OF_TABLES]
+    if taken:
+        raise ConfigError(
+            f"recipe {recipe.name}: a class is named {taken[0]!r}, as a column of the tables of predictions is; rename "
+            f"the class; taken are: {', '.join(COLUMNS_OF_TABLES)}"
+        )
 
 
 def _check_every_class(rows: Sequence[Picture], classes: Sequence[str], kind: str, data: Place) -> None:
     found = {row.label for row in rows}
     empty = [name for index, name in enumerate(classes) if index not in found]
     if empty:
+        forms = "" if kind == "slides" else f"; pictures end with {listed(sorted(SUFFIXES))}"
         raise SplitError(
-            f"{data}: class {', '.join(empty)} has 0 {kind}, at least 1 is needed; classes: {listed(classes)}"
+            f"{data}: class {', '.join(empty)} has 0 {kind}, at least 1 is needed; classes: {listed(classes)}{forms}"
         )
 
 

@@ -1,6 +1,7 @@
 """Labelled tiles, as sources give them and as training and evaluation take them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ class TileSet:
     centres: npt.NDArray[np.str_]  # [n], "" if none is known
     parts: npt.NDArray[np.str_]  # [n], "" if the source gives none
     classes: tuple[str, ...]  # names by class index
+    # Images that were left out as near-identical to one of the test part, and the part of each.
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tiles)

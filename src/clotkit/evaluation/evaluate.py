@@ -28,7 +28,15 @@ from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.members.folder import CALIBRATION, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, read_decision, read_member
+from clotkit.members.folder import (
+    CALIBRATION,
+    SPLIT,
+    SPLIT_DROPPED,
+    SPLIT_TRAIN,
+    SPLIT_VALIDATION,
+    read_decision,
+    read_member,
+)
 from clotkit.members.heat import class_scores, heat_maps
 from clotkit.members.networks import Network
 from clotkit.members.pooling import tile_probabilities
@@ -207,12 +215,13 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
     """Return the tiles to score, the fold of each, and whether the networks were trained on them."""
     names = np.array([member.folds.get(image, "") for image in tiles.images])
     trained_on = (names == SPLIT_TRAIN) | (names == SPLIT_VALIDATION)
-    if trained_on.any() and not trained_on.all():
-        log(f"{int(trained_on.sum())} of {len(tiles)} tiles are left out: the member was trained on them")
-        tiles, names = tiles.where(~trained_on), names[~trained_on]
+    left_out = trained_on | (names == SPLIT_DROPPED)
+    if left_out.any() and not left_out.all():
+        log(f"{int(left_out.sum())} of {len(tiles)} tiles are left out: the member was made with them")
+        tiles, names, trained_on = tiles.where(~left_out), names[~left_out], trained_on[~left_out]
     folds = np.array([int(name) if name.isdecimal() else UNKNOWN for name in names], np.int64)
     trained_on_all = len(member.networks) == 1 and len(member.fold_calibrations) > 1
-    in_sample = bool(trained_on.all() or (trained_on_all and (folds != UNKNOWN).any()))
+    in_sample = bool(trained_on.any() or (trained_on_all and (folds != UNKNOWN).any()))
     if in_sample:
         log(
             "the member was trained on these images: the figures are in sample and too good; "

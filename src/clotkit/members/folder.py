@@ -6,7 +6,7 @@ No Keras here, so listing members stays cheap.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "cali
 DECISION = "decision"  # entry of CALIBRATION, of a member whose answers are labels
 HISTORY, CURVES, CARD = "history.csv", "curves.png", "README.md"
 OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
-SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the two words below
+SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the three words below
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
+SPLIT_DROPPED = "near_duplicate"  # word of SPLIT for images that were left out, near-identical to a test image
 MANIFEST = "MANIFEST.json"  # beside the member folders
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")  # Kaggle unpacks NAME.tar to the folder NAME
 
@@ -117,7 +118,19 @@ def read_member(folder: Path) -> MemberFiles:
             raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
     digest = _checked_hash(folder)
     check_weights(folder / WEIGHTS)
-    return MemberFiles(load_recipe(folder / RECIPE), _json(folder / METRICS), _json(folder / CALIBRATION), digest)
+    metrics = _json(folder / METRICS)
+    recipe = _with_classes(load_recipe(folder / RECIPE), metrics)
+    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), digest)
+
+
+def _with_classes(recipe: Recipe, metrics: dict[str, Any]) -> Recipe:
+    """Return the recipe with the classes that its member was trained for, if it lists none itself.
+
+    Those of slides stay the competition's.
+    """
+    if recipe.data.classes or recipe.data.source == "slides":
+        return recipe
+    return replace(recipe, data=replace(recipe.data, classes=tuple(metrics.get("classes", ()))))
 
 
 def trained_for(folder: Path) -> str | None:

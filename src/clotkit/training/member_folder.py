@@ -73,6 +73,7 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         "## Data",
         f"{texts.data or metrics['data']}\n\nLicence of the data: {texts.licence or 'not stated'}.\n\n"
         "{tiles} tiles of {images} images of {patients} patients.".format(**metrics["material"]),
+        _dropped_line(metrics["material"]),
         "## Figures",
         f"Estimate: {metrics['estimate']}; {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
         f"intervals, resampled by patient. Seed: {metrics['seed']}. A constant prediction has a weighted log loss of "
@@ -85,6 +86,15 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         texts.limits or "The figures hold for data like the training data; other scanners and stains were not tried.",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _dropped_line(material: dict[str, Any]) -> str:
+    """Return a sentence for images that were left out as near-duplicates, or nothing."""
+    dropped = material.get("dropped_near_duplicates", {})
+    if not sum(dropped.values()):
+        return ""
+    counts = " and ".join(f"{count} of {part}" for part, count in dropped.items())
+    return f"Left out, because they are near-identical to images of test: {counts}."
 
 
 def write_manifest(folder: Path) -> int:

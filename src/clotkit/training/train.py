@@ -20,7 +20,7 @@ from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
 from clotkit.data.folds import Fold, make_folds
 from clotkit.data.grouped import read_grouped
 from clotkit.data.sources import CACHE, is_tiled
-from clotkit.data.tiles import TileSet
+from clotkit.data.tiles import TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import (
     EvaluationTarget,
@@ -38,7 +38,7 @@ from clotkit.evaluation.scores import (
     target_of,
 )
 from clotkit.files import atomic_write_text
-from clotkit.members.folder import SPLIT_TRAIN, SPLIT_VALIDATION
+from clotkit.members.folder import SPLIT_DROPPED, SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, expanded
 from clotkit.members.predict import mean_by_share, predictor
 from clotkit.metric import METRICS
@@ -386,7 +386,7 @@ def _fold_summary(name: str, fold: Fold, history: pd.DataFrame) -> str:
 def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     """Return one row per image with its fold: the number of the one that held it out.
 
-    With a single fold, the rows of the other images say SPLIT_TRAIN or SPLIT_VALIDATION.
+    With a single fold, the rows of the other images say SPLIT_TRAIN, SPLIT_VALIDATION or SPLIT_DROPPED.
     """
     table = pd.DataFrame({"image": tiles.images, "fold": ""})
     for number, fold in enumerate(folds):
@@ -394,7 +394,8 @@ def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
             table.loc[fold.train, "fold"] = SPLIT_TRAIN
             table.loc[fold.validation, "fold"] = SPLIT_VALIDATION
         table.loc[fold.held_out, "fold"] = str(number)
-    return table.drop_duplicates()
+    dropped = pd.DataFrame({"image": list(tiles.dropped), "fold": SPLIT_DROPPED})
+    return pd.concat([table.drop_duplicates(), dropped], ignore_index=True)
 
 
 def _metrics(
@@ -417,11 +418,7 @@ def _metrics(
         "seed": recipe.training.seed,
         "folds": folds,
         "networks_of_folds": len(trained.networks),
-        "material": {
-            "patients": len(set(tiles.patients)),
-            "images": len(set(tiles.images)),
-            "tiles": len(tiles),
-        },
+        "material": _material(tiles, recipe),
         "unit": "patient" if target.by_patient else "image",
         "estimate": ESTIMATES[recipe.data.split],
         "class_weights": list(target.weights),
@@ -432,6 +429,15 @@ def _metrics(
         "competition_metric": competition_figures(trained.scored, trained.answers, target),
         **_metrics_per_slide(trained, target),
     }
+
+
+def _material(tiles: TileSet, recipe: Recipe) -> dict[str, Any]:
+    """Return the numbers of patients, images and tiles, and of the images that were left out by part."""
+    counts = {"patients": len(set(tiles.patients)), "images": len(set(tiles.images)), "tiles": len(tiles)}
+    if recipe.data.near_duplicates != "drop":
+        return counts
+    parts = list(tiles.dropped.values())
+    return counts | {"dropped_near_duplicates": {part: parts.count(part) for part in (TRAIN, VAL)}}
 
 
 def _metrics_per_slide(trained: TrainedMember, target: EvaluationTarget) -> dict[str, Any]:
