@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench lock clean
+.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -28,6 +28,7 @@ DATASET ?=
 ATTACH ?=
 SIDE ?= 10000 30000
 DATA ?=
+JOBS ?= 1
 ROOT ?=
 PORT ?= 8501
 LITE0 := build/backbones/efficientnet_lite0_notop.weights.h5
@@ -201,6 +202,10 @@ app: $(VENV)/.app $(MEMBER)  ## serve the pages on this machine; PORT=8501, WEIG
 
 bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
+
+board: $(VENV)/.dev $(LITE0)  ## train and evaluate the picture recipes with five seeds each, table in docs/explanation/benchmarks.md; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/; JOBS=2
+	@test -n "$(DATA)" || { echo "board: DATA is not set; give the folder of bloodmnist/, breastmnist/, brain_mri/" >&2; exit 2; }
+	$(BIN)/python -m bench.board "$(DATA)" --jobs $(JOBS)
 
 bench-scale: $(VENV)/.dev  ## measure a cluster: one worker against two, 10 slides against 300, clotkit plan --cluster against runs
 	@$(BIN)/python -m bench.scale; scale=$$?; $(BIN)/python -m bench.cluster --rounds 3; exit $$((scale | $$?))

@@ -1,4 +1,4 @@
-"""Read the labelled tiles of a recipe, with near-identical pictures grouped into one patient, or left out."""
+"""Read the labelled tiles of a recipe, with near-identical pictures grouped, or left out."""
 
 from pathlib import Path
 

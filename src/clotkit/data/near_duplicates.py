@@ -1,4 +1,4 @@
-"""Find near-identical pictures, and count them as one patient or leave them out, so that no split parts them.
+"""Find near-identical pictures; count them as one patient, or leave out those near a test picture.
 
 They are found by a perceptual hash: pHash of the ImageHash package (BSD-2-Clause), the signs of the 64 lowest cosine
 frequencies.

@@ -107,7 +107,7 @@ def _npz_labels(labels: Any, pictures: int, config: DataConfig, path: Path, part
 
 
 def with_folder_classes(data: Path, config: DataConfig) -> DataConfig:
-    """Return the config with a class for each sub-folder of `data`, sorted by name, if it lists none itself.
+    """Return the config with the sub-folders of `data` as classes, sorted, if it lists none.
 
     Hidden folders are no classes. Other sources keep their config.
 
