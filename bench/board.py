@@ -116,13 +116,10 @@ def _train_missing(options: argparse.Namespace, entries: Sequence[Entry]) -> int
         known = [{key: row.get(key) for key in tasks[0].key} for row in read_rows(options.board)] if tasks else []
         missing = [task for task in tasks if task.key not in known]
         print(f"board: {len(tasks)} trainings, {len(missing)} of them to do", flush=True)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            running = {pool.submit(_trained, task, options): task for task in missing}
-            for future in as_completed(running):
-                row = future.result()
-                failed += row is None or not row["agree"]
-                if row is not None:
-                    _add_row(options.board, row)
+        for row in _trained_rows(missing, options):
+            failed += row is None or not row["agree"]
+            if row is not None:
+                _add_row(options.board, row)
     return failed
 
 
@@ -154,6 +151,17 @@ def _data_key(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _trained_rows(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[Row | None]:
+    """Yield the row of each task as it ends, `--jobs` at a time."""
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            for future in as_completed([pool.submit(_trained, task, options) for task in tasks]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: no other training starts
+            raise
 
 
 def _trained(task: Task, options: argparse.Namespace) -> Row | None:

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from clotkit.files import atomic_write_json
 from clotkit.members.folder import METRICS, RECIPE, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, WEIGHTS
 from clotkit.training.train import CHECKPOINTS_DIR, TrainSettings, train
 from clotkit.units import MB
+from clotkit.workers import die_with
 
 FIGURES = ("accuracy", "auc", "weighted_log_loss")
 ROUNDING = 1e-6  # largest difference of a figure between training and evaluating
@@ -30,6 +32,8 @@ ROUNDING = 1e-6  # largest difference of a figure between training and evaluatin
 def main() -> int:
     """Train, evaluate and write the result; return the exit code of `clotkit train`."""
     options = _options()
+    die_with(os.getppid())  # or the next board would train in the same folder beside this process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the training too
     try:
         spent = _trained(options)
         result = result_of(options.member, options.data, spent)
