@@ -83,7 +83,7 @@ def test_the_hash_of_arrays_depends_on_their_contents_alone(tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{LITE0}.*{tmp_path}.*make weights"):
+    with pytest.raises(ConfigError, match=rf"{LITE0}.*{tmp_path}.*make backbones"):
         find_backbone("efficientnet_lite0", tmp_path)
     with pytest.raises(ConfigError, match=r"resnet50_weights.*kernels/imagenet"):
         find_backbone("resnet50", tmp_path)
