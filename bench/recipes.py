@@ -7,14 +7,17 @@ ImageNet weights. It is trained; trained again, killed after an epoch and resume
 patients are held out: the kernel is rehearsed on them, and its submission scored by their labels.
 
 The scores say that the ways work, and nothing more. build/bench_recipes.json has the rows; run the command again to go
-on after a kill. The exit code is 1 if a row failed, or the time was over before it.
+on after a kill: what is done for the same recipe and data is not done again. The exit code is 1 if a row failed, or the
+time was over before it.
 """
 
 import argparse
 import csv
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 import tomllib
@@ -42,7 +45,10 @@ from clotkit.synthetic.folder import write_table
 ROOT = Path(__file__).resolve().parents[1]
 CLOTKIT = Path(sys.executable).with_name("clotkit")
 SLIDES, PICTURES, BLOOD = "slides", "pictures", "bloodmnist"  # folders of DATA
+MEMBER, RESUMED, STEPS = "member", "resumed", "steps.json"  # in the folder of a row
 SLIDES_OF_A_PATIENT = 2  # most of them in the test split
+SCORES = ("weighted_log_loss", "accuracy", "auc")  # figures of metrics.json that are shown
+THREADS = "TF_NUM_INTRAOP_THREADS"  # TensorFlow's setting
 SAME = 1e-6  # largest difference of a figure of train and of evaluate
 
 Changes = Mapping[str, Mapping[str, Any]]  # {table of a recipe: {key: value}}
@@ -221,8 +227,10 @@ def run_cases(options: argparse.Namespace) -> list[dict[str, Any]]:
         if time.monotonic() - started > options.minutes * 60:
             known[case.name] = row | {"failed": f"not started: {options.minutes:g} minutes were over"}
             continue
-        known[case.name] = row | _row(case, text, material, options)
+        known[case.name] = row | _row(case, text, key, material, options)
         atomic_write_json(options.out, list(known.values()))
+        if known[case.name]["failed"] is None:
+            _clean(options.work / case.name)
     return [known[case.name] for case in cases]
 
 
@@ -247,93 +255,101 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _clean(folder: Path) -> None:
+    """Delete the members of a row that is done.
+
+    The list of its commands goes first: without its members a row must not go on.
+    """
+    (folder / STEPS).unlink(missing_ok=True)
+    for member in (MEMBER, RESUMED):
+        shutil.rmtree(folder / member, ignore_errors=True)
+
+
 class StepError(Exception):
     """A command that a row needs has failed."""
 
 
-def _row(case: Case, text: str, material: Material, options: argparse.Namespace) -> dict[str, Any]:
+def _row(case: Case, text: str, key: str, material: Material, options: argparse.Namespace) -> dict[str, Any]:
     """Run one case and return its figures; `failed` is None, or says what failed."""
-    folder: Path = options.work / case.name
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.toml"
+    way = Way(options.work / case.name, key)
+    recipe = way.folder / "recipe.toml"
     atomic_write_text(recipe, text)
-    steps: dict[str, dict[str, Any]] = {}
-    row: dict[str, Any] = {"recipe": case.recipe, "data": case.data, "steps": steps, "failed": None}
-    way = Way(folder, steps)
+    row: dict[str, Any] = {"recipe": case.recipe, "data": case.data, "steps": way.steps, "failed": None}
     try:
         row |= _trained(way, recipe, material, case, options)
         if material.test is not None:
             row |= _rehearsed(way, material, options)
-        row |= {"weights": _initial(text), "total": asdict(way.total)}
-        for member in (way.member, way.resumed):
-            shutil.rmtree(member)
     except StepError as failure:
         row["failed"] = str(failure)
+    row |= {"weights": _initial(text), "total": asdict(way.total), "threads": os.environ.get(THREADS, "")}
     _say(f"{case.name}: {row['failed'] or 'done'}, {way.total.seconds:.0f} s")
     return row
 
 
 class Way:
-    """The commands of one row, with their costs and their log."""
+    """The commands of one row: their exit codes and costs in steps.json, what they print in log.txt."""
 
-    def __init__(self, folder: Path, steps: dict[str, dict[str, Any]]) -> None:
-        """Take the folder of the row, and the dict for the exit code and the cost of each command."""
-        self.member, self.resumed, self.evaluated = folder / "member", folder / "resumed", folder / "evaluated"
-        self.total = Cost()
-        self._log, self._steps = folder / "log.txt", steps
-        self._log.unlink(missing_ok=True)
+    def __init__(self, folder: Path, key: str) -> None:
+        """Open the folder of the row, and go on if the commands in it were of the same key."""
+        self.folder = folder
+        self.member, self.resumed, self.evaluated = folder / MEMBER, folder / RESUMED, folder / "evaluated"
+        self._log, self._done, self._key = folder / "log.txt", folder / STEPS, key
+        known = json.loads(self._done.read_text()) if self._done.is_file() else {}
+        if known.get("key") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self.steps: dict[str, dict[str, Any]] = known["steps"] if known.get("key") == key else {}
 
-    def clotkit(self, step: str, *arguments: object, allowed: Sequence[int] = (0,), **watch: Any) -> int:
-        """Run a verb and return its exit code. Raises StepError if that is not allowed."""
+    @property
+    def total(self) -> Cost:
+        """The cost of all commands."""
+        return sum((Cost(step["seconds"], step["cpu_s"], step["peak_mb"]) for step in self.steps.values()), Cost())
+
+    def clotkit(self, step: str, *arguments: object, anew: Path | None = None, code: int = 0, **watch: Any) -> None:
+        """Run a verb unless it is done, after removing the folder `anew`.
+
+        Raises StepError if its exit code is another than `code`.
+        """
+        if step in self.steps:
+            return
+        if anew is not None:
+            shutil.rmtree(anew, ignore_errors=True)
         with self._log.open("a", encoding="utf-8") as log:
-            code, cost = run([CLOTKIT, *arguments], log, **watch)
-        self.total += cost
-        self._steps[step] = {"code": code, **asdict(cost)}
-        if code not in allowed:
+            ended, cost = run([CLOTKIT, *arguments], log, **watch)
+        if ended != code:
             last = self._log.read_text(encoding="utf-8").splitlines()[-1:]
-            raise StepError(f"{step} ended with {code}: {''.join(last)}")
-        return code
+            raise StepError(f"{step} ended with {ended}, not {code}: {''.join(last)}")
+        self.steps[step] = {"code": ended, **asdict(cost)}
+        atomic_write_json(self._done, {"key": self._key, "steps": self.steps})
 
 
 def _trained(way: Way, recipe: Path, material: Material, case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Train, train with a kill and resume, evaluate; return the figures of the member."""
     limit = [] if case.limit is None else ["--limit", case.limit]
     train = ["train", recipe, "--data", material.data, "--backbones", options.backbones, *limit, "--out"]
-    shutil.rmtree(way.member, ignore_errors=True)
-    way.clotkit("train", *train, way.member)
-    shutil.rmtree(way.resumed, ignore_errors=True)
-    histories = way.resumed / ".training"
+    checkpoints = way.resumed / ".training"
+    way.clotkit("train", *train, way.member, anew=way.member)
     way.clotkit(
         "killed",
         *[*train, way.resumed],
-        allowed=(0, -9),
-        kill_if=lambda: any(histories.glob("*/history.csv")),
+        anew=way.resumed,
+        code=-signal.SIGKILL,
+        kill_if=lambda: any(checkpoints.glob("*/history.csv")),
     )
-    epochs = sum(len(path.read_text().splitlines()) - 1 for path in histories.glob("*/history.csv"))
+    if "resumed" not in way.steps and not any(checkpoints.glob("*/history.csv")):
+        raise StepError("killed before the first epoch was over")
     way.clotkit("resumed", *train, way.resumed)
-    same = (way.member / files.HISTORY).read_bytes() == (way.resumed / files.HISTORY).read_bytes()
-    if not same:
+    if (way.member / files.HISTORY).read_bytes() != (way.resumed / files.HISTORY).read_bytes():
         raise StepError(f"{way.resumed}: its history differs from that of a training that was not killed")
     way.clotkit("evaluate", "evaluate", way.member, "--data", material.data, "--out", way.evaluated, *limit)
     trained, evaluated = (
         json.loads((folder / files.METRICS).read_text(encoding="utf-8")) for folder in (way.member, way.evaluated)
     )
-    names = ("weighted_log_loss", "accuracy", "auc")
-    differing = [name for name in names if not _close(trained[name], evaluated[name])]
-    if differing:
-        raise StepError(
-            f"evaluate has another {differing[0]}: {evaluated[differing[0]]}, train {trained[differing[0]]}"
-        )
-    return {
-        "material": trained["material"],
-        "estimate": trained["estimate"],
-        "unit": trained["unit"],
-        "n": trained["n"],
-        "constant": trained["constant"],
-        **{name: trained[name] for name in names},
-        "killed_after_epochs": epochs,
-        "weights_mb": (way.member / files.WEIGHTS).stat().st_size / 2**20,
-    }
+    for name in SCORES:
+        if not _close(trained[name], evaluated[name]):
+            raise StepError(f"evaluate has another {name}: {evaluated[name]}, train {trained[name]}")
+    kept = ("material", "estimate", "unit", "n", "constant", *SCORES)
+    return {name: trained[name] for name in kept} | {"weights_mb": (way.member / files.WEIGHTS).stat().st_size / 2**20}
 
 
 def _close(one: float | None, other: float | None) -> bool:
@@ -341,9 +357,9 @@ def _close(one: float | None, other: float | None) -> bool:
 
 
 def _rehearsed(way: Way, material: Material, options: argparse.Namespace) -> dict[str, Any]:
-    """Rehearse the kernel with the member; return its exit code and the figures of its submission."""
+    """Rehearse the kernel with the member, check its submission, and return the figures of that."""
     out = options.work / "rehearsal"
-    code = way.clotkit(
+    way.clotkit(
         "rehearse",
         *["rehearse", "--split", material.test, "--weights", way.member, "--wheels", options.wheels],
         *["--kernel", ROOT / "kernels" / "infer", "--layout", "new", "--out", out],
@@ -353,7 +369,7 @@ def _rehearsed(way: Way, material: Material, options: argparse.Namespace) -> dic
     verdict = check_submission(submission, competition.sample_path(material.test or out), competition)
     if not verdict.valid:
         raise StepError(f"the submission is not valid: {verdict.problems[0]}")
-    return {"rehearsal": code, "test": figures(submission, material.truth, competition)}
+    return {"test": figures(submission, material.truth, competition)}
 
 
 def figures(submission: Path, truth: Mapping[str, int], competition: Competition) -> dict[str, float]:
@@ -404,8 +420,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['weighted_log_loss']:.4f} ({row['constant']:.4f})",
         _number(row["accuracy"]),
         _number(row["auc"]),
-        "-" if test is None else str(row["rehearsal"]),
-        "-" if test is None else ", ".join(_number(test[name]) for name in ("weighted_log_loss", "accuracy", "auc")),
+        "-" if test is None else str(row["steps"]["rehearse"]["code"]),
+        "-" if test is None else ", ".join(_number(test[name]) for name in SCORES),
         f"{total['seconds'] / 60:.1f}",
         f"{total['cpu_s'] / 60:.1f}",
         f"{total['peak_mb']:,.0f}",
@@ -418,23 +434,25 @@ def _number(value: float | None) -> str:
 
 
 APPROACHES = {"strip_ai_chunks": "Approach 1, chunks", "strip_ai_patches": "Approach 2, patches"}
-STEPS = {"train": "training", "evaluate": "evaluation", "rehearse": "rehearsal"}
+SHOWN_STEPS = {"train": "training", "evaluate": "evaluation", "rehearse": "rehearsal"}
 
 
 def approaches(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return Approach 1 and Approach 2 side by side; they had the same slides."""
-    names = ("weighted_log_loss", "accuracy", "auc")
     shown = [
         [
             APPROACHES[row["name"]],
-            *(", ".join(_number(scores[name]) for name in names) for scores in (row, row["test"])),
-            *(f"{row['steps'][step]['seconds'] / 60:.2f}, {row['steps'][step]['peak_mb']:,.0f}" for step in STEPS),
+            *(", ".join(_number(scores[name]) for name in SCORES) for scores in (row, row["test"])),
+            *(
+                f"{row['steps'][step]['seconds'] / 60:.2f}, {row['steps'][step]['peak_mb']:,.0f}"
+                for step in SHOWN_STEPS
+            ),
         ]
         for row in rows
         if row["name"] in APPROACHES and row["failed"] is None
     ]
     scores = [f"{where}: log loss, accuracy, AUC" for where in ("out of fold", "test")]
-    return "\n".join(_markdown([["", *scores, *(f"{step}: minutes, MB" for step in STEPS.values())], *shown]))
+    return "\n".join(_markdown([["", *scores, *(f"{step}: minutes, MB" for step in SHOWN_STEPS.values())], *shown]))
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
