@@ -179,9 +179,14 @@ def test_wrong_settings_are_refused_before_a_file_is_written(
         train(TrainSettings(recipe, data, tmp_path / "many", limit=0), strip_ai, print)
     text = RECIPE.replace('name = "cnn"\nfilters = [4, 8]', 'name = "vgg16"\nfreeze = true\nweights = "imagenet"')
     (tmp_path / "vgg.toml").write_text(text)
+    lines: list[str] = []
     with pytest.raises(ConfigError, match=r"vgg16.*notop\.h5"):
-        train(TrainSettings(str(tmp_path / "vgg.toml"), data, tmp_path / "many"), strip_ai, print)
-    assert not (tmp_path / "many" / "metrics.json").exists()
+        train(TrainSettings(str(tmp_path / "vgg.toml"), data, tmp_path / "many"), strip_ai, lines.append)
+    (tmp_path / "vgg.toml").write_text(RECIPE.replace('"cnn"', '"vgg61"'))
+    with pytest.raises(ConfigError, match="vgg61"):
+        train(TrainSettings(str(tmp_path / "vgg.toml"), data, tmp_path / "many"), strip_ai, lines.append)
+    assert not lines  # no slide was cut
+    assert not (tmp_path / "many").exists()
 
 
 def test_evaluating_on_training_slides_is_reported_as_in_sample(

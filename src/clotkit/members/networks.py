@@ -92,6 +92,16 @@ def build_network(
     return _build(config, tile_px, classes, pool, backbones, config.name, base)
 
 
+def check_networks(
+    configs: Sequence[ModelConfig], tile_px: int, classes: int, pool: str = "mean", backbones: Path | None = None
+) -> None:
+    """Raise ConfigError for settings that build_network refuses, and for a missing file; nothing is built."""
+    for config in configs:
+        _spec(config, tile_px, classes, pool)
+        if config.weights == "imagenet":
+            find_backbone(config.name, backbones)
+
+
 def build_committee(
     configs: Sequence[ModelConfig], tile_px: int, classes: int, pool: str = "mean", backbones: Path | None = None
 ) -> tuple[list[Network], Any]:

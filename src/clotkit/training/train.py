@@ -39,7 +39,7 @@ from clotkit.evaluation.scores import (
 )
 from clotkit.files import atomic_write_text
 from clotkit.members.folder import SPLIT_DROPPED, SPLIT_TRAIN, SPLIT_VALIDATION
-from clotkit.members.networks import Network, build_network, expanded
+from clotkit.members.networks import Network, build_network, check_networks, expanded
 from clotkit.members.predict import mean_by_share, predictor
 from clotkit.metric import METRICS
 from clotkit.progress import Log
@@ -96,6 +96,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
     _check_feed(recipe, settings.data, competition)
+    _check_networks(recipe, competition, settings.backbones)
     if recipe.training.strategy == "multi_worker":
         devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
@@ -142,6 +143,13 @@ def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
             f'{data}: no shards there, but recipe {recipe.name} has training.feed = "shards"; run clotkit tile first, '
             'or set feed = "memory"'
         )
+
+
+def _check_networks(recipe: Recipe, competition: Competition, backbones: Path | None) -> None:
+    """Raise ConfigError for networks that cannot be built: reading the data may take hours."""
+    classes = competition.classes.names if recipe.data.source == "slides" else recipe.data.classes
+    if classes:  # without any, read_source says what is missing
+        check_networks(recipe.model, recipe.tiling.tile_px, len(classes), recipe.inference.pooling, backbones)
 
 
 def fingerprint_of(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
