@@ -113,7 +113,7 @@ def main() -> int:
     except ClotkitError as error:
         print(f"bench.recipes: {error}", file=sys.stderr)
         return 2
-    print(table(rows), "", approaches(rows), sep="\n")
+    print(caption(options), "", table(rows), "", approaches(rows), sep="\n")
     return 0 if all(row["failed"] is None for row in rows) else 1
 
 
@@ -401,6 +401,15 @@ HEADING = (
     "row", "weights from", "scored on", "log loss (constant)", "accuracy", "AUC", "kernel's exit code",
     "test: log loss, accuracy, AUC", "minutes", "CPU minutes", "peak MB", "weights MB",
 )  # fmt: skip
+
+
+def caption(options: argparse.Namespace) -> str:
+    """Return a line that says how small the rows are."""
+    changed = ", ".join(f"{key} {value}" for keys in SMALL.values() for key, value in keys.items())
+    return (
+        f"Changed in every recipe: {changed}. Slides: {options.limit} of each class to train on, {options.held_out} "
+        f"test patients of each class. {THREADS} is {os.environ.get(THREADS, 'not set')}."
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
