@@ -22,6 +22,7 @@ from clotkit.tuning.folds import outer_folds
 from clotkit.tuning.search import DEFAULT, Value, read_search, recipe_text
 from clotkit.tuning.study import JOURNAL, StudySettings, TuningStudy, number_of
 
+from .cluster import Cluster
 from .test_train import colours
 
 SEARCH = """
@@ -314,3 +315,29 @@ def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp
     run = [line.split(":")[0] for one in lines for line in one if line.startswith("trial ")]
     assert len(run) == len(set(run)) >= 2  # no trial was settled twice
     assert set(trials["state"]) <= {"complete", "pruned"}
+
+
+@pytest.mark.slow_recipes
+def test_workers_of_a_cluster_run_trials_and_one_that_dies_loses_none(tmp_path: Path) -> None:
+    colours(tmp_path, epochs=2)
+    write_search(tmp_path)
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker()
+        more = ["--backend", "dask", "--scheduler", cluster.address]
+        words = [sys.executable, "-m", "clotkit.cli", *command(tmp_path, 3, "study", *more)]
+        running = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        journal = tmp_path / "study" / JOURNAL
+        end = time.monotonic() + 300
+        while not (journal.is_file() and b'"intermediate_value"' in journal.read_bytes()):
+            assert running.poll() is None, "it ended before its worker could be killed"
+            assert time.monotonic() < end
+        for pid in cluster.worker_pids().values():
+            os.kill(pid, signal.SIGKILL)  # its nanny starts another one
+        lines = running.communicate()[0].splitlines()
+    finally:
+        cluster.close()
+    assert running.returncode == 0
+    assert read(tmp_path / "study")[1]["number"].tolist() == [0, 1, 2]
+    assert sum(line.startswith("trial ") for line in lines) >= 2
