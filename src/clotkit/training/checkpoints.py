@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from clotkit.files import atomic_write, atomic_write_text
@@ -61,8 +62,7 @@ class CheckpointManager:
 
     def save(self, logs: dict[str, float]) -> None:
         """Save the weights after an epoch, append its row to the history, and delete unneeded weights."""
-        epoch = self.epochs_done + 1
-        self.history = pd.concat([self.history, pd.DataFrame([{"epoch": epoch, **logs}])], ignore_index=True)
+        epoch = self._append(logs)
         with atomic_write(self._weights(epoch)) as temporary:
             self._model.save_weights(temporary, overwrite=True)
         text = io.StringIO()
@@ -81,6 +81,12 @@ class CheckpointManager:
         self._model.load_weights(self._weights(self._best(self.history)))
         return self.history
 
+    def _append(self, logs: dict[str, float]) -> int:
+        """Append an epoch's row to the history, and return its number."""
+        epoch = self.epochs_done + 1
+        self.history = pd.concat([self.history, pd.DataFrame([{"epoch": epoch, **logs}])], ignore_index=True)
+        return epoch
+
     def _best(self, history: pd.DataFrame) -> int:
         """Return the best epoch, which is the last one with keep = "last" or without validation."""
         if self._keep == "last" or "val_loss" not in history:
@@ -89,6 +95,42 @@ class CheckpointManager:
 
     def _weights(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch:04d}.weights.h5"
+
+
+class MemoryCheckpoints(CheckpointManager):
+    """The best weights of a fit that does not resume, in memory."""
+
+    def __init__(self, model: Any, keep: str) -> None:
+        """Begin without history."""
+        self._model, self._keep, self.history = model, keep, pd.DataFrame()
+        self._kept: list[npt.NDArray[Any]] = []  # of the best epoch, unless that is the last one anyway
+
+    @property
+    def is_done(self) -> bool:
+        """Tell that no earlier fit came to its end."""
+        return False
+
+    def save(self, logs: dict[str, float]) -> None:
+        """Append an epoch's row to the history, and keep its weights if they are the best."""
+        self._append(logs)
+        if self._keep != "last" and "val_loss" in logs and self._best(self.history) == self.epochs_done:
+            self._kept = [np.array(variable) for variable in self._variables()]
+
+    def finish(self) -> pd.DataFrame:
+        """Put the weights of the best epoch into the model, and return the history."""
+        if self._best(self.history) != self.epochs_done:
+            for variable, value in zip(self._variables(), self._kept, strict=True):
+                variable.assign(value)
+        return self.history
+
+    def _variables(self) -> list[Any]:
+        """Return the model's variables and the optimizer's, which may have averages of the weights."""
+        return [*self._model.variables, *self._model.optimizer.variables]
+
+
+def create_checkpoints(folder: Path | None, model: Any, keep: str, shared: bool = False) -> CheckpointManager:
+    """Return the checkpoints of a fit, see CheckpointManager; in memory without a folder."""
+    return MemoryCheckpoints(model, keep) if folder is None else CheckpointManager(folder, model, keep, shared)
 
 
 def best_epoch(history: pd.DataFrame) -> int:

@@ -213,6 +213,16 @@ class BatchDataset:
         """Wrap a feed for the replicas `first` … `first + local_replicas - 1` of `replicas`."""
         self._feed, self._local_replicas, self._first, self._replicas = feed, local_replicas, first, replicas
         self._failure: Exception | None = None
+        self._offset = 0  # parts before the first one of `epoch`
+
+    def epoch(self, epoch: int) -> Any:
+        """Return the dataset of one epoch for Keras's `fit`: always the same object, as making one is slow."""
+        self._offset = epoch * self._feed.steps * self._local_replicas
+        return self._one_epoch
+
+    @cached_property
+    def _one_epoch(self) -> Any:
+        return self.batches(0, 1, for_keras=True)
 
     def batches(self, first_epoch: int, end_epoch: int, for_keras: bool = False) -> Any:
         """Return a tf.data.Dataset of the parts of epochs first_epoch … end_epoch - 1, counted from 0.
@@ -254,7 +264,7 @@ class BatchDataset:
         return [(array.dtype, array.shape[1:]) for array in part]
 
     def _part(self, number: Any) -> Part:
-        step, local = divmod(int(number), self._local_replicas)
+        step, local = divmod(int(number) + self._offset, self._local_replicas)
         epoch, step = divmod(step, self._feed.steps)
         try:
             return self._feed.part(epoch, step, self._first + local, self._replicas)

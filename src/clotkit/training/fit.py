@@ -18,7 +18,7 @@ from clotkit.members.heads import ORDERED_LOSSES, item_loss
 from clotkit.members.networks import Network
 from clotkit.shards.reading import ShardTiles
 from clotkit.training.augment import augment
-from clotkit.training.checkpoints import CheckpointManager
+from clotkit.training.checkpoints import CheckpointManager, create_checkpoints
 from clotkit.training.devices import DistributedContext
 from clotkit.training.epochs import EpochCallback, run_epochs
 from clotkit.training.feed import TrainingInputs, create_feed, training_inputs
@@ -34,7 +34,7 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
-    checkpoints_dir: Path,
+    checkpoints_dir: Path | None,
     frozen_features: tuple[FrozenFeatures, FrozenFeatures] | None = None,
     decides: bool = True,
     on_epoch: EpochCallback = lambda epoch, logs: None,
@@ -48,7 +48,7 @@ def fit(
         validation: tiles that choose the best epoch; may be empty.
         recipe: settings.
         seed: of tile order, augmentation and dropout; it gives the same weights on one machine, also when resumed.
-        checkpoints_dir: folder of the checkpoints of this fit alone, and of this worker alone.
+        checkpoints_dir: folder of this fit's and this worker's checkpoints; None: it does not resume.
         frozen_features: of `train` and `validation`, if the backbone is frozen; then only the head learns.
         decides: False: validation chooses nothing, and its figures are held_out_loss and held_out_accuracy.
         on_epoch: called after every epoch.
@@ -70,7 +70,7 @@ def fit(
     feed, loss = create_feed(inputs, config, recipe.augment, seed), partial(_loss, config, network.output)
     with context.cluster_errors():
         _compile(inputs.model, config, feed.steps, loss())
-        checkpoints = CheckpointManager(checkpoints_dir, inputs.model, config.keep, shared=context.world_size > 1)
+        checkpoints = create_checkpoints(checkpoints_dir, inputs.model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
             trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context, decides)
             run_epochs(trainer, checkpoints, config, seed, on_epoch)

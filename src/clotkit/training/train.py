@@ -208,7 +208,7 @@ class TrainingRun:
     tiles: TileSet
     target: EvaluationTarget
     backbones: Path | None
-    checkpoints_dir: Path  # holds a folder for each fit
+    checkpoints_dir: Path | None  # holds a folder for each fit; None: a fit that is killed begins again
     log: Log
     context: devices.DistributedContext
     features: FeatureCache = field(default_factory=FeatureCache)  # of these tiles
@@ -306,7 +306,7 @@ class TrainingRun:
                         validation=self.tiles.where(validation),
                         recipe=self.recipe,
                         seed=seed,
-                        checkpoints_dir=self.checkpoints_dir / f"{name}-{number}",
+                        checkpoints_dir=self.checkpoints_dir and self.checkpoints_dir / f"{name}-{number}",
                         frozen_features=frozen_features,
                         decides=decides,
                         on_epoch=_both(shown, watch),

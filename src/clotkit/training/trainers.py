@@ -81,7 +81,7 @@ class KerasTrainer:
 
     def train(self, epoch: int) -> Logs:
         """See Trainer."""
-        batches = self._batches.batches(epoch, epoch + 1, for_keras=True)
+        batches = self._batches.epoch(epoch)
         with self._batches.feed_errors():
             done = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0)
         return {name: float(values[-1]) for name, values in done.history.items()}
@@ -90,7 +90,7 @@ class KerasTrainer:
         """See Trainer."""
         if self._validation is None:
             return {}
-        batches = self._validation.batches(0, 1, for_keras=True)
+        batches = self._validation.epoch(0)
         with self._validation.feed_errors(), averaged_weights(self.model):
             figures = self.model.evaluate(batches, return_dict=True, verbose=0)
         return {f"val_{name}": float(value) for name, value in figures.items()}

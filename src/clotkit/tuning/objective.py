@@ -130,7 +130,7 @@ class Workbench:
         """Return the recipe's tables with the values of a trial."""
         return self.search.apply(self.tables, values)
 
-    def run(self, recipe: Recipe, checkpoints_dir: Path, watch: Any = None) -> TrainingRun:
+    def run(self, recipe: Recipe, checkpoints_dir: Path | None, watch: Any = None) -> TrainingRun:
         """Return the training of a recipe on these tiles."""
         return TrainingRun(
             recipe=recipe,
@@ -211,7 +211,7 @@ def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Tr
     losses: list[float] = []
     try:
         recipe = bench.recipe_with(trial.params)
-        done = bench.run(recipe, study.scratch_of(trial.number), watch).cross_validate(fold.inner)
+        done = bench.run(recipe, None, watch).cross_validate(fold.inner)
         losses = _losses(done.fitted["scored"], bench.target)
         loss = log_loss(done.fitted["scored"], bench.target)
     except optuna.TrialPruned as pruned:

@@ -9,7 +9,6 @@ knows that the process is dead, on this machine or on another one, and whatever 
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ class TuningStudy:
                     held.enter_context(exclusive_file(self._lock_of(trial.number)))
             yield trial
             if trial is not None:
-                self._forget(trial.number)
+                self._lock_of(trial.number).unlink(missing_ok=True)
 
     def tell(self, trial: optuna.Trial, loss: float | None, facts: Mapping[str, Any]) -> None:
         """Settle a trial: with its loss, or pruned with None."""
@@ -176,19 +175,10 @@ class TuningStudy:
                 if NUMBER in trial.user_attrs and number_of(trial) not in queued:
                     self._study.enqueue_trial(trial.params, user_attrs={NUMBER: number_of(trial)})
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            self._forget(trial.number)
+            path.unlink(missing_ok=True)
 
     def _running(self) -> set[int]:
         return {trial.number for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
-
-    def _forget(self, number: int) -> None:
-        """Remove the files of a trial that has ended."""
-        shutil.rmtree(self.scratch_of(number), ignore_errors=True)
-        self._lock_of(number).unlink(missing_ok=True)
-
-    def scratch_of(self, number: int) -> Path:
-        """Return the folder for the checkpoints of a trial of Optuna's; it is removed when the trial ends."""
-        return self._lock_of(number).with_suffix("")
 
     def _lock_of(self, number: int) -> Path:
         return self.settings.folder / RUNNING / f"{self.settings.name}-{number}.lock"
