@@ -95,8 +95,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     """
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
-    _check_feed(recipe, settings.data, competition)
-    _check_networks(recipe, competition, settings.backbones)
+    check_trainable(recipe, settings.data, competition, settings.backbones)
     if recipe.training.strategy == "multi_worker":
         devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
@@ -135,6 +134,12 @@ def summary(metrics: dict[str, Any]) -> str:
     if (metric := metrics["competition_metric"]) and METRICS[metric["name"]].of_table is not None:
         shown.append(metric_line(metric))
     return ", ".join(shown) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
+
+
+def check_trainable(recipe: Recipe, data: Place, competition: Competition, backbones: Path | None) -> None:
+    """Raise ConfigError for a recipe that these data, or the networks that it names, make impossible to train."""
+    _check_feed(recipe, data, competition)
+    _check_networks(recipe, competition, backbones)
 
 
 def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:

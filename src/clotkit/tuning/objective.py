@@ -27,7 +27,7 @@ from clotkit.progress import Log
 from clotkit.stores import Place
 from clotkit.training import devices
 from clotkit.training.frozen import HEAD_KEYS, FeatureCache
-from clotkit.training.train import TrainingRun, fingerprint_of
+from clotkit.training.train import TrainingRun, check_trainable, fingerprint_of
 from clotkit.tuning.folds import OuterFold, outer_folds
 from clotkit.tuning.search import Tables, Value, read_search
 from clotkit.tuning.study import StudySettings, TuningStudy
@@ -90,6 +90,7 @@ class Workbench:
             )
         self.search = read_search(settings.search)
         competition = load_competition(settings.competition)
+        check_trainable(self.recipe, settings.data, competition, settings.backbones)
         self.tiles: TileSet = read_grouped(self.recipe, settings.data, competition, settings.limit, log, settings.cache)
         self.target: EvaluationTarget = target_of(self.recipe, self.tiles.labels, self.tiles.classes, competition)
         self.folds: list[OuterFold] = outer_folds(self.tiles, self.recipe, settings.outer, settings.inner)
@@ -210,19 +211,24 @@ def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Tr
     loss: float | None = None
     losses: list[float] = []
     try:
-        recipe = bench.recipe_with(trial.params)
-        done = bench.run(recipe, None, watch).cross_validate(fold.inner)
+        done = bench.run(_recipe_of(bench, trial), None, watch).cross_validate(fold.inner)
         losses = _losses(done.fitted["scored"], bench.target)
         loss = log_loss(done.fitted["scored"], bench.target)
     except optuna.TrialPruned as pruned:
         note = str(pruned)
-    except ConfigError as error:  # values that are allowed one by one, but not together
-        note = str(error)
     seconds = time.monotonic() - started
     if loss is not None and not np.isfinite(loss):
         loss, note = None, "diverged"
     study.tell(trial, loss, {"losses": losses, "seconds": round(seconds, 2), "epochs": watch.epochs, "note": note})
     return TrialResult(number_of_trial(trial), loss, seconds, dict(trial.params), watch.epochs, note)
+
+
+def _recipe_of(bench: Workbench, trial: optuna.Trial) -> Recipe:
+    """Return the recipe of a trial. Raises TrialPruned for values that are allowed one by one, but not together."""
+    try:
+        return bench.recipe_with(trial.params)
+    except ConfigError as error:
+        raise optuna.TrialPruned(str(error)) from error
 
 
 def number_of_trial(trial: optuna.Trial) -> int:
