@@ -137,7 +137,7 @@ def summary(metrics: dict[str, Any]) -> str:
 
 
 def check_trainable(recipe: Recipe, data: Place, competition: Competition, backbones: Path | None) -> None:
-    """Raise ConfigError for a recipe that these data, or the networks that it names, make impossible to train."""
+    """Raise ConfigError for a recipe that its data or its networks make impossible to train."""
     _check_feed(recipe, data, competition)
     _check_networks(recipe, competition, backbones)
 

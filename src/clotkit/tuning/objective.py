@@ -224,7 +224,7 @@ def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Tr
 
 
 def _recipe_of(bench: Workbench, trial: optuna.Trial) -> Recipe:
-    """Return the recipe of a trial. Raises TrialPruned for values that are allowed one by one, but not together."""
+    """Return the recipe of a trial. Raises TrialPruned for values that do not go together."""
     try:
         return bench.recipe_with(trial.params)
     except ConfigError as error:
