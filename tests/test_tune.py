@@ -276,6 +276,7 @@ def test_a_study_gives_a_recipe_and_figures_of_patients_that_it_never_saw(
     assert summary["best"]["number"] == best["number"]
     assert summary["inner_loss"] == pytest.approx(best["loss"], abs=1e-5)
     assert summary["inner_loss_untuned"] == trials["loss"][0]  # trial 0 has the recipe's own values
+    assert summary["inner_gain"] == pytest.approx(trials["loss"][0] - best["loss"], abs=1e-5)
     assert summary["optimism"] == pytest.approx(summary["outer_loss"] - summary["inner_loss"], abs=1e-5)
     outer = pd.read_csv(tmp_path / "study" / "outer.csv", dtype=str)
     held_out = outer[outer["recipe"] == "tuned"]
