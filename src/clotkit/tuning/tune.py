@@ -245,7 +245,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{'untuned, outer part':<24}{_with_interval(untuned, 'weighted_log_loss')}",
         f"{'optimism of tuning':<24}{summary['optimism']:+.4f}   outer minus inner loss of the winner",
         f"{'gain, inner folds':<24}{_signed(summary['inner_gain'])}   untuned minus winner: what tuning promised",
-        f"{'gain, outer part':<24}{_signed(gain['value'])}   {_signed(gain['low'])} to {_signed(gain['high'])}: what it kept",
+        f"{'gain, outer part':<24}{_signed(gain['value'])}   {_signed(gain['low'])} to {_signed(gain['high'])}; kept",
     ]
     return lines
 
