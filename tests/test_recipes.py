@@ -60,7 +60,7 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 HEAVY = {  # large networks, or much the same as another here
     "strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16", "strip_ai", "breakhis", "phantom",
-    "panda", "visiomel", "camelyon16",
+    "panda", "visiomel", "camelyon16", "folders",
 }  # fmt: skip
 
 
