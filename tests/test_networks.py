@@ -31,7 +31,8 @@ PARAMETERS = {  # without the classifier, as keras.applications' documentation a
 
 
 def config(name: str, **settings: Any) -> ModelConfig:
-    return replace(ModelConfig(name, filters=(4, 8) if MODEL_REGISTRY[name].backbone is None else ()), **settings)
+    has_filters = name in MODEL_REGISTRY and MODEL_REGISTRY[name].backbone is None
+    return replace(ModelConfig(name, filters=(4, 8) if has_filters else ()), **settings)
 
 
 def output(model: Any, tiles: np.ndarray) -> np.ndarray:
