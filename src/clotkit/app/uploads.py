@@ -14,6 +14,7 @@ from clotkit.app.processes import Result, results, slide_limits, without_path
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, one_line
 from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.predict import unlikeness
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.pixels import Pixels
 from clotkit.units import MB
@@ -47,6 +48,7 @@ class Answer:
     heat: Pixels | None = None  # the tile with the highest probability, under its Grad-CAM
     notes: tuple[str, ...] = ()  # doubts about the answer, a sentence each
     seconds: float = 0.0  # to read the file
+    unlike_training: bool | None = None  # as a Prediction's
     peak_mb: float = 0.0  # peak memory of the process that read it, in MB (2**20 bytes)
 
 
@@ -120,8 +122,21 @@ def _answer(member: LoadedMember, name: str, ended: Ended, result: Result, compe
         rows = predict_tiles(member, tiles)
         label, probabilities = decide(member, rows, competition)
         heat = heat_map(member, tiles, rows, label)
-        notes = tuple(_notes(member, ended))
-        return Answer(name, None, label, probabilities, result.picture(), heat, notes, ended.seconds, ended.peak_mb)
+        unlike, distance, threshold = unlikeness(member, tiles)
+        notes = [*_notes(member, ended)]
+        if unlike:
+            notes.append(f"unlike its training pictures: distance {distance:.2f}, threshold {threshold:.2f}")
+        return Answer(
+            name=name,
+            label=label,
+            probabilities=probabilities,
+            picture=result.picture(),
+            heat=heat,
+            notes=tuple(notes),
+            seconds=ended.seconds,
+            unlike_training=unlike,
+            peak_mb=ended.peak_mb,
+        )
     except ClotkitError as error:
         return Answer(name, Cause(error.reason, str(error)))
     except Exception as error:  # noqa: BLE001 - any error of the network costs this upload alone, and is named

@@ -10,6 +10,7 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe
+from clotkit.data.familiarity import Familiarity, read_familiarity
 from clotkit.data.grouped import read_grouped
 from clotkit.data.tiles import TileSet
 from clotkit.errors import SplitError, WeightsError
@@ -30,6 +31,7 @@ from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.folder import (
     CALIBRATION,
+    FAMILIARITY,
     SPLIT,
     SPLIT_DROPPED,
     SPLIT_TRAIN,
@@ -88,6 +90,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         "member": settings.member.name,
         "data": settings.data.name,
         "in_sample": in_sample,
+        "unlike_training_share": member.unlike_share(tiles),
         "unit": "patient" if target.by_patient else "image",
         "classes": list(target.classes),
         "positive": target.positive,
@@ -109,9 +112,11 @@ def lines(metrics: dict[str, Any], out: Path) -> list[str]:
         if metrics[name] is not None
     ]
     in_sample = ", in sample: the member was trained on them" if metrics["in_sample"] else ""
+    unlike = metrics["unlike_training_share"]
     return [
         f"{metrics['member']} on {metrics['n']} {metrics['unit']}s of {metrics['data']}{in_sample}",
         *figures,
+        *([] if unlike is None else [f"{100 * unlike:.1f} % of the images are unlike the member's training pictures"]),
         f"{out}/errors.html",
     ]
 
@@ -134,6 +139,7 @@ class LoadedMember:
     folds: dict[str, str]  # the fold of each image that it was made with, as split.csv has it
     where: Path  # its folder
     decision: Decision | None = None  # from probabilities to a label; None: it was trained without
+    familiarity: Familiarity | None = None  # None: it keeps no statistics of its training pictures
 
     def label(self, probabilities: npt.NDArray[np.float64], competition: Competition) -> str:
         """Return the label of calibrated probabilities [C].
@@ -163,6 +169,13 @@ class LoadedMember:
         if problem := check_outputs(outputs, self.recipe.inference.pooling):
             raise WeightsError(f"{self.where}: {problem}; train the member again")
         return outputs
+
+    def unlike_share(self, tiles: TileSet) -> float | None:
+        """Return the share of images that are unlike its training pictures; None without their statistics."""
+        if self.familiarity is None:
+            return None
+        unlike = self.familiarity.distances(tiles) > self.familiarity.threshold
+        return round(float(unlike.mean()), 6)
 
     def calibrated(self, units: pd.DataFrame) -> pd.DataFrame:
         """Return the units with probabilities calibrated on the other folds, or on all for UNKNOWN."""
@@ -207,6 +220,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
         ],
         where=folder,
         decision=read_decision(files.calibration, where, len(classes)),
+        familiarity=read_familiarity(folder / FAMILIARITY),
         folds=dict(zip(split["image"], split["fold"], strict=True)) if len(split) else {},
     )
 

@@ -32,6 +32,9 @@ class Prediction:
     image: Path
     label: str  # the predicted class
     probabilities: dict[str, float]  # calibrated, by class
+    unlike_training: bool | None = None  # the distance is above its threshold; None: the member has no statistics
+    distance: float | None = None  # of the picture from the member's training pictures
+    distance_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,18 @@ def _predicted(
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
     p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling, member.recipe.output))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
-    return Prediction(image, member.label(p, competition), by_class)
+    return Prediction(image, member.label(p, competition), by_class, *unlikeness(member, tiles))
+
+
+def unlikeness(member: LoadedMember, tiles: Tiles) -> tuple[bool, float, float] | tuple[None, None, None]:
+    """Return whether an image is unlike the member's training pictures, its distance and the threshold.
+
+    Three times None if the member has no statistics of them.
+    """
+    if member.familiarity is None:
+        return None, None, None
+    distance, threshold = member.familiarity.distance(tiles), member.familiarity.threshold
+    return distance > threshold, round(distance, 6), round(threshold, 6)
 
 
 def _picture_tiles(

@@ -21,6 +21,7 @@ from clotkit.units import many
 RECIPE, WEIGHTS, CALIBRATION, METRICS = "recipe.toml", "model.weights.h5", "calibration.json", "metrics.json"
 DECISION = "decision"  # entry of CALIBRATION, of a member whose answers are labels
 HISTORY, CURVES, CARD = "history.csv", "curves.png", "README.md"
+FAMILIARITY = "familiarity.json"  # statistics of the training pictures; members of slides have none
 OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
 SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the three words below
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
@@ -184,7 +185,9 @@ def check_members(weights_dir: Path, slug: str) -> None:
 
 def _checked_hash(folder: Path) -> str:
     """Compare the hashes of a member's files with MANIFEST.json, and return the sha256 of the weights."""
-    digests = {name: sha256(folder / name) for name in (WEIGHTS, RECIPE, CALIBRATION)}
+    digests = {
+        name: sha256(folder / name) for name in (WEIGHTS, RECIPE, CALIBRATION, FAMILIARITY) if (folder / name).is_file()
+    }
     manifest = folder.parent / MANIFEST
     listed = _json(manifest) if manifest.is_file() else {}
     for name, digest in digests.items():

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clotkit.config import Recipe
+from clotkit.data.familiarity import Familiarity
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
@@ -35,6 +36,7 @@ class TrainedMember:
     split: pd.DataFrame  # one row per image: image, and fold as in split.csv
     decision: Decision | None = None  # that ships; None: answers are probabilities
     answers: Ints | None = None  # one per row of `scored`, by decisions fitted on the other folds
+    familiarity: Familiarity | None = None  # of pictures; None: too few, or slides
 
 
 def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember, metrics: dict[str, Any]) -> None:
@@ -48,6 +50,7 @@ def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember,
     folds = [calibration.to_json() for calibration in trained.fold_calibrations]
     decision = {} if trained.decision is None else {files.DECISION: trained.decision.to_json()}
     atomic_write_json(out / files.CALIBRATION, trained.calibration.to_json() | {"folds": folds, **decision})
+    _write_familiarity(out / files.FAMILIARITY, trained.familiarity)
     _write_table(out / files.HISTORY, trained.history.round(6))
     _write_table(out / files.OUT_OF_FOLD, trained.out_of_fold.round(6))
     _write_table(out / files.SPLIT, trained.split)
@@ -84,6 +87,7 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         _figures_table(metrics),
         "## Limits",
         texts.limits or "The figures hold for data like the training data; other scanners and stains were not tried.",
+        _familiarity_line(metrics),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -95,6 +99,17 @@ def _dropped_line(material: dict[str, Any]) -> str:
         return ""
     counts = " and ".join(f"{count} of {part}" for part, count in dropped.items())
     return f"Left out, because they are near-identical to images of test: {counts}."
+
+
+def _familiarity_line(metrics: dict[str, Any]) -> str:
+    """Return what the card says about pictures unlike the training pictures, or nothing."""
+    facts = metrics.get("familiarity")  # members of earlier versions have none
+    if facts is None:
+        return ""
+    return (
+        "It says when a picture is unlike its training pictures, and answers all the same. Of "
+        f"{facts['held_out']} held-out pictures {100 * facts['unlike_share']:.1f} % were called so by mistake."
+    )
 
 
 def write_manifest(folder: Path) -> int:
@@ -150,6 +165,14 @@ def write_weights(path: Path, recipe: Recipe, folds: Sequence[Sequence[Network]]
         if any(config.half_weights for config in recipe.model):
             pack_weights(temporary)
         check_weights(temporary)
+
+
+def _write_familiarity(path: Path, familiarity: Familiarity | None) -> None:
+    """Write the statistics of the training pictures, or remove those of an earlier training."""
+    if familiarity is None:
+        path.unlink(missing_ok=True)
+    else:
+        atomic_write_json(path, familiarity.to_json())
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
+from clotkit.data.familiarity import fit_familiarity
 from clotkit.data.folds import Fold, make_folds
 from clotkit.data.grouped import read_grouped
 from clotkit.data.sources import CACHE, is_tiled
@@ -111,6 +112,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
         if context.is_chief:
             trained = run.train_folds(folds)
             metrics = _metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
+            trained, metrics = with_familiarity(trained, metrics, recipe, tiles, folds)
             write_member(settings.out, recipe, source, trained, metrics)
         else:
             run.follow_chief(folds)
@@ -122,6 +124,16 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
         return {}
     log(f"{settings.out}: {summary(metrics)}; {time.monotonic() - started:.0f} s")
     return metrics
+
+
+def with_familiarity(
+    trained: TrainedMember, metrics: dict[str, Any], recipe: Recipe, tiles: TileSet, folds: Sequence[Fold]
+) -> tuple[TrainedMember, dict[str, Any]]:
+    """Add the statistics of the training pictures, and `familiarity` to the metrics: None for slides or too few."""
+    held_out = folds[0].held_out if len(folds) == 1 else np.zeros(len(tiles), np.bool_)
+    fitted = None if recipe.data.source == "slides" else fit_familiarity(tiles, held_out)
+    familiarity, facts = fitted or (None, None)
+    return replace(trained, familiarity=familiarity), {**metrics, "familiarity": facts}
 
 
 def summary(metrics: dict[str, Any]) -> str:
