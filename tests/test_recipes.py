@@ -95,7 +95,13 @@ def test_a_recipe_trains_evaluates_and_predicts(
     prediction = json.loads(capsys.readouterr().out)["predictions"][0]
     assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     assert prediction["label"] in prediction["probabilities"]
-    assert json.loads((out / "metrics.json").read_text())["n"] > 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["n"] > 0
+    has_statistics = (member / "familiarity.json").is_file()
+    assert has_statistics == (json.loads((member / "metrics.json").read_text())["familiarity"] is not None)
+    assert has_statistics == (metrics["unlike_training_share"] is not None)
+    assert has_statistics == (prediction["unlike_training"] is not None)
+    assert has_statistics or name != "bloodmnist"  # of 8 classes: enough pictures also in this small training
     assert recipe.card.use
     assert recipe.card.limits
 
