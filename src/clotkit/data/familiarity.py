@@ -1,4 +1,4 @@
-"""Tell whether a picture is unlike the training pictures of a member, by plain statistics of its tiles.
+"""Tell whether a picture is unlike a member's training pictures, by plain statistics of its tiles.
 
 A network answers whatever it is shown, with confidence too. The distance here is Mahalanobis's, of a picture's
 statistics from those of the training pictures; Lee et al. 2018 ("A simple unified framework for detecting
@@ -89,8 +89,9 @@ def read_familiarity(path: Path) -> Familiarity | None:
 
 
 def fit_familiarity(tiles: TileSet, held_out: npt.NDArray[np.bool_]) -> tuple[Familiarity, dict[str, Any]] | None:
-    """Return the statistics of pictures, and facts of them for metrics.json; None for too few pictures or patients.
+    """Return the statistics of pictures, and facts for metrics.json; None for too few pictures.
 
+    Pictures of fewer than FEWEST_PATIENTS patients are too few as well.
     The threshold is a quantile of distances that are each measured from the pictures of other patients.
 
     Args:
@@ -196,6 +197,9 @@ def _fitted(rows: Floats, threshold: float) -> Familiarity:
 
 
 def _quantile(distances: Floats) -> float:
-    """Return the distance that a further picture passes with a chance of 1 - FAMILIAR_SHARE, or of 1 in n + 1."""
+    """Return the distance that a further picture is above with a chance of 1 - FAMILIAR_SHARE.
+
+    With fewer than 99 distances it is their greatest, which 1 in n + 1 is above.
+    """
     rank = min(int(np.ceil((len(distances) + 1) * FAMILIAR_SHARE)), len(distances))
     return float(np.sort(distances)[rank - 1])

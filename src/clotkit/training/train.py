@@ -129,7 +129,10 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
 def with_familiarity(
     trained: TrainedMember, metrics: dict[str, Any], recipe: Recipe, tiles: TileSet, folds: Sequence[Fold]
 ) -> tuple[TrainedMember, dict[str, Any]]:
-    """Add the statistics of the training pictures, and `familiarity` to the metrics: None for slides or too few."""
+    """Add the statistics of the training pictures to a member and its metrics.
+
+    `familiarity` of the metrics is None for slides, and for too few pictures.
+    """
     held_out = folds[0].held_out if len(folds) == 1 else np.zeros(len(tiles), np.bool_)
     fitted = None if recipe.data.source == "slides" else fit_familiarity(tiles, held_out)
     familiarity, facts = fitted or (None, None)
