@@ -10,6 +10,7 @@ share in pixels.
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from clotkit.synthetic.phantom import CLASS_SHIFT, PATIENT_SD, SLIDE_SD
 MAX_EXCESS = 0.02  # of the weighted log loss over the best
 
 
-def best_probabilities(data: Path) -> pd.DataFrame:
+def best_probabilities(data: Path, images: Collection[str] | None = None) -> pd.DataFrame:
     """Return one row per patient of a phantom's train split: label (0 or 1) and p, the exact P(class 1).
+
+    It knows the slides `images`, or all for None; patients without one of them are left out.
 
     A patient's mean share is Gaussian in each class. The means lie 2 * separation * CLASS_SHIFT apart; the variance is
     that of patients plus that of slides over their number. Both classes have equal weight, as in the metric.
@@ -31,7 +34,11 @@ def best_probabilities(data: Path) -> pd.DataFrame:
     truth = json.loads((data / SYNTHETIC).read_text(encoding="utf-8"))["splits"]["train"]
     names = sorted(set(truth["labels"].values()))
     slides = pd.DataFrame(
-        [(patient_of(image, truth["labels"]), entry["red_share"]) for image, entry in truth["slides"].items()],
+        [
+            (patient_of(image, truth["labels"]), entry["red_share"])
+            for image, entry in truth["slides"].items()
+            if images is None or image in images
+        ],
         columns=["patient", "share"],
     )
     people = slides.groupby("patient")["share"].agg(["mean", "size"])

@@ -168,8 +168,11 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 @contextmanager
-def figure_at(path: Path, width: float, height: float) -> Iterator["Figure"]:
-    """Yield a figure of that size in inches; if nothing is raised, write it to `path` atomically."""
+def figure_at(path: Path, width: float, height: float, **texts: str) -> Iterator["Figure"]:
+    """Yield a figure of that size in inches; if nothing is raised, write it to `path` atomically.
+
+    `texts` are written into the file as PNG texts.
+    """
     from matplotlib import style as styles
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -180,7 +183,8 @@ def figure_at(path: Path, width: float, height: float) -> Iterator["Figure"]:
         yield figure
         with atomic_write(path) as temporary:
             # Software None: the metadata would name the version of matplotlib
-            figure.savefig(temporary, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
+            facts = {"Software": None, **texts}
+            figure.savefig(temporary, format="png", metadata=facts, bbox_inches="tight", pad_inches=0.15)
 
 
 def _short(name: str) -> str:

@@ -65,16 +65,16 @@ def _with_inner(fold: Fold, tiles: TileSet, recipe: Recipe, inner: int, is_fixed
         ) from error
     folds = [
         Fold(
-            _spread(one.train, allowed),
-            fold.validation if kept else _spread(one.validation, allowed),
-            _spread(one.held_out, allowed),
+            spread(one.train, allowed),
+            fold.validation if kept else spread(one.validation, allowed),
+            spread(one.held_out, allowed),
         )
         for one in made
     ]
     return OuterFold(fold, folds, is_fixed)
 
 
-def _spread(mask: Mask, allowed: Mask) -> Mask:
+def spread(mask: Mask, allowed: Mask) -> Mask:
     """Return a mask over the allowed tiles as one over all tiles."""
     spread = np.zeros(len(allowed), bool)
     spread[allowed] = mask
