@@ -96,10 +96,10 @@ def test_a_head_over_features_is_averaged_and_sees_mixed_features(read: Inputs, 
     mixed = replace(read[0], augment=replace(read[0].augment, mixup=0.4))
     rng = np.random.default_rng(1)
     arrays = [rng.normal(size=(len(part), 4)).astype(np.float32) for part in read[1:]]
-    features = FrozenFeatures(arrays[0][None], arrays[0]), FrozenFeatures(arrays[1][None], arrays[1])
+    train, validation = (FrozenFeatures(array[None], array[None]) for array in arrays)
     losses: list[float] = []
     for name, recipe in (("plain", read[0]), ("mixed", mixed)):
-        network, history, steps = fitted((recipe, *read[1:]), tmp_path / name, features, ema=0.2)
+        network, history, steps = fitted((recipe, *read[1:]), tmp_path / name, (train, validation), ema=0.2)
         assert_averaged(network, steps, 0.2)
         losses.append(history["loss"].iloc[0])
     assert losses[0] != pytest.approx(losses[1], abs=1e-4)
