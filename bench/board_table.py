@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.board_one import FIGURES
+from bench.markdown import markdown_table
 from clotkit.config import recipe_path
 from clotkit.errors import ConfigError, UsageError
 
@@ -58,6 +59,7 @@ PUBLISHED = (
     ("BreastMNIST", "Google AutoML Vision", "MedMNIST v2", ".861", ".919"),
     ("BreastMNIST", "best of ten networks, three seeds", "MedMNIST+", "-", ".8908 +- .024"),
 )
+PUBLISHED_HEAD = ("data, 28 px", "network", "source", "accuracy", "AUC")
 HEAD = (
     "recipe, protocol", "seeds", "accuracy", "AUC", "weighted log loss", "pictures", "left out", "minutes; CPU",
     "peak MB", "weights MB",
@@ -117,17 +119,13 @@ def rows_of(rows: Sequence[Row], entry: Entry) -> list[Row]:
 
 def board_table(rows: Sequence[Row], entries: Sequence[Entry] = ENTRIES) -> str:
     """Return the table of the rows, and that of the published figures, in Markdown."""
-    lines = [_line(HEAD), _line(["---"] * len(HEAD))]
-    for entry in entries:
-        found = rows_of(rows, entry)
-        if found or entry.by_default:
-            lines.append(_line([f"`{entry.name}`, {entry.protocol.replace('_', ' ')}", *_cells(found)]))
-    head = ("data, 28 px", "network", "source", "accuracy", "AUC")
-    return "\n".join([*lines, "", _line(head), _line(["---"] * len(head)), *map(_line, PUBLISHED)])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    found = {entry: rows_of(rows, entry) for entry in entries}
+    lines = [
+        [f"`{entry.name}`, {entry.protocol.replace('_', ' ')}", *_cells(of_entry)]
+        for entry, of_entry in found.items()
+        if of_entry or entry.by_default
+    ]
+    return "\n".join([*markdown_table([HEAD, *lines]), "", *markdown_table([PUBLISHED_HEAD, *PUBLISHED])])
 
 
 def _cells(rows: Sequence[Row]) -> list[str]:

@@ -34,7 +34,16 @@ from clotkit.data.folds import Fold, Mask, make_folds
 from clotkit.data.grouped import read_grouped
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ClotkitError, UsageError
-from clotkit.evaluation.scores import EvaluationTarget, calibrated, constant, rows_to_score, score, target_of
+from clotkit.evaluation.figures import unit_losses, weighted_mean
+from clotkit.evaluation.scores import (
+    EvaluationTarget,
+    calibrated,
+    constant,
+    rows_to_score,
+    score,
+    scored_of,
+    target_of,
+)
 from clotkit.files import atomic_write, atomic_write_json
 from clotkit.members.calibration import Calibration
 from clotkit.members.networks import Network
@@ -441,8 +450,6 @@ def possible(drawn: Path, images: set[str], target: EvaluationTarget) -> float:
 def figures(units: pd.DataFrame, target: EvaluationTarget) -> dict[str, Any]:
     """Return the loss with its interval, and each unit's -ln p of its class, to pair it with another's."""
     found, units = score(units, target), units.sort_values(["patient", "image"])
-    p = units[list(target.classes)].to_numpy(np.float64)
-    p = np.clip(p / p.sum(axis=1, keepdims=True), target.clip, 1 - target.clip)
     return {
         "loss": found[LOSS],
         "low": found[f"{LOSS}_low"],
@@ -451,7 +458,7 @@ def figures(units: pd.DataFrame, target: EvaluationTarget) -> dict[str, Any]:
         "units": {
             "patient": units["patient"].astype(str).tolist(),
             "label": units["label"].tolist(),
-            "loss": (-np.log(p[np.arange(len(p)), units["label"]])).round(6).tolist(),
+            "loss": unit_losses(scored_of(units, target), target.clip).round(6).tolist(),
         },
     }
 
@@ -483,20 +490,12 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the mean change over the seeds, in bootstrap samples of the patients."""
     units = rows[0][key]
-    patients, owner = np.unique(units["patient"], return_inverse=True)
-    labels = np.array(units["label"])
     change = np.mean([row[key]["loss"] for row in rows], axis=0) - np.mean([row[key]["loss"] for row in whole], axis=0)
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), RESAMPLES)[:, owner]  # [B, n]
-    member = np.eye(len(target.classes))[labels]  # [n, C]
-    present = member.any(axis=0)  # the classes that the data have
-    of_class = (counts @ member)[:, present]
-    whole_samples = (of_class > 0).all(axis=1)  # as in evaluation.figures, a sample that lacks a class is left out
-    means = (counts @ (member * change[:, None]))[whole_samples][:, present] / of_class[whole_samples]
-    weights = np.array(target.weights)[present]
-    changes = means @ weights / weights.sum()
-    low, high = np.quantile(changes, [0.025, 0.975])
-    return round(float(low), 6), round(float(high), 6)
+    found = weighted_mean(
+        change, np.array(units["label"]), np.array(units["patient"]), target.weights, resamples=RESAMPLES
+    )
+    low, high = (float("nan") if end is None else round(end, 6) for end in (found["low"], found["high"]))
+    return low, high
 
 
 def _quiet(_: str) -> None:

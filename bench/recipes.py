@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
+from bench.markdown import markdown_table
 from bench.processes import Cost, run
 from clotkit.competitions import Competition, load_competition
 from clotkit.config import recipe_path
@@ -414,7 +415,7 @@ def caption(options: argparse.Namespace) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
-    return "\n".join(_markdown([HEADING, *map(_cells, rows)]))
+    return "\n".join(markdown_table([HEADING, *map(_cells, rows)]))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -461,14 +462,9 @@ def approaches(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["name"] in APPROACHES and row["failed"] is None
     ]
     scores = [f"{where}: log loss, accuracy, AUC" for where in ("out of fold", "test")]
-    return "\n".join(_markdown([["", *scores, *(f"{step}: minutes, MB" for step in SHOWN_STEPS.values())], *shown]))
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for number, cells in enumerate(rows):
-        yield f"| {' | '.join(cells)} |"
-        if not number:
-            yield "|" + "---|" * len(cells)
+    return "\n".join(
+        markdown_table([["", *scores, *(f"{step}: minutes, MB" for step in SHOWN_STEPS.values())], *shown])
+    )
 
 
 if __name__ == "__main__":

@@ -101,6 +101,23 @@ def add_backbones_dir(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe(verb: argparse.ArgumentParser) -> None:
+    """Add the argument RECIPE, a name or a path."""
+    verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
+
+
+def add_training_data(verb: argparse.ArgumentParser) -> None:
+    """Add the options --limit, and --cache, a folder."""
+    verb.add_argument("--limit", type=int, help="use only the first N images of each class, for a quick try")
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/cache"),
+        metavar="DIR",
+        help="folder to keep the shards of a URL in, so that each is fetched once (default: build/cache)",
+    )
+
+
 def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Raise UsageError if one of these options is set; `why` follows the option's name in the message."""
     for name in names:

@@ -14,7 +14,7 @@ from clotkit.app.processes import Result, results, slide_limits, without_path
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, one_line
 from clotkit.evaluation.evaluate import LoadedMember
-from clotkit.evaluation.predict import unlikeness
+from clotkit.evaluation.predict import unlike_note, unlikeness
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.pixels import Pixels
 from clotkit.units import MB
@@ -122,19 +122,16 @@ def _answer(member: LoadedMember, name: str, ended: Ended, result: Result, compe
         rows = predict_tiles(member, tiles)
         label, probabilities = decide(member, rows, competition)
         heat = heat_map(member, tiles, rows, label)
-        unlike, distance, threshold = unlikeness(member, tiles)
-        notes = [*_notes(member, ended)]
-        if unlike:
-            notes.append(f"unlike its training pictures: distance {distance:.2f}, threshold {threshold:.2f}")
+        unlike = unlikeness(member, tiles)
         return Answer(
             name=name,
             label=label,
             probabilities=probabilities,
             picture=result.picture(),
             heat=heat,
-            notes=tuple(notes),
+            notes=tuple(filter(None, [*_notes(member, ended), unlike_note(*unlike)])),
             seconds=ended.seconds,
-            unlike_training=unlike,
+            unlike_training=unlike[0],
             peak_mb=ended.peak_mb,
         )
     except ClotkitError as error:

@@ -175,15 +175,33 @@ def loss_difference(
 
     Both have predictions of the same units in the same order; each bootstrap sample of the patients is scored by both.
     """
-    names, owner = np.unique(one.patients, return_inverse=True)
-    samples = [
-        _weighted_losses(one, weights, clip, counts) - _weighted_losses(other, weights, clip, counts)
-        for counts in (_draws(owner.astype(np.int64), len(names), seed, resamples) if len(names) > 1 else ())
-    ]
-    once = np.ones((1, len(one.labels)))
-    value = _weighted_losses(one, weights, clip, once) - _weighted_losses(other, weights, clip, once)
-    low, high = _interval(samples)
-    return {"value": _plain(float(value[0])), "low": low, "high": high}
+    change = unit_losses(one, clip) - unit_losses(other, clip)
+    return weighted_mean(change, one.labels, one.patients, weights, seed, resamples)
+
+
+def weighted_mean(
+    values: Floats,
+    labels: Integers,
+    patients: npt.NDArray[np.str_],
+    weights: Sequence[float],
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, float | None]:
+    """Return the mean of values [n] of units, each class by its weight: `value`, from `low` to `high`.
+
+    The interval is that of `figures`. A class without a unit takes no part; both ends are None for a single patient.
+    """
+    names, owner = np.unique(patients, return_inverse=True)
+    draws = _draws(owner.astype(np.int64), len(names), seed, resamples) if len(names) > 1 else ()
+    low, high = _interval([_weighted_means(values, labels, weights, counts) for counts in draws])
+    (value,) = _weighted_means(values, labels, weights, np.ones((1, len(labels))))
+    return {"value": _plain(float(value)), "low": low, "high": high}
+
+
+def unit_losses(scored: ScoredUnits, clip: float) -> Floats:
+    """Return -ln of the probability of each unit's class, [n], clipped as in the log loss."""
+    of_class = scored.shares()[np.arange(len(scored.labels)), scored.labels]
+    return np.asarray(-np.log(np.clip(of_class, clip, 1 - clip)), dtype=np.float64)
 
 
 def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -> Floats:
@@ -230,10 +248,14 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 def _weighted_losses(scored: ScoredUnits, weights: Sequence[float], clip: float, counts: Floats) -> Floats:
     """Return metric.balanced_log_loss of each sample [B]; NaN if it lacks a class of the data."""
-    rows, present = np.arange(len(scored.labels)), scored.present()
-    member = np.eye(len(present))[scored.labels][:, present]  # [n, classes that the data have]
-    losses = -np.log(np.clip(scored.shares(), clip, 1 - clip)[rows, scored.labels])  # [n]
-    means = _ratio(counts @ (member * losses[:, None]), counts @ member)  # [B, classes that the data have]
+    return _weighted_means(unit_losses(scored, clip), scored.labels, weights, counts)
+
+
+def _weighted_means(values: Floats, labels: Integers, weights: Sequence[float], counts: Floats) -> Floats:
+    """Return the weighted mean of values [n] in each sample [B]; NaN if it lacks a class of the data."""
+    present = np.bincount(labels, minlength=len(weights)) > 0
+    member = np.eye(len(present))[labels][:, present]  # [n, classes that the data have]
+    means = _ratio(counts @ (member * values[:, None]), counts @ member)  # [B, classes that the data have]
     weight = np.asarray(weights, dtype=np.float64)[present]
     return np.asarray(means @ weight / weight.sum(), dtype=np.float64)
 

@@ -125,6 +125,11 @@ def unlikeness(member: LoadedMember, tiles: Tiles) -> tuple[bool, float, float] 
     return distance > threshold, round(distance, 6), round(threshold, 6)
 
 
+def unlike_note(unlike: bool | None, distance: float | None, threshold: float | None) -> str:
+    """Return the remark on a picture, by what `unlikeness` returns; empty unless it is unlike."""
+    return f"unlike its training pictures: distance {distance:.2f}, threshold {threshold:.2f}" if unlike else ""
+
+
 def _picture_tiles(
     member: LoadedMember, images: Mapping[int, Path], can_be_read: Mapping[int, bool], competition: Competition
 ) -> Iterator[tuple[int, Tiles | Cause]]:

@@ -60,7 +60,7 @@ def _add_predict(verbs: Verbs) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
+    from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each, unlike_note
 
     log = partial(print, file=sys.stderr, flush=True)
     found = predict_each(arguments.member, arguments.images, load_competition(arguments.competition), log)
@@ -72,19 +72,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     else:
         for one in predictions:
             probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
-            print(f"{one.image}: {one.label} ({probabilities}){_unlike(one)}", flush=True)
+            note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
+            print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
     for bad in failed:
         log(f"clotkit: {bad.image}: not predicted ({bad.code}): {bad.reason}")
     if not predictions:
         return WRONG
     return FALLBACKS if failed else DONE
-
-
-def _unlike(one: Any) -> str:
-    """Return the remark on a picture that is unlike the member's training pictures, or nothing."""
-    if not one.unlike_training:
-        return ""
-    return f"; unlike its training pictures: distance {one.distance:.2f}, threshold {one.distance_threshold:.2f}"
 
 
 def _rows(found: Sequence[Any]) -> list[dict[str, Any]]:

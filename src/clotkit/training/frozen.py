@@ -86,6 +86,14 @@ class FeatureCache:
             return FrozenFeatures(arrays["augmented"], arrays["views"])
 
 
+def changes_features(name: str) -> bool:
+    """Tell if backbone_key depends on a key of a recipe, named as in "training.frozen_augmentations"."""
+    table, key = name.split(".")
+    if table == "model":
+        return key not in HEAD_KEYS
+    return table == "augment" or name in {"training.frozen_augmentations", "training.seed", "inference.tta"}
+
+
 def backbone_key(config: ModelConfig, recipe: Recipe) -> str:
     """Return a hash of all that the features of a frozen backbone depend on, besides the tiles."""
     fields = [(name, value) for name, value in vars(config).items() if name not in HEAD_KEYS]

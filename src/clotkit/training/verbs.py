@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_backbones_dir, add_verb, seconds
+from clotkit.options import DONE, Verbs, add_backbones_dir, add_recipe, add_training_data, add_verb, seconds
 from clotkit.stores import place
 
 
@@ -16,7 +16,7 @@ def register(verbs: Verbs) -> None:
 
 def _add_train(verbs: Verbs) -> None:
     verb = add_verb(verbs, "train", "train a member from a recipe, calibrate it and report its out-of-fold metrics")
-    verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
+    add_recipe(verb)
     verb.add_argument(
         "--data",
         type=place,
@@ -35,14 +35,7 @@ def _add_train(verbs: Verbs) -> None:
     verb.add_argument(
         "--folds", type=int, help="number of folds for the out-of-fold predictions (default: the recipe's)"
     )
-    verb.add_argument("--limit", type=int, help="use only the first N images of each class, for a quick try")
-    verb.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("build/cache"),
-        metavar="DIR",
-        help="folder to keep the shards of a URL in, so that each is fetched once (default: build/cache)",
-    )
+    add_training_data(verb)
     verb.add_argument(
         "--wait",
         type=seconds,

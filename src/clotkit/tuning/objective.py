@@ -26,11 +26,11 @@ from clotkit.evaluation.scores import EvaluationTarget, log_loss, target_of
 from clotkit.progress import Log
 from clotkit.stores import Place
 from clotkit.training import devices
-from clotkit.training.frozen import HEAD_KEYS, FeatureCache
+from clotkit.training.frozen import FeatureCache, changes_features
 from clotkit.training.train import TrainingRun, check_trainable, fingerprint_of
 from clotkit.tuning.folds import OuterFold, outer_folds
 from clotkit.tuning.search import Tables, Value, read_search
-from clotkit.tuning.study import StudySettings, TuningStudy
+from clotkit.tuning.study import StudySettings, TuningStudy, number_of
 
 THREADS = "TF_NUM_INTRAOP_THREADS"
 _benches: dict["TuneSettings", "Workbench"] = {}  # at most one
@@ -148,15 +148,7 @@ class Workbench:
     @property
     def _shares_features(self) -> bool:
         """Tell if all trials have the same backbone and augmentation."""
-        return not any(_changes_features(name) for name in self.search.entries)
-
-
-def _changes_features(name: str) -> bool:
-    """Tell if the features of a frozen backbone depend on a key of a recipe."""
-    table, key = name.split(".")
-    if table == "model":
-        return key not in HEAD_KEYS
-    return table == "augment" or name in {"training.frozen_augmentations", "inference.tta"}
+        return not any(changes_features(name) for name in self.search.entries)
 
 
 def _sha256(text: str) -> str:
@@ -220,7 +212,7 @@ def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Tr
     if loss is not None and not np.isfinite(loss):
         loss, note = None, "diverged"
     study.tell(trial, loss, {"losses": losses, "seconds": round(seconds, 2), "epochs": watch.epochs, "note": note})
-    return TrialResult(number_of_trial(trial), loss, seconds, dict(trial.params), watch.epochs, note)
+    return TrialResult(number_of(trial), loss, seconds, dict(trial.params), watch.epochs, note)
 
 
 def _recipe_of(bench: Workbench, trial: optuna.Trial) -> Recipe:
@@ -229,11 +221,6 @@ def _recipe_of(bench: Workbench, trial: optuna.Trial) -> Recipe:
         return bench.recipe_with(trial.params)
     except ConfigError as error:
         raise optuna.TrialPruned(str(error)) from error
-
-
-def number_of_trial(trial: optuna.Trial) -> int:
-    """Return the number of a running trial, see study.number_of."""
-    return int(trial.user_attrs["number"])
 
 
 def _losses(scored: pd.DataFrame, target: EvaluationTarget) -> list[float]:

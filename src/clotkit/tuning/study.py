@@ -184,7 +184,7 @@ class TuningStudy:
         return self.settings.folder / RUNNING / f"{self.settings.name}-{number}.lock"
 
 
-def number_of(trial: FrozenTrial) -> int:
+def number_of(trial: FrozenTrial | optuna.Trial) -> int:
     """Return the number of a trial, the same when it was begun again; -1 if it has none."""
     return int(trial.user_attrs.get(NUMBER, -1))
 

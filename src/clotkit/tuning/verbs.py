@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.errors import needs_extra
-from clotkit.options import DONE, Verbs, add_backbones_dir, add_backend, add_verb
+from clotkit.options import DONE, Verbs, add_backbones_dir, add_backend, add_recipe, add_training_data, add_verb
 from clotkit.stores import place
 
 
 def register(verbs: Verbs) -> None:
     """Add this package's verb to the command line."""
     verb = add_verb(verbs, "tune", "search a recipe's hyperparameters, judged on patients that the search never saw")
-    verb.add_argument("recipe", metavar="RECIPE", help="a recipe that ships with the kit, or the path of a .toml")
+    add_recipe(verb)
     verb.add_argument("--data", type=place, required=True, metavar="PATH", help="what clotkit train takes as --data")
     verb.add_argument(
         "--out",
@@ -37,14 +37,7 @@ def register(verbs: Verbs) -> None:
     verb.add_argument(
         "--inner", type=int, default=3, metavar="K", help="folds of the other patients, which judge trials (default: 3)"
     )
-    verb.add_argument("--limit", type=int, help="use only the first N images of each class, for a quick try")
-    verb.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("build/cache"),
-        metavar="DIR",
-        help="folder to keep the shards of a URL in (default: build/cache)",
-    )
+    add_training_data(verb)
     verb.add_argument("--jobs", type=int, default=1, help="trials at a time on this machine (default: 1)")
     add_backend(verb, ("loky", "dask"), "loky: processes of this machine")
     add_backbones_dir(verb)
