@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pyvips
 
+from bench import pyramids
+from bench.jobs import PYRAMIDS
+from bench.pyramids import save_pyramid
 from clotkit.competitions import load_competition
 from clotkit.files import atomic_write
 from clotkit.progress import Log
@@ -17,7 +20,8 @@ LARGEST_PX = "48284x101408"
 NOISE, NOISE_PX = 6, 1024  # grey levels, and the side of the repeating square of noise
 CLASSIC_BYTES = 2**32 - 2**25  # maximum raw size of a classic TIFF; larger files are BigTIFF
 
-DRAWING = (phantom, phantom_patients, phantom_pixels, phantom_sizes, phantom_tissue)  # modules that draw slides
+# Modules that draw and save slides.
+DRAWING = (phantom, phantom_patients, phantom_pixels, phantom_sizes, phantom_tissue, pyramids)
 SQUARES = {"tile": True, "tile_width": 128, "tile_height": 128}
 DEFLATE = {"compression": "deflate", "predictor": "horizontal"}
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -27,6 +31,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "strips": {"tile": False, **DEFLATE},
     "noisy": {**SQUARES, **DEFLATE},
 }
+ALL_LAYOUTS = (*LAYOUTS, *PYRAMIDS)
 
 
 def slides(folder: Path, side_px: int, wanted: list[str], log: Log) -> dict[str, Path]:
@@ -36,7 +41,7 @@ def slides(folder: Path, side_px: int, wanted: list[str], log: Log) -> dict[str,
     """
     folder = folder / f"{side_px}-{_digest()}"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.tif" for name in wanted}
+    paths = {name: folder / f"{name}.{'svs' if name == 'svs' else 'tif'}" for name in wanted}
     for name, path in paths.items():
         if not path.exists():
             _save(_phantom(folder / "phantom", f"{side_px}x{side_px}", log), path, name)
@@ -67,11 +72,12 @@ def _phantom(folder: Path, size: str, log: Log) -> Path:
 
 def _save(source: Path, path: Path, name: str) -> None:
     image = pyvips.Image.new_from_file(str(source), access="sequential")
-    if name == "noisy":
-        image = _noisy(image)
     big = image.width * image.height * 3 > CLASSIC_BYTES
     with atomic_write(path) as temporary:
-        image.tiffsave(str(temporary), bigtiff=big, **LAYOUTS[name])
+        if name in PYRAMIDS:
+            save_pyramid(source, temporary, name, big)
+        else:
+            (_noisy(image) if name == "noisy" else image).tiffsave(str(temporary), bigtiff=big, **LAYOUTS[name])
 
 
 def _noisy(image: pyvips.Image) -> pyvips.Image:

@@ -1,50 +1,31 @@
-"""The benchmark's contenders: each does the whole job on one slide and returns its number of tiles.
+"""The readers of one level: each does the whole job on one slide and returns its number of tiles.
 
 The job is a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px. Every peer is written for this benchmark
-from a description of its method; none uses the tile index. Modules are imported before the clock starts.
+from a description of its method; none uses the tile index.
 """
 
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.config import TilingConfig
+from bench.jobs import BEST, Job
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
 
 Pixels = npt.NDArray[np.uint8]
 Corners = list[tuple[int, int]]
 
-TILES, SIDE_PX, OUT_PX = 16, 1024, 256
+TILES, SIDE_PX, OUT_PX = BEST.most, BEST.side_px, BEST.tile_px
 VIEW = 64  # slide pixels per overview pixel, as clotkit takes for tiles of this side
 BLOCK_PX = 2048
 THRESHOLD = 24  # grey levels from the background from which a pixel is tissue
 MAX_BYTES = 8_000_000_000  # memory; a peer that needs more is not run
-BEST = TilingConfig("patches", tile_px=OUT_PX, downsample=SIDE_PX // OUT_PX, max_tiles=TILES, batch_tiles=4)
-EVERY = TilingConfig("patches", tile_px=224, downsample=4, max_tiles=100_000, batch_tiles=4, min_tissue_share=0.01)
 
 
 class TooLargeError(Exception):
     """A peer would need more than MAX_BYTES for the slide."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to do the job."""
-
-    run: Callable[[Path], int]  # path of a slide -> number of tiles
-    modules: tuple[str, ...]  # imported before the clock starts
-    peer: bool = True  # False for the limit and for clotkit itself
-
-    def load(self) -> None:
-        """Import the modules it needs."""
-        for module in self.modules:
-            importlib.import_module(module)
 
 
 def decode_whole(path: Path) -> int:
@@ -55,21 +36,16 @@ def decode_whole(path: Path) -> int:
     return 0
 
 
-def ours_best(path: Path) -> int:
-    """Cut the 16 best tiles with clotkit."""
-    return _count(tile_slide(path, BEST))
+def ours(path: Path, job: Job) -> int:
+    """Cut a job's tiles with clotkit."""
+    return _count(tile_slide(path, job.tiling))
 
 
 def ours_unindexed(path: Path) -> int:
     """Cut the 16 best tiles with clotkit, without the tile index."""
     slide: Any = open_slide(path)
     slide.table = None
-    return _count(cut_slide(slide, BEST))
-
-
-def ours_every(path: Path) -> int:
-    """Cut every tile of 224 px at 1/4 with at least 1 % tissue, with clotkit."""
-    return _count(tile_slide(path, EVERY))
+    return _count(cut_slide(slide, BEST.tiling))
 
 
 def vips_thumbnail(path: Path) -> int:
@@ -184,24 +160,26 @@ def approach_1(path: Path) -> int:
     return tiles
 
 
-def best_squares(view: Pixels, size_px: tuple[int, int]) -> Corners:
-    """Return corners of the grid squares with most tissue, for peers that leave the choice open.
+def best_squares(view: Pixels, size_px: tuple[int, int], job: Job = BEST) -> Corners:
+    """Return corners of a job's grid squares with most tissue, for peers that leave the choice open.
 
     `view` is the slide of `size_px` (width, height), downsampled by VIEW.
     """
+    side_px = job.side_px
     border = np.concatenate([view[0], view[-1], view[:, 0], view[:, -1]])
     mask = np.abs(view.astype(np.int16) - np.median(border, axis=0).astype(np.int16)).max(axis=2) >= THRESHOLD
-    cells = SIDE_PX // VIEW
-    columns, rows = (-(-length // SIDE_PX) for length in size_px)
+    cells = side_px // VIEW
+    columns, rows = (-(-length // side_px) for length in size_px)
     page = np.zeros((rows * cells, columns * cells))
     page[: mask.shape[0], : mask.shape[1]] = mask
     share = page.reshape(rows, cells, columns, cells).mean(axis=(1, 3)).ravel()
-    order = np.argsort(-share, kind="stable")[:TILES]
-    chosen = sorted(int(index) for index in order if share[index] > 0)
-    return [(index % columns * SIDE_PX, index // columns * SIDE_PX) for index in chosen]
+    order = np.argsort(-share, kind="stable")[: job.most]
+    chosen = sorted(int(index) for index in order if share[index] > 0 and share[index] >= job.least_share)
+    return [(index % columns * side_px, index // columns * side_px) for index in chosen]
 
 
-def _grid_loop(slide: Any) -> int:
+def blockwise_view(slide: Any) -> Pixels:
+    """Return an OpenSlide's full resolution, downsampled by VIEW block by block."""
     width, height = slide.dimensions
     view = np.empty((-(-height // VIEW), -(-width // VIEW), 3), np.uint8)
     for top in range(0, height, BLOCK_PX):
@@ -210,8 +188,12 @@ def _grid_loop(slide: Any) -> int:
             block = slide.read_region((left, top), 0, size).convert("RGB").reduce(VIEW)
             y, x = top // VIEW, left // VIEW
             view[y : y + block.height, x : x + block.width] = np.asarray(block)
+    return view
+
+
+def _grid_loop(slide: Any) -> int:
     tiles = []
-    for x, y in best_squares(view, (width, height)):
+    for x, y in best_squares(blockwise_view(slide), slide.dimensions):
         square = slide.read_region((x, y), 0, (SIDE_PX, SIDE_PX)).convert("RGB")
         tiles.append(np.asarray(square.reduce(SIDE_PX // OUT_PX)))
     return len(tiles)
@@ -243,21 +225,3 @@ def _add_windows(chosen: Corners, busy: npt.NDArray[np.bool_], side: int, least:
 
 def _count(pieces: Any) -> int:
     return sum(len(piece.tiles) for piece in pieces if isinstance(piece, Batch))
-
-
-LIMIT, OURS, OURS_EVERY = "libvips whole decode", "clotkit, 16 best", "clotkit, every tissue tile"
-KIT = ("imagecodecs", "simplejpeg")
-CONTENDERS = {
-    LIMIT: Contender(decode_whole, ("pyvips",), peer=False),
-    OURS: Contender(ours_best, KIT, peer=False),
-    "clotkit, 16 best, no index": Contender(ours_unindexed, KIT, peer=False),
-    OURS_EVERY: Contender(ours_every, KIT, peer=False),
-    "pyvips thumbnail, crops": Contender(vips_thumbnail, ("pyvips",)),
-    "OpenSlide grid loop": Contender(openslide_grid, ("openslide", "PIL.Image")),
-    "tiffslide grid loop": Contender(tiffslide_grid, ("tiffslide", "imagecodecs", "PIL.Image")),
-    "tifffile whole, numpy": Contender(tifffile_whole, ("tifffile", "imagecodecs")),
-    "2nd place's recipe": Contender(second_place, ("pyvips",)),
-    "25th place's recipe": Contender(twenty_fifth_place, ("pyvips", "PIL.Image")),
-    "Approach 1 as it was": Contender(approach_1, ("openslide", "PIL.Image")),
-}
-KIT_NAMES = (LIMIT, OURS, OURS_EVERY)

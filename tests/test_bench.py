@@ -6,15 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import openslide
 import pytest
+import tifffile
 
 from bench import competitions
+from bench.contenders import OF_ONE_LEVEL, OF_PYRAMIDS
+from bench.jobs import PYRAMIDS
+from bench.layouts import slides
 from clotkit.competitions import load_competition
 from clotkit.config import load_recipe
 
 from .conftest import ROOT
 
-LAYOUTS = ["deflate", "strips"]
+ONE_LEVEL = ["deflate", "strips"]
+LAYOUTS = [*ONE_LEVEL, "svs"]
 FIGURES = ["cpu_s", "wall_s", "peak_mb", "tiles", "ratio_to_libvips_decode"]
 
 
@@ -32,9 +39,9 @@ def test_every_contender_has_a_whole_row(ended: tuple[subprocess.CompletedProces
     assert process.returncode in (0, 1), process.stderr
     rows = json.loads(out.read_text())
     assert all(list(row) == ["layout", "side_px", "name", *FIGURES, "reason"] for row in rows)
-    names = [row["name"] for row in rows if row["layout"] == LAYOUTS[0]]
-    assert len(names) == 11
-    assert [(row["layout"], row["name"]) for row in rows] == [(layout, name) for layout in LAYOUTS for name in names]
+    contenders = {layout: OF_PYRAMIDS if layout in PYRAMIDS else OF_ONE_LEVEL for layout in LAYOUTS}
+    expected = [(layout, name) for layout, names in contenders.items() for name in names]
+    assert [(row["layout"], row["name"]) for row in rows] == expected
     for row in rows:
         figures = [row[key] for key in FIGURES]
         if row["reason"]:
@@ -58,9 +65,29 @@ def test_each_target_is_printed_and_decides_the_exit_code(
 ) -> None:
     process, _ = ended
     lines = process.stdout.split("Targets:\n")[1].splitlines()
-    assert len(lines) == 3 * len(LAYOUTS)
+    assert len(lines) == 3 * len(ONE_LEVEL) + 2
     assert all(line.startswith(("met ", "MISSED ")) and ", wanted " in line for line in lines)
     assert process.returncode == int(any(line.startswith("MISSED") for line in lines))
+
+
+def test_pyramids_hold_one_picture_with_the_levels_that_readers_look_for(tmp_path: Path) -> None:
+    paths = slides(tmp_path, 1300, list(PYRAMIDS), lambda _: None)
+    views, levels, vendors = [], {}, {}
+    for layout, path in paths.items():
+        with openslide.OpenSlide(path) as slide:
+            views.append(np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"), np.int16))
+            vendors[layout] = slide.properties["openslide.vendor"]
+            assert float(slide.properties["openslide.mpp-x"]) == 0.25
+            levels[layout] = slide.level_dimensions
+            if layout == "svs":
+                assert set(slide.associated_images) == {"thumbnail", "label", "macro"}
+        with tifffile.TiffFile(path) as tiff:
+            subifds = [len(page.subifds or ()) for page in tiff.pages]
+            assert subifds == {"pyramid": [0] * 4, "subifd": [3], "svs": [0] * 6}[layout]
+    assert vendors == {"pyramid": "generic-tiff", "subifd": "generic-tiff", "svs": "aperio"}
+    assert levels["pyramid"] == ((1300, 1300), (650, 650), (325, 325), (162, 162))
+    assert levels["svs"] == ((1300, 1300), (325, 325), (82, 82))
+    assert all(np.abs(view - views[0]).mean() < 2 for view in views)
 
 
 RIGHT = {  # of each case: (true labels, cells of right answers, cells of one answer for all)
