@@ -24,7 +24,7 @@ class Job:
 
     @property
     def tiling(self) -> TilingConfig:
-        """What clotkit is asked for; its best tiles have half tissue if a slide has such tiles."""
+        """The settings for clotkit, whose best tiles have half tissue where a slide has such tiles."""
         tiling = TilingConfig("patches", self.tile_px, self.downsample, max_tiles=self.most, batch_tiles=4)
         return replace(tiling, min_tissue_share=self.least_share) if self.least_share else tiling
 

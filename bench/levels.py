@@ -1,4 +1,4 @@
-"""The readers of pyramids: a tissue map from a low level, then the tiles from the best level for their downsample."""
+"""Read pyramids: a tissue map from a low level, then each tile from the best level for its downsample."""
 
 from pathlib import Path
 from typing import Any

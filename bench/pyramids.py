@@ -1,4 +1,4 @@
-"""Save a picture as a pyramid: levels as pages, levels as SubIFDs, or a file that OpenSlide reads as Aperio's."""
+"""Save a picture as a pyramid: levels as pages, as SubIFDs, or in the order of Aperio's files."""
 
 from collections.abc import Iterator
 from pathlib import Path
