@@ -2,25 +2,19 @@
 
 from dataclasses import dataclass, replace
 
+from bench.peer_scripts.common import Tiles
 from clotkit.config import TilingConfig
 
+LARGEST = "largest"  # layout name of the competition's largest slide
 PYRAMIDS = ("pyramid", "subifd", "svs")  # layouts with levels
+ALL_LAYOUTS = ("deflate", "lzw", "jpeg", "strips", "noisy", *PYRAMIDS)
 
 
 @dataclass(frozen=True)
-class Job:
-    """The tiles to cut from one slide."""
+class Job(Tiles):
+    """The tiles to cut from one slide, with a name."""
 
     name: str
-    tile_px: int
-    downsample: int  # slide pixels per tile pixel
-    most: int  # tiles
-    least_share: float  # of tissue in a tile
-
-    @property
-    def side_px(self) -> int:
-        """The side of a tile in the slide."""
-        return self.tile_px * self.downsample
 
     @property
     def tiling(self) -> TilingConfig:
@@ -29,6 +23,6 @@ class Job:
         return replace(tiling, min_tissue_share=self.least_share) if self.least_share else tiling
 
 
-BEST = Job("16 best", 256, 4, 16, 0.0)
-EVERY = Job("every tissue tile", 224, 4, 100_000, 0.01)
-EVERY_16 = Job("every tissue tile at 1/16", 224, 16, 100_000, 0.01)
+BEST = Job(256, 4, 16, 0.0, "16 best")
+EVERY = Job(224, 4, 100_000, 0.01, "every tissue tile")
+EVERY_16 = Job(224, 16, 100_000, 0.01, "every tissue tile at 1/16")

@@ -9,7 +9,7 @@ import pyvips
 
 from bench import pyramids
 from bench.jobs import PYRAMIDS
-from bench.pyramids import save_pyramid
+from bench.pyramids import PIXELS_PER_MM, save_pyramid
 from clotkit.competitions import load_competition
 from clotkit.files import atomic_write
 from clotkit.progress import Log
@@ -31,7 +31,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "strips": {"tile": False, **DEFLATE},
     "noisy": {**SQUARES, **DEFLATE},
 }
-ALL_LAYOUTS = (*LAYOUTS, *PYRAMIDS)
 
 
 def slides(folder: Path, side_px: int, wanted: list[str], log: Log) -> dict[str, Path]:
@@ -77,7 +76,9 @@ def _save(source: Path, path: Path, name: str) -> None:
         if name in PYRAMIDS:
             save_pyramid(source, temporary, name, big)
         else:
-            (_noisy(image) if name == "noisy" else image).tiffsave(str(temporary), bigtiff=big, **LAYOUTS[name])
+            (_noisy(image) if name == "noisy" else image).tiffsave(
+                str(temporary), bigtiff=big, xres=PIXELS_PER_MM, yres=PIXELS_PER_MM, **LAYOUTS[name]
+            )
 
 
 def _noisy(image: pyvips.Image) -> pyvips.Image:

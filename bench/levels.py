@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from bench.jobs import Job
-from bench.peers import VIEW, Pixels, best_squares, blockwise_view
+from bench.peer_scripts.common import VIEW, Pixels, best_squares
+from bench.peers import blockwise_view
 
 
 def openslide_levels(path: Path, job: Job) -> int:

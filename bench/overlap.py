@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.measuring import LIMIT_S, ROOT, cpu_s
+from bench.comparing import LIMIT_S, ROOT
+from bench.measuring import cpu_s
 from bench.results import header
 from clotkit.competitions import load_competition
 from clotkit.splits import read_slides

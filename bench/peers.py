@@ -11,21 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.jobs import BEST, Job
+from bench.peer_scripts.common import BLOCK_PX, VIEW, Corners, Pixels, best_squares
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
 
-Pixels = npt.NDArray[np.uint8]
-Corners = list[tuple[int, int]]
-
 TILES, SIDE_PX, OUT_PX = BEST.most, BEST.side_px, BEST.tile_px
-VIEW = 64  # slide pixels per overview pixel, as clotkit takes for tiles of this side
-BLOCK_PX = 2048
-THRESHOLD = 24  # grey levels from the background from which a pixel is tissue
-MAX_BYTES = 8_000_000_000  # memory; a peer that needs more is not run
-
-
-class TooLargeError(Exception):
-    """A peer would need more than MAX_BYTES for the slide."""
 
 
 def decode_whole(path: Path) -> int:
@@ -56,7 +46,7 @@ def vips_thumbnail(path: Path) -> int:
     size = {"width": -(-image.width // VIEW), "height": -(-image.height // VIEW)}
     view = pyvips.Image.thumbnail(str(path), size["width"], height=size["height"], size="force").numpy()
     downsample, tiles = SIDE_PX // OUT_PX, []
-    for x, y in best_squares(view, (image.width, image.height)):
+    for x, y in best_squares(view, (image.width, image.height), BEST):
         width, height = min(SIDE_PX, image.width - x), min(SIDE_PX, image.height - y)
         tile = image.crop(x, y, width, height).embed(0, 0, SIDE_PX, SIDE_PX, extend="white")
         tiles.append(tile.shrink(downsample, downsample).numpy())
@@ -85,14 +75,11 @@ def tifffile_whole(path: Path) -> int:
 
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        needed = int(np.prod(page.shape)) * 17 // 16  # the array and its derived arrays
-        if needed > MAX_BYTES:
-            raise TooLargeError(f"needs {needed / 1e9:.1f} GB; peers get {MAX_BYTES / 1e9:g} GB")
         whole = page.asarray(maxworkers=1)
     height, width = whole.shape[:2]
     view = np.concatenate([_downsampled(whole[top : top + VIEW], VIEW) for top in range(0, height, VIEW)])
     tiles = []
-    for x, y in best_squares(view, (width, height)):
+    for x, y in best_squares(view, (width, height), BEST):
         tile = np.full((SIDE_PX, SIDE_PX, 3), 255, np.uint8)
         part = whole[y : y + SIDE_PX, x : x + SIDE_PX]
         tile[: part.shape[0], : part.shape[1]] = part
@@ -160,24 +147,6 @@ def approach_1(path: Path) -> int:
     return tiles
 
 
-def best_squares(view: Pixels, size_px: tuple[int, int], job: Job = BEST) -> Corners:
-    """Return corners of a job's grid squares with most tissue, for peers that leave the choice open.
-
-    `view` is the slide of `size_px` (width, height), downsampled by VIEW.
-    """
-    side_px = job.side_px
-    border = np.concatenate([view[0], view[-1], view[:, 0], view[:, -1]])
-    mask = np.abs(view.astype(np.int16) - np.median(border, axis=0).astype(np.int16)).max(axis=2) >= THRESHOLD
-    cells = side_px // VIEW
-    columns, rows = (-(-length // side_px) for length in size_px)
-    page = np.zeros((rows * cells, columns * cells))
-    page[: mask.shape[0], : mask.shape[1]] = mask
-    share = page.reshape(rows, cells, columns, cells).mean(axis=(1, 3)).ravel()
-    order = np.argsort(-share, kind="stable")[: job.most]
-    chosen = sorted(int(index) for index in order if share[index] > 0 and share[index] >= job.least_share)
-    return [(index % columns * side_px, index // columns * side_px) for index in chosen]
-
-
 def blockwise_view(slide: Any) -> Pixels:
     """Return an OpenSlide's full resolution, downsampled by VIEW block by block."""
     width, height = slide.dimensions
@@ -193,7 +162,7 @@ def blockwise_view(slide: Any) -> Pixels:
 
 def _grid_loop(slide: Any) -> int:
     tiles = []
-    for x, y in best_squares(blockwise_view(slide), slide.dimensions):
+    for x, y in best_squares(blockwise_view(slide), slide.dimensions, BEST):
         square = slide.read_region((x, y), 0, (SIDE_PX, SIDE_PX)).convert("RGB")
         tiles.append(np.asarray(square.reduce(SIDE_PX // OUT_PX)))
     return len(tiles)

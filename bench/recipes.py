@@ -335,7 +335,7 @@ def _trained(way: Way, recipe: Path, material: Material, case: Case, options: ar
         *[*train, way.resumed],
         anew=way.resumed,
         code=-signal.SIGKILL,
-        kill_if=lambda: any(checkpoints.glob("*/history.csv")),
+        kill_if=lambda _: any(checkpoints.glob("*/history.csv")),
     )
     if "resumed" not in way.steps and not any(checkpoints.glob("*/history.csv")):
         raise StepError("killed before the first epoch was over")

@@ -4,9 +4,12 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 
+from bench.comparing import Row, State
 from bench.contenders import LIMIT
-from bench.measuring import Row
+from bench.jobs import LARGEST, PYRAMIDS
+from bench.markdown import markdown_table
 
 PACKAGES = ("clotkit", "pyvips", "openslide-python", "tiffslide", "tifffile", "imagecodecs", "numpy", "pillow")
 
@@ -16,7 +19,10 @@ The job: a tissue map and the 16 best tiles of 1024 px as uint8 of 256 px. "ever
 if a slide has such tiles. The three recipes choose in their own ways, so their tiles differ; the column has the number
 of tiles.
 CPU and wall seconds start after the imports; peak is VmHWM of the process, imports included; medians of {rounds}.
-"x decode" is CPU over that of libvips decoding the whole slide once. One libvips thread; files in the page cache."""
+"x decode" is CPU over that of libvips decoding the whole slide once; "x limit" is CPU over that of decoding, with
+clotkit's codecs, each tile or strip of the file with any tissue once, on the best level for the job. One libvips
+thread; files in the page cache.
+The largest slide is measured once, with {memory_mb:,} MB (PSS of the processes) and {seconds} s for each contender."""
 
 
 def header() -> str:
@@ -46,18 +52,46 @@ def _version(package: str) -> str:
 
 def table(rows: list[Row]) -> list[str]:
     """Return the rows as lines of text, with a blank line between layouts."""
-    names, figures = ("layout", "px", "contender"), ("CPU s", "wall s", "peak MB", "tiles", "x decode")
-    lines = ["{:8} {:>6} {:42} {:>8} {:>8} {:>8} {:>6} {:>9}".format(*names, *figures)]
+    names, figures = ("layout", "px", "contender"), ("CPU s", "wall s", "peak MB", "tiles", "x decode", "x limit")
+    wide = max(len(_title(row)) for row in rows)
+    lines = [f"{{:8}} {{:>6}} {{:{wide}}} {{:>8}} {{:>8}} {{:>8}} {{:>6}} {{:>9}} {{:>8}}".format(*names, *figures)]
     for row in rows:
         if row["name"] == LIMIT:
             lines.append("")
-        start = f"{row['layout']:8} {row['side_px'] or '':>6} {row['name']:42}"
-        if row["reason"]:
-            lines.append(f"{start} {'-':>8} {row['reason']}")
+        start = f"{row['layout']:8} {row['side_px'] or '':>6} {_title(row):{wide}}"
+        if row["state"] != State.DONE:
+            lines.append(f"{start} {'-':>8} {row['state']}: {row['reason']}")
             continue
-        ratio = row["ratio_to_libvips_decode"]
+        ratios = row["ratio_to_libvips_decode"], row["ratio_to_tissue_decode"]
         lines.append(
             f"{start} {row['cpu_s']:8.2f} {row['wall_s']:8.2f} {row['peak_mb']:8.0f} {row['tiles']:6.0f} "
-            + (f"{'-':>9}" if ratio is None else f"{ratio:9.2f}")
+            + "{:>9} {:>8}".format(*("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios))
         )
     return lines
+
+
+def _title(row: Row) -> str:
+    """Return a row's contender, with the version of a peer that has an environment of its own."""
+    return f"{row['name']} ({row['version']})" if row["version"] else str(row["name"])
+
+
+def markdown(rows: list[Row]) -> Iterator[str]:
+    """Yield the rows as Markdown: for each size, contenders by layouts."""
+    for side in dict.fromkeys(row["side_px"] for row in rows):
+        for pyramids in (False, True):
+            here = [row for row in rows if row["side_px"] == side and (row["layout"] in PYRAMIDS) == pyramids]
+            cells = {(_title(row), row["layout"]): _cell(row) for row in here}
+            layouts = list(dict.fromkeys(row["layout"] for row in here))
+            titles = dict.fromkeys(_title(row) for row in here)
+            if here:
+                yield f"\n{side or LARGEST} px:\n"
+                lines = [[title, *(cells.get((title, layout), "-") for layout in layouts)] for title in titles]
+                yield from markdown_table([["contender", *layouts], *lines])
+
+
+def _cell(row: Row) -> str:
+    if row["state"] != State.DONE:
+        return str(row["state"])
+    ratios = {"x": row["ratio_to_libvips_decode"], "x limit": row["ratio_to_tissue_decode"]}
+    texts = [f"{ratio:.2f} {unit}" for unit, ratio in ratios.items() if ratio is not None]
+    return ", ".join([f"{row['cpu_s']:.2f} s", *texts, f"{row['peak_mb']:.0f} MB"])

@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from bench.contenders import CONTENDERS, LOOP, OURS, OURS_EVERY, of_job
-from bench.jobs import EVERY, EVERY_16, PYRAMIDS
-from bench.measuring import Row
+from bench.comparing import Row
+from bench.contenders import LOOP, OURS, OURS_EVERY, is_peer, of_job
+from bench.jobs import EVERY, EVERY_16, LARGEST, PYRAMIDS
 
-LARGEST = "largest"  # layout name of the competition's largest slide, for which only memory has a target
 MAX_MB, MAX_GROWTH = 300, 1.20  # peak memory on the largest slide, and over that at the first size
 
 # Maximum CPU seconds over those of libvips decoding the whole slide.
@@ -68,7 +67,7 @@ def _memory_targets(by_key: dict[tuple[str, int | None, str], Row], places: list
 
 def _fastest_peer(ours_s: float | None, rows: list[Row]) -> tuple[str, float | None]:
     """Return the fastest peer of a layout, and its CPU seconds over ours."""
-    cpu_s_of = {row["name"]: row["cpu_s"] for row in rows if CONTENDERS[row["name"]].peer and row["cpu_s"] is not None}
+    cpu_s_of = {row["name"]: row["cpu_s"] for row in rows if is_peer(row["name"]) and row["cpu_s"] is not None}
     if not cpu_s_of:
         return "none read it", math.inf
     name = min(cpu_s_of, key=lambda peer: cpu_s_of[peer])

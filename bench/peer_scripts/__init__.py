@@ -1,0 +1,1 @@
+"""Run one peer on one slide, in the peer's environment: nothing here imports clotkit."""
