@@ -14,7 +14,8 @@ def load() -> Run:
     """Import lazyslide, with its modules that are imported on first use."""
     pp: Any = importlib.import_module("lazyslide").pp
     wsidata: Any = importlib.import_module("wsidata")
-    importlib.import_module("openslide")
+    for module in ("openslide", "torch", "wsidata._normalizer"):
+        importlib.import_module(module)
 
     def run(path: str, job: Tiles) -> int:
         slide = wsidata.open_wsi(path, store=None)
@@ -27,6 +28,10 @@ def load() -> Run:
             edge=True,
             background_fraction=min(1 - job.least_share, 0.999),
         )
+        squares = slide.shapes["tiles"]
+        if len(squares) > job.most:
+            area = squares.intersection(slide.shapes["tissues"].union_all()).area
+            slide.shapes["tiles"] = squares.loc[area.nlargest(job.most).index]
         tiles = []
         for tile in slide.iter.tile_images("tiles"):
             image = np.ascontiguousarray(np.asarray(tile.image)[..., :3])
