@@ -33,6 +33,9 @@ class TilingConfig:
     duplicates: str = "keep"  # repeated sections of one clot: `keep` all, or `drop` all but one
     # Colour normalisation: `none`, `background` (white balance by the slide's background), `reinhard` or `macenko`.
     normalise: str = "none"
+    # Smaller levels of a pyramid that tiles may come from: `auto` (those that differ from level 0 by a codec's noise),
+    # `close` (by less than 3 grey levels, noise included) or `full` (none: level 0 alone).
+    levels: str = "auto"
     # Downsamples of some slides, as "column = value: downsample" with a column of the slides' table or a fact of the
     # competition: the first entry whose value is the slide's, whatever its capitals, replaces `downsample`.
     downsample_if: tuple[str, ...] = ()
@@ -280,6 +283,7 @@ FITTING_LOSSES = {"softmax": "categorical", "ordinal": "ordinal", "value": "squa
 # {key of a recipe's table: the values that it allows}
 WORDS: dict[str, tuple[str | int, ...]] = {
     "duplicates": ("keep", "drop"),
+    "levels": ("auto", "close", "full"),
     "near_duplicates": ("group", "drop", "keep"),
     "normalise": ("none", "background", "reinhard", "macenko"),
     "source": ("slides", "npz", "folders", "table"),

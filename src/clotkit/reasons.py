@@ -50,6 +50,7 @@ class Reason(StrEnum):
     OTHER_PAGE = "other_page"  # the slide is not the file's first page; `page` and `subifd` say which it is
     SEVERAL_PAGES = "several_pages"  # another page may be the slide, or a part of it, as well: one was chosen
     PAGES_UNREAD = "pages_unread"  # a directory beside that of the slide cannot be read
+    LEVEL_REFUSED = "level_refused"  # a smaller level of the file is not used; `levels_refused` says which and why
 
 
 class Cause(NamedTuple):
@@ -57,6 +58,16 @@ class Cause(NamedTuple):
 
     code: Reason
     sentence: str
+
+
+class LevelFault(StrEnum):
+    """Why a level of a pyramid is not used: `code` of a row of `levels_refused`."""
+
+    SIZE = "size"  # one of its sides is not that of the slide at its downsample
+    DAMAGED = "damaged"  # it cannot be read
+    UNSUPPORTED = "unsupported"  # no decoder here reads it
+    DIFFERS = "differs"  # it does not show what level 0 shows
+    UNPROVEN = "unproven"  # level 0 has too little contrast to tell whether it does
 
 
 class RemoteKind(StrEnum):

@@ -126,7 +126,7 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
     try:
         for index, tiling in enumerate(task.tilings):
             check_tiler(tiling)
-            for piece in cut_slide(recorder.watch(open_slide(task.path)), tiling, recorder.see_glass):
+            for piece in cut_slide(recorder.watch(open_slide(task.path, tiling.levels)), tiling, recorder.see_glass):
                 if isinstance(piece, dict):
                     facts.update(piece)
                 yield index, piece

@@ -17,6 +17,7 @@ from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.scratch import scratch
 from clotkit.shards.shard import ShardFile, metadata_in, write_shard
+from clotkit.slides.levels import AUTO
 from clotkit.stores import Store, local_copy
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.versions import CUTTING, Versions, versions_here
@@ -32,7 +33,7 @@ def tiling_in(facts: Mapping[str, Any]) -> dict[str, Any]:
     It is empty if the facts have no tiling. Its downsample is the one that was used, so it has no downsample_if.
     """
     tiling = renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
-    return tiling and {**tiling, "downsample_if": ()}
+    return tiling and {"levels": AUTO, **tiling, "downsample_if": ()}  # older shards came before `levels`
 
 
 def tiling_facts(tiling: TilingConfig, row: Mapping[str, str]) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class Directories:
         word, room, count_as = ("Q", 8, "Q") if big else ("I", 4, "H")
         self._word, self._count = struct.Struct(order + word), struct.Struct(order + count_as)
         self._entry = struct.Struct(f"{order}HH{word}{room}s")
+        self.big_endian = order == ">"
         (first,) = self._word.unpack(head[room : 2 * room])
         self.broken = ""  # why some directories are not here
         self.all: list[Directory] = []

@@ -25,8 +25,8 @@ WHITE = (255, 255, 255)
 MAX_CHARACTERS = 280  # of the message that names what every decoder said
 
 
-class Slide(Protocol):
-    """An open slide: RGB pixels, uint8, at full resolution unless a downsample is given."""
+class Decoded(Protocol):
+    """An open page: RGB pixels, uint8, at full resolution unless a downsample is given."""
 
     decoder: str
     width_px: int
@@ -41,7 +41,7 @@ class Slide(Protocol):
         """Yield the tiles at `xy`, uint8[tile_px, tile_px, 3] each, box-averaged by `downsample`.
 
         Args:
-            xy: Top left corners in full-resolution pixels, multiples of `downsample`. A sequential slide needs them
+            xy: Top left corners in full-resolution pixels, multiples of `downsample`. A sequential page needs them
                 sorted by y.
             tile_px: Side of a tile, in its own pixels.
             downsample: Slide pixels per tile pixel.
@@ -58,7 +58,7 @@ class Candidate:
     """A decoder that may read a slide."""
 
     decoder: str
-    open: Callable[[], Slide]  # raises SlideError
+    open: Callable[[], Decoded]  # raises SlideError
     proven: bool = False  # its pixels need no second opinion
     lenient: bool = False  # it shows damaged data as pixels
     final: bool = False  # it verifies its data, so that what it calls damaged is
@@ -94,7 +94,7 @@ class FallbackSlide:
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
-        """Yield tiles; see `Slide.tiles`. The next decoder goes on where one fails."""
+        """Yield tiles; see `Decoded.tiles`. The next decoder goes on where one fails."""
         done = 0
         while True:
             try:
@@ -112,7 +112,7 @@ class FallbackSlide:
         if any(one.final for one in self._all if one.decoder == decoder) and error.reason is Reason.DAMAGED:
             self._waiting.clear()
 
-    def _next(self, before: Slide | None = None) -> Slide:
+    def _next(self, before: Decoded | None = None) -> Decoded:
         """Return the slide as the next decoder opens it that passes its check.
 
         Raises:
@@ -148,7 +148,7 @@ class FallbackSlide:
         if codes:
             self.facts["notes"] = list(dict.fromkeys([*self.facts.get("notes", ()), *codes]))
 
-    def _checked(self, slide: Slide, candidate: Candidate) -> list[Reason]:
+    def _checked(self, slide: Decoded, candidate: Candidate) -> list[Reason]:
         """Return codes of what a decoder and the others disagree about.
 
         Raises:
@@ -195,7 +195,7 @@ def _blank(tiles: Sequence[Pixels]) -> bool:
     return len({value for tile in tiles for value in (int(tile.min()), int(tile.max()))}) == 1
 
 
-def sample_corners(slide: Slide, table: SegmentTable | None) -> list[tuple[int, int]]:
+def sample_corners(slide: Decoded, table: SegmentTable | None) -> list[tuple[int, int]]:
     """Return the corners of a few tiles to compare, sorted by row.
 
     They are those with the most bytes, an even spread, and all doubtful ones.

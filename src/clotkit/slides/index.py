@@ -14,19 +14,17 @@ import numpy.typing as npt
 
 from clotkit.slides.pixels import Colour, box_sums
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import SegmentTable
+from clotkit.slides.table import SegmentTable, background_bytes
 
 Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
 Distance = Callable[[int, int], int]  # tile (row, column) -> largest distance from the background, grey levels
 
 CONTENT_SIZED_CODECS = {5, 7, 8, 32946, 33003, 33005, 34712, 50000, 50001}  # tile size depends on content
-# A tile counts as background up to this far above the commonest tile size, whichever is the most.
-DEVIATIONS = 4.0  # robust standard deviations
-MARGIN, MARGIN_BYTES = 1.25, 32  # factor and bytes, for slides whose background sizes hardly vary
 MIN_SKIPPED = 0.2  # share of all tiles: with less to skip, an index saves nothing
 SAMPLED_LARGEST, SAMPLED_SPREAD = 16, 48  # tiles decoded as a check: the largest skipped ones, an even spread
 SAMPLED_SMALL, SMALL = 16, 0.75  # and of those below this part of the commonest size: glass may have noise, tissue none
 SAMPLE_DOWNSAMPLE = 8  # of the sampled tiles: finer than tilers need
+FEW_TILES = 128  # of a smaller level: reading them all costs little more than the check
 MAX_LOWERINGS = 8  # times that the limit may fall
 LOWERING_FACTOR = 0.5  # the new limit: this part of the way from the mode to the smallest offending tile
 
@@ -57,19 +55,23 @@ class TileIndex:
         return np.asarray(np.minimum(touched * (self.side_px / side_px) ** 2, 1.0))
 
 
-def slide_index(slide: Slide, background: Colour, threshold: int) -> TileIndex | None:
+def slide_index(slide: Slide, background: Colour, threshold: int, downsample: int = 1) -> TileIndex | None:
     """Return the tile index for tissue at least `threshold` grey levels from the background.
 
-    Returns None for a slide without an index: not tiled, or one on which the index would skip little.
+    The tiles are those of the level from which the slide is read at `downsample`. Returns None for a slide without an
+    index: not tiled, or one on which the index would skip little.
     """
-    table = slide.table
-    if table is None or slide.sequential or table.width_px % SAMPLE_DOWNSAMPLE:
+    level = slide.level(downsample)
+    table, step = level.table, max(SAMPLE_DOWNSAMPLE, level.downsample)
+    if table is None or slide.sequential or table.width_px % step:
+        return None
+    if level.downsample > 1 and table.counts.size <= FEW_TILES:
         return None
     side = table.width_px
 
     def distance(row: int, column: int) -> int:
         corner = (column * side, row * side)
-        (tile,) = slide.tiles([corner], side // SAMPLE_DOWNSAMPLE, SAMPLE_DOWNSAMPLE, background)
+        (tile,) = slide.tiles([corner], side // step, step, background)
         return int(np.abs(tile.astype(np.int16) - background).max())
 
     return verified_index(table, distance, threshold / 2)
@@ -107,21 +109,6 @@ def verified_index(table: SegmentTable, distance: Distance, max_distance: float)
             return TileIndex(table.width_px, wanted, max_distance)
         limit = mode + LOWERING_FACTOR * (min(offenders) - mode)
     return None
-
-
-def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Return the commonest tile size and the largest size that still counts as background, in bytes.
-
-    The limit lies above the mode by a multiple of the spread, which is estimated from the sizes below the mode.
-    Background is the commonest content of these slides: the largest tissue share seen on a real slide is about one
-    half.
-    """
-    bins = np.round(np.log2(counts) * 8).astype(np.int64)  # eight bins per doubling
-    values, frequency = np.unique(bins, return_counts=True)
-    mode = float(np.median(counts[bins == values[frequency.argmax()]]))
-    below = counts[counts <= mode]
-    deviation = 1.4826 * float(np.median(mode - below))
-    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MARGIN_BYTES)
 
 
 def _sample(counts: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], small: float) -> list[tuple[int, int]]:

@@ -62,6 +62,7 @@ COPY_TIMES, COPY_SHAPE = 3.9, 0.02  # a page of the same shape with fewer than 1
 COMPARED = 64  # sizes, the largest ones, that a page may be a copy of
 ICON_PX = 32  # pages with no longer side are icons, whose sizes tell nothing: the first one counts
 LOST_TIMES = 2  # pages that cannot be read may have this many times the bytes of the slide, not more
+MIN_LEVEL_PX = 64  # of a level's longer side
 RIVAL_TIMES = 4  # a page like the slide with at least 1/4 of its pixels may be another section
 
 
@@ -104,11 +105,21 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A page that may be the slide in a lower resolution: a level of its pyramid."""
+
+    directory: Directory
+    downsample: int  # slide pixels per pixel, along a side
+    fits: bool  # both sides have that downsample
+
+
+@dataclass(frozen=True)
 class Choice:
-    """The directory of the slide, and the codes that the report carries about it."""
+    """The directory of the slide, its smaller levels, and the codes that the report carries about it."""
 
     directory: Directory
     notes: tuple[Reason, ...] = ()
+    levels: tuple[Copy, ...] = ()  # the finest first
 
 
 def choose(found: Directories, path: Path) -> Choice:
@@ -179,7 +190,42 @@ def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
         Reason.SEVERAL_PAGES: bool(rivals) or planes > 1 or contradicted,
         Reason.PAGES_UNREAD: bool(broken),
     }
-    return Choice(best.directory, tuple(note for note, holds in notes.items() if holds))
+    return Choice(best.directory, tuple(note for note, holds in notes.items() if holds), _levels(images, best))
+
+
+def _levels(images: Sequence[Page], slide: Page) -> tuple[Copy, ...]:
+    """Return the levels of a slide among all pages, one for each downsample: the first of those that fit, tiled first.
+
+    A tiled page with one side that fits and another that does not is listed too: it looks like a level that was cut.
+    """
+    full, levels = (slide.width_px, slide.height_px), dict[int, Copy]()
+    for page in sorted(images, key=lambda page: not page.tiled):
+        if page is slide or page.samples != slide.samples or page.colour != slide.colour:
+            continue
+        downsample = level_downsample((page.width_px, page.height_px), full)
+        sides = (level_downsample((page.width_px,), full[:1]), level_downsample((page.height_px,), full[1:]))
+        if downsample or (page.tiled and any(sides)):
+            found = Copy(page.directory, downsample or max(sides), fits=downsample > 0)
+            if found.fits > (found.downsample in levels and levels[found.downsample].fits):
+                levels[found.downsample] = found
+            else:
+                levels.setdefault(found.downsample, found)
+    return tuple(sorted(levels.values(), key=lambda level: level.downsample))
+
+
+def level_downsample(size_px: Sequence[int], full_px: Sequence[int]) -> int:
+    """Return the downsample of a level of `size_px`, given the size of level 0; 0 if it has none that is whole.
+
+    Writers round sides up or down, so every side must be less than one pixel from the quotient. A power of 2 that fits
+    is preferred, because small levels fit several downsamples.
+    """
+    ratio = full_px[0] / size_px[0]
+    if max(size_px) < MIN_LEVEL_PX or ratio < 1.5:
+        return 0
+    for downsample in (1 << round(math.log2(ratio)), round(ratio)):
+        if all(abs(px - full / downsample) < 1 for px, full in zip(size_px, full_px, strict=True)):
+            return downsample
+    return 0
 
 
 def _planes(description: str, page: Page) -> int:

@@ -24,13 +24,15 @@ from clotkit.slides.bands import tiles_in_one_pass
 from clotkit.slides.codecs.decompress import CCITT
 from clotkit.slides.codecs.formats import colours_of
 from clotkit.slides.direct import DirectSlide
-from clotkit.slides.fallback import Candidate, Expected, FallbackSlide, Slide
+from clotkit.slides.fallback import Candidate, Expected, FallbackSlide
+from clotkit.slides.levels import AUTO, LevelFile, PyramidSlide, Slide
 from clotkit.slides.limits import MAX_EXPANSION, check_size
+from clotkit.slides.pages import Copy, level_downsample
 from clotkit.slides.pictures import PictureSlide, check_interlacing
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import Segments, codecs
 from clotkit.slides.table import JPEG, RAW, SegmentTable
-from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
+from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout, read_level
 
 __all__ = ["Slide", "open_slide"]
 
@@ -40,8 +42,12 @@ MAX_JPEG_PX = 65_500  # libjpeg's limit of a side
 MAX_ROTATED_PX = 2**25  # in strips: libvips rotates these in memory, 100 MB; more would go to a temporary file
 
 
-def open_slide(path: Path) -> Slide:
+def open_slide(path: Path, levels: str = AUTO) -> Slide:
     """Open a slide with the decoder that reads its codec.
+
+    Args:
+        path: The slide's file.
+        levels: The smaller levels of a pyramid that tiles may come from: AUTO, CLOSE, or FULL for none of them.
 
     Raises:
         SlideUnreadable: The file is missing, empty, damaged, or not an image.
@@ -58,13 +64,40 @@ def open_slide(path: Path) -> Slide:
     layout = read_layout(path)
     if layout is None:
         try:
-            return OpenSlideSlide(path)
+            slide = OpenSlideSlide(path)
         except SlideError as error:
             raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
+        return PyramidSlide(slide, _levels_of_openslide(path, slide), levels)
+    upright = layout.orientation == 1
+    return PyramidSlide(_open_page(path, layout), _levels_of_a_tiff(path, layout) if upright else (), levels)
+
+
+def _open_page(path: Path, layout: Layout) -> FallbackSlide:
+    """Open one page of a TIFF, or a picture."""
     pictures = layout.codec is None
     candidates = _of_a_picture(path, layout) if pictures else _of_a_tiff(path, layout)
     lossy = pictures or layout.codec in LOSSY_CODECS
     return FallbackSlide(candidates, Expected(layout.segments, lossy, layout.facts))
+
+
+def _levels_of_a_tiff(path: Path, layout: Layout) -> list[LevelFile]:
+    """Return the smaller levels of a TIFF."""
+
+    def open_level(level: Copy) -> FallbackSlide:
+        return _open_page(path, read_level(path, level))
+
+    return [LevelFile(level.downsample, partial(open_level, level), level.fits) for level in layout.levels]
+
+
+def _levels_of_openslide(path: Path, slide: "OpenSlideSlide") -> list[LevelFile]:
+    """Return the smaller levels of a slide that OpenSlide alone reads."""
+    full = (slide.width_px, slide.height_px)
+    levels = [(level_downsample(size, full), number) for number, size in enumerate(slide.level_sizes)]
+    return [
+        LevelFile(downsample, partial(OpenSlideSlide, path, level=number))
+        for downsample, number in levels
+        if downsample
+    ]
 
 
 def _of_a_picture(path: Path, layout: Layout) -> list[Candidate]:
@@ -130,7 +163,10 @@ def _open_with_openslide(path: Path, layout: Layout) -> "OpenSlideSlide":
     if layout.orientation != 1:
         raise CodecUnsupported(f"OpenSlide does not read orientation {layout.orientation}")
     slide = OpenSlideSlide(path, layout.segments)
-    if (slide.width_px, slide.height_px) != (layout.width_px, layout.height_px):
+    size = (layout.width_px, layout.height_px)
+    if size in slide.level_sizes[1:]:
+        slide = OpenSlideSlide(path, layout.segments, slide.level_sizes.index(size))
+    if (slide.width_px, slide.height_px) != size:
         raise CodecUnsupported(
             f"OpenSlide reads {slide.width_px} x {slide.height_px} px, "
             f"the slide's page has {layout.width_px} x {layout.height_px} px"
@@ -219,7 +255,7 @@ class VipsSlide:
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
-        """Yield tiles; see `Slide.tiles`."""
+        """Yield tiles; see `Decoded.tiles`."""
         size = (self.width_px, self.height_px)
         region = self._vips.Region.new(self._open("sequential" if self.sequential else "random", background))
 
@@ -286,8 +322,8 @@ class OpenSlideSlide:
     decoder = "openslide"
     sequential = False
 
-    def __init__(self, path: Path, table: SegmentTable | None = None) -> None:
-        """Open the slide.
+    def __init__(self, path: Path, table: SegmentTable | None = None, level: int = 0) -> None:
+        """Open one level of the slide.
 
         Raises:
             CodecUnsupported: OpenSlide cannot open it, or is not installed.
@@ -302,7 +338,9 @@ class OpenSlideSlide:
             self._slide = openslide.OpenSlide(path)
         except self._error as error:
             raise CodecUnsupported(f"OpenSlide: {one_line(error, path)}") from error
-        self.width_px, self.height_px = self._slide.dimensions
+        self.level_sizes: tuple[tuple[int, int], ...] = self._slide.level_dimensions
+        self._level, (self.width_px, self.height_px) = level, self.level_sizes[level]
+        self._downsample = round(self._slide.level_downsamples[level])
         colour = self._slide.properties.get("openslide.background-color", "")
         self._background: Colour | None = None
         if len(colour) == 6:
@@ -311,7 +349,7 @@ class OpenSlideSlide:
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
     ) -> Iterator[Pixels]:
-        """Yield tiles; see `Slide.tiles`."""
+        """Yield tiles; see `Decoded.tiles`."""
         size, read = (self.width_px, self.height_px), partial(self._read, self._background or background)
         for corner in xy:
             yield downsampled_tile(read, size, corner, tile_px, downsample, background)
@@ -319,7 +357,8 @@ class OpenSlideSlide:
     def _read(self, background: Colour, x: int, y: int, width: int, height: int) -> Pixels:
         """Return RGB pixels; transparent ones show the slide's own background if it states one."""
         try:
-            rgba = np.asarray(self._slide.read_region((x, y), 0, (width, height)))
+            place = (x * self._downsample, y * self._downsample)  # OpenSlide counts in pixels of level 0
+            rgba = np.asarray(self._slide.read_region(place, self._level, (width, height)))
         except self._error as error:
             raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
         if rgba[..., 3].min() == 255:

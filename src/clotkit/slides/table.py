@@ -42,6 +42,11 @@ MAX_SEGMENT_BYTES = 48 * 2**20  # decoded; 128 rows of the widest slide are 39 M
 MAX_PAST_END = 4  # segments whose byte counts reach beyond the end of the file; writers do it in the last strip
 
 
+# A tile counts as background up to this far above the commonest tile size, whichever is the most.
+DEVIATIONS = 4.0  # robust standard deviations
+MARGIN, MARGIN_BYTES = 1.25, 32  # factor and bytes, for slides whose background sizes hardly vary
+
+
 @dataclass(frozen=True)
 class SegmentTable:
     """The tiles or strips of a page: their places in the file and their encoding."""
@@ -69,6 +74,21 @@ class SegmentTable:
     def row_by_row(self) -> bool:
         """True for strips that are too large to be decoded at once."""
         return not self.tiled and self.width_px * self.height_px * 3 > MAX_SEGMENT_BYTES
+
+
+def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return the commonest tile size and the largest size that still counts as background, in bytes.
+
+    The limit lies above the mode by a multiple of the spread, which is estimated from the sizes below the mode.
+    Background is the commonest content of these slides: the largest tissue share seen on a real slide is about one
+    half.
+    """
+    bins = np.round(np.log2(counts) * 8).astype(np.int64)  # eight bins per doubling
+    values, frequency = np.unique(bins, return_counts=True)
+    mode = float(np.median(counts[bins == values[frequency.argmax()]]))
+    below = counts[counts <= mode]
+    deviation = 1.4826 * float(np.median(mode - below))
+    return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MARGIN_BYTES)
 
 
 def first_value(tags: Tags, code: int, default: int) -> int:

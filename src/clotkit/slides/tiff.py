@@ -36,7 +36,7 @@ from clotkit.slides.directories import (
     Tags,
 )
 from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
-from clotkit.slides.pages import Choice, choose
+from clotkit.slides.pages import Choice, Copy, choose
 from clotkit.slides.table import SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
@@ -86,6 +86,7 @@ class Layout:
     page: int = 0  # the directory's number in the file's main chain
     subifd: tuple[int, ...] = ()  # its numbers in the SubIFDs below that page, one a level; empty: the page itself
     notes: tuple[Reason, ...] = ()  # what the report says about the choice of the page
+    levels: tuple[Copy, ...] = ()  # of a pyramid, the finest first
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -117,7 +118,19 @@ def read_layout(path: Path) -> Layout | None:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
         raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
-    return _layout(tags, choice, path, big_endian=magic.startswith(b"MM"))
+    return _layout(tags, choice, path, found.big_endian)
+
+
+def read_level(path: Path, level: Copy) -> Layout:
+    """Return the layout of a smaller level of the slide in a TIFF; for errors see `read_layout`."""
+    try:
+        with path.open("rb") as file:
+            found = Directories(file)
+            return _layout(found.tags(level.directory, TAGS), Choice(level.directory), path, found.big_endian)
+    except OSError as error:
+        raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
+    except (ValueError, struct.error) as error:
+        raise SlideUnreadable(f"the directory of a level cannot be read: {one_line(error)}") from error
 
 
 def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
@@ -157,6 +170,7 @@ def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
         where.page,
         where.subifd,
         choice.notes,
+        choice.levels,
     )
 
 

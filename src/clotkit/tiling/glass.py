@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.index import background_bytes
+from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import SegmentTable
+from clotkit.slides.table import SegmentTable, background_bytes
 
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
@@ -158,6 +158,11 @@ class GlassSlide:
             if self._flatten:
                 shown = self._glass.flattened(shown, corner, (size[0], size[1]), downsample)
             yield self._glass.framed(shown, corner, downsample) if self._framed else shown
+
+    def level(self, downsample: int) -> Level:
+        """Return the level from which tiles are read; see `Glass.table`."""
+        level = self._slide.level(downsample)
+        return replace(level, table=self._glass.table(level.table))
 
 
 def _samples(

@@ -145,7 +145,8 @@ class _Search:
         area_px = self.context.slide.width_px * self.context.slide.height_px
         per_bound = self.tissue_px / self.read_bounds if self.read_bounds else 0.0
         tissue_share = min(per_bound * float(self.bounds.sum()) / area_px, 1.0)
-        return tissue_facts(self.rule, tissue_share, self.min_share, 1 - self.read_count / len(self.bounds))
+        level = self.context.slide.level(self.config.downsample).downsample
+        return tissue_facts(self.rule, tissue_share, self.min_share, 1 - self.read_count / len(self.bounds), level)
 
 
 def _squares(context: SlideContext, config: TilingConfig, ranking: Ranking) -> TileStream:
@@ -172,7 +173,7 @@ def _search(context: SlideContext, rule: TissueRule, config: TilingConfig, neede
     """Set up a search that is settled once tissue covers `needed_share` of the slide."""
     side, slide = config.tile_px * config.downsample, context.slide
     corners = grid_corners(slide.width_px, slide.height_px, stride_px(config))
-    index = context.index(rule.threshold)
+    index = context.index(rule.threshold, config.downsample)
     bounds = np.ones(len(corners)) if index is None else index.bounds(corners, side)
     bounds[context.excluded_share(corners, side) > MAX_EXCLUDED] = 0
     needed_px = needed_share * slide.width_px * slide.height_px

@@ -48,9 +48,9 @@ class SlideContext:
         """Return the corner (x, y) of `slide` in the file: not (0, 0) if that is in a black surround."""
         return self.glass.origin
 
-    def index(self, threshold: int) -> TileIndex | None:
+    def index(self, threshold: int, downsample: int) -> TileIndex | None:
         """Return the tile index of `slide`; see `slides.index.slide_index`."""
-        index = slide_index(self.judged, self.background, threshold)
+        index = slide_index(self.judged, self.background, threshold, downsample)
         return index if index is None else replace(index, origin_px=self.origin)
 
     @property
@@ -103,10 +103,13 @@ class Overview:
 
     def facts(self, min_share: float) -> dict[str, Any]:
         """Return the slide's tissue facts for the report; `min_share` is the tissue share required of a tile."""
-        return tissue_facts(self.tissue.rule, self.tissue.share, min_share, self.skipped_share)
+        level = self.slide.level(self.downsample).downsample
+        return tissue_facts(self.tissue.rule, self.tissue.share, min_share, self.skipped_share, level)
 
 
-def tissue_facts(rule: TissueRule, tissue_share: float, min_share: float, skipped_share: float) -> dict[str, Any]:
+def tissue_facts(
+    rule: TissueRule, tissue_share: float, min_share: float, skipped_share: float, level: int
+) -> dict[str, Any]:
     """Return the facts about a slide's tissue that every tiler reports.
 
     Args:
@@ -114,6 +117,7 @@ def tissue_facts(rule: TissueRule, tissue_share: float, min_share: float, skippe
         tissue_share: Share of the slide that is tissue.
         min_share: Tissue share that was finally required of a tile.
         skipped_share: Share of the slide that was not read.
+        level: Downsample of the level that tiles come from; 1, level 0, is not reported.
     """
     return {
         "tissue_share": round(tissue_share, 5),
@@ -121,7 +125,7 @@ def tissue_facts(rule: TissueRule, tissue_share: float, min_share: float, skippe
         "marks_are_tissue": rule.with_marks,
         "min_share": min_share,
         "skipped_share": round(skipped_share, 3),
-    }
+    } | ({"level": level} if level > 1 else {})
 
 
 def slide_overview(context: SlideContext, downsample: int) -> Overview:
@@ -135,7 +139,7 @@ def slide_overview(context: SlideContext, downsample: int) -> Overview:
     shape = (-(-slide.height_px // downsample), -(-slide.width_px // downsample))
     bare = context.glass.unread(downsample, shape)
     for rule in context.rules[: len(THRESHOLDS)]:
-        index = context.index(rule.threshold)
+        index = context.index(rule.threshold, downsample)
         view = read_overview(slide, downsample, background, index, bare)
         flat = context.flattened(view, (0, 0), downsample)
         if index is None or rule.mask(flat, background).mean() >= MIN_TISSUE_SHARE:

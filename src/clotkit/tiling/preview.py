@@ -56,7 +56,7 @@ def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
     Raises:
         SlideError: The slide cannot be read.
     """
-    slide = open_slide(path)
+    slide = open_slide(path, tiling.levels)
     context = slide_context(slide)
     size_px, origin = (context.slide.width_px, context.slide.height_px), np.array(context.origin, np.int32)
     downsample = preview_downsample(slide.width_px, slide.height_px)

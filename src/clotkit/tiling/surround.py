@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.bands import ReadRows, tiles_in_one_pass
+from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank, downsampled_tile
 from clotkit.slides.reader import Slide
 from clotkit.slides.table import SegmentTable
@@ -98,6 +99,10 @@ class ScannedSlide:
         else:
             for corner in xy:
                 yield downsampled_tile(self._read, size, corner, tile_px, downsample, background)
+
+    def level(self, downsample: int) -> Level:
+        """Return the level from which tiles are read, without its table: its tiles begin elsewhere."""
+        return Level(self._slide.level(downsample).downsample, None)
 
     def _shifted(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.index import CONTENT_SIZED_CODECS, background_bytes
+from clotkit.slides.index import CONTENT_SIZED_CODECS
+from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
+from clotkit.slides.table import background_bytes
 from clotkit.tiling.glass import Glass
 from clotkit.tiling.tissue import TissueRule
 
@@ -131,6 +133,10 @@ class RecordedSlide:
                 except Exception:  # noqa: BLE001 - a failed thumbnail must not cost the slide
                     self._drawing = False
             yield tile
+
+    def level(self, downsample: int) -> Level:
+        """Return the level from which tiles are read; see `levels.Slide.level`."""
+        return self._slide.level(downsample)
 
 
 def thumbnail_downsample(width_px: int, height_px: int) -> int:

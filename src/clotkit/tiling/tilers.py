@@ -53,7 +53,7 @@ def tile_slide(path: Path, config: TilingConfig) -> Iterator[dict[str, Any] | Ba
         ConfigError: The tiler is unknown.
     """
     check_tiler(config)
-    yield from cut_slide(open_slide(path), config)
+    yield from cut_slide(open_slide(path, config.levels), config)
 
 
 def check_tiler(config: TilingConfig, recipe: str = "") -> None:
