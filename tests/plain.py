@@ -11,8 +11,9 @@ import numpy as np
 import pyvips
 
 from clotkit.config import TilingConfig
+from clotkit.slides.header.table import SegmentTable
+from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.table import SegmentTable
 from clotkit.tiling.marks import marks
 
 THRESHOLDS, SHARES, MIN_TISSUE = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
@@ -35,6 +36,10 @@ class ArraySlide:
         """Yield tiles; see `reader.Slide.tiles`."""
         for corner in xy:
             yield cut(self.pixels, corner, tile_px, downsample, background)
+
+    def level(self, downsample: int) -> Level:
+        """Return level 0, the only one; see `levels.Slide.level`."""
+        return Level(1, self.table)
 
 
 def decoded(path: Path) -> Pixels:

@@ -100,7 +100,7 @@ def cut(path: Path, cuts: Sequence[tuple[str, int, int]] = CUTS) -> list[tuple[n
     for name, side, downsample in cuts:
         pieces = [
             piece
-            for piece in tile_slide(path, TilingConfig(name, side, downsample, 12, 32))
+            for piece in tile_slide(path, TilingConfig(name, side, downsample, 12, 32, levels="full"))
             if isinstance(piece, Batch)
         ]
         results.append((np.concatenate([piece.xy for piece in pieces]), np.concatenate([p.tiles for p in pieces])))

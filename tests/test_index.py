@@ -8,9 +8,9 @@ import pyvips
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clotkit.slides.header.table import SegmentTable, background_bytes
 from clotkit.slides.index import TileIndex, slide_index, verified_index
 from clotkit.slides.reader import open_slide
-from clotkit.slides.table import SegmentTable, background_bytes
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.tissue import sample_background
 

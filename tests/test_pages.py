@@ -9,8 +9,8 @@ import pytest
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.planning.forecast import forecast
 from clotkit.reasons import Reason
+from clotkit.slides.header.tiff import read_layout
 from clotkit.slides.reader import open_slide
-from clotkit.slides.tiff import read_layout
 
 from . import tiff_pages
 from .page_orders import (

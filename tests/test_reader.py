@@ -11,7 +11,8 @@ import tifffile
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable
 from clotkit.reasons import Reason
-from clotkit.slides.reader import OpenSlideSlide, Slide, open_slide
+from clotkit.slides.fallback import Decoded
+from clotkit.slides.reader import OpenSlideSlide, open_slide
 from clotkit.tiling.overview import read_overview
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -49,7 +50,7 @@ def save(picture: Pixels, tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def tiles_of(slide: Slide, xy: list[tuple[int, int]], downsample: int = 2) -> list[Pixels]:
+def tiles_of(slide: Decoded, xy: list[tuple[int, int]], downsample: int = 2) -> list[Pixels]:
     return list(slide.tiles(xy, 64, downsample, (255, 0, 255)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clotkit.competitions import Sizes
 from clotkit.errors import SlideError
-from clotkit.slides.tiff import read_layout
+from clotkit.slides.header.tiff import read_layout
 
 MOST_HEADERS = 200  # slides whose header is read
 LEVELS = (0.0, 0.05, 0.5, 0.95, 1.0)

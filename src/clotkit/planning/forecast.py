@@ -19,10 +19,10 @@ import numpy.typing as npt
 from clotkit.config import TilingConfig
 from clotkit.slides.bands import BLOCK_BYTES
 from clotkit.slides.direct import CACHE_BYTES
+from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.slides.index import SAMPLED_LARGEST, SAMPLED_SPREAD, Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.tiling.grid_tilers import MAX_HELD_BYTES, TopK, relaxed_min_share, stride_px, tenths
 from clotkit.tiling.overview import BLOCK_PX, SlideContext, bounded_downsample, grid_corners, overview_px, slide_context
 from clotkit.tiling.overview_tilers import MIN_PIECE_SHARE, piece_downsample, piece_grid

@@ -15,10 +15,10 @@ from clotkit.slides.codecs.decompress import BYTE_CODECS, JPEG2000_YCBCR, codec_
 from clotkit.slides.codecs.formats import YCBCR, Encoding, Samples, colours_of, to_rgb, unpacked, ycbcr_to_rgb
 from clotkit.slides.codecs.jpeg import Stream, parse
 from clotkit.slides.codecs.old_jpeg import strip_stream, whole_picture
+from clotkit.slides.header.table import JPEG, OLD_JPEG, SegmentTable
+from clotkit.slides.header.tiff import Layout
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.segments import JpegSegments, StrictJpeg
-from clotkit.slides.table import JPEG, OLD_JPEG, SegmentTable
-from clotkit.slides.tiff import Layout
 
 MAX_BYTES = 2**29  # decoded, of one segment
 DECODED_COLOURS = {50001, 34927, 50002, 52546, JPEG, OLD_JPEG}  # codecs that give RGB, whatever the tag says

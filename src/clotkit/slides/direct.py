@@ -12,8 +12,8 @@ import numpy as np
 
 from clotkit.reasons import Reason
 from clotkit.slides.bands import tiles_in_one_pass
+from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, downsampled_tile, padded
-from clotkit.slides.table import SegmentTable
 
 CACHE_BYTES = 2**22  # downsampled segments: about one row of them, for tiles that do not match the file's tile grid
 

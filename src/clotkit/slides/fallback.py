@@ -15,8 +15,8 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.reasons import Reason
+from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.table import SegmentTable
 
 SAMPLE_PX, SAMPLES = 64, 4  # side and number of the tiles that two decoders are compared on, besides doubtful ones
 MAX_ROWS_PX = 2**25  # pixels above the last sampled row of a slide that is decoded from top to bottom

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.slides.header.table import SegmentTable, background_bytes
 from clotkit.slides.pixels import Colour, box_sums
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import SegmentTable, background_bytes
 
 Corners = npt.NDArray[np.int64]  # [n, 2] x and y of top left corners, full-resolution pixels
 Distance = Callable[[int, int], int]  # tile (row, column) -> largest distance from the background, grey levels

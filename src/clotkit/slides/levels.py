@@ -14,8 +14,8 @@ import numpy.typing as npt
 from clotkit.errors import SlideError
 from clotkit.reasons import LevelFault, Reason
 from clotkit.slides.fallback import MAX_ROWS_PX, WHITE, Decoded
+from clotkit.slides.header.table import SegmentTable, background_bytes
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.table import SegmentTable, background_bytes
 
 SQUARES = 3  # along either side of the slide: in so many parts, one square each is compared
 SQUARE_PX, LEVEL_PX = 256, 16  # least side of a square, in pixels of level 0 and of the level
@@ -177,6 +177,8 @@ class PyramidSlide:
         if self.sequential:  # squares at the top: those below cost every row above them
             rows_px = min(rows_px, max(MAX_ROWS_PX // self.width_px, side_px))
         shape = (rows_px // side_px, self.width_px // side_px)
+        if 0 in shape:
+            return []
         off = self._untypical(side_px, shape)
         corners = []
         for rows in np.array_split(np.arange(shape[0]), SQUARES):

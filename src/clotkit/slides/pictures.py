@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
-from clotkit.slides.limits import MAX_EXPANSION, check_size
+from clotkit.slides.header.limits import MAX_EXPANSION, check_size
+from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
-from clotkit.slides.table import SegmentTable
 
 MAX_PX = 2**27  # 400 MB decoded, once more while it is converted
 # Every pass of an interlaced PNG (Adam7) reaches the last row, so libvips decodes it whole: RGB of 32,768 x 32,768 px.

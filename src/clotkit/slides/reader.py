@@ -25,14 +25,14 @@ from clotkit.slides.codecs.decompress import CCITT
 from clotkit.slides.codecs.formats import colours_of
 from clotkit.slides.direct import DirectSlide
 from clotkit.slides.fallback import Candidate, Expected, FallbackSlide
+from clotkit.slides.header.limits import MAX_EXPANSION, check_size
+from clotkit.slides.header.pages import Copy, level_downsample
+from clotkit.slides.header.table import JPEG, RAW, SegmentTable
+from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout, read_level
 from clotkit.slides.levels import AUTO, LevelFile, PyramidSlide, Slide
-from clotkit.slides.limits import MAX_EXPANSION, check_size
-from clotkit.slides.pages import Copy, level_downsample
 from clotkit.slides.pictures import PictureSlide, check_interlacing
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import Segments, codecs
-from clotkit.slides.table import JPEG, RAW, SegmentTable
-from clotkit.slides.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout, read_level
 
 __all__ = ["Slide", "open_slide"]
 

@@ -17,8 +17,8 @@ from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
 from clotkit.slides.codecs.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
 from clotkit.slides.codecs.rows import DeflateRows, RawRows, Rows
+from clotkit.slides.header.table import JPEG, LZW, RAW, SegmentTable
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.slides.table import JPEG, LZW, RAW, SegmentTable
 
 HEAD_BYTES = 2**16  # of a JPEG stream, that its first scan begins in
 COLOUR_SAMPLES = 6  # tiles that are decoded where a JPEG's colour model is in doubt

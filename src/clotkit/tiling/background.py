@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.slides.header.table import background_bytes
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import background_bytes
 from clotkit.tiling.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
 from clotkit.tiling.surround import ScannedSlide, scanned_box
 from clotkit.tiling.survey import (

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.slides.header.table import SegmentTable, background_bytes
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import SegmentTable, background_bytes
 
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]

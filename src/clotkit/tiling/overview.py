@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.slides.fallback import Decoded
 from clotkit.slides.index import Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels, blank, box_sums
 from clotkit.slides.reader import Slide
@@ -165,7 +166,7 @@ def overview_px(slide: Slide, downsample: int) -> int:
 
 
 def read_overview(
-    slide: Slide, downsample: int, background: Colour, index: TileIndex | None = None, bare: Pixels | None = None
+    slide: Decoded, downsample: int, background: Colour, index: TileIndex | None = None, bare: Pixels | None = None
 ) -> Pixels:
     """Return the whole slide, box-averaged: uint8[ceil(height / downsample), ceil(width / downsample), 3].
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.bands import ReadRows, tiles_in_one_pass
+from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank, downsampled_tile
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import SegmentTable
 from clotkit.tiling.glass import Box
 from clotkit.tiling.tissue import is_dark
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.slides.header.table import background_bytes
 from clotkit.slides.index import CONTENT_SIZED_CODECS
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
-from clotkit.slides.table import background_bytes
 from clotkit.tiling.glass import Glass
 from clotkit.tiling.tissue import TissueRule
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clotkit.errors import SlideUnreadable
 from clotkit.reasons import Reason
-from clotkit.slides.directories import (
+from clotkit.slides.header.directories import (
     COMPRESSION,
     FILL_ORDER,
     HEIGHT,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
-from clotkit.slides.directories import (
+from clotkit.slides.header.directories import (
     BITS_PER_SAMPLE,
     COMPRESSION,
     DESCRIPTION,
@@ -35,7 +35,7 @@ from clotkit.slides.directories import (
     Directories,
     Directory,
 )
-from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, check_size
+from clotkit.slides.header.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, check_size
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE, MASK_PHOTOMETRIC = 0, 1, 3, 4  # photometric interpretations
 REDUCED_BIT, MASK_BIT = 1, 4  # of NewSubfileType
@@ -194,9 +194,10 @@ def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
 
 
 def _levels(images: Sequence[Page], slide: Page) -> tuple[Copy, ...]:
-    """Return the levels of a slide among all pages, one for each downsample: the first of those that fit, tiled first.
+    """Return the levels of a slide among all pages, one for each downsample.
 
-    A tiled page with one side that fits and another that does not is listed too: it looks like a level that was cut.
+    It is the first page that fits, tiled ones first. A tiled page with one side that fits and another that does not is
+    listed too: it looks like a level that was cut.
     """
     full, levels = (slide.width_px, slide.height_px), dict[int, Copy]()
     for page in sorted(images, key=lambda page: not page.tiled):
@@ -214,12 +215,12 @@ def _levels(images: Sequence[Page], slide: Page) -> tuple[Copy, ...]:
 
 
 def level_downsample(size_px: Sequence[int], full_px: Sequence[int]) -> int:
-    """Return the downsample of a level of `size_px`, given the size of level 0; 0 if it has none that is whole.
+    """Return the downsample of a level of `size_px`, given the size of level 0; 0 if it is no level.
 
     Writers round sides up or down, so every side must be less than one pixel from the quotient. A power of 2 that fits
     is preferred, because small levels fit several downsamples.
     """
-    ratio = full_px[0] / size_px[0]
+    ratio = max(full / px for px, full in zip(size_px, full_px, strict=True) if full == max(full_px))
     if max(size_px) < MIN_LEVEL_PX or ratio < 1.5:
         return 0
     for downsample in (1 << round(math.log2(ratio)), round(ratio)):

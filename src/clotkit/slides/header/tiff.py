@@ -13,7 +13,7 @@ import numpy as np
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
 from clotkit.slides.codecs.formats import NO_PHOTOMETRIC, Encoding
-from clotkit.slides.directories import (
+from clotkit.slides.header.directories import (
     BITS_PER_SAMPLE,
     COLOUR_MAP,
     COMPRESSION,
@@ -35,9 +35,9 @@ from clotkit.slides.directories import (
     Directories,
     Tags,
 )
-from clotkit.slides.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
-from clotkit.slides.pages import Choice, Copy, choose
-from clotkit.slides.table import SegmentTable, first_value, segment_table
+from clotkit.slides.header.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
+from clotkit.slides.header.pages import Choice, Copy, choose
+from clotkit.slides.header.table import SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
