@@ -9,6 +9,7 @@ counts as tissue.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -16,9 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.config import TilingConfig
+from clotkit.config import OWN_DOWNSAMPLE, TilingConfig
 from clotkit.slides.bands import BLOCK_BYTES
 from clotkit.slides.direct import CACHE_BYTES
+from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.slides.index import SAMPLED_LARGEST, SAMPLED_SPREAD, Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels
@@ -87,7 +89,7 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     """
     if path.is_file() and path.stat().st_size:
         yield _header(read_layout(path))
-    slide, opened_s = _timed(lambda: open_slide(path))
+    slide, opened_s = _timed(lambda: open_slide(path, tilings[0].levels))
     yield {
         "decoder": slide.decoder,
         "width_px": slide.width_px,
@@ -95,12 +97,25 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     }
     if slide.sequential:
         probe = _probe_rows(slide, opened_s)
-    else:
-        context, background_s = _timed(lambda: slide_context(slide))
-        index, index_s = _timed(lambda: slide_index(context.judged, context.background, context.rules[0].threshold))
-        yield {"wanted_share": 1.0 if index is None else round(index.wanted_share, 4)}
-        probe = _probe_cells(context, index, opened_s + background_s + index_s, index_s / CHECKED)
-    yield {"forecasts": [asdict(_forecast(slide, tiling, probe)) for tiling in tilings]}
+        yield {"forecasts": [asdict(_forecast(slide, tiling, probe)) for tiling in tilings]}
+        return
+    context, background_s = _timed(lambda: slide_context(slide))
+    probes, forecasts = dict[int, Probe](), list[Forecast]()
+    for tiling in tilings:
+        level, judged_s = _timed(partial(slide.level, _downsample(slide, tiling)))
+        if level.downsample not in probes:
+            probes[level.downsample] = _probe_cells(context, level.downsample, opened_s + background_s + judged_s)
+        forecasts.append(_forecast(slide, tiling, probes[level.downsample]))
+    index = next(iter(probes.values())).index
+    yield {"wanted_share": 1.0 if index is None else round(index.wanted_share, 4)}
+    yield {"forecasts": [asdict(one) for one in forecasts]}
+
+
+def _downsample(slide: Slide, tiling: TilingConfig) -> int:
+    """Return the downsample at which a tiler reads the slide."""
+    if tiling.name not in OWN_DOWNSAMPLE:
+        return tiling.downsample
+    return piece_downsample(piece_grid(tiling.name, slide.width_px, slide.height_px)[1], tiling.tile_px)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -125,10 +140,13 @@ def _header(layout: Layout | None) -> dict[str, Any]:
     }
 
 
-def _probe_cells(context: SlideContext, index: TileIndex | None, opening_s: float, idle_s: float) -> Probe:
-    """Decode and time some of the cells that the index wants."""
+def _probe_cells(context: SlideContext, level: int, opening_s: float) -> Probe:
+    """Decode and time some of the cells that the index wants, of the level with this downsample."""
     slide, background = context.judged, context.background
-    side = _cell_px(slide)
+    index, index_s = _timed(lambda: slide_index(slide, background, context.rules[0].threshold, level))
+    step = max(CELL_DOWNSAMPLE, level)
+    table = slide.level(level).table
+    side = _cell_px(table, step)
     shape = (-(-slide.height_px // side), -(-slide.width_px // side))
     wanted = np.ones(shape, bool) if index is None else index.wanted
     cells = np.argwhere(wanted)
@@ -136,31 +154,31 @@ def _probe_cells(context: SlideContext, index: TileIndex | None, opening_s: floa
     xy = [(int(column) * side, int(row) * side) for row, column in places]
 
     def decode() -> list[Pixels]:
-        return list(slide.tiles(xy, side // CELL_DOWNSAMPLE, CELL_DOWNSAMPLE, background)) if xy else []
+        return list(slide.tiles(xy, side // step, step, background)) if xy else []
 
     tiles, first_s = _timed(decode)
     # This reader caches decoded cells, so that the second time is that of the calls alone.
     again_s = _timed(decode)[1] if slide.decoder == "direct" else 0.0
     found, passes = _shares(tiles, background, context.rules)
     call_s = again_s / max(1, len(tiles))
-    cell_s = max(0.0, first_s / max(1, len(tiles)) - call_s) * _bytes_ratio(slide, wanted, places)
+    cell_s = max(0.0, first_s / max(1, len(tiles)) - call_s) * _bytes_ratio(table, wanted, places)
     return Probe(
         side,
         _filled(wanted, places, found),
         index,
-        opening_s=opening_s,
+        opening_s=opening_s + index_s,
         call_s=call_s,
         cell_s=cell_s,
-        idle_s=min(max(0.0, idle_s - call_s), cell_s),
+        idle_s=min(max(0.0, index_s / CHECKED - call_s), cell_s),
         passes=passes,
     )
 
 
-def _bytes_ratio(slide: Slide, wanted: Flags, places: Corners) -> float:
+def _bytes_ratio(table: SegmentTable | None, wanted: Flags, places: Corners) -> float:
     """Return the mean compressed bytes of wanted cells over those at `places`, the ratio of their seconds."""
-    if slide.table is None or slide.table.counts.shape != wanted.shape or not len(places):
+    if table is None or table.counts.shape != wanted.shape or not len(places):
         return 1.0
-    counts = slide.table.counts
+    counts = table.counts
     return float(counts[wanted].mean() / counts[places[:, 0], places[:, 1]].mean())
 
 
@@ -204,11 +222,10 @@ def _part_of_rows(slide: Slide, tops: npt.NDArray[np.int64], side_px: int) -> fl
     return float(counts[sorted(touched)].sum() / counts.sum())
 
 
-def _cell_px(slide: Slide) -> int:
-    """Return the side of a cell: that of the file's own tiles if they are square, as in the index."""
-    table = slide.table
-    if table is None or not table.tiled or table.width_px != table.height_px or table.width_px % CELL_DOWNSAMPLE:
-        return CELL_PX
+def _cell_px(table: SegmentTable | None, step: int) -> int:
+    """Return the side of a cell: that of a level's own tiles if they are square, as in the index."""
+    if table is None or not table.tiled or table.width_px != table.height_px or table.width_px % step:
+        return -(-CELL_PX // step) * step
     return table.width_px
 
 
