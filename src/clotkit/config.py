@@ -24,7 +24,8 @@ class TilingConfig:
     # `whole`, `parts` or `edges`.
     name: str
     tile_px: int  # side of a tile as the network sees it, in pixels
-    # Full-resolution pixels per tile pixel, along a side. `chunks` and `strips` set it from the slide's size.
+    # Full-resolution pixels per tile pixel, along a side. `chunks` and `strips` set it from the slide's size; left out
+    # with `mpp`, which sets it from the slide's resolution.
     downsample: int
     max_tiles: int  # most tiles of one slide: the best by the tiler's order
     batch_tiles: int  # tiles sent to the network at a time; bounds the memory of both processes
@@ -36,6 +37,10 @@ class TilingConfig:
     # Smaller levels of a pyramid that tiles may come from: `auto` (those that differ from level 0 by a codec's noise),
     # `close` (by less than 3 grey levels, noise included) or `full` (none: level 0 alone).
     levels: str = "auto"
+    # Micrometres per tile pixel, in the place of `downsample`; 0: not set. A slide whose own resolution does not divide
+    # it, to 5 %, is read finer and resized.
+    mpp: float = 0.0
+    mpp_default: float = 0.0  # micrometres per pixel of slides that do not state theirs; 0: they are refused
     # Downsamples of some slides, as "column = value: downsample" with a column of the slides' table or a fact of the
     # competition: the first entry whose value is the slide's, whatever its capitals, replaces `downsample`.
     downsample_if: tuple[str, ...] = ()
@@ -234,6 +239,8 @@ OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the
 BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
     "downsample": (1, 256),
+    "mpp": (0, 100),
+    "mpp_default": (0, 20),
     "max_tiles": (1, 100_000),
     "min_tissue_share": (0, 1),
     "overlap": (0, 0.9),
@@ -324,9 +331,21 @@ def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
 
 def recipe_of(tables: dict[str, Any], where: str) -> Recipe:
     """Return the recipe of these tables. Raises ConfigError as load_recipe does; it begins with `where`."""
-    recipe = typed(Recipe, tables, where)
+    recipe = typed(Recipe, _with_downsample(tables, where), where)
     _check_recipe(recipe, where)
     return recipe
+
+
+def _with_downsample(tables: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the tables with a downsample where `mpp` stands in its place. Raises ConfigError if both are given."""
+    tiling = tables.get("tiling")
+    if not isinstance(tiling, dict) or not tiling.get("mpp"):
+        return tables
+    if "downsample" in tiling:
+        raise ConfigError(
+            f"{where}: tiling.downsample is {tiling['downsample']}, tiling.mpp {tiling['mpp']}; give one of the two"
+        )
+    return {**tables, "tiling": {**tiling, "downsample": 1}}
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -439,8 +458,13 @@ def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
 
 
 def _check_downsample_rules(recipe: Recipe, where: str) -> None:
-    """Raise ConfigError for a downsample_if that is malformed, or that the tiler would not heed."""
+    """Raise ConfigError for a downsample_if or mpp that is malformed, or that the tiler would not heed."""
     tiling = recipe.tiling
+    if tiling.mpp and (recipe.data.source != "slides" or tiling.name in OWN_DOWNSAMPLE or tiling.downsample_if):
+        raise ConfigError(
+            f"{where}: tiling.mpp is {tiling.mpp}, data.source {recipe.data.source!r}, tiling.name {tiling.name!r}; it "
+            f"takes slides, another tiler than {', '.join(OWN_DOWNSAMPLE)}, and no downsample_if"
+        )
     try:
         downsample_rules(tiling)
     except ConfigError as error:

@@ -121,6 +121,12 @@ class CodecUnsupported(SlideError):  # noqa: N818
     reason = Reason.UNSUPPORTED
 
 
+class ResolutionUnknown(SlideError):  # noqa: N818
+    """A sound slide without a plausible size of its pixels, under a recipe that asks for micrometres."""
+
+    reason = Reason.NO_RESOLUTION
+
+
 class NoTissue(SlideError):  # noqa: N818
     """A sound slide on which nothing differs from the background."""
 

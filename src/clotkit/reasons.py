@@ -21,6 +21,7 @@ class Reason(StrEnum):
     DAMAGED = "damaged"  # missing, damaged, or not an image
     UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it
     NO_TISSUE = "no_tissue"  # sound, but nothing differs from the background
+    NO_RESOLUTION = "no_resolution"  # the recipe asks for micrometres, and the file does not say how large a pixel is
     STORE = "store"  # it could not be read from an object store
     SPARSE = "sparse"  # tiles or strips are absent from the file: they show the background
     TABLE_COMPLETED = "table_completed"  # sizes of tiles or strips were missing or wrong, and follow from their places
@@ -50,6 +51,9 @@ class Reason(StrEnum):
     OTHER_PAGE = "other_page"  # the slide is not the file's first page; `page` and `subifd` say which it is
     SEVERAL_PAGES = "several_pages"  # another page may be the slide, or a part of it, as well: one was chosen
     PAGES_UNREAD = "pages_unread"  # a directory beside that of the slide cannot be read
+    MPP_DEFAULT = "mpp_default"  # it does not say how large a pixel is: the recipe's `mpp_default` stands in
+    MPP_DISAGREES = "mpp_disagrees"  # its header and OpenSlide state different sizes of a pixel: OpenSlide's is taken
+    ENLARGED = "enlarged"  # its pixels are larger than those of the tiles that the recipe asks for
     LEVEL_REFUSED = "level_refused"  # a smaller level of the file is not used; `levels_refused` says which and why
 
 

@@ -29,11 +29,10 @@ from clotkit.errors import ClotkitError, SlideError, UsageError
 from clotkit.file_state import file_state
 from clotkit.pipes import Inbox, send
 from clotkit.reasons import Cause, Reason
-from clotkit.slides.reader import open_slide
 from clotkit.spawning import without_main
 from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
-from clotkit.tiling.tilers import Batch, check_tiler, cut_slide
+from clotkit.tiling.tilers import Batch, check_tiler, cut_slide, open_for
 from clotkit.tiling.tissue import TissueRule
 from clotkit.units import MB
 
@@ -126,7 +125,7 @@ def tile_task(task: Task) -> Iterator[tuple[int, Piece]]:
     try:
         for index, tiling in enumerate(task.tilings):
             check_tiler(tiling)
-            for piece in cut_slide(recorder.watch(open_slide(task.path, tiling.levels)), tiling, recorder.see_glass):
+            for piece in cut_slide(recorder.watch(open_for(task.path, tiling)), tiling, recorder.see_glass):
                 if isinstance(piece, dict):
                     facts.update(piece)
                 yield index, piece

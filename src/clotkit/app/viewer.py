@@ -215,7 +215,7 @@ def _last(
     if untrusted.SHOWN in result.batches:
         facts: dict[str, Any] = dict(result.facts)
         xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
-        size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"])
+        size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"], facts)
         shown = shown_by(member, competition)
         p = tile_probabilities(rows, member.recipe.inference.pooling, member.recipe.output)  # [n, C]
         order = [member.target.classes.index(name) for name in shown.classes]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from clotkit.config import TilingConfig
 from clotkit.report.records import IMAGE_ID, SlideReport
 from clotkit.report.shown import Shown
+from clotkit.tiling.microns import side_px
 from clotkit.tiling.preview import kept_size_px, scanned_size_px
 from clotkit.tiling.thumbnail import Thumbnail
 
@@ -151,9 +152,9 @@ def _picture(thumbnail: Thumbnail, max_bytes: int) -> dict[str, Any]:
 
 
 def _tiles(tiled: Tiled, facts: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
-    side = tiled.tiling.tile_px * tiled.tiling.downsample
+    side = side_px(tiled.tiling, facts)
     known = "width_px" in facts and "height_px" in facts
-    size = kept_size_px(tiled.tiling, *scanned_size_px(facts)) if known else (side, side)
+    size = kept_size_px(tiled.tiling, *scanned_size_px(facts), facts) if known else (side, side)
     return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": shown.levels(tiled.p).round(3).tolist()}
 
 

@@ -70,5 +70,8 @@ class Pace:
 
 def coarser(task: Task) -> Task:
     """Return the task for a second try: as many tiles of the same pixels, at a larger downsample."""
-    tilings = tuple(replace(tiling, downsample=tiling.downsample * COARSENING) for tiling in task.tilings)
+    tilings = tuple(
+        replace(tiling, downsample=tiling.downsample * COARSENING, mpp=tiling.mpp * COARSENING)
+        for tiling in task.tilings
+    )
     return replace(task, budget=Budget.COARSER, tilings=tilings)

@@ -24,6 +24,7 @@ from clotkit.versions import CUTTING, Versions, versions_here
 from clotkit.workers import Ended, Limits, Task, Work, fetch, stream
 
 TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
+NEWER_KEYS = {"levels": AUTO, "mpp": 0.0, "mpp_default": 0.0}  # of a tiling: shards of earlier versions lack them
 ROW = "row"  # the fact of a shard that holds the cells of its slide's row that tiling.downsample_if names
 
 
@@ -33,7 +34,7 @@ def tiling_in(facts: Mapping[str, Any]) -> dict[str, Any]:
     It is empty if the facts have no tiling. Its downsample is the one that was used, so it has no downsample_if.
     """
     tiling = renamed(facts.get(TILING, {}), RECIPE_KEYS[TILING])
-    return tiling and {"levels": AUTO, **tiling, "downsample_if": ()}  # older shards came before `levels`
+    return tiling and {**NEWER_KEYS, **tiling, "downsample_if": ()}
 
 
 def tiling_facts(tiling: TilingConfig, row: Mapping[str, str]) -> dict[str, Any]:

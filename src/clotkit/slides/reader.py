@@ -27,6 +27,7 @@ from clotkit.slides.direct import DirectSlide
 from clotkit.slides.fallback import Candidate, Expected, FallbackSlide
 from clotkit.slides.header.limits import MAX_EXPANSION, check_size
 from clotkit.slides.header.pages import Copy, level_downsample
+from clotkit.slides.header.resolution import plausible_mpp, unlike
 from clotkit.slides.header.table import JPEG, RAW, SegmentTable
 from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout, read_level
 from clotkit.slides.levels import AUTO, LevelFile, PyramidSlide, Slide
@@ -42,12 +43,13 @@ MAX_JPEG_PX = 65_500  # libjpeg's limit of a side
 MAX_ROTATED_PX = 2**25  # in strips: libvips rotates these in memory, 100 MB; more would go to a temporary file
 
 
-def open_slide(path: Path, levels: str = AUTO) -> Slide:
+def open_slide(path: Path, levels: str = AUTO, microns: bool = False) -> Slide:
     """Open a slide with the decoder that reads its codec.
 
     Args:
         path: The slide's file.
         levels: The smaller levels of a pyramid that tiles may come from: AUTO, CLOSE, or FULL for none of them.
+        microns: Whether OpenSlide is asked for the size of a pixel too: `mpp` among the facts. It knows more scanners.
 
     Raises:
         SlideUnreadable: The file is missing, empty, damaged, or not an image.
@@ -61,6 +63,14 @@ def open_slide(path: Path, levels: str = AUTO) -> Slide:
         raise SlideUnreadable("the path is a folder, not a file" if path.is_dir() else "the file is missing")
     if not path.stat().st_size:
         raise SlideUnreadable("the file is empty: 0 bytes")
+    slide = _open_pyramid(path, levels)
+    if microns:
+        _add_mpp(slide, path)
+    return slide
+
+
+def _open_pyramid(path: Path, levels: str) -> PyramidSlide:
+    """Open a slide with its levels; for errors see `open_slide`."""
     layout = read_layout(path)
     if layout is None:
         try:
@@ -70,6 +80,19 @@ def open_slide(path: Path, levels: str = AUTO) -> Slide:
         return PyramidSlide(slide, _levels_of_openslide(path, slide), levels)
     upright = layout.orientation == 1
     return PyramidSlide(_open_page(path, layout), _levels_of_a_tiff(path, layout) if upright else (), levels)
+
+
+def _add_mpp(slide: PyramidSlide, path: Path) -> None:
+    """Add OpenSlide's size of a pixel to the facts of a slide, if it has a plausible one."""
+    try:
+        mpp = OpenSlideSlide(path).mpp
+    except SlideError:  # not installed, or it does not read the file: the header has the only word
+        return
+    if mpp is None:
+        return
+    if "mpp" in slide.facts and unlike(slide.facts["mpp"], mpp):
+        slide.facts["notes"] = [*slide.facts.get("notes", ()), Reason.MPP_DISAGREES]
+    slide.facts["mpp"] = mpp
 
 
 def _open_page(path: Path, layout: Layout) -> FallbackSlide:
@@ -341,6 +364,8 @@ class OpenSlideSlide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._slide.level_dimensions
         self._level, (self.width_px, self.height_px) = level, self.level_sizes[level]
         self._downsample = round(self._slide.level_downsamples[level])
+        sides = [self._slide.properties.get(f"openslide.mpp-{axis}", "") for axis in "xy"]
+        self.mpp = plausible_mpp(float(sides[0]), float(sides[1])) if all(sides) else None
         colour = self._slide.properties.get("openslide.background-color", "")
         self._background: Colour | None = None
         if len(colour) == 6:

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue
 from clotkit.slides.pixels import Pixels, box_sums
-from clotkit.slides.reader import open_slide
 from clotkit.tiling.grid_tilers import stride_px
+from clotkit.tiling.microns import scale_of, side_px
 from clotkit.tiling.overview import SlideContext, read_overview, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import piece_grid
+from clotkit.tiling.tilers import open_for
 
 LONG_PX = 1600  # maximum of a preview's long side
 MIN_BOX_PX = 2.0  # on the preview; smaller squares are not drawn: they merge, and there may be millions
@@ -56,7 +57,9 @@ def draw_preview(path: Path, tiling: TilingConfig, xy: Corners) -> Image.Image:
     Raises:
         SlideError: The slide cannot be read.
     """
-    slide = open_slide(path, tiling.levels)
+    slide = open_for(path, tiling)
+    if tiling.mpp:
+        tiling = scale_of(tiling, slide.facts.get("mpp")).tiling
     context = slide_context(slide)
     size_px, origin = (context.slide.width_px, context.slide.height_px), np.array(context.origin, np.int32)
     downsample = preview_downsample(slide.width_px, slide.height_px)
@@ -87,14 +90,17 @@ def scanned_size_px(facts: Mapping[str, Any]) -> tuple[int, int]:
     return width, height
 
 
-def kept_size_px(tiling: TilingConfig, width_px: int, height_px: int) -> tuple[int, int]:
+def kept_size_px(
+    tiling: TilingConfig, width_px: int, height_px: int, facts: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
     """Return width and height of the slide area that a kept tile shows, full-resolution pixels.
 
-    `width_px` and `height_px` are those of what was scanned; see `scanned_size_px`.
+    `width_px` and `height_px` are those of what was scanned; see `scanned_size_px`. `facts` are the slide's, of tiles
+    that were cut by micrometres.
     """
     if tiling.name in WHOLE_SIDE_TILERS:
         return piece_grid(tiling.name, width_px, height_px)[1]
-    side = tiling.tile_px * tiling.downsample
+    side = side_px(tiling, facts or {})
     return side, side
 
 

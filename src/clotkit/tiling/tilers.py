@@ -17,6 +17,7 @@ from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
 from clotkit.tiling.glass import Glass
 from clotkit.tiling.grid_tilers import PlacedTile, TileStream, darkest, patches
+from clotkit.tiling.microns import scale_of
 from clotkit.tiling.overview import SlideContext, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import chunks, strips, windows
 from clotkit.tiling.sections import repeated_area
@@ -53,7 +54,12 @@ def tile_slide(path: Path, config: TilingConfig) -> Iterator[dict[str, Any] | Ba
         ConfigError: The tiler is unknown.
     """
     check_tiler(config)
-    yield from cut_slide(open_slide(path, config.levels), config)
+    yield from cut_slide(open_for(path, config), config)
+
+
+def open_for(path: Path, config: TilingConfig) -> Slide:
+    """Open a slide to be cut as `config` says. Raises SlideError."""
+    return open_slide(path, config.levels, config.mpp > 0)
 
 
 def check_tiler(config: TilingConfig, recipe: str = "") -> None:
@@ -81,10 +87,15 @@ def cut_slide(
         **context.glass.facts(),
         **slide.facts,
     }
+    scale = scale_of(config, slide.facts.get("mpp")) if config.mpp else None
+    if scale is not None:
+        yield scale.facts() | ({"notes": [*slide.facts.get("notes", ()), *scale.codes]} if scale.codes else {})
     if config.duplicates == "drop":
         context = without_duplicates(context)
         yield {"duplicates_left_out": context.excluded is not None}
-    pieces = TILERS[config.name](context, config)
+    pieces = TILERS[config.name](context, scale.tiling if scale else config)
+    if scale is not None:
+        pieces = scale.resized(pieces)
     if config.normalise != "none":
         pieces = normalised(pieces, config.normalise, context.background)
     facts = dict(slide.facts)

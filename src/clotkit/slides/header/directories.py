@@ -32,8 +32,13 @@ TAGS = {
 # The tags that tell what a page is. The last one is Hamamatsu's.
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, DESCRIPTION, PAGE_NAME, SUBIFDS = 254, 255, 270, 285, 330
 SOURCE_LENS = 65421
-PAGE_TAGS = {NEW_SUBFILE_TYPE, SUBFILE_TYPE, DESCRIPTION, PAGE_NAME, SUBIFDS, SOURCE_LENS}
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+PAGE_TAGS = {
+    *(NEW_SUBFILE_TYPE, SUBFILE_TYPE, DESCRIPTION, PAGE_NAME, SUBIFDS, SOURCE_LENS),
+    *(X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT),
+}
 KINDS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+RATIONAL, RATIONAL_BYTES = 5, 8
 FLOAT, FLOAT_KIND = 11, "f4"
 BIGTIFF, MAX_TAGS, MAX_DIRECTORIES = 43, 4096, 4096
 Tags = dict[int, npt.NDArray[np.int64]]
@@ -112,6 +117,17 @@ class Directories:
         if entry is None or entry.kind != FLOAT or entry.number != 1:
             return 0.0
         return float(np.frombuffer(entry.value[:4], self._order + FLOAT_KIND)[0])
+
+    def rational(self, directory: Directory, code: int) -> float:
+        """Return the first value of a tag of fractions; 0 if there is none or it cannot be read."""
+        entry = directory.entries.get(code)
+        if entry is None or entry.kind != RATIONAL or not entry.number:
+            return 0.0
+        try:
+            above, below = struct.unpack(f"{self._order}II", self._bytes(entry, 8))
+        except (OSError, ValueError, struct.error):
+            return 0.0
+        return above / below if below else 0.0
 
     def text(self, directory: Directory, code: int, most_bytes: int) -> str:
         """Return a text of at most `most_bytes`; empty if there is none or it cannot be read."""
@@ -207,7 +223,7 @@ class Directories:
 
     def _bytes(self, entry: Entry, size: int) -> bytes:
         """Return the first `size` bytes of a tag's values, from its entry if all fit there."""
-        width = np.dtype(KINDS.get(entry.kind, "u1")).itemsize
+        width = RATIONAL_BYTES if entry.kind == RATIONAL else np.dtype(KINDS.get(entry.kind, "u1")).itemsize
         if entry.number * width <= len(entry.value):
             return entry.value[:size]
         (start,) = self._word.unpack(entry.value)

@@ -4,7 +4,7 @@ Headers that no slide has (float samples, a size that the file cannot hold) are 
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from clotkit.slides.header.directories import (
 )
 from clotkit.slides.header.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
 from clotkit.slides.header.pages import Choice, Copy, choose
+from clotkit.slides.header.resolution import stated_mpp
 from clotkit.slides.header.table import SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
@@ -87,6 +88,7 @@ class Layout:
     subifd: tuple[int, ...] = ()  # its numbers in the SubIFDs below that page, one a level; empty: the page itself
     notes: tuple[Reason, ...] = ()  # what the report says about the choice of the page
     levels: tuple[Copy, ...] = ()  # of a pyramid, the finest first
+    mpp: float | None = None  # micrometres per pixel; None: not stated, or not plausible
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class Layout:
             where
             | ({"subifd": list(self.subifd)} if self.subifd else {})
             | ({"notes": [*self.notes]} if self.notes else {})
+            | ({"mpp": self.mpp} if self.mpp else {})
         )
 
 
@@ -113,12 +116,12 @@ def read_layout(path: Path) -> Layout | None:
                 return Layout() if magic.startswith(PICTURE_MAGIC) else None
             found = Directories(file)
             choice = choose(found, path)
-            tags = found.tags(choice.directory, TAGS)
+            tags, mpp = found.tags(choice.directory, TAGS), stated_mpp(found, choice.directory)
     except OSError as error:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
         raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
-    return _layout(tags, choice, path, found.big_endian)
+    return replace(_layout(tags, choice, path, found.big_endian), mpp=mpp)
 
 
 def read_level(path: Path, level: Copy) -> Layout:
