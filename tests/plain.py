@@ -14,7 +14,7 @@ from clotkit.config import TilingConfig
 from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
-from clotkit.tiling.marks import marks
+from clotkit.tissue.marks import marks
 
 THRESHOLDS, SHARES, MIN_TISSUE = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
 Tile = tuple[tuple[int, int], Pixels]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from bench.padding import compared, measure, saved_slide
 from clotkit.config import TilingConfig
 from clotkit.slides.pixels import Colour
-from clotkit.tiling.background import find_glass
 from clotkit.tiling.overview import slide_context
 from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.tissue.background import find_glass
 
 from .plain import ArraySlide
 

@@ -15,7 +15,7 @@ from clotkit.slides.reader import Slide, open_slide
 from clotkit.synthetic import phantom
 from clotkit.tiling.grid_tilers import cell_px, spread_order, tenths
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
-from clotkit.tiling.tissue import sample_background
+from clotkit.tissue.rules import sample_background
 from tests.plain import ArraySlide, decoded, squares
 from tests.test_tissue import BACKGROUNDS
 

@@ -12,7 +12,7 @@ from clotkit.slides.header.table import SegmentTable, background_bytes
 from clotkit.slides.index import TileIndex, slide_index, verified_index
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
-from clotkit.tiling.tissue import sample_background
+from clotkit.tissue.rules import sample_background
 
 SAVED: dict[str, dict[str, object]] = {
     "deflate": {"compression": "deflate", "predictor": "horizontal", "tile_width": 128, "tile_height": 128},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clotkit.slides.pixels import Colour, Pixels, box_mean
-from clotkit.tiling.marks import BLOCK_PX, marks
+from clotkit.tissue.marks import BLOCK_PX, marks
 
 from .conftest import ROOT
 

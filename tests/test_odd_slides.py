@@ -20,7 +20,7 @@ from clotkit.errors import CodecUnsupported, SlideError, SlideUnreadable
 from clotkit.reasons import Reason
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
-from clotkit.tiling.tissue import find_tissue, sample_background
+from clotkit.tissue.rules import find_tissue, sample_background
 from clotkit.workers import Ended, Task, stream
 
 from .odd_work import FOLDERS, HARM, LIMITS, SHARED, TILING, outcomes, pillow, work

@@ -11,7 +11,7 @@ from clotkit.slides.reader import open_slide
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.thumbnail import LONG_PX, Thumbnail, ThumbnailRecorder, thumbnail_downsample
 from clotkit.tiling.tilers import TILERS, Batch, tile_slide
-from clotkit.tiling.tissue import TissueRule
+from clotkit.tissue.rules import TissueRule
 from clotkit.workers import Task, tile_task
 
 from .plain import ArraySlide

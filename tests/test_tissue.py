@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clotkit.errors import NoTissue
 from clotkit.reasons import Reason
-from clotkit.tiling.tissue import RULES, TissueMap, TissueRule, find_tissue, sample_background
+from clotkit.tissue.rules import RULES, TissueMap, TissueRule, find_tissue, sample_background
 from tests.plain import ArraySlide
 
 # Of real slides in the competition's data set: white, pinkish, grey, lilac, green-grey.

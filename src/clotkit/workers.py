@@ -33,7 +33,7 @@ from clotkit.spawning import without_main
 from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide, open_for
-from clotkit.tiling.tissue import TissueRule
+from clotkit.tissue.rules import TissueRule
 from clotkit.units import MB
 
 FLOOR_S = 30.0  # a slide gets at least this long, however many slides are left

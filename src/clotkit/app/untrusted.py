@@ -24,7 +24,7 @@ from clotkit.submission.checking import check_submission
 from clotkit.tiling.overview import read_overview
 from clotkit.tiling.preview import draw_preview
 from clotkit.tiling.tilers import Batch, tile_slide
-from clotkit.tiling.tissue import sample_background
+from clotkit.tissue.rules import sample_background
 from clotkit.workers import Task
 
 TILES, SHOWN = 0, 1

@@ -30,7 +30,7 @@ from clotkit.tiling.microns import scale_of
 from clotkit.tiling.overview import BLOCK_PX, SlideContext, bounded_downsample, grid_corners, overview_px, slide_context
 from clotkit.tiling.overview_tilers import MIN_PIECE_SHARE, piece_downsample, piece_grid
 from clotkit.tiling.tilers import open_for
-from clotkit.tiling.tissue import (
+from clotkit.tissue.rules import (
     MIN_TISSUE_SHARE,
     RULES,
     SAMPLE_DOWNSAMPLE,

@@ -17,7 +17,7 @@ from clotkit.config import TilingConfig
 from clotkit.slides.index import Corners
 from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.tiling.overview import SlideContext, grid_corners, tissue_facts
-from clotkit.tiling.tissue import MIN_TISSUE_SHARE, TissueRule, distance, no_tissue
+from clotkit.tissue.rules import MIN_TISSUE_SHARE, TissueRule, distance, no_tissue
 
 CELLS = 16  # along a tile's side, at least; this resolves the tissue share to 1/256
 RELAXED_SHARES = (0.5, 0.25, 0.1, 0.0)  # minimum tissue shares, tried in turn until a slide gives a tile

@@ -10,10 +10,9 @@ from clotkit.slides.fallback import Decoded
 from clotkit.slides.index import Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels, blank, box_sums
 from clotkit.slides.reader import Slide
-from clotkit.tiling.background import find_glass
-from clotkit.tiling.glass import Glass, GlassSlide
-from clotkit.tiling.surround import ScannedSlide
-from clotkit.tiling.tissue import (
+from clotkit.tissue.background import find_glass
+from clotkit.tissue.glass import Glass, GlassSlide
+from clotkit.tissue.rules import (
     GREY_RULES,
     MIN_TISSUE_SHARE,
     RULES,
@@ -22,6 +21,7 @@ from clotkit.tiling.tissue import (
     TissueRule,
     find_tissue,
 )
+from clotkit.tissue.surround import ScannedSlide
 
 Mask = npt.NDArray[np.bool_]
 

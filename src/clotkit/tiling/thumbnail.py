@@ -16,8 +16,8 @@ from clotkit.slides.index import CONTENT_SIZED_CODECS
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
-from clotkit.tiling.glass import Glass
-from clotkit.tiling.tissue import TissueRule
+from clotkit.tissue.glass import Glass
+from clotkit.tissue.rules import TissueRule
 
 MOSTLY = 0.5  # estimated tissue share from which an unread place counts as tissue
 COARSE = 4  # every COARSE-th pixel is used to fill in others

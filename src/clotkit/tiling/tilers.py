@@ -15,13 +15,13 @@ from clotkit.config import TilingConfig
 from clotkit.errors import ConfigError
 from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide, open_slide
-from clotkit.tiling.glass import Glass
 from clotkit.tiling.grid_tilers import PlacedTile, TileStream, darkest, patches
 from clotkit.tiling.microns import scale_of
 from clotkit.tiling.overview import SlideContext, slide_context, slide_overview
 from clotkit.tiling.overview_tilers import chunks, strips, windows
 from clotkit.tiling.sections import repeated_area
 from clotkit.tiling.stain import Normaliser, fit_normaliser
+from clotkit.tissue.glass import Glass
 
 Tiler = Callable[[SlideContext, TilingConfig], TileStream]
 

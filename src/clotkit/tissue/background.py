@@ -13,9 +13,10 @@ import numpy.typing as npt
 from clotkit.slides.header.table import background_bytes
 from clotkit.slides.pixels import Colour, Pixels, blank
 from clotkit.slides.reader import Slide
-from clotkit.tiling.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
-from clotkit.tiling.surround import ScannedSlide, scanned_box
-from clotkit.tiling.survey import (
+from clotkit.tissue.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
+from clotkit.tissue.rules import Samples, background_samples, distance, mode
+from clotkit.tissue.surround import ScannedSlide, scanned_box
+from clotkit.tissue.survey import (
     DYED_BORDER,
     NEAR_BLACK,
     Region,
@@ -29,7 +30,6 @@ from clotkit.tiling.survey import (
     survey_slide,
     union,
 )
-from clotkit.tiling.tissue import Samples, background_samples, distance, mode
 
 Mask = npt.NDArray[np.bool_]
 

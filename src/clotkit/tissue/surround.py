@@ -15,8 +15,8 @@ from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank, downsampled_tile
 from clotkit.slides.reader import Slide
-from clotkit.tiling.glass import Box
-from clotkit.tiling.tissue import is_dark
+from clotkit.tissue.glass import Box
+from clotkit.tissue.rules import is_dark
 
 Counts = npt.NDArray[np.int64]
 

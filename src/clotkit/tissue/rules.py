@@ -13,7 +13,7 @@ import numpy.typing as npt
 from clotkit.errors import NoTissue
 from clotkit.slides.pixels import Colour, Pixels, box_mean
 from clotkit.slides.reader import Slide
-from clotkit.tiling.marks import marks
+from clotkit.tissue.marks import marks
 
 SAMPLE_GRID = (17, 5)  # columns and rows of background samples; few rows, because strips are decoded whole
 SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, one tile of most files

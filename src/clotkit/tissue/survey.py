@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from clotkit.slides.pixels import Colour, Pixels, blank, box_mean
 from clotkit.slides.reader import Slide
-from clotkit.tiling.tissue import distance
+from clotkit.tissue.rules import distance
 
 Mask = npt.NDArray[np.bool_]
 

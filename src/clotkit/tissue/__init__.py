@@ -1,0 +1,1 @@
+"""Tell tissue from what surrounds it: glass, padding, pen marks and black surrounds."""
