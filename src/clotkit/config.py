@@ -337,7 +337,7 @@ def recipe_of(tables: dict[str, Any], where: str) -> Recipe:
 
 
 def _with_downsample(tables: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the tables with a downsample where `mpp` stands in its place. Raises ConfigError if both are given."""
+    """Return the tables with a downsample beside `mpp`. Raises ConfigError if the recipe gives both."""
     tiling = tables.get("tiling")
     if not isinstance(tiling, dict) or not tiling.get("mpp"):
         return tables

@@ -24,7 +24,7 @@ TOLERANCE = 0.05  # a whole downsample within this part of the wanted one is tak
 
 @dataclass(frozen=True)
 class Scale:
-    """How tiles of a wanted resolution are cut from one slide."""
+    """The squares of one slide that become tiles of the wanted resolution."""
 
     tiling: TilingConfig  # with the downsample, and the side of the squares that are read, in pixels at it
     tile_px: TilePx  # side of a tile: squares of another side are resized
@@ -55,9 +55,9 @@ class Scale:
 
 
 def scale_of(config: TilingConfig, slide_mpp: Mpp | None) -> Scale:
-    """Return how a slide is cut to tiles of `config.mpp`; `slide_mpp` is its resolution, None if it states none.
+    """Return the squares that make tiles of `config.mpp` from a slide of `slide_mpp`.
 
-    The downsample is the wanted ratio, rounded, if that is within TOLERANCE of it. Else it is the next smaller one, and
+    `slide_mpp` is None if the slide states no resolution. The downsample is the wanted ratio, rounded, if that is within TOLERANCE of it. Else it is the next smaller one, and
     squares are resized. A slide that is coarser than wanted is enlarged.
 
     Raises:
