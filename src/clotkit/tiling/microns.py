@@ -57,8 +57,9 @@ class Scale:
 def scale_of(config: TilingConfig, slide_mpp: Mpp | None) -> Scale:
     """Return the squares that make tiles of `config.mpp` from a slide of `slide_mpp`.
 
-    `slide_mpp` is None if the slide states no resolution. The downsample is the wanted ratio, rounded, if that is within TOLERANCE of it. Else it is the next smaller one, and
-    squares are resized. A slide that is coarser than wanted is enlarged.
+    `slide_mpp` is None if the slide states no resolution. The downsample is the wanted ratio, rounded, if that is
+    within TOLERANCE of it. Else it is the next smaller one, and squares are resized. A slide that is coarser than
+    wanted is enlarged.
 
     Raises:
         ResolutionUnknown: The slide states no resolution, and the recipe has no `mpp_default`.
