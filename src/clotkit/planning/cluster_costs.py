@@ -20,9 +20,9 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe, tiling_for
 from clotkit.errors import SplitError
 from clotkit.looking import with_sizes
-from clotkit.planning.forecast import evenly_spread
 from clotkit.planning.plan import Plan, PlanSettings, SlidePlan, plan_slides
 from clotkit.shards.cut import ShardTask, shard_task
+from clotkit.slides.pixels import evenly_spread
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
 from clotkit.stores import Folder, Place
 from clotkit.tiling.tilers import check_tiler

@@ -23,7 +23,7 @@ from clotkit.slides.direct import CACHE_BYTES
 from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.slides.index import SAMPLED_LARGEST, SAMPLED_SPREAD, Corners, TileIndex, slide_index
-from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.pixels import Colour, Pixels, evenly_spread
 from clotkit.slides.reader import Slide
 from clotkit.tiling.grid_tilers import MAX_HELD_BYTES, TopK, relaxed_min_share, stride_px, tenths
 from clotkit.tiling.microns import scale_of
@@ -183,11 +183,6 @@ def _bytes_ratio(table: SegmentTable | None, wanted: Flags, places: Corners) -> 
         return 1.0
     counts = table.counts
     return float(counts[wanted].mean() / counts[places[:, 0], places[:, 1]].mean())
-
-
-def evenly_spread(count: int, most: int) -> npt.NDArray[np.int64]:
-    """Choose at most `most` of `count` indices, evenly spread from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def _probe_rows(slide: Slide, opened_s: float) -> Probe:

@@ -18,7 +18,7 @@ from clotkit.reasons import Reason
 from clotkit.slides.codecs.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
 from clotkit.slides.codecs.rows import DeflateRows, RawRows, Rows
 from clotkit.slides.header.table import JPEG, LZW, RAW, SegmentTable
-from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.pixels import Colour, Pixels, evenly_spread
 
 HEAD_BYTES = 2**16  # of a JPEG stream, that its first scan begins in
 COLOUR_SAMPLES = 6  # tiles that are decoded where a JPEG's colour model is in doubt
@@ -167,7 +167,7 @@ class JpegSegments(SegmentFile):
         """Return a few places of segments, from the one with the most bytes to the one with the fewest."""
         counts, columns = self.table.counts.ravel(), self.table.counts.shape[1]
         order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
-        chosen = order[np.unique(np.linspace(0, len(order) - 1, COLOUR_SAMPLES).astype(int))]
+        chosen = order[evenly_spread(len(order), COLOUR_SAMPLES)]
         return [(int(i) // columns, int(i) % columns) for i in chosen]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.header.table import background_bytes
-from clotkit.slides.pixels import Colour, Pixels, blank
+from clotkit.slides.pixels import Colour, Pixels, blank, evenly_spread
 from clotkit.slides.reader import Slide
 from clotkit.tissue.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
 from clotkit.tissue.rules import Samples, background_samples, distance, mode
@@ -144,7 +144,7 @@ def _has_small_tiles(slide: Slide, colour: Colour) -> bool:
         return False
     limit = SMALL_BYTES * background_bytes(table.counts[table.counts > 0])[0]
     rows, columns = np.nonzero((table.counts < limit) & (table.counts > 0))
-    chosen = np.unique(np.linspace(0, max(len(rows) - 1, 0), SMALL_TILES).astype(np.int64))[: len(rows)]
+    chosen = evenly_spread(len(rows), SMALL_TILES)
     xy = [(int(columns[i]) * table.width_px, int(rows[i]) * table.height_px) for i in chosen]
     side = table.width_px // BUSY_DOWNSAMPLE
     tiles = slide.tiles(xy, side, BUSY_DOWNSAMPLE, colour) if xy else iter(())
@@ -187,16 +187,13 @@ def _busy_tiles(slide: Slide, colour: Colour) -> Iterator[Pixels]:
     table = slide.table
     if table is None or slide.sequential or not table.tiled or table.width_px % BUSY_DOWNSAMPLE:
         side = max(1, min(slide.width_px, slide.height_px) // 64)
-        xs, ys = (
-            np.unique(np.linspace(0, max(px - side, 0), BUSY_GRID).astype(np.int64))
-            for px in (slide.width_px, slide.height_px)
-        )
+        xs, ys = (evenly_spread(max(px - side, 0) + 1, BUSY_GRID) for px in (slide.width_px, slide.height_px))
         xy, side_px, downsample = [(int(x), int(y)) for y in ys for x in xs], min(side, 32), 1
     else:
         counts = table.counts
         busy = np.flatnonzero(counts > background_bytes(counts[counts > 0])[1]) if counts.any() else np.zeros(0, int)
         busy = busy[np.argsort(-counts.ravel()[busy], kind="stable")]
-        chosen = busy[np.unique(np.linspace(0, len(busy) - 1, BUSY_TILES).astype(np.int64))] if len(busy) else busy
+        chosen = busy[evenly_spread(len(busy), BUSY_TILES)]
         rows, columns = np.unravel_index(chosen, counts.shape)
         xy = [(int(c) * table.width_px, int(r) * table.height_px) for r, c in zip(rows, columns, strict=True)]
         side_px, downsample = table.width_px // BUSY_DOWNSAMPLE, BUSY_DOWNSAMPLE

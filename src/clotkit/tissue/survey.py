@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.pixels import Colour, Pixels, blank, box_mean
+from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, evenly_spread
 from clotkit.slides.reader import Slide
 from clotkit.tissue.rules import distance
 
@@ -207,7 +207,7 @@ def _is_exact(slide: Slide, survey: Survey, region: Region) -> bool:
     """Return whether a region has one colour at full resolution, too: glass has noise."""
     side = survey.downsample
     places = np.argwhere(region.mask)  # by row, as a slide in strips needs them
-    chosen = places[np.unique(np.linspace(0, len(places) - 1, PATCHES).astype(np.int64))]
+    chosen = places[evenly_spread(len(places), PATCHES)]
     xy = [(int(column) * side, int(row) * side) for row, column in chosen]
     most = NEAR_BLACK if not any(region.colour) else 0
     tiles = slide.tiles(xy, side, 1, region.colour)
