@@ -84,8 +84,7 @@ def box_sums(
 
 def evenly_spread(count: int, most: int) -> npt.NDArray[np.int64]:
     """Return at most `most` of the indices below `count`, evenly spread from the first to the last."""
-    indices = np.linspace(0, count - 1, min(most, count)).astype(np.int64)
-    return indices[np.diff(indices, prepend=-1) > 0]  # np.unique would import numpy.ma, 8 ms in every slide's process
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:
