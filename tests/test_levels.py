@@ -209,6 +209,23 @@ def test_a_file_that_ends_within_a_level_is_read_from_level_0(
     assert mean_difference(seen, whole) == 0
 
 
+def test_a_level_without_some_tiles_is_not_used(tmp_path: Path, picture: Pixels, levels: dict[int, Pixels]) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture, {4: levels[4]})
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[1].tags["TileByteCounts"]
+        counts = np.array(file.pages[1].databytecounts, {3: "<u2", 4: "<u4"}[int(tag.dtype)])
+        offsets, where = np.array(file.pages[1].dataoffsets, "<u4"), file.pages[1].tags["TileOffsets"].valueoffset
+    absent = int(counts.argmin())
+    counts[absent] = offsets[absent] = 0
+    with path.open("r+b") as raw:
+        for place, values in ((tag.valueoffset, counts), (where, offsets)):
+            raw.seek(place)
+            raw.write(values.tobytes())
+    slide = open_slide(path)
+    assert slide.level(4).downsample == 1
+    assert slide.facts["levels_refused"][0]["code"] == LevelFault.DAMAGED
+
+
 def test_close_levels_have_little_noise(tmp_path: Path, picture: Pixels, levels: dict[int, Pixels]) -> None:
     noise = np.random.default_rng(1).integers(-12, 13, levels[4].shape)
     noisy = np.clip(levels[4] + noise, 0, 255).astype(np.uint8)

@@ -139,6 +139,11 @@ class PyramidSlide:
         except SlideError as error:
             self._refuse(level.downsample, fault_of(error))
             return
+        if set(slide.facts.get("notes", ())) - set(
+            self.facts.get("notes", ())
+        ):  # absent tiles, sizes that were guessed
+            self._refuse(level.downsample, LevelFault.DAMAGED)
+            return
         if (fault := compared.fault(self._allowed)) is None:
             self._trusted[level.downsample] = slide
         else:
