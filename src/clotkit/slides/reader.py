@@ -107,7 +107,10 @@ def _levels_of_a_tiff(path: Path, layout: Layout) -> list[LevelFile]:
     """Return the smaller levels of a TIFF."""
 
     def open_level(level: Copy) -> FallbackSlide:
-        return _open_page(path, read_level(path, level))
+        page = read_level(path, level)
+        # OpenSlide interpolates between a level's pixels where its sides are rounded.
+        candidates = [one for one in _of_a_tiff(path, page) if one.decoder != "openslide"]
+        return FallbackSlide(candidates, Expected(page.segments, page.codec in LOSSY_CODECS))
 
     return [LevelFile(level.downsample, partial(open_level, level), level.fits) for level in layout.levels]
 
@@ -186,10 +189,7 @@ def _open_with_openslide(path: Path, layout: Layout) -> "OpenSlideSlide":
     if layout.orientation != 1:
         raise CodecUnsupported(f"OpenSlide does not read orientation {layout.orientation}")
     slide = OpenSlideSlide(path, layout.segments)
-    size = (layout.width_px, layout.height_px)
-    if size in slide.level_sizes[1:]:
-        slide = OpenSlideSlide(path, layout.segments, slide.level_sizes.index(size))
-    if (slide.width_px, slide.height_px) != size:
+    if (slide.width_px, slide.height_px) != (layout.width_px, layout.height_px):
         raise CodecUnsupported(
             f"OpenSlide reads {slide.width_px} x {slide.height_px} px, "
             f"the slide's page has {layout.width_px} x {layout.height_px} px"
@@ -363,7 +363,7 @@ class OpenSlideSlide:
             raise CodecUnsupported(f"OpenSlide: {one_line(error, path)}") from error
         self.level_sizes: tuple[tuple[int, int], ...] = self._slide.level_dimensions
         self._level, (self.width_px, self.height_px) = level, self.level_sizes[level]
-        self._downsample = round(self._slide.level_downsamples[level])
+        self._downsample = float(self._slide.level_downsamples[level])
         sides = [self._slide.properties.get(f"openslide.mpp-{axis}", "") for axis in "xy"]
         self.mpp = plausible_mpp(float(sides[0]), float(sides[1])) if all(sides) else None
         colour = self._slide.properties.get("openslide.background-color", "")
@@ -382,7 +382,7 @@ class OpenSlideSlide:
     def _read(self, background: Colour, x: int, y: int, width: int, height: int) -> Pixels:
         """Return RGB pixels; transparent ones show the slide's own background if it states one."""
         try:
-            place = (x * self._downsample, y * self._downsample)  # OpenSlide counts in pixels of level 0
+            place = (round(x * self._downsample), round(y * self._downsample))  # OpenSlide counts in level 0
             rgba = np.asarray(self._slide.read_region(place, self._level, (width, height)))
         except self._error as error:
             raise SlideUnreadable(f"OpenSlide: {one_line(error)}") from error
