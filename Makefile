@@ -200,8 +200,8 @@ app: $(VENV)/.app $(MEMBER)  ## serve the pages on this machine; PORT=8501, WEIG
 	@mkdir -p build
 	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(OF),$(WEIGHTS),$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS)))" --root "$(or $(ROOT),build)" $(FOR)
 
-bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model; fails on a missed target; SIDE=10000: a short one
-	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; exit $$((tiler | $$?))
+bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model, small slides; fails on a missed target; SIDE=10000: a short one
+	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; overlap=$$?; $(BIN)/python -m bench.small_slides; exit $$((tiler | overlap | $$?))
 
 board: $(VENV)/.dev $(LITE0)  ## train and evaluate the picture recipes with five seeds each, table in docs/explanation/benchmarks.md; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/; JOBS=2
 	@test -n "$(DATA)" || { echo "board: DATA is not set; give the folder of bloodmnist/, breastmnist/, brain_mri/" >&2; exit 2; }

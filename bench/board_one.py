@@ -20,10 +20,10 @@ from clotkit.competitions import load_competition
 from clotkit.errors import ClotkitError
 from clotkit.evaluation.evaluate import EvaluateSettings, evaluate
 from clotkit.files import atomic_write_json
+from clotkit.forking import die_with
 from clotkit.members.folder import METRICS, RECIPE, SPLIT, SPLIT_TRAIN, SPLIT_VALIDATION, WEIGHTS
 from clotkit.training.train import CHECKPOINTS_DIR, TrainSettings, train
 from clotkit.units import MB
-from clotkit.workers import die_with
 
 FIGURES = ("accuracy", "auc", "weighted_log_loss")
 ROUNDING = 1e-6  # largest difference of a figure between training and evaluating

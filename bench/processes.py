@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
 
+from clotkit.forking import die_with
 from clotkit.rehearsal.sandbox import tree_mb
-from clotkit.workers import die_with
 
 POLL_S = 0.02
 MEMORY_POLL_S = 0.25

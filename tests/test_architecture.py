@@ -82,8 +82,8 @@ HOMES: dict[str, set[str]] = {
         "clotkit.app.pages.training",
         "clotkit.app.serve",
     },
-    "multiprocessing": {"clotkit.workers"},
-    "signal": {"clotkit.workers", "clotkit.training.rendezvous", "clotkit.supervise"},
+    "multiprocessing": {"clotkit.workers", "clotkit.forking"},
+    "signal": {"clotkit.forking", "clotkit.workers", "clotkit.training.rendezvous", "clotkit.supervise"},
     "resource": {"clotkit.workers"},
     "subprocess": {
         "clotkit.rehearsal.sandbox",
@@ -98,7 +98,7 @@ HOMES: dict[str, set[str]] = {
     "urllib": {"clotkit.kaggle.client"},
     "urllib3": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},
     "http": set(),
-    "socket": {"clotkit.training.rendezvous"},
+    "socket": {"clotkit.training.rendezvous", "clotkit.forking"},  # the second: a pair of this machine
 }
 
 

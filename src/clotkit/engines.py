@@ -20,9 +20,10 @@ from typing import Any, Protocol, TypeVar
 from clotkit import __version__
 from clotkit.cluster import HINT, Patience, Watch, scheduler_address
 from clotkit.errors import MOST_CHARACTERS, ClotkitError, ClusterError, UsageError, needs_extra, one_line
+from clotkit.forking import die_with
 from clotkit.progress import Log
 from clotkit.reasons import Reason
-from clotkit.workers import allow_children, die_with, has_semaphores
+from clotkit.workers import allow_children, has_semaphores
 
 T = TypeVar("T")
 R = TypeVar("R")

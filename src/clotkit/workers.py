@@ -5,31 +5,27 @@ crashes, hangs or runs out of memory affects no other slide. Batches stream to t
 so memory is bounded on both sides whatever the slide's size.
 """
 
-import ctypes
 import multiprocessing
 import os
 import resource
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SlideError, UsageError
 from clotkit.file_state import file_state
+from clotkit.forking import Child, start, wait_for_exit
 from clotkit.pipes import Inbox, send
 from clotkit.reasons import Cause, Reason
-from clotkit.spawning import without_main
 from clotkit.stores import StoredFile
 from clotkit.tiling.thumbnail import Thumbnail, ThumbnailRecorder
 from clotkit.tiling.tilers import Batch, check_tiler, cut_slide, open_for
@@ -42,11 +38,9 @@ KILL_S = 3.0  # SIGKILL ends a process within it, unless the process sleeps in t
 LAST_KILL_S = 0.5  # the same once the run's deadline has come
 MIN_MEMORY_MB = 512  # below it a slide's process cannot even start
 MAX_SHARE = 4.0  # a slide may take this many times its fair share of the time that is left
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # other slides use the other cores
 NOT_REACHED = Cause(Reason.DEADLINE, "the run's deadline came before its turn")
 FILE = "file"  # the fact with the state of a slide's file before it was read
 LEFT_PID = "left_pid"  # the fact that names a process which did not end when it was killed
-_STARTING = threading.Lock()  # the environment belongs to the whole process
 FACTS, BATCH, THUMBNAIL, END = "facts", "batch", "thumbnail", "end"  # kinds of message in a pipe
 ALLOCATION_WORDS = (
     "allocate",
@@ -253,7 +247,7 @@ def _killed(children: Iterable["_Child"], deadline: float) -> list["_Child"]:
         child.process.kill()
     until = _kill_until(deadline) if children else 0.0
     for child in children:
-        child.wait_for_exit(until)
+        wait_for_exit(child.process, until)
     return children
 
 
@@ -267,18 +261,13 @@ class _Child:
     """The parent's side of a slide's process."""
 
     def __init__(self, task: Task, work: Work, limit_s: float, limits: Limits) -> None:
-        context = multiprocessing.get_context("spawn")  # never fork: TensorFlow and libvips hold threads
         self.task, self.limit_s, self.facts = task, limit_s, dict[str, Any]()
         self.thumbnail: Thumbnail | None = None
-        self.reader, writer = context.Pipe(duplex=False)
-        self.process: BaseProcess = context.Process(
-            target=_child_main, args=(work, task, writer, limits.memory_mb, os.getpid()), daemon=True
-        )
+        self.reader, writer = multiprocessing.Pipe(duplex=False)
         self.started = self.last_message = time.monotonic()
         self.limit, self.stall_s = self.started + limit_s, limits.stall_s
         self.peak_mb = 0.0
-        with _one_thread(), without_main():
-            self.process.start()
+        self.process: Child = start(_child_main, (work, task, limits.memory_mb), writer)
         writer.close()
         self.inbox, self.deadline = Inbox(self.reader.fileno()), limits.deadline
 
@@ -312,17 +301,6 @@ class _Child:
             return self._end(f"stalled: no batch for {self.stall_s:.0f} s", Reason.STALLED, lost=True)
         return self._end(f"time limit: not done after {self.limit_s:.0f} s", Reason.TIMEOUT, lost=True)
 
-    def wait_for_exit(self, until: float) -> None:
-        """Wait until the process has ended, or `until`, a time.monotonic() value.
-
-        BaseProcess.join waits without a limit once the process has closed its files, which is before it has ended.
-        """
-        pause_s = 0.001
-        wait([self.process.sentinel], max(0.0, until - time.monotonic()))
-        while self.process.exitcode is None and time.monotonic() < until:
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.05)
-
     def close(self) -> None:
         """Give up the process, which has ended or does not end when it is killed."""
         self.reader.close()
@@ -331,7 +309,7 @@ class _Child:
             vars(multiprocessing.process)["_children"].discard(self.process)
 
     def _died(self) -> Ended:
-        self.wait_for_exit(_kill_until(self.deadline))  # before it is killed, which would hide why it ends
+        wait_for_exit(self.process, _kill_until(self.deadline))  # before it is killed, which would hide why it ends
         code = self.process.exitcode
         if code is not None and code < 0:
             return self._end(f"its process died of {signal.Signals(-code).name}", Reason.CRASHED, lost=True)
@@ -359,35 +337,14 @@ class _Child:
         )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit children started here to one thread each, through environment variables.
-
-    Libraries read them when they are loaded. OpenBLAS starts its threads while numpy is imported: with them, two slides
-    that began at once took 1.7 times as long.
-    """
-    with _STARTING:
-        before = {name: os.environ.get(name) for name in ONE_THREAD}
-        os.environ.update(ONE_THREAD)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-
-
-def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, parent: int) -> None:
+def _child_main(work: Work, task: Task, memory_mb: int, writer: int) -> None:
     """Run a slide's process: set the limits, do the work, send one last message with the peak memory."""
-    die_with(parent)
     _give_up_shared_files()
     _limit(memory_mb)
     last: tuple[str, tuple[str, Reason | None, float]]
     try:
         for index, piece in work(task):
-            send(writer.fileno(), _message(index, piece))
+            send(writer, _message(index, piece))
         last = (END, ("", None, peak_mb()))
     except MemoryError:
         last = _failed("", Reason.OUT_OF_MEMORY, memory_mb)
@@ -397,8 +354,8 @@ def _child_main(work: Work, task: Task, writer: Connection, memory_mb: int, pare
         return  # the parent has abandoned this slide
     except Exception as error:  # noqa: BLE001 - any error affects this slide only, and the report names it
         last = _failed(f"{type(error).__name__}: {error}".splitlines()[0], Reason.FAILED, memory_mb)
-    send(writer.fileno(), last)
-    writer.close()
+    send(writer, last)
+    os.close(writer)
     os._exit(0)  # native libraries may hang or crash in their clean-up, and everything is sent
 
 
@@ -446,20 +403,6 @@ def set_oom_score(score: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(score))
     except OSError:
         return
-
-
-def die_with(parent: int) -> None:
-    """Have this process killed when its parent dies, so that a hung slide does not outlive its run.
-
-    Linux only; nothing on other systems.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return
-    if os.getppid() != parent:  # it died before prctl was called
-        os._exit(1)
 
 
 def allow_children() -> None:

@@ -16,6 +16,8 @@ from clotkit.tiling.tilers import Batch
 from clotkit.workers import Piece, Task, tile_task
 
 FOREVER_S = 3600
+WORD = "CLOTKIT_TEST_WORD"  # an environment variable
+_TRACES: list[str] = []
 
 
 def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a fault
@@ -40,6 +42,8 @@ def work(task: Task) -> Iterator[tuple[int, Piece]]:  # noqa: PLR0912 - a line a
         case "hog":
             hoard = [np.ones(2**27, np.uint8) for _ in range(1000)]
             yield 0, {"never": len(hoard)}
+        case "large":
+            yield 0, {"large": int(np.ones(2**28, np.uint8)[0])}
         case "raise":
             raise ZeroDivisionError("by a decoder")
         case "refuse":
@@ -74,3 +78,29 @@ def heavy(task: Task) -> Iterator[tuple[int, Piece]]:
     set_so = {"MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
     raise SlideUnreadable(f"brought {sorted(brought | set_so)}")
     yield
+
+
+def traces(task: Task) -> Iterator[tuple[int, Piece]]:
+    """Yield what an earlier slide has left behind in this process, then leave as much."""
+    left = [*_TRACES, *(name for name in ("trace", "TRACE") if name in sys.modules or name in os.environ)]
+    yield (
+        0,
+        {
+            "traces": len(left),
+            "word": os.environ.get(WORD),
+            "folder": str(Path.cwd()),
+            "pid": os.getpid(),
+            "parent": os.getppid(),
+        },
+    )
+    _TRACES.append(task.image_id)
+    sys.modules["trace"] = sys
+    os.environ["TRACE"] = task.image_id
+    os.chdir("/")
+
+
+def kills_parent(task: Task) -> Iterator[tuple[int, Piece]]:
+    """Kill the process that has started this one."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(FOREVER_S)
+    yield 0, {}

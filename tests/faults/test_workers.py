@@ -9,20 +9,42 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from clotkit.config import TilingConfig
+from clotkit.forking import METHOD
 from clotkit.reasons import Reason
 from clotkit.workers import FLOOR_S, Ended, Limits, Piece, Task, TileBatch, slide_limit_s, stream
 from tests.stuck import FLUSH, READ, kill_left, stuck_file
 
-from .misbehaving import limited, work
+from .misbehaving import WORD, limited, traces, work
 
 TILING = TilingConfig("patches", tile_px=32, downsample=1, max_tiles=8, batch_tiles=4)
 LIMITS = Limits(slide_s=4.0, memory_mb=2048)
 PATIENT = Limits(slide_s=120.0, memory_mb=2048)  # where it is not the time that ends a slide
+
+
+@pytest.fixture(autouse=True, params=["fork", pytest.param("spawn", marks=pytest.mark.slow_faults)])
+def start_method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here holds for a forked and for a spawned process."""
+    monkeypatch.setenv(METHOD, request.param)
+    return str(request.param)
+
+
+def running() -> list[psutil.Process]:
+    """Return the processes of slides that this process has started, which are known by their score."""
+    started = [process for process in psutil.Process().children(recursive=True) if _score(process.pid) == "1000"]
+    return [process for process in started if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _score(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+    except OSError:
+        return ""  # it has ended
 
 
 def tasks(*names: str) -> list[Task]:
@@ -112,20 +134,19 @@ def test_a_slide_is_stopped_at_the_deadline() -> None:
 def test_closing_the_stream_leaves_no_process() -> None:
     events = stream(tasks("latehang_0", "latehang_1"), LIMITS, 2, work)
     assert isinstance(next(events), TileBatch)
+    assert running()
     events.close()
-    assert multiprocessing.active_children() == []
+    assert running() == []
 
 
 @pytest.mark.parametrize("name", ["hang_0", "latehang_0"])
 def test_a_process_that_does_not_die_is_left_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, its slide is not tried again, and Python does not wait for it at its exit."""
-    from multiprocessing.process import BaseProcess
-
-    kill = BaseProcess.kill
-    monkeypatch.setattr(BaseProcess, "kill", lambda process: None if process.is_alive() else kill(process))
-    ends, tiles = ends_of([name, "good_0"], Limits(3.0, 2048, deadline=time.monotonic() + 60))
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "kill", lambda pid, number: None)
+        ends, tiles = ends_of([name, "good_0"], Limits(3.0, 2048, deadline=time.monotonic() + 60))
     pid = ends[name].facts["left_pid"]
-    assert psutil.pid_exists(pid)
+    assert [process.pid for process in running()] == [pid]
     kill_left(pid)
     assert (ends[name].code, ends[name].lost, str(pid) in ends[name].reason) == (Reason.TIMEOUT, False, True)
     assert (ends["good_0"].code, tiles["good_0"]) == (None, 8)
@@ -139,10 +160,8 @@ def test_a_process_that_is_stopped_while_it_sends_has_stalled() -> None:
         if isinstance(event, Ended):
             ends[event.image_id] = event
             break
-        for child in multiprocessing.active_children():
-            child_pid = child.pid
-            assert child_pid is not None
-            os.kill(child_pid, signal.SIGSTOP)
+        for child in running():
+            child.suspend()
     assert ends["flood_0"].code is Reason.STALLED
 
 
@@ -177,16 +196,15 @@ def test_every_end_has_its_cost() -> None:
 
 
 def test_a_slide_dies_with_the_run() -> None:
-    """Kill the parent; its hanging child must die too."""
+    """Kill the parent; its hanging child must die too, and whatever else it has started."""
     code = (
         "from pathlib import Path\n"
         "from clotkit.workers import stream, Limits\n"
-        "from tests.faults.test_workers import tasks\n"
+        "from tests.faults.test_workers import running, tasks\n"
         "from tests.faults.misbehaving import work\n"
-        "import multiprocessing\n"
         "events = stream(tasks('latehang_0'), Limits(600, 2048), 1, work)\n"
         "next(events)\n"
-        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "print(running()[0].pid, flush=True)\n"
         "[event for event in events]\n"
     )
     root = Path(__file__).parents[2]
@@ -195,11 +213,68 @@ def test_a_slide_dies_with_the_run() -> None:
     )
     assert parent.stdout is not None
     with parent.stdout:
-        child = psutil.Process(int(parent.stdout.readline()))
+        slide = int(parent.stdout.readline())
+        family = psutil.Process(parent.pid).children(recursive=True)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    gone, alive = psutil.wait_procs([child], timeout=10)
-    assert (len(gone), len(alive)) == (1, 0)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert slide in {process.pid for process in family}
+    assert alive == []
+
+
+def facts_of(names: list[str], jobs: int = 1) -> dict[str, dict[str, Any]]:
+    """Return the facts of each slide that `traces` has read."""
+    ends = [event for event in stream(tasks(*names), PATIENT, jobs, traces) if isinstance(event, Ended)]
+    assert [end.code for end in ends] == [None] * len(names)
+    return {end.image_id: end.facts for end in ends}
+
+
+def test_a_slide_leaves_no_trace_in_the_next(start_method: str) -> None:
+    """Modules, environment, folder and memory are those that the first one had."""
+    names = ["a", "b", "c"]
+    seen = list(facts_of(names).values())
+    assert [facts["traces"] for facts in seen] == [0] * 3
+    assert len({facts["pid"] for facts in seen}) == 3
+    assert {facts["folder"] for facts in seen} == {str(Path.cwd())}
+    [parent] = {facts["parent"] for facts in seen}
+    assert (parent == os.getpid()) is (start_method == "spawn")
+    assert psutil.Process(parent).num_threads() == 1 or start_method == "spawn"
+
+
+def test_a_peak_is_of_its_own_slide() -> None:
+    ends, _ = ends_of(["large_0", "good_0"], PATIENT, jobs=1)
+    assert ends["large_0"].peak_mb > 256
+    assert 10 < ends["good_0"].peak_mb < 128
+
+
+def test_a_slide_has_the_runs_environment_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are when it starts, not as they were when the first one did."""
+    assert facts_of(["a"])["a"]["word"] is None
+    monkeypatch.setenv(WORD, "later")
+    monkeypatch.chdir(tmp_path)
+    assert (facts_of(["b"])["b"]["word"], facts_of(["c"])["c"]["folder"]) == ("later", str(tmp_path))
+
+
+def test_a_killed_server_costs_the_slides_that_run() -> None:
+    """Later ones have another server; in the end each is spawned by the run itself."""
+    code = (
+        "import os, signal\n"
+        "from tests.faults.test_workers import LIMITS, facts_of, tasks\n"
+        "from tests.faults.misbehaving import kills_parent\n"
+        "from clotkit.workers import stream\n"
+        "for number in range(3):\n"
+        "    parent = facts_of(['a'])['a']['parent']\n"
+        "    [end] = stream(tasks('b'), LIMITS, 1, kills_parent)\n"
+        "    print(parent, end.code, end.lost)\n"
+        "print(facts_of(['c'])['c']['parent'], os.getpid())\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != METHOD} | {"PYTHONPATH": str(root)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    *servers, last = [line.split() for line in ended.stdout.splitlines()]
+    assert len({server for server, _, _ in servers}) == 3
+    assert {tuple(outcome) for _, *outcome in servers} == {(str(Reason.CRASHED), "True")}
+    assert last[0] == last[1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from clotkit import forking
 from clotkit.competitions import Competition
 from clotkit.errors import described
 from clotkit.files import atomic_write_json
@@ -67,7 +68,8 @@ def _run(
     state = SubmissionState(path, competition, inputs, log)
     make_run_folder(settings.run_dir, state, resume=bool(earlier.lines))
     set_oom_score(500)
-
+    if settings.backend is None:
+        forking.prepare()  # while this process imports TensorFlow
     state.members, left_out = load_members(inputs, competition, log)
     inputs = with_missing_facts(inputs, state.members, log)
     facts = run_facts(settings, competition, inputs, state.members, left_out) | {"resumed": earlier.counts}
