@@ -42,6 +42,8 @@ PREPARED = (
     "clotkit.workers",
     "clotkit.shards.cut",
     "clotkit.tiling.preview",
+    "numpy.ma",  # numpy.unique
+    "PIL.JpegImagePlugin",
     "imagecodecs._deflate",
     "imagecodecs._imcd",
     "imagecodecs._zlib",
