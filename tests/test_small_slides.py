@@ -10,7 +10,7 @@ from clotkit.splits import read_slides
 
 
 def timings(tile_s: float, run_s: float) -> list[Timing]:
-    """Return two rounds, the second slower, in which forked processes take these seconds and spawned ones 60."""
+    """Return three rounds whose medians are 1.1 times these seconds forked, and 1.1 times 60 spawned."""
     return [
         Timing(verb, method, seconds * slower, 20.0, 40.0 if verb == "run" else None)
         for slower in (1.0, 1.5, 1.1)
