@@ -200,7 +200,7 @@ app: $(VENV)/.app $(MEMBER)  ## serve the pages on this machine; PORT=8501, WEIG
 	@mkdir -p build
 	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(OF),$(WEIGHTS),$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS)))" --root "$(or $(ROOT),build)" $(FOR)
 
-bench: $(VENV)/.dev  ## measure the tiler against other readers, decoding beside the model, small slides; fails on a missed target; SIDE=10000: a short one
+bench: $(VENV)/.dev  ## measure the tiler against other readers and tilers (pip puts these into build/peers), decoding beside the model, small slides; fails on a missed target; SIDE=10000: a short one
 	@$(BIN)/python -m bench --side $(SIDE); tiler=$$?; $(BIN)/python -m bench.overlap; overlap=$$?; $(BIN)/python -m bench.small_slides; exit $$((tiler | overlap | $$?))
 
 board: $(VENV)/.dev $(LITE0)  ## train and evaluate the picture recipes with five seeds each, table in docs/explanation/benchmarks.md; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/; JOBS=2

@@ -76,9 +76,9 @@ def _options() -> argparse.Namespace:
     line.add_argument(
         "--side",
         type=int,
-        nargs="+",
+        nargs="*",
         default=[10_000, 30_000],
-        help="sides of the square slides, px (default: 10000 30000)",
+        help="sides of the square slides, px (default: 10000 30000; none: the largest slide alone)",
     )
     line.add_argument(
         "--largest",

@@ -120,7 +120,7 @@ def _measure(name: str, path: Path, pythons: Mapping[str, Path | str], limits: L
     elif cost.seconds > limits.seconds:
         result.state, reason = State.TIMEOUT, f"more than {limits.seconds:g} s"
     elif code < 0:
-        result.state, reason = State.CRASHED, f"ended with code {code}"
+        result.state, reason = State.CRASHED, ": ".join([f"ended with code {code}", *lines[-1:]])
     else:
         result.state, reason = State.REFUSED, (lines or [f"ended with code {code}"])[-1]
     result.reason = reason[:200]

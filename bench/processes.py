@@ -1,5 +1,6 @@
 """Run commands, and measure what they cost."""
 
+import math
 import os
 import signal
 import subprocess
@@ -43,8 +44,8 @@ class MemoryWatch:
 
     def __call__(self, pid: int) -> bool:
         """Return whether a process is past the limit; it is measured every MEMORY_POLL_S."""
-        if time.monotonic() >= self._next:
-            self.passed = tree_mb(pid) > self.most_mb
+        if not self.passed and self.most_mb < math.inf and time.monotonic() >= self._next:
+            self.passed = tree_mb(pid) > self.most_mb  # kept: a killed process has no memory
             self._next = time.monotonic() + MEMORY_POLL_S
         return self.passed
 

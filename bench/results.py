@@ -84,7 +84,7 @@ def markdown(rows: list[Row]) -> Iterator[str]:
             layouts = list(dict.fromkeys(row["layout"] for row in here))
             titles = dict.fromkeys(_title(row) for row in here)
             if here:
-                yield f"\n{side or LARGEST} px:\n"
+                yield f"\n{f'{side:,} px' if side else LARGEST}:\n"
                 lines = [[title, *(cells.get((title, layout), "-") for layout in layouts)] for title in titles]
                 yield from markdown_table([["contender", *layouts], *lines])
 
@@ -94,4 +94,5 @@ def _cell(row: Row) -> str:
         return str(row["state"])
     ratios = {"x": row["ratio_to_libvips_decode"], "x limit": row["ratio_to_tissue_decode"]}
     texts = [f"{ratio:.2f} {unit}" for unit, ratio in ratios.items() if ratio is not None]
-    return ", ".join([f"{row['cpu_s']:.2f} s", *texts, f"{row['peak_mb']:.0f} MB"])
+    digits = 2 if row["cpu_s"] >= 0.1 else 4
+    return ", ".join([f"{row['cpu_s']:.{digits}f} s", *texts, f"{row['peak_mb']:.0f} MB"])

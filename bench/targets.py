@@ -56,10 +56,13 @@ def _memory_targets(by_key: dict[tuple[str, int | None, str], Row], places: list
     lines = []
     for name in (OURS, OURS_EVERY):
         if (LARGEST, None, name) in by_key:
-            peak, first = by_key[LARGEST, None, name]["peak_mb"], by_key[*places[0], name]["peak_mb"]
-            growth = peak / first if peak and first else None
+            peak = by_key[LARGEST, None, name]["peak_mb"]
             what = f"{LARGEST}: {name}, peak"
             lines.append(_target(f"{what} MB", peak, MAX_MB, "at most", lambda value, limit: value <= limit))
+            if not places:
+                continue
+            first = by_key[*places[0], name]["peak_mb"]
+            growth = peak / first if peak and first else None
             what = f"{what} over that at {places[0][1]:,} px"
             lines.append(_target(what, growth, MAX_GROWTH, "at most", lambda value, limit: value <= limit))
     return lines

@@ -14,7 +14,7 @@ import pytest
 import pyvips
 import tifffile
 
-from bench import competitions
+from bench import competitions, processes
 from bench.comparing import Limits, State, compare
 from bench.contenders import names_of, of_job
 from bench.environments import ENVIRONMENTS, install
@@ -119,6 +119,17 @@ def test_a_peer_in_its_environment_has_a_row_however_it_ends(state: State, tmp_p
     assert (row["state"], row["version"]) == (state, ENVIRONMENTS[PEER].version)
     assert (row["reason"] is None) == (row["cpu_s"] is not None) == (state is State.DONE)
     assert row["tiles"] == (0 if state is State.DONE else None)  # black all over: no tissue
+
+
+def test_a_process_that_passed_its_memory_has_passed_it_when_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MEMORY_POLL_S", 0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    watch = processes.MemoryWatch(1.0)
+    assert not watch(ended.pid)
+    assert watch(os.getpid())
+    assert watch(ended.pid)
+    assert watch.passed
 
 
 @pytest.mark.parametrize("layout", ["deflate", "lzw", "jpeg", "strips"])
