@@ -17,12 +17,23 @@ from clotkit.slides.pixels import Colour, Pixels, blank, box_mean, downsampled_t
 
 CACHE_BYTES = 2**22  # downsampled segments: about one row of them, for tiles that do not match the file's tile grid
 
+# Compressed bytes of a segment that is told from others by them: empty glass and padding repeat, and are decoded once.
+FEW_BYTES = 2**12
+GROUP_BYTES = 2**18  # full-resolution segments that are downsampled together, within the CPU cache
+
+Content = tuple[int, int] | bytes  # row and column of a segment, or its compressed bytes
+Key = tuple[Content, int, Colour]  # of a downsampled segment: its content, the downsample, the colour beyond the edge
+
 
 class SegmentReader(Protocol):
     """The decoded tiles or strips of one file."""
 
     table: SegmentTable
     codes: tuple[Reason, ...]  # what was chosen by a rule
+
+    def packed(self, row: int, column: int) -> bytes:
+        """Return the compressed bytes of a segment."""
+        ...
 
     def decode(self, row: int, column: int, background: Colour) -> Pixels:
         """Return one segment that is not absent; see `segments.Segments.decode`."""
@@ -49,9 +60,10 @@ class DirectSlide:
         self.facts: dict[str, Any] = {"notes": list(codes)} if codes else {}
         self._segments = segments
         self._absent = (self._table.counts == 0).reshape(self._table.planes, *self._table.grid).all(axis=0)
-        self._cache: OrderedDict[tuple[int, int, int, Colour], Pixels] = OrderedDict()
+        self._cache: OrderedDict[Key, Pixels] = OrderedDict()
         self._strip: tuple[int, Colour, Pixels] | None = None
         self._cached_bytes = 0
+        self._group: Pixels | None = None  # full-resolution segments that are downsampled together
 
     def tiles(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour
@@ -82,27 +94,65 @@ class DirectSlide:
         region = blank(width, height, background)
         rows, columns = self._table.grid
         for row in range(top // down, min(-(-(top + height) // down), rows)):
-            for column in range(left // across, min(-(-(left + width) // across), columns)):
-                if self._absent[row, column]:
-                    continue
-                segment = self._segment(row, column, downsample, background)
+            wanted = range(left // across, min(-(-(left + width) // across), columns))
+            present = [column for column in wanted if not self._absent[row, column]]
+            for column, segment in self._row_of_segments(row, present, downsample, background):
                 y, x = row * down - top, column * across - left  # the segment's corner in the region, may be outside
                 part = segment[max(0, -y) : height - y, max(0, -x) : width - x]
                 region[max(0, y) :, max(0, x) :][: part.shape[0], : part.shape[1]] = part
         return region
 
-    def _segment(self, row: int, column: int, downsample: int, background: Colour) -> Pixels:
-        """Return a downsampled segment, from the cache if it is there."""
-        key = (row, column, downsample, background)  # the background pads segments at the edge
-        if (segment := self._cache.get(key)) is not None:
+    def _row_of_segments(
+        self, row: int, columns: Sequence[int], downsample: int, background: Colour
+    ) -> Iterator[tuple[int, Pixels]]:
+        """Yield the columns of one row with their downsampled segments, those in the cache first."""
+        missing: dict[Key, list[int]] = {}
+        for column in columns:
+            key = (self._content(row, column), downsample, background)  # the background pads segments at the edge
+            if (segment := self._cache.get(key)) is None:
+                missing.setdefault(key, []).append(column)
+                continue
             self._cache.move_to_end(key)
-            return segment
-        segment = box_mean(padded(self._segments.decode(row, column, background), downsample, background), downsample)
+            yield column, segment
+        places = [(row, same[0]) for same in missing.values()]
+        for (key, same), segment in zip(missing.items(), self._decoded(places, downsample, background), strict=True):
+            self._remember(key, segment)
+            for column in same:
+                yield column, segment
+
+    def _content(self, row: int, column: int) -> Content:
+        """Return what tells a segment from all others: its bytes if they are few, or else its place."""
+        table = self._table
+        whole = (row + 1) * table.height_px <= self.height_px and (column + 1) * table.width_px <= self.width_px
+        if whole and table.planes == 1 and table.counts[row, column] <= FEW_BYTES:
+            return self._segments.packed(row, column)
+        return row, column
+
+    def _decoded(self, places: Sequence[tuple[int, int]], downsample: int, background: Colour) -> Iterator[Pixels]:
+        """Yield downsampled segments, decoded a few at a time: their boxes are averaged together, in fewer calls."""
+        shape = (self._table.height_px, self._table.width_px, 3)
+        group_size = max(1, GROUP_BYTES // (shape[0] * shape[1] * 3))
+        for first in range(0, len(places), group_size):
+            group = places[first : first + group_size]
+            segments = (self._segments.decode(row, column, background) for row, column in group)
+            if downsample == 1 or len(group) == 1:
+                yield from (box_mean(padded(segment, downsample, background), downsample) for segment in segments)
+                continue
+            if self._group is None:
+                self._group = np.empty((group_size, *shape), np.uint8)  # kept: new pages cost as much as the means
+            for index, segment in enumerate(segments):
+                if segment.shape != shape:  # at the slide's edge
+                    self._group[index] = background
+                self._group[index, : segment.shape[0], : segment.shape[1]] = segment
+            means = box_mean(self._group[: len(group)].reshape(-1, *shape[1:]), downsample)
+            yield from means.reshape(len(group), -1, *means.shape[1:])
+
+    def _remember(self, key: Key, segment: Pixels) -> None:
+        """Add a segment to the cache, which drops the ones that were not used for longest."""
         self._cache[key] = segment
-        self._cached_bytes += segment.nbytes
+        self._cached_bytes += _cached_bytes(key, segment)
         while self._cached_bytes > CACHE_BYTES:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return segment
+            self._cached_bytes -= _cached_bytes(*self._cache.popitem(last=False))
 
     def _rows(self, background: Colour, first: int, count: int) -> Pixels:
         """Return rows of a slide in strips; the last decoded strip is kept."""
@@ -132,3 +182,8 @@ class DirectSlide:
         if self._strip is None or self._strip[:2] != (number, background):
             self._strip = (number, background, self._segments.decode(number, 0, background))
         return self._strip[2][begin:end]
+
+
+def _cached_bytes(key: Key, segment: Pixels) -> int:
+    """Return the size of an entry of the cache."""
+    return segment.nbytes + (len(key[0]) if isinstance(key[0], bytes) else 0)

@@ -1,5 +1,6 @@
 """Define pixel types and the one way to downsample or sum pixels, shared by all readers and tilers."""
 
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -13,7 +14,9 @@ Places = npt.NDArray[np.int64]  # row or column numbers
 
 BLOCK_PX = 1024  # side of a full-resolution block while a tile is downsampled, 3 MB
 MAX_UNROLLED = 16  # terms of a sum; up to here adding them one by one is faster
-BAND_SAMPLES = 2**18  # row sums at a time: 512 kB, which fits the CPU cache
+# Downsamples of which four sums of a row are added as one number, and the bits of a box's area.
+PACKED_SHIFTS = {4: np.uint64(4), 8: np.uint64(6), 16: np.uint64(8)} if sys.byteorder == "little" else {}
+BAND_SAMPLES = 2**17  # row sums at a time: 256 kB, which fits the CPU cache
 
 
 def box_mean(pixels: Pixels, downsample: int) -> Pixels:
@@ -37,6 +40,9 @@ def box_mean(pixels: Pixels, downsample: int) -> Pixels:
 def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) -> None:
     """Write box means of uint8[n, downsample, w * downsample * 3] into `out`, uint8[n, w, 3]."""
     sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; 256 * 255 fits uint16
+    if downsample in PACKED_SHIFTS and sums.flags.c_contiguous:
+        _mean_of_columns(sums.view(np.uint64).reshape(len(boxes), out.shape[1], -1, 3), downsample, out)
+        return
     columns = sums.reshape(len(boxes), -1, downsample, 3)  # [n, w, columns of a box, 3]
     wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= MAX_UNROLLED else np.uint32
     area = downsample * downsample
@@ -44,6 +50,29 @@ def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) ->
         total = _sum(columns[..., channel].swapaxes(1, 2), wide)  # [n, columns of a box, w] -> [n, w]
         total += wide(area // 2)
         out[:, :, channel] = total >> wide(area.bit_length() - 1) if area & (area - 1) == 0 else total // wide(area)
+
+
+def _mean_of_columns(groups: npt.NDArray[np.uint64], downsample: int, out: Pixels) -> None:
+    """Write box means of sums of rows into `out`, uint8[n, w, 3], four samples at a time.
+
+    `groups` is uint64[n, w, downsample / 4, 3] of four uint16 sums each, the first one lowest: four pixels are the
+    numbers R0 G0 B0 R1, G1 B1 R2 G2 and B2 R3 G3 B3. The sums of R, G and B end up in the lower three samples; what
+    overflows is in the fourth.
+    """
+    first, second, third = (_sum(groups[..., i].swapaxes(1, 2), np.uint64) for i in range(3))  # [n, w] each
+    total = first >> np.uint64(48)  # R1 0 0 0
+    total += first
+    total += second << np.uint64(16)  # 0 G1 B1 R2
+    second >>= np.uint64(32)  # R2 G2 0 0
+    total += second
+    total += third << np.uint64(32)  # 0 0 B2 R3
+    third >>= np.uint64(16)  # R3 G3 B3 0
+    total += third
+    total += np.uint64(0x0001_0001_0001 * (downsample * downsample // 2))  # rounds half up
+    total >>= PACKED_SHIFTS[downsample]
+    low_bytes = total.view(np.uint8).reshape(*total.shape, 8)
+    for channel in range(3):
+        out[:, :, channel] = low_bytes[:, :, 2 * channel]
 
 
 def _sum(values: npt.NDArray[Any], wide: type[np.unsignedinteger[Any]]) -> npt.NDArray[Any]:
@@ -82,9 +111,19 @@ def box_sums(
     return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
 
+# np.median and np.unique import numpy.ma, which takes as long as decoding a hundred tiles, in each slide's process.
+
+
+def median(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the medians along the first axis, which is not empty."""
+    middle = (len(values) - 1) // 2, len(values) // 2
+    return np.asarray(np.partition(values, middle, axis=0)[middle[0] : middle[1] + 1].mean(axis=0), np.float64)
+
+
 def evenly_spread(count: int, most: int) -> npt.NDArray[np.int64]:
     """Return at most `most` of the indices below `count`, evenly spread from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+    places = np.linspace(0, count - 1, min(most, count)).astype(np.int64)
+    return np.array(sorted(set(places.tolist())), np.int64)
 
 
 def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:

@@ -15,8 +15,10 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported, SlideUnreadable, one_line
 from clotkit.reasons import Reason
+from clotkit.slides.codecs.formats import HORIZONTAL
 from clotkit.slides.codecs.jpeg import ADOBE, START, Stream, bare, parse, stored_as_rgb
 from clotkit.slides.codecs.rows import DeflateRows, RawRows, Rows
+from clotkit.slides.codecs.small_tiff import LZW_START, small_tiff
 from clotkit.slides.header.table import JPEG, LZW, RAW, SegmentTable
 from clotkit.slides.pixels import Colour, Pixels, evenly_spread
 
@@ -242,10 +244,24 @@ class Segments(JpegSegments):
             _check_length(len(packed), pixels.size, at_least=True)
             return np.frombuffer(packed, np.uint8, pixels.size).reshape(shape)
         if table.codec == LZW:
+            if self._by_libtiff(packed, pixels):
+                return pixels
             _check_length(len(self._codecs.lzw_decode(packed, out=pixels.reshape(-1))), pixels.size)
         else:
             self._inflate(packed, pixels)
         return np.asarray(self._codecs.delta_decode(pixels, axis=1, out=pixels)) if table.predictor else pixels
+
+    def _by_libtiff(self, packed: bytes, pixels: Pixels) -> bool:
+        """Decode LZW data into `pixels` with libtiff; return whether that succeeded, predictor and all."""
+        if not packed.startswith(LZW_START):
+            return False
+        height, width = pixels.shape[:2]
+        predictor = HORIZONTAL if self.table.predictor else 1
+        try:
+            self._codecs.tiff_decode(small_tiff(packed, LZW, (width, height), 3, predictor=predictor), out=pixels)
+        except (ValueError, RuntimeError, ImportError):
+            return False  # the decoder without libtiff says what is wrong
+        return True
 
     def _inflate(self, packed: bytes, pixels: Pixels) -> None:
         """Decode deflate data into `pixels`; more data may follow, up to the checksum of them all."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from clotkit.slides.header.table import background_bytes
 from clotkit.slides.index import CONTENT_SIZED_CODECS
 from clotkit.slides.levels import Level
-from clotkit.slides.pixels import Colour, Pixels
+from clotkit.slides.pixels import Colour, Pixels, median
 from clotkit.slides.reader import Slide
 from clotkit.tissue.glass import Glass
 from clotkit.tissue.rules import TissueRule
@@ -184,7 +184,7 @@ def tissue_shares(slide: Slide, downsample: int, shape: tuple[int, ...]) -> npt.
         return np.ones(shape, np.float32)
     limit = background_bytes(table.counts.ravel())[1]
     over = np.maximum(table.counts - limit, 0)
-    typical = float(np.median(over[over > 0])) if over.any() else 1.0
+    typical = float(median(over[over > 0])) if over.any() else 1.0
     shares = np.minimum(over / typical, 1).astype(np.float32)
     rows, columns = (
         np.minimum((np.arange(length) * downsample + downsample // 2) // side, count - 1)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.slides.header.table import background_bytes
-from clotkit.slides.pixels import Colour, Pixels, blank, evenly_spread
+from clotkit.slides.pixels import Colour, Pixels, blank, evenly_spread, median
 from clotkit.slides.reader import Slide
 from clotkit.tissue.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
 from clotkit.tissue.rules import Samples, background_samples, distance, mode
@@ -121,7 +121,7 @@ def _flat_colour(part: Pixels, flat: Mask, outer: Mask) -> npt.NDArray[np.uint8]
         outer: Its pixels of another colour on the slide's border, bool[h, w].
     """
     if flat.sum() >= MOSTLY_FLAT * flat.size:
-        return np.asarray(np.median(part[flat], axis=0), np.uint8)
+        return np.asarray(median(part[flat]), np.uint8)
     if not outer.any():
         return None
     colours, counts = np.unique(part[outer], axis=0, return_counts=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import NoTissue
-from clotkit.slides.pixels import Colour, Pixels, box_mean
+from clotkit.slides.pixels import Colour, Pixels, box_mean, median
 from clotkit.slides.reader import Slide
 from clotkit.tissue.marks import marks
 
@@ -178,6 +178,5 @@ def mode(pixels: Pixels) -> Colour:
     It is the median within the fullest bin of 8 grey levels per channel.
     """
     bins = (pixels >> 3).astype(np.int32) @ np.array([1024, 32, 1], np.int32)  # [n, 3] -> [n]
-    values, counts = np.unique(bins, return_counts=True)
-    red, green, blue = np.median(pixels[bins == values[counts.argmax()]], axis=0)
+    red, green, blue = median(pixels[bins == np.bincount(bins).argmax()])
     return round(float(red)), round(float(green)), round(float(blue))

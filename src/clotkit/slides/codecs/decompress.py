@@ -2,7 +2,6 @@
 
 import io
 import lzma
-import struct
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from clotkit.errors import CodecUnsupported
 from clotkit.slides.codecs.formats import Encoding, Pixels, Samples, Tags
+from clotkit.slides.codecs.small_tiff import small_tiff
 
 RAW, LZW, PACKBITS, DEFLATE, LZMA, LERC, WEBP = 1, 5, 32773, (8, 32946, 50013), 34925, 34887, (50001, 34927)
 CCITT = (2, 3, 4)
@@ -170,29 +170,10 @@ def by_pillow(data: bytes, encoding: Encoding, width_px: int, rows: int) -> Pixe
     samples = 1 if encoding.planar else encoding.samples
     if (encoding.bits, samples) not in ((1, 1), (8, 1), (8, 3), (8, 4)):
         raise CodecUnsupported(f"{encoding.bits}-bit samples, {samples} per pixel, through Pillow")
-    small = _small_tiff(data, encoding, (width_px, rows), samples)
+    options = int(encoding.tags.get(T4_OPTIONS, np.zeros(1, np.int64))[0])
+    small = small_tiff(data, encoding.codec, (width_px, rows), samples, encoding.bits, options=options)
     try:
         with Image.open(io.BytesIO(small)) as image:
             return np.frombuffer(bytes(image.tobytes()), np.uint8)
     except (OSError, SyntaxError) as error:
         raise ValueError(str(error)) from error
-
-
-def _tag_number(entry: bytes) -> int:
-    return int.from_bytes(entry[:2], "little")
-
-
-def _small_tiff(data: bytes, encoding: Encoding, size_px: tuple[int, int], samples: int) -> bytes:
-    """Return a TIFF with one strip; its samples are taken as they are, without predictor."""
-    photometric = 1 if samples == 1 else 2 if samples == 3 else 5
-    t4 = encoding.tags.get(T4_OPTIONS, np.zeros(1, np.int64))
-    numbers = {256: size_px[0], 257: size_px[1], 259: encoding.codec, 262: photometric, 277: samples, 278: size_px[1]}
-    numbers |= {279: len(data), 292: int(t4[0])} if encoding.codec == 3 else {279: len(data)}
-    at = 8 + 2 + 12 * (len(numbers) + 2) + 4
-    entries = [struct.pack("<HHII", code, 4, 1, value) for code, value in numbers.items()]
-    entries.append(struct.pack("<HHIHH", 258, 3, 1, encoding.bits, 0) if samples == 1 else
-                   struct.pack("<HHII", 258, 3, samples, at))  # fmt: skip
-    entries.append(struct.pack("<HHII", 273, 4, 1, at + 8))
-    ordered = sorted((bytes(entry) for entry in entries), key=_tag_number)
-    directory = struct.pack("<H", len(entries)) + b"".join(ordered)
-    return b"II*\0\x08\0\0\0" + directory + bytes(4) + struct.pack("<4H", *(encoding.bits,) * 4) + data

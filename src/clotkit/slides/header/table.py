@@ -29,6 +29,7 @@ from clotkit.slides.header.directories import (
     YCBCR_SUBSAMPLING,
     Tags,
 )
+from clotkit.slides.pixels import median
 
 Integers = npt.NDArray[np.int64]
 
@@ -83,11 +84,10 @@ def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     Background is the commonest content of these slides: the largest tissue share seen on a real slide is about one
     half.
     """
-    bins = np.round(np.log2(counts) * 8).astype(np.int64)  # eight bins per doubling
-    values, frequency = np.unique(bins, return_counts=True)
-    mode = float(np.median(counts[bins == values[frequency.argmax()]]))
+    bins = np.round(np.log2(np.maximum(counts, 1)) * 8).astype(np.int64)  # eight bins per doubling
+    mode = float(median(counts[bins == np.bincount(bins).argmax()]))
     below = counts[counts <= mode]
-    deviation = 1.4826 * float(np.median(mode - below))
+    deviation = 1.4826 * float(median(mode - below))
     return mode, max(mode + DEVIATIONS * deviation, mode * MARGIN, mode + MARGIN_BYTES)
 
 
