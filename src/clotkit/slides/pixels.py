@@ -41,7 +41,7 @@ def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) ->
     """Write box means of uint8[n, downsample, w * downsample * 3] into `out`, uint8[n, w, 3]."""
     sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; 256 * 255 fits uint16
     if downsample in PACKED_SHIFTS and sums.flags.c_contiguous:
-        _mean_of_columns(sums.view(np.uint64).reshape(len(boxes), out.shape[1], -1, 3), downsample, out)
+        _mean_of_columns(sums.view(np.uint64).reshape(len(boxes) * out.shape[1], -1, 3), downsample, out)
         return
     columns = sums.reshape(len(boxes), -1, downsample, 3)  # [n, w, columns of a box, 3]
     wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= MAX_UNROLLED else np.uint32
@@ -55,11 +55,11 @@ def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) ->
 def _mean_of_columns(groups: npt.NDArray[np.uint64], downsample: int, out: Pixels) -> None:
     """Write box means of sums of rows into `out`, uint8[n, w, 3], four samples at a time.
 
-    `groups` is uint64[n, w, downsample / 4, 3] of four uint16 sums each, the first one lowest: four pixels are the
+    `groups` is uint64[n * w, downsample / 4, 3] of four uint16 sums each, the first one lowest: four pixels are the
     numbers R0 G0 B0 R1, G1 B1 R2 G2 and B2 R3 G3 B3. The sums of R, G and B end up in the lower three samples; what
     overflows is in the fourth.
     """
-    first, second, third = (_sum(groups[..., i].swapaxes(1, 2), np.uint64) for i in range(3))  # [n, w] each
+    first, second, third = (_sum(groups[..., i], np.uint64) for i in range(3))  # [n * w] each
     total = first >> np.uint64(48)  # R1 0 0 0
     total += first
     total += second << np.uint64(16)  # 0 G1 B1 R2
@@ -70,7 +70,7 @@ def _mean_of_columns(groups: npt.NDArray[np.uint64], downsample: int, out: Pixel
     total += third
     total += np.uint64(0x0001_0001_0001 * (downsample * downsample // 2))  # rounds half up
     total >>= PACKED_SHIFTS[downsample]
-    low_bytes = total.view(np.uint8).reshape(*total.shape, 8)
+    low_bytes = total.view(np.uint8).reshape(*out.shape[:2], 8)
     for channel in range(3):
         out[:, :, channel] = low_bytes[:, :, 2 * channel]
 
