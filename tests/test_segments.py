@@ -65,7 +65,7 @@ def slide(picture: Pixels, tmp_path: Path, request: pytest.FixtureRequest) -> Pa
 
 @pytest.mark.parametrize("slide", [("lzw", True), ("lzw", False)], indirect=True)
 def test_damaged_lzw_is_refused_as_imagecodecs_refuses_it(slide: Path) -> None:
-    """libtiff decodes; imagecodecs's own decoder says which data have the right length, and their bytes."""
+    """Libtiff decodes; imagecodecs's own decoder says which data have the right length, and their bytes."""
     with tifffile.TiffFile(slide) as file:
         page = file.pages.first
         offset, count, predictor = page.dataoffsets[0], page.databytecounts[0], page.predictor

@@ -129,7 +129,7 @@ class DirectSlide:
         return row, column
 
     def _decoded(self, places: Sequence[tuple[int, int]], downsample: int, background: Colour) -> Iterator[Pixels]:
-        """Yield downsampled segments, decoded a few at a time: their boxes are averaged together, in fewer calls."""
+        """Yield downsampled segments; the boxes of a few of them are averaged together, in fewer calls."""
         shape = (self._table.height_px, self._table.width_px, 3)
         group_size = max(1, GROUP_BYTES // (shape[0] * shape[1] * 3))
         for first in range(0, len(places), group_size):
