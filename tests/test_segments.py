@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clotkit.errors import SlideUnreadable
-from clotkit.slides.pixels import Pixels, box_mean, evenly_spread, median
+from clotkit.slides.header.table import median
+from clotkit.slides.pixels import Pixels, box_mean, evenly_spread
 from clotkit.slides.reader import open_slide
 from clotkit.slides.segments import Segments
 

@@ -111,19 +111,10 @@ def box_sums(
     return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left])
 
 
-# np.median and np.unique import numpy.ma, which takes as long as decoding a hundred tiles, in each slide's process.
-
-
-def median(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the medians along the first axis, which is not empty."""
-    middle = (len(values) - 1) // 2, len(values) // 2
-    return np.asarray(np.partition(values, middle, axis=0)[middle[0] : middle[1] + 1].mean(axis=0), np.float64)
-
-
 def evenly_spread(count: int, most: int) -> npt.NDArray[np.int64]:
     """Return at most `most` of the indices below `count`, evenly spread from the first to the last."""
     places = np.linspace(0, count - 1, min(most, count)).astype(np.int64)
-    return np.array(sorted(set(places.tolist())), np.int64)
+    return np.array(sorted(set(places.tolist())), np.int64)  # np.unique imports numpy.ma
 
 
 def padded(pixels: Pixels, downsample: int, background: Colour) -> Pixels:

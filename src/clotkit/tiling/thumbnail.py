@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.header.table import background_bytes
+from clotkit.slides.header.table import background_bytes, median
 from clotkit.slides.index import CONTENT_SIZED_CODECS
 from clotkit.slides.levels import Level
-from clotkit.slides.pixels import Colour, Pixels, median
+from clotkit.slides.pixels import Colour, Pixels
 from clotkit.slides.reader import Slide
 from clotkit.tissue.glass import Glass
 from clotkit.tissue.rules import TissueRule

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.slides.header.table import background_bytes
-from clotkit.slides.pixels import Colour, Pixels, blank, evenly_spread, median
+from clotkit.slides.header.table import background_bytes, median
+from clotkit.slides.pixels import Colour, Pixels, blank, evenly_spread
 from clotkit.slides.reader import Slide
 from clotkit.tissue.glass import BRIGHTEST, COLOUR, LOCAL, Glass, GlassMap
 from clotkit.tissue.rules import Samples, background_samples, distance, mode

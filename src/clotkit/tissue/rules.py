@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import NoTissue
-from clotkit.slides.pixels import Colour, Pixels, box_mean, median
+from clotkit.slides.header.table import median
+from clotkit.slides.pixels import Colour, Pixels, box_mean
 from clotkit.slides.reader import Slide
 from clotkit.tissue.marks import marks
 

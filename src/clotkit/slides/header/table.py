@@ -5,6 +5,7 @@ are completed here, and the table says so. A table that contradicts the file is 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,6 @@ from clotkit.slides.header.directories import (
     YCBCR_SUBSAMPLING,
     Tags,
 )
-from clotkit.slides.pixels import median
 
 Integers = npt.NDArray[np.int64]
 
@@ -75,6 +75,15 @@ class SegmentTable:
     def row_by_row(self) -> bool:
         """True for strips that are too large to be decoded at once."""
         return not self.tiled and self.width_px * self.height_px * 3 > MAX_SEGMENT_BYTES
+
+
+def median(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the medians along the first axis, which is not empty.
+
+    np.median and np.unique import numpy.ma, which takes as long as decoding a hundred tiles.
+    """
+    middle = (len(values) - 1) // 2, len(values) // 2
+    return np.asarray(np.partition(values, middle, axis=0)[middle[0] : middle[1] + 1].mean(axis=0), np.float64)
 
 
 def background_bytes(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
