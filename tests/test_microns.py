@@ -130,7 +130,7 @@ def test_tiles_have_the_wanted_resolution(wanted: float, stated: float, tile_px:
     scale = scale_of(tiling, Mpp(stated))
     assert scale.tile_px == tile_px
     read_px = tile_px * wanted / stated / scale.tiling.downsample  # before it is rounded
-    assert scale.tile_mpp == pytest.approx(wanted, rel=max(TOLERANCE, 0.5 / read_px) + 1e-9)
+    assert scale.tile_mpp == pytest.approx(wanted, rel=max(TOLERANCE, max(0.5, 1 - read_px) / read_px) + 1e-9)
     assert (Reason.ENLARGED in scale.codes) == (wanted < stated * (1 - TOLERANCE))
 
 

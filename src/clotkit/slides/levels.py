@@ -120,6 +120,8 @@ class PyramidSlide:
                 if factor == 1:
                     raise
                 self._refuse(factor, fault_of(error))
+            finally:
+                self.decoder = self._full.decoder  # another one may have gone on
 
     def _best(self, downsample: int, most: int) -> tuple[int, Decoded]:
         """Return the downsample of the coarsest level that may be used, at most `most`, and the level."""
@@ -157,7 +159,8 @@ class PyramidSlide:
         if compared is not None:
             row |= {name: round(value, 2) for name, value in asdict(compared).items()}
         self.facts.setdefault("levels_refused", []).append(row)
-        self.facts["notes"] = list(dict.fromkeys([*self.facts.get("notes", ()), Reason.LEVEL_REFUSED]))
+        if fault is not LevelFault.UNPROVEN:  # then nothing is wrong with the file
+            self.facts["notes"] = list(dict.fromkeys([*self.facts.get("notes", ()), Reason.LEVEL_REFUSED]))
 
     def _compared(self, factor: int, slide: Decoded) -> Comparison:
         """Compare a level with finer pixels on a few squares."""
