@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run app test test-slow test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -216,6 +216,9 @@ bench-recipes: $(VENV)/.dev build/.wheels $(LITE0)  ## take the recipes of earli
 
 bench-curves: $(VENV)/.dev $(LITE0)  ## measure slides against loss, and recipes with each step taken away: bench/curves.json, plots in docs/images; DATA=DIR with brain_mri/: brain too
 	$(BIN)/python -m bench.curves $(if $(DATA),--data "$(DATA)/brain_mri")
+
+test-slow: $(VENV)/.dev build/.wheels  ## the tests that take long and rarely break: whole trainings, studies, clusters
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow and not slow_faults and not slow_recipes"
 
 test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_faults

@@ -189,6 +189,7 @@ def test_a_picture_of_another_size_is_answered_with_a_note(strip_ai: Competition
     assert "20 x 20" in of_size[2][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_member_answers_its_drawn_samples(name: str, strip_ai: Competition) -> None:
     asked = load(WEIGHTS / name)

@@ -58,6 +58,7 @@ def tiny(tmp_path: Path) -> tuple[Path, list[str], tuple[Entry, ...]]:
     return tmp_path, command, (Entry(str(moved), WITHOUT, "tiny"), Entry(str(moved), OFFICIAL, "tiny", False))
 
 
+@pytest.mark.slow
 def test_a_board_is_trained_once_and_again_for_another_recipe(tiny: tuple[Path, list[str], tuple[Entry, ...]]) -> None:
     folder, command, entries = tiny
     assert board.main(command, entries) == 0

@@ -322,6 +322,7 @@ def killed_at(root: Path, words: list[str], code: int = 0) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_the_training_kernel_leaves_a_member_that_loads(
     place: Callable[..., Path], shards: Path, strip_ai: Competition, whole: Path, tmp_path: Path
 ) -> None:

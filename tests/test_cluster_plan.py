@@ -319,6 +319,7 @@ def test_lines_for_a_person(split: Path, tiny: Path, capsys: pytest.CaptureFixtu
     assert lines[-1].startswith("1 ")
 
 
+@pytest.mark.slow
 def test_a_split_in_an_object_store_is_planned_from_some_of_its_slides(
     make_split: Callable[..., Path], strip_ai: Competition, tiny: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -312,6 +312,7 @@ def packed(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, checkout: Path, make: Run) -> None:
     for name in ("tile", "train"):
         rehearsed(checkout / "kernels" / name, checkout / "build" / f"rehearsal-{name}")

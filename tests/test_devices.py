@@ -57,6 +57,7 @@ learning_rate = 2e-2
 """
 
 
+@pytest.mark.slow
 def test_a_network_learns_on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.toml").write_text(RECIPE)

@@ -75,6 +75,7 @@ def expected(p: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(p @ np.arange(p.shape[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "pool"),
     [("ordinal", "mean"), ("ordinal", "logits"), ("ordinal", "attention"), ("value", "mean"), ("value", "attention")],

@@ -94,6 +94,7 @@ def test_a_pipeline_that_is_killed_is_started_once_more(kernel_root: Path, strip
     assert not [path.name for path in (kernel_root / "working").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_the_second_pipeline_goes_on_where_the_first_was(kernel_root: Path, strip_ai: Competition) -> None:
     said = killed_at(kernel_root, ["[2/4]"])
     assert any("resuming from" in line for line in said)
@@ -245,6 +246,7 @@ def packed(weights: Path) -> None:
         shutil.rmtree(weights / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda weights: None, one_deeper, packed])
 def test_members_are_found_however_kaggle_unpacked_them(
     kernel_root: Path, strip_ai: Competition, change: Callable[[Path], None]

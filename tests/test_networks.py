@@ -208,6 +208,7 @@ def test_training_changes_the_statistics_when_nothing_is_frozen() -> None:
     assert not np.array_equal(before, np.asarray(norm.moving_variance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "inceptionv3", "efficientnetb0", "efficientnet_lite0"])
 def test_two_builds_have_the_same_names_and_load_each_other_s_weights(name: str, tmp_path: Path) -> None:
     side = SIDES.get(name, 32)

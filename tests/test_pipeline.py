@@ -435,6 +435,7 @@ def test_weights_that_changed_start_a_resumed_run_from_the_beginning(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["resumed"] is None
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_run_folder_is_refused(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
     """It changes nothing; once the first one is killed, the folder is free."""
     split, out = bare_split(tmp_path / "split", strip_ai, ["good_0", "hang_0"]), tmp_path / "out"
@@ -457,6 +458,7 @@ def test_a_second_run_in_a_run_folder_is_refused(tmp_path: Path, member: Path, s
     assert run(settings, strip_ai, lambda _: None, work=misbehaving.work)["done"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", [OPEN, pytest.param(GETATTR, marks=pytest.mark.slow_faults)])
 def test_a_slide_that_does_not_answer_costs_itself(
     operation: int, test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition

@@ -64,6 +64,7 @@ HEAVY = {  # large networks, or much the same as another here
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow_recipes] if name in HEAVY else []) for name in NAMES]
 )

@@ -71,6 +71,7 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
             assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_where_there_are_no_namespaces_the_guard_takes_over(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_where_there_are_no_namespaces_the_guard_takes_over(
     assert json.loads((tmp_path / "out" / "rehearsal.json").read_text())["network"] == "socket guard"
 
 
+@pytest.mark.slow
 def test_another_competition_is_rehearsed_too(
     make_split: Callable[..., Path], make_member: Callable[..., Path], wheels: Path, tmp_path: Path, other_toml: Path,
     other: Competition,
@@ -157,6 +159,7 @@ def test_what_kaggle_would_not_allow_fails(
         rehearse_main(body.replace("PORT", str(listener)), test_split, member, wheels, tmp_path)
 
 
+@pytest.mark.slow
 def test_wheels_that_pip_refuses_fail_the_rehearsal(test_split: Path, member: Path, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "pyvips-3.2.0-py3-none-any.whl").write_bytes(b"no wheel")

@@ -287,6 +287,7 @@ def drawn_run(run_dir: Path, competition: Competition, slides: int, tiles: int) 
     (run_dir / "submission.csv").write_text(",".join(competition.header) + "\n" + rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slides", "tiles"), [(SLIDES, 24), (SLIDES, 2000), (900, 24)])
 def test_a_full_set_stays_below_10_mb_with_every_picture(
     slides: int, tiles: int, tmp_path: Path, strip_ai: Competition

@@ -203,6 +203,7 @@ def test_evaluating_on_training_slides_is_reported_as_in_sample(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "training"),
     [
@@ -304,6 +305,7 @@ def _save_odd(pixels: npt.NDArray[np.uint8], folder: Path, number: int) -> None:
     form.save(folder / f"{number}.{suffix}", format={"tif": "TIFF", "jpeg": "JPEG"}.get(suffix.lower()))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_like_a_whole_one(tmp_path: Path, strip_ai: Competition) -> None:
     recipe = colours(tmp_path, epochs=30, training='schedule = "plateau"\nplateau_patience = 1')
     data = tmp_path / "colours.npz"
@@ -337,6 +339,7 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tmp_path: Path, strip_ai:
     assert len(pd.read_csv(tmp_path / "member" / "history.csv")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["attention", "logits"])
 def test_a_head_that_pools_whole_slides_is_trained_and_runs(
     pool: str, made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path

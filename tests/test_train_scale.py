@@ -115,6 +115,7 @@ def test_evaluating_a_member_trained_from_shards_gives_its_metrics(
     assert losses.iloc[3] < losses.iloc[0]
 
 
+@pytest.mark.slow
 def test_two_virtual_devices_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
     shards = folder / "shards"
     settings = TrainSettings(str(folder / "memory.toml"), shards, tmp_path / "memory")
@@ -130,6 +131,7 @@ def test_two_virtual_devices_learn_as_one(folder: Path, tmp_path: Path, strip_ai
     assert_same_curves(tmp_path / "mirrored_memory", tmp_path / "memory")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
     arguments = [str(folder / "workers.toml"), "--data", str(folder / "shards"), "--out", str(tmp_path / "two")]
     chief, other = outputs_of(start_two(arguments))

@@ -262,6 +262,7 @@ def test_a_study_of_another_recipe_is_refused(tmp_path: Path) -> None:
 # -- the whole way
 
 
+@pytest.mark.slow
 def test_a_study_gives_a_recipe_and_figures_of_patients_that_it_never_saw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +296,7 @@ def test_a_study_gives_a_recipe_and_figures_of_patients_that_it_never_saw(
     assert "search" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp_path: Path) -> None:
     colours(tmp_path, epochs=2)
     write_search(tmp_path)

@@ -41,6 +41,7 @@ def test_the_files_of_a_member_agree(member: Path) -> None:
     assert f"seed {metrics['seed']}" in provenance["provenance"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bloodmnist", "breastmnist", "brain"])
 def test_a_member_predicts_pictures(name: str, tmp_path: Path, strip_ai: Competition) -> None:
     rng = np.random.default_rng(2)
@@ -54,6 +55,7 @@ def test_a_member_predicts_pictures(name: str, tmp_path: Path, strip_ai: Competi
         assert answer.label in answer.probabilities
 
 
+@pytest.mark.slow
 def test_the_double_contour_is_recognised(tmp_path: Path, strip_ai: Competition) -> None:
     write_contours(tmp_path / "fresh", 48, 77, lambda _: None)  # another seed than that of training
     member = ROOT / "weights" / "double_contour"
