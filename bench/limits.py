@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.peer_scripts.common import THRESHOLD, Pixels, best_level
+from clotkit.slides.codecs.small_tiff import small_tiff
 
 DEFLATE, LZW, JPEG = {8, 32946}, 5, 7  # compression tags
 
@@ -62,9 +63,14 @@ def _decoder(page: Any) -> Callable[[bytes], Pixels]:
     if page.compression == JPEG:
         tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]  # without the marker of the end
         return lambda packed: np.asarray(simplejpeg.decode_jpeg(tables + packed[2:], "RGB"))
-    unpack = imagecodecs.lzw_decode if page.compression == LZW else imagecodecs.deflate_decode
     height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     buffer = np.empty((height, width, 3), np.uint8)
+    if page.compression == LZW and page.is_tiled:
+        size, predictor = (width, height), int(page.predictor)
+        return lambda packed: np.asarray(
+            imagecodecs.tiff_decode(small_tiff(packed, LZW, size, 3, predictor=predictor), out=buffer)
+        )
+    unpack = imagecodecs.lzw_decode if page.compression == LZW else imagecodecs.deflate_decode
 
     def decode(packed: bytes) -> Pixels:
         unpacked = len(unpack(packed, out=buffer.reshape(-1)))
