@@ -2,9 +2,9 @@
 
 `clotkit tile` and `clotkit run` go over the same slides, an eighth of the competition's in each side, with processes
 that are spawned and with processes that are forked from a prepared server, by turns. 40 slides are drawn, and linked
-under as many names as it takes. Cells are medians over the rounds. Requirement: forked, both commands do at least twice
-as many slides a second, from their start to their end. The exit code is 1 if one does not; build/small_slides.json has
-the figures.
+under as many names as it takes. Cells are medians over the rounds, of whole commands. Requirement: forked, both
+commands do at least twice as many slides a CPU second, which other work on the machine changes less than the clock. The
+exit code is 1 if one does not; build/small_slides.json has the figures, by the clock too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from clotkit.splits import read_slides
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
-FASTER = 2.0  # minimum slides a second of forked processes over spawned ones
+FASTER = 2.0  # minimum slides a CPU second of forked processes over spawned ones
 DRAWN = 40  # slides; the others are links to them
 METHODS = (SPAWN, "fork")
 RECIPE, MEMBERS = "demo", ROOT / "weights" / "demo"
@@ -117,16 +117,18 @@ def facts_of(timings: list[Timing], slides: int) -> dict[str, Any]:
     for verb in ("tile", "run"):
         of = {method: [t for t in timings if (t.verb, t.method) == (verb, method)] for method in METHODS}
         seconds = {method: statistics.median(t.seconds for t in of[method]) for method in METHODS}
+        cpu_s = {method: statistics.median(t.cpu_s for t in of[method]) for method in METHODS}
         facts[verb] = {
             method: {
                 "slides_a_second": round(slides / seconds[method], 2),
-                "cpu_s_a_slide": round(statistics.median(t.cpu_s for t in of[method]) / slides, 3),
+                "cpu_s_a_slide": round(cpu_s[method] / slides, 3),
                 "slide_mb": of[method][0].slide_mb and round(statistics.median(t.slide_mb or 0 for t in of[method]), 1),
             }
             for method in METHODS
         }
-        faster.append(seconds[SPAWN] / seconds["fork"])
-        facts[verb]["times_as_fast"] = round(faster[-1], 2)
+        faster.append(cpu_s[SPAWN] / cpu_s["fork"])
+        facts[verb]["times_as_fast"] = round(seconds[SPAWN] / seconds["fork"], 2)
+        facts[verb]["times_as_fast_by_cpu"] = round(faster[-1], 2)
     return facts | {"slides": slides, "holds": min(faster) >= FASTER}
 
 
