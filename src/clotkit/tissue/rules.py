@@ -18,6 +18,7 @@ from clotkit.tissue.marks import marks
 
 SAMPLE_GRID = (17, 5)  # columns and rows of background samples; few rows, because strips are decoded whole
 SAMPLE_PX, SAMPLE_DOWNSAMPLE = 32, 4  # of a sample: 128 px of the slide, one tile of most files
+LEVEL_DOWNSAMPLE = 16  # of the coarsest level that samples are read from: many of them lie in one of its tiles
 BORDER_SHARE = 0.05  # of the shorter side: maximum depth of a border sample, on slides that are large enough
 DARK = 64  # grey levels of the brightest channel: JPEG rings up to here beside black, and no tissue is as dark
 FLAT = 4  # grey levels between neighbours, below which a pixel has no texture
@@ -121,17 +122,18 @@ def background_samples(slide: Slide) -> Samples:
     """Read the samples of a slide from which its background colour is estimated."""
     size = (slide.width_px, slide.height_px)
     downsample = SAMPLE_DOWNSAMPLE if min(size) * BORDER_SHARE >= SAMPLE_PX * SAMPLE_DOWNSAMPLE else 1
-    columns, rows = (
-        _places(px, count, SAMPLE_PX * downsample, downsample) for px, count in zip(size, SAMPLE_GRID, strict=True)
-    )
+    side = SAMPLE_PX * downsample
+    level = slide.level(LEVEL_DOWNSAMPLE).downsample if downsample > 1 else 1
+    downsample = max(downsample, level)
+    columns, rows = (_places(px, count, side, downsample) for px, count in zip(size, SAMPLE_GRID, strict=True))
     xy = [(x, y) for y in rows for x in columns]
-    whole = list(slide.tiles(xy, SAMPLE_PX * downsample, 1, (255, 255, 255)))
+    whole = list(slide.tiles(xy, side // level, level, (255, 255, 255)))
     parts = [
-        box_mean(tile, downsample)[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
+        box_mean(tile, downsample // level)[: (size[1] - y) // downsample, : (size[0] - x) // downsample]
         for (x, y), tile in zip(xy, whole, strict=True)
     ]
     sides = [(x == 0, y == 0, x == columns[-1], y == rows[-1]) for x, y in xy]
-    inside = [tile[: size[1] - y, : size[0] - x] for (x, y), tile in zip(xy, whole, strict=True)]
+    inside = [tile[: (size[1] - y) // level, : (size[0] - x) // level] for (x, y), tile in zip(xy, whole, strict=True)]
     outer = [_on_border(part, *side) for part, side in zip(parts, sides, strict=True)]
     return Samples(parts, [_flat(part) for part in parts], outer, _has_black_side(inside, sides))
 
