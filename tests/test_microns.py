@@ -19,7 +19,7 @@ from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.tiling.microns import TOLERANCE, Mpp, scale_of
 from clotkit.tiling.preview import draw_preview
 from clotkit.tiling.tilers import Batch, tile_slide
-from tests.pyramids import tissue_picture
+from tests.pyramids import tissue_picture, write_pyramid
 
 SIDE = 64
 
@@ -112,6 +112,14 @@ def test_a_slide_that_contradicts_itself_is_noted(tmp_path: Path, picture: Pixel
     _, facts = tiled(saved(tmp_path / "slide.tif", picture, (0.25, 0.25), description=text), config(0.5))
     assert Reason.MPP_DISAGREES in facts["notes"]
     assert facts["mpp"] in (0.25, 0.5)
+
+
+def test_notes_of_levels_and_of_scale_are_both_kept(tmp_path: Path, picture: Pixels) -> None:
+    wrong = np.zeros((275, 375, 3), np.uint8)
+    path = write_pyramid(tmp_path / "slide.tif", picture, {4: wrong})
+    _, facts = tiled(path, config(1.0, default=0.25))
+    assert set(facts["notes"]) == {Reason.MPP_DEFAULT, Reason.LEVEL_REFUSED}
+    assert [row["downsample"] for row in facts["levels_refused"]] == [4]
 
 
 def test_preview_and_forecast_know_the_scale(tmp_path: Path, picture: Pixels) -> None:

@@ -158,7 +158,7 @@ class PyramidSlide:
         row: dict[str, Any] = {"downsample": downsample, "code": fault}
         if compared is not None:
             row |= {name: round(value, 2) for name, value in asdict(compared).items()}
-        self.facts.setdefault("levels_refused", []).append(row)
+        self.facts["levels_refused"] = [*self.facts.get("levels_refused", ()), row]
         if fault is not LevelFault.UNPROVEN:  # then nothing is wrong with the file
             self.facts["notes"] = list(dict.fromkeys([*self.facts.get("notes", ()), Reason.LEVEL_REFUSED]))
 

@@ -89,7 +89,9 @@ def cut_slide(
     }
     scale = scale_of(config, slide.facts.get("mpp")) if config.mpp else None
     if scale is not None:
-        yield scale.facts() | ({"notes": [*slide.facts.get("notes", ()), *scale.codes]} if scale.codes else {})
+        if scale.codes:
+            slide.facts["notes"] = [*slide.facts.get("notes", ()), *scale.codes]
+        yield {**slide.facts, **scale.facts()}
     if config.duplicates == "drop":
         context = without_duplicates(context)
         yield {"duplicates_left_out": context.excluded is not None}
