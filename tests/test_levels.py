@@ -1,6 +1,7 @@
 """Tests of the levels of a pyramid: which ones are used, and that a wrong one never is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,41 @@ def test_a_wrong_level_is_not_used_and_named(
     assert mean_difference(seen, full) == 0
 
 
+@pytest.mark.parametrize("step", [3, 5, 10, 12])
+def test_any_whole_downsample_may_be_a_level(tmp_path: Path, picture: Pixels, step: int) -> None:
+    slide = open_slide(write_pyramid(tmp_path / "slide.tif", picture, sound_levels(picture, [step])))
+    assert slide.level(step).downsample == step
+    assert slide.level(2 * step).downsample == step
+
+
+def test_a_level_in_rows_does_not_serve_a_slide_in_tiles(tmp_path: Path, picture: Pixels) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture, {})
+    with tifffile.TiffWriter(path, append=True) as file:
+        level = sound_levels(picture, [4])[4]
+        file.write(level, rowsperstrip=16, photometric="rgb", compression="zlib", subfiletype=1, metadata=None)
+    full, _ = tiled(path, replace(config(levels=FULL), max_tiles=9))
+    seen, facts = tiled(path, replace(config(), max_tiles=9))
+    assert "level" not in facts
+    assert mean_difference(seen, full) == 0
+
+
+def test_a_small_tiled_page_is_no_level(tmp_path: Path, picture: Pixels) -> None:
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        file.write(picture, **options)
+        file.write(np.ascontiguousarray(picture[:300, :141]), **options)
+    assert "levels_refused" not in open_slide(tmp_path / "slide.tif").facts
+
+
+def test_levels_that_a_search_for_duplicates_refuses_are_named(
+    tmp_path: Path, picture: Pixels, levels: dict[int, Pixels]
+) -> None:
+    wrong = {step: np.ascontiguousarray(levels[step][:, ::-1]) for step in (2, 4)}
+    _, facts = tiled(write_pyramid(tmp_path / "slide.tif", picture, wrong), replace(config(), duplicates="drop"))
+    assert {row["downsample"] for row in facts["levels_refused"]} == {2, 4}
+    assert Reason.LEVEL_REFUSED in facts["notes"]
+
+
 def test_a_level_of_another_size_is_named(tmp_path: Path, picture: Pixels, levels: dict[int, Pixels]) -> None:
     path = write_pyramid(tmp_path / "slide.tif", picture, {2: levels[2], 4: levels[4][:300]})
     seen, facts = tiled(path, config())
@@ -268,3 +304,5 @@ def test_levels_serve_a_slide_in_a_black_surround(
     seen, facts = tiled(path, config())
     assert facts["level"] == 4
     assert mean_difference({(x - 128, y - 64): tile for (x, y), tile in seen.items()}, plain) < 3
+    full, _ = tiled(path, config(levels=FULL))
+    assert mean_difference(seen, full) > 0  # the level was read

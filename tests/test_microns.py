@@ -106,6 +106,15 @@ def test_aperio_states_microns_in_its_description(tmp_path: Path, picture: Pixel
     assert layout.mpp == 0.499
 
 
+def test_ome_states_microns_in_its_xml(tmp_path: Path, picture: Pixels) -> None:
+    options = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True) as file:
+        file.write(picture, tile=(128, 128), photometric="rgb", metadata=options)
+    layout = read_layout(tmp_path / "slide.ome.tif")
+    assert layout is not None
+    assert layout.mpp == 0.25
+
+
 def test_a_slide_that_contradicts_itself_is_noted(tmp_path: Path, picture: Pixels) -> None:
     """OpenSlide reads the tags of a plain TIFF; the description is that of another program."""
     text = "Export of an Aperio slide |MPP = 0.5"

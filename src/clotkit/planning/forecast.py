@@ -24,12 +24,11 @@ from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.header.tiff import OTHER_CODECS, VIPS_CODECS, Layout, read_layout
 from clotkit.slides.index import SAMPLED_LARGEST, SAMPLED_SPREAD, Corners, TileIndex, slide_index
 from clotkit.slides.pixels import Colour, Pixels, evenly_spread
-from clotkit.slides.reader import Slide
+from clotkit.slides.reader import Slide, open_slide
 from clotkit.tiling.grid_tilers import MAX_HELD_BYTES, TopK, relaxed_min_share, stride_px, tenths
 from clotkit.tiling.microns import scale_of
 from clotkit.tiling.overview import BLOCK_PX, SlideContext, bounded_downsample, grid_corners, overview_px, slide_context
 from clotkit.tiling.overview_tilers import MIN_PIECE_SHARE, piece_downsample, piece_grid
-from clotkit.tiling.tilers import open_for
 from clotkit.tissue.rules import (
     MIN_TISSUE_SHARE,
     RULES,
@@ -91,7 +90,7 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     """
     if path.is_file() and path.stat().st_size:
         yield _header(read_layout(path))
-    slide, opened_s = _timed(lambda: open_for(path, tilings[0]))
+    slide, opened_s = _timed(lambda: open_slide(path, tilings[0].levels, any(one.mpp for one in tilings)))
     tilings = [scale_of(one, slide.facts.get("mpp")).tiling if one.mpp else one for one in tilings]
     yield {
         "decoder": slide.decoder,

@@ -141,6 +141,9 @@ class PyramidSlide:
         except SlideError as error:
             self._refuse(level.downsample, fault_of(error))
             return
+        if slide.sequential and not self.sequential:  # it needs its tiles in order, and they come in any
+            self._refuse(level.downsample, LevelFault.UNSUPPORTED)
+            return
         if set(slide.facts.get("notes", ())) - set(
             self.facts.get("notes", ())
         ):  # absent tiles, sizes that were guessed
@@ -164,7 +167,7 @@ class PyramidSlide:
 
     def _compared(self, factor: int, slide: Decoded) -> Comparison:
         """Compare a level with finer pixels on a few squares."""
-        side = factor * max(LEVEL_PX, SQUARE_PX // factor)
+        side = factor * max(LEVEL_PX, SQUARE_PX // factor // 2 * 2)  # of the level, an even number of pixels
         xy = self._squares(side)
         if not xy:
             return Comparison(0.0, 0.0, 0.0)
@@ -195,7 +198,7 @@ class PyramidSlide:
                     part = off[np.ix_(rows, columns)]
                     row, column = np.unravel_index(int(part.argmin()), part.shape)
                     corners.append((int(columns[column]) * side_px, int(rows[row]) * side_px))
-        return corners
+        return sorted(corners, key=lambda xy: xy[::-1])
 
     def _untypical(self, side_px: int, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
         """Return for every square of a grid, [shape], how far it is from typical tissue.

@@ -88,7 +88,8 @@ def scale_of(config: TilingConfig, slide_mpp: Mpp | None) -> Scale:
 
 def side_px(tiling: TilingConfig, facts: Mapping[str, Any]) -> SlidePx:
     """Return the side of the square that a tile of a slide with these facts shows."""
-    return SlidePx(facts.get("side_px", tiling.tile_px * tiling.downsample))
+    side = tiling.tile_px * tiling.downsample
+    return SlidePx(facts.get("side_px", side) if tiling.mpp else side)
 
 
 def _resized(square: Pixels, tile_px: TilePx) -> Pixels:

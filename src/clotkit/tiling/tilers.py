@@ -87,6 +87,7 @@ def cut_slide(
         **context.glass.facts(),
         **slide.facts,
     }
+    facts = dict(slide.facts)
     scale = scale_of(config, slide.facts.get("mpp")) if config.mpp else None
     if scale is not None:
         if scale.codes:
@@ -100,9 +101,8 @@ def cut_slide(
         pieces = scale.resized(pieces)
     if config.normalise != "none":
         pieces = normalised(pieces, config.normalise, context.background)
-    facts = dict(slide.facts)
     yield from batches(moved(pieces, context.origin), config.batch_tiles)
-    if slide.facts != facts:  # another decoder went on where the first one failed
+    if slide.facts != facts:  # another decoder went on where the first one failed, or a level was refused
         yield dict(slide.facts)
 
 

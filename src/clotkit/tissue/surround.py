@@ -91,7 +91,7 @@ class ScannedSlide:
     ) -> Iterator[Pixels]:
         """Yield tiles; see `reader.Slide.tiles`."""
         size = (self.width_px, self.height_px)
-        if not any(length % downsample for length in (self._x, self._y, *size)):
+        if self._is_aligned(downsample):
             yield from self._shifted(xy, tile_px, downsample, background)
         elif self.sequential:
             rows = self._rows([y for _, y in xy], tile_px * downsample, background)
@@ -102,7 +102,15 @@ class ScannedSlide:
 
     def level(self, downsample: int) -> Level:
         """Return the level from which tiles are read, without its table: its tiles begin elsewhere."""
-        return Level(self._slide.level(downsample).downsample, None)
+        return Level(self._slide.level(downsample).downsample if self._is_aligned(downsample) else 1, None)
+
+    def _is_aligned(self, downsample: int) -> bool:
+        """Return whether tiles of the whole slide are tiles of this part too.
+
+        On a smaller level, the last columns and rows may be incomplete, as those of the level itself are.
+        """
+        sides = () if self._slide.level(downsample).downsample > 1 else (self.width_px, self.height_px)
+        return not any(length % downsample for length in (self._x, self._y, *sides))
 
     def _shifted(
         self, xy: Sequence[tuple[int, int]], tile_px: int, downsample: int, background: Colour

@@ -196,16 +196,16 @@ def _largest(images: Sequence[Page], broken: str, description: str) -> Choice:
 def _levels(images: Sequence[Page], slide: Page) -> tuple[Copy, ...]:
     """Return the levels of a slide among all pages, one for each downsample.
 
-    It is the first page that fits, tiled ones first. A tiled page with one side that fits and another that does not is
-    listed too: it looks like a level that was cut.
+    It is the first page that fits, tiled ones first. A page that is marked as a level, with one side that fits a power
+    of 2 and another that does not, is listed too: it was cut.
     """
     full, levels = (slide.width_px, slide.height_px), dict[int, Copy]()
     for page in sorted(images, key=lambda page: not page.tiled):
-        if page is slide or page.samples != slide.samples or page.colour != slide.colour:
-            continue
+        if page is slide or (page.samples, page.colour) != (slide.samples, slide.colour) or slide.tiled > page.tiled:
+            continue  # a level in rows would need its tiles in order
         downsample = level_downsample((page.width_px, page.height_px), full)
         sides = (level_downsample((page.width_px,), full[:1]), level_downsample((page.height_px,), full[1:]))
-        if downsample or (page.tiled and any(sides)):
+        if downsample or (page.reduced and any(side & (side - 1) == 0 < side for side in sides)):
             found = Copy(page.directory, downsample or max(sides), fits=downsample > 0)
             if found.fits > (found.downsample in levels and levels[found.downsample].fits):
                 levels[found.downsample] = found
