@@ -57,6 +57,13 @@ def config(name: str = "patches", downsample: int = 4, levels: str = AUTO) -> Ti
     )
 
 
+def beside_level_0(path: Path, asked: TilingConfig) -> tuple[float, dict[str, Any]]:
+    """Return how far the tiles of a slide are from those of level 0, at the same corners; and its facts."""
+    full, _ = tiled(path, replace(asked, levels=FULL))
+    seen, facts = tiled(path, asked)
+    return mean_difference(seen, full), facts
+
+
 def mean_difference(some: dict[tuple[int, int], Pixels], others: dict[tuple[int, int], Pixels]) -> float:
     assert some.keys() == others.keys()
     return float(np.mean([np.abs(some[xy].astype(np.int16) - others[xy]).mean() for xy in some]))
@@ -83,10 +90,9 @@ def test_windows_come_from_a_level(pyramid: Path) -> None:
 
 @pytest.mark.parametrize("name", ["chunks", "strips"])
 def test_pieces_come_from_a_level(pyramid: Path, name: str) -> None:
-    full, _ = tiled(pyramid, config(name, 4, FULL))
-    seen, facts = tiled(pyramid, config(name, 4))
+    difference, facts = beside_level_0(pyramid, config(name, 4))
     assert facts["level"] in DOWNSAMPLES
-    assert mean_difference(seen, full) < 3
+    assert difference < 3
 
 
 @pytest.mark.parametrize(("asked", "used"), [(1, 1), (3, 1), (6, 2), (12, 4), (24, 8), (64, 16)])
@@ -160,12 +166,11 @@ def test_a_wrong_level_is_not_used_and_named(
     tmp_path: Path, picture: Pixels, levels: dict[int, Pixels], spoil: Callable[[Pixels], Pixels]
 ) -> None:
     path = write_pyramid(tmp_path / "slide.tif", picture, {4: np.ascontiguousarray(spoil(levels[4]))})
-    full, _ = tiled(path, config(levels=FULL))
-    seen, facts = tiled(path, config())
+    difference, facts = beside_level_0(path, config())
     assert Reason.LEVEL_REFUSED in facts["notes"]
     assert [(row["downsample"], row["code"]) for row in facts["levels_refused"]] == [(4, LevelFault.DIFFERS)]
     assert "level" not in facts
-    assert mean_difference(seen, full) == 0
+    assert difference == 0
 
 
 @pytest.mark.parametrize("step", [3, 5, 10, 12])
@@ -180,10 +185,9 @@ def test_a_level_in_rows_does_not_serve_a_slide_in_tiles(tmp_path: Path, picture
     with tifffile.TiffWriter(path, append=True) as file:
         level = sound_levels(picture, [4])[4]
         file.write(level, rowsperstrip=16, photometric="rgb", compression="zlib", subfiletype=1, metadata=None)
-    full, _ = tiled(path, replace(config(levels=FULL), max_tiles=9))
-    seen, facts = tiled(path, replace(config(), max_tiles=9))
+    difference, facts = beside_level_0(path, replace(config(), max_tiles=9))
     assert "level" not in facts
-    assert mean_difference(seen, full) == 0
+    assert difference == 0
 
 
 def test_a_small_tiled_page_is_no_level(tmp_path: Path, picture: Pixels) -> None:
@@ -205,11 +209,10 @@ def test_levels_that_a_search_for_duplicates_refuses_are_named(
 
 def test_a_level_of_another_size_is_named(tmp_path: Path, picture: Pixels, levels: dict[int, Pixels]) -> None:
     path = write_pyramid(tmp_path / "slide.tif", picture, {2: levels[2], 4: levels[4][:300]})
-    seen, facts = tiled(path, config())
+    difference, facts = beside_level_0(path, config())
     assert [(row["downsample"], row["code"]) for row in facts["levels_refused"]] == [(4, LevelFault.SIZE)]
     assert facts["level"] == 2
-    full, _ = tiled(path, config(levels=FULL))
-    assert mean_difference(seen, full) < 3
+    assert difference < 3
 
 
 def test_a_level_with_damaged_tiles_is_left_where_it_breaks(
@@ -223,10 +226,9 @@ def test_a_level_with_damaged_tiles_is_left_where_it_breaks(
         for count, offset in largest[::2]:
             raw.seek(offset + count // 2)
             raw.write(b"\0" * (count - count // 2))
-    full, _ = tiled(path, config(levels=FULL))
-    seen, facts = tiled(path, config())
+    difference, facts = beside_level_0(path, config())
     assert facts["levels_refused"][0]["code"] in (LevelFault.DAMAGED, LevelFault.DIFFERS)
-    assert mean_difference(seen, full) < 3
+    assert difference < 3
 
 
 def test_a_file_that_ends_within_a_level_is_read_from_level_0(

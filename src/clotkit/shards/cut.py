@@ -17,14 +17,14 @@ from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.scratch import scratch
 from clotkit.shards.shard import ShardFile, metadata_in, write_shard
-from clotkit.slides.levels import AUTO
 from clotkit.stores import Store, local_copy
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.versions import CUTTING, Versions, versions_here
 from clotkit.workers import Ended, Limits, Task, Work, fetch, stream
 
 TILING = "tiling"  # the fact of a shard that holds the tiling it was cut with
-NEWER_KEYS = {"levels": AUTO, "mpp": 0.0, "mpp_default": 0.0}  # of a tiling: shards of earlier versions lack them
+# Keys of a tiling that shards of earlier versions lack, with their defaults.
+NEWER_KEYS = {key: getattr(TilingConfig, key) for key in ("levels", "mpp", "mpp_default")}
 ROW = "row"  # the fact of a shard that holds the cells of its slide's row that tiling.downsample_if names
 
 

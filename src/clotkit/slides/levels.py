@@ -14,7 +14,7 @@ import numpy.typing as npt
 from clotkit.errors import SlideError
 from clotkit.reasons import LevelFault, Reason
 from clotkit.slides.fallback import MAX_ROWS_PX, WHITE, Decoded
-from clotkit.slides.header.table import SegmentTable, background_bytes
+from clotkit.slides.header.table import SegmentTable, background_bytes, median
 from clotkit.slides.pixels import Colour, Pixels
 
 SQUARES = 3  # along either side of the slide: in so many parts, one square each is compared
@@ -137,22 +137,22 @@ class PyramidSlide:
         """Open a level and compare it with level 0, or with a level that was: trust it, or refuse it."""
         try:
             slide = level.open()
-            compared = self._compared(level.downsample, slide)
+            compared = None if (fault := self._fault_of(slide)) else self._compared(level.downsample, slide)
         except SlideError as error:
             self._refuse(level.downsample, fault_of(error))
             return
-        if slide.sequential and not self.sequential:  # it needs its tiles in order, and they come in any
-            self._refuse(level.downsample, LevelFault.UNSUPPORTED)
-            return
-        if set(slide.facts.get("notes", ())) - set(
-            self.facts.get("notes", ())
-        ):  # absent tiles, sizes that were guessed
-            self._refuse(level.downsample, LevelFault.DAMAGED)
-            return
-        if (fault := compared.fault(self._allowed)) is None:
+        fault = compared.fault(self._allowed) if compared else fault
+        if fault is None:
             self._trusted[level.downsample] = slide
         else:
             self._refuse(level.downsample, fault, compared)
+
+    def _fault_of(self, slide: Decoded) -> LevelFault | None:
+        """Return why an opened level is not used, whatever it shows; None: its pixels decide."""
+        if slide.sequential and not self.sequential:  # it needs its tiles in order, and they come in any
+            return LevelFault.UNSUPPORTED
+        doubts = set(slide.facts.get("notes", ())) - set(self.facts.get("notes", ()))  # absent tiles, guessed sizes
+        return LevelFault.DAMAGED if doubts else None
 
     def _refuse(self, downsample: int, fault: LevelFault, compared: Comparison | None = None) -> None:
         """Leave out a level, and write into the facts that it is."""
@@ -212,7 +212,7 @@ class PyramidSlide:
             return np.asarray(np.abs(rows - rows.mean())[:, None] + np.abs(columns - columns.mean()))
         counts = table.counts[np.ix_(rows // table.height_px, columns // table.width_px)]
         fuller = counts[counts > background_bytes(table.counts[table.counts > 0])[1]]
-        return np.asarray(np.abs(counts - np.median(fuller if fuller.size else counts)))
+        return np.asarray(np.abs(counts - median(fuller if fuller.size else counts.ravel())))
 
 
 def fault_of(error: SlideError) -> LevelFault:

@@ -63,23 +63,25 @@ def open_slide(path: Path, levels: str = AUTO, microns: bool = False) -> Slide:
         raise SlideUnreadable("the path is a folder, not a file" if path.is_dir() else "the file is missing")
     if not path.stat().st_size:
         raise SlideUnreadable("the file is empty: 0 bytes")
-    slide = _open_pyramid(path, levels)
+    layout = read_layout(path)
+    if layout is None:
+        return _open_for_openslide(path, levels)
+    upright = layout.orientation == 1
+    slide = PyramidSlide(_open_page(path, layout), _levels_of_a_tiff(path, layout) if upright else (), levels)
     if microns:
         _add_mpp(slide, path)
     return slide
 
 
-def _open_pyramid(path: Path, levels: str) -> PyramidSlide:
-    """Open a slide with its levels; for errors see `open_slide`."""
-    layout = read_layout(path)
-    if layout is None:
-        try:
-            slide = OpenSlideSlide(path)
-        except SlideError as error:
-            raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
-        return PyramidSlide(slide, _levels_of_openslide(path, slide), levels)
-    upright = layout.orientation == 1
-    return PyramidSlide(_open_page(path, layout), _levels_of_a_tiff(path, layout) if upright else (), levels)
+def _open_for_openslide(path: Path, levels: str) -> PyramidSlide:
+    """Open a slide that OpenSlide alone may read, with its levels. Raises SlideUnreadable."""
+    try:
+        slide = OpenSlideSlide(path)
+    except SlideError as error:
+        raise SlideUnreadable(f"not an image: no TIFF, PNG or JPEG signature; {error}") from error
+    if slide.mpp is not None:
+        slide.facts["mpp"] = slide.mpp
+    return PyramidSlide(slide, _levels_of_openslide(path, slide), levels)
 
 
 def _add_mpp(slide: PyramidSlide, path: Path) -> None:

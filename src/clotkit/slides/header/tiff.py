@@ -4,6 +4,8 @@ Headers that no slide has (float samples, a size that the file cannot hold) are 
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,31 +111,32 @@ def read_layout(path: Path) -> Layout | None:
         SlideUnreadable: The file cannot be read, or its header is one that no slide has.
         CodecUnsupported: No page is a slide, or its samples are of a kind that no decoder here reads.
     """
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-            if not magic.startswith(TIFF_MAGIC):
-                return Layout() if magic.startswith(PICTURE_MAGIC) else None
-            found = Directories(file)
-            choice = choose(found, path)
-            tags, mpp = found.tags(choice.directory, TAGS), stated_mpp(found, choice.directory)
-    except OSError as error:
-        raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
-    except (ValueError, struct.error) as error:
-        raise SlideUnreadable(f"the TIFF directory cannot be read: {one_line(error)}") from error
+    with _header_errors("the TIFF directory"), path.open("rb") as file:
+        magic = file.read(8)
+        if not magic.startswith(TIFF_MAGIC):
+            return Layout() if magic.startswith(PICTURE_MAGIC) else None
+        found = Directories(file)
+        choice = choose(found, path)
+        tags, mpp = found.tags(choice.directory, TAGS), stated_mpp(found, choice.directory)
     return replace(_layout(tags, choice, path, found.big_endian), mpp=mpp)
 
 
 def read_level(path: Path, level: Copy) -> Layout:
     """Return the layout of a smaller level of the slide in a TIFF; for errors see `read_layout`."""
+    with _header_errors("the directory of a level"), path.open("rb") as file:
+        found = Directories(file)
+        return _layout(found.tags(level.directory, TAGS), Choice(level.directory), path, found.big_endian)
+
+
+@contextmanager
+def _header_errors(what: str) -> Iterator[None]:
+    """Raise SlideUnreadable for `what` of a file that cannot be read."""
     try:
-        with path.open("rb") as file:
-            found = Directories(file)
-            return _layout(found.tags(level.directory, TAGS), Choice(level.directory), path, found.big_endian)
+        yield
     except OSError as error:
         raise SlideUnreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:
-        raise SlideUnreadable(f"the directory of a level cannot be read: {one_line(error)}") from error
+        raise SlideUnreadable(f"{what} cannot be read: {one_line(error)}") from error
 
 
 def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
