@@ -1,6 +1,7 @@
 """Test the fast reader's parts: means of boxes, LZW through libtiff, tiles that repeat."""
 
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -128,3 +129,24 @@ def test_a_damaged_tile_among_others_is_named(slide: Path) -> None:
     slide.write_bytes(data)
     with pytest.raises(SlideUnreadable, match=f"at {3 * SIDE}, 0 px"):
         list(open_slide(slide).tiles([(0, 0)], SIDE, 4, (0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("compression", "photometric"),
+    [("jpeg", "rgb"), ("jpeg", "minisblack"), ("jpeg2000", "rgb"), ("jpeg2000", "minisblack"), ("webp", "rgb")],
+)
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 16}, {"tile": (32, 32)}], ids=["strips", "tiles"])
+def test_images_larger_than_their_tile_contradict_the_header(
+    compression: str, photometric: str, layout: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "slide.tif"
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)
+    options = {"compression": compression, "photometric": photometric, **layout}
+    tifffile.imwrite(path, pixels if photometric == "rgb" else pixels[..., 0], metadata=None, **options)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages.first.tags
+        tags["ImageWidth"].overwrite(64)
+        if "tile" in layout:
+            tags["TileWidth"].overwrite(16)
+    with pytest.raises(SlideUnreadable):
+        list(open_slide(path).tiles([(0, 0)], 16, 1, (255, 255, 255)))

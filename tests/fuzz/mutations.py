@@ -1,12 +1,14 @@
-"""Draw mutations of the seed files: a hypothesis strategy that knows where a TIFF's directory lies."""
+"""Draw mutations of the seed files, with knowledge of where a TIFF's directory lies.
 
+Plain random numbers, not a hypothesis strategy: what hypothesis draws depends on which modules are imported.
+"""
+
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from hypothesis import strategies as st
 
 from .seeds import FOLDER
 
@@ -57,30 +59,27 @@ def _seed(path: Path) -> Seed:
 Edit = Callable[[bytearray], None]
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> tuple[str, bytes]:
+def mutation(draw: random.Random) -> tuple[str, bytes]:
     """Draw the name of a seed and a mutation of its bytes."""
-    seed = draw(st.sampled_from(seeds()))
+    seed = draw.choice(seeds())
     data = bytearray(seed.data)
-    for _ in range(draw(st.integers(1, MAX_EDITS))):
-        edit: Edit = draw(st.sampled_from((_tag, _tag, _tag, _codec, _number, _flip, _flip, _cut, _move, _hole)))(
-            seed, draw
-        )
-        edit(data)
+    for _ in range(draw.randint(1, MAX_EDITS)):
+        kind = draw.choice((_tag, _tag, _tag, _codec, _number, _flip, _flip, _cut, _move, _hole))
+        kind(seed, draw)(data)
     return seed.name, bytes(data)
 
 
-def _tag(seed: Seed, draw: st.DrawFn) -> Edit:
+def _tag(seed: Seed, draw: random.Random) -> Edit:
     """Change the tag, kind, count or value of an entry."""
-    part = draw(st.integers(0, 3))
-    place, form = seed.field(draw(st.integers(0, len(seed.entries) - 1)), part)
-    value = draw(st.sampled_from((TAGS, KINDS, NUMBERS, NUMBERS)[part]))
+    part = draw.randint(0, 3)
+    place, form = seed.field(draw.randint(0, len(seed.entries) - 1), part)
+    value = draw.choice((TAGS, KINDS, NUMBERS, NUMBERS)[part])
     return lambda data: _pack(data, place, form, value)
 
 
-def _codec(seed: Seed, draw: st.DrawFn) -> Edit:
+def _codec(seed: Seed, draw: random.Random) -> Edit:
     """Claim another compression or colour model."""
-    tag, value = draw(st.sampled_from([(259, codec) for codec in CODECS] + [(262, colours) for colours in range(11)]))
+    tag, value = draw.choice([(259, codec) for codec in CODECS] + [(262, colours) for colours in range(11)])
 
     def edit(data: bytearray) -> None:
         for number in range(len(seed.entries)):
@@ -91,16 +90,16 @@ def _codec(seed: Seed, draw: st.DrawFn) -> Edit:
     return edit
 
 
-def _number(seed: Seed, draw: st.DrawFn) -> Edit:
+def _number(seed: Seed, draw: random.Random) -> Edit:
     """Write one of NUMBERS anywhere."""
-    place, width = _place(seed, draw), draw(st.sampled_from("HIQ"))
-    value = draw(st.sampled_from(NUMBERS))
+    place, width = _place(seed, draw), draw.choice("HIQ")
+    value = draw.choice(NUMBERS)
     return lambda data: _pack(data, place, seed.order + width, value)
 
 
-def _flip(seed: Seed, draw: st.DrawFn) -> Edit:
+def _flip(seed: Seed, draw: random.Random) -> Edit:
     """Change one byte."""
-    place, value = _place(seed, draw), draw(st.integers(1, 255))
+    place, value = _place(seed, draw), draw.randint(1, 255)
 
     def edit(data: bytearray) -> None:
         if place < len(data):
@@ -109,9 +108,9 @@ def _flip(seed: Seed, draw: st.DrawFn) -> Edit:
     return edit
 
 
-def _cut(seed: Seed, draw: st.DrawFn) -> Edit:
+def _cut(seed: Seed, draw: random.Random) -> Edit:
     """Cut the file short, or add bytes at its end."""
-    length = _place(seed, draw) + draw(st.integers(0, 16))
+    length = _place(seed, draw) + draw.randint(0, 16)
 
     def edit(data: bytearray) -> None:
         data[length:] = bytes(max(length - len(data), 0))
@@ -119,10 +118,10 @@ def _cut(seed: Seed, draw: st.DrawFn) -> Edit:
     return edit
 
 
-def _move(seed: Seed, draw: st.DrawFn) -> Edit:
+def _move(seed: Seed, draw: random.Random) -> Edit:
     """Copy bytes to another place, over what is there or between it."""
     source, target = _place(seed, draw), _place(seed, draw)
-    size, over = draw(st.integers(1, 64)), draw(st.booleans())
+    size, over = draw.randint(1, 64), draw.random() < 0.5
 
     def edit(data: bytearray) -> None:
         data[target : target + size if over else target] = data[source : source + size]
@@ -130,10 +129,10 @@ def _move(seed: Seed, draw: st.DrawFn) -> Edit:
     return edit
 
 
-def _hole(seed: Seed, draw: st.DrawFn) -> Edit:
+def _hole(seed: Seed, draw: random.Random) -> Edit:
     """Overwrite bytes with zeros or ones."""
-    place, size = _place(seed, draw), draw(st.integers(1, 2048))
-    fill = draw(st.sampled_from((0, 255)))
+    place, size = _place(seed, draw), draw.randint(1, 2048)
+    fill = draw.choice((0, 255))
 
     def edit(data: bytearray) -> None:
         data[place : place + size] = bytes([fill]) * len(data[place : place + size])
@@ -141,9 +140,8 @@ def _hole(seed: Seed, draw: st.DrawFn) -> Edit:
     return edit
 
 
-def _place(seed: Seed, draw: st.DrawFn) -> int:
-    """Return a byte offset, evenly spread: hypothesis prefers small numbers, which all hit the header."""
-    return draw(st.integers(0, 2**20)) * 7919 % len(seed.data)
+def _place(seed: Seed, draw: random.Random) -> int:
+    return draw.randrange(len(seed.data))
 
 
 def _pack(data: bytearray, place: int, form: str, value: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from .mutations import seeds
 from .reading import Reader
-from .run import FULL, fuzz
+from .run import FULL, fuzz, lines
 from .seeds import FOLDER, forms
 
 SHORT = 400  # mutations of the fast test
@@ -28,4 +28,4 @@ def test_every_seed_is_read_as_a_second_decoder_reads_it() -> None:
 def test_no_mutation_hangs_crashes_or_is_silently_wrong(number: int, tmp_path: Path) -> None:
     outcome = fuzz(number, tmp_path)
     assert outcome.counts.total() >= number * 0.9
-    assert outcome.findings == []
+    assert not outcome.findings, "\n".join(lines(outcome))

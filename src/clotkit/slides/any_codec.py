@@ -62,8 +62,9 @@ class AnySegments(JpegSegments):
         try:
             planes = [self._plane(row + i * self.table.grid[0], column, height) for i in range(self.table.planes)]
             samples: Samples = np.dstack(planes) if len(planes) > 1 else planes[0]
-            if samples.shape[0] < height or samples.shape[1] < width:
-                raise ValueError(f"{samples.shape[1]} x {samples.shape[0]} px; {width} x {height} expected")
+            if self._encoding.codec == OLD_JPEG:  # whose streams may have the rows and columns of whole blocks
+                samples = samples[: self.table.height_px, : self.table.width_px]
+            self.check_size(samples.shape, height, width)
             return self._rgb(samples[:height, :width], background)
         except (ValueError, RuntimeError, TypeError, ArithmeticError, LookupError) as error:
             raise self.damaged(row, column, error) from error

@@ -75,6 +75,19 @@ class SegmentFile:
         height, width = min(self.table.height_px, self._size[1] - top), min(self.table.width_px, self._size[0] - left)
         return left, top, width, height
 
+    def check_size(self, size: tuple[int, ...], height: int, width: int) -> None:
+        """Check that a decoded segment covers the pixels that are needed, and is no larger than a tile or strip.
+
+        A larger one contradicts the header, and which of the two is right cannot be told. The last strip may have the
+        rows of a whole one.
+
+        Raises:
+            ValueError: It is smaller or larger.
+        """
+        too_small = size[0] < height or size[1] < width
+        if too_small or size[0] > self.table.height_px or size[1] > self.table.width_px:
+            raise ValueError(f"{size[1]} x {size[0]} px; {width} x {height} expected")
+
     def damaged(self, row: int, column: int, error: Exception) -> SlideUnreadable:
         """Return the error for a segment that `error` was raised for."""
         left, top, _, _ = self.bounds(row, column)
@@ -230,7 +243,7 @@ class Segments(JpegSegments):
         return RawRows(read, width) if table.codec == RAW else DeflateRows(read, width, height, table.predictor)
 
     def _unpack(self, packed: bytes, shape: tuple[int, int, int], needed: tuple[int, int]) -> Pixels:
-        """Return a whole segment of `shape`; a JPEG may have another size if it covers the `needed` pixels.
+        """Return a whole segment of `shape`; a JPEG may be smaller if it covers the `needed` pixels.
 
         Raises:
             ValueError: The data do not hold so many rows.
@@ -292,8 +305,7 @@ class Segments(JpegSegments):
             if pixels is not None and pixels.shape == shape:
                 return pixels
         stream = parse(packed)
-        if stream.height_px < needed[0] or stream.width_px < needed[1]:
-            raise ValueError(f"{stream.width_px} x {stream.height_px} px; {needed[1]} x {needed[0]} expected")
+        self.check_size((stream.height_px, stream.width_px), *needed)
         return self.decoded_stream(stream, self.colours_of(stream))
 
 

@@ -41,6 +41,12 @@ KINDS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4",
 RATIONAL, RATIONAL_BYTES = 5, 8
 FLOAT, FLOAT_KIND = 11, "f4"
 BIGTIFF, MAX_TAGS, MAX_DIRECTORIES = 43, 4096, 4096
+# Tags of one value, and the kinds of value that libtiff accepts for them: it ignores the tag otherwise.
+SINGLE = {
+    *(WIDTH, HEIGHT, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP),
+    *(PLANAR_CONFIG, PREDICTOR, TILE_WIDTH, TILE_HEIGHT),
+}
+NUMBER_KINDS = {1, 3, 4, 6, 8, 9, 16, 17}
 Tags = dict[int, npt.NDArray[np.int64]]
 
 
@@ -61,6 +67,12 @@ class Directory:
     entries: dict[int, Entry]  # those of TAGS and PAGE_TAGS
     tags: int  # how many it has
     unreadable: frozenset[int] = frozenset()  # those of TAGS whose values are of an unknown kind
+
+    @property
+    def read_differently(self) -> bool:
+        """True if libtiff ignores a tag that others read: it has several values, or they are no numbers."""
+        single = [entry for code, entry in self.entries.items() if code in SINGLE]
+        return any(entry.number != 1 or entry.kind not in NUMBER_KINDS for entry in single)
 
     @property
     def size_bytes(self) -> int:

@@ -40,7 +40,7 @@ from clotkit.slides.header.directories import (
 from clotkit.slides.header.limits import BOUND_CODECS, MAX_EXPANSION, MAX_EXPANSION_UNBOUND, MAX_TILE_PX, check_size
 from clotkit.slides.header.pages import Choice, Copy, choose
 from clotkit.slides.header.resolution import stated_mpp
-from clotkit.slides.header.table import SegmentTable, first_value, segment_table
+from clotkit.slides.header.table import OLD_JPEG, SegmentTable, first_value, segment_table
 
 # TIFF compression tags, with the names of the TIFF specification and its registered extensions.
 VIPS_CODECS = {
@@ -164,6 +164,11 @@ def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
     plain = orientation == 1 and bits == 8 and samples == 3 and kind == 1 and not len(extra)
     segments, where = segment_table(tags, plain, path.stat().st_size), choice.directory
     encoding = _encoding(tags, codec, bits, samples, big_endian)
+    notes = list(choice.notes)
+    if where.read_differently:
+        notes.append(Reason.DECODERS_DISAGREE)
+    if segments is None and codec != OLD_JPEG:  # a decoder that reads the page completes its table
+        notes.append(Reason.TABLE_COMPLETED)
     return Layout(
         codec,
         tiled,
@@ -175,7 +180,7 @@ def _layout(tags: Tags, choice: Choice, path: Path, big_endian: bool) -> Layout:
         encoding,
         where.page,
         where.subifd,
-        choice.notes,
+        tuple(notes),
         choice.levels,
     )
 
