@@ -93,9 +93,8 @@ def answer(path: Path) -> dict[str, Any]:
     seconds = {name: compared(slide, corners, tiles, whole) for name, whole in second_opinions(path, slide)}
     differs = bool(seconds) and 2 * sum(seconds.values()) <= len(seconds)
     notes = [*map(str, slide.facts.get("notes", ())), *(["page"] if "page" in slide.facts else [])]
-    notes += [
-        tried["code"] for tried in slide.facts.get("decoders_tried", ()) if tried["code"] == Reason.DECODERS_DISAGREE
-    ]
+    tried = [attempt["code"] for attempt in slide.facts.get("decoders_tried", ())]
+    notes += [code for code in tried if code == Reason.DECODERS_DISAGREE]
     return {"outcome": "read", "decoder": slide.decoder, "seconds": seconds, "differs": differs, "codes": notes}
 
 

@@ -76,7 +76,7 @@ class SegmentFile:
         return left, top, width, height
 
     def check_size(self, size: tuple[int, ...], height: int, width: int) -> None:
-        """Check that a decoded segment covers the pixels that are needed, and is no larger than a tile or strip.
+        """Check that a decoded segment covers the needed pixels, and is no larger than a tile or strip.
 
         A larger one contradicts the header, and which of the two is right cannot be told. The last strip may have the
         rows of a whole one.
