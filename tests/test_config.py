@@ -159,3 +159,50 @@ def test_the_competition_is_the_real_one(strip_ai: Competition) -> None:
     assert strip_ai.header == ("patient_id", "CE", "LAA")
     assert strip_ai.classes.fallback == (0.5, 0.5)
     assert strip_ai.slide_path(Path("x"), "test", "006388_0") == Path("x/test/006388_0.tif")
+
+
+ONNX_RECIPE = """name = "other"
+[tiling]
+name = "patches"
+tile_px = 32
+downsample = 8
+max_tiles = 8
+batch_tiles = 4
+[model]
+name = "onnx"
+[onnx]
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+output = "logits"
+"""
+
+
+def test_an_onnx_recipe_needs_no_training(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(ONNX_RECIPE, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.is_onnx
+    assert recipe.onnx == config.OnnxConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), output="logits")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (("[onnx]", "[augment]"), "unknown key"),
+        (('output = "logits"', 'layout = "chw"'), r"onnx\.layout.*nchw, nhwc"),
+        (('output = "logits"', 'output = "softmax"'), r"onnx\.output.*probabilities, logits, features"),
+        (('output = "logits"', 'dtype = "int8"'), r"onnx\.dtype.*float32"),
+        (('output = "logits"', 'dtype = "uint8"'), r"onnx\.dtype.*no mean"),
+        (('output = "logits"', "scale = 0"), r"onnx\.scale"),
+        (("std = [0.229, 0.224, 0.225]", "std = [0.229, 0.224]"), r"onnx\.std has 2 numbers"),
+        (("std = [0.229, 0.224, 0.225]", "std = [0]"), r"onnx\.std is 0"),
+        (('name = "onnx"', 'name = "onnx"\ncopies = 2'), "one network"),
+        (('name = "onnx"', 'name = "onnx"\n[inference]\npooling = "attention"'), r"inference\.pooling"),
+        (('output = "logits"', '[inference]\npooling = "logits"'), r"inference\.pooling.*probabilities"),
+    ],
+)
+def test_a_mistake_in_an_onnx_recipe_names_its_key(change: tuple[str, str], key: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(ONNX_RECIPE.replace(*change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=key):
+        load_recipe(path)

@@ -103,19 +103,22 @@ def recipe_page() -> str:
     for table_name, cls in dataclass_tables(config.Recipe).items():
         old = {new: old for old, new in aliases.RECIPE_KEYS.get(table_name, {}).items()}
         parts += [f"## {table_name}\n", f"{summaries[cls.__name__]}\n"]
-        parts.append(table(("key", "type", "default", "allowed", "meaning"), recipe_rows(cls, comments, old)))
+        rows = recipe_rows(table_name, cls, comments, old)
+        parts.append(table(("key", "type", "default", "allowed", "meaning"), rows))
     top = (field for field in dataclasses.fields(config.Recipe) if not _dataclass_of(field))
     parts.append("## Top level\n\n" + table(("key", "type"), ((f"`{field.name}`", _type(field)) for field in top)))
     return "\n".join(parts)
 
 
-def recipe_rows(cls: type, comments: Mapping[str, str], old: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+def recipe_rows(
+    table_name: str, cls: type, comments: Mapping[str, str], old: Mapping[str, str]
+) -> Iterator[tuple[str, ...]]:
     """Yield key, type, default, allowed values and meaning of each field of a recipe's table."""
     for field in dataclasses.fields(cls):
         meaning = comments.get(f"{cls.__name__}.{field.name}", "")
         if field.name in old:
             meaning += f" (old name: `{old[field.name]}`)"
-        yield f"`{field.name}`", _type(field), _default(field), _allowed(field.name), meaning.strip()
+        yield f"`{field.name}`", _type(field), _default(field), _allowed(table_name, field.name), meaning.strip()
 
 
 def competition_page() -> str:
@@ -280,11 +283,12 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 
-def _allowed(key: str) -> str:
-    if key in config.WORDS:
-        return ", ".join(f"`{word}`" for word in config.WORDS[key])
-    if key in config.BOUNDS:
-        low, high = config.BOUNDS[key]
+def _allowed(table_name: str, key: str) -> str:
+    words, bounds = config.limits_of(config.WORDS, table_name), config.limits_of(config.BOUNDS, table_name)
+    if key in words:
+        return ", ".join(f"`{word}`" for word in words[key])
+    if key in bounds:
+        low, high = bounds[key]
         return f"{low:g} to {high:g}" if high < 1e5 else f"{low:g} to {high:,.0f}"
     return ""
 

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clotkit.aliases import renamed_recipe
 from clotkit.errors import ConfigError
 from clotkit.typed_toml import read_toml, toml_path, typed
+
+Limit = TypeVar("Limit")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class DataConfig:
 class ModelConfig:
     """The settings of one network."""
 
-    name: str  # architecture, by its name in the model registry: `cnn`, `cnn_flat`, `resnet` or a backbone
+    # Architecture, by its name in the model registry: `cnn`, `cnn_flat`, `resnet` or a backbone; `onnx`: the file
+    # model.onnx of a member from another framework, which the table `onnx` describes.
+    name: str
     filters: tuple[int, ...] = ()  # channels of each block of a `cnn`, of each stage of a `resnet`
     # Convolutions in each block of a `cnn`; residual blocks, of two convolutions each, in each stage of a `resnet`.
     convolutions: int = 1
@@ -117,6 +121,25 @@ class ModelConfig:
     def is_frozen(self) -> bool:
         """Tell whether no layer of the backbone is trained."""
         return self.freeze and not self.unfreeze_top
+
+
+@dataclass(frozen=True)
+class OnnxConfig:
+    """The input and output of a model.onnx, made by any framework.
+
+    Such a recipe needs no table `training`.
+    """
+
+    layout: str = "nchw"  # order of the input's axes: `nchw` (PyTorch's) or `nhwc` (Keras's)
+    input_px: int = 0  # side that tiles are resized to before the network, in pixels; 0: the tile's
+    mean: tuple[float, ...] = (0.0,)  # subtracted from each channel after `scale`: one number, or one a channel
+    std: tuple[float, ...] = (1.0,)  # that each channel is divided by after that: one number, or one a channel
+    scale: float = 255.0  # that pixels 0 to 255 are divided by first
+    channels: str = "rgb"  # order of the colour channels; `mean` and `std` are in the same order
+    dtype: str = "float32"  # of the input: `float32`, `float16`, or `uint8` (pixels as they are, without `scale`)
+    # What the network returns for a tile: `probabilities` or `logits` (one a class), or `features` (of an encoder).
+    output: str = "probabilities"
+    output_name: str = ""  # name of that output; empty: the only one
 
 
 @dataclass(frozen=True)
@@ -227,6 +250,12 @@ class Recipe:
     augment: AugmentConfig = AugmentConfig()  # how training tiles are varied
     inference: InferenceConfig = InferenceConfig()  # how they predict
     card: CardConfig = CardConfig()  # what the model card says
+    onnx: OnnxConfig | None = None  # what model.onnx takes and returns, of a member from another framework
+
+    @property
+    def is_onnx(self) -> bool:
+        """Tell whether the member's network is an ONNX file."""
+        return self.model[0].name == ONNX
 
     @property
     def output(self) -> str:
@@ -234,8 +263,9 @@ class Recipe:
         return self.model[0].output
 
 
+ONNX = "onnx"  # model.name of a network in an ONNX file
 OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
-# {key of a recipe's table: its least and greatest value}; a list's bounds hold for each entry.
+# {key of a recipe's table, or table.key: its least and greatest value}; a list's bounds hold for each entry.
 BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
     "downsample": (1, 256),
@@ -285,9 +315,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "validation_share": (0, 0.5),
     "frozen_augmentations": (0, 1000),
     "floor": (0, 0.25),
+    "onnx.scale": (1e-3, 65535),
+    "onnx.mean": (-1000, 1000),
+    "onnx.std": (1e-6, 1000),
 }
 FITTING_LOSSES = {"softmax": "categorical", "ordinal": "ordinal", "value": "squared"}
-# {key of a recipe's table: the values that it allows}
+# {key of a recipe's table, or table.key: the values that it allows}
 WORDS: dict[str, tuple[str | int, ...]] = {
     "duplicates": ("keep", "drop"),
     "levels": ("auto", "close", "full"),
@@ -307,6 +340,10 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "feed": ("memory", "shards"),
     "pooling": ("mean", "logits", "attention"),
     "tta": (1, 2, 8),
+    "onnx.layout": ("nchw", "nhwc"),
+    "onnx.channels": ("rgb", "bgr"),
+    "onnx.dtype": ("float32", "uint8", "float16"),
+    "onnx.output": ("probabilities", "logits", "features"),
 }
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -331,7 +368,7 @@ def read_recipe(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
 
 def recipe_of(tables: dict[str, Any], where: str) -> Recipe:
     """Return the recipe of these tables. Raises ConfigError as load_recipe does; it begins with `where`."""
-    recipe = typed(Recipe, _with_downsample(tables, where), where)
+    recipe = typed(Recipe, _with_training(_with_downsample(tables, where)), where)
     _check_recipe(recipe, where)
     return recipe
 
@@ -346,6 +383,15 @@ def _with_downsample(tables: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: tiling.downsample is {tiling['downsample']}, tiling.mpp {tiling['mpp']}; give one of the two"
         )
     return {**tables, "tiling": {**tiling, "downsample": 1}}
+
+
+def _with_training(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables with `training`, which a recipe of an ONNX file may lack: it is trained elsewhere."""
+    model = tables.get("model")
+    (first, *_) = model if isinstance(model, list) and model else [model]
+    if "training" in tables or not isinstance(first, dict) or first.get("name") != ONNX:
+        return tables
+    return {**tables, "training": {"seed": 0, "epochs": 1, "batch_tiles": 1, "learning_rate": 0.001}}
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -410,6 +456,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
     if not recipe.model:
         raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
     _check_downsample_rules(recipe, where)
+    _check_onnx(recipe, where)
     _check_loss(recipe, where)
     _check_optimizer(recipe.training, where)
     for index, model in enumerate(recipe.model):
@@ -437,6 +484,8 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
 def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
     """Raise ConfigError for a pooling or a head that the recipe's networks do not take."""
     pool = recipe.inference.pooling
+    if recipe.is_onnx:
+        return  # _check_onnx has
     if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
         raise ConfigError(
             f"{where}: inference.pooling is {pool!r}; it takes one network, frozen, with frozen_augmentations"
@@ -455,6 +504,34 @@ def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
         )
     if any(model.l2 for model in recipe.model) and pool != "logits":
         raise ConfigError(f'{where}: model.l2 is set, inference.pooling {pool!r}; it takes pooling = "logits"')
+
+
+def _check_onnx(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for a table `onnx` that contradicts itself or the rest of the recipe."""
+    onnx = recipe.onnx
+    if onnx is not None:
+        check_onnx_table(onnx, where)
+    if not recipe.is_onnx:
+        return
+    pool = recipe.inference.pooling
+    if onnx is None or len(recipe.model) * recipe.model[0].copies > 1 or recipe.model[0].output != "softmax":
+        raise ConfigError(f"{where}: model.name is 'onnx'; it takes the table onnx, one network, and output = softmax")
+    if pool != "mean" and (pool, onnx.output) != ("logits", "logits"):
+        raise ConfigError(
+            f"{where}: inference.pooling is {pool!r}, onnx.output {onnx.output!r}; an ONNX file takes pooling "
+            '= "mean", or "logits" with output = "logits"'
+        )
+
+
+def check_onnx_table(onnx: OnnxConfig, where: str) -> None:
+    """Raise ConfigError for a table `onnx` with a wrong value, or two that contradict each other."""
+    _check_table(onnx, ONNX, where)
+    for key in ("mean", "std"):
+        count = len(getattr(onnx, key))
+        if count not in {1, 3}:
+            raise ConfigError(f"{where}: onnx.{key} has {count} numbers; give 1, or 3: one a channel")
+    if onnx.dtype == "uint8" and (set(onnx.mean), set(onnx.std)) != ({0.0}, {1.0}):
+        raise ConfigError(f"{where}: onnx.dtype is 'uint8', of pixels as they are; it takes no mean and no std")
 
 
 def _check_downsample_rules(recipe: Recipe, where: str) -> None:
@@ -525,12 +602,18 @@ def _check_mixing(recipe: Recipe, where: str) -> None:
 
 def _check_table(table: Any, name: str, where: str) -> None:
     """Raise ConfigError for a number outside its BOUNDS, or a word that is not one of its WORDS."""
-    for key, (low, high) in BOUNDS.items():
+    for key, (low, high) in limits_of(BOUNDS, name).items():
         value = getattr(table, key, low)
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, str) and not low <= number <= high:
                 raise ConfigError(f"{where}: {name}.{key} is {number}; allowed: {low} to {high}")
-    for key, known in WORDS.items():
+    for key, known in limits_of(WORDS, name).items():
         word = getattr(table, key, known[0])
         if isinstance(word, str | int) and word not in known:
             raise ConfigError(f"{where}: {name}.{key} is {word!r}; allowed: {', '.join(map(str, known))}")
+
+
+def limits_of(limits: Mapping[str, Limit], table: str) -> dict[str, Limit]:
+    """Return those of BOUNDS or WORDS that hold in a table, by key: `table.key` goes before `key`."""
+    own = {key.partition(".")[2]: limit for key, limit in limits.items() if key.startswith(f"{table}.")}
+    return {key: limit for key, limit in limits.items() if "." not in key} | own

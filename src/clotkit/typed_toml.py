@@ -77,8 +77,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     """Return a value of a TOML as the type of a field. Raises ConfigError, which begins with `where`."""
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return typed(hint, value, where)  # type: ignore[arg-type]
+    table = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+    if table is not None and isinstance(value, dict) and typing.get_origin(hint) is not tuple:
+        return typed(table, value, where)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple:
         return _converted_list(typing.get_args(hint)[0], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
