@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clotkit.config import InferenceConfig, TilingConfig
+from clotkit.members.pooling import RowPooling, SlidePooling
 from clotkit.reasons import Reason
 from clotkit.scoring.budget import Budget, Pace, coarser
 from clotkit.scoring.scorer import Scorer, score_tasks, tilings_of
@@ -59,6 +60,10 @@ class FakeMember:
     tiling: TilingConfig
     p: float
     asked: list[int] = field(default_factory=list)
+
+    @property
+    def pooling(self) -> SlidePooling:
+        return RowPooling("mean", "softmax")
 
     @property
     def recipe(self) -> Any:

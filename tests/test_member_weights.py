@@ -168,7 +168,7 @@ def test_an_ensemble_that_cannot_be_used_is_refused(key: str, value: object) -> 
     ],
 )
 def test_outputs_are_checked(rows: list[list[float]], pooling: str, sound: bool) -> None:
-    assert (check_outputs(np.array(rows).reshape(-1, 3 if pooling != "mean" else 2), pooling) == "") is sound
+    assert (check_outputs(np.array(rows).reshape(-1, 3 if pooling != "mean" else 2), pooling == "mean") == "") is sound
 
 
 def two(tmp_path: Path) -> Path:

@@ -12,7 +12,6 @@ from clotkit.competitions import Competition
 from clotkit.config import tiling_for
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, grad_cam, load_for_evaluation
 from clotkit.members.heat import overlay
-from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.slides.pixels import Pixels
 
 _predicting = threading.Lock()
@@ -48,7 +47,7 @@ def decide(
 
     The label is that of a submission where the competition asks for labels.
     """
-    probabilities = member.calibration.apply(pooled(rows, member.recipe.inference.pooling, member.recipe.output))  # [C]
+    probabilities = member.calibration.apply(member.pooling.pool(rows))  # [C]
     by_class = dict(zip(member.target.classes, map(float, probabilities.round(6)), strict=True))
     return member.label(probabilities, competition), by_class
 
@@ -58,7 +57,7 @@ def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64],
 
     For a label that is no class, an outlier, it is that of the class which is likeliest on average.
     """
-    p = tile_probabilities(rows, member.recipe.inference.pooling, member.recipe.output)  # [n, C]
+    p = member.pooling.tile_probabilities(rows)  # [n, C]
     known = label in member.target.classes
     target = member.target.classes.index(label) if known else int(p.mean(axis=0).argmax())
     best = int(p[:, target].argmax())

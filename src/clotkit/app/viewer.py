@@ -21,7 +21,6 @@ from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
 from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.members.heat import RAMP, RAMP_AT
-from clotkit.members.pooling import tile_probabilities
 from clotkit.reasons import Cause
 from clotkit.report.records import REPORT, RUN, SlideReport, read_report
 from clotkit.report.shown import Kind, Shown
@@ -217,7 +216,7 @@ def _last(
         xy = np.concatenate([batch.xy for batch in result.batches[untrusted.TILES]])
         size = kept_size_px(member.recipe.tiling, facts["width_px"], facts["height_px"], facts)
         shown = shown_by(member, competition)
-        p = tile_probabilities(rows, member.recipe.inference.pooling, member.recipe.output)  # [n, C]
+        p = member.pooling.tile_probabilities(rows)  # [n, C]
         order = [member.target.classes.index(name) for name in shown.classes]
         picture = paint_tiles(result.picture(), facts["downsample"], xy, size, shown.levels(p[:, order]))
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)

@@ -41,7 +41,7 @@ from clotkit.members.folder import (
 )
 from clotkit.members.heat import class_scores, heat_maps
 from clotkit.members.networks import Network
-from clotkit.members.pooling import tile_probabilities
+from clotkit.members.pooling import SlidePooling, pooling_of
 from clotkit.members.predict import predict_committee, predictor
 from clotkit.members.weights import check_outputs
 from clotkit.progress import Log
@@ -141,6 +141,11 @@ class LoadedMember:
     decision: Decision | None = None  # from probabilities to a label; None: it was trained without
     familiarity: Familiarity | None = None  # None: it keeps no statistics of its training pictures
 
+    @property
+    def pooling(self) -> SlidePooling:
+        """Return what turns its rows into the probabilities of an image."""
+        return pooling_of(self.recipe)
+
     def label(self, probabilities: npt.NDArray[np.float64], competition: Competition) -> str:
         """Return the label of calibrated probabilities [C].
 
@@ -166,7 +171,7 @@ class LoadedMember:
         outputs = np.zeros((len(tiles), parts[0][1].shape[1]))
         for mask, of_fold in parts:
             outputs[mask] = of_fold
-        if problem := check_outputs(outputs, self.recipe.inference.pooling):
+        if problem := check_outputs(outputs, self.pooling.rows_are_probabilities):
             raise WeightsError(f"{self.where}: {problem}; train the member again")
         return outputs
 
@@ -279,8 +284,8 @@ def _write_page(
         ErrorRow(**row, probabilities=p)  # type: ignore[arg-type]
         for row, p in zip(facts, probabilities, strict=True)
     ]
-    pooling, output = member.recipe.inference.pooling, member.recipe.output
-    evidence = outputs if output == "softmax" else tile_probabilities(outputs, pooling, output)  # of tiles, [n, C]
+    # Of tiles, [n, C]: with softmax the logits of rows, which tell more than probabilities near 1.
+    evidence = outputs if member.recipe.output == "softmax" else member.pooling.tile_probabilities(outputs)
     for index in worst_first(errors, settings.worst):
         of_image = np.flatnonzero(tiles.images == errors[index].image)
         predicted = int(errors[index].probabilities.argmax())

@@ -15,7 +15,6 @@ from clotkit.errors import SlideError, SlideUnreadable, described
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
 from clotkit.file_state import READ
 from clotkit.looking import look_at
-from clotkit.members.pooling import pooled
 from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
@@ -109,7 +108,7 @@ def _predicted(
     if isinstance(tiles, Cause):
         return Unpredicted(image, *tiles)
     outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
-    p = member.calibration.apply(pooled(outputs, member.recipe.inference.pooling, member.recipe.output))  # [C]
+    p = member.calibration.apply(member.pooling.pool(outputs))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
     return Prediction(image, member.label(p, competition), by_class, *unlikeness(member, tiles))
 

@@ -15,7 +15,7 @@ from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures
 from clotkit.members.calibration import Calibration, fit_calibration
 from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
-from clotkit.members.pooling import pooled
+from clotkit.members.pooling import pooling_of
 from clotkit.metric import balanced_log_loss
 
 Floats = npt.NDArray[np.float64]
@@ -84,7 +84,7 @@ def predicted_images(outputs: Floats, tiles: TileSet, recipe: Recipe) -> pd.Data
             "centre": tiles.centres[first],
             "label": int(tiles.labels[first]),
         }
-        probabilities = pooled(outputs[of_image], recipe.inference.pooling, recipe.output)  # [C]
+        probabilities = pooling_of(recipe).pool(outputs[of_image])  # [C]
         rows.append(facts | dict(zip(tiles.classes, probabilities, strict=True)))
     return pd.DataFrame(rows, columns=["image", "patient", "centre", "label", *tiles.classes])
 

@@ -23,6 +23,7 @@ from clotkit.members.decision import Decision
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
 from clotkit.members.heads import FLOAT32
 from clotkit.members.networks import Network, build_committee
+from clotkit.members.pooling import SlidePooling, pooling_of
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.members.weights import check_loaded
 
@@ -43,9 +44,15 @@ class Member:
     recipe: Recipe
     calibration: Calibration
     weights_sha256: str
-    predict: Predict  # uint8[n, H, W, 3] -> float32[n, C], each row summing to 1
+    predict: Predict  # uint8[n, H, W, 3] -> rows [n, K], which `pooling` takes
     notes: list[str] = field(default_factory=list)  # lines for the report; predicting may add one
     decision: Decision | None = None  # from its probabilities to a label; None: it was trained without
+    own_pooling: SlidePooling | None = None  # None: the one that its recipe names
+
+    @property
+    def pooling(self) -> SlidePooling:
+        """Return what turns its rows into a slide's probabilities."""
+        return self.own_pooling or pooling_of(self.recipe)
 
 
 def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None) -> Member:

@@ -4,11 +4,69 @@ A row holds the probabilities of a tile, or under attention and logits pooling t
 attention logit. The model's `output` says what the values are, and so their link to probabilities: see members.heads.
 """
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.config import Recipe
 from clotkit.errors import ConfigError
 
 TINY = 1e-4  # probabilities are clipped to [TINY, 1 - TINY] before a logarithm: a network's 1.0 is not certainty
+
+Floats = npt.NDArray[np.float64]
+
+
+class SlidePooling(Protocol):
+    """Turns a member's rows [n, K] of a slide's tiles into the slide's probabilities."""
+
+    @property
+    def rows_are_probabilities(self) -> bool:
+        """Tell if a row holds the probabilities of its tile; other rows need only be finite."""
+        ...
+
+    def pool(self, rows: np.ndarray) -> Floats:
+        """Return the slide's probabilities float64[C]."""
+        ...
+
+    def tile_probabilities(self, rows: np.ndarray) -> Floats:
+        """Return the probabilities of each tile by itself, float64[n, C]."""
+        ...
+
+    def attention(self, rows: np.ndarray) -> Floats | None:
+        """Return the weight of each tile, float64[n] with sum 1; None if all tiles weigh the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowPooling:
+    """The pooling of a network whose rows are those of `pooled`."""
+
+    name: str  # the recipe's inference.pooling
+    output: str  # of the network, see members.heads
+
+    @property
+    def rows_are_probabilities(self) -> bool:
+        """See SlidePooling."""
+        return self.name == "mean"
+
+    def pool(self, rows: np.ndarray) -> Floats:
+        """See SlidePooling."""
+        return pooled(rows, self.name, self.output)
+
+    def tile_probabilities(self, rows: np.ndarray) -> Floats:
+        """See SlidePooling."""
+        return tile_probabilities(rows, self.name, self.output)
+
+    def attention(self, rows: np.ndarray) -> Floats | None:
+        """See SlidePooling."""
+        return attention_weights(rows) if self.name == "attention" else None
+
+
+def pooling_of(recipe: Recipe) -> RowPooling:
+    """Return the pooling of a recipe whose networks see tiles."""
+    return RowPooling(recipe.inference.pooling, recipe.output)
 
 
 def pooled(rows: np.ndarray, pool: str, output: str) -> np.ndarray:

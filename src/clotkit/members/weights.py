@@ -96,15 +96,15 @@ def check_loaded(path: Path, model: Any, networks: Sequence[Any]) -> None:
                 raise WeightsError(f"{path}: network {number} of {len(networks)} has only zeros; {ADVICE}")
 
 
-def check_outputs(outputs: np.ndarray, pooling: str) -> str:
+def check_outputs(outputs: np.ndarray, probabilities: bool) -> str:
     """Return what is wrong with a member's outputs for tiles, [n, C] or [n, C + 1]; empty if nothing is.
 
-    With the pooling "mean" they are probabilities; with another one they need only be finite.
+    If they are no probabilities, they need only be finite.
     """
     finite = np.isfinite(outputs)
     if not finite.all():
         return f"returned NaN or infinity for {int((~finite.all(axis=1)).sum())} of {len(outputs)} tiles"
-    if pooling != "mean" or not outputs.size:
+    if not probabilities or not outputs.size:
         return ""
     low, high, sums = float(outputs.min()), float(outputs.max()), outputs.sum(axis=1, dtype=np.float64)
     if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE or np.abs(sums - 1).max() > SUM_TOLERANCE:

@@ -14,7 +14,6 @@ from clotkit.config import TilingConfig, tiling_for
 from clotkit.errors import one_line
 from clotkit.members.ensemble import Probabilities
 from clotkit.members.loading import Member
-from clotkit.members.pooling import pooled, tile_probabilities
 from clotkit.members.weights import check_outputs
 from clotkit.reasons import Cause, Reason
 from clotkit.report.records import SlideReport, State
@@ -58,7 +57,7 @@ class SlidePredictions:
         except Exception as error:  # noqa: BLE001 - any error costs this slide one member, and the report names it
             self.failed[member.name] = f"{type(error).__name__}: {one_line(error)}"
             return
-        if problem := check_outputs(outputs, member.recipe.inference.pooling):
+        if problem := check_outputs(outputs, member.pooling.rows_are_probabilities):
             self.failed[member.name] = problem
             return
         self.outputs.setdefault(member.name, []).append(outputs)
@@ -76,7 +75,7 @@ class SlidePredictions:
     def means(self) -> dict[str, Probabilities]:
         """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
         return {
-            name: np.round(pooled(np.concatenate(self.outputs[name]), *_link(member)), DIGITS)
+            name: np.round(member.pooling.pool(np.concatenate(self.outputs[name])), DIGITS)
             for name, member in self.members.items()
             if name not in self.failed
         }
@@ -91,7 +90,7 @@ class SlidePredictions:
 
     def _tile_probabilities(self, name: str) -> npt.NDArray[np.float64]:
         """Return one member's probabilities of each of its tiles, [n, C]."""
-        return tile_probabilities(np.concatenate(self.outputs[name]), *_link(self.members[name]))
+        return self.members[name].pooling.tile_probabilities(np.concatenate(self.outputs[name]))
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
@@ -263,11 +262,6 @@ def not_scored(scorer: Scorer, slides: Iterable[SlideRow], cause: Cause) -> Iter
 def tilings_of(members: Sequence[Member]) -> tuple[TilingConfig, ...]:
     """Return the distinct tilings of members, in their order."""
     return tuple(dict.fromkeys(member.recipe.tiling for member in members))
-
-
-def _link(member: Member) -> tuple[str, str]:
-    """Return how a member's rows become probabilities: its pooling and its output."""
-    return member.recipe.inference.pooling, member.recipe.output
 
 
 def slide_task(slide: SlideRow, tilings: Sequence[TilingConfig], path: Path) -> Task:
