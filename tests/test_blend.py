@@ -31,6 +31,7 @@ from clotkit.ensembling.data import BlendSettings, member_name, read_inputs
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.blending import expit, logit, patient_means
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
+from clotkit.reasons import Reason
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.settings import RunSettings
 
@@ -378,6 +379,44 @@ def test_a_run_applies_the_ensemble_as_it_is_and_without_a_member(
     with pytest.raises(ConfigError, match=ENSEMBLE_CALIBRATION):
         run(RunSettings(split, weights, tmp_path / "third", 300.0, 4096, 2), strip_ai, said.append)
     assert not (tmp_path / "third").exists()
+
+
+def test_a_run_refuses_an_ensemble_that_lacks_a_member_unless_told_to_score_without_it(
+    study: Study, split: Path, make_member: Callable[..., Path], strip_ai: Competition, tmp_path: Path
+) -> None:
+    weights, out = tmp_path / "weights", tmp_path / "run"
+    for at in range(2):
+        make_member(weights / f"net{at}", strip_ai.classes.names, seed=at + 1)
+    figures = blend(study.settings(study.files(), out=weights), strip_ai, quiet)
+    assert figures["cannot_run"] == ["net2"]
+    words = ["run", str(split), "--weights", str(weights), "--out", str(out)]
+    for refused_words in ([], ["--without", "net0"], ["--without", "net2", "another"]):
+        assert main([*words, *refused_words]) == 2
+        assert not out.exists()
+
+    assert main([*words, "--without", "net2"]) == 0
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["without"], facts["left_out"]) == (["net2"], {})
+    submission = (out / "submission.csv").read_bytes()
+    assert main([*words[:-1], str(tmp_path / "kernel"), "--without-missing"]) == 3
+    assert (tmp_path / "kernel" / "submission.csv").read_bytes() == submission
+    assert json.loads((tmp_path / "kernel" / "run.json").read_text())["left_out_codes"] == {"net2": Reason.MISSING}
+
+    assert main([*words[:-1], str(tmp_path / "one"), "--without", "net1", "net2"]) == 0
+    assert all(set(line["p"]) == {"net0"} for line in report_of(tmp_path / "one").values())
+
+
+def test_a_member_of_no_weight_is_not_missed(
+    study: Study, split: Path, make_member: Callable[..., Path], strip_ai: Competition, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    for at in range(2):
+        make_member(weights / f"net{at}", strip_ai.classes.names, seed=at + 1)
+    blend(study.settings(study.files(), out=weights), strip_ai, quiet)
+    fitted = json.loads((weights / ENSEMBLE_CALIBRATION).read_text())
+    fitted["calibrator"]["weights"] = [0.5, 0.5, 0.0]
+    (weights / ENSEMBLE_CALIBRATION).write_text(json.dumps(fitted))
+    assert main(["run", str(split), "--weights", str(weights), "--out", str(tmp_path / "run")]) == 0
 
 
 def test_an_ensemble_without_any_of_its_members_is_refused(

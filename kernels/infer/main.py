@@ -120,7 +120,7 @@ def run_child(competition: Any, split: Path, kit: Any, started: float, status: A
     deadline = started + SETTINGS.get("deadline_s", competition.limits.deadline_s)
     say(f"weights: {weights}; {deadline - time.monotonic():.0f} s until the deadline")
     command = kit.command("run", str(split), "--weights", str(weights), "--out", str(WORKING))
-    command += ["--competition", SETTINGS["competition"]]
+    command += ["--competition", SETTINGS["competition"], "--without-missing"]
     ended = run_once(command, deadline)
     if ended in ENDED_WELL:
         return True

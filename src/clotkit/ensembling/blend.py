@@ -52,7 +52,16 @@ def blend(settings: BlendSettings, competition: Competition, log: Log = print) -
     settings.out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(settings.out / ENSEMBLE_CALIBRATION, fitted.to_json())  # first: ensemble.toml needs it
     atomic_write_text(settings.out / ENSEMBLE, text)
-    return figures
+    return figures | {"cannot_run": _cannot_run(fitted, settings.out, log)}
+
+
+def _cannot_run(fitted: Blend | ClassBlend, out: Path, log: Log) -> list[str]:
+    """Return the members that have weight but no folder beside the ensemble, and name them in the log."""
+    shares = zip(fitted.members, fitted.calibrator.weights, strict=True)
+    names = [name for name, share in shares if share and not (out / name / RECIPE).is_file()]
+    for name in names:
+        log(f"{name}: no member's folder in {out}: clotkit run needs it, or --without {name}")
+    return names
 
 
 def _is_platt(settings: BlendSettings, competition: Competition) -> bool:

@@ -49,6 +49,11 @@ class Ensemble:
     blend: Blend | ClassBlend
 
     @property
+    def shares(self) -> dict[str, float]:
+        """Return the weight of each member; they sum to 1."""
+        return dict(zip(self.blend.members, self.blend.calibrator.weights, strict=True))
+
+    @property
     def decision(self) -> Decision | None:
         """Return the decision that was fitted with the ensemble; None if its answers are probabilities."""
         return self.blend.decision

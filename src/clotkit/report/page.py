@@ -513,6 +513,7 @@ def _hashes(run: Run) -> Iterator[tuple[str, str]]:
 def _notes(run: Run) -> Iterator[str]:
     for name, facts in run.members.items():
         yield from (f"member {name}: {note}" for note in facts.get("notes") or ())
+    yield from (f"member {name} left out: as --without says" for name in run.facts.get("without", ()))
     yield from (f"member {name} left out: {why}" for name, why in mapping(run.facts.get("left_out")).items())
     noted = [(str(note), line.image_id) for line in run.lines for note in line.facts.get("notes") or ()]
     first = dict(reversed(noted))

@@ -54,6 +54,7 @@ def run_facts(
         "members": dict(_member_facts(members, inputs, Shown.of(competition))),
         "left_out": {name: cause.sentence for name, cause in left_out.items()},
         "left_out_codes": {name: cause.code for name, cause in left_out.items()},
+        "without": list(inputs.without),
         "ensemble": inputs.ensemble_sha256,
         "repairs": Counter(repair for repairs in inputs.repairs_of.values() for repair in repairs),
     }

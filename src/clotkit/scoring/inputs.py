@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
 from clotkit.config import missing_facts
-from clotkit.errors import ClotkitError, ConfigError, SplitError, one_line
+from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
@@ -35,6 +35,7 @@ class Inputs:
     folders: Sequence[Path]  # of the members
     ensemble_sha256: str | None
     key: str  # changes with the competition and the weights
+    without: tuple[str, ...] = ()  # members that the user left out
 
     @cached_property
     def patient_of(self) -> dict[str, str]:
@@ -63,11 +64,13 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     sample = read_sample(competition.sample_path(settings.split_dir), competition)
     row_of = {slide.image_id: row_id(slide, competition) for slide in slides}
     _check_some_match(slides, row_of, sample.ids, settings, competition)
-    ensemble, folders = find_ensemble(settings.weights_dir, competition)
+    ensemble, folders = find_ensemble(settings.weights_dir, competition, settings.without)
+    if ensemble is not None and not settings.without_missing:
+        _check_complete(ensemble, folders, settings)
     check_trained_for(folders, competition.slug)
-    path = settings.weights_dir / ENSEMBLE
+    path, without = settings.weights_dir / ENSEMBLE, tuple(settings.without)
     digest = sha256(path) if path.is_file() else None
-    return Inputs(slides, sample, row_of, ensemble, folders, digest, _key(competition, folders, digest))
+    return Inputs(slides, sample, row_of, ensemble, folders, digest, _key(competition, folders, digest), without)
 
 
 def _check_some_match(
@@ -104,14 +107,23 @@ def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
-def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble | None, list[Path]]:
-    """Return the fitted ensemble of a folder and the folders of its members.
+def find_ensemble(
+    weights_dir: Path, competition: Competition, without: Sequence[str] = ()
+) -> tuple[Ensemble | None, list[Path]]:
+    """Return the fitted ensemble of a folder and the folders of its members, but for those of `without`.
 
-    Without an ensemble every member folder is returned.
+    If there is no ensemble every other member folder is returned.
 
-    Raises ConfigError if there is no member, or an ensemble that cannot be read or has none of its members.
+    Raises ConfigError if there is no member, or an ensemble that cannot be read or has none of its members, and
+    UsageError for a name of `without` that is none of theirs.
     """
     ensemble, folders = read_ensemble(weights_dir, competition), find_members(weights_dir)
+    names = [folder.name for folder in folders] if ensemble is None else list(ensemble.blend.members)
+    if strangers := [name for name in without if name not in names]:
+        raise UsageError(f"--without {strangers[0]}: no such member; the members are {', '.join(names)}")
+    folders = [folder for folder in folders if folder.name not in without]
+    if not folders:
+        raise ConfigError(f"{weights_dir}: 0 members are left without {', '.join(without)}; at least 1 is needed")
     if ensemble is None:
         return None, folders
     wanted = ensemble.blend.members
@@ -124,14 +136,26 @@ def find_ensemble(weights_dir: Path, competition: Competition) -> tuple[Ensemble
     return ensemble, present
 
 
+def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSettings) -> None:
+    """Raise ConfigError if the ensemble gives weight to a member that has no folder and is not to be left out."""
+    allowed = {*(folder.name for folder in folders), *settings.without}
+    lacking = {name: share for name, share in ensemble.shares.items() if share and name not in allowed}
+    if lacking:
+        listed = ", ".join(f"{name} (weight {share:.2f})" for name, share in lacking.items())
+        raise ConfigError(
+            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} that have no folder here: "
+            f"{listed}; put it there, fit the ensemble without it, or give --without {' '.join(lacking)}"
+        )
+
+
 def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[list[Member], dict[str, Cause]]:
     """Load the members; return those that loaded, and why each of the others is left out.
 
     A member that cannot be loaded does not end the run: the remaining members score without it.
     """
     members, left_out, ensemble = list[Member](), dict[str, Cause](), inputs.ensemble
-    for name in ensemble.blend.members if ensemble else ():
-        if name not in {folder.name for folder in inputs.folders}:
+    for name, share in ensemble.shares.items() if ensemble else ():
+        if share and name not in {*inputs.without, *(folder.name for folder in inputs.folders)}:
             left_out[name] = Cause(Reason.MISSING, "its folder is missing")
     for folder in inputs.folders:
         try:

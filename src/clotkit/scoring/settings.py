@@ -1,5 +1,6 @@
 """The settings of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class RunSettings:
     source: Place | None = None  # where the slides are, if not in split_dir
     weights_source: Place | None = None  # where a cluster's workers find the members, if not at weights_dir
     backend: Backend | None = None  # None: this process
+    without: Sequence[str] = ()  # members to score without, though their ensemble counts on them
+    without_missing: bool = False  # score without the ensemble's members whose folder is missing, as the kernel does
 
     def check(self) -> None:
         """Raise UsageError if a number is out of range."""

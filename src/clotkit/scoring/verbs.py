@@ -30,6 +30,18 @@ def _add_run(verbs: Verbs) -> None:
     add_backend(verb, ("local", "dask"), "local: slides are read in processes of this machine")
     add_deadline(verb)
     add_slide_limits(verb)
+    verb.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="score without these members; the other members of an ensemble stand in for them",
+    )
+    verb.add_argument(
+        "--without-missing",
+        action="store_true",
+        help="score without the members of an ensemble whose folder is missing, instead of ending; the kernel does",
+    )
     verb.add_argument("--resume", action="store_true", help="continue from the report in RUN_DIR")
     verb.set_defaults(verb=_run)
 
@@ -58,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
             source=arguments.split,
             weights_source=arguments.weights,
             backend=None if local else backend,
+            without=arguments.without,
+            without_missing=arguments.without_missing,
         )
         counts = run(settings, competition)
     return FALLBACKS if any(count for state, count in counts.items() if state != "done") else DONE
