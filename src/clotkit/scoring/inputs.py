@@ -137,7 +137,7 @@ def find_ensemble(
 
 
 def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSettings) -> None:
-    """Raise ConfigError if the ensemble gives weight to a member that has no folder and is not to be left out."""
+    """Raise ConfigError if the ensemble counts on a member that has no folder and is not left out."""
     allowed = {*(folder.name for folder in folders), *settings.without}
     lacking = {name: share for name, share in ensemble.shares.items() if share and name not in allowed}
     if lacking:
