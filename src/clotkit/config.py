@@ -143,6 +143,17 @@ class OnnxConfig:
 
 
 @dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder whose features the head of a member takes.
+
+    `model.name` is then one of the heads.
+    """
+
+    name: str  # folder of the encoder beside the member's, or a backbone of the kit
+    sha256: str = ""  # of the encoder that the features come from; empty: any of this name
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """The random augmentation of training tiles, redrawn every epoch. Zero and false turn a key off."""
 
@@ -251,6 +262,7 @@ class Recipe:
     inference: InferenceConfig = InferenceConfig()  # how they predict
     card: CardConfig = CardConfig()  # what the model card says
     onnx: OnnxConfig | None = None  # what model.onnx takes and returns, of a member from another framework
+    encoder: EncoderConfig | None = None  # whose features the head takes; None: the networks take tiles
 
     @property
     def is_onnx(self) -> bool:

@@ -117,7 +117,7 @@ def read_member(folder: Path) -> MemberFiles:
     for name in (WEIGHTS, CALIBRATION):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
-    digest = _checked_hash(folder)
+    digest = checked_hashes(folder, (WEIGHTS, RECIPE, CALIBRATION, FAMILIARITY))[WEIGHTS]
     check_weights(folder / WEIGHTS)
     metrics = _json(folder / METRICS)
     recipe = _with_classes(load_recipe(folder / RECIPE), metrics)
@@ -183,11 +183,9 @@ def check_members(weights_dir: Path, slug: str) -> None:
         check_member(folder)
 
 
-def _checked_hash(folder: Path) -> str:
-    """Compare the hashes of a member's files with MANIFEST.json, and return the sha256 of the weights."""
-    digests = {
-        name: sha256(folder / name) for name in (WEIGHTS, RECIPE, CALIBRATION, FAMILIARITY) if (folder / name).is_file()
-    }
+def checked_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of those files of a folder that exist. Raises ConfigError if MANIFEST.json lists another."""
+    digests = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
     manifest = folder.parent / MANIFEST
     listed = _json(manifest) if manifest.is_file() else {}
     for name, digest in digests.items():
@@ -197,7 +195,7 @@ def _checked_hash(folder: Path) -> str:
                 f"{folder / name}: sha256 is {digest[:12]}…, {MANIFEST} lists {wanted[:12]}…; "
                 "fetch the weights again or run make weights-demo"
             )
-    return digests[WEIGHTS]
+    return digests
 
 
 def _json(path: Path) -> Any:

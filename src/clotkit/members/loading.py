@@ -16,13 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clotkit.config import Recipe
+from clotkit.config import ModelConfig, Recipe
 from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
 from clotkit.members.heads import FLOAT32
-from clotkit.members.networks import Network, build_committee
+from clotkit.members.networks import Network, build_committee, build_encoder
 from clotkit.members.pooling import SlidePooling, pooling_of
 from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.members.weights import check_loaded
@@ -180,6 +180,13 @@ def load_on_device(folder: Path, recipe: Recipe, classes: int, folds: int, devic
 
     with keras.device(device), _dtype_policy(precision):
         _, model = load_networks(folder, recipe, classes, folds)
+    return with_tta(_on_device(model, device), recipe.inference.tta)
+
+
+def _on_device(model: Any, device: str) -> Forward:
+    """Return a Keras model as a function of one batch on a device."""
+    import keras
+
     if keras.backend.backend() == "tensorflow":
         model.jit_compile = False  # on a GPU Keras turns XLA on, which compiles anew for every shape
 
@@ -187,7 +194,7 @@ def load_on_device(folder: Path, recipe: Recipe, classes: int, folds: int, devic
         with keras.device(device):  # per thread: where the weights are does not decide where the layers run
             return model.predict_on_batch(tiles)
 
-    return with_tta(forward, recipe.inference.tta)
+    return forward
 
 
 def choose_precision(full: Forward, half: Forward, recipe: Recipe) -> tuple[str, list[str]]:
@@ -213,6 +220,21 @@ def _load_on_all_devices(folder: Path, recipe: Recipe, classes: int, folds: int)
             notes = [f"computes in {FLOAT32}: {MIXED_FLOAT16} failed: {one_line(error)}"]
     others = [load(device, precision) for device in devices[1:]]
     return Predictor([forward, *others], recipe.tiling.batch_tiles, notes)
+
+
+def load_backbone_encoder(config: ModelConfig, tile_px: int, weights: Path, batch_tiles: int) -> Predictor:
+    """Load a frozen backbone on every device, as a function of tiles: uint8[n, S, S, 3] -> features float32[n, D].
+
+    Raises ConfigError when the weights do not fit.
+    """
+    import keras
+
+    def load(device: str) -> Forward:
+        with keras.device(device):
+            model = build_encoder(config, tile_px, weights)
+        return _on_device(model, device)
+
+    return Predictor([load(device) for device in list_devices()], batch_tiles)
 
 
 @contextmanager

@@ -102,6 +102,22 @@ def check_networks(
             find_backbone(config.name, backbones)
 
 
+def build_encoder(config: ModelConfig, tile_px: int, weights: Path) -> Any:
+    """Build a frozen backbone with the weights of a file: tiles [n, S, S, 3] in 0..255 -> features float32 [n, D].
+
+    The features are the mean of each feature map. Raises ConfigError as build_network does.
+    """
+    from keras import Input, Model
+
+    spec = _spec(config, tile_px, 2, "mean")
+    if spec.backbone is None:
+        known = ", ".join(sorted(name for name, entry in MODEL_REGISTRY.items() if entry.backbone))
+        raise ConfigError(f"encoder {config.name!r}: is no backbone; known: {known}")
+    tiles = Input((tile_px, tile_px, 3), name="tiles")
+    maps = _backbone_maps(config, spec, _scaled(tiles, spec, config.input_px), weights)  # [n, h, w, D]
+    return Model(tiles, _pooled(config, maps), name=f"{config.name}_features")
+
+
 def build_committee(
     configs: Sequence[ModelConfig], tile_px: int, classes: int, pool: str = "mean", backbones: Path | None = None
 ) -> tuple[list[Network], Any]:
@@ -261,9 +277,17 @@ def _maps(config: ModelConfig, spec: ModelSpec, x: Any, backbones: Path | None) 
     """Return the last feature map [n, h, w, D] of scaled pixels [n, s, s, 3]."""
     if spec.backbone is None:
         return {"cnn": _cnn, "cnn_flat": _cnn_flat, "resnet": _resnet}[config.name](config, x)
+    return _backbone_maps(
+        config, spec, x, find_backbone(config.name, backbones) if config.weights == "imagenet" else None
+    )
+
+
+def _backbone_maps(config: ModelConfig, spec: ModelSpec, x: Any, weights: Path | None) -> Any:
+    """Return the last feature map of a backbone, with the weights of a file, or random ones."""
+    assert spec.backbone is not None
     backbone = spec.backbone(x.shape[1])
-    if config.weights == "imagenet":
-        load_backbone(backbone, find_backbone(config.name, backbones))
+    if weights is not None:
+        load_backbone(backbone, weights)
     set_imagenet_normalisation(backbone)
     backbone = _truncated(backbone, config)
     if config.freeze:

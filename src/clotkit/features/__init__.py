@@ -1,0 +1,1 @@
+"""Features of slides: one HDF5 file a slide, written with any encoder, read from other tools too."""

@@ -1,0 +1,261 @@
+"""Read and write the features of one slide: an HDF5 file of the kit, of TRIDENT or of STAMP.
+
+The kit's file has TRIDENT's layout: `features` float16[n, D], `coords` int64[n, 2] with the upper left corners of the
+tiles in pixels of level 0, and the tiles' sizes as attributes of `coords`. STAMP's has `feats`, and `coords` in
+micrometres; the kit writes it too, if asked. Every chunk has a checksum (Fletcher-32), so that a damaged file is
+noticed when it is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit import __version__
+from clotkit.errors import NoTissue, ResolutionUnknown, SlideUnreadable, one_line
+from clotkit.files import atomic_write
+
+FEATURES, FEATS, COORDS = "features", "feats", "coords"
+CHUNK_BYTES = 2**16  # of one chunk
+BLOCK_BYTES = 2**25  # read at a time
+LARGEST = 65504.0  # of float16
+HISTORIC_PX, HISTORIC_UM = 224, 256.0  # STAMP 1 counted in pixels of tiles of 224 px and 256 um
+# Facts that are attributes of `coords`, named as TRIDENT names them; `patch_level` and `custom_downsample` are those of
+# CLAM, which TRIDENT reads where a slide states no magnification.
+OF_COORDS = (
+    "patch_size", "patch_size_level0", "level0_magnification", "target_magnification", "overlap", "name", "savetodir",
+    "level0_width", "level0_height", "patch_level", "custom_downsample",
+)  # fmt: skip
+LEVEL0_MPP = "level0_mpp"  # the fact with the micrometres per pixel of the slide
+
+Features = npt.NDArray[np.float16]  # [n, D]
+Coords = npt.NDArray[np.int64]  # [n, 2]
+Facts = Mapping[str, str | int | float]
+
+
+class Layout(StrEnum):
+    """Whose file it is."""
+
+    CLOTKIT = "clotkit"
+    TRIDENT = "trident"
+    STAMP = "stamp"
+
+
+class Unit(StrEnum):
+    """The unit of coordinates."""
+
+    PX = "px"  # pixels of level 0
+    UM = "um"  # micrometres
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """The features of one slide, read when they are asked for; it can be pickled."""
+
+    path: Path
+    layout: Layout
+    count: int  # number of tiles
+    width: int  # number of features of a tile
+    facts: dict[str, Any]  # the attributes of the file and of `coords`
+    dataset: str = field(repr=False)  # name of the features' dataset
+
+    @property
+    def encoder_sha256(self) -> str:
+        """The sha256 of the encoder; "" if the file does not state it."""
+        return str(self.facts.get("encoder_sha256", ""))
+
+    @property
+    def key(self) -> str:
+        """The key of the features (see features.extract.feature_key); "" in files of other tools."""
+        return str(self.facts.get("key", ""))
+
+    @cached_property
+    def unit(self) -> Unit:
+        """The unit of `coords`: micrometres if the file has these and does not say how large a pixel is."""
+        return Unit.UM if self.layout is Layout.STAMP and not self.facts.get(LEVEL0_MPP) else Unit.PX
+
+    @cached_property
+    def coords(self) -> Coords:
+        """The upper left corners of the tiles, int64[n, 2], in `unit`, rounded. Raises SlideUnreadable."""
+        with _opened(self.path) as file:
+            found = np.asarray(_squeezed(file[COORDS]), np.float64)
+        if not np.isfinite(found).all():
+            raise SlideUnreadable(f"{self.path}: coords has NaN or infinity; extract the features again")
+        if self.layout is Layout.STAMP:
+            scale = 1.0 if _states_um(self.facts) else HISTORIC_UM / HISTORIC_PX
+            found = found * scale / (float(self.facts.get(LEVEL0_MPP, 0)) or 1.0)
+        return np.rint(found).astype(np.int64)
+
+    def read(self, rows: npt.ArrayLike | None = None) -> Features:
+        """Read the features of all tiles, or of some of them in this order: float16[n, D].
+
+        Memory is bounded by what is returned and BLOCK_BYTES, whatever the size of the file.
+
+        Raises SlideUnreadable if the file is damaged, or has a NaN, an infinity or a value beyond float16.
+        """
+        wanted = np.arange(self.count) if rows is None else np.asarray(rows, np.int64)
+        found = np.empty((len(wanted), self.width), np.float16)
+        with _opened(self.path) as file:
+            data = file[self.dataset]
+            step = max(1, BLOCK_BYTES // (self.width * data.dtype.itemsize))
+            for start in range(0, self.count, step):
+                here = np.flatnonzero((wanted >= start) & (wanted < start + step))
+                if len(here):
+                    place = slice(start, start + step)
+                    block = np.asarray(data[place] if data.ndim == 2 else data[0, place])
+                    found[here] = self._checked(block, start)[wanted[here] - start]
+        return found
+
+    def _checked(self, block: npt.NDArray[Any], start: int) -> Features:
+        """Return a block as float16. Raises SlideUnreadable for numbers that float16 cannot hold."""
+        bad = ~(np.abs(block) <= LARGEST).all(axis=1)  # a NaN compares as false
+        if bad.any():
+            raise SlideUnreadable(
+                f"{self.path}: {self.dataset} has NaN, infinity or values beyond {LARGEST:.0f} in {int(bad.sum())} of "
+                f"{len(block)} tiles, first in row {start + int(bad.argmax())}; extract the features again"
+            )
+        return block.astype(np.float16)
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Open an HDF5 file of the kit, TRIDENT or STAMP, and check names, shapes and types; no features are read.
+
+    Datasets may have a leading axis of 1, as some tools write them.
+
+    Raises:
+        SlideUnreadable: The file is missing, damaged, or not such a file.
+        NoTissue: It has no tiles.
+    """
+    with _opened(path) as file:
+        dataset = next((name for name in (FEATURES, FEATS) if name in file), None)
+        if dataset is None or COORDS not in file:
+            raise SlideUnreadable(
+                f"{path}: has {', '.join(file) or 'nothing'}; {FEATURES} (TRIDENT, clotkit) or {FEATS} (STAMP) and "
+                f"{COORDS} are needed"
+            )
+        count, width = _shape(path, dataset, file[dataset])
+        if _shape(path, COORDS, file[COORDS]) != (count, 2):
+            raise SlideUnreadable(
+                f"{path}: {COORDS} is {file[COORDS].shape}, {dataset} {file[dataset].shape}; one row (x, y) a tile is "
+                "needed"
+            )
+        facts = {key: _plain(value) for owner in (file, file[COORDS]) for key, value in owner.attrs.items()}
+    layout = Layout.STAMP if dataset == FEATS else Layout.CLOTKIT if "clotkit_version" in facts else Layout.TRIDENT
+    if not count:
+        raise NoTissue(f"{path}: has no tiles")
+    return FeatureFile(path, layout, count, width, facts, dataset)
+
+
+def write_features(path: Path, features: npt.NDArray[Any], coords: npt.NDArray[Any], facts: Facts) -> None:
+    """Write the features of a slide, [n, D], with the corners of its tiles [n, 2], atomically; see FeatureWriter."""
+    with atomic_write(path) as temporary, feature_writer(temporary) as writer:
+        writer.append(features, coords)
+        writer.facts.update(facts)
+
+
+@dataclass
+class FeatureWriter:
+    """A file that grows by one batch after the other; the same batches and facts give the same bytes."""
+
+    file: Any  # h5py.File
+    layout: Layout = Layout.CLOTKIT
+    facts: dict[str, str | int | float] = field(default_factory=dict)  # written at the end; see OF_COORDS
+    corners: list[Coords] = field(default_factory=list)
+
+    def append(self, features: npt.NDArray[Any], coords: npt.NDArray[Any]) -> None:
+        """Append the features [n, D] and upper left corners [n, 2] of some tiles, in pixels of level 0.
+
+        Raises ValueError for numbers that float16 cannot hold.
+        """
+        bad = ~(np.abs(features) <= LARGEST).all(axis=1)
+        if bad.any():
+            raise ValueError(f"NaN, infinity or values beyond {LARGEST:.0f} in {int(bad.sum())} of {len(bad)} tiles")
+        name, (count, width) = FEATS if self.layout is Layout.STAMP else FEATURES, features.shape
+        if name not in self.file:
+            self._create(name, (0, width), np.float16)
+        data = self.file[name]
+        data.resize(len(data) + count, axis=0)
+        data[len(data) - count :] = features.astype(np.float16)
+        self.corners.append(np.asarray(coords, np.int64))
+
+    def finish(self) -> None:
+        """Write the corners and the facts. Raises NoTissue without tiles, ResolutionUnknown for STAMP without a mpp."""
+        if not self.corners:
+            raise NoTissue("the slide gave no tiles")
+        found: npt.NDArray[Any] = np.concatenate(self.corners)
+        facts = {"clotkit_version": __version__, "feat_type": "tile", "unit": str(Unit.PX), **self.facts}
+        if self.layout is Layout.STAMP:
+            mpp = float(facts.get(LEVEL0_MPP, 0))
+            if not mpp:
+                raise ResolutionUnknown("the slide states no plausible size of a pixel, which STAMP's layout needs")
+            found = (found * mpp).astype(np.float32)
+            facts |= {"unit": str(Unit.UM), "tile_size_um": mpp * float(facts["patch_size_level0"])}
+        coords = self._create(COORDS, (len(found), 2), found.dtype)
+        coords[:] = found
+        for key in sorted(facts):
+            (coords if key in OF_COORDS else self.file).attrs[key] = facts[key]
+
+    def _create(self, name: str, shape: tuple[int, int], dtype: npt.DTypeLike) -> Any:
+        rows = max(1, min(shape[0] or CHUNK_BYTES, CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)))
+        return self.file.create_dataset(
+            name, shape, dtype, maxshape=(None, shape[1]), chunks=(rows, shape[1]), fletcher32=True
+        )
+
+
+@contextmanager
+def feature_writer(path: Path, layout: Layout = Layout.CLOTKIT) -> Iterator[FeatureWriter]:
+    """Give the writer of a new file at `path`, which is finished at the end of the context."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        writer = FeatureWriter(file, layout)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open an HDF5 file to read. Raises SlideUnreadable for whatever a damaged one makes the library raise."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {one_line(error, path)}"
+        raise SlideUnreadable(f"{path}: {why}; an HDF5 file of features is needed") from error
+
+
+def _shape(path: Path, name: str, data: Any) -> tuple[int, int]:
+    """Return the rows and columns of a dataset. Raises SlideUnreadable if it has others, or holds no numbers."""
+    shape, kind = getattr(data, "shape", None), getattr(getattr(data, "dtype", None), "kind", "")
+    kinds = "f" if name != COORDS else "iuf"
+    if shape is None or kind not in kinds or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
+        raise SlideUnreadable(
+            f"{path}: {name} is {getattr(data, 'dtype', 'a group')}{list(shape or ())}; "
+            f"{'float' if name != COORDS else 'numbers'}[tiles, {'features' if name != COORDS else 2}] is needed"
+        )
+    return int(shape[-2]), int(shape[-1])
+
+
+def _squeezed(data: Any) -> Any:
+    """Return the array of a dataset without a leading axis of 1."""
+    return data[()] if len(data.shape) == 2 else data[0]
+
+
+def _states_um(facts: Mapping[str, Any]) -> bool:
+    """Tell whether STAMP's attributes say that coordinates are micrometres, as those of STAMP 2 do."""
+    return bool(facts.get("tile_size_um") or (facts.get("tile_size") and facts.get("unit") == Unit.UM))
+
+
+def _plain(value: Any) -> Any:
+    """Return an attribute as a number, a string or a list."""
+    with suppress(AttributeError):
+        value = value.tolist()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""Encoders: networks that turn tiles into features."""

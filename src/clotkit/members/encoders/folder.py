@@ -1,0 +1,95 @@
+"""Read the folder of an encoder: encoder.toml beside its network. No Keras here.
+
+    tile_px = 224           # side of the tiles that it takes
+    mpp = 0.5               # micrometres per pixel that it was trained on; left out if any will do
+    title = "…"
+    licence = "…"
+
+    [onnx]                  # model.onnx; the keys are those of a recipe's table
+    mean = [0.485, 0.456, 0.406]
+    std = [0.229, 0.224, 0.225]
+    output = "features"
+
+or, in the place of [onnx], a backbone of the kit with weights of its own:
+
+    [keras]
+    name = "efficientnet_lite0"
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clotkit.config import BOUNDS, OnnxConfig, check_onnx_table
+from clotkit.errors import ConfigError
+from clotkit.members.folder import WEIGHTS, checked_hashes
+from clotkit.typed_toml import read_toml, typed
+
+ENCODER, MODEL = "encoder.toml", "model.onnx"
+FEATURES = "features"  # onnx.output of an encoder
+
+
+@dataclass(frozen=True)
+class KerasConfig:
+    """The table [keras] of an encoder: a backbone of the kit."""
+
+    name: str  # of the backbone, in the model registry
+    weights: str = WEIGHTS  # name of the file of its weights, in the encoder's folder
+    last_layer: str = ""  # name of the layer that its features come from; empty: the last one
+    input_px: int = 0  # side that tiles are resized to, in pixels; 0: no resizing
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """The content of encoder.toml."""
+
+    tile_px: int  # side of the tiles that it takes, in pixels
+    mpp: float = 0.0  # micrometres per pixel of these tiles; 0: any
+    title: str = ""  # what it is, for people
+    licence: str = ""  # of the weights
+    onnx: OnnxConfig | None = None  # input and output of model.onnx
+    keras: KerasConfig | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of the file of the network or its weights."""
+        return MODEL if self.keras is None else self.keras.weights
+
+
+def is_encoder(folder: Path) -> bool:
+    """Tell whether a folder is that of an encoder."""
+    return (folder / ENCODER).is_file()
+
+
+def encoder_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files of an encoder that a manifest lists. Raises ConfigError as read_encoder does."""
+    return (ENCODER, read_encoder(folder).file)
+
+
+def read_encoder(folder: Path) -> EncoderFile:
+    """Read the encoder.toml of a folder.
+
+    Raises ConfigError if it is missing or malformed, if its network is missing, or if a hash differs from the one that
+    MANIFEST.json beside the folder lists.
+    """
+    path, raw = read_toml(folder / ENCODER, folder, "encoder")
+    found = typed(EncoderFile, raw, str(path))
+    low, high = BOUNDS["tile_px"]
+    if not low <= found.tile_px <= high or found.mpp < 0:
+        raise ConfigError(
+            f"{path}: tile_px is {found.tile_px}, mpp {found.mpp}; tile_px from {low} to {high} is needed"
+        )
+    if (found.onnx is None) == (found.keras is None):
+        raise ConfigError(f"{path}: has {'both' if found.onnx else 'neither'} of [onnx] and [keras]; give one of them")
+    if found.onnx is not None:
+        check_features(found.onnx, str(path))
+    if not (folder / found.file).is_file():
+        raise ConfigError(f"{folder}: {found.file} is missing; put the network there, beside {ENCODER}")
+    checked_hashes(folder, (ENCODER, found.file))
+    return found
+
+
+def check_features(onnx: OnnxConfig, where: str) -> None:
+    """Raise ConfigError for a table `onnx` that is wrong, or is not that of an encoder."""
+    check_onnx_table(onnx, where)
+    if onnx.output != FEATURES:
+        raise ConfigError(f'{where}: onnx.output is {onnx.output!r}; an encoder has output = "features"')
