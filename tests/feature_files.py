@@ -1,4 +1,4 @@
-"""Write and read HDF5 files of features as TRIDENT and STAMP do, by their code; nothing of clotkit is used.
+"""Write and read HDF5 files of features as TRIDENT and STAMP do, without clotkit.
 
 TRIDENT: trident/IO.py (save_h5, read_coords, read_coords_legacy) and trident/wsi_objects/WSI.py. STAMP:
 src/stamp/preprocessing/__init__.py (writes) and src/stamp/modeling/data.py (BagDataset, get_coords).
@@ -36,7 +36,7 @@ def write_trident(path: Path, features: np.ndarray, xy: np.ndarray, patch_px: in
 
 
 def read_trident(path: Path) -> Tiles:
-    """Read a file as TRIDENT's slide encoders do; CLAM's attributes stand in where the magnification is unknown."""
+    """Read a file as TRIDENT does: CLAM's attributes stand in for an unknown magnification."""
     with h5py.File(path, "r") as file:
         coords, features, about = file["coords"][:], file["features"][:], dict(file["coords"].attrs)
     side = about["patch_size_level0"]

@@ -40,7 +40,7 @@ Facts = Mapping[str, str | int | float]
 
 
 class Layout(StrEnum):
-    """Whose file it is."""
+    """The tool whose layout a file has."""
 
     CLOTKIT = "clotkit"
     TRIDENT = "trident"
@@ -124,9 +124,9 @@ class FeatureFile:
 
 
 def open_features(path: Path) -> FeatureFile:
-    """Open an HDF5 file of the kit, TRIDENT or STAMP, and check names, shapes and types; no features are read.
+    """Open an HDF5 file of the kit, TRIDENT or STAMP, and check names, shapes and types.
 
-    Datasets may have a leading axis of 1, as some tools write them.
+    No features are read. Datasets may have a leading axis of 1, as some tools write them.
 
     Raises:
         SlideUnreadable: The file is missing, damaged, or not such a file.
@@ -153,7 +153,7 @@ def open_features(path: Path) -> FeatureFile:
 
 
 def write_features(path: Path, features: npt.NDArray[Any], coords: npt.NDArray[Any], facts: Facts) -> None:
-    """Write the features of a slide, [n, D], with the corners of its tiles [n, 2], atomically; see FeatureWriter."""
+    """Write the features [n, D] of a slide and the corners [n, 2] of its tiles; see FeatureWriter."""
     with atomic_write(path) as temporary, feature_writer(temporary) as writer:
         writer.append(features, coords)
         writer.facts.update(facts)
@@ -185,7 +185,10 @@ class FeatureWriter:
         self.corners.append(np.asarray(coords, np.int64))
 
     def finish(self) -> None:
-        """Write the corners and the facts. Raises NoTissue without tiles, ResolutionUnknown for STAMP without a mpp."""
+        """Write the corners and the facts.
+
+        Raises NoTissue without tiles, ResolutionUnknown for STAMP's layout without LEVEL0_MPP.
+        """
         if not self.corners:
             raise NoTissue("the slide gave no tiles")
         found: npt.NDArray[Any] = np.concatenate(self.corners)
@@ -221,7 +224,7 @@ def feature_writer(path: Path, layout: Layout = Layout.CLOTKIT) -> Iterator[Feat
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file to read. Raises SlideUnreadable for whatever a damaged one makes the library raise."""
+    """Open an HDF5 file to read. Raises SlideUnreadable for a damaged one."""
     import h5py
 
     try:
@@ -233,7 +236,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _shape(path: Path, name: str, data: Any) -> tuple[int, int]:
-    """Return the rows and columns of a dataset. Raises SlideUnreadable if it has others, or holds no numbers."""
+    """Return the rows and columns of a dataset. Raises SlideUnreadable for other shapes and types."""
     shape, kind = getattr(data, "shape", None), getattr(getattr(data, "dtype", None), "kind", "")
     kinds = "f" if name != COORDS else "iuf"
     if shape is None or kind not in kinds or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):

@@ -184,7 +184,7 @@ def check_members(weights_dir: Path, slug: str) -> None:
 
 
 def checked_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of those files of a folder that exist. Raises ConfigError if MANIFEST.json lists another."""
+    """Return the sha256 of each file that exists. Raises ConfigError if MANIFEST.json lists another."""
     digests = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
     manifest = folder.parent / MANIFEST
     listed = _json(manifest) if manifest.is_file() else {}

@@ -223,9 +223,9 @@ def _load_on_all_devices(folder: Path, recipe: Recipe, classes: int, folds: int)
 
 
 def load_backbone_encoder(config: ModelConfig, tile_px: int, weights: Path, batch_tiles: int) -> Predictor:
-    """Load a frozen backbone on every device, as a function of tiles: uint8[n, S, S, 3] -> features float32[n, D].
+    """Load a frozen backbone on every device as a function of tiles.
 
-    Raises ConfigError when the weights do not fit.
+    It maps uint8[n, S, S, 3] to features float32[n, D]. Raises ConfigError when the weights do not fit.
     """
     import keras
 

@@ -103,9 +103,10 @@ def check_networks(
 
 
 def build_encoder(config: ModelConfig, tile_px: int, weights: Path) -> Any:
-    """Build a frozen backbone with the weights of a file: tiles [n, S, S, 3] in 0..255 -> features float32 [n, D].
+    """Build a frozen backbone with the weights of a file.
 
-    The features are the mean of each feature map. Raises ConfigError as build_network does.
+    It maps tiles [n, S, S, 3] in 0..255 to features float32 [n, D], the mean of each feature map. Raises ConfigError as
+    build_network does.
     """
     from keras import Input, Model
 

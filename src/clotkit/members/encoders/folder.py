@@ -61,7 +61,7 @@ def is_encoder(folder: Path) -> bool:
 
 
 def encoder_files(folder: Path) -> tuple[str, ...]:
-    """Return the names of the files of an encoder that a manifest lists. Raises ConfigError as read_encoder does."""
+    """Return the names of an encoder's files. Raises ConfigError as read_encoder does."""
     return (ENCODER, read_encoder(folder).file)
 
 
