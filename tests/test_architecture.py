@@ -18,7 +18,7 @@ MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")
 }
 MOST_MODULES, MOST_SHARE = 15, 0.15  # of one package: modules, and its share of the lines of src/
-HEAVY = ("tensorflow", "keras", "pyvips", "kaggle", "sklearn")
+HEAVY = ("tensorflow", "keras", "pyvips", "kaggle", "sklearn", "onnxruntime")
 LIGHT = [
     "clotkit.cli", "clotkit.workers", "clotkit.tiling.tilers", "clotkit.slides.reader", "clotkit.scoring.pipeline",
     "clotkit.members.loading", "clotkit.kaggle.client", "clotkit.rehearsal.scoring", "clotkit.kaggle.datasets",
@@ -63,6 +63,8 @@ HOMES: dict[str, set[str]] = {
         "clotkit.members.networks",
         "clotkit.training.train",
     },
+    "onnxruntime": {"clotkit.members.onnx.session"},
+    "onnx": set(),  # no dependency of the kit: it reads files by members.onnx.header
     "fsspec": {"clotkit.stores"},
     "distributed": {"clotkit.engines"},
     "dask": {"clotkit.engines"},

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clotkit.batching import tta_views
 from clotkit.config import AugmentConfig
-from clotkit.members.predict import tta_views
 from clotkit.training.augment import TrainingBatch, augment, mix_batch
 
 NO_CHANGE = AugmentConfig(rotate_flip=False, channel_gain=0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clotkit.batching import noise
 from clotkit.config import AugmentConfig, InferenceConfig, ModelConfig, Recipe, TilingConfig, TrainingConfig, loss_of
 from clotkit.data.tiles import TileSet
 from clotkit.members.folder import WEIGHTS
@@ -18,7 +19,7 @@ from clotkit.members.heat import class_scores
 from clotkit.members.loading import load_networks
 from clotkit.members.networks import Network, build_network
 from clotkit.members.pooling import linked, pool_attention, pooled, tile_probabilities
-from clotkit.members.predict import noise, predict_committee
+from clotkit.members.predict import predict_committee
 from clotkit.members.weights import check_outputs
 from clotkit.training.devices import DistributedContext
 from clotkit.training.fit import fit

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clotkit.batching import Predictor, is_out_of_memory, largest_difference, noise
 from clotkit.competitions import Competition
 from clotkit.members.heads import FLOAT32
 from clotkit.members.loading import (
@@ -18,7 +19,7 @@ from clotkit.members.loading import (
     load_member,
     load_on_device,
 )
-from clotkit.members.predict import Predictor, is_out_of_memory, largest_difference, noise, predictor
+from clotkit.members.predict import predictor
 
 from .conftest import ROOT
 
@@ -157,7 +158,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 tf.debugging.set_log_device_placement(True)
 from clotkit.members import loading
 from clotkit.members.heads import FLOAT32
-from clotkit.members.predict import noise
+from clotkit.batching import noise
 member = loading.load_member(Path(sys.argv[1]), ("CE", "LAA"))
 assert loading.list_devices() == ["cpu:0", "cpu:1"], loading.list_devices()
 np.save(sys.argv[2], member.predict(noise(32, 7)))

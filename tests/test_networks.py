@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clotkit.batching import noise
 from clotkit.config import ModelConfig
 from clotkit.errors import ConfigError
 from clotkit.members.networks import MODEL_REGISTRY, Network, build_committee, build_network
 from clotkit.members.pooling import pool_attention, pool_logits
-from clotkit.members.predict import noise
 from clotkit.members.weights import check_loaded, pack_weights
 from clotkit.training.frozen import set_standardisation
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from clotkit.batching import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.config import ModelConfig, Recipe
 from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
 from clotkit.members.calibration import Calibration
@@ -24,7 +25,6 @@ from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_mem
 from clotkit.members.heads import FLOAT32
 from clotkit.members.networks import Network, build_committee, build_encoder
 from clotkit.members.pooling import SlidePooling, pooling_of
-from clotkit.members.predict import MAX_DIFFERENCE, Forward, Predict, Predictor, TileArray, largest_difference, with_tta
 from clotkit.members.weights import check_loaded
 
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU

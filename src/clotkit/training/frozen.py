@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.batching import Predictor, tta_views
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
 from clotkit.data.tiles import TileSet
 from clotkit.files import atomic_write
 from clotkit.locks import exclusive_file
 from clotkit.members.heads import link
 from clotkit.members.networks import SHRINK_NOVEL, STANDARDISE, Network
-from clotkit.members.predict import Predictor, tta_views
 from clotkit.progress import Log
 from clotkit.training.augment import Floats, augment
 from clotkit.training.feed import TrainingInputs, training_inputs

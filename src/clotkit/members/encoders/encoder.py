@@ -7,18 +7,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.batching import TileArray, noise
 from clotkit.config import ModelConfig, OnnxConfig
 from clotkit.errors import ConfigError
 from clotkit.members.backbones import BACKBONES, arrays_sha256, find_backbone
 from clotkit.members.encoders.folder import ENCODER, KerasConfig, check_features, is_encoder, read_encoder
 from clotkit.members.loading import load_backbone_encoder, start_keras
-from clotkit.members.predict import TileArray, noise
+from clotkit.members.onnx.session import OnnxModel
 
 BATCH_TILES = 64  # of a batch, unless the caller says otherwise
 
@@ -115,14 +115,9 @@ def _of_keras(name: str, keras: KerasConfig, weights: Path, tile_px: int, mpp: f
 
 def _of_onnx(name: str, path: Path, onnx: OnnxConfig, tile_px: int, mpp: float, batch_tiles: int) -> Encoder:
     """Load an ONNX file. Raises ConfigError."""
-    model = import_module("clotkit.members.onnx.session").OnnxModel(path, onnx, tile_px)
+    model = OnnxModel(path, onnx, tile_px, batch_tiles=batch_tiles)
     decides = {**asdict(onnx), "weights": model.sha256}
-
-    def encode(tiles: TileArray) -> npt.NDArray[np.float32]:
-        parts = [model(tiles[start : start + batch_tiles]) for start in range(0, max(1, len(tiles)), batch_tiles)]
-        return np.concatenate(parts)
-
-    return _encoder(name, encode, _digest("onnx", decides), tile_px, mpp, [])
+    return _encoder(name, model, _digest("onnx", decides), tile_px, mpp, model.notes)
 
 
 def _encoder(name: str, encode: Encode, sha256: str, tile_px: int, mpp: float, notes: list[str]) -> Encoder:

@@ -1,0 +1,1 @@
+"""Run networks of any framework from ONNX files, with onnxruntime; no Keras."""

@@ -1,0 +1,96 @@
+"""Small ONNX files: sound ones, and one for each thing that can be wrong with one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET, IR_VERSION = 17, 8
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+
+
+def weights(classes: int = 2, channels: int = 3) -> np.ndarray:
+    """Return the weights float32[channels, classes] that every model here multiplies the mean colour with."""
+    return np.random.default_rng(1).normal(size=(channels, classes)).astype(np.float32)
+
+
+def model(
+    shape: Sequence[Any] = ("n", 3, 32, 32),
+    *,
+    layout: str = "nchw",
+    dtype: str = "float32",
+    output: str = "probabilities",
+    classes: int = 2,
+    opset: int = OPSET,
+    extra: Sequence[Any] = (),
+) -> Any:
+    """Return a model: the mean colour, times weights, and its softmax if `output` is probabilities.
+
+    `extra` are nodes from "logits" to "out", instead of the softmax.
+    """
+    channels = 4 if shape[1] == 4 else 3
+    axes = ([2, 3] if layout == "nchw" else [1, 2])[: len(shape) - 2]
+    last = extra or [helper.make_node("Softmax" if output == "probabilities" else "Identity", ["logits"], ["out"])]
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=axes, keepdims=0),
+        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        *last,
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colour",
+        [helper.make_tensor_value_info("tiles", TYPES[dtype], list(shape))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights(classes, channels), "weights")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="tests")
+    made.ir_version = IR_VERSION
+    return made
+
+
+def save(made: Any, path: Path) -> Path:
+    """Write a model into one file."""
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+def save_external(made: Any, path: Path, location: str = "weights.bin", told: str | None = None) -> Path:
+    """Write a model with its weights in a file beside it; `told`: what it says instead of that name."""
+    onnx.save(made, path, save_as_external_data=True, location=location, size_threshold=0)
+    if told is not None:
+        kept = onnx.load(path, load_external_data=False)
+        for tensor in kept.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = told if entry.key == "location" else entry.value
+        save(kept, path)
+    return path
+
+
+def foreign() -> Any:
+    """Return a model with an operator of a domain of its own."""
+    made = model(extra=[helper.make_node("Stain", ["logits"], ["out"], domain="my.ops")])
+    made.opset_import.append(helper.make_opsetid("my.ops", 1))
+    return made
+
+
+def two_outputs() -> Any:
+    """Return a model with the outputs "out" and "logits"."""
+    made = model()
+    made.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, None))
+    return made
+
+
+def fixed_inside() -> Any:
+    """Return a model of any batch whose own reshape takes a batch of 1."""
+    made = model(extra=[helper.make_node("Reshape", ["logits", "shape"], ["out"])])
+    made.graph.initializer.append(numpy_helper.from_array(np.array([1, 2], np.int64), "shape"))
+    return made
+
+
+def one_row() -> Any:
+    """Return a model that averages over its batch."""
+    return model(extra=[helper.make_node("ReduceMean", ["logits"], ["out"], axes=[0], keepdims=1)])
