@@ -85,7 +85,7 @@ def _backbone_file(name: str, search: Sequence[Path]) -> Path:
 def _of_folder(folder: Path, tile_px: int, batch_tiles: int) -> Encoder:
     """Load the encoder of a folder. Raises ConfigError."""
     found = read_encoder(folder)
-    if found.tile_px != tile_px:
+    if found.tile_px not in {0, tile_px}:
         raise ConfigError(
             f"{folder / ENCODER}: takes tiles of {found.tile_px} px; the recipe's tiling.tile_px is {tile_px}"
         )
