@@ -94,3 +94,34 @@ def fixed_inside() -> Any:
 def one_row() -> Any:
     """Return a model that averages over its batch."""
     return model(extra=[helper.make_node("ReduceMean", ["logits"], ["out"], axes=[0], keepdims=1)])
+
+
+def corner() -> Any:
+    """Return a model of logits that reads the pixel at the top left, which differs between views."""
+    ends = [numpy_helper.from_array(np.array(at, np.int64), name) for at, name in (([0, 0], "from"), ([1, 1], "to"))]
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "at")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["tiles", "from", "to", "at"], ["pixel"]),
+            helper.make_node("Flatten", ["pixel"], ["colour"]),
+            helper.make_node("MatMul", ["colour", "weights"], ["out"]),
+        ],
+        "corner",
+        [helper.make_tensor_value_info("tiles", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights(), "weights"), *ends, axes],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    made.ir_version = IR_VERSION
+    return made
+
+
+def large_inside(times: int = 64) -> Any:
+    """Return a model that computes with tiles enlarged `times` times a side: 50 MB a tile of 32 px."""
+    made = model(output="logits")
+    nodes = [helper.make_node("Tile", ["tiles", "repeats"], ["large"]), *made.graph.node]
+    nodes[1].input[0] = "large"
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, times, times], np.int64), "repeats"))
+    return made

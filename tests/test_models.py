@@ -87,6 +87,7 @@ def test_another_error_passes_through_at_once() -> None:
         ("CUDNN_STATUS_ALLOC_FAILED", True),
         ("Failed to allocate 2147483648 bytes", True),
         ("could not allocate scratch", True),
+        ("Exception during initialization: std::bad_alloc", True),
         ("zoom level out of range", False),
     ],
 )

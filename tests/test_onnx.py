@@ -1,5 +1,8 @@
 """ONNX files: what they return for tiles, and one line for each that cannot be run."""
 
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ from clotkit.members.onnx.header import external_files, model_sha256, read_heade
 from clotkit.members.onnx.session import OnnxModel
 
 from . import onnx_models as models
+from .conftest import ROOT
 
 TILE_PX = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -167,3 +171,19 @@ def test_a_damaged_header_is_read_or_refused(data: st.DataObject, tmp_path_facto
     path.write_bytes(damaged)
     with suppress(WeightsError):
         read_header(path)
+
+
+def predict_in_little_memory(path: Path) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    network = OnnxModel(path, OnnxConfig(output="logits"), TILE_PX, batch_tiles=16)
+    tiles = noise(TILE_PX, 16)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+    rows = network(tiles)
+    np.testing.assert_allclose(rows, expected(tiles, network.config), rtol=1e-4)
+    assert len(network.notes) == 1
+
+
+def test_running_out_of_memory_halves_the_batch_with_one_note(tmp_path: Path) -> None:
+    path = models.save(models.large_inside(), tmp_path / "model.onnx")
+    code = f"from tests.test_onnx import *; predict_in_little_memory(Path({str(path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -137,7 +137,8 @@ class OnnxConfig:
     scale: float = 255.0  # that pixels 0 to 255 are divided by first
     channels: str = "rgb"  # order of the colour channels; `mean` and `std` are in the same order
     dtype: str = "float32"  # of the input: `float32`, `float16`, or `uint8` (pixels as they are, without `scale`)
-    # What the network returns for a tile: `probabilities` or `logits` (one a class), or `features` (of an encoder).
+    # What the network returns for a tile: `probabilities` or `logits` (one a class; of two classes also the second's
+    # alone), or `features` (of an encoder).
     output: str = "probabilities"
     output_name: str = ""  # name of that output; empty: the only one
 

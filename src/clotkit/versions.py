@@ -17,7 +17,7 @@ CUTTING = (
     "numpy", "scipy", "pyvips", "pyvips-binary", "openslide-python", "openslide-bin", "tifffile", "pillow",
     "imagecodecs", "simplejpeg",
 )  # fmt: skip
-SCORING = (*CUTTING, "keras", "tensorflow")
+SCORING = (*CUTTING, "keras", "tensorflow", "onnxruntime")
 
 
 @dataclass(frozen=True)

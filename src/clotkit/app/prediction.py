@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.config import tiling_for
-from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, grad_cam, load_for_evaluation
+from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
 from clotkit.members.heat import overlay
 from clotkit.slides.pixels import Pixels
 
@@ -53,7 +53,7 @@ def decide(
 
 
 def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
-    """Return the tile with the highest probability of `label` under its Grad-CAM, uint8[S, S, 3].
+    """Return the tile with the highest probability of `label` under its heat map, uint8[S, S, 3].
 
     For a label that is no class, an outlier, it is that of the class which is likeliest on average.
     """
@@ -62,5 +62,5 @@ def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64],
     target = member.target.classes.index(label) if known else int(p.mean(axis=0).argmax())
     best = int(p[:, target].argmax())
     with _predicting:
-        heat = grad_cam(member.network(UNKNOWN), tiles[best], target)
+        heat = member.heat(tiles[best], target)
     return overlay(tiles[best], heat)

@@ -36,11 +36,13 @@ from clotkit.members.folder import (
     SPLIT_DROPPED,
     SPLIT_TRAIN,
     SPLIT_VALIDATION,
+    network_file,
     read_decision,
     read_member,
 )
-from clotkit.members.heat import class_scores, heat_maps
+from clotkit.members.heat import class_scores, heat_maps, occlusion_map
 from clotkit.members.networks import Network
+from clotkit.members.onnx.network import OnnxNetwork, load_onnx_network
 from clotkit.members.pooling import SlidePooling, pooling_of
 from clotkit.members.predict import predict_committee, predictor
 from clotkit.members.weights import check_outputs
@@ -132,8 +134,8 @@ class LoadedMember:
 
     recipe: Recipe
     target: EvaluationTarget
-    model: Any  # Keras model of all its networks
-    networks: list[list[Network]]  # by fold; one list if they were trained on all folds
+    model: Any  # Keras model of all its networks; an OnnxNetwork
+    networks: list[list[Network | OnnxNetwork]]  # by fold; one list if they were trained on all folds
     calibration: Calibration
     fold_calibrations: list[Calibration]  # by fold, each fitted on the other folds
     folds: dict[str, str]  # the fold of each image that it was made with, as split.csv has it
@@ -187,15 +189,26 @@ class LoadedMember:
         calibrations = {UNKNOWN: self.calibration, **dict(enumerate(self.fold_calibrations))}
         return cross_calibrated(units, calibrations, self.target)
 
-    def network(self, fold: int) -> Network:
-        """Return the first network that predicts the images of a fold."""
-        return self.networks[fold if fold != UNKNOWN and len(self.networks) > 1 else 0][0]
+    def heat(self, tile: npt.NDArray[np.uint8], target: int, fold: int = UNKNOWN) -> npt.NDArray[np.float32]:
+        """Return the heat map float32[S, S], 0 to 1, of a class for a tile uint8[S, S, 3].
+
+        It is of the first network that predicts the images of the fold: Grad-CAM, or occlusion for an ONNX file.
+        """
+        network = self.networks[fold if fold != UNKNOWN and len(self.networks) > 1 else 0][0]
+        if isinstance(network, Network):
+            return grad_cam(network, tile, target)
+
+        def probabilities(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+            return self.pooling.tile_probabilities(network.predict_on_batch(tiles))
+
+        return occlusion_map(probabilities, tile, target)
 
     def _predict_fold(self, fold: int, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         batch, tta = self.recipe.tiling.batch_tiles, self.recipe.inference.tta
         if fold == UNKNOWN or len(self.networks) == 1:
             return predictor(self.model, batch, tta)(tiles).astype(np.float64)
-        return predict_committee(self.networks[fold], tiles, self.recipe, batch)
+        committee = [network for network in self.networks[fold] if isinstance(network, Network)]
+        return predict_committee(committee, tiles, self.recipe, batch)
 
 
 def load_for_evaluation(folder: Path) -> LoadedMember:
@@ -203,7 +216,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
     files = read_member(folder)
     recipe, metrics = files.recipe, files.metrics
     classes, folds = tuple(metrics["classes"]), int(metrics["networks_of_folds"])
-    networks, model = loading.load_networks(folder, recipe, len(classes), folds)
+    networks, model = _load_networks(folder, recipe, len(classes), folds)
     per_fold = len(networks) // folds
     where = str(folder / CALIBRATION)
     split = pd.read_csv(folder / SPLIT, dtype=str) if (folder / SPLIT).is_file() else pd.DataFrame()
@@ -228,6 +241,15 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
         familiarity=read_familiarity(folder / FAMILIARITY),
         folds=dict(zip(split["image"], split["fold"], strict=True)) if len(split) else {},
     )
+
+
+def _load_networks(folder: Path, recipe: Recipe, classes: int, folds: int) -> tuple[list[Any], Any]:
+    """Load the networks of a member, and the model of all of them."""
+    if recipe.is_onnx:
+        network = load_onnx_network(network_file(folder), recipe, classes)
+        return [network], network
+    networks, model = loading.load_networks(folder, recipe, classes, folds)
+    return networks, model
 
 
 def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, npt.NDArray[np.int64], bool]:
@@ -290,7 +312,7 @@ def _write_page(
         of_image = np.flatnonzero(tiles.images == errors[index].image)
         predicted = int(errors[index].probabilities.argmax())
         clearest = of_image[evidence[of_image, predicted].argmax()]
-        heat = grad_cam(member.network(int(folds[clearest])), tiles.tiles[clearest], predicted)
+        heat = member.heat(tiles.tiles[clearest], predicted, int(folds[clearest]))
         errors[index] = replace(errors[index], tile=tiles.tiles[clearest], heat=heat)
     title = f"{settings.member.name} on {settings.data.name}"
     write_errors(settings.out / "errors.html", title, _numbers(metrics), classes, errors, settings.worst)

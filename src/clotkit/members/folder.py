@@ -15,6 +15,8 @@ from clotkit.errors import ConfigError
 from clotkit.files import sha256
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
+from clotkit.members.onnx.header import NAME as ONNX_FILE
+from clotkit.members.onnx.header import checked_header, external_files, sha256_of
 from clotkit.members.weights import check_weights
 from clotkit.units import many
 
@@ -114,14 +116,37 @@ def read_member(folder: Path) -> MemberFiles:
     Raises ConfigError when a file is missing or unreadable, or when its hash differs from the one that MANIFEST.json
     beside the folder lists; WeightsError when the weights are not finite.
     """
-    for name in (WEIGHTS, CALIBRATION):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: {name} is missing; train the member again or attach the whole folder")
-    digest = checked_hashes(folder, (WEIGHTS, RECIPE, CALIBRATION, FAMILIARITY))[WEIGHTS]
-    check_weights(folder / WEIGHTS)
+    network = network_file(folder)
+    for path in (network, folder / CALIBRATION):
+        if not path.is_file():
+            raise ConfigError(f"{folder}: {path.name} is missing; train the member again or attach the whole folder")
+    checked_hashes(folder, (RECIPE, CALIBRATION, FAMILIARITY))
+    digests = checked_hashes(folder, (path.name for path in network_files(network)))
+    _check_network(network)
     metrics = _json(folder / METRICS)
     recipe = _with_classes(load_recipe(folder / RECIPE), metrics)
-    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), digest)
+    if recipe.is_onnx != (network.name == ONNX_FILE):
+        raise ConfigError(f"{folder}: holds {network.name}, and model.name of its recipe is {recipe.model[0].name!r}")
+    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), sha256_of(digests))
+
+
+def network_file(folder: Path) -> Path:
+    """Return the file of a member's network: the weights, or else an ONNX file if there is one."""
+    only_onnx = (folder / ONNX_FILE).is_file() and not (folder / WEIGHTS).is_file()
+    return folder / (ONNX_FILE if only_onnx else WEIGHTS)
+
+
+def network_files(network: Path) -> list[Path]:
+    """Return all files of a network: itself, and an ONNX file's external data. Raises WeightsError."""
+    return [network, *(external_files(network) if network.name == ONNX_FILE else [])]
+
+
+def _check_network(network: Path) -> None:
+    """Raise WeightsError for weights that are not finite, or an ONNX file that cannot run."""
+    if network.name == ONNX_FILE:
+        checked_header(network)
+    else:
+        check_weights(network)
 
 
 def _with_classes(recipe: Recipe, metrics: dict[str, Any]) -> Recipe:
@@ -156,7 +181,7 @@ def check_trained_for(folders: Sequence[Path], slug: str) -> None:
 
 def check_member(folder: Path) -> None:
     """Check a member's weights and calibration without building its network. Raises ConfigError."""
-    check_weights(folder / WEIGHTS)
+    _check_network(network_file(folder))
     raw, where = _json(folder / CALIBRATION), str(folder / CALIBRATION)
     calibration = Calibration.from_json(raw, where)
     for of_fold in raw.get("folds", ()):

@@ -1,6 +1,7 @@
-"""Compute Grad-CAM heat maps, which show what in a tile speaks for a class, and draw them over tiles.
+"""Compute heat maps, which show what in a tile speaks for a class, and draw them over tiles.
 
-Source: Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2.
+Sources: Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2; for a network without gradients occlusion, Zeiler and
+Fergus, Visualizing and understanding convolutional networks, ECCV 2014, section 4.2.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ TileArray = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Network = Callable[[Any], Any]  # a Keras model, or a function of the backend's tensors
 
+CELLS = 7  # of a side, when squares of a tile are covered
 BATCH = 32  # default number of tiles whose maps, gradients and activations are in memory together
 RAMP_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 RAMP = (
@@ -56,6 +58,32 @@ def heat_maps(
         values, gradients = _maps_and_gradients(gradient, maps, rest, tiles[part], target[part])
         heat[part] = _upsampled(_cam(values, gradients), tiles.shape[1:3])
     return heat
+
+
+def occlusion_map(predict: Callable[[TileArray], npt.NDArray[Any]], tile: TileArray, target: int) -> Heat:
+    """Return how much the logit of a class falls when a part of a tile is covered, float32[S, S].
+
+    Each of CELLS x CELLS squares is covered by the tile's mean colour in turn. The map is scaled to 0..1, and is 0
+    where covering lowers nothing.
+
+    Args:
+        predict: uint8[n, S, S, 3] -> probabilities [n, C].
+        tile: uint8[S, S, 3].
+        target: index of the class.
+    """
+    side = tile.shape[0]
+    edges = np.linspace(0, side, CELLS + 1).round().astype(int)
+    covered = np.repeat(tile[None], CELLS * CELLS + 1, axis=0)  # the last one is whole
+    for number in range(CELLS * CELLS):
+        row, column = divmod(number, CELLS)
+        covered[number, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = tile.mean(axis=(0, 1))
+    p = np.clip(np.asarray(predict(covered), np.float64)[:, target], 1e-6, 1 - 1e-6)
+    logits = np.log(p / (1 - p))
+    falls = np.maximum(logits[-1] - logits[:-1], 0).reshape(CELLS, CELLS)
+    at = (np.arange(side) + 0.5) / side * CELLS - 0.5  # of each pixel among the centres of the squares
+    rows = np.array([np.interp(at, np.arange(CELLS), row) for row in falls])  # [CELLS, S]
+    heat = np.array([np.interp(at, np.arange(CELLS), column) for column in rows.T]).T  # [S, S]
+    return np.asarray(heat / (heat.max() or 1.0), np.float32)
 
 
 def class_scores(outputs: Any, output: str, rows: bool) -> Any:

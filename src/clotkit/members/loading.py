@@ -21,10 +21,12 @@ from clotkit.config import ModelConfig, Recipe
 from clotkit.errors import ConfigError, UsageError, WeightsError, one_line
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.members.folder import CALIBRATION, WEIGHTS, read_decision, read_member
+from clotkit.members.folder import CALIBRATION, WEIGHTS, MemberFiles, network_file, read_decision, read_member
 from clotkit.members.heads import FLOAT32
 from clotkit.members.networks import Network, build_committee, build_encoder
+from clotkit.members.onnx.network import load_onnx_network
 from clotkit.members.pooling import SlidePooling, pooling_of
+from clotkit.members.predict import predictor
 from clotkit.members.weights import check_loaded
 
 ENVIRONMENT = {  # read when the backend is imported or first touches a GPU
@@ -69,13 +71,22 @@ def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None)
     trained = tuple(files.metrics.get("classes", ()))
     if trained != classes:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")
-    start_keras()
-    folds = int(files.metrics.get("networks_of_folds", 1))
-    predict = _load_on_all_devices(folder, files.recipe, len(classes), folds)
+    predict, notes = _load_predict(folder, files, len(classes))
     where = str(folder / CALIBRATION)
     calibration = Calibration.from_json(files.calibration, where, len(classes))
     decision = read_decision(files.calibration, where, len(classes))
-    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, predict.notes, decision)
+    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, notes, decision)
+
+
+def _load_predict(folder: Path, files: MemberFiles, classes: int) -> tuple[Predict, list[str]]:
+    """Load the network of a member as a function of tiles, and the list of notes that it adds to."""
+    recipe = files.recipe
+    if recipe.is_onnx:
+        network = load_onnx_network(network_file(folder), recipe, classes)
+        return predictor(network, recipe.tiling.batch_tiles, recipe.inference.tta), network.model.notes
+    start_keras()
+    predict = _load_on_all_devices(folder, recipe, classes, int(files.metrics.get("networks_of_folds", 1)))
+    return predict, predict.notes
 
 
 def build_member(recipe: Recipe, classes: int, folds: int = 1) -> tuple[list[Network], Any]:

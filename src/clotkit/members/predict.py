@@ -23,7 +23,7 @@ __all__ = [
 
 
 def predictor(model: Any, batch_tiles: int, tta: int = 1) -> Predictor:
-    """Return a Predictor of one Keras model, which averages over `tta` test-time augmentations."""
+    """Return a Predictor of a Keras model or an OnnxNetwork, averaged over `tta` augmentations."""
     return Predictor([with_tta(model.predict_on_batch, tta)], batch_tiles)
 
 

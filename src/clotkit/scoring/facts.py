@@ -22,7 +22,7 @@ from clotkit.scoring.state import SubmissionState
 from clotkit.splits import kind_of
 from clotkit.workers import peak_mb
 
-PACKAGES = ("numpy", "keras", "tensorflow", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
+PACKAGES = ("numpy", "keras", "tensorflow", "onnxruntime", "pyvips", "openslide-python", "imagecodecs", "simplejpeg")
 
 
 def run_facts(

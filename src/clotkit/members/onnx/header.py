@@ -7,7 +7,7 @@ onnx package is no dependency of a run, and would load all weights.
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -84,12 +84,31 @@ def external_files(path: Path) -> list[Path]:
     return found
 
 
+def checked_header(path: Path) -> OnnxHeader:
+    """Return the header of a file that may run: its external data is there, its operators are known.
+
+    Raises WeightsError.
+    """
+    header = read_header(path)
+    external_files(path)
+    if header.foreign:
+        used = ", ".join(f"{operator} of {domain}" for domain, operator in header.foreign.items())
+        raise WeightsError(
+            f"{path}: uses custom operators ({used}), which onnxruntime lacks; export it with ONNX's own operators"
+        )
+    return header
+
+
 def model_sha256(path: Path) -> str:
-    """Return the sha256 of an ONNX file; with external data, that of the digests of all its files by name."""
-    files = external_files(path)
-    if not files:
-        return sha256(path)
-    return hashlib.sha256("\n".join(f"{one.name} {sha256(one)}" for one in [path, *files]).encode()).hexdigest()
+    """Return the sha256 of an ONNX file and its external data, see sha256_of."""
+    return sha256_of({one.name: sha256(one) for one in [path, *external_files(path)]})
+
+
+def sha256_of(digests: Mapping[str, str]) -> str:
+    """Return one sha256 for those of a model's files by name: of a single file its own."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

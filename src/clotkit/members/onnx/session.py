@@ -5,6 +5,7 @@ No Keras here. Nothing is fetched: external data lies beside the file, and opera
 
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from clotkit.batching import Predictor, TileArray, is_out_of_memory, noise
 from clotkit.config import OnnxConfig
 from clotkit.errors import ConfigError, WeightsError, one_line
-from clotkit.members.onnx.header import OnnxHeader, external_files, model_sha256, read_header
+from clotkit.members.onnx.header import OnnxHeader, checked_header, model_sha256
 
 BATCH_TILES = 32  # default number of tiles of a batch
 PROBE_TILES = 2  # of the first run: a batch of 1 would hide a batch size that the export has fixed
@@ -36,7 +37,7 @@ class OnnxModel:
 
     Rows are what `config.output` says: logits are not turned into probabilities. Batches have one size, as
     batching.Predictor has it: the file's own if it is fixed, else `batch_tiles`, halved when memory runs out.
-    `width` is K, `sha256` that of the file and its external data, `provider` what computes, `notes` lines for reports.
+    `width` is K, `provider` what computes, `notes` lines for reports; predicting may add one.
     """
 
     def __init__(
@@ -58,15 +59,15 @@ class OnnxModel:
         self.notes = self._predict.notes
         self.fixed_batch = fixed
         self.width = self._probe(tile_px)
-        self.sha256 = model_sha256(path)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of the file and its external data."""
+        return model_sha256(self.path)
 
     def __call__(self, tiles: TileArray) -> Rows:
         """Return the rows float32[n, K] of tiles uint8[n, S, S, 3]; n may be 0."""
         return self._predict(tiles)
-
-    def forward(self, tiles: TileArray) -> Rows:
-        """Return the rows of one batch as it is, which has the fixed size if the file has one."""
-        return self._forward(tiles)
 
     def close(self) -> None:
         """Free the memory of the network; it cannot be called after that."""
@@ -90,21 +91,6 @@ class OnnxModel:
     def _probe(self, tile_px: int) -> int:
         """Return the width of the rows of the first run."""
         return int(self._forward(noise(tile_px, self.fixed_batch or PROBE_TILES)).shape[1])
-
-
-def checked_header(path: Path) -> OnnxHeader:
-    """Return the header of a file that may run: its external data is there, its operators are known.
-
-    Raises WeightsError.
-    """
-    header = read_header(path)
-    external_files(path)
-    if header.foreign:
-        used = ", ".join(f"{operator} of {domain}" for domain, operator in header.foreign.items())
-        raise WeightsError(
-            f"{path}: uses custom operators ({used}), which onnxruntime lacks; export it with ONNX's own operators"
-        )
-    return header
 
 
 def preparation(config: OnnxConfig, side_px: int) -> Prepare:
