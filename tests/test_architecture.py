@@ -62,6 +62,10 @@ HOMES: dict[str, set[str]] = {
         "clotkit.members.loading",
         "clotkit.members.networks",
         "clotkit.training.train",
+        "clotkit.members.encoders.heads",
+        "clotkit.training.mil.fit",
+        "clotkit.training.mil.linear",
+        "clotkit.training.mil.losses",
     },
     "onnxruntime": {"clotkit.members.onnx.session"},
     "onnx": set(),  # no dependency of the kit: it reads files by members.onnx.header

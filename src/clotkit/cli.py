@@ -21,7 +21,7 @@ VERBS = (
     "synthetic.verbs",
     "planning.verbs",
     "shards.verbs",
-    "training.verbs",
+    "training.mil.verbs",
     "tuning.verbs",
     "evaluation.verbs",
     "members.verbs",

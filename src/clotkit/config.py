@@ -89,7 +89,9 @@ class ModelConfig:
     """The settings of one network."""
 
     # Architecture, by its name in the model registry: `cnn`, `cnn_flat`, `resnet` or a backbone; `onnx`: the file
-    # model.onnx of a member from another framework, which the table `onnx` describes.
+    # model.onnx of a member from another framework, which the table `onnx` describes; with the table `encoder` a head
+    # over its features: `abmil` (gated attention), `clam` (the same, trained with an instance loss too), `transformer`
+    # (two layers and a class token) or `mean_pool` (a linear model of a slide's mean features).
     name: str
     filters: tuple[int, ...] = ()  # channels of each block of a `cnn`, of each stage of a `resnet`
     # Convolutions in each block of a `cnn`; residual blocks, of two convolutions each, in each stage of a `resnet`.
@@ -152,6 +154,19 @@ class EncoderConfig:
 
     name: str  # folder of the encoder beside the member's, or a backbone of the kit
     sha256: str = ""  # of the encoder that the features come from; empty: any of this name
+
+
+@dataclass(frozen=True)
+class MilConfig:
+    """The bags of tiles that a head over features is trained with (multiple instance learning)."""
+
+    bags: str = "slide"  # a training bag has the tiles of a `slide`, or of all slides of a `patient`
+    bag_tiles: int = 256  # most tiles of a training bag, drawn anew in every epoch
+    drop_tiles: float = 0.0  # share of a training bag's tiles that are left out, drawn anew in every epoch
+    # Weight of the instance loss of `clam` beside the loss of the bag. In the paper it is 0.3, and the bag's 0.7.
+    instance_weight: float = 0.43
+    instance_tiles: int = 8  # tiles with most and with least attention that the instance loss takes of a bag
+    fit: str = "logistic"  # how `mean_pool` is fitted: `logistic` (cross-entropy) or `ridge` (squared error)
 
 
 @dataclass(frozen=True)
@@ -264,6 +279,7 @@ class Recipe:
     card: CardConfig = CardConfig()  # what the model card says
     onnx: OnnxConfig | None = None  # what model.onnx takes and returns, of a member from another framework
     encoder: EncoderConfig | None = None  # whose features the head takes; None: the networks take tiles
+    mil: MilConfig = MilConfig()  # how a head over features sees the tiles of a slide
 
     @property
     def is_onnx(self) -> bool:
@@ -277,6 +293,7 @@ class Recipe:
 
 
 ONNX = "onnx"  # model.name of a network in an ONNX file
+HEADS = ("abmil", "clam", "transformer", "mean_pool")  # model.name of a head over the features of an encoder
 OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
 # {key of a recipe's table, or table.key: its least and greatest value}; a list's bounds hold for each entry.
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -328,6 +345,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "validation_share": (0, 0.5),
     "frozen_augmentations": (0, 1000),
     "floor": (0, 0.25),
+    "bag_tiles": (1, 100_000),
+    "drop_tiles": (0, 0.95),
+    "instance_weight": (0, 100),
+    "instance_tiles": (1, 1000),
     "onnx.scale": (1e-3, 65535),
     "onnx.mean": (-1000, 1000),
     "onnx.std": (1e-6, 1000),
@@ -353,6 +374,8 @@ WORDS: dict[str, tuple[str | int, ...]] = {
     "feed": ("memory", "shards"),
     "pooling": ("mean", "logits", "attention"),
     "tta": (1, 2, 8),
+    "bags": ("slide", "patient"),
+    "fit": ("logistic", "ridge"),
     "onnx.layout": ("nchw", "nhwc"),
     "onnx.channels": ("rgb", "bgr"),
     "onnx.dtype": ("float32", "uint8", "float16"),
@@ -464,12 +487,13 @@ def check_facts(recipe: Recipe, slides: Mapping[str, Mapping[str, str]]) -> None
 
 
 def _check_recipe(recipe: Recipe, where: str) -> None:
-    for table in ("tiling", "training", "data", "augment", "inference"):
+    for table in ("tiling", "training", "data", "augment", "inference", "mil"):
         _check_table(getattr(recipe, table), table, where)
     if not recipe.model:
         raise ConfigError(f"{where}: model is empty; a recipe needs at least 1")
     _check_downsample_rules(recipe, where)
     _check_onnx(recipe, where)
+    _check_encoder(recipe, where)
     _check_loss(recipe, where)
     _check_optimizer(recipe.training, where)
     for index, model in enumerate(recipe.model):
@@ -497,8 +521,8 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
 def _check_head(recipe: Recipe, frozen: bool, where: str) -> None:
     """Raise ConfigError for a pooling or a head that the recipe's networks do not take."""
     pool = recipe.inference.pooling
-    if recipe.is_onnx:
-        return  # _check_onnx has
+    if recipe.is_onnx or recipe.encoder is not None:
+        return  # _check_onnx or _check_encoder has
     if pool != "mean" and not (frozen and len(recipe.model) == recipe.model[0].copies == 1):
         raise ConfigError(
             f"{where}: inference.pooling is {pool!r}; it takes one network, frozen, with frozen_augmentations"
@@ -534,6 +558,37 @@ def _check_onnx(recipe: Recipe, where: str) -> None:
             f"{where}: inference.pooling is {pool!r}, onnx.output {onnx.output!r}; an ONNX file takes pooling "
             '= "mean", or "logits" with output = "logits"'
         )
+
+
+def _check_encoder(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError for an encoder without a head, a head without one, or what heads do not take."""
+    names, heads = [model.name for model in recipe.model], ", ".join(HEADS)
+    if recipe.encoder is None:
+        if found := set(names) & set(HEADS):
+            raise ConfigError(f"{where}: model.name is {found.pop()!r}, a head over features; it takes a table encoder")
+        return
+    if len(names) > 1 or names[0] not in HEADS:
+        raise ConfigError(f"{where}: model.name is {', '.join(names)}; with a table encoder it is one of {heads}")
+    model, training = recipe.model[0], recipe.training
+    if recipe.data.source != "slides" or recipe.inference.tta > 1 or recipe.inference.pooling != "mean":
+        raise ConfigError(
+            f"{where}: data.source is {recipe.data.source!r}, inference.tta {recipe.inference.tta}, inference.pooling "
+            f"{recipe.inference.pooling!r}; over an encoder the head pools, and takes slides and no tta"
+        )
+    if model.shrink_novel or training.balance == "synthetic" or training.strategy != "auto":
+        raise ConfigError(
+            f"{where}: model.shrink_novel is {model.shrink_novel}, training.balance {training.balance!r}, "
+            f"training.strategy {training.strategy!r}; heads over features do not take these"
+        )
+    if names[0] != "mean_pool" and model.l2:
+        raise ConfigError(f"{where}: model.l2 is {model.l2}; of the heads over features only mean_pool takes it")
+    if names[0] == "mean_pool" and (not model.l2 or model.output != "softmax" or model.head):
+        raise ConfigError(
+            f"{where}: model.l2 is {model.l2}, model.output {model.output!r}, model.head {list(model.head)}; mean_pool "
+            "is linear: it takes an l2 above 0, softmax and no head"
+        )
+    if names[0] == "transformer" and len(model.head) != 1:
+        raise ConfigError(f"{where}: model.head is {list(model.head)}; a transformer takes one number, its width")
 
 
 def check_onnx_table(onnx: OnnxConfig, where: str) -> None:

@@ -25,7 +25,11 @@ from clotkit.typed_toml import typed
 from clotkit.versions import without_docstrings
 
 # The package whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
-VERBS_OF = {"score": "clotkit.scoring.verbs", "tile": "clotkit.shards.verbs", "train": "clotkit.training.verbs"}
+VERBS_OF = {
+    "score": "clotkit.scoring.verbs",
+    "tile": "clotkit.shards.verbs",
+    "train": "clotkit.training.mil.verbs",
+}
 TEMPLATES = ("*.j2", "*.css", "*.js")  # package data that modules read
 SETTINGS_FILE = "settings.toml"
 SCORING_KERNEL = "infer"  # the kernel that is submitted

@@ -67,9 +67,9 @@ def fit(
     context = context or DistributedContext()
     keras.utils.set_random_seed(seed)
     config, inputs = recipe.training, _inputs(network, train, validation, recipe, seed, frozen_features)
-    feed, loss = create_feed(inputs, config, recipe.augment, seed), partial(_loss, config, network.output)
+    feed, loss = create_feed(inputs, config, recipe.augment, seed), partial(keras_loss, config, network.output)
     with context.cluster_errors():
-        _compile(inputs.model, config, feed.steps, loss())
+        compile_model(inputs.model, config, feed.steps, loss())
         checkpoints = create_checkpoints(checkpoints_dir, inputs.model, config.keep, shared=context.world_size > 1)
         if not _resume(checkpoints, context):
             trainer = create_trainer(inputs, loss, feed, checkpoints.epochs_done, config.epochs, context, decides)
@@ -110,7 +110,7 @@ def _resume(checkpoints: CheckpointManager, context: DistributedContext) -> bool
     return bool(done) and restorable
 
 
-def _compile(model: Any, config: TrainingConfig, steps: int, loss: Any) -> None:
+def compile_model(model: Any, config: TrainingConfig, steps: int, loss: Any) -> None:
     """Compile a model and make its optimizer's variables, which checkpoints restore."""
     model.compile(_optimizer(config, steps), loss, weighted_metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
@@ -143,7 +143,7 @@ def _learning_rate(config: TrainingConfig, steps: int) -> Any:
     return cosine(0.0, decay_steps, **rises)
 
 
-def _loss(config: TrainingConfig, output: str, reduction: str | None = "sum_over_batch_size") -> Any:
+def keras_loss(config: TrainingConfig, output: str, reduction: str | None = "sum_over_batch_size") -> Any:
     """Return the loss of one-hot classes and probabilities; Keras itself reduces a function's."""
     import keras
 

@@ -1,7 +1,7 @@
 """Write a member folder, and the manifest of a folder of members."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
 from clotkit.members.weights import check_weights, pack_weights
 
+SaveWeights = Callable[[Path, Recipe, Sequence[Sequence[Any]], int], None]  # as write_weights
+
 
 @dataclass(frozen=True)
 class TrainedMember:
     """The result of training a recipe."""
 
-    networks: list[list[Network]]  # that ship: those of each fold, or one list of those trained on all patients
+    networks: list[list[Any]]  # that ship: those of each fold, or one list of those trained on all patients
     history: pd.DataFrame  # one row per epoch of every network
     out_of_fold: pd.DataFrame  # one row per image: the raw prediction of networks that were not trained on it
     scored: pd.DataFrame  # one row per patient or image: its prediction, calibrated on the other folds
@@ -39,13 +41,20 @@ class TrainedMember:
     familiarity: Familiarity | None = None  # of pictures; None: too few, or slides
 
 
-def write_member(out: Path, recipe: Recipe, source: str, trained: TrainedMember, metrics: dict[str, Any]) -> None:
+def write_member(
+    out: Path,
+    recipe: Recipe,
+    source: str,
+    trained: TrainedMember,
+    metrics: dict[str, Any],
+    save: SaveWeights | None = None,
+) -> None:
     """Write the member folder `out`, the metrics last: a folder without them is not a complete member.
 
-    `source` is the text of the recipe.
+    `source` is the text of the recipe. `save` writes the weights; None: write_weights.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_weights(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
+    (save or write_weights)(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
     atomic_write_text(out / files.RECIPE, source)
     folds = [calibration.to_json() for calibration in trained.fold_calibrations]
     decision = {} if trained.decision is None else {files.DECISION: trained.decision.to_json()}

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,6 @@ from clotkit.members.networks import Network, build_network, check_networks, exp
 from clotkit.members.predict import mean_by_share, predictor
 from clotkit.metric import METRICS
 from clotkit.progress import Log
-from clotkit.shards.reading import ShardTiles
 from clotkit.splits import SYNTHETIC
 from clotkit.stores import Place, store_of
 from clotkit.synthetic.contours import MARKER
@@ -81,6 +81,7 @@ class TrainSettings:
     backbones: Path | None = None  # folder of ImageNet weights
     cache: Path = CACHE  # of shards, when `data` is a URL
     wait_s: float = devices.WAIT_S  # seconds for the other workers, when there are several
+    split: Path | None = None  # the split with the table of slides, if `data` are features that lie without one
 
 
 def train(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
@@ -106,12 +107,12 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     fingerprint = fingerprint_of(source, tiles, folds)
     with context.cluster_errors():
         _check_same_fingerprint(context, fingerprint)
-        checkpoints_dir = _open_checkpoints(settings.out, fingerprint, context, log)
+        checkpoints_dir = open_checkpoints(settings.out, fingerprint, context, log)
         progress = log if context.is_chief else lambda _: None
         run = TrainingRun(recipe, tiles, target, settings.backbones, checkpoints_dir, progress, context)
         if context.is_chief:
             trained = run.train_folds(folds)
-            metrics = _metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
+            metrics = member_metrics(trained, recipe, tiles, target, settings.data, competition, len(folds))
             trained, metrics = with_familiarity(trained, metrics, recipe, tiles, folds)
             write_member(settings.out, recipe, source, trained, metrics)
         else:
@@ -173,10 +174,11 @@ def _check_networks(recipe: Recipe, competition: Competition, backbones: Path | 
 
 
 def fingerprint_of(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
-    """Return a sha256 of the recipe, the tiles and the folds; the keys of shards stand for their pixels."""
+    """Return a sha256 of the recipe, the tiles and the folds; what is read lazily stands for itself."""
     digest = hashlib.sha256(source.encode())
     pixels: Any = tiles.tiles
-    digest.update(pixels.fingerprint() if isinstance(pixels, ShardTiles) else np.ascontiguousarray(pixels).data)
+    lazy = hasattr(pixels, "fingerprint")
+    digest.update(pixels.fingerprint() if lazy else np.ascontiguousarray(pixels).data)
     for array in (tiles.labels, *(mask for fold in folds for mask in (fold.train, fold.validation))):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -194,7 +196,7 @@ def _check_same_fingerprint(context: devices.DistributedContext, fingerprint: st
         )
 
 
-def _open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedContext, log: Log) -> Path:
+def open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedContext, log: Log) -> Path:
     """Return this worker's folder of checkpoints, emptied unless it has the same fingerprint."""
     checkpoints_dir = out / (CHECKPOINTS_DIR if context.is_chief else f"{CHECKPOINTS_DIR}-{context.rank}")
     fingerprint_file = checkpoints_dir / "key"
@@ -211,67 +213,66 @@ def _open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedC
 class CrossValidation:
     """The networks of every fold, and their predictions of the tiles that they did not see."""
 
-    networks: list[list[Network]]  # of each fold; empty unless they ship
+    networks: list[list[Any]]  # of each fold; empty unless they ship
     histories: list[pd.DataFrame]  # of each fold
     out_of_fold: pd.DataFrame  # one row per image: raw predictions, and its fold
     fitted: dict[str, Any]  # the fields of TrainedMember that follow from held-out rows; `scored` is calibrated
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """One recipe on one set of tiles; the features of a frozen backbone are computed once for all folds.
+class FoldTraining(ABC):
+    """One recipe on one set of items: trained on every fold, and calibrated on what the folds hold out.
 
-    Tiles that no fold has take no part.
+    Items that no fold has take no part.
     """
 
     recipe: Recipe
-    tiles: TileSet
+    tiles: TileSet  # one row an item
     target: EvaluationTarget
-    backbones: Path | None
-    checkpoints_dir: Path | None  # holds a folder for each fit; None: a fit that is killed begins again
     log: Log
-    context: devices.DistributedContext
-    features: FeatureCache = field(default_factory=FeatureCache)  # of these tiles
-    # Called with the row of the history after every epoch of the first network of the first fold. That fit then has a
-    # held_out_loss if it has no validation part.
-    watch: EpochCallback | None = None
+    items: ClassVar[str] = "tiles"
+
+    @abstractmethod
+    def train_networks(self, name: str, fold: Fold) -> tuple[list[Any], pd.DataFrame]:
+        """Train the recipe's networks on a fold's items, and return them with their histories.
+
+        `name` is the fold's number, or FINAL.
+        """
+
+    @abstractmethod
+    def predict(self, networks: Sequence[Sequence[Any]], mask: Mask) -> pd.DataFrame:
+        """Return the mean predictions of one or more fits for the items of a mask, a row per image."""
 
     def train_folds(self, folds: Sequence[Fold]) -> TrainedMember:
         """Train on every fold, and on all patients if such a network is to ship; calibrate what ships."""
         done = self.cross_validate(folds)
         networks, histories = done.networks, done.histories
-        if not self._fold_networks_ship(folds):
-            trained, history = self._train_networks(FINAL, self._final_fold(folds))
+        if not self.fold_networks_ship(folds):
+            trained, history = self.train_networks(FINAL, self.final_fold(folds))
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
         return TrainedMember(networks, history, done.out_of_fold, split=_split_table(self.tiles, folds), **done.fitted)
 
     def cross_validate(self, folds: Sequence[Fold]) -> CrossValidation:
         """Train on every fold, predict what it holds out, and calibrate these predictions on other folds'."""
-        networks: list[list[Network]] = []
+        networks: list[list[Any]] = []
         histories, held_out, validation = [], [], []
         for number, fold in enumerate(folds):
-            trained, history = self._train_networks(str(number), fold)
-            networks += [trained] if self._fold_networks_ship(folds) else []
+            trained, history = self.train_networks(str(number), fold)
+            networks += [trained] if self.fold_networks_ship(folds) else []
             histories.append(history.assign(fold=number))
             held_out.append(self.predict([trained], fold.held_out).assign(fold=number))
             validation.append(self.predict([trained], fold.validation))
-            self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history))
+            self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history, self.items))
         out_of_fold = pd.concat(held_out, ignore_index=True)
         units = rows_to_score(out_of_fold, self.target)
         fitted = self._calibrate(units, len(folds), rows_to_score(validation[0].assign(fold=0), self.target))
         return CrossValidation(networks, histories, out_of_fold, fitted)
 
-    def predict(self, networks: Sequence[Sequence[Network]], mask: Mask) -> pd.DataFrame:
-        """Return the mean predictions of one or more fits for the tiles of a mask, a row per image."""
-        rows = np.mean([self._tile_rows(fit_networks, mask) for fit_networks in networks], axis=0)
-        return predicted_images(rows, self.tiles.where(mask), self.recipe)  # rows: [n, C] or [n, C + 1]
-
-    def _fold_networks_ship(self, folds: Sequence[Fold]) -> bool:
+    def fold_networks_ship(self, folds: Sequence[Fold]) -> bool:
         """Tell if the networks of the folds ship; else one more fit does, and these estimate and calibrate."""
         return len(folds) == 1 or self.recipe.training.final == "folds"
 
-    def _final_fold(self, folds: Sequence[Fold]) -> Fold:
+    def final_fold(self, folds: Sequence[Fold]) -> Fold:
         """Return the fold that trains on the patients of all folds, but for the validation part of the first."""
         first = folds[0]
         return Fold(first.train | first.held_out, first.validation, np.zeros_like(first.train))
@@ -300,15 +301,40 @@ class TrainingRun:
             "answers": answers,
         }
 
+
+@dataclass(frozen=True)
+class TrainingRun(FoldTraining):
+    """A recipe whose networks see tiles.
+
+    The features of a frozen backbone are computed once for all folds.
+    """
+
+    recipe: Recipe
+    tiles: TileSet
+    target: EvaluationTarget
+    backbones: Path | None
+    checkpoints_dir: Path | None  # holds a folder for each fit; None: a fit that is killed begins again
+    log: Log
+    context: devices.DistributedContext
+    features: FeatureCache = field(default_factory=FeatureCache)  # of these tiles
+    # Called with the row of the history after every epoch of the first network of the first fold. That fit then has a
+    # held_out_loss if it has no validation part.
+    watch: EpochCallback | None = None
+
+    def predict(self, networks: Sequence[Sequence[Network]], mask: Mask) -> pd.DataFrame:
+        """See FoldTraining."""
+        rows = np.mean([self._tile_rows(fit_networks, mask) for fit_networks in networks], axis=0)
+        return predicted_images(rows, self.tiles.where(mask), self.recipe)  # rows: [n, C] or [n, C + 1]
+
     def follow_chief(self, folds: Sequence[Fold]) -> None:
         """Take part in every fit of `train_folds`, in the same order, and in nothing else."""
         for number, fold in enumerate(folds):
-            self._train_networks(str(number), fold)
-        if not self._fold_networks_ship(folds):
-            self._train_networks(FINAL, self._final_fold(folds))
+            self.train_networks(str(number), fold)
+        if not self.fold_networks_ship(folds):
+            self.train_networks(FINAL, self.final_fold(folds))
 
-    def _train_networks(self, name: str, fold: Fold) -> tuple[list[Network], pd.DataFrame]:
-        """Train the recipe's networks on a fold's tiles, and return them with their histories."""
+    def train_networks(self, name: str, fold: Fold) -> tuple[list[Network], pd.DataFrame]:
+        """See FoldTraining."""
         networks, histories = [], []
         for number, config in enumerate(expanded(self.recipe.model)):
             seed = self.recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
@@ -319,7 +345,7 @@ class TrainingRun:
             with devices.training_scope(context=self.context):
                 network = self._build(config, seed, base)
                 frozen_features = None if features is None else (features.where(train), features.where(validation))
-                with _epoch_progress(f"{config.name}, fold {name}", self.recipe.training.epochs, self.log) as shown:
+                with epoch_progress(f"{config.name}, fold {name}", self.recipe.training.epochs, self.log) as shown:
                     history = fit(
                         network,
                         train=self.tiles.where(train),
@@ -384,7 +410,7 @@ def _both(one: EpochCallback, other: EpochCallback | None) -> EpochCallback:
 
 
 @contextmanager
-def _epoch_progress(title: str, total: int, log: Log) -> Iterator[EpochCallback]:
+def epoch_progress(title: str, total: int, log: Log) -> Iterator[EpochCallback]:
     """Show a tqdm bar of epochs on a terminal, and elsewhere a line every LOG_EVERY_S seconds at most."""
     from tqdm import tqdm
 
@@ -403,10 +429,10 @@ def _epoch_progress(title: str, total: int, log: Log) -> Iterator[EpochCallback]
         yield on_epoch
 
 
-def _fold_summary(name: str, fold: Fold, history: pd.DataFrame) -> str:
+def _fold_summary(name: str, fold: Fold, history: pd.DataFrame, items: str) -> str:
     last = history.iloc[-1]
     return (
-        f"{name}: {int(fold.train.sum())} training tiles, {int(fold.held_out.sum())} held out, "
+        f"{name}: {int(fold.train.sum())} training {items}, {int(fold.held_out.sum())} held out, "
         f"{int(last['epoch'])} epochs, last loss {last['loss']:.3f}"
     )
 
@@ -426,7 +452,7 @@ def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
     return pd.concat([table.drop_duplicates(), dropped], ignore_index=True)
 
 
-def _metrics(
+def member_metrics(
     trained: TrainedMember,
     recipe: Recipe,
     tiles: TileSet,

@@ -1,4 +1,7 @@
-"""Add the verbs of training to the command line: train and manifest."""
+"""Add the verbs of training to the command line: train and manifest.
+
+They are here, above the rest of training, because `train` trains networks that see tiles and heads over features.
+"""
 
 import argparse
 from functools import partial
@@ -22,8 +25,8 @@ def _add_train(verbs: Verbs) -> None:
         type=place,
         required=True,
         metavar="PATH",
-        help="a train split; the shards that clotkit tile made of one, or their URL (s3://…); or pictures: a folder, a "
-        "table or an .npz file",
+        help="a train split; the shards that clotkit tile made of one, or their URL (s3://…); pictures: a folder, a "
+        "table or an .npz file; or, for a recipe with an encoder, a folder or URL of features, one HDF5 file a slide",
     )
     verb.add_argument(
         "--out",
@@ -34,6 +37,12 @@ def _add_train(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--folds", type=int, help="number of folds for the out-of-fold predictions (default: the recipe's)"
+    )
+    verb.add_argument(
+        "--split",
+        type=Path,
+        metavar="DIR",
+        help="the train split with the table of the slides, for features that lie without it",
     )
     add_training_data(verb)
     verb.add_argument(
@@ -49,7 +58,8 @@ def _add_train(verbs: Verbs) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from clotkit.competitions import load_competition
-    from clotkit.training.train import TrainSettings, train
+    from clotkit.training.mil.train import train_any
+    from clotkit.training.train import TrainSettings
 
     settings = TrainSettings(
         recipe=arguments.recipe,
@@ -60,8 +70,9 @@ def _train(arguments: argparse.Namespace) -> int:
         backbones=arguments.backbones,
         cache=arguments.cache,
         wait_s=arguments.wait,
+        split=arguments.split,
     )
-    train(settings, load_competition(arguments.competition), partial(print, flush=True))
+    train_any(settings, load_competition(arguments.competition), partial(print, flush=True))
     return DONE
 
 

@@ -1,0 +1,276 @@
+"""Test heads over features: what they compute, learn and write, from features with a planted signal."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clotkit.competitions import Competition
+from clotkit.config import HEADS, Recipe, load_recipe
+from clotkit.errors import ConfigError, SplitError
+from clotkit.features.files import open_features
+from clotkit.members.encoders.heads import BAG_TILES, Head, build_head, build_heads, pooling_of_heads
+from clotkit.members.loading import start_keras
+from clotkit.training.mil.fit import fit_head
+from clotkit.training.mil.linear import solve_logistic, solve_ridge
+from clotkit.training.mil.losses import instance_loss
+from clotkit.training.mil.sources import read_features
+from clotkit.training.mil.train import train_any
+from clotkit.training.train import TrainSettings
+
+from .mil_data import WIDTH, write_recipe, write_slides
+
+FILES = ("model.weights.h5", "calibration.json", "metrics.json", "oof.csv", "history.csv", "split.csv", "README.md")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keras() -> None:
+    start_keras()
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slides(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Recipe, Head]]:
+    """Return a recipe and a head with random weights of each kind."""
+    start_keras()
+    import keras
+
+    keras.utils.set_random_seed(1)
+    folder = tmp_path_factory.mktemp("recipes")
+    recipes = {name: load_recipe(write_recipe(folder / f"{name}.toml", name)) for name in HEADS}
+    return {name: (recipe, build_head(recipe.model[0], WIDTH, 3)) for name, recipe in recipes.items()}
+
+
+def rows_of(recipe: Recipe, head: Head, features: np.ndarray) -> np.ndarray:
+    """Return the rows of tiles [n, D], as prediction makes them."""
+    if recipe.model[0].name == "transformer":
+        return features.astype(np.float16)
+    return np.asarray(head.model(features.astype(np.float16).astype(np.float32)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), tiles=st.integers(1, 40), name=st.sampled_from(HEADS))
+def test_the_order_of_tiles_does_not_matter(
+    heads: dict[str, tuple[Recipe, Head]], seed: int, tiles: int, name: str
+) -> None:
+    (recipe, head), rng = heads[name], np.random.default_rng(seed)
+    features, order = rng.normal(size=(tiles, WIDTH)), rng.permutation(tiles)
+    pooling, rows = pooling_of_heads(recipe, head.model, 1), rows_of(recipe, head, features)
+    p = pooling.pool(rows)
+    assert p.sum() == pytest.approx(1)
+    assert (p >= 0).all()
+    np.testing.assert_allclose(pooling.pool(rows[order]), p, atol=1e-5)
+    attention = pooling.attention(rows)
+    if attention is not None:
+        assert attention.sum() == pytest.approx(1)
+        np.testing.assert_allclose(pooling.attention(rows[order]), attention[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_padded_bag_is_pooled_in_training_as_in_prediction(heads: dict[str, tuple[Recipe, Head]], name: str) -> None:
+    recipe, head = heads[name]
+    features = np.random.default_rng(2).normal(size=(2, 9, WIDTH)).astype(np.float16).astype(np.float32)
+    mask = np.ones((2, 9), np.float32)
+    mask[1, 4:] = 0
+    p = np.asarray(head.bag({"features": features, "mask": mask})[0])
+    pooling = pooling_of_heads(recipe, head.model, 1)
+    for number, count in ((0, 9), (1, 4)):
+        rows = rows_of(recipe, head, features[number, :count])
+        np.testing.assert_allclose(pooling.pool(rows), p[number], atol=1e-5)
+        one = pooling.tile_probabilities(rows)
+        np.testing.assert_allclose(one[2], pooling.pool(rows[2:3]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_several_heads_are_averaged(heads: dict[str, tuple[Recipe, Head]], name: str) -> None:
+    recipe, features = heads[name][0], np.random.default_rng(4).normal(size=(6, WIDTH)).astype(np.float16)
+    several, model = build_heads(recipe, WIDTH, 3, 2)
+    alone = [pooling_of_heads(recipe, one.model, 1).pool(rows_of(recipe, one, features)) for one in several]
+    both = pooling_of_heads(recipe, model, 2)
+    rows = features if name == "transformer" else np.asarray(model(features.astype(np.float32)))
+    np.testing.assert_allclose(both.pool(rows), np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_a_transformer_pools_many_tiles_in_parts(heads: dict[str, tuple[Recipe, Head]]) -> None:
+    recipe, head = heads["transformer"]
+    pooling = pooling_of_heads(recipe, head.model, 1)
+    rows = np.random.default_rng(5).normal(size=(BAG_TILES + 2, WIDTH)).astype(np.float16)
+    parts = np.array_split(rows, 2)
+    np.testing.assert_allclose(pooling.pool(rows), np.mean([pooling.pool(part) for part in parts], axis=0), atol=1e-6)
+    attention = pooling.attention(rows)
+    assert attention is not None
+    assert len(attention) == len(rows)
+    assert attention.sum() == pytest.approx(1)
+
+
+def test_the_instance_loss_and_its_gradient() -> None:
+    import tensorflow as tf
+
+    rng = np.random.default_rng(6)
+    logits, attention = rng.normal(size=(1, 6, 3)).astype(np.float32), np.array([[3, 1, 2, -1, -2, 9]], np.float32)
+    mask, classes = np.array([[1, 1, 1, 1, 1, 0]], np.float32), np.array([[0, 1, 0]], np.float32)
+    with tf.GradientTape() as tape:
+        values = tf.constant(logits)
+        tape.watch(values)
+        loss = instance_loss(values, attention, mask, classes, 2)
+    high, low = logits[0, [0, 2]].astype(float), logits[0, [4, 3]].astype(float)  # the padding's attention is ignored
+    own = (np.log1p(np.exp(-high[:, 1])) + np.log1p(np.exp(low[:, 1]))) / 2
+    expected = (own + np.log1p(np.exp(high[:, [0, 2]])).sum(axis=1)).mean() / 3
+    assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
+    gradient = np.asarray(tape.gradient(loss, values))[0]  # [6, 3]
+    assert (gradient[[0, 2], 1] < 0).all()
+    assert (gradient[[3, 4], 1] > 0).all()
+    assert (gradient[[0, 2]][:, [0, 2]] > 0).all()  # of no other class
+    assert not gradient[[1, 5]].any()  # the middle and the padding
+
+
+def test_the_instance_loss_of_few_tiles() -> None:
+    mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], np.float32)
+    logits, attention = np.full((3, 4, 2), 2.0, np.float32), np.tile(np.arange(4, dtype=np.float32), (3, 1))
+    losses = np.asarray(instance_loss(logits, attention, mask, np.eye(2, dtype=np.float32)[[0, 1, 0]], 8))
+    assert losses[0] == 0
+    assert losses[1] > 0
+    assert losses[2] == 0
+
+
+@pytest.mark.parametrize("bags", ["slide", "patient"])
+@pytest.mark.parametrize("name", ["abmil", "clam"])
+def test_attention_finds_the_planted_tile(
+    slides: Path, strip_ai: Competition, tmp_path: Path, name: str, bags: str
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", name, mil=f'bags = "{bags}"'))
+    read = read_features(recipe, slides, None, strip_ai, None, tmp_path, lambda _: None)
+    head, _ = fit_head(recipe, read, read.where(np.zeros(len(read), bool)), 1, None, lambda epoch, logs: None)
+    pooling, right, found = pooling_of_heads(recipe, head.model, 1), 0, 0
+    for number, label in enumerate(read.labels):
+        file = open_features(slides / f"s{number:03}.h5")
+        rows = rows_of(recipe, head, file.read())
+        attention = pooling.attention(rows)
+        assert attention is not None
+        right += int(pooling.pool(rows).argmax() == label)
+        found += int(label == 1 and attention.argmax() == number % file.count)
+    assert right >= 22
+    assert found >= 10
+
+
+@pytest.mark.parametrize(("name", "copies"), [("mean_pool", 1), pytest.param("abmil", 2, marks=pytest.mark.slow)])
+def test_a_member_is_trained_on_folds(
+    slides: Path, strip_ai: Competition, tmp_path: Path, name: str, copies: int
+) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", name, model=f"copies = {copies}")
+    metrics = train_any(TrainSettings(str(recipe), slides, tmp_path / "m"), strip_ai, lambda _: None)
+    assert name == "mean_pool" or metrics["auc"] > 0.7  # the mean of features hides one tile of twelve
+    assert metrics["encoder"] == {"name": "x", "sha256": "1", "width": WIDTH}
+    tiles = sum(open_features(path).count for path in slides.glob("*.h5"))
+    assert metrics["material"] == {"patients": 12, "images": 24, "tiles": tiles}
+    oof = pd.read_csv(tmp_path / "m" / "oof.csv", dtype={"centre": str})
+    assert set(oof["image"]) == {f"s{number:03}" for number in range(24)}
+    assert set(oof["fold"]) == {0, 1}
+    assert oof.groupby("patient")["fold"].nunique().max() == 1
+    history = pd.read_csv(tmp_path / "m" / "history.csv")
+    assert set(history["network"]) == set(range(copies))
+    assert set(history["fold"].astype(str)) == {"0", "1", "all"}
+    assert {path.name for path in (tmp_path / "m").iterdir()} >= {*FILES, "recipe.toml", "curves.png"}
+
+
+class KilledError(Exception):
+    """A fit that ends in the middle."""
+
+
+@pytest.mark.parametrize("name", ["clam", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_a_killed_fit_resumes_as_if_it_had_not_been(
+    slides: Path, strip_ai: Competition, tmp_path: Path, name: str
+) -> None:
+    recipe = load_recipe(
+        write_recipe(tmp_path / "r.toml", name, epochs=4, model="dropout = 0.3", mil="drop_tiles = 0.2")
+    )
+    read = read_features(recipe, slides, None, strip_ai, None, tmp_path, lambda _: None)
+    train, validation = read.where(np.arange(24) < 16), read.where(np.arange(24) >= 16)
+
+    def killed(epoch: int, logs: Any) -> None:
+        if epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit_head(recipe, train, validation, 1, tmp_path / "a", killed)
+    resumed = fit_head(recipe, train, validation, 1, tmp_path / "a", lambda epoch, logs: None)
+    whole = fit_head(recipe, train, validation, 1, tmp_path / "b", lambda epoch, logs: None)
+    assert (tmp_path / "a" / "history.csv").read_text() == (tmp_path / "b" / "history.csv").read_text()
+    for one, other in zip(resumed[0].bag.get_weights(), whole[0].bag.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_linear_solutions_are_minima() -> None:
+    rng = np.random.default_rng(8)
+    x, labels, weights = rng.normal(size=(30, 4)), rng.integers(0, 3, 30), rng.uniform(0.5, 2, 30)
+
+    def logistic(kernel: np.ndarray, bias: np.ndarray) -> float:
+        z = x @ kernel + bias
+        losses = np.log(np.exp(z).sum(axis=1)) - z[np.arange(30), labels]
+        return float(np.average(losses, weights=weights) + 0.1 * np.square(kernel).sum())
+
+    def ridge(kernel: np.ndarray, bias: np.ndarray) -> float:
+        errors = np.square(x @ kernel + bias - (2 * np.eye(3)[labels] - 1)).sum(axis=1)
+        return float(np.average(errors, weights=weights) + 0.1 * np.square(kernel).sum())
+
+    for solve, loss in ((solve_logistic, logistic), (solve_ridge, ridge)):
+        kernel, bias = solve(x, labels, weights, 0.1)
+        least = loss(kernel, bias)
+        for _ in range(20):
+            nearby = loss(kernel + 0.01 * rng.normal(size=kernel.shape), bias + 0.01 * rng.normal(size=3))
+            assert nearby > least
+
+
+def test_wrong_features_are_refused(slides: Path, strip_ai: Competition, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", "abmil"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in [*slides.glob("*.h5")]:
+        (bare / path.name).symlink_to(path)
+    lines: list[str] = []
+
+    def read(data: Path, split: Path | None = None, of: Recipe = recipe) -> int:
+        return len(read_features(of, data, split, strip_ai, None, tmp_path, lines.append))
+
+    with pytest.raises(SplitError, match="--split"):
+        read(bare)
+    assert read(bare, slides) == 24
+    (bare / "s003.h5").unlink()
+    (bare / "s004.h5").unlink()
+    (bare / "s004.h5").write_bytes(b"no HDF5")
+    assert read(bare, slides) == 22
+    assert any("s003" in line for line in lines)
+    assert any("s004" in line for line in lines)
+    other = load_recipe(write_recipe(tmp_path / "o.toml", "abmil", encoder='x"\nsha256 = "2'))
+    with pytest.raises(ConfigError, match="encoder"):
+        read(slides, of=other)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('[encoder]\nname = "x"\n', ""),
+        ('name = "abmil"', 'name = "cnn"'),
+        ('name = "abmil"', 'name = "transformer"\nhead = []'),
+        ('name = "abmil"', 'name = "mean_pool"'),
+        ('name = "abmil"', 'name = "abmil"\nl2 = 0.1'),
+        ("[mil]", "[inference]\ntta = 2\n[mil]"),
+        ("bag_tiles = 24", "drop_tiles = 1.0"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    text = write_recipe(tmp_path / "r.toml", "abmil").read_text()
+    assert old in text
+    if "head = []" in new or "mean_pool" in new:
+        text = text.replace("head = [8]\n", "")
+    (tmp_path / "r.toml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError):
+        load_recipe(tmp_path / "r.toml")
