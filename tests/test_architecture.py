@@ -68,6 +68,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.training.mil.losses",
     },
     "onnxruntime": {"clotkit.members.onnx.session"},
+    "tf2onnx": {"clotkit.importing.exporting"},
     "onnx": set(),  # no dependency of the kit: it reads files by members.onnx.header
     "fsspec": {"clotkit.stores"},
     "distributed": {"clotkit.engines"},

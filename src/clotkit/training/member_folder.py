@@ -84,7 +84,7 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         f"Tiles: {recipe.tiling.name}, {recipe.tiling.tile_px} px. recipe.toml has all other settings.",
         "## Data",
         f"{texts.data or metrics['data']}\n\nLicence of the data: {texts.licence or 'not stated'}.\n\n"
-        "{tiles} tiles of {images} images of {patients} patients.".format(**metrics["material"]),
+        + _material_line(metrics["material"]),
         _dropped_line(metrics["material"]),
         "## Figures",
         f"Estimate: {metrics['estimate']}; {metrics['n']} {metrics['unit']}s. The intervals are 95 % bootstrap "
@@ -99,6 +99,12 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         _familiarity_line(metrics),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _material_line(material: dict[str, Any]) -> str:
+    """Return how much the member was made of; an imported one does not know its tiles."""
+    tiles = f"{material['tiles']} tiles of " if "tiles" in material else ""
+    return f"{tiles}{material['images']} images of {material['patients']} patients."
 
 
 def _dropped_line(material: dict[str, Any]) -> str:

@@ -43,6 +43,11 @@ class OnnxHeader:
     has_graph: bool = False
 
     @property
+    def opset(self) -> int:
+        """Return the version of ONNX's own operators."""
+        return self.opsets.get("", self.opsets.get("ai.onnx", 0))
+
+    @property
     def foreign(self) -> dict[str, str]:
         """Return an operator of each domain that is neither ONNX's, onnxruntime's nor defined in the file."""
         own = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"} | self.functions

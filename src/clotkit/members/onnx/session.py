@@ -65,6 +65,13 @@ class OnnxModel:
         """The sha256 of the file and its external data."""
         return model_sha256(self.path)
 
+    @property
+    def shapes(self) -> dict[str, list[int | str | None]]:
+        """The shapes of the input and the output, as the file has them: a number, a name or nothing an axis."""
+        (entry,) = self._session.get_inputs()
+        made = next(one for one in self._session.get_outputs() if one.name == self._output)
+        return {"input": list(entry.shape), "output": list(made.shape)}
+
     def __call__(self, tiles: TileArray) -> Rows:
         """Return the rows float32[n, K] of tiles uint8[n, S, S, 3]; n may be 0."""
         return self._predict(tiles)
@@ -127,8 +134,10 @@ def _resized(tiles: TileArray, side_px: int) -> TileArray:
 
 def _open_session(path: Path, header: OnnxHeader, threads: int) -> Any:
     """Return onnxruntime's session of a file. Raises WeightsError for what it does not load."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path}: takes onnxruntime, which is not installed; run make setup") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = threads
@@ -149,9 +158,8 @@ def _load_problem(error: Exception, header: OnnxHeader, version: str) -> str:
     limit = TOO_NEW.search(str(error))
     if limit is None:
         return f"onnxruntime {version} does not load it: {_reason(error)}"
-    opset = header.opsets.get("", header.opsets.get("ai.onnx", 0))
     if limit["opset"]:
-        return f"has opset {opset}, onnxruntime {version} knows 1 to {limit['opset']}; export it with an older opset"
+        return f"has opset {header.opset}, onnxruntime {version} knows 1 to {limit['opset']}; export an older one"
     return (
         f"has IR version {header.ir_version}, onnxruntime {version} knows 1 to {limit['ir']}; export it with an older "
         "version of the onnx package"

@@ -1,0 +1,1 @@
+"""Make members of networks from other frameworks, and of members files for other frameworks."""

@@ -1,0 +1,47 @@
+"""Check what an ONNX network answers for tiles, before it becomes a member."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clotkit.errors import WeightsError
+from clotkit.members.onnx.network import OnnxNetwork
+from clotkit.members.weights import SUM_TOLERANCE, check_outputs
+
+SAME = 1e-3  # values of a tile that differ by less, relative to the largest, are equal
+EVALUATION = "export it in evaluation mode, for PyTorch after model.eval()"
+
+
+def check_network(network: OnnxNetwork, tiles: npt.NDArray[np.uint8], path: Path) -> None:
+    """Check the answers of a network for tiles uint8[n, S, S, 3].
+
+    Raises WeightsError if they are not finite, not what the recipe says, differ from call to call, or depend on the
+    tiles beside.
+    """
+    values, rows = network.model(tiles), network.predict_on_batch(tiles)
+    config = network.model.config
+    if problem := check_outputs(rows, not network.pools_logits):
+        advice = ' or set onnx.output = "logits"' if np.isfinite(values).all() else ""
+        raise WeightsError(f"{path}: {problem}; check onnx.scale, mean and std,{advice or ' or the export'}")
+    if config.output == "logits" and _are_probabilities(values):
+        raise WeightsError(
+            f'{path}: its logits are probabilities: each row sums to 1; set onnx.output = "probabilities"'
+        )
+    if not _equal(network.model(tiles), values):
+        raise WeightsError(f"{path}: answers differently when asked again, as with dropout; {EVALUATION}")
+    if not _equal(network.model(tiles[:1]), values[:1]):
+        raise WeightsError(f"{path}: the values of a tile depend on the tiles beside it; {EVALUATION}")
+    if len(tiles) > 1 and _equal(values, values[:1]):
+        raise WeightsError(
+            f"{path}: returns the same values for all {len(tiles)} tiles; check onnx.scale, mean and std"
+        )
+
+
+def _are_probabilities(values: npt.NDArray[np.float32]) -> bool:
+    sums = values.sum(axis=1)
+    return values.shape[1] > 1 and bool(values.min() >= 0 and np.abs(sums - 1).max() < SUM_TOLERANCE / 10)
+
+
+def _equal(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
+    return bool(np.abs(one - other).max() <= SAME * max(1.0, float(np.abs(other).max())))

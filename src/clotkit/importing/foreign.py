@@ -1,0 +1,137 @@
+"""Calibrate and score out-of-fold predictions that another program made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from clotkit.competitions import Competition
+from clotkit.config import Recipe
+from clotkit.data.folds import make_folds
+from clotkit.data.tiles import TileSet
+from clotkit.ensembling.data import FOLD, read_predictions
+from clotkit.errors import ConfigError
+from clotkit.evaluation.scores import (
+    EvaluationTarget,
+    calibrated_on,
+    competition_figures,
+    constant,
+    cross_calibrated,
+    decision_on,
+    log_loss,
+    nested_answers_on,
+    rows_to_score,
+    score,
+    target_of,
+)
+from clotkit.members.calibration import Calibration
+from clotkit.members.decision import Decision, Ints
+from clotkit.progress import Log
+from clotkit.splits import read_table
+from clotkit.splits.identity import without_suffix
+
+ESTIMATE = "out of fold, by patient, as the imported table says"
+
+
+@dataclass(frozen=True)
+class ForeignPredictions:
+    """Out-of-fold predictions of labelled slides, calibrated as those of a trained member."""
+
+    target: EvaluationTarget
+    out_of_fold: pd.DataFrame  # one row per slide: image, patient, centre, label, the classes, fold
+    scored: pd.DataFrame  # one row per patient or slide, calibrated on the other folds
+    calibration: Calibration  # that ships
+    fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
+    decision: Decision | None  # None: answers are probabilities
+    answers: Ints | None
+
+    def metrics(self, recipe: Recipe, name: str, competition: Competition) -> dict[str, Any]:
+        """Return the contents of metrics.json, as training writes them; `name` is that of the table."""
+        table, target = self.out_of_fold, self.target
+        by_slide = replace(target, by_patient=False)
+        per_slide = cross_calibrated(table, dict(enumerate(self.fold_calibrations)), by_slide)
+        return {
+            "classes": list(target.classes),
+            "positive": target.positive,
+            "competition": competition.slug,
+            "data": f"predictions of {name}",
+            "recipe": recipe.name,
+            "seed": recipe.training.seed,
+            "folds": len(self.fold_calibrations),
+            "networks_of_folds": 1,
+            "material": {"patients": table["patient"].nunique(), "images": len(table)},
+            "unit": "patient" if target.by_patient else "image",
+            "estimate": ESTIMATE,
+            "class_weights": list(target.weights),
+            "clip": target.clip,
+            "constant": round(constant(target), 6),
+            "weighted_log_loss_uncalibrated": round(log_loss(rows_to_score(table, target), target), 6),
+            **score(self.scored, target),
+            "competition_metric": competition_figures(self.scored, self.answers, target),
+            **({"per_slide": score(per_slide, by_slide)} if target.by_patient else {}),
+        }
+
+
+def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competition, log: Log) -> ForeignPredictions:
+    """Read a table of out-of-fold predictions, and fit the calibration of its member.
+
+    A column `fold` names the folds; without one, patients are dealt to folds as the recipe says, for the calibration.
+
+    Raises:
+        ConfigError: the table is malformed, or its predictions are not out of fold, or too few.
+        SplitError: the table of labels cannot be read.
+    """
+    if recipe.data.source != "slides":
+        raise ConfigError(
+            f"recipe {recipe.name}: data.source is {recipe.data.source!r}; a member of slides is imported"
+        )
+    read = read_predictions([oof], labels, competition)
+    for note in read.notes:
+        log(note)
+    if not read.members:
+        raise ConfigError(f"{oof}: its predictions are all the same")
+    classes = competition.classes.names
+    rows = read.labels.drop(columns="unit").rename_axis("image").reset_index()
+    table = rows[["image", "patient", "centre", "label"]].assign(**dict(zip(classes, read.p[:, 0].T, strict=True)))
+    table["fold"] = _folds(oof, table, read.groups, recipe, competition)
+    return _calibrated(table, target_of(recipe, table["label"].to_numpy(np.int64), classes, competition))
+
+
+def _folds(
+    oof: Path, table: pd.DataFrame, groups: Mapping[str, str], recipe: Recipe, competition: Competition
+) -> npt.NDArray[np.int64]:
+    """Return the number of each slide's fold: the table's own, or else one drawn by patient."""
+    raw = pd.DataFrame(read_table(oof, [], [competition.columns.image, "image", FOLD]))
+    if FOLD in raw:
+        image = competition.columns.image if competition.columns.image in raw else "image"
+        of_image = dict(zip(raw[image].map(without_suffix), raw[FOLD], strict=True))
+        numbers = np.unique(table["image"].map(of_image).astype(str), return_inverse=True)[1]
+        if numbers.max() > 0:
+            return np.asarray(numbers, np.int64)
+    patients = table["patient"].map(lambda name: groups.get(name, name)).to_numpy(str)
+    labels, centres = table["label"].to_numpy(np.int64), table["centre"].to_numpy(str)
+    none = np.zeros((len(table), 1, 1, 3), np.uint8)
+    parts = np.full(len(table), "")
+    slides = TileSet(none, labels, patients, table["image"].to_numpy(str), centres, parts, competition.classes.names)
+    folds = make_folds(slides, replace(recipe.data, split="folds"), recipe.training, None)
+    return np.asarray(sum(number * fold.held_out for number, fold in enumerate(folds)), np.int64)
+
+
+def _calibrated(table: pd.DataFrame, target: EvaluationTarget) -> ForeignPredictions:
+    """Fit the calibration that ships to all rows, and that of each fold to those of the others."""
+    units = rows_to_score(table, target)
+    count = int(units["fold"].max()) + 1
+    of_fold = {number: calibrated_on(units[units["fold"] != number], target) for number in range(count)}
+    return ForeignPredictions(
+        target,
+        table,
+        cross_calibrated(units, of_fold, target),
+        calibrated_on(units, target),
+        list(of_fold.values()),
+        decision_on(units, of_fold, target),
+        nested_answers_on(units, of_fold, target),
+    )
