@@ -125,3 +125,31 @@ def large_inside(times: int = 64) -> Any:
     made.graph.node.extend(nodes)
     made.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, times, times], np.int64), "repeats"))
     return made
+
+
+def not_a_number() -> Any:
+    """Return a model whose logits are NaN: the logarithm of a negative number."""
+    minus = helper.make_node("Neg", ["logits"], ["minus"])
+    sure = helper.make_node("Abs", ["minus"], ["size"])
+    return model(
+        extra=[minus, sure, helper.make_node("Neg", ["size"], ["below"]), helper.make_node("Log", ["below"], ["out"])]
+    )
+
+
+def centred_in_batch() -> Any:
+    """Return a model that subtracts the mean of its batch, as batch normalisation in training does."""
+    mean = helper.make_node("ReduceMean", ["logits"], ["mean"], axes=[0], keepdims=1)
+    return model(extra=[mean, helper.make_node("Sub", ["logits", "mean"], ["out"])])
+
+
+def random() -> Any:
+    """Return a model that adds noise, as dropout in training does."""
+    noise = helper.make_node("RandomNormalLike", ["logits"], ["noise"])
+    return model(extra=[noise, helper.make_node("Add", ["logits", "noise"], ["out"])])
+
+
+def blind() -> Any:
+    """Return a model with the same logits for every tile."""
+    made = model(extra=[helper.make_node("Mul", ["logits", "zero"], ["out"])])
+    made.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    return made

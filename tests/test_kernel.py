@@ -74,6 +74,15 @@ def test_the_data_is_found_whatever_the_capitals_of_its_folder(
     assert supervise.find_split(competition, competition.sample_path) == tmp_path / folder
 
 
+def test_the_onnxruntime_of_an_image_with_gpus_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = ["onnxruntime-1.32.0-cp311-cp311-x.whl", "onnxruntime-1.32.0-cp312-cp312-x.whl", "pyvips-3.2.0-x.whl"]
+    assert supervise.packages_of(wheels) == ["onnxruntime", "pyvips"]
+    (tmp_path / "onnxruntime_gpu-1.22.0.dist-info").mkdir()
+    (tmp_path / "onnxruntime_gpu-1.22.0.dist-info" / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.22.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert supervise.packages_of(wheels) == ["pyvips"]
+
+
 def test_a_kernel_without_wheels_reads_with_openslide(kernel_root: Path, strip_ai: Competition) -> None:
     kernel = start(kernel_root)
     said, _ = kernel.communicate(timeout=FOREVER_S)

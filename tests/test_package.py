@@ -20,6 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SRC = ROOT / "src" / "clotkit"
+USED = ("cluster", "tune", "onnx", "app")  # extras whose packages src/ imports
 # {lock file: the lists of pyproject.toml that it locks}
 LOCKS = {
     "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["tune"]],
@@ -81,7 +82,7 @@ def test_what_is_locked_by_name_is_declared(lock: str) -> None:
 
 
 def test_every_import_is_declared() -> None:
-    declared = names([*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["tune"], *EXTRAS["app"]])
+    declared = names([*PROJECT["dependencies"], *(line for name in USED for line in EXTRAS[name])])
     owners = packages_distributions()
     for name in third_party_imports() - {"streamlit"}:  # only installed by make app
         assert {canonicalize_name(one) for one in owners[name]} & declared, name

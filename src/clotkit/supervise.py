@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def install_wheels(datasets: Folders, target: Path) -> Wheels:
     if not wheels:
         say("no wheels dataset: slides are read by OpenSlide")
         return Wheels.ABSENT
-    packages = sorted({name.split("-")[0] for _, name in wheels})
+    packages = packages_of(name for _, name in wheels)
     links = [part for folder in sorted({folder for folder, _ in wheels}) for part in ("--find-links", str(folder))]
     pip = [sys.executable, "-I", "-m", "pip", "install", "--no-index", *links, "--no-deps", "--target", str(target)]
     pip += ["--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-warn-script-location", *packages]
@@ -171,6 +172,12 @@ def install_wheels(datasets: Folders, target: Path) -> Wheels:
             say("the wheels could not be used: slides are read by OpenSlide")
             return Wheels.UNUSABLE
     return Wheels.USED
+
+
+def packages_of(wheels: Iterable[str]) -> list[str]:
+    """Return the packages of wheels, but for onnxruntime where the image has the one for GPUs."""
+    better = {"onnxruntime"} if any(metadata.distributions(name="onnxruntime-gpu")) else set()
+    return sorted({name.split("-")[0] for name in wheels} - better)
 
 
 def is_shared(name: str) -> bool:

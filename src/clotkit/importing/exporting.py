@@ -25,9 +25,9 @@ NOT_COPIED = (files.WEIGHTS, files.RECIPE, files.METRICS)
 
 
 def export_member(folder: Path, out: Path, log: Log = print) -> float:
-    """Write the member folder `out` with a Keras member's networks as model.onnx, and return the largest difference.
+    """Write the member folder `out` with a Keras member's networks as model.onnx; all else is copied.
 
-    The difference is that of a probability on noise tiles. All else is copied.
+    Returns the largest difference of a probability on noise tiles.
 
     Raises:
         ConfigError: there is no member of Keras networks that pools by the mean, or the files differ.

@@ -97,8 +97,6 @@ def copy_model(model: Path, folder: Path) -> None:
 
 def facts_of(model: OnnxModel) -> dict[str, Any]:
     """Return the entries of metrics.json on where an ONNX file is from and what it takes."""
-    import onnxruntime
-
     header = model.header
     return {
         "sha256": model.sha256,
@@ -108,7 +106,7 @@ def facts_of(model: OnnxModel) -> dict[str, Any]:
         "ir_version": header.ir_version,
         "operators": len(header.operators),
         **model.shapes,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": model.runtime,
     }
 
 

@@ -30,7 +30,7 @@ def _add_import(verbs: Verbs) -> None:
         type=Path,
         required=True,
         metavar="CSV",
-        help="out-of-fold predictions: image_id, predictions (p of the last class) or a column a class, and perhaps fold",
+        help="out-of-fold predictions: image_id, predictions (p of the last class) or a column a class, perhaps fold",
     )
     verb.add_argument("--labels", type=Path, required=True, metavar="FILE", help="the table of labels, train.csv")
     verb.add_argument("--out", type=Path, required=True, metavar="MEMBER_DIR", help="a folder that does not exist yet")

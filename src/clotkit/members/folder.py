@@ -123,11 +123,13 @@ def read_member(folder: Path) -> MemberFiles:
     checked_hashes(folder, (RECIPE, CALIBRATION, FAMILIARITY))
     digests = checked_hashes(folder, (path.name for path in network_files(network)))
     _check_network(network)
-    metrics = _json(folder / METRICS)
+    metrics, digest = _json(folder / METRICS), sha256_of(digests)
+    if metrics.get("onnx", {}).get("sha256", digest) != digest:
+        raise ConfigError(f"{network}: sha256 is {digest[:12]}…, not that of its import; import the member again")
     recipe = _with_classes(load_recipe(folder / RECIPE), metrics)
     if recipe.is_onnx != (network.name == ONNX_FILE):
         raise ConfigError(f"{folder}: holds {network.name}, and model.name of its recipe is {recipe.model[0].name!r}")
-    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), sha256_of(digests))
+    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), digest)
 
 
 def network_file(folder: Path) -> Path:

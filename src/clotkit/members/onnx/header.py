@@ -110,10 +110,11 @@ def model_sha256(path: Path) -> str:
 
 
 def sha256_of(digests: Mapping[str, str]) -> str:
-    """Return one sha256 for those of a model's files by name: of a single file its own."""
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
+    """Return one sha256 for those of a model's files by name, its own first, whose name does not count."""
+    own, *external = digests.items()
+    if not external:
+        return own[1]
+    return hashlib.sha256("\n".join([own[1], *(f"{name} {digest}" for name, digest in external)]).encode()).hexdigest()
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -66,6 +66,13 @@ class OnnxModel:
         return model_sha256(self.path)
 
     @property
+    def runtime(self) -> str:
+        """The version of onnxruntime."""
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    @property
     def shapes(self) -> dict[str, list[int | str | None]]:
         """The shapes of the input and the output, as the file has them: a number, a name or nothing an axis."""
         (entry,) = self._session.get_inputs()
