@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clotkit.errors import NoTissue, ResolutionUnknown, SlideUnreadable
+from clotkit.errors import ConfigError, NoTissue, ResolutionUnknown, SlideUnreadable
 from clotkit.features.files import Layout, Unit, feature_writer, open_features, write_features
+from clotkit.features.folder import FeatureFolder
 
 from .feature_files import read_stamp, read_trident, write_stamp, write_trident
 
@@ -182,3 +183,35 @@ def test_a_damaged_or_wrong_file_is_one_line(change: Callable[[Path], None], tmp
     with pytest.raises(SlideUnreadable, match=r"a\.h5") as caught:
         _read_all(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_by_image_id(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_features(tmp_path / f"{name}.h5", FEATURES, XY, {**FACTS, "name": name})
+    folder = FeatureFolder(tmp_path)
+    assert folder.ids == ["a", "b"]
+    assert (folder.width, folder.encoder_sha256) == (24, "0" * 64)
+    assert folder.open("b").facts["name"] == "b"
+    with pytest.raises(SlideUnreadable, match="of c"):
+        folder.open("c")
+
+
+def test_a_folder_has_features_of_one_encoder(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", FEATURES, XY, FACTS)
+    write_features(tmp_path / "b.h5", FEATURES, XY, {**FACTS, "encoder_sha256": "f" * 64})
+    write_features(tmp_path / "c.h5", FEATURES[:, :8], XY, FACTS)
+    folder = FeatureFolder(tmp_path)
+    for image_id in ("b", "c"):
+        with pytest.raises(ConfigError, match=rf"{image_id}\.h5.*a has 24"):
+            folder.open(image_id)
+    with pytest.raises(ConfigError, match="tiny"):
+        folder.check_encoder("f" * 64)
+
+
+@pytest.mark.parametrize("names", [(), ("x/a.h5", "y/a.h5")])
+def test_a_folder_without_files_or_with_two_of_one_slide(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        write_features(tmp_path / name, FEATURES, XY, FACTS)
+    with pytest.raises(ConfigError):
+        FeatureFolder(tmp_path).ids  # noqa: B018 - a property

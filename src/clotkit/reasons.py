@@ -21,6 +21,7 @@ class Reason(StrEnum):
     DAMAGED = "damaged"  # missing, damaged, or not an image
     UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it
     NO_TISSUE = "no_tissue"  # sound, but nothing differs from the background
+    BAD_FEATURES = "bad_features"  # an encoder gave NaN, infinity or numbers that float16 cannot hold
     NO_RESOLUTION = "no_resolution"  # the recipe asks for micrometres, and the file does not say how large a pixel is
     STORE = "store"  # it could not be read from an object store
     SPARSE = "sparse"  # tiles or strips are absent from the file: they show the background

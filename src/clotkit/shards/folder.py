@@ -15,7 +15,7 @@ PREVIEWS = "preview"  # folder of the previews, below that of the shards
 
 
 @contextmanager
-def exclusive(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
+def exclusive(store: Store, slides: Sequence[SlideRow], verb: str = "clotkit tile") -> Iterator[None]:
     """Create a local folder and lock it for this run; do nothing for an object store.
 
     Two runs in one folder would delete each other's temporary files. Those that killed processes left behind are
@@ -28,7 +28,7 @@ def exclusive(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
         return
     out = store.path
     try:
-        with exclusive_folder(out, "clotkit tile"):
+        with exclusive_folder(out, verb):
             _remove_temporary_files(out, slides)
             yield
             _remove_temporary_files(out, slides)
@@ -43,7 +43,7 @@ def exclusive(store: Store, slides: Sequence[SlideRow]) -> Iterator[None]:
 def _remove_temporary_files(out: Path, slides: Sequence[SlideRow]) -> None:
     """Delete the temporary files (see files.atomic_write) of processes that were killed."""
     slide_ids = {slide.image_id for slide in slides}  # a slide's id may begin with a dot too
-    by_suffix = [out.glob(f".*.{suffix}") for suffix in ("npy", "csv", "json")]
+    by_suffix = [out.glob(f".*.{suffix}") for suffix in ("npy", "h5", "csv", "json")]
     for path in chain(*by_suffix, (out / PREVIEWS).glob(".*.jpg")):
         if path.stem not in slide_ids:
             path.unlink(missing_ok=True)

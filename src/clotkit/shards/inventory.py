@@ -1,21 +1,37 @@
 """The inventory of a folder of shards: slides that are up to date, slides to cut, and their table."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from clotkit.competitions import Competition
 from clotkit.shards.cut import CutResult, ShardTask, is_current_preview
 from clotkit.shards.folder import PREVIEWS
 from clotkit.shards.shard import metadata_in
-from clotkit.shards.table import ShardRow, previous_rows, row_without_shard, write_shard_rows
+from clotkit.shards.table import TABLE, ShardRow, previous_rows, row_without_shard, write_shard_rows
 from clotkit.splits import SlideRow
 from clotkit.stores import Entry, Folder, Store
 
 TABLE_INTERVAL_S = 30.0  # shards.csv is written at least this often while slides are cut
 PARALLEL_REQUESTS = 16  # to an object store
+
+
+class Metadata(Protocol):
+    """What an inventory reads of a file."""
+
+    @property
+    def key(self) -> str:
+        """The key of all that it depends on."""
+
+    @property
+    def count(self) -> int:
+        """Its number of tiles."""
+
+
+ReadMetadata = Callable[[Store, str], Metadata | None]  # None: missing or not whole
 
 
 @dataclass
@@ -29,7 +45,8 @@ class Inventory:
     kept: Mapping[str, ShardRow]  # shards that were up to date at the start
     rows: dict[str, ShardRow]
     listed: Mapping[str, Entry]  # files of the store at the start, by name
-    written_at: float = field(default_factory=time.monotonic)  # when shards.csv was last written
+    table: str = TABLE  # name of the table of these rows
+    written_at: float = field(default_factory=time.monotonic)  # when the table was last written
 
     @cached_property
     def to_cut(self) -> list[ShardTask]:
@@ -65,8 +82,9 @@ class Inventory:
             self.write_table()
 
     def write_table(self) -> None:
-        """Write shards.csv."""
-        write_shard_rows(self.store, [self.rows[slide.image_id] for slide in self.slides], self.competition)
+        """Write the table."""
+        rows = [self.rows[slide.image_id] for slide in self.slides]
+        write_shard_rows(self.store, rows, self.competition, self.table)
         self.written_at = time.monotonic()
 
     def discard_outdated(self) -> None:
@@ -88,23 +106,35 @@ def preview_name(image_id: str) -> str:
 
 
 def take_inventory(
-    store: Store, slides: Sequence[SlideRow], tasks: Mapping[str, ShardTask], competition: Competition
+    store: Store,
+    slides: Sequence[SlideRow],
+    tasks: Mapping[str, ShardTask],
+    competition: Competition,
+    table: str = TABLE,
+    metadata: ReadMetadata = metadata_in,
 ) -> Inventory:
-    """Compare the shards in a store with the tasks of the slides, which are by image id."""
-    previous, listed = previous_rows(store, competition), store.entries()
+    """Compare the shards in a store with the tasks of the slides, which are by image id.
+
+    `table` is the name of their table, and `metadata` reads the metadata of one, for files that are no shards.
+    """
+    previous, listed = previous_rows(store, competition, table), store.entries()
 
     def kept_row(slide: SlideRow) -> ShardRow | None:
-        return _up_to_date_row(slide, tasks[slide.image_id], previous.get(slide.image_id), listed)
+        return _up_to_date_row(slide, tasks[slide.image_id], previous.get(slide.image_id), listed, metadata)
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         found = list(pool.map(kept_row, slides))
     kept = {row.image_id: row for row in found if row is not None}
     rows = {slide.image_id: kept.get(slide.image_id, row_without_shard(slide)) for slide in slides}
-    return Inventory(store, competition, slides, tasks, kept, rows, listed)
+    return Inventory(store, competition, slides, tasks, kept, rows, listed, table)
 
 
 def _up_to_date_row(
-    slide: SlideRow, task: ShardTask, previous: ShardRow | None, listed: Mapping[str, Entry]
+    slide: SlideRow,
+    task: ShardTask,
+    previous: ShardRow | None,
+    listed: Mapping[str, Entry],
+    read_metadata: ReadMetadata,
 ) -> ShardRow | None:
     """Return the row of a shard that is up to date, or None if it must be cut.
 
@@ -117,7 +147,7 @@ def _up_to_date_row(
     known = previous is not None and (previous.key, previous.size_bytes) == (task.key, entry.size_bytes)
     tiles = previous.tiles if previous and known and previous.sha256 else 0
     if not tiles or isinstance(task.store, Folder):
-        metadata = metadata_in(task.store, task.shard)
+        metadata = read_metadata(task.store, task.shard)
         if metadata is None or metadata.key != task.key:
             return None
         tiles = metadata.count

@@ -47,39 +47,43 @@ def row_without_shard(slide: SlideRow) -> ShardRow:
     return ShardRow(slide.image_id, slide.patient_id, slide.label, slide.centre)
 
 
-def read_shard_rows(store: Store, competition: Competition) -> list[ShardRow]:
+def read_shard_rows(
+    store: Store, competition: Competition, table: str = TABLE, verb: str = "clotkit tile"
+) -> list[ShardRow]:
     """Read the shards.csv of a folder that `clotkit tile` has finished, including the slides that failed.
+
+    `table` and `verb` name another table of the same columns, and what writes it.
 
     Raises SplitError if the table is missing or malformed, or if some slides are unfinished.
     """
-    rows = parse_table(_text(store), store.url(TABLE), competition)
+    rows = parse_table(_text(store, table, verb), store.url(table), competition)
     left = [row.image_id for row in rows if row.state == UNFINISHED]
     if left:
         raise SplitError(
-            f"{store.url(TABLE)}: {len(left)} of {len(rows)} slides are unfinished, the first is {left[0]}; "
-            "run the same clotkit tile command again"
+            f"{store.url(table)}: {len(left)} of {len(rows)} slides are unfinished, the first is {left[0]}; "
+            f"run the same {verb} command again"
         )
     return rows
 
 
-def previous_rows(store: Store, competition: Competition) -> dict[str, ShardRow]:
+def previous_rows(store: Store, competition: Competition, table: str = TABLE) -> dict[str, ShardRow]:
     """Return the rows of an earlier run by image id, or none if there is no readable table."""
     try:
-        rows = parse_table(store.read_text(TABLE), TABLE, competition)
+        rows = parse_table(store.read_text(table), table, competition)
     except (FileNotFoundError, UnicodeDecodeError, SplitError):
         return {}
     return {row.image_id: row for row in rows}
 
 
-def write_shard_rows(store: Store, rows: Sequence[ShardRow], competition: Competition) -> None:
-    """Write shards.csv, unless its text is the same already."""
+def write_shard_rows(store: Store, rows: Sequence[ShardRow], competition: Competition, table: str = TABLE) -> None:
+    """Write shards.csv, or another table of the same columns, unless its text is the same already."""
     text = table_text(rows, competition)
     try:
-        if store.read_text(TABLE) == text:
+        if store.read_text(table) == text:
             return
     except (FileNotFoundError, UnicodeDecodeError):
         pass
-    store.atomic_write_text(TABLE, text)
+    store.atomic_write_text(table, text)
 
 
 def table_text(rows: Sequence[ShardRow], competition: Competition) -> str:
@@ -143,9 +147,9 @@ def _parse_code(row: dict[str, str]) -> Reason | None:
     return Reason.FAILED if row["state"] == FAILED else None
 
 
-def _text(store: Store) -> str:
+def _text(store: Store, table: str, verb: str) -> str:
     try:
-        return store.read_text(TABLE)
+        return store.read_text(table)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise SplitError(f"{store.url(TABLE)}: cannot be read: {why}; clotkit tile writes it") from error
+        raise SplitError(f"{store.url(table)}: cannot be read: {why}; {verb} writes it") from error

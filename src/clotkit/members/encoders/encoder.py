@@ -1,4 +1,4 @@
-"""Load an encoder by its name, its folder or its ONNX file, and encode tiles.
+"""Find an encoder by its name, its folder or its ONNX file, load it, and encode tiles.
 
 Batches have one shape and are padded, as those of members: the features of a tile do not depend on the tiles beside it.
 """
@@ -6,7 +6,8 @@ Batches have one shape and are padded, as those of members: the features of a ti
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from clotkit.errors import ConfigError
 from clotkit.members.backbones import BACKBONES, arrays_sha256, find_backbone
 from clotkit.members.encoders.folder import ENCODER, KerasConfig, check_features, is_encoder, read_encoder
 from clotkit.members.loading import load_backbone_encoder, start_keras
+from clotkit.members.onnx.header import model_sha256
 from clotkit.members.onnx.session import OnnxModel
 
-BATCH_TILES = 64  # of a batch, unless the caller says otherwise
+BATCH_TILES = 32  # of a batch, unless the caller says otherwise
 
 Encode = Callable[[TileArray], npt.NDArray[np.float32]]
 
@@ -38,6 +40,56 @@ class Encoder:
     notes: list[str] = field(default_factory=list)  # lines for people; encoding may add one
 
 
+@dataclass(frozen=True)
+class FoundEncoder:
+    """An encoder that is not loaded yet; it can be sent to another process."""
+
+    name: str
+    path: Path  # of the network, or of its weights
+    settings: OnnxConfig | KerasConfig
+    tile_px: int = 0  # side of the tiles that it takes, in pixels; 0: any
+    mpp: float = 0.0  # micrometres per pixel that it was trained on; 0: any
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of all that decides the features. Raises ConfigError if the file cannot be read."""
+        is_onnx = isinstance(self.settings, OnnxConfig)
+        weights = model_sha256(self.path) if is_onnx else arrays_sha256(self.path)
+        decides = ["onnx" if is_onnx else "keras", {**asdict(self.settings), "weights": weights}]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def absolute(self) -> "FoundEncoder":
+        """Return the same encoder for processes with another working directory."""
+        return replace(self, path=self.path.absolute())
+
+    def load(self, tile_px: int, batch_tiles: int = BATCH_TILES) -> Encoder:
+        """Load it, and encode one tile. Raises ConfigError if it cannot be loaded or gives no features."""
+        if self.tile_px not in {0, tile_px}:
+            raise ConfigError(
+                f"encoder {self.name}: takes tiles of {self.tile_px} px; the recipe's tiling.tile_px is {tile_px}"
+            )
+        encode, notes = self._loaded(tile_px, batch_tiles)
+        features = np.asarray(encode(noise(tile_px, 1)))
+        if features.ndim != 2 or len(features) != 1 or not np.isfinite(features).all():
+            bad = "" if np.isfinite(features).all() else " with NaN or infinity"
+            raise ConfigError(
+                f"encoder {self.name}: gave {features.dtype}{list(features.shape)}{bad} for 1 tile; finite features "
+                "[1, D] are needed"
+            )
+        return Encoder(self.name, features.shape[1], self.sha256, encode, tile_px, self.mpp, notes)
+
+    def _loaded(self, tile_px: int, batch_tiles: int) -> tuple[Encode, list[str]]:
+        """Return the function from tiles to features, and its notes. Raises ConfigError."""
+        if isinstance(self.settings, OnnxConfig):
+            model = OnnxModel(self.path, self.settings, tile_px, batch_tiles=batch_tiles)
+            return model, model.notes
+        start_keras()
+        keras = self.settings
+        config = ModelConfig(keras.name, last_layer=keras.last_layer, input_px=keras.input_px, freeze=True)
+        predict = load_backbone_encoder(config, tile_px, self.path, batch_tiles)
+        return predict, predict.notes
+
+
 def load_encoder(
     name_or_folder: str | Path,
     tile_px: int,
@@ -46,33 +98,40 @@ def load_encoder(
     onnx: OnnxConfig | None = None,
     batch_tiles: int = BATCH_TILES,
 ) -> Encoder:
-    """Load an encoder.
+    """Find and load an encoder for tiles of this side, in batches of at most `batch_tiles`; see find_encoder."""
+    return find_encoder(name_or_folder, search, onnx).load(tile_px, batch_tiles)
+
+
+def find_encoder(
+    name_or_folder: str | Path, search: Sequence[Path] = (), onnx: OnnxConfig | None = None
+) -> FoundEncoder:
+    """Find an encoder.
 
     Args:
         name_or_folder: the path of an encoder's folder or of an .onnx file; the name of such a folder in one of
             `search`; or a backbone of the kit, whose ImageNet weights lie in one of `search`.
-        tile_px: side of the tiles to encode.
         search: folders.
         onnx: the input and output of a bare .onnx file.
-        batch_tiles: most tiles of a batch.
 
     Raises:
-        ConfigError: there is no such encoder, a file is missing or damaged, or it takes tiles of another size.
+        ConfigError: there is no such encoder, or a file is missing or damaged.
     """
-    place = Path(name_or_folder)
+    place, name = Path(name_or_folder), str(name_or_folder)
     if place.suffix == ".onnx":
-        return _of_file(place, tile_px, onnx, batch_tiles)
-    folders = [folder for folder in (place, *(parent / place for parent in search)) if is_encoder(folder)]
-    if folders:
-        return _of_folder(folders[0], tile_px, batch_tiles)
-    name = str(name_or_folder)
-    if name not in BACKBONES or place.is_dir():
-        where = ", ".join(map(str, search)) or "no other folder"
-        raise ConfigError(
-            f"encoder {name}: no folder with {ENCODER} here or in {where}, no .onnx file, and no backbone of the kit; "
-            f"these are: {', '.join(BACKBONES)}"
-        )
-    return _of_keras(name, KerasConfig(name), _backbone_file(name, search), tile_px, 0.0, batch_tiles)
+        return _bare_file(place, onnx)
+    folder = next((one for one in (place, *(parent / place for parent in search)) if is_encoder(one)), None)
+    if folder is not None:
+        found = read_encoder(folder)
+        settings = found.keras or found.onnx
+        assert settings is not None
+        return FoundEncoder(folder.name, folder / found.file, settings, found.tile_px, found.mpp)
+    if name in BACKBONES and not place.is_dir():
+        return FoundEncoder(name, _backbone_file(name, search), KerasConfig(name))
+    where = ", ".join(map(str, search)) or "no other folder"
+    raise ConfigError(
+        f"encoder {name}: no folder with {ENCODER} here or in {where}, no .onnx file, and no backbone of the kit; "
+        f"these are: {', '.join(BACKBONES)}"
+    )
 
 
 def _backbone_file(name: str, search: Sequence[Path]) -> Path:
@@ -82,55 +141,11 @@ def _backbone_file(name: str, search: Sequence[Path]) -> Path:
     return find_backbone(name, next(having, search[0] if search else None))
 
 
-def _of_folder(folder: Path, tile_px: int, batch_tiles: int) -> Encoder:
-    """Load the encoder of a folder. Raises ConfigError."""
-    found = read_encoder(folder)
-    if found.tile_px not in {0, tile_px}:
-        raise ConfigError(
-            f"{folder / ENCODER}: takes tiles of {found.tile_px} px; the recipe's tiling.tile_px is {tile_px}"
-        )
-    path = folder / found.file
-    if found.keras is not None:
-        return _of_keras(folder.name, found.keras, path, tile_px, found.mpp, batch_tiles)
-    assert found.onnx is not None
-    return _of_onnx(folder.name, path, found.onnx, tile_px, found.mpp, batch_tiles)
-
-
-def _of_file(path: Path, tile_px: int, onnx: OnnxConfig | None, batch_tiles: int) -> Encoder:
-    """Load a bare .onnx file. Raises ConfigError."""
+def _bare_file(path: Path, onnx: OnnxConfig | None) -> FoundEncoder:
+    """Return the encoder in an ONNX file without encoder.toml. Raises ConfigError."""
     if onnx is None:
         raise ConfigError(f"{path}: a bare ONNX file needs a recipe with the table [onnx]: its input and output")
     check_features(onnx, "the recipe")
-    return _of_onnx(path.stem, path, onnx, tile_px, 0.0, batch_tiles)
-
-
-def _of_keras(name: str, keras: KerasConfig, weights: Path, tile_px: int, mpp: float, batch_tiles: int) -> Encoder:
-    """Load a backbone of the kit. Raises ConfigError."""
-    start_keras()
-    config = ModelConfig(keras.name, last_layer=keras.last_layer, input_px=keras.input_px, freeze=True)
-    predict = load_backbone_encoder(config, tile_px, weights, batch_tiles)
-    decides = {**asdict(keras), "weights": arrays_sha256(weights)}
-    return _encoder(name, predict, _digest("keras", decides), tile_px, mpp, predict.notes)
-
-
-def _of_onnx(name: str, path: Path, onnx: OnnxConfig, tile_px: int, mpp: float, batch_tiles: int) -> Encoder:
-    """Load an ONNX file. Raises ConfigError."""
-    model = OnnxModel(path, onnx, tile_px, batch_tiles=batch_tiles)
-    decides = {**asdict(onnx), "weights": model.sha256}
-    return _encoder(name, model, _digest("onnx", decides), tile_px, mpp, model.notes)
-
-
-def _encoder(name: str, encode: Encode, sha256: str, tile_px: int, mpp: float, notes: list[str]) -> Encoder:
-    """Return an encoder whose width is measured on one tile. Raises ConfigError if it gives no features."""
-    features = np.asarray(encode(noise(tile_px, 1)))
-    if features.ndim != 2 or len(features) != 1 or not np.isfinite(features).all():
-        raise ConfigError(
-            f"encoder {name}: gave {features.dtype}{list(features.shape)} for 1 tile"
-            f"{'' if np.isfinite(features).all() else ' with NaN or infinity'}; finite features [1, D] are needed"
-        )
-    return Encoder(name, features.shape[1], sha256, encode, tile_px, mpp, notes)
-
-
-def _digest(kind: str, decides: dict[str, object]) -> str:
-    """Return a hash of what decides the features."""
-    return hashlib.sha256(json.dumps([kind, decides], sort_keys=True).encode()).hexdigest()
+    if not path.is_file():
+        raise ConfigError(f"{path}: is missing; give the path of an ONNX file, or the name of an encoder")
+    return FoundEncoder(path.stem, path, onnx)

@@ -1,0 +1,125 @@
+"""A folder or URL of feature files, by image id; a file of an object store is fetched once, into a cache."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from clotkit.errors import ConfigError, SlideUnreadable, StoreError, UsageError
+from clotkit.features.files import FeatureFile, open_features
+from clotkit.files import atomic_write
+from clotkit.stores import Entry, Place, Store, store_of
+
+SUFFIXES = (".h5", ".hdf5")
+CACHE = Path("build/cache")
+
+
+@dataclass
+class FeatureFolder:
+    """The feature files of a folder, of the kit, TRIDENT or STAMP; files below subfolders count too.
+
+    All have one width, and one encoder if they state it: those of the first file by name.
+    """
+
+    place: Place
+    cache: Path = CACHE  # for files of an object store
+    _store: Store = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a URL that cannot be used."""
+        self._store = store_of(self.place)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The names of the files by image id, sorted. Raises ConfigError for none, or for two of one id."""
+        found: dict[str, str] = {}
+        for name in sorted(self._entries):
+            if not name.endswith(SUFFIXES):
+                continue
+            image_id = PurePosixPath(name).stem
+            if image_id in found:
+                raise ConfigError(
+                    f"{self._store.url(name)}: {found[image_id]} has the features of {image_id} too; keep one of them"
+                )
+            found[image_id] = name
+        if not found:
+            raise ConfigError(f"{self._store.url()}: no {' or '.join(SUFFIXES)} here; clotkit features writes them")
+        return found
+
+    @property
+    def ids(self) -> list[str]:
+        """The image ids that have a file, sorted."""
+        return list(self.files)
+
+    @property
+    def width(self) -> int:
+        """The number of features of a tile."""
+        return self._first.width
+
+    @property
+    def encoder_sha256(self) -> str:
+        """The sha256 of the encoder; "" if the files do not state it."""
+        return self._first.encoder_sha256
+
+    def check_encoder(self, sha256: str) -> None:
+        """Raise ConfigError if the features are of another encoder; files of other tools do not say."""
+        if self.encoder_sha256 and sha256 and self.encoder_sha256 != sha256:
+            raise ConfigError(
+                f"{self._store.url()}: features of the encoder {self._first.facts.get('encoder', '')} "
+                f"{self.encoder_sha256[:12]}…, but {sha256[:12]}… is wanted; extract them again, or name that encoder"
+            )
+
+    def open(self, image_id: str) -> FeatureFile:
+        """Open the features of a slide.
+
+        Raises:
+            SlideUnreadable, NoTissue: The slide has no file, or it is damaged or empty.
+            ConfigError: It has another width or another encoder than the first file.
+            StoreError: It cannot be fetched.
+        """
+        if image_id not in self.files:
+            raise SlideUnreadable(f"{self._store.url()}: no features of {image_id}; run clotkit features again")
+        found = open_features(self._local(self.files[image_id]))
+        ours = (self.width, self.encoder_sha256)
+        if (found.width, found.encoder_sha256) != ours:
+            raise ConfigError(
+                f"{self._store.url(self.files[image_id])}: {found.width} features of the encoder "
+                f"{found.encoder_sha256[:12]}, {self.ids[0]} has {ours[0]} of {ours[1][:12]}: "
+                "put features of one encoder in one folder"
+            )
+        return found
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return self._store.entries()
+
+    @cached_property
+    def _first(self) -> FeatureFile:
+        return open_features(self._local(next(iter(self.files.values()))))
+
+    def _local(self, name: str) -> Path:
+        """Return the path of a file, or of its copy in the cache."""
+        path = self._store.local(name)
+        if path is not None:
+            return path
+        entry = self._entries[name]
+        copy = self.cache / "features" / f"{PurePosixPath(name).stem}-{_short(self._store.url(name), entry)}.h5"
+        if not copy.is_file():
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(copy) as temporary:
+                    self._store.fetch(name, temporary)
+            except FileNotFoundError as error:
+                raise StoreError(f"{self._store.url(name)}: is missing; run clotkit features again") from error
+            except OSError as error:
+                raise UsageError(
+                    f"--cache {self.cache}: cannot be written: {error.strerror or error}; free some space, or choose "
+                    "another folder"
+                ) from error
+        return copy
+
+
+def _short(url: str, entry: Entry) -> str:
+    """Return a short hash of a file's address, size and version."""
+    import hashlib
+
+    return hashlib.sha256(f"{url} {entry.size_bytes} {entry.version}".encode()).hexdigest()[:16]
