@@ -20,7 +20,7 @@ PARALLEL_REQUESTS = 16  # to an object store
 
 
 class Metadata(Protocol):
-    """What an inventory reads of a file."""
+    """The metadata of a file in an inventory."""
 
     @property
     def key(self) -> str:

@@ -98,7 +98,7 @@ def load_encoder(
     onnx: OnnxConfig | None = None,
     batch_tiles: int = BATCH_TILES,
 ) -> Encoder:
-    """Find and load an encoder for tiles of this side, in batches of at most `batch_tiles`; see find_encoder."""
+    """Find and load an encoder for tiles of a side, in batches of `batch_tiles`; see find_encoder."""
     return find_encoder(name_or_folder, search, onnx).load(tile_px, batch_tiles)
 
 
