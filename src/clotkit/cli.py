@@ -21,6 +21,7 @@ VERBS = (
     "synthetic.verbs",
     "planning.verbs",
     "shards.verbs",
+    "features.verbs",
     "training.mil.verbs",
     "tuning.verbs",
     "evaluation.verbs",

@@ -5,7 +5,7 @@ worker does the same with one slide at a time.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +26,7 @@ from clotkit.shards.cut import CutResult
 from clotkit.shards.shard import ShardFile
 from clotkit.tiling.preview import kept_size_px
 from clotkit.versions import SCORING, Versions, versions_here
-from clotkit.workers import Ended, Limits, TileBatch, Work, stream
+from clotkit.workers import Ended, Limits, TileBatch, Work, stream, unchanged
 
 OBJECTIVE_UM = 10.0  # micrometres per pixel times magnification, by convention: 0.25 is 40 x
 ENCODING = (*SCORING, "onnxruntime", "h5py")
@@ -86,14 +86,14 @@ def encode_slides(
     jobs: int,
     layout: Layout,
     work: Work = feature_task,
-) -> Iterator[tuple[FeatureTask, CutResult]]:
+) -> Generator[tuple[FeatureTask, CutResult], None, None]:
     """Encode the tiles of slides, `jobs` of them at a time, and yield how each ended.
 
     Whatever a slide's process does costs only that slide. Closing the generator removes what is half written.
     """
     slides: dict[str, SlideFeatures] = {}
     try:
-        for event in prefetch(partial(stream, tasks, limits, jobs, work)):
+        for event in prefetch(partial(stream, tasks, limits, jobs, work, unchanged)):
             assert isinstance(event.task, FeatureTask)
             if isinstance(event, TileBatch):
                 if event.image_id not in slides:

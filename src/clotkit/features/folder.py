@@ -1,4 +1,4 @@
-"""A folder or URL of feature files, by image id; a file of an object store is fetched once, into a cache."""
+"""Feature files by image id, in a folder or at a URL, whose files are fetched once, into a cache."""
 
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -56,6 +56,9 @@ def _tiles_of_shard(task: FeatureTask, store: Store) -> Iterator[tuple[int, dict
 
 
 def feature_key(tiles_key: str, encoder_sha256: str, layout: str) -> str:
-    """Return a sha256 of all that a file of features depends on; `tiles_key` is that of its tiles (see shard_key)."""
+    """Return a sha256 of all that a file of features depends on.
+
+    `tiles_key` is that of its tiles, see shard_key.
+    """
     parts = [tiles_key, encoder_sha256, layout, FORMAT]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -29,6 +29,7 @@ class FaultKind(StrEnum):
     SIZE = "size"  # another number of bytes than listed
     SHA256 = "sha256"  # another sha256 than listed
     CONTENT = "content"  # another number of tiles, or another key, than listed
+    ENCODER = "encoder"  # features of another encoder than the one named
     TILING = "tiling"  # cut with another tiling than the recipe's
     UNREADABLE = "unreadable"  # cannot be read, or not a whole shard
     LOST = "lost"  # the workers of a cluster died while they read it
@@ -91,7 +92,7 @@ def verify(
     rows, listed = read_shard_rows(store, competition), store.entries()
     done = [row for row in rows if row.file]
     checks = [ShardCheck(store.absolute(), row, tiling) for row in done if row.file in listed]
-    faults = [*_listing_faults(split_dir, rows, competition), *_file_faults(done, set(listed))]
+    faults = [*listing_faults(split_dir, rows, competition), *file_faults(done, set(listed))]
     with engine(backend, log) as workers, progress(len(checks), log) as advance:
         for check, found in workers.unordered(check_shard, checks):
             fault = Fault(check.row.file, FaultKind.LOST, found.reason) if isinstance(found, Lost) else found
@@ -111,23 +112,22 @@ def check_shard(check: ShardCheck) -> Fault | None:
     return None if found is None else Fault(check.row.file, *found)
 
 
-def verification_lines(verification: Verification, out: Place) -> Iterator[str]:
+def verification_lines(
+    verification: Verification, out: Place, things: str = "shards", verb: str = "clotkit tile"
+) -> Iterator[str]:
     """Yield a line for each fault, then a summary."""
     yield from (f"{fault.name}: {fault.text}" for fault in verification.faults)
-    shards = f"{verification.shards} shards, {verification.size_bytes / MB:,.1f} MB"
+    shards = f"{verification.shards} {things}, {verification.size_bytes / MB:,.1f} MB"
     failed = f", {verification.failed} slides without one" if verification.failed else ""
     count = len(verification.faults)
-    faults = f"{count} faults; run clotkit tile to repair them" if count else "no faults"
+    faults = f"{count} faults; run {verb} to repair them" if count else "no faults"
     yield f"{out}: {shards}{failed}; {faults}"
 
 
 def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | None:
-    row, size_bytes = check.row, path.stat().st_size
-    if size_bytes != row.size_bytes:
-        return FaultKind.SIZE, f"has {size_bytes} bytes, but {row.size_bytes} are listed"
-    digest = sha256(path)
-    if digest != row.sha256:
-        return FaultKind.SHA256, f"its sha256 is {digest}, but {row.sha256 or 'none'} is listed"
+    row = check.row
+    if fault := byte_fault(path, row):
+        return fault
     shard = read_shard(path)
     if (len(shard.tiles), shard.key) != (row.tiles, row.key):
         return FaultKind.CONTENT, (
@@ -138,7 +138,18 @@ def _content_fault(path: Path, check: ShardCheck) -> tuple[FaultKind, str] | Non
     return None
 
 
-def _listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[Fault]:
+def byte_fault(path: Path, row: ShardRow) -> tuple[FaultKind, str] | None:
+    """Return how a file differs from its row in size or sha256; None if it does not. Raises OSError."""
+    size_bytes = path.stat().st_size
+    if size_bytes != row.size_bytes:
+        return FaultKind.SIZE, f"has {size_bytes} bytes, but {row.size_bytes} are listed"
+    digest = sha256(path)
+    if digest != row.sha256:
+        return FaultKind.SHA256, f"its sha256 is {digest}, but {row.sha256 or 'none'} is listed"
+    return None
+
+
+def listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[Fault]:
     """Yield the slides of the split that are not listed once, and the listed ones that are not of it."""
     with tables_of(split_dir, competition) as folder:
         split = split_of(folder, competition, ("train", "test") if rows[0].label is not None else ("test", "train"))
@@ -150,10 +161,10 @@ def _listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Com
             yield Fault(image_id, FaultKind.LISTING, f"is listed {counts[image_id]} times, and is {slide} of the split")
 
 
-def _file_faults(done: Sequence[ShardRow], files: set[str]) -> Iterator[Fault]:
-    """Yield the shards that are listed but missing, and those that are in the folder but not listed."""
+def file_faults(done: Sequence[ShardRow], files: set[str], suffix: str = ".npy") -> Iterator[Fault]:
+    """Yield the files that are listed but missing, and those that are in the folder but not listed."""
     known = {row.file for row in done}
     for name in sorted(known - files):
         yield Fault(name, FaultKind.MISSING, "is listed but missing")
-    for name in sorted(name for name in files - known if name.endswith(".npy")):
+    for name in sorted(name for name in files - known if name.endswith(suffix)):
         yield Fault(name, FaultKind.UNLISTED, "is in the folder but not listed")
