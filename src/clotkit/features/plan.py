@@ -10,7 +10,6 @@ from clotkit.competitions import Competition
 from clotkit.errors import UsageError
 from clotkit.features.probe import EncoderTiming, described_timing, read_use, time_encoder
 from clotkit.features.run import FeatureSettings, Job, is_shards, prepared
-from clotkit.members.encoders.encoder import BATCH_TILES
 from clotkit.planning.plan import PlanSettings, plan_slides, wall_seconds
 from clotkit.progress import Log
 from clotkit.shards.table import read_shard_rows
@@ -58,7 +57,7 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
         timing = time_encoder(job.encoder, job.recipe.tiling.tile_px)
         use = read_use(job.store)
         known = use.batch_tiles if use is not None and use.sha256 == job.encoder.sha256 else None
-        batch = settings.batch_tiles or known or timing.batch_within(settings.encoder_memory_mb, BATCH_TILES)
+        batch = settings.batch_tiles or known or timing.batch_within(settings.encoder_memory_mb)
         slides, failing, child_mb = _tiles_and_seconds(job, competition)
     tiles = sum(count for count, _ in slides)
     encode_s = [-(-count // batch) * batch * timing.tile_s for count, _ in slides]  # a partial batch takes as long

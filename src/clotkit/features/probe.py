@@ -13,7 +13,7 @@ from typing import Any
 
 from clotkit.batching import noise
 from clotkit.errors import ConfigError
-from clotkit.members.encoders.encoder import FoundEncoder
+from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, FoundEncoder
 from clotkit.stores import Store
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Limits, Task, stream
@@ -33,14 +33,15 @@ class EncoderTiming:
     tile_s: float  # to encode a tile of a batch
     base_mb: float  # peak memory of a process that has loaded it, without any batch
     tile_mb: float  # more for each tile of a batch
+    on_gpu: bool
 
     def peak_mb(self, batch_tiles: int) -> float:
         """Return the peak memory with batches of this size, in MB."""
         return self.base_mb + self.tile_mb * batch_tiles
 
-    def batch_within(self, memory_mb: float, most: int) -> int:
-        """Return the largest batch up to `most`, halved until it fits `memory_mb`; 1 if none does."""
-        batch = most
+    def batch_within(self, memory_mb: float) -> int:
+        """Return the tiles of a batch: the default, halved until it fits `memory_mb`; 1 if none does."""
+        batch = GPU_BATCH_TILES if self.on_gpu else BATCH_TILES
         while batch > 1 and self.peak_mb(batch) > memory_mb:
             batch //= 2
         return batch
@@ -55,7 +56,7 @@ def time_encoder(encoder: FoundEncoder, tile_px: int) -> EncoderTiming:
     tile_mb = max(0.0, large.peak_mb - small.peak_mb) / (LARGE - SMALL)
     base_mb = large.peak_mb - LARGE * tile_mb
     found = large.facts
-    return EncoderTiming(found["width"], found["load_s"], found["batch_s"] / LARGE, base_mb, tile_mb)
+    return EncoderTiming(found["width"], found["load_s"], found["batch_s"] / LARGE, base_mb, tile_mb, found["on_gpu"])
 
 
 def _measured(encoder: FoundEncoder, tile_px: int, batch_tiles: int) -> Ended:
@@ -83,7 +84,8 @@ def probe_work(
     loaded.encode(tiles)
     started = time.perf_counter()
     loaded.encode(tiles)
-    yield 0, {"width": loaded.width, "load_s": load_s, "batch_s": time.perf_counter() - started}
+    batch_s = time.perf_counter() - started
+    yield 0, {"width": loaded.width, "on_gpu": loaded.on_gpu, "load_s": load_s, "batch_s": batch_s}
 
 
 @dataclass(frozen=True)

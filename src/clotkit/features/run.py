@@ -25,7 +25,7 @@ from clotkit.features.probe import (
 )
 from clotkit.features.tasks import FeatureTask, feature_key, feature_task
 from clotkit.looking import with_sizes
-from clotkit.members.encoders.encoder import BATCH_TILES, Encoder, FoundEncoder, find_encoder
+from clotkit.members.encoders.encoder import Encoder, FoundEncoder, find_encoder
 from clotkit.progress import Log, progress
 from clotkit.scratch import scratch
 from clotkit.shards.cut import CutResult, size_and_sha256
@@ -245,7 +245,7 @@ def chosen_batch(job: Job, log: Log, timing: EncoderTiming | None = None) -> int
     if use is not None and use.sha256 == job.encoder.sha256 and given in {None, use.batch_tiles}:
         return use.batch_tiles
     timing = timing or time_encoder(job.encoder, job.recipe.tiling.tile_px)
-    batch_tiles = given or timing.batch_within(job.settings.encoder_memory_mb, BATCH_TILES)
+    batch_tiles = given or timing.batch_within(job.settings.encoder_memory_mb)
     log(f"encoder {job.encoder.name}: {described_timing(timing, batch_tiles)}")
     write_use(job.store, EncoderUse(job.encoder.name, job.encoder.sha256, timing.width, batch_tiles))
     return batch_tiles

@@ -78,7 +78,7 @@ def _add_encoder_limits(verb: argparse.ArgumentParser) -> None:
         "--batch",
         type=int,
         metavar="N",
-        help="tiles that the encoder gets at a time (default: at most 32, as they fit)",
+        help="tiles that the encoder gets at a time (default: 8, on a GPU 64, halved until they fit)",
     )
 
 

@@ -18,11 +18,13 @@ from clotkit.config import ModelConfig, OnnxConfig
 from clotkit.errors import ConfigError
 from clotkit.members.backbones import BACKBONES, arrays_sha256, find_backbone
 from clotkit.members.encoders.folder import ENCODER, KerasConfig, check_features, is_encoder, read_encoder
-from clotkit.members.loading import load_backbone_encoder, start_keras
+from clotkit.members.loading import list_devices, load_backbone_encoder, start_keras
 from clotkit.members.onnx.header import model_sha256
-from clotkit.members.onnx.session import OnnxModel
+from clotkit.members.onnx.session import CPU, OnnxModel
 
-BATCH_TILES = 32  # of a batch, unless the caller says otherwise
+# Tiles of a batch, unless the caller says otherwise. On a CPU larger batches are no faster, and a slide's last one is
+# padded.
+BATCH_TILES, GPU_BATCH_TILES = 8, 64
 
 Encode = Callable[[TileArray], npt.NDArray[np.float32]]
 
@@ -37,6 +39,7 @@ class Encoder:
     encode: Encode  # uint8[n, S, S, 3] -> float32[n, D]
     tile_px: int  # side of the tiles that it takes, in pixels
     mpp: float = 0.0  # micrometres per pixel that it was trained on; 0: any
+    on_gpu: bool = False
     notes: list[str] = field(default_factory=list)  # lines for people; encoding may add one
 
 
@@ -68,7 +71,7 @@ class FoundEncoder:
             raise ConfigError(
                 f"encoder {self.name}: takes tiles of {self.tile_px} px; the recipe's tiling.tile_px is {tile_px}"
             )
-        encode, notes = self._loaded(tile_px, batch_tiles)
+        encode, on_gpu, notes = self._loaded(tile_px, batch_tiles)
         features = np.asarray(encode(noise(tile_px, 1)))
         if features.ndim != 2 or len(features) != 1 or not np.isfinite(features).all():
             bad = "" if np.isfinite(features).all() else " with NaN or infinity"
@@ -76,18 +79,18 @@ class FoundEncoder:
                 f"encoder {self.name}: gave {features.dtype}{list(features.shape)}{bad} for 1 tile; finite features "
                 "[1, D] are needed"
             )
-        return Encoder(self.name, features.shape[1], self.sha256, encode, tile_px, self.mpp, notes)
+        return Encoder(self.name, features.shape[1], self.sha256, encode, tile_px, self.mpp, on_gpu, notes)
 
-    def _loaded(self, tile_px: int, batch_tiles: int) -> tuple[Encode, list[str]]:
-        """Return the function from tiles to features, and its notes. Raises ConfigError."""
+    def _loaded(self, tile_px: int, batch_tiles: int) -> tuple[Encode, bool, list[str]]:
+        """Return the function from tiles to features, whether a GPU computes, and notes. Raises ConfigError."""
         if isinstance(self.settings, OnnxConfig):
             model = OnnxModel(self.path, self.settings, tile_px, batch_tiles=batch_tiles)
-            return model, model.notes
+            return model, model.provider != CPU, model.notes
         start_keras()
         keras = self.settings
         config = ModelConfig(keras.name, last_layer=keras.last_layer, input_px=keras.input_px, freeze=True)
         predict = load_backbone_encoder(config, tile_px, self.path, batch_tiles)
-        return predict, predict.notes
+        return predict, list_devices()[0].startswith("gpu"), predict.notes
 
 
 def load_encoder(
