@@ -199,7 +199,7 @@ def test_a_run_that_is_killed_at_any_instant_gives_the_same_files(
 
 
 def dying(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
-    """Cut a slide, and die after the first batch of those whose id has the last letter of the file `doomed`."""
+    """Cut a slide, and die after the first batch of the one that the file `doomed` names."""
     import os
 
     doomed = (task.path.parents[1] / "doomed").read_text()
