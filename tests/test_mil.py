@@ -63,7 +63,7 @@ def test_the_order_of_tiles_does_not_matter(
 ) -> None:
     (recipe, head), rng = heads[name], np.random.default_rng(seed)
     features, order = rng.normal(size=(tiles, WIDTH)), rng.permutation(tiles)
-    pooling, rows = pooling_of_heads(recipe, head.model, 1), rows_of(recipe, head, features)
+    pooling, rows = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1]), rows_of(recipe, head, features)
     p = pooling.pool(rows)
     assert p.sum() == pytest.approx(1)
     assert (p >= 0).all()
@@ -81,7 +81,7 @@ def test_a_padded_bag_is_pooled_in_training_as_in_prediction(heads: dict[str, tu
     mask = np.ones((2, 9), np.float32)
     mask[1, 4:] = 0
     p = np.asarray(head.bag({"features": features, "mask": mask})[0])
-    pooling = pooling_of_heads(recipe, head.model, 1)
+    pooling = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1])
     for number, count in ((0, 9), (1, 4)):
         rows = rows_of(recipe, head, features[number, :count])
         np.testing.assert_allclose(pooling.pool(rows), p[number], atol=1e-5)
@@ -93,15 +93,15 @@ def test_a_padded_bag_is_pooled_in_training_as_in_prediction(heads: dict[str, tu
 def test_several_heads_are_averaged(heads: dict[str, tuple[Recipe, Head]], name: str) -> None:
     recipe, features = heads[name][0], np.random.default_rng(4).normal(size=(6, WIDTH)).astype(np.float16)
     several, model = build_heads(recipe, WIDTH, 3, 2)
-    alone = [pooling_of_heads(recipe, one.model, 1).pool(rows_of(recipe, one, features)) for one in several]
-    both = pooling_of_heads(recipe, model, 2)
+    alone = [pooling_of_heads(recipe, one.model, 3).pool(rows_of(recipe, one, features)) for one in several]
+    both = pooling_of_heads(recipe, model, 3)
     rows = features if name == "transformer" else np.asarray(model(features.astype(np.float32)))
     np.testing.assert_allclose(both.pool(rows), np.mean(alone, axis=0), atol=1e-5)
 
 
 def test_a_transformer_pools_many_tiles_in_parts(heads: dict[str, tuple[Recipe, Head]]) -> None:
     recipe, head = heads["transformer"]
-    pooling = pooling_of_heads(recipe, head.model, 1)
+    pooling = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1])
     rows = np.random.default_rng(5).normal(size=(BAG_TILES + 2, WIDTH)).astype(np.float16)
     parts = np.array_split(rows, 2)
     np.testing.assert_allclose(pooling.pool(rows), np.mean([pooling.pool(part) for part in parts], axis=0), atol=1e-6)
@@ -149,7 +149,7 @@ def test_attention_finds_the_planted_tile(
     recipe = load_recipe(write_recipe(tmp_path / "r.toml", name, mil=f'bags = "{bags}"'))
     read = read_features(recipe, slides, None, strip_ai, None, tmp_path, lambda _: None)
     head, _ = fit_head(recipe, read, read.where(np.zeros(len(read), bool)), 1, None, lambda epoch, logs: None)
-    pooling, right, found = pooling_of_heads(recipe, head.model, 1), 0, 0
+    pooling, right, found = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1]), 0, 0
     for number, label in enumerate(read.labels):
         file = open_features(slides / f"s{number:03}.h5")
         rows = rows_of(recipe, head, file.read())

@@ -587,8 +587,11 @@ def _check_encoder(recipe: Recipe, where: str) -> None:
             f"{where}: model.l2 is {model.l2}, model.output {model.output!r}, model.head {list(model.head)}; mean_pool "
             "is linear: it takes an l2 above 0, softmax and no head"
         )
-    if names[0] == "transformer" and len(model.head) != 1:
-        raise ConfigError(f"{where}: model.head is {list(model.head)}; a transformer takes one number, its width")
+    if names[0] == "transformer" and (len(model.head) != 1 or training.final == "folds"):
+        raise ConfigError(
+            f"{where}: model.head is {list(model.head)}, training.final {training.final!r}; a transformer takes one "
+            'number, its width, and final = "all"'
+        )
 
 
 def check_onnx_table(onnx: OnnxConfig, where: str) -> None:

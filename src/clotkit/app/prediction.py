@@ -55,12 +55,14 @@ def decide(
 def heat_map(member: LoadedMember, tiles: Pixels, rows: npt.NDArray[np.float64], label: str) -> Pixels:
     """Return the tile with the highest probability of `label` under its heat map, uint8[S, S, 3].
 
-    For a label that is no class, an outlier, it is that of the class which is likeliest on average.
+    Probabilities are weighted by the attention of the member, if it has any. For a label that is no class, an outlier,
+    it is that of the class which is likeliest on average.
     """
     p = member.pooling.tile_probabilities(rows)  # [n, C]
     known = label in member.target.classes
     target = member.target.classes.index(label) if known else int(p.mean(axis=0).argmax())
-    best = int(p[:, target].argmax())
+    attention = member.pooling.attention(rows)
+    best = int((p[:, target] * (1.0 if attention is None else attention)).argmax())
     with _predicting:
         heat = member.heat(tiles[best], target)
     return overlay(tiles[best], heat)

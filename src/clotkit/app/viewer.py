@@ -168,7 +168,12 @@ def score_live(member: LoadedMember, path: Path, competition: Competition) -> Ge
 
 
 def paint_tiles(
-    overview: Pixels, downsample: int, xy: npt.NDArray[np.int32], size_px: tuple[int, int], p: npt.NDArray[np.float64]
+    overview: Pixels,
+    downsample: int,
+    xy: npt.NDArray[np.int32],
+    size_px: tuple[int, int],
+    p: npt.NDArray[np.float64],
+    attention: npt.NDArray[np.float64] | None = None,
 ) -> Pixels:
     """Draw tiles over an overview, coloured by probability: violet at 0, green at 0.5, yellow at 1.
 
@@ -178,12 +183,14 @@ def paint_tiles(
         xy: corners of the tiles, int32[n, 2], in full-resolution pixels.
         size_px: width and height of a tile, in full-resolution pixels.
         p: probabilities, or other shares of a largest value [n].
+        attention: weights of the tiles [n]: the less a tile weighs, the more transparent is its colour.
     """
     painted = overview.astype(np.float32)
     colours = np.stack([np.interp(p, RAMP_AT, channel) for channel in np.array(RAMP).T], axis=-1)  # [n, 3]
-    for (x, y), colour in zip((xy // downsample).tolist(), colours, strict=True):
+    opacities = np.full(len(p), OPACITY) if attention is None else OPACITY * attention / attention.max()
+    for (x, y), colour, opacity in zip((xy // downsample).tolist(), colours, opacities.tolist(), strict=True):
         part = painted[y : y + max(1, size_px[1] // downsample), x : x + max(1, size_px[0] // downsample)]
-        part[:] = part * (1 - OPACITY) + colour * OPACITY
+        part[:] = part * (1 - opacity) + colour * opacity
     return np.asarray(np.rint(painted), np.uint8)
 
 
@@ -218,7 +225,8 @@ def _last(
         shown = shown_by(member, competition)
         p = member.pooling.tile_probabilities(rows)  # [n, C]
         order = [member.target.classes.index(name) for name in shown.classes]
-        picture = paint_tiles(result.picture(), facts["downsample"], xy, size, shown.levels(p[:, order]))
+        levels, attention = shown.levels(p[:, order]), member.pooling.attention(rows)
+        picture = paint_tiles(result.picture(), facts["downsample"], xy, size, levels, attention)
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)
 
 

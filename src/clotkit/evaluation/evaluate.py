@@ -29,6 +29,7 @@ from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.members import loading
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
+from clotkit.members.encoders.network import EncodedHeads, load_encoded_heads
 from clotkit.members.folder import (
     CALIBRATION,
     FAMILIARITY,
@@ -36,6 +37,7 @@ from clotkit.members.folder import (
     SPLIT_DROPPED,
     SPLIT_TRAIN,
     SPLIT_VALIDATION,
+    MemberFiles,
     network_file,
     read_decision,
     read_member,
@@ -85,7 +87,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         raise SplitError(f"{settings.data}: its classes are {found}; the member's: {wanted}; give data of these")
     tiles, folds, in_sample = _held_out(tiles, member, log)
     outputs = member.predict(tiles.tiles, folds)
-    images = predicted_images(outputs, tiles, member.recipe)
+    images = predicted_images(outputs, tiles, member.pooling)
     images["fold"] = folds[_first_tiles(tiles)]
     units = member.calibrated(rows_to_score(images, target))
     metrics = {
@@ -134,8 +136,8 @@ class LoadedMember:
 
     recipe: Recipe
     target: EvaluationTarget
-    model: Any  # Keras model of all its networks; an OnnxNetwork
-    networks: list[list[Network | OnnxNetwork]]  # by fold; one list if they were trained on all folds
+    model: Any  # Keras model of all its networks; an OnnxNetwork, or EncodedHeads
+    networks: list[list[Network | OnnxNetwork | EncodedHeads]]  # by fold; one list if they were trained on all folds
     calibration: Calibration
     fold_calibrations: list[Calibration]  # by fold, each fitted on the other folds
     folds: dict[str, str]  # the fold of each image that it was made with, as split.csv has it
@@ -146,7 +148,7 @@ class LoadedMember:
     @property
     def pooling(self) -> SlidePooling:
         """Return what turns its rows into the probabilities of an image."""
-        return pooling_of(self.recipe)
+        return self.model.pooling if isinstance(self.model, EncodedHeads) else pooling_of(self.recipe)
 
     def label(self, probabilities: npt.NDArray[np.float64], competition: Competition) -> str:
         """Return the label of calibrated probabilities [C].
@@ -207,6 +209,9 @@ class LoadedMember:
         batch, tta = self.recipe.tiling.batch_tiles, self.recipe.inference.tta
         if fold == UNKNOWN or len(self.networks) == 1:
             return predictor(self.model, batch, tta)(tiles).astype(np.float64)
+        heads = self.networks[fold][0]
+        if isinstance(heads, EncodedHeads):  # rows as wide as those of all folds: each head's again for every fold
+            return np.tile(predictor(heads, batch)(tiles).astype(np.float64), (1, len(self.networks)))
         committee = [network for network in self.networks[fold] if isinstance(network, Network)]
         return predict_committee(committee, tiles, self.recipe, batch)
 
@@ -216,8 +221,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
     files = read_member(folder)
     recipe, metrics = files.recipe, files.metrics
     classes, folds = tuple(metrics["classes"]), int(metrics["networks_of_folds"])
-    networks, model = _load_networks(folder, recipe, len(classes), folds)
-    per_fold = len(networks) // folds
+    networks, model = _load_networks(folder, files, len(classes), folds)
     where = str(folder / CALIBRATION)
     split = pd.read_csv(folder / SPLIT, dtype=str) if (folder / SPLIT).is_file() else pd.DataFrame()
     return LoadedMember(
@@ -231,7 +235,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
             by_patient=metrics["unit"] == "patient",
         ),
         model=model,
-        networks=[networks[start : start + per_fold] for start in range(0, len(networks), per_fold)],
+        networks=networks,
         calibration=Calibration.from_json(files.calibration, where, len(classes)),
         fold_calibrations=[
             Calibration.from_json(one, where, len(classes)) for one in files.calibration.get("folds", [])
@@ -243,13 +247,18 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
     )
 
 
-def _load_networks(folder: Path, recipe: Recipe, classes: int, folds: int) -> tuple[list[Any], Any]:
-    """Load the networks of a member, and the model of all of them."""
+def _load_networks(folder: Path, files: MemberFiles, classes: int, folds: int) -> tuple[list[list[Any]], Any]:
+    """Load the networks of a member by fold, and the model of all of them."""
+    recipe = files.recipe
     if recipe.is_onnx:
         network = load_onnx_network(network_file(folder), recipe, classes)
-        return [network], network
+        return [[network]], network
+    if recipe.encoder is not None:
+        heads, model = load_encoded_heads(folder, recipe, files.metrics, classes)
+        return [[one] for one in heads], model
     networks, model = loading.load_networks(folder, recipe, classes, folds)
-    return networks, model
+    per_fold = len(networks) // folds
+    return [networks[start : start + per_fold] for start in range(0, len(networks), per_fold)], model
 
 
 def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, npt.NDArray[np.int64], bool]:
@@ -307,7 +316,8 @@ def _write_page(
         for row, p in zip(facts, probabilities, strict=True)
     ]
     # Of tiles, [n, C]: with softmax the logits of rows, which tell more than probabilities near 1.
-    evidence = outputs if member.recipe.output == "softmax" else member.pooling.tile_probabilities(outputs)
+    are_values = member.recipe.output == "softmax" and member.recipe.encoder is None
+    evidence = outputs if are_values else member.pooling.tile_probabilities(outputs)
     for index in worst_first(errors, settings.worst):
         of_image = np.flatnonzero(tiles.images == errors[index].image)
         predicted = int(errors[index].probabilities.argmax())

@@ -15,7 +15,7 @@ from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures
 from clotkit.members.calibration import Calibration, fit_calibration
 from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
-from clotkit.members.pooling import pooling_of
+from clotkit.members.pooling import SlidePooling
 from clotkit.metric import balanced_log_loss
 
 Floats = npt.NDArray[np.float64]
@@ -68,11 +68,10 @@ def target_of(
     return EvaluationTarget(classes, tuple(map(float, shares)), positive, CLIP, floor, by_patient=False)
 
 
-def predicted_images(outputs: Floats, tiles: TileSet, recipe: Recipe) -> pd.DataFrame:
+def predicted_images(outputs: Floats, tiles: TileSet, pooling: SlidePooling) -> pd.DataFrame:
     """Return one row per image: image, patient, centre, label, and the probability of each class.
 
-    The rows are in the order of the tiles. `outputs` are those of the networks for the tiles: probabilities [n, C], or
-    under attention rows [n, C + 1].
+    The rows are in the order of the tiles. `outputs` [n, K] are those of the networks for the tiles.
     """
     rows = []
     for image in dict.fromkeys(tiles.images.tolist()):
@@ -84,7 +83,7 @@ def predicted_images(outputs: Floats, tiles: TileSet, recipe: Recipe) -> pd.Data
             "centre": tiles.centres[first],
             "label": int(tiles.labels[first]),
         }
-        probabilities = pooling_of(recipe).pool(outputs[of_image])  # [C]
+        probabilities = pooling.pool(outputs[of_image])  # [C]
         rows.append(facts | dict(zip(tiles.classes, probabilities, strict=True)))
     return pd.DataFrame(rows, columns=["image", "patient", "centre", "label", *tiles.classes])
 

@@ -64,6 +64,12 @@ def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None)
     or for another competition than `slug` (None: any), or when a hash differs from the one that MANIFEST.json beside
     the folder lists.
     """
+    files = read_checked(folder, classes, slug)
+    return member_of(folder, files, len(classes), *_load_predict(folder, files, len(classes)))
+
+
+def read_checked(folder: Path, classes: tuple[str, ...], slug: str | None) -> MemberFiles:
+    """Read a member's files. Raises ConfigError as load_member does."""
     files = read_member(folder)
     trained_on = files.metrics.get("competition")
     if slug and trained_on not in {None, slug}:
@@ -71,11 +77,22 @@ def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None)
     trained = tuple(files.metrics.get("classes", ()))
     if trained != classes:
         raise ConfigError(f"{folder}: trained for the classes {', '.join(trained)}; wanted: {', '.join(classes)}")
-    predict, notes = _load_predict(folder, files, len(classes))
+    return files
+
+
+def member_of(
+    folder: Path,
+    files: MemberFiles,
+    classes: int,
+    predict: Predict,
+    notes: list[str],
+    own_pooling: SlidePooling | None = None,
+) -> Member:
+    """Return a member whose network is loaded. Raises ConfigError for a calibration that does not fit."""
     where = str(folder / CALIBRATION)
-    calibration = Calibration.from_json(files.calibration, where, len(classes))
-    decision = read_decision(files.calibration, where, len(classes))
-    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, notes, decision)
+    calibration = Calibration.from_json(files.calibration, where, classes)
+    decision = read_decision(files.calibration, where, classes)
+    return Member(folder.name, files.recipe, calibration, files.weights_sha256, predict, notes, decision, own_pooling)
 
 
 def _load_predict(folder: Path, files: MemberFiles, classes: int) -> tuple[Predict, list[str]]:
@@ -178,7 +195,8 @@ def load_networks(folder: Path, recipe: Recipe, classes: int, folds: int) -> tup
         model.load_weights(folder / WEIGHTS)
     except Exception as error:
         raise WeightsError(f"{folder / WEIGHTS}: does not fit the network of its recipe: {one_line(error)}") from error
-    check_loaded(folder / WEIGHTS, model, networks)
+    parts = [part for network in networks for part in (network.features, network.head)]
+    check_loaded(folder / WEIGHTS, model, parts)
     return networks, model
 
 

@@ -68,13 +68,13 @@ def pack_weights(path: Path) -> None:
         source.visititems(copy)
 
 
-def check_loaded(path: Path, model: Any, networks: Sequence[Any]) -> None:
+def check_loaded(path: Path, model: Any, parts: Sequence[Any]) -> None:
     """Check that a model has exactly the arrays of the file: no initial values, none left over.
 
     Args:
         path: the file of the weights.
         model: the Keras model that they were loaded into.
-        networks: its networks, none of which may have only zeros.
+        parts: the Keras models that it is made of, none of which may have only zeros.
 
     Raises:
         WeightsError: the arrays differ, or a network would give the same probabilities for every tile.
@@ -89,11 +89,10 @@ def check_loaded(path: Path, model: Any, networks: Sequence[Any]) -> None:
             f"{(wanted - loaded).total()} of {wanted.total()} of the network have other values: it belongs to another "
             "recipe or another version of Keras; train the member again"
         )
-    for number, network in enumerate(networks):
-        for part in (network.features, network.head):
-            kernels = _kernels(model_arrays(part))
-            if kernels and not any(kernel.any() for kernel in kernels):
-                raise WeightsError(f"{path}: network {number} of {len(networks)} has only zeros; {ADVICE}")
+    for number, part in enumerate(parts):
+        kernels = _kernels(model_arrays(part))
+        if kernels and not any(kernel.any() for kernel in kernels):
+            raise WeightsError(f"{path}: part {number} of {len(parts)} of the network has only zeros; {ADVICE}")
 
 
 def check_outputs(outputs: np.ndarray, probabilities: bool) -> str:

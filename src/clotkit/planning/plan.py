@@ -25,8 +25,8 @@ from clotkit import competitions
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, load_recipe, tiling_for
 from clotkit.looking import with_sizes
+from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import RECIPE
-from clotkit.members.loading import load_member
 from clotkit.planning.forecast import forecast
 from clotkit.reasons import Reason
 from clotkit.scoring.inputs import find_ensemble

@@ -14,8 +14,8 @@ from clotkit.errors import ClotkitError, RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, files_in, wheels_files
 from clotkit.kaggle.kernels import datasets_attached
+from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import MANIFEST, METRICS
-from clotkit.members.loading import load_member
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.sandbox import (

@@ -41,6 +41,8 @@ class Box:
     y: int
     width: int
     height: int
+    attention: float | None = None  # share of the slide's attention; None: all tiles weigh alike
+    border: float = 1.0  # width of its border, 1 to 5: by its attention beside the largest one
 
     @property
     def tenth(self) -> int:
@@ -108,17 +110,23 @@ def tile_boxes(tiles: Iterable[Mapping[str, Any]], limit: int) -> tuple[list[Box
 
     If there are more, the boxes spread evenly over the sorted probabilities, including both ends.
     """
-    boxes = [
-        (float(p), int(x), int(y), int(group["size_px"][0]), int(group["size_px"][1]))
-        for group in tiles
-        for (x, y), p in zip(group["xy"], group["p"], strict=True)
-    ]
-    boxes.sort()
+    boxes = [box for group in tiles for box in _boxes_of(group)]
+    boxes.sort(key=lambda box: (box.p, box.x, box.y))
     if 1 < limit < len(boxes):
         drawn = [boxes[round(i * (len(boxes) - 1) / (limit - 1))] for i in range(limit)]
     else:
         drawn = boxes
-    return [Box(*box) for box in drawn], len(boxes)
+    return drawn, len(boxes)
+
+
+def _boxes_of(group: Mapping[str, Any]) -> Iterator[Box]:
+    """Yield the boxes of the tiles of one tiling."""
+    width, height = (int(px) for px in group["size_px"])
+    weights = group.get("attention") or [None] * len(group["p"])
+    largest = max((weight for weight in weights if weight is not None), default=0.0) or 1.0
+    for (x, y), p, weight in zip(group["xy"], group["p"], weights, strict=True):
+        border = 1.0 if weight is None else 1.0 + 4.0 * float(weight) / largest
+        yield Box(float(p), int(x), int(y), width, height, weight, border)
 
 
 def histogram_plot(run: Histogram, known: Histogram | None, largest: float = 1.0) -> dict[str, Any]:

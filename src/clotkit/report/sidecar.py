@@ -37,6 +37,7 @@ class Tiled:
     tiling: TilingConfig
     xy: npt.NDArray[np.int32]  # [n, 2]: top left corners, full-resolution pixels
     p: Shares  # [n, C]: probabilities, averaged over the members that predicted the tile
+    attention: Shares | None = None  # [n], sum 1: the mean weight that members give each tile; None: all weigh alike
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def _tiles(tiled: Tiled, facts: Mapping[str, Any], shown: Shown) -> dict[str, An
     side = side_px(tiled.tiling, facts)
     known = "width_px" in facts and "height_px" in facts
     size = kept_size_px(tiled.tiling, *scanned_size_px(facts), facts) if known else (side, side)
-    return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": shown.levels(tiled.p).round(3).tolist()}
+    attention = {} if tiled.attention is None else {"attention": tiled.attention.round(5).tolist()}
+    return {"size_px": list(size), "xy": tiled.xy.tolist(), "p": shown.levels(tiled.p).round(3).tolist(), **attention}
 
 
 def _joined(spans: Sequence[Span]) -> Iterator[Span]:

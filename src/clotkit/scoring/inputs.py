@@ -12,9 +12,10 @@ from clotkit.config import missing_facts
 from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
+from clotkit.members.encoders.loading import load_member
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
 from clotkit.members.folder import check_trained_for, find_members
-from clotkit.members.loading import Member, load_member
+from clotkit.members.loading import Member
 from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason, TableRepair
 from clotkit.scoring.settings import RunSettings

@@ -9,8 +9,9 @@ from pathlib import Path
 from clotkit.competitions import Competition
 from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClusterError, one_line
+from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import find_members
-from clotkit.members.loading import Member, load_member
+from clotkit.members.loading import Member
 from clotkit.progress import Log
 from clotkit.scoring.budget import Pace
 from clotkit.scoring.inputs import local_weights

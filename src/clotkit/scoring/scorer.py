@@ -47,6 +47,7 @@ class SlidePredictions:
     corners: dict[int, list[npt.NDArray[np.int32]]] = field(default_factory=dict)  # by tiling: x, y of tiles, [n, 2]
     predicted_by: dict[int, list[str]] = field(default_factory=dict)  # by tiling: the members that predict its tiles
     busy: list[Span] = field(default_factory=list)  # when the members predicted tiles of this slide
+    means: dict[str, Probabilities] = field(default_factory=dict)  # by member: [C] of the slide, once `pool` has run
 
     def predict(self, member: Member, tiles: npt.NDArray[np.uint8]) -> None:
         """Predict a batch, uint8[n, H, W, 3], with one member; one that fails no longer counts for this slide."""
@@ -72,13 +73,15 @@ class SlidePredictions:
         """Return the number of tiles by member, of the members that have not failed."""
         return {name: count for name, count in self.tiles.items() if name not in self.failed}
 
-    def means(self) -> dict[str, Probabilities]:
-        """Return the slide's probabilities by member, [C] each, pooled over tiles as the member's recipe says."""
-        return {
-            name: np.round(member.pooling.pool(np.concatenate(self.outputs[name])), DIGITS)
-            for name, member in self.members.items()
-            if name not in self.failed
-        }
+    def pool(self) -> None:
+        """Pool the tiles of each member to the slide's probabilities; a member that fails no longer counts."""
+        for name, member in self.members.items():
+            if name in self.failed:
+                continue
+            try:
+                self.means[name] = np.round(member.pooling.pool(np.concatenate(self.outputs[name])), DIGITS)
+            except Exception as error:  # noqa: BLE001 - a head sees all tiles at once, and may run out of memory
+                self.failed[name] = f"{type(error).__name__}: {one_line(error)}"
 
     def tiled(self, tilings: Sequence[TilingConfig]) -> Iterator[Tiled]:
         """Yield the tiles of each tiling with their probabilities, averaged over the valid members."""
@@ -86,11 +89,17 @@ class SlidePredictions:
             valid = [name for name in self.predicted_by[index] if name in self.outputs and name not in self.failed]
             if valid:
                 p = np.mean([self._tile_probabilities(name) for name in valid], axis=0)
-                yield Tiled(tilings[index], np.concatenate(batches), p)
+                weights = [found for name in valid if (found := self._attention(name)) is not None]
+                attention = np.mean(weights, axis=0) if weights else None
+                yield Tiled(tilings[index], np.concatenate(batches), p, attention)
 
     def _tile_probabilities(self, name: str) -> npt.NDArray[np.float64]:
         """Return one member's probabilities of each of its tiles, [n, C]."""
         return self.members[name].pooling.tile_probabilities(np.concatenate(self.outputs[name]))
+
+    def _attention(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Return one member's weights of its tiles, [n]; None if it weighs all alike."""
+        return self.members[name].pooling.attention(np.concatenate(self.outputs[name]))
 
     def failures(self) -> list[Cause]:
         """Return one cause for each member that failed on this slide."""
@@ -133,7 +142,9 @@ class Scorer:
 
     def postpone(self, ended: Ended) -> None:
         """Keep the predictions of a first try until the second one has ended."""
-        self._first[ended.image_id] = FirstTry(self._predictions.pop(ended.image_id, SlidePredictions()), ended)
+        predictions = self._predictions.pop(ended.image_id, SlidePredictions())
+        predictions.pool()
+        self._first[ended.image_id] = FirstTry(predictions, ended)
 
     def finish(self, ended: Ended) -> ScoredSlide:
         """Return the result of a slide that has ended.
@@ -143,6 +154,7 @@ class Scorer:
         predictions = self._predictions.pop(ended.image_id, SlidePredictions())
         first = self._first.pop(ended.image_id, None)
         task = ended.task
+        predictions.pool()
         state, causes = self._state_and_causes(ended, predictions)
         if first is not None:
             causes = [*_cause(first.ended), *causes]
@@ -150,7 +162,7 @@ class Scorer:
                 state, predictions, task = "partial", first.predictions, first.ended.task
         causes = list(dict.fromkeys(causes))
         left_behind = [Reason.LEFT_BEHIND] if LEFT_PID in ended.facts else []
-        means = {} if state == "fallback" else predictions.means()
+        means = {} if state == "fallback" else predictions.means
         line = SlideReport(
             image_id=ended.image_id,
             patient_id=self._patient_of[ended.image_id],

@@ -42,6 +42,7 @@ from clotkit.evaluation.scores import (
 from clotkit.files import atomic_write_text
 from clotkit.members.folder import SPLIT_DROPPED, SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, check_networks, expanded
+from clotkit.members.pooling import pooling_of
 from clotkit.members.predict import mean_by_share, predictor
 from clotkit.metric import METRICS
 from clotkit.progress import Log
@@ -324,7 +325,7 @@ class TrainingRun(FoldTraining):
     def predict(self, networks: Sequence[Sequence[Network]], mask: Mask) -> pd.DataFrame:
         """See FoldTraining."""
         rows = np.mean([self._tile_rows(fit_networks, mask) for fit_networks in networks], axis=0)
-        return predicted_images(rows, self.tiles.where(mask), self.recipe)  # rows: [n, C] or [n, C + 1]
+        return predicted_images(rows, self.tiles.where(mask), pooling_of(self.recipe))  # rows: [n, C] or [n, C + 1]
 
     def follow_chief(self, folds: Sequence[Fold]) -> None:
         """Take part in every fit of `train_folds`, in the same order, and in nothing else."""

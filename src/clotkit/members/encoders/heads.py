@@ -52,24 +52,29 @@ def build_heads(recipe: Recipe, width: int, classes: int, count: int) -> tuple[l
     The model maps features [n, D] to the rows of each head side by side, [n, count * (C + 1)]; of transformers a bag to
     the values of each, [b, count * C], and their mean attention [b, T].
     """
+    heads = [build_head(recipe.model[0], width, classes, f"head{number}") for number in range(count)]
+    return heads, join_heads(heads)
+
+
+def join_heads(heads: Sequence[Head]) -> Any:
+    """Return one Keras model of some heads, see build_heads."""
     from keras import Model, layers
 
-    heads = [build_head(recipe.model[0], width, classes, f"head{number}") for number in range(count)]
-    if count == 1:
-        return heads, heads[0].model
+    if len(heads) == 1:
+        return heads[0].model
     inputs = heads[0].model.input
     outputs = [head.model(inputs) for head in heads]
-    if recipe.model[0].name != TRANSFORMER:
-        return heads, Model(inputs, layers.Concatenate(dtype=FLOAT32, name="rows")(outputs), name="heads")
+    if not isinstance(inputs, dict):
+        return Model(inputs, layers.Concatenate(dtype=FLOAT32, name="rows")(outputs), name="heads")
     values = layers.Concatenate(dtype=FLOAT32, name="values")([one[0] for one in outputs])
-    return heads, Model(inputs, [values, layers.Average(name="attention")([one[1] for one in outputs])], name="heads")
+    return Model(inputs, [values, layers.Average(name="attention")([one[1] for one in outputs])], name="heads")
 
 
 @dataclass(frozen=True)
 class RowHeadPooling:
     """The pooling of heads that give a tile a row: values of classes and attention, [n, heads * (C + 1)]."""
 
-    heads: int
+    classes: int
     output: str  # of the heads, see members.heads
     has_attention: bool
     rows_are_probabilities: bool = False
@@ -90,7 +95,7 @@ class RowHeadPooling:
 
     def _of_heads(self, rows: np.ndarray) -> list[Floats]:
         """Return the rows [n, C + 1] of each head."""
-        return np.split(np.asarray(rows, np.float64), self.heads, axis=1)
+        return np.split(np.asarray(rows, np.float64), rows.shape[1] // (self.classes + 1), axis=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class TransformerPooling:
     """
 
     model: Any  # of build_heads
-    heads: int
+    classes: int
     output: str
     rows_are_probabilities: bool = False
 
@@ -127,16 +132,16 @@ class TransformerPooling:
         # Called, not `predict`: that would trace a function for every number of tiles.
         bag = {"features": features.astype(np.float32), "mask": np.ones(features.shape[:2], np.float32)}
         values, attention = (np.asarray(ops.convert_to_numpy(one), np.float64) for one in self.model(bag))
-        of_heads = [linked(one, self.output) for one in np.split(values, self.heads, axis=1)]
+        of_heads = [linked(one, self.output) for one in np.split(values, values.shape[1] // self.classes, axis=1)]
         return np.asarray(np.mean(of_heads, axis=0)), attention
 
 
-def pooling_of_heads(recipe: Recipe, model: Any, count: int) -> RowHeadPooling | TransformerPooling:
-    """Return the pooling of `count` heads of a recipe; `model` is that of build_heads."""
+def pooling_of_heads(recipe: Recipe, model: Any, classes: int) -> RowHeadPooling | TransformerPooling:
+    """Return the pooling of some heads of a recipe; `model` is that of build_heads."""
     config = recipe.model[0]
     if config.name == TRANSFORMER:
-        return TransformerPooling(model, count, config.output)
-    return RowHeadPooling(count, config.output, config.name != MEAN_POOL)
+        return TransformerPooling(model, classes, config.output)
+    return RowHeadPooling(classes, config.output, config.name != MEAN_POOL)
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:

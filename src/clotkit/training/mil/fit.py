@@ -84,7 +84,7 @@ def predict_slide(heads: Sequence[Head], recipe: Recipe, file: FeatureFile) -> F
 
 
 def _predict(head: Head, recipe: Recipe, features: npt.NDArray[np.float16]) -> Floats:
-    pooling = pooling_of_heads(recipe, head.model, 1)
+    pooling = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1])
     if recipe.model[0].name == TRANSFORMER:
         return pooling.pool(features)
     predictor = Predictor([head.model.predict_on_batch], PREDICT_TILES)
