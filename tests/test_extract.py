@@ -1,6 +1,7 @@
 """`clotkit features`: a whole file a slide or none, the same bytes however often the run was killed."""
 
 import csv
+import json
 import random
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from clotkit.members.encoders.folder import read_encoder
 from clotkit.reasons import Reason
 from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.training.member_folder import write_manifest
 from clotkit.workers import Task
 
 from .cluster import Cluster
@@ -316,9 +318,19 @@ def test_a_wrong_encoder_is_one_line(toml: str, named: str, encoders: Path, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_a_manifest_holds_an_encoder(tmp_path: Path) -> None:
+def test_a_manifest_lists_an_encoder_beside_members(
+    make_member: Callable[..., Path], strip_ai: Competition, tmp_path: Path
+) -> None:
     folder = make_encoder(tmp_path / "mine")
-    (tmp_path / "MANIFEST.json").write_text('{"mine/model.onnx": {"sha256": "' + "0" * 64 + '"}}')
+    metrics = make_member(tmp_path / "member", strip_ai.classes.names) / "metrics.json"
+    about = {"material": {"images": 4}, "recipe": "tiny", "seed": 1, "data": "none"}
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | about))
+    assert write_manifest(tmp_path) == 1
+    assert {f"mine/{name}" for name in ("encoder.toml", "model.onnx")} < set(
+        json.loads((tmp_path / "MANIFEST.json").read_text())
+    )
+    assert read_encoder(folder).title == "tiny"
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\0")
     with pytest.raises(ConfigError, match=r"model\.onnx.*MANIFEST"):
         read_encoder(folder)
 

@@ -18,6 +18,7 @@ from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sh
 from clotkit.members import folder as files
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision, Ints
+from clotkit.members.encoders.folder import ENCODER, encoder_file
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
 from clotkit.members.weights import check_weights, pack_weights
@@ -130,8 +131,9 @@ def _familiarity_line(metrics: dict[str, Any]) -> str:
 def write_manifest(folder: Path) -> int:
     """Write MANIFEST.json for the members directly inside `folder`, and return how many there are.
 
-    It lists every file of a member: {"member/file": {"sha256", "bytes", "provenance"}}. Raises ConfigError when there
-    is no member, and WeightsError when the weights or the calibration of one cannot be used.
+    It lists every file of a member, and of the encoders beside them: {"member/file": {"sha256", "bytes",
+    "provenance"}}. Raises ConfigError when there is no member, or an encoder.toml is wrong, and WeightsError when the
+    weights or the calibration of a member cannot be used.
     """
     members = [path for path in files.find_members(folder) if path != folder]
     if not members:
@@ -139,15 +141,24 @@ def write_manifest(folder: Path) -> int:
     entries: dict[str, Any] = {}
     for member in members:
         files.check_member(member)
-        provenance = _provenance(member)
-        for path in sorted(member.iterdir()):
-            entries[f"{member.name}/{path.name}"] = {
-                "sha256": sha256(path),
-                "bytes": path.stat().st_size,
-                "provenance": provenance,
-            }
+        entries |= _entries_of(member, _provenance(member))
+    for encoder in sorted(path.parent for path in folder.glob(f"*/{ENCODER}")):
+        found = encoder_file(encoder)
+        entries |= _entries_of(
+            encoder, f"Encoder: {found.title or encoder.name}; licence {found.licence or 'unknown'}."
+        )
     atomic_write_json(folder / files.MANIFEST, entries)
     return len(members)
+
+
+def _entries_of(folder: Path, provenance: str) -> dict[str, Any]:
+    """Return the entries of the manifest for every file of a member or an encoder."""
+    return {
+        f"{folder.name}/{path.name}": {
+            "sha256": sha256(path), "bytes": path.stat().st_size, "provenance": provenance
+        }
+        for path in sorted(folder.iterdir())
+    }  # fmt: skip
 
 
 def _provenance(member: Path) -> str:

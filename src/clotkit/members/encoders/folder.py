@@ -60,16 +60,21 @@ def is_encoder(folder: Path) -> bool:
     return (folder / ENCODER).is_file()
 
 
-def encoder_files(folder: Path) -> tuple[str, ...]:
-    """Return the names of an encoder's files. Raises ConfigError as read_encoder does."""
-    return (ENCODER, read_encoder(folder).file)
-
-
 def read_encoder(folder: Path) -> EncoderFile:
     """Read the encoder.toml of a folder.
 
-    Raises ConfigError if it is missing or malformed, if its network is missing, or if a hash differs from the one that
-    MANIFEST.json beside the folder lists.
+    Raises ConfigError as encoder_file does, or if a hash differs from the one that MANIFEST.json beside the folder
+    lists.
+    """
+    found = encoder_file(folder)
+    checked_hashes(folder, (path.name for path in sorted(folder.iterdir())))
+    return found
+
+
+def encoder_file(folder: Path) -> EncoderFile:
+    """Return the content of the encoder.toml of a folder, whatever MANIFEST.json lists.
+
+    Raises ConfigError if it is missing or malformed, or if its network is missing.
     """
     path, raw = read_toml(folder / ENCODER, folder, "encoder")
     found = typed(EncoderFile, raw, str(path))
@@ -84,7 +89,6 @@ def read_encoder(folder: Path) -> EncoderFile:
         check_features(found.onnx, str(path))
     if not (folder / found.file).is_file():
         raise ConfigError(f"{folder}: {found.file} is missing; put the network there, beside {ENCODER}")
-    checked_hashes(folder, (ENCODER, found.file))
     return found
 
 
