@@ -3,6 +3,7 @@
 Slides are opened and sampled as `clotkit plan` does, and the encoder is measured in a process of its own.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class FeaturePlan:
     batch_tiles: int
     encoder: EncoderTiming
     encode_s: float  # of all tiles, one batch after the other
-    wall_s: float  # with the slides that are cut at the same time
+    wall_s: float  # with the slides that are cut at the same time, and the encoder's load and measurement
     peak_mb: float  # of this process and those of the slides, if all peak at once
 
 
@@ -54,7 +55,9 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
     Raises as extract_split does.
     """
     with prepared(settings, competition, log) as job:
+        started = time.perf_counter()
         timing = time_encoder(job.encoder, job.recipe.tiling.tile_px)
+        probe_s = time.perf_counter() - started
         use = read_use(job.store)
         known = use.batch_tiles if use is not None and use.sha256 == job.encoder.sha256 else None
         batch = settings.batch_tiles or known or timing.batch_within(settings.encoder_memory_mb)
@@ -70,7 +73,7 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
         batch_tiles=batch,
         encoder=timing,
         encode_s=sum(encode_s),
-        wall_s=timing.load_s + wall_seconds(seconds, settings.jobs),
+        wall_s=(0.0 if known else probe_s) + timing.load_s + wall_seconds(seconds, settings.jobs),
         peak_mb=timing.peak_mb(batch) + settings.jobs * child_mb,
     )
 
