@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clotkit import __version__
 from clotkit.bundle import build, checkout
@@ -209,3 +211,10 @@ def test_kernel_metadata_is_what_the_kernel_needs(strip_ai: Competition) -> None
         assert 6 <= len(dataset["title"]) <= 50
         assert 20 <= len(dataset["subtitle"]) <= 80
         assert len(dataset["licenses"]) == 1
+
+
+@given(texts=st.dictionaries(st.text("ab/.", min_size=1), st.text("a'\\\"\r\n {}é\u2028", max_size=12)))
+def test_every_text_is_carried_as_it_is(texts: dict[str, str]) -> None:
+    names: dict[str, dict[str, str]] = {}
+    exec("".join(build.literal(texts)), names)
+    assert names["FILES"] == texts

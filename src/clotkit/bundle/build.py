@@ -1,7 +1,7 @@
 """Build the bundle: a kernel's main.py and the kit's modules in one script.
 
 The bundle is a pure function of the files it contains.
-The modules are carried as text, line by line. A compressor would give other bytes under another build of Python, and
+The modules are carried as text. A compressor would give other bytes under another build of Python, and
 text lets whoever opens the kernel on Kaggle read what runs.
 """
 
@@ -101,7 +101,7 @@ def build_bundle(kernel_dir: Path, competition: str) -> str:
     texts = {name: _carried(name, path) for name, path in files.items()}
     texts[f"clotkit/competitions/{DEFAULT_FILE}"] = f"{toml.stem}\n"  # no other competition is in a kernel
     values = {"competition": toml.stem} | ({} if settings.job == "score" else settings.bundled)
-    body = body.replace(FILES_LINE, "".join(_literal(texts)))
+    body = body.replace(FILES_LINE, "".join(literal(texts)))
     body = body.replace(SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {values!r}\n")
     digest = hashlib.sha256(body.encode()).hexdigest()
     script = (
@@ -182,15 +182,23 @@ def _carried(name: str, path: Path) -> str:
     return without_docstrings(text) if name.endswith(".py") else text
 
 
-def _literal(texts: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines of FILES, with a string for every line of every file."""
+def literal(texts: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of FILES, with the text of every file as it is where Python can quote it so."""
     yield "FILES: dict[str, str] = {\n"
     for name in sorted(texts):
-        yield f"{name!r}: (\n"
-        for line in texts[name].splitlines(keepends=True) or [""]:
-            yield f"{line!r}\n"  # not indented: an indent would make the bundle a sixth longer
-        yield "),\n"
+        yield from (f"{name!r}: ", *_quoted(texts[name]), ",\n")
     yield "}\n"
+
+
+def _quoted(text: str) -> Iterator[str]:
+    """Yield a raw string in triple quotes, or a string for every line if the text has such quotes itself."""
+    if "'''" not in text and "\r" not in text and not text.endswith(("'", "\\")):
+        yield f"r'''{text}'''"
+        return
+    yield "(\n"
+    for line in text.splitlines(keepends=True) or [""]:
+        yield f"{line!r}\n"  # not indented: an indent would make the bundle a sixth longer
+    yield ")"
 
 
 def _check_python(script: str, where: str) -> None:
