@@ -35,7 +35,7 @@ downsample = 1
 max_tiles = {TILES}
 batch_tiles = 16
 min_tissue_share = 0.1
-overlap = 0.5
+overlap = 0.6
 [model]
 name = "cnn"
 filters = [4]
@@ -102,7 +102,7 @@ def measured(settings: FeatureSettings, encoder: Path, slides: int, planned: dic
     assert code == 0, (OUT / "log.txt").read_text()
     rows = (Path(str(settings.out)) / "features.csv").read_text().splitlines()[1:]
     tiles = sum(int(row.split(",")[5]) for row in rows)
-    size_mb = (encoder / "model.onnx").stat().st_size / 2**20
+    size_mb = max(path.stat().st_size for path in encoder.iterdir()) / 2**20
     return Figures(encoder.name, size_mb, slides, tiles, cost.seconds, cost.cpu_s, peak, planned)
 
 

@@ -6,16 +6,14 @@ worker does the same with one slide at a time.
 
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from clotkit.errors import ClotkitError, ClusterError, ConfigError, described
-from clotkit.features.files import LEVEL0_MPP, FeatureWriter, Layout, feature_writer
+from clotkit.errors import ClotkitError, ClusterError, described
+from clotkit.features.files import LEVEL0_MPP, FeatureWriter, Layout
 from clotkit.features.tasks import FeatureTask, feature_task
 from clotkit.files import sha256
 from clotkit.members.encoders.encoder import Encoder, FoundEncoder
@@ -34,20 +32,12 @@ _LOADING = threading.Lock()
 _LOADED: dict[tuple[str, int, int], Encoder] = {}
 
 
-class _DiscardedError(Exception):
-    """The file of a slide is given up."""
-
-
 class SlideFeatures:
-    """The file of one slide while its tiles are encoded."""
+    """The features of one slide while its tiles are encoded; they are in memory until it ends."""
 
     def __init__(self, task: FeatureTask, layout: Layout) -> None:
-        """Open a temporary file, which `finish` gives its name."""
-        self.task, self.tiles = task, 0
+        self.task, self._writer = task, FeatureWriter(layout)
         self.failure: CutResult | None = None  # why it gets no file
-        self._outer, self._inner = ExitStack(), ExitStack()
-        self._path: Path = self._outer.enter_context(task.store.atomic_write(task.shard))
-        self._writer: FeatureWriter = self._inner.enter_context(feature_writer(self._path, layout))
 
     def add(self, encoder: Encoder, event: TileBatch) -> None:
         """Encode a batch. A failure ends the slide, and `failure` keeps it."""
@@ -55,8 +45,6 @@ class SlideFeatures:
             return
         try:
             features = encoder.encode(event.batch.tiles)
-        except ConfigError:
-            raise
         except Exception as error:  # noqa: BLE001 - any error of a network costs this slide, and the table names it
             self.failure = CutResult(Reason.FAILED, f"encoder {encoder.name}: {described(error)}")
             return
@@ -64,19 +52,13 @@ class SlideFeatures:
             self._writer.append(np.asarray(features), event.batch.xy)
         except ValueError as error:
             self.failure = CutResult(Reason.BAD_FEATURES, f"encoder {encoder.name} gave {error}")
-        self.tiles += len(features)
 
-    def finish(self, facts: dict[str, Any]) -> ShardFile:
-        """Write the facts and give the file its name. Raises SlideError, StoreError or OSError."""
-        with self._outer:
-            with self._inner:
-                self._writer.facts.update(facts)
-            return ShardFile(self.tiles, self._path.stat().st_size, sha256(self._path))
-
-    def discard(self) -> None:
-        """Remove the temporary file."""
-        with suppress(_DiscardedError), self._outer, self._inner:
-            raise _DiscardedError
+    def finish(self, facts: dict[str, str | int | float]) -> ShardFile:
+        """Write the file, atomically. Raises SlideError, StoreError or OSError."""
+        self._writer.facts.update(facts)
+        with self.task.store.atomic_write(self.task.shard) as path:
+            self._writer.write(path)
+            return ShardFile(sum(map(len, self._writer.corners)), path.stat().st_size, sha256(path))
 
 
 def encode_slides(
@@ -89,42 +71,37 @@ def encode_slides(
 ) -> Generator[tuple[FeatureTask, CutResult], None, None]:
     """Encode the tiles of slides, `jobs` of them at a time, and yield how each ended.
 
-    Whatever a slide's process does costs only that slide. Closing the generator removes what is half written.
+    Whatever a slide's process does costs only that slide.
     """
     slides: dict[str, SlideFeatures] = {}
-    try:
-        for event in prefetch(partial(stream, tasks, limits, jobs, work, unchanged)):
+    with closing(prefetch(partial(stream, tasks, limits, jobs, work, unchanged))) as events:
+        for event in events:
             assert isinstance(event.task, FeatureTask)
             if isinstance(event, TileBatch):
-                if event.image_id not in slides:
-                    slides[event.image_id] = SlideFeatures(event.task, layout)
-                slides[event.image_id].add(encoder, event)
+                slides.setdefault(event.image_id, SlideFeatures(event.task, layout)).add(encoder, event)
                 continue
             yield event.task, _ended(event, slides.pop(event.image_id, None), encoder)
             if event.task.stored is not None:
                 event.task.path.unlink(missing_ok=True)  # a download for this slide only
-    finally:
-        for slide in slides.values():
-            slide.discard()
 
 
 def _ended(ended: Ended, slide: SlideFeatures | None, encoder: Encoder) -> CutResult:
-    """Finish or discard the file of a slide whose process has ended."""
-    failed = slide.failure if slide is not None else None
+    """Write the file of a slide whose process has ended, unless it or the encoder failed."""
     if ended.code is not None:
-        failed = CutResult(ended.code, ended.reason)
+        found = CutResult(ended.code, ended.reason)
     elif slide is None:
-        failed = CutResult(Reason.NO_TILES, "no tiles were cut")
-    if failed is None and slide is not None:
-        try:
-            shard = slide.finish(facts_of(ended, slide.task, encoder))
-            return CutResult(None, "", ended.seconds, ended.peak_mb, shard)
-        except ClotkitError as error:  # of the slide: no resolution for STAMP's layout; or of an object store
-            return CutResult(error.reason, str(error), ended.seconds, ended.peak_mb)
-    if slide is not None:
-        slide.discard()
-    assert failed is not None
-    return replace(failed, seconds=ended.seconds, peak_mb=ended.peak_mb)
+        found = CutResult(Reason.NO_TILES, "no tiles were cut")
+    else:
+        found = slide.failure or _written(slide, facts_of(ended, slide.task, encoder))
+    return replace(found, seconds=ended.seconds, peak_mb=ended.peak_mb)
+
+
+def _written(slide: SlideFeatures, facts: dict[str, str | int | float]) -> CutResult:
+    """Write the file of a slide; an object store, or STAMP's layout without a resolution, may refuse it."""
+    try:
+        return CutResult(None, "", shard=slide.finish(facts))
+    except ClotkitError as error:
+        return CutResult(error.reason, str(error))
 
 
 def facts_of(ended: Ended, task: FeatureTask, encoder: Encoder) -> dict[str, str | int | float]:

@@ -6,6 +6,7 @@ micrometres; the kit writes it too, if asked. Every chunk has a checksum (Fletch
 noticed when it is read.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -161,11 +162,11 @@ def write_features(path: Path, features: npt.NDArray[Any], coords: npt.NDArray[A
 
 @dataclass
 class FeatureWriter:
-    """A file that grows by one batch after the other; the same batches and facts give the same bytes."""
+    """The content of a new file, batch by batch; the same batches and facts give the same bytes."""
 
-    file: Any  # h5py.File
     layout: Layout = Layout.CLOTKIT
-    facts: dict[str, str | int | float] = field(default_factory=dict)  # written at the end; see OF_COORDS
+    facts: dict[str, str | int | float] = field(default_factory=dict)  # attributes; see OF_COORDS
+    features: list[Features] = field(default_factory=list)
     corners: list[Coords] = field(default_factory=list)
 
     def append(self, features: npt.NDArray[Any], coords: npt.NDArray[Any]) -> None:
@@ -176,50 +177,58 @@ class FeatureWriter:
         bad = ~(np.abs(features) <= LARGEST).all(axis=1)
         if bad.any():
             raise ValueError(f"NaN, infinity or values beyond {LARGEST:.0f} in {int(bad.sum())} of {len(bad)} tiles")
-        name, (count, width) = FEATS if self.layout is Layout.STAMP else FEATURES, features.shape
-        if name not in self.file:
-            self._create(name, (0, width), np.float16)
-        data = self.file[name]
-        data.resize(len(data) + count, axis=0)
-        data[len(data) - count :] = features.astype(np.float16)
+        self.features.append(features.astype(np.float16))
         self.corners.append(np.asarray(coords, np.int64))
 
-    def finish(self) -> None:
-        """Write the corners and the facts.
+    def write(self, path: Path) -> None:
+        """Write the file.
 
-        Raises NoTissue without tiles, ResolutionUnknown for STAMP's layout without LEVEL0_MPP.
+        It is made in memory: on a full disk the HDF5 library would crash the process.
+
+        Raises:
+            NoTissue: There are no tiles.
+            ResolutionUnknown: STAMP's layout needs LEVEL0_MPP among the facts.
+            OSError: The file cannot be written.
         """
+        import h5py
+
         if not self.corners:
             raise NoTissue("the slide gave no tiles")
-        found: npt.NDArray[Any] = np.concatenate(self.corners)
+        corners: npt.NDArray[Any] = np.concatenate(self.corners)
         facts = {"clotkit_version": __version__, "feat_type": "tile", "unit": str(Unit.PX), **self.facts}
         if self.layout is Layout.STAMP:
             mpp = float(facts.get(LEVEL0_MPP, 0))
             if not mpp:
                 raise ResolutionUnknown("the slide states no plausible size of a pixel, which STAMP's layout needs")
-            found = (found * mpp).astype(np.float32)
+            corners = (corners * mpp).astype(np.float32)
             facts |= {"unit": str(Unit.UM), "tile_size_um": mpp * float(facts["patch_size_level0"])}
-        coords = self._create(COORDS, (len(found), 2), found.dtype)
-        coords[:] = found
-        for key in sorted(facts):
-            (coords if key in OF_COORDS else self.file).attrs[key] = facts[key]
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            name = FEATS if self.layout is Layout.STAMP else FEATURES
+            _create(file, name, (len(corners), self.features[0].shape[1]), np.float16)
+            end = 0
+            for batch in self.features:
+                start, end = end, end + len(batch)
+                file[name][start:end] = batch
+            _create(file, COORDS, (len(corners), 2), corners.dtype)[:] = corners
+            for key in sorted(facts):
+                file[COORDS if key in OF_COORDS else "/"].attrs[key] = facts[key]
+        with path.open("wb") as written:
+            written.write(content.getbuffer())
 
-    def _create(self, name: str, shape: tuple[int, int], dtype: npt.DTypeLike) -> Any:
-        rows = max(1, min(shape[0] or CHUNK_BYTES, CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)))
-        return self.file.create_dataset(
-            name, shape, dtype, maxshape=(None, shape[1]), chunks=(rows, shape[1]), fletcher32=True
-        )
+
+def _create(file: Any, name: str, shape: tuple[int, int], dtype: npt.DTypeLike) -> Any:
+    """Create a dataset whose chunks have checksums."""
+    rows = max(1, min(shape[0], CHUNK_BYTES // (shape[1] * np.dtype(dtype).itemsize)))
+    return file.create_dataset(name, shape, dtype, maxshape=(None, shape[1]), chunks=(rows, shape[1]), fletcher32=True)
 
 
 @contextmanager
 def feature_writer(path: Path, layout: Layout = Layout.CLOTKIT) -> Iterator[FeatureWriter]:
-    """Give the writer of a new file at `path`, which is finished at the end of the context."""
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        writer = FeatureWriter(file, layout)
-        yield writer
-        writer.finish()
+    """Give the writer of a new file at `path`, which is written at the end of the context."""
+    writer = FeatureWriter(layout)
+    yield writer
+    writer.write(path)
 
 
 @contextmanager

@@ -62,19 +62,20 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
         known = use.batch_tiles if use is not None and use.sha256 == job.encoder.sha256 else None
         batch = settings.batch_tiles or known or timing.batch_within(settings.encoder_memory_mb)
         slides, failing, child_mb = _tiles_and_seconds(job, competition)
-    tiles = sum(count for count, _ in slides)
+    tiles, tile_bytes = sum(count for count, _ in slides), 2 * timing.width + 16
+    held_mb = (settings.jobs + 1) * max((count for count, _ in slides), default=0) * tile_bytes / MB  # until they end
     encode_s = [-(-count // batch) * batch * timing.tile_s for count, _ in slides]  # a partial batch takes as long
     seconds = [(cut_s, each_s) for (_, cut_s), each_s in zip(slides, encode_s, strict=True)]
     return FeaturePlan(
         slides=len(slides) + len(failing),
         failing=failing,
         tiles=tiles,
-        files_mb=(tiles * (2 * timing.width + 16) + len(slides) * FILE_BYTES) / MB,
+        files_mb=(tiles * tile_bytes + len(slides) * FILE_BYTES) / MB,
         batch_tiles=batch,
         encoder=timing,
         encode_s=sum(encode_s),
         wall_s=(0.0 if known else probe_s) + timing.load_s + wall_seconds(seconds, settings.jobs),
-        peak_mb=timing.peak_mb(batch) + settings.jobs * child_mb,
+        peak_mb=timing.peak_mb(batch) + settings.jobs * child_mb + held_mb,
     )
 
 

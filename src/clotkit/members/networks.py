@@ -111,9 +111,6 @@ def build_encoder(config: ModelConfig, tile_px: int, weights: Path) -> Any:
     from keras import Input, Model
 
     spec = _spec(config, tile_px, 2, "mean")
-    if spec.backbone is None:
-        known = ", ".join(sorted(name for name, entry in MODEL_REGISTRY.items() if entry.backbone))
-        raise ConfigError(f"encoder {config.name!r}: is no backbone; known: {known}")
     tiles = Input((tile_px, tile_px, 3), name="tiles")
     maps = _backbone_maps(config, spec, _scaled(tiles, spec, config.input_px), weights)  # [n, h, w, D]
     return Model(tiles, _pooled(config, maps), name=f"{config.name}_features")

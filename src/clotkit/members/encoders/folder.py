@@ -21,6 +21,7 @@ from pathlib import Path
 
 from clotkit.config import BOUNDS, OnnxConfig, check_onnx_table
 from clotkit.errors import ConfigError
+from clotkit.members.backbones import BACKBONES
 from clotkit.members.folder import WEIGHTS, checked_hashes
 from clotkit.typed_toml import read_toml, typed
 
@@ -87,6 +88,8 @@ def encoder_file(folder: Path) -> EncoderFile:
         raise ConfigError(f"{path}: has {'both' if found.onnx else 'neither'} of [onnx] and [keras]; give one of them")
     if found.onnx is not None:
         check_features(found.onnx, str(path))
+    if found.keras is not None and found.keras.name not in BACKBONES:
+        raise ConfigError(f"{path}: keras.name is {found.keras.name!r}; known: {', '.join(BACKBONES)}")
     if not (folder / found.file).is_file():
         raise ConfigError(f"{folder}: {found.file} is missing; put the network there, beside {ENCODER}")
     return found
