@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.heads import HEADS as HEADS_COMPARED
+from bench.heads import Settings, recipe_text
 from clotkit.competitions import Competition
 from clotkit.config import HEADS, Recipe, load_recipe
 from clotkit.errors import ConfigError, SplitError
 from clotkit.features.files import open_features
 from clotkit.members.encoders.heads import BAG_TILES, Head, build_head, build_heads, pooling_of_heads
 from clotkit.members.loading import start_keras
-from clotkit.training.mil.fit import fit_head
+from clotkit.training.mil.fit import Compiled, fit_head
 from clotkit.training.mil.linear import solve_logistic, solve_ridge
 from clotkit.training.mil.losses import instance_loss
 from clotkit.training.mil.sources import read_features
@@ -71,7 +73,9 @@ def test_the_order_of_tiles_does_not_matter(
     attention = pooling.attention(rows)
     if attention is not None:
         assert attention.sum() == pytest.approx(1)
-        np.testing.assert_allclose(pooling.attention(rows[order]), attention[order], atol=1e-5)
+        turned = pooling.attention(rows[order])
+        assert turned is not None
+        np.testing.assert_allclose(turned, attention[order], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -202,7 +206,9 @@ def test_a_killed_fit_resumes_as_if_it_had_not_been(
     with pytest.raises(KilledError):
         fit_head(recipe, train, validation, 1, tmp_path / "a", killed)
     resumed = fit_head(recipe, train, validation, 1, tmp_path / "a", lambda epoch, logs: None)
-    whole = fit_head(recipe, train, validation, 1, tmp_path / "b", lambda epoch, logs: None)
+    compiled: Compiled = {}  # a model that has been trained with another seed gives the same
+    fit_head(recipe, train, validation, 2, None, lambda epoch, logs: None, compiled)
+    whole = fit_head(recipe, train, validation, 1, tmp_path / "b", lambda epoch, logs: None, compiled)
     assert (tmp_path / "a" / "history.csv").read_text() == (tmp_path / "b" / "history.csv").read_text()
     for one, other in zip(resumed[0].bag.get_weights(), whole[0].bag.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -274,3 +280,14 @@ def test_wrong_recipes_are_refused(tmp_path: Path, old: str, new: str) -> None:
     (tmp_path / "r.toml").write_text(text.replace(old, new))
     with pytest.raises(ConfigError):
         load_recipe(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize("head", HEADS_COMPARED)
+def test_compared_heads_are_recipes(tmp_path: Path, head: str) -> None:
+    compared = Settings("drawn", tmp_path, "strip_ai", "breakhis", "x", tmp_path, 3)
+    path = tmp_path / "head.toml"
+    path.write_text(recipe_text(compared, head))
+    recipe = load_recipe(path)
+    assert recipe.encoder is not None
+    assert recipe.tiling == load_recipe("breakhis").tiling
+    assert recipe.training.folds == 3

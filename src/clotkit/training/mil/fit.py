@@ -14,7 +14,6 @@ from clotkit.data.tiles import TileSet
 from clotkit.features.files import FeatureFile
 from clotkit.members.encoders.heads import CLAM, MEAN_POOL, TRANSFORMER, Head, build_head, pooling_of_heads
 from clotkit.members.networks import STANDARDISE
-from clotkit.members.predict import Predictor
 from clotkit.training.checkpoints import create_checkpoints
 from clotkit.training.devices import training_scope
 from clotkit.training.epochs import EpochCallback, run_epochs
@@ -26,9 +25,8 @@ from clotkit.training.mil.losses import instance_loss_layer
 from clotkit.training.resampling import epoch_order, sample_weights
 from clotkit.training.trainers import Logs, averaged_weights, use_averages
 
-PREDICT_TILES = 256  # of a step in prediction: a fixed number, so that no row depends on the tiles beside it
-
 Floats = npt.NDArray[np.float64]
+Compiled = dict[int, tuple[Head, Any, list[Any]]]  # by steps of an epoch: head, compiled model, optimizer's variables
 
 
 def fit_head(
@@ -38,6 +36,7 @@ def fit_head(
     seed: int,
     checkpoints_dir: Path | None,
     on_epoch: EpochCallback,
+    compiled: Compiled | None = None,
 ) -> tuple[Head, pd.DataFrame]:
     """Train one head on slides and return it with its history, a row an epoch.
 
@@ -48,13 +47,14 @@ def fit_head(
         seed: of weights, order, bags and dropout.
         checkpoints_dir: folder of this fit's checkpoints; None: it does not resume.
         on_epoch: called after every epoch.
+        compiled: models of earlier fits of the same recipe, which are used again.
     """
     import keras
 
     keras.utils.set_random_seed(seed)
-    config = recipe.model[0]
+    config, classes = recipe.model[0], len(train.classes)
     with training_scope():
-        head = build_head(config, features_of(train).width, len(train.classes))
+        head = build_head(config, features_of(train).width, classes)
     if config.standardise:
         _standardise(head, config, train)
     if config.name == MEAN_POOL:
@@ -62,19 +62,39 @@ def fit_head(
         on_epoch(1, logs)
         return head, pd.DataFrame([{"epoch": 1, **logs}])
     bags, slides_of_bags = _training_bags(train, recipe)
-    model = _training_model(head, recipe, len(train.classes))
-    steps = -(-len(epoch_order(slides_of_bags.labels, recipe.training, len(train.classes), seed, 0)) // bags.size)
-    compile_model(model, recipe.training, steps, keras_loss(recipe.training, head.output))
+    steps = -(-len(epoch_order(slides_of_bags.labels, recipe.training, classes, seed, 0)) // bags.size)
+    fresh = _training_model(head, recipe, classes)
+    trained, model = _compiled(fresh, head, recipe, steps, {} if compiled is None else compiled)
     checkpoints = create_checkpoints(checkpoints_dir, model, recipe.training.keep)
     if checkpoints.is_done:
         checkpoints.restore(checkpoints.epochs_done)
     else:
         checkpoints.restore(checkpoints.epochs_done if checkpoints.can_restore(checkpoints.epochs_done) else 0)
-        trainer = BagTrainer(model, head, bags, slides_of_bags, validation, recipe, seed)
+        trainer = BagTrainer(model, trained, bags, slides_of_bags, validation, recipe, seed)
         run_epochs(trainer, checkpoints, recipe.training, seed, on_epoch)
     history = checkpoints.finish()
     use_averages(model)
+    fresh.set_weights(model.get_weights())
     return head, history
+
+
+def _compiled(fresh: Any, head: Head, recipe: Recipe, steps: int, compiled: Compiled) -> tuple[Head, Any]:
+    """Return a head and its compiled model with the weights of `fresh` and a new optimizer.
+
+    A model of an earlier fit is used again: to trace one takes longer than to train it.
+    """
+    if steps not in compiled:
+        classes = fresh.output.shape[-1]
+        with training_scope():
+            own = build_head(recipe.model[0], head.bag.input["features"].shape[-1], classes)
+        model = _training_model(own, recipe, classes)
+        compile_model(model, recipe.training, steps, keras_loss(recipe.training, own.output))
+        compiled[steps] = own, model, [np.array(variable) for variable in model.optimizer.variables]
+    own, model, initial = compiled[steps]
+    model.set_weights(fresh.get_weights())
+    for variable, value in zip(model.optimizer.variables, initial, strict=True):
+        variable.assign(value)
+    return own, model
 
 
 def predict_slide(heads: Sequence[Head], recipe: Recipe, file: FeatureFile) -> Floats:
@@ -84,11 +104,12 @@ def predict_slide(heads: Sequence[Head], recipe: Recipe, file: FeatureFile) -> F
 
 
 def _predict(head: Head, recipe: Recipe, features: npt.NDArray[np.float16]) -> Floats:
+    from keras import ops
+
     pooling = pooling_of_heads(recipe, head.model, head.bag.output[0].shape[-1])
     if recipe.model[0].name == TRANSFORMER:
         return pooling.pool(features)
-    predictor = Predictor([head.model.predict_on_batch], PREDICT_TILES)
-    return pooling.pool(predictor(features.astype(np.float32)))
+    return pooling.pool(np.asarray(ops.convert_to_numpy(head.model(features.astype(np.float32)))))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Find the features of a competition's labelled slides: files by image id, in a folder or at a URL."""
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +9,14 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe
 from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError, UsageError
-from clotkit.features.files import FeatureFile, open_features
+from clotkit.features.files import FeatureFile
+from clotkit.features.folder import FeatureFolder
+from clotkit.features.run import TABLE, VERB
 from clotkit.progress import Log
+from clotkit.shards.table import read_shard_rows
 from clotkit.splits import SlideRow, read_slides
-from clotkit.stores import Place, Store, store_of
+from clotkit.stores import Place, store_of
 from clotkit.training.mil.bags import SlideFeatures
-
-SUFFIXES = (".h5", ".hdf5")
 
 
 def read_features(
@@ -27,7 +27,7 @@ def read_features(
     Args:
         recipe: a recipe with a table `encoder`.
         data: a folder or URL of HDF5 files, one a slide, named by its image id, at any depth.
-        split: the split whose train table lists the slides; None: the table lies in `data` itself.
+        split: the split whose train table lists the slides; None: features.csv or the train table in `data` does.
         competition: has the table's columns and the classes.
         limit: slides of each class; None: all.
         cache: folder for the files of a URL.
@@ -35,55 +35,44 @@ def read_features(
 
     Raises:
         SplitError: The table is missing or malformed, or a class has no slide.
-        ConfigError: The features are of several encoders, or of another one than the recipe's.
+        ConfigError: There are no features, or they are of several encoders, or of another one than the recipe's.
         StoreError: An object store does not answer.
     """
-    where = split or (data if isinstance(data, Path) else None)
-    if where is None or not competition.table_path(where, TRAIN).is_file():
-        raise SplitError(
-            f"{data}: no {competition.table_path(Path(), TRAIN).name} there, which has the labels; give --split with "
-            "the folder of the train split"
-        )
-    slides = _limited(read_slides(where, TRAIN, competition, lambda _: None), limit)
-    files, kept = _open_each(slides, store_of(data), cache, log)
+    slides = _limited(_slides(data, split, competition), limit)
+    files, kept = _open_each(slides, FeatureFolder(data, cache), log)
     _check_classes(kept, competition, data)
-    _check_one_encoder(recipe, files, data)
+    _check_encoder(recipe, files, data)
     log(f"{sum(file.count for file in files)} tiles of {len(files)} slides, {files[0].width} features each")
     return _labelled(kept, SlideFeatures(tuple(files)), competition.classes.names)
 
 
-def _open_each(
-    slides: Sequence[SlideRow], store: Store, cache: Path, log: Log
-) -> tuple[list[FeatureFile], list[SlideRow]]:
+def _slides(data: Place, split: Path | None, competition: Competition) -> list[SlideRow]:
+    """Return the labelled slides: of the split, of features.csv, or of a train table beside the features."""
+    store = store_of(data)
+    beside = data if isinstance(data, Path) and competition.table_path(data, TRAIN).is_file() else None
+    if split is None and TABLE in store.entries():
+        rows = read_shard_rows(store, competition, TABLE, VERB)
+        slides = [SlideRow(row.image_id, row.patient_id, Path(), row.label, row.centre) for row in rows]
+        if all(slide.label is not None for slide in slides):
+            return slides
+    if (folder := split or beside) is None:
+        raise SplitError(
+            f"{data}: no {TABLE} with the column {competition.columns.label} there, nor "
+            f"{competition.table_path(Path(), TRAIN).name}; give --split with the folder of the train split"
+        )
+    return read_slides(folder, TRAIN, competition, lambda _: None)
+
+
+def _open_each(slides: Sequence[SlideRow], folder: FeatureFolder, log: Log) -> tuple[list[FeatureFile], list[SlideRow]]:
     """Return the file of each slide that has one, and these slides."""
-    names = {PurePosixPath(name).stem: name for name in sorted(store.entries()) if name.endswith(SUFFIXES)}
     files, kept = list[FeatureFile](), list[SlideRow]()
     for slide in slides:
-        if slide.image_id not in names:
-            log(f"{slide.image_id} is left out: no {slide.image_id}.h5 in {store.url()}")
-            continue
         try:
-            files.append(open_features(_local(store, names[slide.image_id], cache)))
+            files.append(folder.open(slide.image_id))
             kept.append(slide)
         except SlideError as error:
             log(f"{slide.image_id} is left out: {error}")
     return files, kept
-
-
-def _local(store: Store, name: str, cache: Path) -> Path:
-    """Return the local path of a file, which is fetched to the cache unless it is there."""
-    if (path := store.local(name)) is not None:
-        return path
-    entry = store.entries()[name]
-    key = hashlib.sha256(f"{store.url(name)} {entry.size_bytes} {entry.version}".encode()).hexdigest()[:16]
-    path = cache / key / PurePosixPath(name).name
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.fetch(name, path)
-        except OSError as error:
-            raise UsageError(f"--cache {cache}: cannot be written: {error.strerror or error}") from error
-    return path
 
 
 def _limited(slides: Sequence[SlideRow], limit: int | None) -> list[SlideRow]:
@@ -101,20 +90,14 @@ def _check_classes(slides: Sequence[SlideRow], competition: Competition, data: P
         raise SplitError(f"{data}: class {', '.join(empty)} has 0 slides with features; at least 1 is needed")
 
 
-def _check_one_encoder(recipe: Recipe, files: Sequence[FeatureFile], data: Place) -> None:
-    """Raise ConfigError for features of several encoders, or of another one than the recipe names."""
+def _check_encoder(recipe: Recipe, files: Sequence[FeatureFile], data: Place) -> None:
+    """Raise ConfigError for features of another encoder than the recipe's, if both state its sha256."""
     assert recipe.encoder is not None
-    by_width = {file.width: file for file in files}
-    if len(by_width) > 1:
-        texts = ", ".join(f"{width} in {file.path.name}" for width, file in sorted(by_width.items()))
-        raise ConfigError(f"{data}: features a tile: {texts}; all files must be of one encoder")
-    by_hash = {file.encoder_sha256: file for file in files if file.encoder_sha256}
-    wanted = recipe.encoder.sha256
-    if len(by_hash) > 1 or (wanted and set(by_hash) - {wanted}):
-        texts = ", ".join(f"{digest[:12]}… in {file.path.name}" for digest, file in sorted(by_hash.items()))
+    found, wanted = files[0].encoder_sha256, recipe.encoder.sha256
+    if found and wanted and found != wanted:
         raise ConfigError(
-            f"{data}: features of the encoders {texts}; {f'wanted: {wanted[:12]}…' if wanted else '1 is needed'}; run "
-            "clotkit features again"
+            f"{data}: features of the encoder {found[:12]}…; recipe {recipe.name} has encoder.sha256 {wanted[:12]}…; "
+            "run clotkit features with that encoder"
         )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from clotkit.training.checkpoints import delete_checkpoints
 from clotkit.training.devices import DistributedContext
 from clotkit.training.member_folder import write_member
 from clotkit.training.mil.bags import features_of
-from clotkit.training.mil.fit import fit_head, predict_slide
+from clotkit.training.mil.fit import Compiled, fit_head, predict_slide
 from clotkit.training.mil.sources import read_features
 from clotkit.training.train import (
     FINAL,
@@ -83,6 +83,7 @@ class HeadTraining(FoldTraining):
     target: EvaluationTarget
     checkpoints_dir: Path | None  # holds a folder for each fit; None: a fit that is killed begins again
     log: Log
+    compiled: Compiled = field(default_factory=dict)  # models that fits share
     items: ClassVar[str] = "slides"
 
     def train_networks(self, name: str, fold: Fold) -> tuple[list[Head], pd.DataFrame]:
@@ -99,6 +100,7 @@ class HeadTraining(FoldTraining):
                     seed,
                     self.checkpoints_dir and self.checkpoints_dir / f"{name}-{number}",
                     shown,
+                    self.compiled,
                 )
             heads.append(head)
             histories.append(history.assign(network=number))
