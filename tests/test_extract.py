@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from clotkit.cli import main
@@ -21,11 +23,13 @@ from clotkit.config import load_recipe
 from clotkit.engines import Backend
 from clotkit.errors import ConfigError
 from clotkit.features.files import open_features
+from clotkit.features.folder import FeatureFolder
 from clotkit.features.plan import forecast_features
+from clotkit.features.probe import EncoderTiming
 from clotkit.features.run import TABLE, FeatureSettings, extract_split
 from clotkit.features.tasks import feature_task
 from clotkit.files import sha256
-from clotkit.members.encoders.encoder import find_encoder, load_encoder
+from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, find_encoder, load_encoder
 from clotkit.members.encoders.folder import read_encoder
 from clotkit.reasons import Reason
 from clotkit.shards.tile import TileSettings, tile_split
@@ -368,3 +372,38 @@ def test_a_bare_onnx_file_takes_the_recipes_table(
     with pytest.raises(ConfigError, match=r"\[onnx\]"):
         extract_split(bare, strip_ai, quiet)
     assert extract_split(replace(bare, recipe=str(path)), strip_ai, quiet)["new"] == 4
+
+
+def test_an_object_store_takes_the_files_and_gives_them_back(
+    settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    url = f"memory://{tmp_path.name}/features"
+    extract_split(settings, strip_ai, quiet)
+    assert extract_split(replace(settings, out=url), strip_ai, quiet)["new"] == 4
+    assert extract_split(replace(settings, out=url), strip_ai, quiet)["up_to_date"] == 4
+    assert isinstance(settings.out, Path)
+    here, there = FeatureFolder(settings.out), FeatureFolder(url, tmp_path / "cache")
+    assert there.ids == here.ids
+    for image_id in here.ids:
+        assert np.array_equal(there.open(image_id).read(), here.open(image_id).read())
+    assert len(list((tmp_path / "cache").rglob("*.h5"))) == 4
+
+
+def test_a_network_that_cannot_be_measured_is_one_line(
+    settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    folder = make_encoder(tmp_path / "cut")
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:200])
+    with pytest.raises(ConfigError, match="cut") as caught:
+        extract_split(replace(settings, encoder=str(folder), batch_tiles=None), strip_ai, quiet)
+    assert "\n" not in str(caught.value)
+
+
+@given(base_mb=st.floats(0, 5000), tile_mb=st.floats(0, 500), memory_mb=st.floats(1, 20000), on_gpu=st.booleans())
+def test_a_batch_fits_the_memory_or_is_one_tile(base_mb: float, tile_mb: float, memory_mb: float, on_gpu: bool) -> None:
+    timing = EncoderTiming(8, 1.0, 0.1, base_mb, tile_mb, on_gpu)
+    batch = timing.batch_within(memory_mb)
+    most = GPU_BATCH_TILES if on_gpu else BATCH_TILES
+    assert 1 <= batch <= most
+    assert batch == 1 or timing.peak_mb(batch) <= memory_mb
+    assert batch == most or timing.peak_mb(2 * batch) > memory_mb
