@@ -96,7 +96,7 @@ def measured(settings: FeatureSettings, encoder: Path, slides: int, planned: dic
         return False
 
     command = [sys.executable, "-m", "clotkit.cli", "features", settings.split_dir, settings.out, "--jobs", "1"]
-    what = ["--encoder", settings.encoder, "--recipe", settings.recipe]
+    what = ["--encoder", encoder, "--recipe", settings.recipe]
     with (OUT / "log.txt").open("w") as log:
         code, cost = run([*command, *what], log, kill_if=watch)
     assert code == 0, (OUT / "log.txt").read_text()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.engines import Backend
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, UsageError
 from clotkit.features.files import open_features
 from clotkit.features.folder import FeatureFolder
 from clotkit.features.plan import forecast_features
@@ -178,7 +179,7 @@ def test_a_run_that_is_stopped_midway_goes_on(settings: FeatureSettings, strip_a
 
 def command(settings: FeatureSettings, out: Path, *more: str) -> list[str]:
     where = [str(settings.split_dir), str(out), "--encoders", str(settings.search[0])]
-    what = ["--encoder", settings.encoder, "--recipe", settings.recipe, "--jobs", "2"]
+    what = ["--encoder", str(settings.encoder), "--recipe", settings.recipe, "--jobs", "2"]
     return [*where, *what, *more]
 
 
@@ -344,6 +345,19 @@ def test_a_hash_changes_with_the_network_and_its_input(encoders: Path) -> None:
     assert tiny.sha256 == find_encoder(encoders / "tiny").sha256
     assert tiny.sha256 != find_encoder("other", [encoders]).sha256
     assert tiny.sha256 != replace(tiny, settings=replace(tiny.settings, input_px=64)).sha256
+
+
+def test_the_recipe_may_name_the_encoder(
+    settings: FeatureSettings, strip_ai: Competition, encoders: Path, tmp_path: Path
+) -> None:
+    path, of_recipe = tmp_path / "heads.toml", replace(settings, encoder=None)
+    with pytest.raises(UsageError):
+        extract_split(of_recipe, strip_ai, quiet)
+    for sha256_of, fits in (("", True), (find_encoder("tiny", [encoders]).sha256, True), ("f" * 64, False)):
+        table = f'[encoder]\nname = "tiny"\nsha256 = "{sha256_of}"\n'
+        path.write_text(RECIPE.replace('"cnn"\nfilters = [4, 8]', '"abmil"') + table)
+        with nullcontext() if fits else pytest.raises(ConfigError, match="tiny"):
+            assert sum(extract_split(replace(of_recipe, recipe=str(path)), strip_ai, quiet).values()) == 4
 
 
 @pytest.mark.slow

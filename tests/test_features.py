@@ -204,8 +204,15 @@ def test_a_folder_has_features_of_one_encoder(tmp_path: Path) -> None:
     for image_id in ("b", "c"):
         with pytest.raises(ConfigError, match=rf"{image_id}\.h5.*a has 24"):
             folder.open(image_id)
-    with pytest.raises(ConfigError, match="tiny"):
-        folder.check_encoder("f" * 64)
+
+
+def test_a_damaged_file_costs_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_bytes(b"")
+    write_features(tmp_path / "b.h5", FEATURES, XY, FACTS)
+    folder = FeatureFolder(tmp_path)
+    assert folder.open("b").count == 60
+    with pytest.raises(SlideUnreadable):
+        folder.open("a")
 
 
 @pytest.mark.parametrize("names", [(), ("x/a.h5", "y/a.h5")])

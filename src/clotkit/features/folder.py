@@ -1,10 +1,11 @@
 """Feature files by image id, in a folder or at a URL, whose files are fetched once, into a cache."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from clotkit.errors import ConfigError, SlideUnreadable, StoreError, UsageError
+from clotkit.errors import ConfigError, SlideError, SlideUnreadable, StoreError, UsageError
 from clotkit.features.files import FeatureFile, open_features
 from clotkit.files import atomic_write
 from clotkit.stores import Entry, Place, Store, store_of
@@ -17,7 +18,7 @@ CACHE = Path("build/cache")
 class FeatureFolder:
     """The feature files of a folder, of the kit, TRIDENT or STAMP; files below subfolders count too.
 
-    All have one width, and one encoder if they state it: those of the first file by name.
+    All have one width, and one encoder if they state it: those of the first file by name that can be read.
     """
 
     place: Place
@@ -60,14 +61,6 @@ class FeatureFolder:
         """The sha256 of the encoder; "" if the files do not state it."""
         return self._first.encoder_sha256
 
-    def check_encoder(self, sha256: str) -> None:
-        """Raise ConfigError if the features are of another encoder; files of other tools do not say."""
-        if self.encoder_sha256 and sha256 and self.encoder_sha256 != sha256:
-            raise ConfigError(
-                f"{self._store.url()}: features of the encoder {self._first.facts.get('encoder', '')} "
-                f"{self.encoder_sha256[:12]}…, but {sha256[:12]}… is wanted; extract them again, or name that encoder"
-            )
-
     def open(self, image_id: str) -> FeatureFile:
         """Open the features of a slide.
 
@@ -94,7 +87,11 @@ class FeatureFolder:
 
     @cached_property
     def _first(self) -> FeatureFile:
-        return open_features(self._local(next(iter(self.files.values()))))
+        """The first file by name that can be read. Raises SlideUnreadable if none can."""
+        for name in self.files.values():
+            with suppress(SlideError):
+                return open_features(self._local(name))
+        raise SlideUnreadable(f"{self._store.url()}: none of {len(self.files)} files can be read; extract them again")
 
     def _local(self, name: str) -> Path:
         """Return the path of a file, or of its copy in the cache."""

@@ -13,6 +13,7 @@ from clotkit.features.probe import EncoderTiming, described_timing, read_use, ti
 from clotkit.features.run import FeatureSettings, Job, is_shards, prepared
 from clotkit.planning.plan import PlanSettings, plan_slides, wall_seconds
 from clotkit.progress import Log
+from clotkit.scoring.prefetch import MAX_BYTES
 from clotkit.shards.table import read_shard_rows
 from clotkit.stores import store_of
 from clotkit.units import MB, many
@@ -63,7 +64,8 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
         batch = settings.batch_tiles or known or timing.batch_within(settings.encoder_memory_mb)
         slides, failing, child_mb = _tiles_and_seconds(job, competition)
     tiles, tile_bytes = sum(count for count, _ in slides), 2 * timing.width + 16
-    held_mb = (settings.jobs + 1) * max((count for count, _ in slides), default=0) * tile_bytes / MB  # until they end
+    waiting = min(MAX_BYTES, tiles * 3 * job.recipe.tiling.tile_px**2)  # bytes of tiles that wait for the encoder
+    held = (settings.jobs + 1) * max((count for count, _ in slides), default=0) * tile_bytes  # features, until they end
     encode_s = [-(-count // batch) * batch * timing.tile_s for count, _ in slides]  # a partial batch takes as long
     seconds = [(cut_s, each_s) for (_, cut_s), each_s in zip(slides, encode_s, strict=True)]
     return FeaturePlan(
@@ -75,7 +77,7 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
         encoder=timing,
         encode_s=sum(encode_s),
         wall_s=(0.0 if known else probe_s) + timing.load_s + wall_seconds(seconds, settings.jobs),
-        peak_mb=timing.peak_mb(batch) + settings.jobs * child_mb + held_mb,
+        peak_mb=timing.peak_mb(batch) + settings.jobs * child_mb + (waiting + held) / MB,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, TilingConfig, check_facts, load_recipe, rule_facts, tiling_for
 from clotkit.engines import DASK, Backend, Lost, engine
-from clotkit.errors import ClusterError, NoTissue, SlideUnreadable
+from clotkit.errors import ClusterError, ConfigError, NoTissue, SlideUnreadable, UsageError
 from clotkit.features.extract import EncodeRequest, encode_request, encode_slides
 from clotkit.features.files import FeatureFile, Layout, open_features
 from clotkit.features.probe import (
@@ -52,7 +52,7 @@ class FeatureSettings:
     split_dir: Place  # a split, or a folder of tile shards
     out: Place  # folder of the features
     recipe: str  # name, or path of a .toml
-    encoder: str  # name, folder, or path of an .onnx file
+    encoder: str | None  # name, folder, or path of an .onnx file; None: the recipe's
     search: tuple[Path, ...]  # folders of encoders and of backbones' weights
     split: str | None = None  # train or test; None: train if there is one, else test
     jobs: int = 1  # slides that are cut at a time
@@ -122,7 +122,7 @@ def prepared(settings: FeatureSettings, competition: Competition, log: Log) -> I
     recipe = load_recipe(settings.recipe)
     check_tiler(recipe.tiling, settings.recipe)
     check_limits(settings.jobs, settings.memory_mb)
-    encoder = find_encoder(settings.encoder, settings.search, recipe.onnx).absolute()
+    encoder = wanted_encoder(settings, recipe).absolute()
     if unlike_mpp(recipe.tiling, encoder):
         log(f"encoder {encoder.name}: made for {encoder.mpp} um a pixel; tiling.mpp is {recipe.tiling.mpp}")
     source, store = store_of(settings.split_dir), store_of(settings.out)
@@ -140,6 +140,24 @@ def prepared(settings: FeatureSettings, competition: Competition, log: Log) -> I
                 slide.image_id: _task(slide, recipe.tiling, settings, encoder, store, downloads) for slide in slides
             }
             yield Job(settings, competition, recipe, encoder, slides, tasks, store)
+
+
+def wanted_encoder(settings: FeatureSettings, recipe: Recipe) -> FoundEncoder:
+    """Return the encoder that the settings or else the recipe name.
+
+    Raises UsageError if neither does, ConfigError if there is no such encoder, or the recipe's has another hash.
+    """
+    if settings.encoder is not None:
+        return find_encoder(settings.encoder, settings.search, recipe.onnx)
+    if recipe.encoder is None:
+        raise UsageError(f"{VERB}: no --encoder, and the recipe {recipe.name} has no table [encoder]; name one")
+    found = find_encoder(recipe.encoder.name, settings.search, recipe.onnx)
+    if recipe.encoder.sha256 not in {"", found.sha256}:
+        raise ConfigError(
+            f"encoder {found.name}: its sha256 is {found.sha256[:12]}…, the recipe's {recipe.encoder.sha256[:12]}…; "
+            "put that encoder there, or name this one with --encoder"
+        )
+    return found
 
 
 def is_shards(source: Store) -> bool:

@@ -31,9 +31,9 @@ def register(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--encoder",
-        required=True,
         metavar="NAME",
-        help="folder of an encoder, or its name in a folder of --encoders; a backbone of the kit; or an .onnx file",
+        help="folder of an encoder, or its name in a folder of --encoders; a backbone of the kit; or an .onnx file "
+        "(default: the recipe's)",
     )
     verb.add_argument("--recipe", required=True, metavar="NAME", help="name of a built-in recipe, or path of a .toml")
     verb.add_argument(

@@ -7,8 +7,7 @@ from clotkit.config import load_recipe
 from clotkit.engines import Lost, engine
 from clotkit.errors import ClotkitError
 from clotkit.features.files import open_features
-from clotkit.features.run import TABLE, VERB, FeatureSettings, is_shards
-from clotkit.members.encoders.encoder import find_encoder
+from clotkit.features.run import TABLE, VERB, FeatureSettings, is_shards, wanted_encoder
 from clotkit.progress import Log, progress
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.shards.verify import (
@@ -46,7 +45,7 @@ def verify_features(settings: FeatureSettings, competition: Competition, log: Lo
         UsageError, ConfigError, ClusterError: The encoder is unknown, or the backend cannot be used.
     """
     store = store_of(settings.out)
-    encoder = find_encoder(settings.encoder, settings.search, load_recipe(settings.recipe).onnx)
+    encoder = wanted_encoder(settings, load_recipe(settings.recipe))
     rows, listed = read_shard_rows(store, competition, TABLE, VERB), store.entries()
     done = [row for row in rows if row.file]
     checks = [FeatureCheck(store.absolute(), row, encoder.sha256) for row in done if row.file in listed]
