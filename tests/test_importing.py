@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clotkit.app.prediction import load
+from clotkit.app.training import card_of, training_of
 from clotkit.batching import noise
 from clotkit.cli import main
 from clotkit.competitions import Competition
@@ -68,6 +70,14 @@ def test_an_imported_member_is_a_member(inputs: Files, strip_ai: Competition) ->
     assert metrics["oof_sha256"] == sha256(inputs["oof"])
     assert write_manifest(inputs["out"].parent) == 1
     assert [path.name for path in inputs["out"].parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_application_shows_an_imported_member(inputs: Files) -> None:
+    assert imported(inputs) == DONE
+    training = training_of(inputs["out"], load(inputs["out"]))
+    assert training.units == SLIDES
+    assert set(training.plots) == {"Confusion matrix", "ROC", "Calibration"}
+    assert "Not for clinical use" in card_of(inputs["out"])
 
 
 def test_the_calibration_of_a_fold_is_fitted_on_the_others(inputs: Files) -> None:

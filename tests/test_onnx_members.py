@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from clotkit.members.folder import MANIFEST, check_member, read_member
 from clotkit.members.heat import occlusion_map
 from clotkit.members.loading import load_member
 from clotkit.planning.plan import PlanSettings, plan_split
+from clotkit.reasons import Reason
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.settings import RunSettings
 
@@ -85,6 +87,26 @@ def test_a_run_scores_with_it(test_split: Path, tmp_path: Path, strip_ai: Compet
     assert run(settings, strip_ai)["done"] == 4
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["members"]["one"]["weights_sha256"] == read_member(tmp_path / "weights" / "one").weights_sha256
+
+
+@pytest.mark.parametrize("fault", ["cut", "custom", "nan"])
+def test_a_run_goes_on_without_one_that_fails(
+    fault: str, test_split: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    good, bad = (write_onnx_member(tmp_path / "weights" / name, CLASSES) for name in ("good", "bad"))
+    network = bad / "model.onnx"
+    if fault == "cut":
+        network.write_bytes(network.read_bytes()[:-20])
+    else:
+        models.save(models.foreign() if fault == "custom" else models.not_a_number(), network)
+    settings = RunSettings(test_split, good, tmp_path / "alone", deadline_s=300.0, memory_mb=4096, jobs=1)
+    run(settings, strip_ai)
+    counts = run(replace(settings, weights_dir=tmp_path / "weights", run_dir=tmp_path / "both"), strip_ai)
+    facts = json.loads((tmp_path / "both" / "run.json").read_text())
+    assert counts["partial" if fault == "nan" else "done"] == 4
+    assert facts["left_out_codes"] == ({} if fault == "nan" else {"bad": Reason.BAD_WEIGHTS})
+    alone, both = (tmp_path / name / "submission.csv" for name in ("alone", "both"))
+    assert alone.read_bytes() == both.read_bytes()
 
 
 def test_a_plan_times_it(test_split: Path, tmp_path: Path, strip_ai: Competition) -> None:

@@ -53,7 +53,7 @@ def training_of(folder: Path, member: LoadedMember) -> Training:
     return Training(
         about=f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s, data {metrics['data']}",
         figures=[_figure(name, metrics) for name in NAMES if metrics.get(name) is not None],
-        plots=_plots(_table(folder / HISTORY), units, member),
+        plots=_curves(folder / HISTORY) | _plots(units, member),
         worst=[_table_row(wrong[index], member) for index in worst_first(wrong, MOST_ROWS)],
         wrong=len(wrong),
         units=len(rows),
@@ -95,10 +95,17 @@ def _figure(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"figure": name.replace("_", " ")} | {key: None if v is None else round(v, 4) for key, v in values.items()}
 
 
-def _plots(history: pd.DataFrame, units: pd.DataFrame, member: LoadedMember) -> dict[str, bytes]:
+def _curves(path: Path) -> dict[str, bytes]:
+    """Return the plot of the losses by epoch, and none of an imported member, which has no history."""
+    if not path.exists():
+        return {}
+    history = _table(path)
+    return {"Curves": _drawn(lambda picture: plots.draw_curves(picture, history))}
+
+
+def _plots(units: pd.DataFrame, member: LoadedMember) -> dict[str, bytes]:
     scored, target = scored_of(units, member.target), member.target
     return {
-        "Curves": _drawn(lambda path: plots.draw_curves(path, history)),
         "Confusion matrix": _drawn(lambda path: plots.draw_confusion(path, scored, target.classes, target.positive)),
         "ROC": _drawn(lambda path: plots.draw_roc(path, scored, target.classes, target.positive)),
         "Calibration": _drawn(lambda path: plots.draw_calibration(path, scored, target.classes, target.positive)),

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from clotkit.config import ModelConfig
+from clotkit.config import ONNX, ModelConfig
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.backbones import find_backbone, lite0_backbone
 from clotkit.members.heads import FLOAT32, Stage, output_layers
@@ -210,7 +210,8 @@ def _spec(config: ModelConfig, tile_px: int, classes: int, pool: str) -> ModelSp
     """Look up a config's name. Raises ConfigError if it is unknown, or for settings that it does not take."""
     spec, side = MODEL_REGISTRY.get(config.name), config.input_px or tile_px
     if spec is None:
-        raise ConfigError(f"model.name is {config.name!r}; known: {', '.join(sorted(MODEL_REGISTRY))}")
+        hint = "; an ONNX file is trained elsewhere: clotkit member import" if config.name == ONNX else ""
+        raise ConfigError(f"model.name is {config.name!r}; known: {', '.join(sorted(MODEL_REGISTRY))}{hint}")
     if spec.backbone is None and (config.freeze or config.last_layer or config.weights != "none"):
         raise ConfigError(
             f"model {config.name}: freeze is {config.freeze}, weights is {config.weights!r}, "

@@ -6,20 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.batching import Forward, Predict, Predictor, TileArray, with_tta
+from clotkit.batching import Predictor, TileArray, with_tta
 from clotkit.config import Recipe
 from clotkit.members.networks import Network, expanded
-
-__all__ = [
-    "Forward",
-    "Predict",
-    "Predictor",
-    "TileArray",
-    "mean_by_share",
-    "predict_committee",
-    "predictor",
-    "with_tta",
-]
 
 
 def predictor(model: Any, batch_tiles: int, tta: int = 1) -> Predictor:
