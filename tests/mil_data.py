@@ -51,7 +51,9 @@ def write_recipe(path: Path, head: str, epochs: int = 40, model: str = "", mil: 
     return path
 
 
-def write_slides(folder: Path, slides: int = 24, tiles: int = 12, facts: Mapping[str, str] | None = None) -> Path:
+def write_slides(
+    folder: Path, slides: int = 24, tiles: int = 12, facts: Mapping[str, str] | None = None, width: int = WIDTH
+) -> Path:
     """Write features of slides, two of each patient, and the train table beside them.
 
     Every second patient is LAA, and one tile of each of its slides shows it: number n % its tiles of slide n.
@@ -60,7 +62,7 @@ def write_slides(folder: Path, slides: int = 24, tiles: int = 12, facts: Mapping
     rng, rows = np.random.default_rng(3), ["image_id,center_id,patient_id,image_num,label"]
     for number in range(slides):
         count, patient = int(rng.integers(tiles // 2, tiles + 1)), number // 2
-        features = rng.normal(size=(count, WIDTH))
+        features = rng.normal(size=(count, width))
         if patient % 2:
             features[number % count, 0] += SIGNAL
         corners = 32 * np.stack([np.arange(count), np.zeros(count)], axis=1)

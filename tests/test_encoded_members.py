@@ -13,8 +13,10 @@ from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
 from clotkit.evaluation.evaluate import UNKNOWN, load_for_evaluation
 from clotkit.evaluation.predict import predict
+from clotkit.kaggle.datasets import weights_files
 from clotkit.members.encoders import network
 from clotkit.members.encoders.encoder import Encoder, load_encoder
+from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.encoders.loading import load_member
 from clotkit.planning.plan import PlanSettings, plan_split
 from clotkit.scoring.pipeline import run
@@ -124,6 +126,16 @@ def test_another_encoder_is_refused_and_the_run_goes_on(
     settings = RunSettings(test_split, copy.parent, tmp_path / "run", deadline_s=300.0, memory_mb=4096, jobs=1)
     counts = run(settings, strip_ai, lambda _: None)
     assert (counts["done"], counts["left_out"]) == (4, 1)
+
+
+def test_the_encoder_travels_with_the_member(weights: Path, tmp_path: Path) -> None:
+    names = set(weights_files(weights / "abmil"))
+    assert {"tiny/encoder.toml", "tiny/model.onnx", "abmil/model.weights.h5"} <= names
+    assert set(weights_files(weights)) > names
+    (tmp_path / "abmil").mkdir()
+    (tmp_path / "abmil" / "recipe.toml").write_bytes((weights / "abmil" / "recipe.toml").read_bytes())
+    with pytest.raises(ConfigError, match="tiny"):
+        check_encoders(tmp_path)
 
 
 def test_it_is_planned_evaluated_and_explained(

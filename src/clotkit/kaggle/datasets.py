@@ -19,6 +19,7 @@ from clotkit.kaggle.looks import Looks
 from clotkit.kaggle.public import unzip_in_place
 from clotkit.kaggle.states import DatasetState
 from clotkit.kaggle.uploads import upload
+from clotkit.members.encoders.folder import encoder_beside
 from clotkit.members.folder import MANIFEST, RECIPE, check_clashes
 from clotkit.reasons import RemoteKind
 
@@ -77,10 +78,12 @@ def files_in(folder: Path) -> dict[str, Path]:
 def weights_files(weights: Path) -> dict[str, Path]:
     """Return the files of the weights dataset: one member below its own name, or all members of a folder.
 
-    MANIFEST.json comes with them. Raises UsageError if there is no file.
+    MANIFEST.json comes with them, and with one member its encoder. Raises UsageError if there is no file.
     """
     single = (weights / RECIPE).is_file()
     files = {f"{weights.name}/{name}" if single else name: path for name, path in files_in(weights).items()}
+    if single and (encoder := encoder_beside(weights)) is not None:
+        files |= {f"{encoder.name}/{name}": path for name, path in files_in(encoder).items()}
     manifest = weights.parent / MANIFEST
     return {**files, MANIFEST: manifest} if single and manifest.is_file() else files
 

@@ -157,6 +157,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         weights_files,
         wheels_files,
     )
+    from clotkit.members.encoders.folder import check_encoders
     from clotkit.members.folder import check_members
 
     weights = arguments.weights or demo_weights(arguments.competition)
@@ -168,6 +169,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         stages.append(read_stage(metadata / name, make(folder), competition))
         if name == "weights":
             check_members(folder, competition.slug)
+            check_encoders(folder)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
         check_names(stages[-1], metadata.parent / "kernels", competition)
     client = _client(arguments)

@@ -13,6 +13,7 @@ from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import weights_files, wheels_files
 from clotkit.kaggle.kernels import datasets_attached
+from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
@@ -51,6 +52,7 @@ def rehearse(
     split_dir = _split_dir(split, competition, log)
     read_slides(split_dir, "test", competition)
     check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
+    check_encoders(weights)
     sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
     attached = datasets_of(kernel, competition, weights, wheels)

@@ -19,10 +19,10 @@ or, in the place of [onnx], a backbone of the kit with weights of its own:
 from dataclasses import dataclass
 from pathlib import Path
 
-from clotkit.config import BOUNDS, OnnxConfig, check_onnx_table
+from clotkit.config import BOUNDS, OnnxConfig, check_onnx_table, load_recipe
 from clotkit.errors import ConfigError
 from clotkit.members.backbones import BACKBONES
-from clotkit.members.folder import WEIGHTS, checked_hashes
+from clotkit.members.folder import RECIPE, WEIGHTS, checked_hashes, find_members
 from clotkit.typed_toml import read_toml, typed
 
 ENCODER, MODEL = "encoder.toml", "model.onnx"
@@ -59,6 +59,31 @@ class EncoderFile:
 def is_encoder(folder: Path) -> bool:
     """Tell whether a folder is that of an encoder."""
     return (folder / ENCODER).is_file()
+
+
+def encoder_beside(member: Path) -> Path | None:
+    """Return the folder of a member's encoder; None without one.
+
+    A backbone of the kit needs no folder, and gives None too.
+
+    Raises ConfigError if it is not there, or as read_encoder does.
+    """
+    config = load_recipe(member / RECIPE).encoder
+    if config is None:
+        return None
+    folder = member.resolve().parent / config.name
+    if not is_encoder(folder) and config.name in BACKBONES:
+        return None
+    if not is_encoder(folder):
+        raise ConfigError(f"{member}: its encoder {config.name} is missing; put the encoder's folder beside it")
+    read_encoder(folder)
+    return folder
+
+
+def check_encoders(weights_dir: Path) -> None:
+    """Check the encoder of every member of a folder. Raises ConfigError."""
+    for member in find_members(weights_dir):
+        encoder_beside(member)
 
 
 def read_encoder(folder: Path) -> EncoderFile:
