@@ -24,10 +24,10 @@ from clotkit.config import load_recipe
 from clotkit.engines import Backend
 from clotkit.errors import ConfigError, UsageError
 from clotkit.features.files import open_features
-from clotkit.features.folder import FeatureFolder
+from clotkit.features.folder import TABLE, FeatureFolder
 from clotkit.features.plan import forecast_features
 from clotkit.features.probe import EncoderTiming
-from clotkit.features.run import TABLE, FeatureSettings, extract_split
+from clotkit.features.run import FeatureSettings, extract_split
 from clotkit.features.tasks import feature_task
 from clotkit.files import sha256
 from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, find_encoder, load_encoder

@@ -40,6 +40,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _fsync_folder(path.parent)
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove the temporary files of `atomic_write` to `path` that killed processes left."""
+    suffix = "".join(path.suffixes)
+    for temporary in path.parent.glob(f".{path.name.removesuffix(suffix)}.*{suffix}"):
+        temporary.unlink(missing_ok=True)
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8 with its line ends unchanged; see ESCAPED."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:

@@ -10,6 +10,7 @@ from clotkit.features.files import FeatureFile, open_features
 from clotkit.files import atomic_write
 from clotkit.stores import Entry, Place, Store, store_of
 
+TABLE, VERB = "features.csv", "clotkit features"  # of the files that the kit has made, and what makes them
 SUFFIXES = (".h5", ".hdf5")
 CACHE = Path("build/cache")
 

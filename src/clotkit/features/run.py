@@ -15,6 +15,7 @@ from clotkit.engines import DASK, Backend, Lost, engine
 from clotkit.errors import ClusterError, ConfigError, NoTissue, SlideUnreadable, UsageError
 from clotkit.features.extract import EncodeRequest, encode_request, encode_slides
 from clotkit.features.files import FeatureFile, Layout, open_features
+from clotkit.features.folder import TABLE, VERB
 from clotkit.features.probe import (
     EncoderTiming,
     EncoderUse,
@@ -40,8 +41,6 @@ from clotkit.tiling.tilers import check_tiler
 from clotkit.units import many
 from clotkit.workers import Limits, Work, check_limits
 
-TABLE = "features.csv"
-VERB = "clotkit features"
 MPP_TOLERANCE = 0.05  # of an encoder's micrometres per pixel
 
 

@@ -7,7 +7,8 @@ from clotkit.config import load_recipe
 from clotkit.engines import Lost, engine
 from clotkit.errors import ClotkitError
 from clotkit.features.files import open_features
-from clotkit.features.run import TABLE, VERB, FeatureSettings, is_shards, wanted_encoder
+from clotkit.features.folder import TABLE, VERB
+from clotkit.features.run import FeatureSettings, is_shards, wanted_encoder
 from clotkit.progress import Log, progress
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.shards.verify import (

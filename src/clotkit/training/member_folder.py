@@ -14,7 +14,7 @@ from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import metric_line
-from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, sha256
+from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, remove_temporaries, sha256
 from clotkit.members import folder as files
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision, Ints
@@ -23,6 +23,10 @@ from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
 from clotkit.members.weights import check_weights, pack_weights
 
+WRITTEN = (
+    files.WEIGHTS, files.RECIPE, files.CALIBRATION, files.FAMILIARITY, files.HISTORY, files.OUT_OF_FOLD, files.SPLIT,
+    files.CURVES, files.CARD, files.METRICS,
+)  # fmt: skip
 SaveWeights = Callable[[Path, Recipe, Sequence[Sequence[Any]], int], None]  # as write_weights
 
 
@@ -55,6 +59,8 @@ def write_member(
     `source` is the text of the recipe. `save` writes the weights; None: write_weights.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        remove_temporaries(out / name)
     (save or write_weights)(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
     atomic_write_text(out / files.RECIPE, source)
     folds = [calibration.to_json() for calibration in trained.fold_calibrations]
@@ -75,6 +81,8 @@ def card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     networks = " + ".join(
         f"{model.copies} x {model.name}" if model.copies > 1 else model.name for model in recipe.model
     )
+    if recipe.encoder is not None:
+        networks += f" over the features of the encoder {recipe.encoder.name}"
     folds = metrics["networks_of_folds"]
     parts = [
         f"# {recipe.name}",

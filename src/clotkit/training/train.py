@@ -155,6 +155,11 @@ def summary(metrics: dict[str, Any]) -> str:
 
 def check_trainable(recipe: Recipe, data: Place, competition: Competition, backbones: Path | None) -> None:
     """Raise ConfigError for a recipe that its data or its networks make impossible to train."""
+    if recipe.encoder is not None:
+        raise ConfigError(
+            f"recipe {recipe.name}: {recipe.model[0].name} is a head over features; clotkit train takes it, with the "
+            "folder of features as --data"
+        )
     _check_feed(recipe, data, competition)
     _check_networks(recipe, competition, backbones)
 

@@ -10,8 +10,7 @@ from clotkit.config import Recipe
 from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError, UsageError
 from clotkit.features.files import FeatureFile
-from clotkit.features.folder import FeatureFolder
-from clotkit.features.run import TABLE, VERB
+from clotkit.features.folder import TABLE, VERB, FeatureFolder
 from clotkit.progress import Log
 from clotkit.shards.table import read_shard_rows
 from clotkit.splits import SlideRow, read_slides
