@@ -137,6 +137,11 @@ def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Files], N
     return changed
 
 
+def relabel(files: Files) -> None:
+    """Give all slides one class."""
+    pd.read_csv(files["labels"], dtype=str).assign(label="CE").to_csv(files["labels"], index=False)
+
+
 WRONGS: dict[str, tuple[Callable[[Files], object], str]] = {
     "no model": (lambda files: files["model"].unlink(), "net.onnx: No such file"),
     "text": (lambda files: files["model"].write_text("PK"), "no ONNX file"),
@@ -165,6 +170,7 @@ WRONGS: dict[str, tuple[Callable[[Files], object], str]] = {
     "probability": (table(lambda rows: rows.assign(predictions=2.0)), "no probability"),
     "strangers": (table(lambda rows: rows.assign(image_id="x")), "0 of its 60 images"),
     "few": (table(lambda rows: rows[:20]), "lack a prediction"),
+    "no patient of a class": (relabel, "predicts 0 patients of class LAA"),
     "constant": (table(lambda rows: rows.assign(predictions=0.5)), "constant"),
     "there already": (lambda files: files["out"].mkdir(parents=True), "exists already"),
 }

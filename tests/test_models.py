@@ -59,6 +59,20 @@ def test_running_out_of_memory_halves_the_batch_permanently_with_one_note(error:
     assert re.findall("[0-9]+", " ".join(predict.notes)) == ["8", "2"]
 
 
+def test_without_padding_the_last_batch_is_as_small_as_it_is() -> None:
+    sizes = []
+
+    def forward(tiles: np.ndarray) -> np.ndarray:
+        sizes.append(len(tiles))
+        return plain(tiles)
+
+    predict = Predictor([forward], 4, pads=False)
+    tiles = noise(16, 6)
+    np.testing.assert_array_equal(predict(tiles), plain(tiles))
+    assert len(predict(tiles[:0])) == 0
+    assert sizes == [4, 2, 1]
+
+
 def test_a_single_tile_that_does_not_fit_is_an_error() -> None:
     model = SmallMemoryNetwork(0)
     with pytest.raises(Exception, match="OOM") as caught:

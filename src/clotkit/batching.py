@@ -26,13 +26,16 @@ class Predictor:
     """A network as a function of any number of tiles: uint8[n, H, W, 3] -> float32[n, C].
 
     Every network call has the same shape, the last batch padded, because TensorFlow traces each new shape; so the
-    probabilities of a tile do not depend on the tiles beside it. With several `forwards`, one per device, each takes
-    an equal share of the tiles in its own thread. When a device runs out of memory the batch is halved permanently,
-    and one line in `notes` records it; when a single tile does not fit, the error passes through.
+    probabilities of a tile do not depend on the tiles beside it. Without `pads` the last batch is as small as it is,
+    for a runtime that takes any size and gives the same rows. With several `forwards`, one per device, each takes an
+    equal share of the tiles in its own thread. When a device runs out of memory the batch is halved permanently, and
+    one line in `notes` records it; when a single tile does not fit, the error passes through.
     """
 
-    def __init__(self, forwards: Sequence[Forward], batch_tiles: int, notes: Sequence[str] = ()) -> None:
-        self.notes = list(notes)
+    def __init__(
+        self, forwards: Sequence[Forward], batch_tiles: int, notes: Sequence[str] = (), pads: bool = True
+    ) -> None:
+        self.notes, self._pads = list(notes), pads
         self.batch_tiles = -(-batch_tiles // len(forwards))  # tiles in a batch of one device
         self._forwards = forwards
         self._initial_batch_tiles, self._lock = self.batch_tiles, threading.Lock()
@@ -55,7 +58,8 @@ class Predictor:
             batch_tiles = self.batch_tiles
             part = tiles[start : start + batch_tiles]
             try:
-                rows = np.asarray(forward(_padded(part, batch_tiles)), np.float32)  # [batch_tiles, C]
+                size = batch_tiles if self._pads else max(len(part), 1)
+                rows = np.asarray(forward(_padded(part, size)), np.float32)  # [size, C]
             except Exception as error:
                 if batch_tiles == 1 or not is_out_of_memory(error):
                     raise

@@ -117,8 +117,18 @@ def _folds(
     none = np.zeros((len(table), 1, 1, 3), np.uint8)
     parts = np.full(len(table), "")
     slides = TileSet(none, labels, patients, table["image"].to_numpy(str), centres, parts, competition.classes.names)
-    folds = make_folds(slides, replace(recipe.data, split="folds"), recipe.training, None)
+    count = _count(table, oof, recipe, competition)
+    folds = make_folds(slides, replace(recipe.data, split="folds"), recipe.training, count)
     return np.asarray(sum(number * fold.held_out for number, fold in enumerate(folds)), np.int64)
+
+
+def _count(table: pd.DataFrame, oof: Path, recipe: Recipe, competition: Competition) -> int:
+    """Return the number of folds: the recipe's, or fewer, so that each has a patient of every class."""
+    patients = table.groupby("label")["patient"].nunique().reindex(range(len(competition.classes.names)), fill_value=0)
+    if patients.min() < 2:
+        name = competition.classes.names[int(patients.argmin())]
+        raise ConfigError(f"{oof}: predicts {patients.min()} patients of class {name}; at least 2 are needed")
+    return min(recipe.training.folds, int(patients.min()))
 
 
 def _calibrated(table: pd.DataFrame, target: EvaluationTarget) -> ForeignPredictions:

@@ -56,10 +56,10 @@ def import_member(settings: ImportSettings, competition: Competition, log: Log =
         raise ConfigError(f'recipe {recipe.name}: model.name is {recipe.model[0].name!r}; to import it is "onnx"')
     with new_folder(settings.out) as made:
         network = load_onnx_network(settings.model, recipe, len(competition.classes.names))
+        found = read_foreign(settings.oof, settings.labels, recipe, competition, log)
         tiles = _tiles(settings.data, recipe, competition, log)
         check_network(network, tiles, settings.model)
         log(f"{settings.model}: sound on {len(tiles)} tiles of {settings.data or 'noise'}; {facts_line(network.model)}")
-        found = read_foreign(settings.oof, settings.labels, recipe, competition, log)
         metrics = found.metrics(recipe, settings.oof.name, competition)
         metrics |= {"onnx": facts_of(network.model), "oof_sha256": sha256(settings.oof)}
         metrics["onnx"] |= {"checked_tiles": len(tiles), "checked_on": settings.data.name if settings.data else "noise"}

@@ -52,8 +52,8 @@ def find_members(weights_dir: Path) -> list[Path]:
     folders = [weights_dir] if single else sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
     if not folders:
         raise ConfigError(
-            f"{weights_dir}: 0 members here, at least 1 is needed; a member folder holds {RECIPE}, {WEIGHTS} and "
-            f"{CALIBRATION}, and clotkit train writes one"
+            f"{weights_dir}: 0 members here, at least 1 is needed; a member folder holds {RECIPE}, {CALIBRATION} and "
+            f"{WEIGHTS} or {ONNX_FILE}; clotkit train or clotkit member import writes one"
         )
     if not single:
         check_clashes((path.name for path in weights_dir.iterdir()), [folder.name for folder in folders], weights_dir)

@@ -9,11 +9,12 @@ import numpy.typing as npt
 from clotkit.batching import Predictor, TileArray, with_tta
 from clotkit.config import Recipe
 from clotkit.members.networks import Network, expanded
+from clotkit.members.onnx.network import OnnxNetwork
 
 
 def predictor(model: Any, batch_tiles: int, tta: int = 1) -> Predictor:
     """Return a Predictor of a Keras model or an OnnxNetwork, averaged over `tta` augmentations."""
-    return Predictor([with_tta(model.predict_on_batch, tta)], batch_tiles)
+    return Predictor([with_tta(model.predict_on_batch, tta)], batch_tiles, pads=not isinstance(model, OnnxNetwork))
 
 
 def predict_committee(

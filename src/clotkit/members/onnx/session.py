@@ -35,8 +35,8 @@ Prepare = Callable[[TileArray], npt.NDArray[Any]]
 class OnnxModel:
     """An ONNX file as a function of any number of tiles: uint8[n, S, S, 3] -> float32[n, K].
 
-    Rows are what `config.output` says: logits are not turned into probabilities. Batches have one size, as
-    batching.Predictor has it: the file's own if it is fixed, else `batch_tiles`, halved when memory runs out.
+    Rows are what `config.output` says: logits are not turned into probabilities. Batches have the file's own size if it
+    is fixed, else at most `batch_tiles`, halved when memory runs out.
     `width` is K, `provider` what computes, `notes` lines for reports; predicting may add one.
     """
 
@@ -55,7 +55,10 @@ class OnnxModel:
         self._input, fixed, side_px = _checked_input(self._session, config, tile_px, path)
         self._output = _chosen_output(self._session, config, path)
         self._prepare = preparation(config, side_px)
-        self._predict = Predictor([self._forward], fixed or batch_tiles, self.notes)
+        # On the CPU the rows are the same, bit for bit, in batches of any size; on a GPU each size is tuned anew.
+        self._predict = Predictor(
+            [self._forward], fixed or batch_tiles, self.notes, pads=bool(fixed) or self.provider != CPU
+        )
         self.notes = self._predict.notes
         self.fixed_batch = fixed
         self.width = self._probe(tile_px)
