@@ -15,7 +15,6 @@ from clotkit.features.files import FeatureFile
 from clotkit.members.encoders.heads import CLAM, MEAN_POOL, TRANSFORMER, Head, build_head, pooling_of_heads
 from clotkit.members.networks import STANDARDISE
 from clotkit.training.checkpoints import create_checkpoints
-from clotkit.training.devices import training_scope
 from clotkit.training.epochs import EpochCallback, run_epochs
 from clotkit.training.feed import one_hot
 from clotkit.training.fit import compile_model, keras_loss
@@ -53,8 +52,7 @@ def fit_head(
 
     keras.utils.set_random_seed(seed)
     config, classes = recipe.model[0], len(train.classes)
-    with training_scope():
-        head = build_head(config, features_of(train).width, classes)
+    head = build_head(config, features_of(train).width, classes)  # in float32 on a GPU too: it is small
     if config.standardise:
         _standardise(head, config, train)
     if config.name == MEAN_POOL:
@@ -85,8 +83,7 @@ def _compiled(fresh: Any, head: Head, recipe: Recipe, steps: int, compiled: Comp
     """
     if steps not in compiled:
         classes = fresh.output.shape[-1]
-        with training_scope():
-            own = build_head(recipe.model[0], head.bag.input["features"].shape[-1], classes)
+        own = build_head(recipe.model[0], head.bag.input["features"].shape[-1], classes)
         model = _training_model(own, recipe, classes)
         compile_model(model, recipe.training, steps, keras_loss(recipe.training, own.output))
         compiled[steps] = own, model, [np.array(variable) for variable in model.optimizer.variables]
