@@ -34,11 +34,12 @@ from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, find_
 from clotkit.members.encoders.folder import read_encoder
 from clotkit.reasons import Reason
 from clotkit.shards.tile import TileSettings, tile_split
+from clotkit.stores import local_copy, store_of
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.training.member_folder import write_manifest
 from clotkit.workers import Task
 
-from .cluster import Cluster
+from .cluster import KEYS, Cluster, copy_in, object_store
 from .conftest import RECIPE
 from .feature_files import read_stamp, read_trident
 
@@ -358,6 +359,27 @@ def test_the_recipe_may_name_the_encoder(
         path.write_text(RECIPE.replace('"cnn"\nfilters = [4, 8]', '"abmil"') + table)
         with nullcontext() if fits else pytest.raises(ConfigError, match="tiny"):
             assert sum(extract_split(replace(of_recipe, recipe=str(path)), strip_ai, quiet).values()) == 4
+
+
+@pytest.mark.slow
+def test_from_a_bucket_to_a_bucket(
+    settings: FeatureSettings, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undated = replace(settings, use_mtime=False)
+    extract_split(undated, strip_ai, quiet)
+    assert isinstance(settings.split_dir, Path)
+    assert isinstance(settings.out, Path)
+    with object_store() as url:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": url}).items():
+            monkeypatch.setenv(name, value)
+        copy_in(settings.split_dir, "s3://bucket/split")
+        there = replace(undated, split_dir="s3://bucket/split", out="s3://bucket/out")
+        assert extract_split(there, strip_ai, quiet) == {"new": 4, "up_to_date": 0, "failed": 0}
+        store = store_of("s3://bucket/out")
+        assert set(store.entries()) == set(hashes(settings.out))
+        for name, wanted in hashes(settings.out).items():
+            with local_copy(store, name) as path:
+                assert sha256(path) == wanted
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from clotkit.stores import Store
 from clotkit.tiling.tilers import Batch
 from clotkit.workers import Ended, Limits, Task, stream
 
-SMALL, LARGE = 1, 4  # tiles of the two batches that are measured
+SMALL, LARGE = 1, BATCH_TILES  # tiles of the two batches that are measured
 PROBE_S = 600.0  # the longest measurement
 ADDRESS_MB = 2**20  # address space of the measurement: libraries map far more than they use
 FILE = "encoder.json"  # in a folder of features: the encoder, and its batch
