@@ -53,7 +53,7 @@ HEADS: Mapping[str, tuple[str, str]] = {
     "abmil": (f'name = "abmil"\n{ATTENTION}', "drop_tiles = 0.2"),
     "clam": (f'name = "clam"\n{ATTENTION}', "drop_tiles = 0.2"),
     "transformer": (
-        'name = "transformer"\nstandardise = true\nhead = [64]\ndropout = 0.3\ncopies = 3',
+        'name = "transformer"\nstandardise = true\nhead = [64]\ndropout = 0.3',
         "drop_tiles = 0.2",
     ),
     "mean_pool, logistic": (LINEAR.format(l2=0.1), 'fit = "logistic"'),
