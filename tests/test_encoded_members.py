@@ -19,6 +19,7 @@ from clotkit.members.encoders.encoder import Encoder, load_encoder
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.encoders.loading import load_member
 from clotkit.planning.plan import PlanSettings, plan_split
+from clotkit.scoring.inputs import read_inputs
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.settings import RunSettings
 from clotkit.training.mil.train import train_any
@@ -119,13 +120,15 @@ def test_another_encoder_is_refused_and_the_run_goes_on(
     with pytest.raises(ConfigError, match="tiny"):
         load_member(copy, CLASSES)
     write_encoder(copy.parent / "tiny")
+    write_onnx_member(copy.parent / "other", CLASSES)
+    settings = RunSettings(test_split, copy.parent, tmp_path / "run", deadline_s=300.0, memory_mb=4096, jobs=1)
+    key = read_inputs(settings, strip_ai, print).key
     (copy.parent / "tiny" / "encoder.toml").write_text(f"{ENCODER}mean = [0.5]\n")
     with pytest.raises(ConfigError, match="features"):
         load_member(copy, CLASSES)
-    write_onnx_member(copy.parent / "other", CLASSES)
-    settings = RunSettings(test_split, copy.parent, tmp_path / "run", deadline_s=300.0, memory_mb=4096, jobs=1)
     counts = run(settings, strip_ai, lambda _: None)
     assert (counts["done"], counts["left_out"]) == (4, 1)
+    assert read_inputs(settings, strip_ai, print).key != key
 
 
 def test_the_encoder_travels_with_the_member(weights: Path, tmp_path: Path) -> None:

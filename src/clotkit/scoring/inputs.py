@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from clotkit.config import missing_facts
 from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
+from clotkit.members.encoders.folder import encoder_beside
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
 from clotkit.members.folder import check_trained_for, find_members
@@ -100,9 +101,12 @@ def _check_some_match(
 
 
 def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str | None) -> str:
-    """Return a hash of the competition and the weights: a report belongs to one such key."""
-    parts = [competition.slug]
+    """Return a hash of the competition, the weights and their encoders: a report belongs to one such key."""
+    parts, encoders = [competition.slug], list[Path]()
     for folder in folders:
+        with suppress(ConfigError):  # a member that is damaged, or has no encoder, is left out when it is loaded
+            encoders += filter(None, [encoder_beside(folder)])
+    for folder in dict.fromkeys((*folders, *encoders)):
         parts += [f"{path.name} {sha256(path)} {folder.name}" for path in sorted(folder.iterdir()) if path.is_file()]
     parts += filter(None, [ensemble_sha256])
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
