@@ -25,7 +25,7 @@ from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.engines import Backend
 from clotkit.errors import ConfigError, UsageError
-from clotkit.features.files import open_features
+from clotkit.features.files import open_features, tiling_text
 from clotkit.features.folder import TABLE, FeatureFolder
 from clotkit.features.plan import forecast_features
 from clotkit.features.probe import EncoderTiming
@@ -136,6 +136,8 @@ def test_features_are_those_of_the_tiles(settings: FeatureSettings, strip_ai: Co
         wanted = np.concatenate([encoder.encode(batch.tiles) for batch in batches])
         assert np.allclose(found.read(), wanted, rtol=1e-3)
         assert (found.encoder_sha256, found.facts["name"]) == (encoder.sha256, path.stem)
+        assert found.tiling == tiling_text(replace(tiling, batch_tiles=tiling.batch_tiles + 1))
+        assert found.tiling != tiling_text(replace(tiling, max_tiles=tiling.max_tiles + 1))
         assert read_trident(found.path).side == tiling.tile_px * tiling.downsample
     before = hashes(settings.out)
     assert extract_split(settings, strip_ai, quiet) == {"new": 0, "up_to_date": 4, "failed": 0}
@@ -249,7 +251,7 @@ def test_tile_shards_give_the_same_features(settings: FeatureSettings, strip_ai:
         one, other = open_features(path), open_features(tmp_path / "again" / path.name)
         assert np.array_equal(one.read(), other.read())
         assert np.array_equal(one.coords, other.coords)
-        assert one.facts["patch_size_level0"] == other.facts["patch_size_level0"]
+        assert one.facts == other.facts | {"key": one.key}
 
 
 def test_the_layout_of_stamp_takes_slides_with_a_resolution(

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from clotkit.errors import ClotkitError, ClusterError, described
-from clotkit.features.files import LEVEL0_MPP, FeatureWriter, Layout
+from clotkit.features.files import LEVEL0_MPP, TILING, FeatureWriter, Layout, tiling_text
 from clotkit.features.tasks import FeatureTask, feature_task
 from clotkit.files import sha256
 from clotkit.members.encoders.encoder import Encoder, FoundEncoder
@@ -115,7 +115,7 @@ def facts_of(ended: Ended, task: FeatureTask, encoder: Encoder) -> dict[str, str
         "patch_size": tiling.tile_px, "tile_size_px": tiling.tile_px, "patch_size_level0": side_px,
         "overlap": round(tiling.overlap * tiling.tile_px), "name": task.image_id, "savetodir": ".",
         "level0_width": width_px, "level0_height": height_px, "patch_level": 0,
-        "custom_downsample": _whole(downsample),
+        "custom_downsample": _whole(downsample), TILING: tiling_text(tiling),
     }  # fmt: skip
     if mpp := found.get("mpp"):
         magnification = max(1, round(OBJECTIVE_UM / mpp))

@@ -7,9 +7,10 @@ noticed when it is read.
 """
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit import __version__
+from clotkit.config import TilingConfig
 from clotkit.errors import NoTissue, ResolutionUnknown, SlideUnreadable, one_line
 from clotkit.files import atomic_write
 
@@ -34,6 +36,8 @@ OF_COORDS = (
     "level0_width", "level0_height", "patch_level", "custom_downsample",
 )  # fmt: skip
 LEVEL0_MPP = "level0_mpp"  # the fact with the micrometres per pixel of the slide
+TILING = "tiling"  # the fact with the tiling of the slide, see tiling_text
+NOT_OF_TILES = {"batch_tiles", "downsample_if"}  # keys of a slide's tiling that change none of its tiles
 
 Features = npt.NDArray[np.float16]  # [n, D]
 Coords = npt.NDArray[np.int64]  # [n, 2]
@@ -75,6 +79,11 @@ class FeatureFile:
     def key(self) -> str:
         """The key of the features (see features.extract.feature_key); "" in files of other tools."""
         return str(self.facts.get("key", ""))
+
+    @property
+    def tiling(self) -> str:
+        """The tiling of the slide, see tiling_text; "" if the file does not state it."""
+        return str(self.facts.get(TILING, ""))
 
     @cached_property
     def unit(self) -> Unit:
@@ -122,6 +131,12 @@ class FeatureFile:
                 f"{len(block)} tiles, first in row {start + int(bad.argmax())}; extract the features again"
             )
         return block.astype(np.float16)
+
+
+def tiling_text(tiling: TilingConfig) -> str:
+    """Return the text of a slide's tiling (see config.tiling_for): equal texts, equal tiles."""
+    used = {key: value for key, value in asdict(tiling).items() if key not in NOT_OF_TILES}
+    return json.dumps(used, sort_keys=True)
 
 
 def open_features(path: Path) -> FeatureFile:
