@@ -1,5 +1,6 @@
 """Test heads over features: what they compute, learn and write, from features with a planted signal."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from bench.heads import Settings, recipe_text
 from clotkit.competitions import Competition
 from clotkit.config import HEADS, Recipe, load_recipe
 from clotkit.errors import ConfigError, SplitError
-from clotkit.features.files import open_features
+from clotkit.features.files import open_features, write_features
 from clotkit.members.encoders.heads import BAG_TILES, Head, build_head, build_heads, pooling_of_heads
 from clotkit.members.loading import start_keras
+from clotkit.reasons import Reason
+from clotkit.shards.table import ShardRow, table_text
+from clotkit.training.mil.bags import SlideFeatures
 from clotkit.training.mil.fit import Compiled, fit_head
 from clotkit.training.mil.linear import solve_logistic, solve_ridge
 from clotkit.training.mil.losses import instance_loss
@@ -24,6 +28,7 @@ from clotkit.training.mil.sources import read_features
 from clotkit.training.mil.train import train_any
 from clotkit.training.train import TrainSettings
 
+from .feature_files import write_trident
 from .mil_data import WIDTH, write_recipe, write_slides
 
 FILES = ("model.weights.h5", "calibration.json", "metrics.json", "oof.csv", "history.csv", "split.csv", "README.md")
@@ -294,3 +299,28 @@ def test_compared_heads_are_recipes(tmp_path: Path, head: str) -> None:
     assert recipe.encoder is not None
     assert recipe.tiling == load_recipe("breakhis").tiling
     assert recipe.training.folds == 3
+
+
+def test_slides_that_failed_are_left_out(strip_ai: Competition, tmp_path: Path) -> None:
+    folder, table = write_slides(tmp_path / "features"), tmp_path / "features" / "features.csv"
+    labels = pd.read_csv(folder / "train.csv", dtype=str)
+    rows = [
+        ShardRow(row.image_id, row.patient_id, int(row.label == "LAA"), file=f"{row.image_id}.h5", tiles=6)
+        for row in labels.itertuples()
+    ]
+    rows[0] = replace(rows[0], file="", code=Reason.BAD_FEATURES)
+    table.write_text(table_text(rows, strip_ai))
+    stale = open_features(folder / "s000.h5")  # of another encoder, and the first by name
+    write_features(stale.path, np.ones((4, WIDTH + 1)), np.zeros((4, 2)), {"encoder": "y", "encoder_sha256": "2"})
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", "abmil"))
+    for split in (None, folder):
+        read = read_features(recipe, folder, split, strip_ai, None, tmp_path, lambda _: None)
+        assert read.images.tolist() == [f"s{number:03}" for number in range(1, 24)]
+
+
+def test_a_fingerprint_changes_with_the_features_of_other_tools(tmp_path: Path) -> None:
+    def fingerprint(value: float) -> bytes:
+        write_trident(tmp_path / "s.h5", np.full((9, 5), value, np.float32), np.zeros((9, 2), np.int64))
+        return SlideFeatures((open_features(tmp_path / "s.h5"),)).fingerprint()
+
+    assert fingerprint(1) == fingerprint(1) != fingerprint(2)

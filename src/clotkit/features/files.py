@@ -6,6 +6,7 @@ micrometres; the kit writes it too, if asked. Every chunk has a checksum (Fletch
 noticed when it is read.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -121,6 +122,13 @@ class FeatureFile:
                     block = np.asarray(data[place] if data.ndim == 2 else data[0, place])
                     found[here] = self._checked(block, start)[wanted[here] - start]
         return found
+
+    def start_sha256(self) -> str:
+        """Return a hash of the features of the first tiles, about a chunk. Raises SlideUnreadable."""
+        with _opened(self.path) as file:
+            data = file[self.dataset]
+            place = slice(max(1, CHUNK_BYTES // (self.width * data.dtype.itemsize)))
+            return hashlib.sha256(np.asarray(data[place] if data.ndim == 2 else data[0, place]).tobytes()).hexdigest()
 
     def _checked(self, block: npt.NDArray[Any], start: int) -> Features:
         """Return a block as float16. Raises SlideUnreadable for numbers that float16 cannot hold."""

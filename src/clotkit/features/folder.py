@@ -1,5 +1,6 @@
 """Feature files by image id, in a folder or at a URL, whose files are fetched once, into a cache."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ class FeatureFolder:
 
     place: Place
     cache: Path = CACHE  # for files of an object store
+    wanted: Collection[str] | None = None  # image ids whose files count as the first; None: all
     _store: Store = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class FeatureFolder:
         if (found.width, found.encoder_sha256) != ours:
             raise ConfigError(
                 f"{self._store.url(self.files[image_id])}: {found.width} features of the encoder "
-                f"{found.encoder_sha256[:12]}, {self.ids[0]} has {ours[0]} of {ours[1][:12]}: "
+                f"{found.encoder_sha256[:12]}, {self._first.path.stem} has {ours[0]} of {ours[1][:12]}: "
                 "put features of one encoder in one folder"
             )
         return found
@@ -89,7 +91,8 @@ class FeatureFolder:
     @cached_property
     def _first(self) -> FeatureFile:
         """The first file by name that can be read. Raises SlideUnreadable if none can."""
-        for name in self.files.values():
+        wanted = self.files if self.wanted is None else self.wanted
+        for name in (name for image_id, name in self.files.items() if image_id in wanted):
             with suppress(SlideError):
                 return open_features(self._local(name))
         raise SlideUnreadable(f"{self._store.url()}: none of {len(self.files)} files can be read; extract them again")

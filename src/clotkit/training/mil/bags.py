@@ -71,9 +71,10 @@ class SlideFeatures:
         return cast("npt.NDArray[np.uint8]", self)
 
     def fingerprint(self) -> bytes:
-        """Return bytes that change with the features, without reading them."""
+        """Return bytes that change with the features: their keys, or in files of other tools the first tiles."""
         lines = [
-            f"{file.path.stem} {file.count} {file.width} {file.key} {file.encoder_sha256} {file.path.stat().st_size}"
+            f"{file.path.stem} {file.count} {file.width} {file.key or file.start_sha256()} {file.encoder_sha256} "
+            f"{file.path.stat().st_size}"
             for file in self.files
         ]
         return hashlib.sha256("\n".join(lines).encode()).digest()

@@ -12,10 +12,11 @@ from clotkit.errors import ConfigError, SlideError, SplitError, UsageError
 from clotkit.features.files import FeatureFile
 from clotkit.features.folder import TABLE, VERB, FeatureFolder
 from clotkit.progress import Log
-from clotkit.shards.table import read_shard_rows
+from clotkit.shards.table import previous_rows, read_shard_rows
 from clotkit.splits import SlideRow, read_slides
 from clotkit.stores import Place, store_of
 from clotkit.training.mil.bags import SlideFeatures
+from clotkit.units import many
 
 
 def read_features(
@@ -37,8 +38,9 @@ def read_features(
         ConfigError: There are no features, or they are of several encoders, or of another one than the recipe's.
         StoreError: An object store does not answer.
     """
-    slides = _limited(_slides(data, split, competition), limit)
-    files, kept = _open_each(slides, FeatureFolder(data, cache), log)
+    slides = _limited(_without_failed(_slides(data, split, competition), data, competition, log), limit)
+    ids = {slide.image_id for slide in slides}
+    files, kept = _open_each(slides, FeatureFolder(data, cache, ids), log)
     _check_classes(kept, competition, data)
     _check_encoder(recipe, files, data)
     log(f"{sum(file.count for file in files)} tiles of {len(files)} slides, {files[0].width} features each")
@@ -60,6 +62,15 @@ def _slides(data: Place, split: Path | None, competition: Competition) -> list[S
             f"{competition.table_path(Path(), TRAIN).name}; give --split with the folder of the train split"
         )
     return read_slides(folder, TRAIN, competition, lambda _: None)
+
+
+def _without_failed(slides: Sequence[SlideRow], data: Place, competition: Competition, log: Log) -> list[SlideRow]:
+    """Return the slides but those that features.csv lists without a file: theirs is an old one."""
+    rows = previous_rows(store_of(data), competition, TABLE).values()
+    failed = {row.image_id for row in rows if not row.file or row.code is not None}
+    if left_out := [slide.image_id for slide in slides if slide.image_id in failed]:
+        log(f"{many(len(left_out), 'slide')} left out, the first is {left_out[0]}: {TABLE} lists no file of theirs")
+    return [slide for slide in slides if slide.image_id not in failed]
 
 
 def _open_each(slides: Sequence[SlideRow], folder: FeatureFolder, log: Log) -> tuple[list[FeatureFile], list[SlideRow]]:
