@@ -35,6 +35,7 @@ from clotkit.files import sha256
 from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, find_encoder, load_encoder
 from clotkit.members.encoders.folder import read_encoder
 from clotkit.reasons import Reason
+from clotkit.shards.folder import PREVIEWS
 from clotkit.shards.tile import TileSettings, tile_split
 from clotkit.stores import local_copy, store_of
 from clotkit.tiling.tilers import Batch, tile_slide
@@ -254,6 +255,15 @@ def test_tile_shards_give_the_same_features(settings: FeatureSettings, strip_ai:
         assert one.facts == other.facts | {"key": one.key}
 
 
+def test_previews_of_shards_in_the_same_folder_stay(settings: FeatureSettings, strip_ai: Competition) -> None:
+    assert isinstance(settings.out, Path)
+    tile_split(TileSettings(settings.split_dir, settings.out, settings.recipe, None, 2, 2048, True), strip_ai, quiet)
+    before = hashes(settings.out / PREVIEWS)
+    assert len(before) == 4
+    extract_split(replace(settings, split_dir=settings.out), strip_ai, quiet)
+    assert hashes(settings.out / PREVIEWS) == before
+
+
 def test_the_layout_of_stamp_takes_slides_with_a_resolution(
     settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
 ) -> None:
@@ -287,6 +297,12 @@ def test_the_command_line_and_its_exit_codes(
     assert all(name in said for name in (first.name, second.name, "stray.h5"))
     assert main(["features", *command(replace(settings, encoder="other"), tmp_path / "out", "--verify")]) == 3
     assert main(["features", *command(replace(settings, encoder="nothing"), out)]) == 2
+    for batch in ("0", "-1"):
+        assert main(["features", *command(settings, tmp_path / "none", "--batch", batch)]) == 2
+        assert "--batch" in capsys.readouterr().err
+    (out / TABLE).write_text((out / TABLE).read_text().replace(f",{first.name},", f",{first.name},x"))
+    assert main(["features", *command(settings, out, "--verify")]) == 2
+    assert "clotkit features" in capsys.readouterr().err
 
 
 def test_a_plan_counts_files_tiles_and_bytes(settings: FeatureSettings, strip_ai: Competition) -> None:
@@ -297,6 +313,7 @@ def test_a_plan_counts_files_tiles_and_bytes(settings: FeatureSettings, strip_ai
     assert (plan.slides, plan.failing, plan.batch_tiles) == (4, {}, 4)
     assert plan.tiles == pytest.approx(sum(int(row["tiles"]) for row in rows), rel=0.5)
     assert plan.encoder.width == WIDTH
+    assert plan.encode_s == pytest.approx(plan.tiles * plan.encoder.tile_s)  # an ONNX file is not padded on a CPU
     assert plan.peak_mb > plan.encoder.base_mb > 0
 
 

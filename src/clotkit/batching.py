@@ -35,7 +35,7 @@ class Predictor:
     def __init__(
         self, forwards: Sequence[Forward], batch_tiles: int, notes: Sequence[str] = (), pads: bool = True
     ) -> None:
-        self.notes, self._pads = list(notes), pads
+        self.notes, self.pads = list(notes), pads
         self.batch_tiles = -(-batch_tiles // len(forwards))  # tiles in a batch of one device
         self._forwards = forwards
         self._initial_batch_tiles, self._lock = self.batch_tiles, threading.Lock()
@@ -58,7 +58,7 @@ class Predictor:
             batch_tiles = self.batch_tiles
             part = tiles[start : start + batch_tiles]
             try:
-                size = batch_tiles if self._pads else max(len(part), 1)
+                size = batch_tiles if self.pads else max(len(part), 1)
                 rows = np.asarray(forward(_padded(part, size)), np.float32)  # [size, C]
             except Exception as error:
                 if batch_tiles == 1 or not is_out_of_memory(error):

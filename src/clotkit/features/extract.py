@@ -32,7 +32,7 @@ _LOADING = threading.Lock()
 _LOADED: dict[tuple[str, int, int], Encoder] = {}
 
 
-class SlideFeatures:
+class GrowingFeatures:
     """The features of one slide while its tiles are encoded; they are in memory until it ends."""
 
     def __init__(self, task: FeatureTask, layout: Layout) -> None:
@@ -73,19 +73,19 @@ def encode_slides(
 
     Whatever a slide's process does costs only that slide.
     """
-    slides: dict[str, SlideFeatures] = {}
+    slides: dict[str, GrowingFeatures] = {}
     with closing(prefetch(partial(stream, tasks, limits, jobs, work, unchanged))) as events:
         for event in events:
             assert isinstance(event.task, FeatureTask)
             if isinstance(event, TileBatch):
-                slides.setdefault(event.image_id, SlideFeatures(event.task, layout)).add(encoder, event)
+                slides.setdefault(event.image_id, GrowingFeatures(event.task, layout)).add(encoder, event)
                 continue
             yield event.task, _ended(event, slides.pop(event.image_id, None), encoder)
             if event.task.stored is not None:
                 event.task.path.unlink(missing_ok=True)  # a download for this slide only
 
 
-def _ended(ended: Ended, slide: SlideFeatures | None, encoder: Encoder) -> CutResult:
+def _ended(ended: Ended, slide: GrowingFeatures | None, encoder: Encoder) -> CutResult:
     """Write the file of a slide whose process has ended, unless it or the encoder failed."""
     if ended.code is not None:
         found = CutResult(ended.code, ended.reason)
@@ -96,7 +96,7 @@ def _ended(ended: Ended, slide: SlideFeatures | None, encoder: Encoder) -> CutRe
     return replace(found, seconds=ended.seconds, peak_mb=ended.peak_mb)
 
 
-def _written(slide: SlideFeatures, facts: dict[str, str | int | float]) -> CutResult:
+def _written(slide: GrowingFeatures, facts: dict[str, str | int | float]) -> CutResult:
     """Write the file of a slide; an object store, or STAMP's layout without a resolution, may refuse it."""
     try:
         return CutResult(None, "", shard=slide.finish(facts))

@@ -66,7 +66,7 @@ def forecast_features(settings: FeatureSettings, competition: Competition, log: 
     tiles, tile_bytes = sum(count for count, _ in slides), 2 * timing.width + 16
     waiting = min(MAX_BYTES, tiles * 3 * job.recipe.tiling.tile_px**2)  # bytes of tiles that wait for the encoder
     held = (settings.jobs + 1) * max((count for count, _ in slides), default=0) * tile_bytes  # features, until they end
-    encode_s = [-(-count // batch) * batch * timing.tile_s for count, _ in slides]  # a partial batch takes as long
+    encode_s = [timing.slide_s(count, batch) for count, _ in slides]
     seconds = [(cut_s, each_s) for (_, cut_s), each_s in zip(slides, encode_s, strict=True)]
     return FeaturePlan(
         slides=len(slides) + len(failing),

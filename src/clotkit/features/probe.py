@@ -34,10 +34,15 @@ class EncoderTiming:
     base_mb: float  # peak memory of a process that has loaded it, without any batch
     tile_mb: float  # more for each tile of a batch
     on_gpu: bool
+    pads: bool = True  # whether a partial batch takes as long as a whole one
 
     def peak_mb(self, batch_tiles: int) -> float:
         """Return the peak memory with batches of this size, in MB."""
         return self.base_mb + self.tile_mb * batch_tiles
+
+    def slide_s(self, tiles: int, batch_tiles: int) -> float:
+        """Return the seconds to encode the tiles of a slide in batches of this size."""
+        return self.tile_s * (-(-tiles // batch_tiles) * batch_tiles if self.pads else tiles)
 
     def batch_within(self, memory_mb: float) -> int:
         """Return the tiles of a batch: the default, halved until it fits `memory_mb`; 1 if none does."""
@@ -56,7 +61,8 @@ def time_encoder(encoder: FoundEncoder, tile_px: int) -> EncoderTiming:
     tile_mb = max(0.0, large.peak_mb - small.peak_mb) / (LARGE - SMALL)
     base_mb = large.peak_mb - LARGE * tile_mb
     found = large.facts
-    return EncoderTiming(found["width"], found["load_s"], found["batch_s"] / LARGE, base_mb, tile_mb, found["on_gpu"])
+    tile_s, on_gpu, pads = found["batch_s"] / LARGE, found["on_gpu"], found["pads"]
+    return EncoderTiming(found["width"], found["load_s"], tile_s, base_mb, tile_mb, on_gpu, pads)
 
 
 def _measured(encoder: FoundEncoder, tile_px: int, batch_tiles: int) -> Ended:
@@ -85,7 +91,8 @@ def probe_work(
     started = time.perf_counter()
     loaded.encode(tiles)
     batch_s = time.perf_counter() - started
-    yield 0, {"width": loaded.width, "on_gpu": loaded.on_gpu, "load_s": load_s, "batch_s": batch_s}
+    network = {"width": loaded.width, "on_gpu": loaded.on_gpu, "pads": loaded.pads}
+    yield 0, network | {"load_s": load_s, "batch_s": batch_s}
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ def prepared(settings: FeatureSettings, competition: Competition, log: Log) -> I
 
     Raises UsageError, ConfigError or SplitError.
     """
+    if settings.batch_tiles is not None and settings.batch_tiles < 1:
+        raise UsageError(f"--batch is {settings.batch_tiles}; at least 1 is needed")
     recipe = load_recipe(settings.recipe)
     check_tiler(recipe.tiling, settings.recipe)
     check_limits(settings.jobs, settings.memory_mb)

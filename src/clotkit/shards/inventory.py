@@ -95,8 +95,9 @@ class Inventory:
         for task in (task for task in self.tasks.values() if task.key):
             if task.shard in self.listed and not self.rows[task.image_id].file:
                 self.store.remove(task.shard)
-            preview = preview_name(task.image_id)
-            if preview in self.listed and not is_current_preview(self.store, preview, task.key):
+            preview = preview_name(task.image_id)  # of shards; files of features have none
+            is_listed = self.table == TABLE and preview in self.listed
+            if is_listed and not is_current_preview(self.store, preview, task.key):
                 self.store.remove(preview)
 
 

@@ -56,7 +56,7 @@ def read_shard_rows(
 
     Raises SplitError if the table is missing or malformed, or if some slides are unfinished.
     """
-    rows = parse_table(_text(store, table, verb), store.url(table), competition)
+    rows = parse_table(_text(store, table, verb), store.url(table), competition, verb)
     left = [row.image_id for row in rows if row.state == UNFINISHED]
     if left:
         raise SplitError(
@@ -108,21 +108,21 @@ def _patient_column(competition: Competition) -> str:
     return competition.columns.patient or PATIENT
 
 
-def parse_table(text: str, where: str, competition: Competition) -> list[ShardRow]:
-    """Parse the text of a shards.csv. Raises SplitError, which names `where`, if it is malformed."""
+def parse_table(text: str, where: str, competition: Competition, verb: str = "clotkit tile") -> list[ShardRow]:
+    """Parse the text of a shards.csv. Raises SplitError, naming `where` and `verb`, if it is malformed."""
     columns = [competition.columns.image, _patient_column(competition), *FILE_COLUMNS]
     required = [column for column in columns if column not in NEW_COLUMNS]
-    return [_parse_row(row, where, competition) for row in rows_of(text, where, required)]
+    return [_parse_row(row, where, competition, verb) for row in rows_of(text, where, required)]
 
 
-def _parse_row(row: dict[str, str], where: str, competition: Competition) -> ShardRow:
+def _parse_row(row: dict[str, str], where: str, competition: Competition, verb: str) -> ShardRow:
     columns, names = competition.columns, competition.classes.names
     label = row.get(columns.label)
     tiles, size_bytes = row["tiles"], row["bytes"] or "0"
     if not (tiles.isdecimal() and size_bytes.isdecimal()) or (label is not None and label not in names):
         raise SplitError(
             f"{where}: {row[columns.image]} has {tiles!r} tiles, {row['bytes']!r} bytes and label {label!r}; "
-            f"whole numbers and a label of {', '.join(names)} are needed; run clotkit tile again"
+            f"whole numbers and a label of {', '.join(names)} are needed; run {verb} again"
         )
     return ShardRow(
         row[columns.image],

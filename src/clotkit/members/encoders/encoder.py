@@ -1,6 +1,7 @@
 """Find an encoder by its name, its folder or its ONNX file, load it, and encode tiles.
 
-Batches have one shape and are padded, as those of members: the features of a tile do not depend on the tiles beside it.
+Batches have one shape and are padded, as those of members, except where a runtime gives the same rows in batches of any
+size (see batching.Predictor): the features of a tile do not depend on the tiles beside it.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.batching import TileArray, noise
+from clotkit.batching import Predictor, TileArray, noise
 from clotkit.config import ModelConfig, OnnxConfig
 from clotkit.errors import ConfigError
 from clotkit.members.backbones import BACKBONES, arrays_sha256, find_backbone
@@ -22,8 +23,7 @@ from clotkit.members.loading import list_devices, load_backbone_encoder, start_k
 from clotkit.members.onnx.header import model_sha256
 from clotkit.members.onnx.session import CPU, OnnxModel
 
-# Tiles of a batch, unless the caller says otherwise. On a CPU larger batches are no faster, and a slide's last one is
-# padded.
+# Tiles of a batch, unless the caller says otherwise. On a CPU larger batches are no faster; Keras pads the last one.
 BATCH_TILES, GPU_BATCH_TILES = 8, 64
 
 Encode = Callable[[TileArray], npt.NDArray[np.float32]]
@@ -40,6 +40,7 @@ class Encoder:
     tile_px: int  # side of the tiles that it takes, in pixels
     mpp: float = 0.0  # micrometres per pixel that it was trained on; 0: any
     on_gpu: bool = False
+    pads: bool = True  # whether a partial batch takes as long as a whole one
     notes: list[str] = field(default_factory=list)  # lines for people; encoding may add one
 
 
@@ -71,7 +72,7 @@ class FoundEncoder:
             raise ConfigError(
                 f"encoder {self.name}: takes tiles of {self.tile_px} px; the recipe's tiling.tile_px is {tile_px}"
             )
-        encode, on_gpu, notes = self._loaded(tile_px, batch_tiles)
+        encode, on_gpu = self._loaded(tile_px, batch_tiles)
         features = np.asarray(encode(noise(tile_px, 1)))
         if features.ndim != 2 or len(features) != 1 or not np.isfinite(features).all():
             bad = "" if np.isfinite(features).all() else " with NaN or infinity"
@@ -79,18 +80,19 @@ class FoundEncoder:
                 f"encoder {self.name}: gave {features.dtype}{list(features.shape)}{bad} for 1 tile; finite features "
                 "[1, D] are needed"
             )
-        return Encoder(self.name, features.shape[1], self.sha256, encode, tile_px, self.mpp, on_gpu, notes)
+        width, pads, notes = features.shape[1], encode.pads, encode.notes
+        return Encoder(self.name, width, self.sha256, encode, tile_px, self.mpp, on_gpu, pads, notes)
 
-    def _loaded(self, tile_px: int, batch_tiles: int) -> tuple[Encode, bool, list[str]]:
-        """Return the function from tiles to features, whether a GPU computes, and notes. Raises ConfigError."""
+    def _loaded(self, tile_px: int, batch_tiles: int) -> tuple[OnnxModel | Predictor, bool]:
+        """Return the function from tiles to features, and whether a GPU computes. Raises ConfigError."""
         if isinstance(self.settings, OnnxConfig):
             model = OnnxModel(self.path, self.settings, tile_px, batch_tiles=batch_tiles)
-            return model, model.provider != CPU, model.notes
+            return model, model.provider != CPU
         start_keras()
         keras = self.settings
         config = ModelConfig(keras.name, last_layer=keras.last_layer, input_px=keras.input_px, freeze=True)
         predict = load_backbone_encoder(config, tile_px, self.path, batch_tiles)
-        return predict, list_devices()[0].startswith("gpu"), predict.notes
+        return predict, list_devices()[0].startswith("gpu")
 
 
 def load_encoder(

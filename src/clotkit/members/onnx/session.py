@@ -59,7 +59,7 @@ class OnnxModel:
         self._predict = Predictor(
             [self._forward], fixed or batch_tiles, self.notes, pads=bool(fixed) or self.provider != CPU
         )
-        self.notes = self._predict.notes
+        self.notes, self.pads = self._predict.notes, self._predict.pads
         self.fixed_batch = fixed
         self.width = self._probe(tile_px)
 
