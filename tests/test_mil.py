@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from bench.heads import HEADS as HEADS_COMPARED
 from bench.heads import Settings, recipe_text
 from clotkit.competitions import Competition
-from clotkit.config import HEADS, Recipe, load_recipe
+from clotkit.config import HEADS, Recipe, load_recipe, tiling_for
 from clotkit.errors import ConfigError, SplitError
-from clotkit.features.files import open_features, write_features
+from clotkit.features.files import TILING, open_features, tiling_text, write_features
 from clotkit.members.encoders.heads import BAG_TILES, Head, build_head, build_heads, pooling_of_heads
 from clotkit.members.loading import start_keras
 from clotkit.reasons import Reason
@@ -324,3 +324,36 @@ def test_a_fingerprint_changes_with_the_features_of_other_tools(tmp_path: Path) 
         return SlideFeatures((open_features(tmp_path / "s.h5"),)).fingerprint()
 
     assert fingerprint(1) == fingerprint(1) != fingerprint(2)
+
+
+def test_features_of_another_tiling_are_refused(strip_ai: Competition, tmp_path: Path) -> None:
+    text, rule = write_recipe(tmp_path / "r.toml", "abmil").read_text(), 'downsample_if = ["center_id = 1: 4"]'
+    text = text.replace("downsample = 1", f"downsample = 1\n{rule}")
+    lines: list[str] = []
+
+    def read(data: Path, old: str = "", new: str = "") -> int:
+        (tmp_path / "r.toml").write_text(text.replace(old, new))
+        recipe = load_recipe(tmp_path / "r.toml")
+        return len(read_features(recipe, data, None, strip_ai, None, tmp_path, lines.append))
+
+    ours, theirs = write_slides(tmp_path / "ours"), write_slides(tmp_path / "theirs")
+    assert read(ours) == 24
+    assert any("24 slides" in line for line in lines)  # they state nothing
+    tiling = load_recipe(write_recipe(tmp_path / "r.toml", "abmil")).tiling
+    ruled = replace(tiling, downsample_if=("center_id = 1: 4",))
+    for number in range(24):
+        name = f"s{number:03}.h5"
+        of_slide = tiling_for(ruled, {"center_id": str(number % 3)})
+        write_features(ours / name, np.ones((2, WIDTH)), np.zeros((2, 2)), {TILING: tiling_text(of_slide)})
+        write_trident(theirs / name, np.ones((2, WIDTH), np.float32), np.zeros((2, 2), np.int64), patch_px=32)
+    lines.clear()
+    assert read(ours) == read(ours, "batch_tiles = 8", "batch_tiles = 4") == 24
+    for old, new in (("downsample = 1", "downsample = 2"), (rule, ""), ("max_tiles = 12", "max_tiles = 8")):
+        with pytest.raises(ConfigError, match="tiling") as caught:
+            read(ours, old, new)
+        assert "\n" not in str(caught.value)
+    assert read(theirs, f"downsample = 1\n{rule}", "downsample = 2") == 24
+    assert len(lines) == 3  # the counts of tiles
+    for old, new in ((rule, ""), ("tile_px = 32", "tile_px = 64")):
+        with pytest.raises(ConfigError, match="tiling"):
+            read(theirs, old, new)

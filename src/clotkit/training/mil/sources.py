@@ -16,6 +16,7 @@ from clotkit.shards.table import previous_rows, read_shard_rows
 from clotkit.splits import SlideRow, read_slides
 from clotkit.stores import Place, store_of
 from clotkit.training.mil.bags import SlideFeatures
+from clotkit.training.mil.tilings import check_tilings
 from clotkit.units import many
 
 
@@ -35,7 +36,8 @@ def read_features(
 
     Raises:
         SplitError: The table is missing or malformed, or a class has no slide.
-        ConfigError: There are no features, or they are of several encoders, or of another one than the recipe's.
+        ConfigError: There are no features, or they are of several encoders, or of another one or another tiling than
+            the recipe's.
         StoreError: An object store does not answer.
     """
     slides = _limited(_without_failed(_slides(data, split, competition), data, competition, log), limit)
@@ -43,6 +45,7 @@ def read_features(
     files, kept = _open_each(slides, FeatureFolder(data, cache, ids), log)
     _check_classes(kept, competition, data)
     _check_encoder(recipe, files, data)
+    check_tilings(recipe, kept, files, log)
     log(f"{sum(file.count for file in files)} tiles of {len(files)} slides, {files[0].width} features each")
     return _labelled(kept, SlideFeatures(tuple(files)), competition.classes.names)
 
