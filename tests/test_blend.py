@@ -390,7 +390,7 @@ def test_a_run_refuses_an_ensemble_that_lacks_a_member_unless_told_to_score_with
     figures = blend(study.settings(study.files(), out=weights), strip_ai, quiet)
     assert figures["cannot_run"] == ["net2"]
     words = ["run", str(split), "--weights", str(weights), "--out", str(out)]
-    for refused_words in ([], ["--without", "net0"], ["--without", "net2", "another"]):
+    for refused_words in ([], ["--without", "net0"], ["--without", "net2", "--without", "another"]):
         assert main([*words, *refused_words]) == 2
         assert not out.exists()
 
@@ -402,7 +402,7 @@ def test_a_run_refuses_an_ensemble_that_lacks_a_member_unless_told_to_score_with
     assert (tmp_path / "kernel" / "submission.csv").read_bytes() == submission
     assert json.loads((tmp_path / "kernel" / "run.json").read_text())["left_out_codes"] == {"net2": Reason.MISSING}
 
-    assert main([*words[:-1], str(tmp_path / "one"), "--without", "net1", "net2"]) == 0
+    assert main([*words[:-1], str(tmp_path / "one"), "--without", "net1", "--without", "net2"]) == 0
     assert all(set(line["p"]) == {"net0"} for line in report_of(tmp_path / "one").values())
 
 

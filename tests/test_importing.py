@@ -18,7 +18,7 @@ from clotkit.config import load_recipe
 from clotkit.errors import ConfigError
 from clotkit.files import sha256
 from clotkit.members.calibration import Calibration
-from clotkit.members.folder import read_member
+from clotkit.members.folder import find_members, read_member
 from clotkit.members.loading import load_member
 from clotkit.options import DONE, WRONG
 from clotkit.training.member_folder import write_manifest
@@ -70,6 +70,23 @@ def test_an_imported_member_is_a_member(inputs: Files, strip_ai: Competition) ->
     assert metrics["oof_sha256"] == sha256(inputs["oof"])
     assert write_manifest(inputs["out"].parent) == 1
     assert [path.name for path in inputs["out"].parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_a_killed_import_left_and_folders_in_a_member_do_not_count(inputs: Files) -> None:
+    assert imported(inputs) == DONE
+    weights = inputs["out"].parent
+    (weights / ".other.left").mkdir()
+    (weights / ".other.left" / "recipe.toml").write_bytes(inputs["recipe"].read_bytes())
+    (inputs["out"] / ".cache").mkdir()
+    assert find_members(weights) == [inputs["out"]]
+    assert main(["manifest", str(weights)]) == DONE
+    assert {name.split("/")[0] for name in json.loads((weights / "MANIFEST.json").read_text())} == {"other"}
+
+
+def test_an_import_into_a_file_is_one_line(inputs: Files, capfd: pytest.CaptureFixture[str]) -> None:
+    inputs["out"] = inputs["labels"] / "other"
+    assert imported(inputs) == WRONG
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_the_application_shows_an_imported_member(inputs: Files) -> None:

@@ -74,12 +74,15 @@ def import_member(settings: ImportSettings, competition: Competition, log: Log =
 def new_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder beside `out`, and rename it to `out` on success; on an error nothing is left.
 
-    Raises UsageError if `out` exists.
+    Raises UsageError if `out` exists or cannot be made.
     """
     if out.exists():
         raise UsageError(f"{out}: exists already; remove it, or give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made: {error.strerror}; give another --out") from error
     try:
         yield made
         made.chmod(0o755)

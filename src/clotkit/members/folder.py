@@ -49,7 +49,8 @@ def find_members(weights_dir: Path) -> list[Path]:
     member's name, a member is reached twice, or one lies deeper.
     """
     single = (weights_dir / RECIPE).is_file()
-    folders = [weights_dir] if single else sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
+    found = [weights_dir] if single else sorted(path.parent for path in weights_dir.glob(f"*/{RECIPE}"))
+    folders = [folder for folder in found if single or not folder.name.startswith(".")]  # hidden: not written yet
     if not folders:
         raise ConfigError(
             f"{weights_dir}: 0 members here, at least 1 is needed; a member folder holds {RECIPE}, {CALIBRATION} and "

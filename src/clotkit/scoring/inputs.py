@@ -147,9 +147,10 @@ def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSe
     lacking = {name: share for name, share in ensemble.shares.items() if share and name not in allowed}
     if lacking:
         listed = ", ".join(f"{name} (weight {share:.2f})" for name, share in lacking.items())
+        words = " ".join(f"--without {name}" for name in lacking)
         raise ConfigError(
-            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} that have no folder here: "
-            f"{listed}; put it there, fit the ensemble without it, or give --without {' '.join(lacking)}"
+            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder here: {listed}; put it "
+            f"there, fit the ensemble without it, or give {words}"
         )
 
 

@@ -32,10 +32,10 @@ def _add_run(verbs: Verbs) -> None:
     add_slide_limits(verb)
     verb.add_argument(
         "--without",
-        nargs="+",
+        action="append",
         default=[],
         metavar="NAME",
-        help="score without these members; the other members of an ensemble stand in for them",
+        help="score without this member, in whose place the ensemble's others are used; may be given several times",
     )
     verb.add_argument(
         "--without-missing",

@@ -165,7 +165,7 @@ def _entries_of(folder: Path, provenance: str) -> dict[str, Any]:
         f"{folder.name}/{path.name}": {
             "sha256": sha256(path), "bytes": path.stat().st_size, "provenance": provenance
         }
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir()) if path.is_file()
     }  # fmt: skip
 
 
