@@ -149,8 +149,8 @@ def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSe
         listed = ", ".join(f"{name} (weight {share:.2f})" for name, share in lacking.items())
         words = " ".join(f"--without {name}" for name in lacking)
         raise ConfigError(
-            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder here: {listed}; put it "
-            f"there, fit the ensemble without it, or give {words}"
+            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder here: {listed}; "
+            f"put it there, fit the ensemble without it, or give {words}"
         )
 
 
