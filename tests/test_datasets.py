@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +135,7 @@ def test_the_hash_knows_names_contents_and_metadata(folder: Path) -> None:
 
 
 def test_one_member_is_staged_under_its_name_as_the_rehearsal_has_it(folder: Path) -> None:
+    shutil.copyfile(ROOT / "weights" / "demo" / "recipe.toml", folder / "one" / "recipe.toml")
     assert sorted(weights_files(folder / "one")) == ["MANIFEST.json", "one/model.weights.h5", "one/recipe.toml"]
     (folder / CONTENT).write_text("of a download")
     assert CONTENT not in weights_files(folder)

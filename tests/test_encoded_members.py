@@ -30,6 +30,7 @@ from .conftest import ROOT
 from .mil_data import WIDTH, write_recipe, write_slides
 from .onnx_members import write_onnx_member
 
+pytestmark = pytest.mark.slow  # three heads are trained first
 CLASSES = ("CE", "LAA")
 HEADS = ("abmil", "mean_pool", "transformer")  # clam is abmil once it is trained
 ENCODER = '[onnx]\noutput = "features"\n'

@@ -149,7 +149,7 @@ def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSe
         listed = ", ".join(f"{name} (weight {share:.2f})" for name, share in lacking.items())
         words = " ".join(f"--without {name}" for name in lacking)
         raise ConfigError(
-            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder here: {listed}; "
+            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder: {listed}; "
             f"put it there, fit the ensemble without it, or give {words}"
         )
 
