@@ -150,8 +150,16 @@ def test_the_instance_loss_of_few_tiles() -> None:
     assert losses[2] == 0
 
 
-@pytest.mark.parametrize("bags", ["slide", "patient"])
-@pytest.mark.parametrize("name", ["abmil", "clam"])
+@pytest.mark.parametrize(
+    ("name", "bags"),
+    [
+        ("abmil", "patient"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("abmil", "slide"), ("clam", "slide"), ("clam", "patient"))
+        ),
+    ],
+)
 def test_attention_finds_the_planted_tile(
     slides: Path, strip_ai: Competition, tmp_path: Path, name: str, bags: str
 ) -> None:
@@ -197,7 +205,8 @@ class KilledError(Exception):
     """A fit that ends in the middle."""
 
 
-@pytest.mark.parametrize("name", ["clam", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clam", "transformer"])
 def test_a_killed_fit_resumes_as_if_it_had_not_been(
     slides: Path, strip_ai: Competition, tmp_path: Path, name: str
 ) -> None:

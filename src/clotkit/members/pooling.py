@@ -91,7 +91,7 @@ def tile_probabilities(rows: np.ndarray, pool: str, output: str) -> np.ndarray:
 def linked(values: np.ndarray, output: str) -> np.ndarray:
     """Return the probabilities of values, float64[..., C]; members.heads.link does it for tensors."""
     if output == "softmax":
-        return softmax(values)
+        return _softmax(values)
     if output == "ordinal":
         above = _sigmoid(values[..., :-1])  # [..., C - 1]: P(y > k)
         edges = np.concatenate([np.ones_like(above[..., :1]), above, np.zeros_like(above[..., :1])], axis=-1)
@@ -107,7 +107,7 @@ def attention_weights(rows: np.ndarray) -> np.ndarray:
     They are the softmax of the last column. Raises ConfigError for no rows, fewer than two columns, or a value that is
     not finite.
     """
-    return softmax(_checked(rows)[:, -1])
+    return _softmax(_checked(rows)[:, -1])
 
 
 def pool_logits(rows: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def _softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax along the last axis."""
     powers: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))  # at most 1, so nothing overflows
     powers /= powers.sum(axis=-1, keepdims=True)
