@@ -31,6 +31,7 @@ from clotkit.features.plan import forecast_features
 from clotkit.features.probe import EncoderTiming
 from clotkit.features.run import FeatureSettings, extract_split
 from clotkit.features.tasks import feature_task
+from clotkit.features.verify import verify_features
 from clotkit.files import sha256
 from clotkit.members.encoders.encoder import BATCH_TILES, GPU_BATCH_TILES, find_encoder, load_encoder
 from clotkit.members.encoders.folder import read_encoder
@@ -241,10 +242,21 @@ def test_numbers_beyond_float16_cost_the_slide(settings: FeatureSettings, strip_
     assert not list(settings.out.glob("*.h5"))
 
 
-def test_tile_shards_give_the_same_features(settings: FeatureSettings, strip_ai: Competition, tmp_path: Path) -> None:
+def cut_shards(settings: FeatureSettings, out: Path, competition: Competition, preview: bool = False) -> None:
+    """Cut the split into shards."""
+    tile_split(TileSettings(settings.split_dir, out, settings.recipe, None, 2, 2048, preview), competition, quiet)
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_tile_shards_give_the_same_features(
+    by_column: bool, settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    rule = f'[tiling]\ndownsample_if = ["{strip_ai.columns.number} = 0: 4"]' if by_column else "[tiling]"
+    (tmp_path / "mine.toml").write_text(RECIPE.replace("[tiling]", rule))
+    settings = replace(settings, recipe=str(tmp_path / "mine.toml"))
     extract_split(settings, strip_ai, quiet)
     shards = tmp_path / "shards"
-    tile_split(TileSettings(settings.split_dir, shards, settings.recipe, None, 2, 2048, False), strip_ai, quiet)
+    cut_shards(settings, shards, strip_ai)
     found = extract_split(replace(settings, split_dir=shards, out=tmp_path / "again"), strip_ai, quiet)
     assert found == {"new": 4, "up_to_date": 0, "failed": 0}
     assert isinstance(settings.out, Path)
@@ -252,12 +264,61 @@ def test_tile_shards_give_the_same_features(settings: FeatureSettings, strip_ai:
         one, other = open_features(path), open_features(tmp_path / "again" / path.name)
         assert np.array_equal(one.read(), other.read())
         assert np.array_equal(one.coords, other.coords)
-        assert one.facts == other.facts | {"key": one.key}
+        assert one.facts == other.facts
+    sides = {open_features(path).facts["patch_size_level0"] for path in settings.out.glob("*.h5")}
+    assert len(sides) == 1 + by_column
+
+
+def test_shards_of_another_tiling_are_refused(settings: FeatureSettings, strip_ai: Competition, tmp_path: Path) -> None:
+    shards, path = tmp_path / "shards", tmp_path / "other.toml"
+    cut_shards(settings, shards, strip_ai)
+    path.write_text(RECIPE.replace("downsample = 8", "downsample = 4"))
+    with pytest.raises(ConfigError, match=r"downsample 8.*downsample 4"):
+        extract_split(replace(settings, split_dir=shards, recipe=str(path)), strip_ai, quiet)
+    assert isinstance(settings.out, Path)
+    assert not settings.out.exists()
+
+
+def test_verification_knows_what_a_run_would_make(
+    settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    path, lines = tmp_path / "other.toml", list[str]()
+    path.write_text(RECIPE.replace("downsample = 8", "downsample = 4"))
+    extract_split(settings, strip_ai, quiet)
+    assert verify_features(settings, strip_ai, quiet)
+    assert not verify_features(replace(settings, recipe=str(path)), strip_ai, lines.append)
+    assert isinstance(settings.out, Path)
+    files = {path.name for path in settings.out.glob("*.h5")}
+    assert files <= {line.split(":")[0] for line in lines}
+    assert not verify_features(replace(settings, use_mtime=False), strip_ai, quiet)
+
+
+def test_slides_without_a_shard_are_listed_as_failed(
+    settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    split = Path(shutil.copytree(settings.split_dir, tmp_path / "split"))
+    junk, *_ = sorted((split / "test").glob("*.tif"))
+    junk.write_bytes(b"II*\0" + bytes(500))
+    shards = tmp_path / "shards"
+    cut_shards(replace(settings, split_dir=split), shards, strip_ai)
+    settings = replace(settings, split_dir=shards)
+    assert extract_split(settings, strip_ai, quiet) == {"new": 3, "up_to_date": 0, "failed": 1}
+    assert isinstance(settings.out, Path)
+    assert table(settings.out)[junk.stem]["code"] == Reason.DAMAGED
+    assert extract_split(settings, strip_ai, quiet) == {"new": 0, "up_to_date": 3, "failed": 1}
+    assert set(forecast_features(settings, strip_ai, quiet).failing) == {junk.stem}
+    lines: list[str] = []
+    assert not verify_features(settings, strip_ai, lines.append)
+    assert not any(line.startswith(junk.stem) for line in lines)  # listed as failed, so no fault of the folder
+    text = (settings.out / TABLE).read_text().splitlines(keepends=True)
+    (settings.out / TABLE).write_text("".join(line for line in text if not line.startswith(junk.stem)))
+    assert not verify_features(settings, strip_ai, lines.append)
+    assert any(line.startswith(junk.stem) for line in lines)
 
 
 def test_previews_of_shards_in_the_same_folder_stay(settings: FeatureSettings, strip_ai: Competition) -> None:
     assert isinstance(settings.out, Path)
-    tile_split(TileSettings(settings.split_dir, settings.out, settings.recipe, None, 2, 2048, True), strip_ai, quiet)
+    cut_shards(settings, settings.out, strip_ai, preview=True)
     before = hashes(settings.out / PREVIEWS)
     assert len(before) == 4
     extract_split(replace(settings, split_dir=settings.out), strip_ai, quiet)

@@ -18,9 +18,8 @@ from clotkit.data.tiles import TRAIN, TileSet
 from clotkit.errors import ConfigError, SlideError, SplitError
 from clotkit.progress import Log
 from clotkit.shards.cache import ShardOpener
-from clotkit.shards.cut import tiling_in, tiling_wanted
+from clotkit.shards.cut import check_tiling
 from clotkit.shards.reading import ShardSet, ShardTiles
-from clotkit.shards.shard import Shard
 from clotkit.shards.table import TABLE, ShardRow, read_shard_rows
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides
@@ -177,7 +176,7 @@ def _shard_tiles(
         )
     pictures = [Picture(row.image_id, Path(row.file), row.label or 0, row.patient_id, row.centre) for row in kept]
     _check_every_class(pictures, competition.classes.names, "slides", table)
-    opener = ShardOpener(store, cache, lambda shard, name: _check_shard_tiling(shard, name, recipe))
+    opener = ShardOpener(store, cache, lambda shard, name: check_tiling(shard.facts, name, recipe))
     if recipe.training.feed == "shards":
         return _lazy_tile_set(pictures, kept, opener, recipe, competition.classes.names, log)
     cut: list[Pixels] = [opener.open(row).tiles for row in kept]  # memory-mapped, read as they are stacked
@@ -197,17 +196,6 @@ def _lazy_tile_set(
     tiles = ShardTiles(ShardSet([opener.lazy(row) for row in rows], recipe.tiling.tile_px))
     log(f"{len(tiles)} tiles of {len(rows)} slides, to be read from their shards")
     return _labelled(tiles.as_array(), pictures, [row.tiles for row in rows], classes)
-
-
-def _check_shard_tiling(shard: Shard, name: str, recipe: Recipe) -> None:
-    """Raise ConfigError, with the differences, if a shard was not cut with the recipe's tiling."""
-    was, wanted = tiling_in(shard.facts), tiling_wanted(recipe.tiling, shard.facts)
-    differing = [key for key in wanted if was.get(key) != wanted[key]]
-    if differing:
-        there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))
-        raise ConfigError(
-            f"{name}: was cut with {there}, but recipe {recipe.name} has {here}; run clotkit tile with this recipe"
-        )
 
 
 # -- pictures

@@ -86,7 +86,9 @@ def _tiles_and_seconds(job: Job, competition: Competition) -> tuple[list[tuple[i
     settings = job.settings
     source = store_of(settings.split_dir)
     if is_shards(source):
-        return [(row.tiles, 0.0) for row in read_shard_rows(source, competition) if row.file], {}, 0.0
+        rows = read_shard_rows(source, competition)
+        failing = {row.image_id: row.reason for row in rows if not row.file}
+        return [(row.tiles, 0.0) for row in rows if row.file], failing, 0.0
     if not isinstance(settings.split_dir, Path):
         raise UsageError(f"{settings.split_dir}: every slide is read for a plan; give a local folder")
     wanted = PlanSettings(

@@ -5,6 +5,7 @@ costs only itself, and a killed run leaves no partly written file: the same comm
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,10 @@ from clotkit.looking import with_sizes
 from clotkit.members.encoders.encoder import Encoder, FoundEncoder, find_encoder
 from clotkit.progress import Log, progress
 from clotkit.scratch import scratch
-from clotkit.shards.cut import CutResult, size_and_sha256
+from clotkit.shards.cut import ROW, CutResult, check_tiling, size_and_sha256
 from clotkit.shards.folder import exclusive
-from clotkit.shards.inventory import Inventory, take_inventory
-from clotkit.shards.shard import shard_key
+from clotkit.shards.inventory import PARALLEL_REQUESTS, Inventory, take_inventory
+from clotkit.shards.shard import metadata_in, shard_key
 from clotkit.shards.table import FAILED, ShardRow, read_shard_rows
 from clotkit.shards.table import TABLE as SHARDS
 from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
@@ -75,6 +76,11 @@ class Job:
     tasks: Mapping[str, FeatureTask]  # by image id
     store: Store
 
+    @property
+    def failed(self) -> dict[str, CutResult]:
+        """The slides that have no shard, and why; by image id."""
+        return {image_id: task.failed for image_id, task in self.tasks.items() if task.failed is not None}
+
 
 def extract_split(
     settings: FeatureSettings, competition: Competition, log: Log = print, work: Work = feature_task
@@ -97,7 +103,7 @@ def extract_split(
     """
     with prepared(settings, competition, log) as job, exclusive(job.store, job.slides, VERB):
         inventory = take_inventory(job.store, job.slides, job.tasks, competition, TABLE, feature_metadata)
-        kept, left = len(inventory.kept), len(inventory.to_cut)
+        kept, left = len(inventory.kept), len(_to_encode(inventory))
         if kept:
             log(f"{many(kept, 'slide')} up to date")
         if left:
@@ -113,8 +119,12 @@ def extract_split(
 
 
 @contextmanager
-def prepared(settings: FeatureSettings, competition: Competition, log: Log) -> Iterator[Job]:
+def prepared(
+    settings: FeatureSettings, competition: Competition, log: Log, splits: Sequence[str] = ("train", "test")
+) -> Iterator[Job]:
     """Read the recipe, the encoder and the slides, and give the job.
+
+    The split is the one of the settings, or the first of `splits` that has a table.
 
     Raises UsageError, ConfigError or SplitError.
     """
@@ -129,11 +139,11 @@ def prepared(settings: FeatureSettings, competition: Competition, log: Log) -> I
     source, store = store_of(settings.split_dir), store_of(settings.out)
     with scratch() as downloads:
         if is_shards(source):
-            slides, tasks = _of_shards(source, recipe.tiling, settings, competition, encoder, store)
+            slides, tasks = _of_shards(source, recipe, settings, competition, encoder, store)
             yield Job(settings, competition, recipe, encoder, slides, tasks, store)
             return
         with tables_of(settings.split_dir, competition) as split_dir:
-            split = settings.split or split_of(split_dir, competition, ("train", "test"))
+            split = settings.split or split_of(split_dir, competition, splits)
             slides = read_slides(split_dir, split, competition, log)
             slides = with_sizes(in_store(slides, split_dir, settings.split_dir, competition), log)
             check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
@@ -196,29 +206,36 @@ def _task(
 
 def _of_shards(
     source: Store,
-    tiling: TilingConfig,
+    recipe: Recipe,
     settings: FeatureSettings,
     competition: Competition,
     encoder: FoundEncoder,
     store: Store,
 ) -> tuple[list[SlideRow], dict[str, FeatureTask]]:
-    """Return the slides of a folder of tile shards, and their tasks; slides without a shard are left out."""
-    rows = [row for row in read_shard_rows(source, competition) if row.file]
-    slides = [_slide_of(row, source) for row in rows]
-    tasks = {
-        row.image_id: FeatureTask(
-            row.image_id,
-            Path(row.file),
-            (tiling,),
-            store=store.absolute(),
-            shard=f"{row.image_id}.h5",
-            key=feature_key(row.key, encoder.sha256, settings.layout),
-            tiles=source.absolute(),
-            tiles_file=row.file,
-        )
-        for row in rows
-    }
-    return slides, tasks
+    """Return the slides of a folder of tile shards, and their tasks.
+
+    Raises ConfigError if a shard was cut with another tiling than the recipe's.
+    """
+    rows, tasks = read_shard_rows(source, competition), dict[str, FeatureTask]()
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        found = pool.map(lambda row: metadata_in(source, row.file) if row.file else None, rows)
+        for row, metadata in zip(rows, found, strict=True):
+            if metadata is not None:  # else its process reports that it is damaged
+                check_tiling(metadata.facts, source.url(row.file), recipe)
+            cells = metadata.facts.get(ROW, {}) if metadata is not None else {}
+            tasks[row.image_id] = FeatureTask(
+                row.image_id,
+                Path(row.file),
+                (tiling_for(recipe.tiling, cells),),
+                store=store.absolute(),
+                shard=f"{row.image_id}.h5",
+                key=feature_key(row.key, encoder.sha256, settings.layout) if row.file else "",
+                row=cells,
+                tiles=source.absolute(),
+                tiles_file=row.file,
+                failed=CutResult(row.code, row.reason) if row.code is not None else None,
+            )
+    return [_slide_of(row, source) for row in rows], tasks
 
 
 def _slide_of(row: ShardRow, source: Store) -> SlideRow:
@@ -238,11 +255,14 @@ def feature_metadata(store: Store, name: str) -> FeatureFile | None:
 def _encode_and_list(job: Job, inventory: Inventory, work: Work, log: Log) -> None:
     """Encode the slides that are not up to date, and write features.csv whatever happens."""
     try:
-        if inventory.to_cut:
+        for image_id, failed in job.failed.items():
+            inventory.add(job.tasks[image_id], failed)
+            log(f"{image_id} has no shard: {failed.reason}")
+        if tasks := _to_encode(inventory):
             batch_tiles = chosen_batch(job, log)
             inventory.write_table()  # slides that have had no turn are listed as unfinished
-            with progress(len(inventory.to_cut), log) as advance:
-                for task, result in _results(job, inventory, batch_tiles, work, log):
+            with progress(len(tasks), log) as advance:
+                for task, result in _results(job, tasks, batch_tiles, work, log):
                     inventory.add(task, result)
                     done = f"{result.shard.tiles} tiles, {result.seconds:.1f} s" if result.shard else ""
                     advance(f"{task.image_id} {done or f'failed: {result.reason}'}", result.code is not None)
@@ -252,6 +272,11 @@ def _encode_and_list(job: Job, inventory: Inventory, work: Work, log: Log) -> No
         raise ClusterError(f"{error}; finished slides are kept, run the same command again to continue") from error
     finally:
         inventory.write_table()
+
+
+def _to_encode(inventory: Inventory) -> list[FeatureTask]:
+    """Return the tasks of slides that are not up to date, without those that have no shard."""
+    return [task for task in inventory.to_cut if isinstance(task, FeatureTask) and task.failed is None]
 
 
 def chosen_batch(job: Job, log: Log, timing: EncoderTiming | None = None) -> int:
@@ -271,12 +296,11 @@ def chosen_batch(job: Job, log: Log, timing: EncoderTiming | None = None) -> int
 
 
 def _results(
-    job: Job, inventory: Inventory, batch_tiles: int, work: Work, log: Log
+    job: Job, tasks: Sequence[FeatureTask], batch_tiles: int, work: Work, log: Log
 ) -> Iterator[tuple[FeatureTask, CutResult]]:
     """Yield how the slides ended that are not up to date, on this machine or on a cluster."""
     settings, tile_px = job.settings, job.recipe.tiling.tile_px
     slide_s = job.competition.limits.slide_s
-    tasks = [task for task in inventory.to_cut if isinstance(task, FeatureTask)]
     if settings.backend.name == DASK:
         yield from _results_of_cluster(job, tasks, batch_tiles, work, log)
         return

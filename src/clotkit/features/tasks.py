@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clotkit.shards.cut import ShardTask, tiling_facts
+from clotkit.shards.cut import CutResult, ShardTask, tiling_facts
 from clotkit.shards.shard import read_shard
 from clotkit.slides.reader import open_slide
 from clotkit.stores import Store, local_copy
@@ -23,6 +23,7 @@ class FeatureTask(ShardTask):
 
     tiles: Store | None = None  # where its tiles are a shard already; None: they are cut
     tiles_file: str = ""  # that shard
+    failed: CutResult | None = None  # why there is no such shard; None: there is one, or the tiles are cut
 
 
 def feature_task(task: Task) -> Iterator[tuple[int, dict[str, Any] | Batch]]:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from clotkit.competitions import Competition
-from clotkit.config import load_recipe
 from clotkit.engines import Lost, engine
 from clotkit.errors import ClotkitError
-from clotkit.features.files import open_features
+from clotkit.features.files import FeatureFile, open_features, tiling_text
 from clotkit.features.folder import TABLE, VERB
-from clotkit.features.run import FeatureSettings, is_shards, wanted_encoder
+from clotkit.features.run import FeatureSettings, prepared
+from clotkit.features.tasks import FeatureTask
 from clotkit.progress import Log, progress
 from clotkit.shards.table import ShardRow, read_shard_rows
 from clotkit.shards.verify import (
@@ -17,6 +17,7 @@ from clotkit.shards.verify import (
     Verification,
     byte_fault,
     file_faults,
+    likely_splits,
     listing_faults,
     verification_lines,
 )
@@ -30,29 +31,37 @@ class FeatureCheck:
     store: Store
     row: ShardRow
     encoder_sha256: str
+    task: FeatureTask | None  # of the same slide in a run; None: the slide is not of the split
 
 
 def verify_features(settings: FeatureSettings, competition: Competition, log: Log) -> bool:
-    """Compare every file of a folder with features.csv: bytes, sha256, tiles, key, numbers and encoder.
+    """Compare every file of a folder with features.csv, and with what a run would make.
 
-    Also checks that the table lists every slide of the split once and nothing else, and that the folder has no other
-    files of features.
+    That is bytes, sha256, tiles, key, numbers, encoder and tiling. Also checks that the table lists every slide of
+    the split or of the shards once and nothing else, and that the folder has no other files of features.
 
     Returns:
         True if every slide has its file, and each is as listed.
 
     Raises:
         SplitError: There is no table, or some slides are unfinished.
-        UsageError, ConfigError, ClusterError: The encoder is unknown, or the backend cannot be used.
+        UsageError, ConfigError, ClusterError: The encoder is unknown, the backend cannot be used, or the tile shards
+            were cut with another tiling than the recipe's.
     """
     store = store_of(settings.out)
-    encoder = wanted_encoder(settings, load_recipe(settings.recipe))
     rows, listed = read_shard_rows(store, competition, TABLE, VERB), store.entries()
     done = [row for row in rows if row.file]
-    checks = [FeatureCheck(store.absolute(), row, encoder.sha256) for row in done if row.file in listed]
-    faults = list(file_faults(done, set(listed), ".h5"))
-    if not is_shards(store_of(settings.split_dir)):
-        faults += listing_faults(settings.split_dir, rows, competition)
+    with prepared(settings, competition, log, likely_splits(rows)) as job:
+        faults = [
+            *listing_faults([slide.image_id for slide in job.slides], rows),
+            *file_faults(done, set(listed), ".h5"),
+        ]
+        encoder_sha256, tasks = job.encoder.sha256, job.tasks
+    checks = [
+        FeatureCheck(store.absolute(), row, encoder_sha256, tasks.get(row.image_id))
+        for row in done
+        if row.file in listed
+    ]
     with engine(settings.backend, log) as workers, progress(len(checks), log) as advance:
         for check, found in workers.unordered(check_file, checks):
             fault = Fault(check.row.file, FaultKind.LOST, found.reason) if isinstance(found, Lost) else found
@@ -76,11 +85,20 @@ def check_file(check: FeatureCheck) -> Fault | None:
                 listed, has = (check.row.tiles, check.row.key), (features.count, features.key)
                 if listed != has:
                     found = FaultKind.CONTENT, f"has {has[0]} tiles and key {has[1]}, but {listed} are listed"
-                elif features.encoder_sha256 != check.encoder_sha256:
-                    found = (
-                        FaultKind.ENCODER,
-                        f"is of the encoder {features.encoder_sha256}, not {check.encoder_sha256}",
-                    )
+                else:
+                    found = _other_origin(features, check)
     except (OSError, ClotkitError) as error:
         found = FaultKind.UNREADABLE, str(error)
     return None if found is None else Fault(check.row.file, *found)
+
+
+def _other_origin(features: FeatureFile, check: FeatureCheck) -> tuple[FaultKind, str] | None:
+    """Return how a file differs from what a run would make; None if it does not, or has no slide."""
+    task, encoder_sha256 = check.task, features.encoder_sha256
+    if encoder_sha256 != check.encoder_sha256:
+        return FaultKind.ENCODER, f"is of the encoder {encoder_sha256}, not {check.encoder_sha256}"
+    if task is None or task.key in {"", features.key}:
+        return None
+    if features.tiling not in {"", tiling_text(task.tilings[0])}:
+        return FaultKind.TILING, f"its tiles were cut with another tiling than the recipe's: {features.tiling}"
+    return FaultKind.OUTDATED, "is out of date: the slide, the tiling, the layout or the code that cuts is another"

@@ -12,7 +12,8 @@ from itertools import chain
 from typing import Any
 
 from clotkit.aliases import RECIPE_KEYS, renamed
-from clotkit.config import TilingConfig, tiling_for
+from clotkit.config import Recipe, TilingConfig, tiling_for
+from clotkit.errors import ConfigError
 from clotkit.files import sha256
 from clotkit.reasons import Reason
 from clotkit.scratch import scratch
@@ -49,6 +50,17 @@ def tiling_facts(tiling: TilingConfig, row: Mapping[str, str]) -> dict[str, Any]
 def tiling_wanted(tiling: TilingConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tiling that a recipe's has to be for the slide of a shard with these facts."""
     return asdict(tiling_for(tiling, facts.get(ROW, {})))
+
+
+def check_tiling(facts: Mapping[str, Any], name: str, recipe: Recipe) -> None:
+    """Raise ConfigError, with the differences, if a shard was not cut with the recipe's tiling."""
+    was, wanted = tiling_in(facts), tiling_wanted(recipe.tiling, facts)
+    differing = [key for key in wanted if was.get(key) != wanted[key]]
+    if differing:
+        there, here = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in (was, wanted))
+        raise ConfigError(
+            f"{name}: was cut with {there}, but recipe {recipe.name} has {here}; run clotkit tile with this recipe"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ class FaultKind(StrEnum):
     CONTENT = "content"  # another number of tiles, or another key, than listed
     ENCODER = "encoder"  # features of another encoder than the one named
     TILING = "tiling"  # cut with another tiling than the recipe's
+    OUTDATED = "outdated"  # features that the same command would make again
     UNREADABLE = "unreadable"  # cannot be read, or not a whole shard
     LOST = "lost"  # the workers of a cluster died while they read it
 
@@ -92,7 +93,7 @@ def verify(
     rows, listed = read_shard_rows(store, competition), store.entries()
     done = [row for row in rows if row.file]
     checks = [ShardCheck(store.absolute(), row, tiling) for row in done if row.file in listed]
-    faults = [*listing_faults(split_dir, rows, competition), *file_faults(done, set(listed))]
+    faults = [*listing_faults(_ids_of(split_dir, rows, competition), rows), *file_faults(done, set(listed))]
     with engine(backend, log) as workers, progress(len(checks), log) as advance:
         for check, found in workers.unordered(check_shard, checks):
             fault = Fault(check.row.file, FaultKind.LOST, found.reason) if isinstance(found, Lost) else found
@@ -149,11 +150,20 @@ def byte_fault(path: Path, row: ShardRow) -> tuple[FaultKind, str] | None:
     return None
 
 
-def listing_faults(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> Iterator[Fault]:
-    """Yield the slides of the split that are not listed once, and the listed ones that are not of it."""
+def likely_splits(rows: Sequence[ShardRow]) -> tuple[str, str]:
+    """Return the splits that the rows may be of, the likelier first: only slides to train on have labels."""
+    return ("train", "test") if any(row.label is not None for row in rows) else ("test", "train")
+
+
+def _ids_of(split_dir: Place, rows: Sequence[ShardRow], competition: Competition) -> list[str]:
     with tables_of(split_dir, competition) as folder:
-        split = split_of(folder, competition, ("train", "test") if rows[0].label is not None else ("test", "train"))
-        wanted = dict.fromkeys(slide.image_id for slide in read_slides(folder, split, competition))
+        split = split_of(folder, competition, likely_splits(rows))
+        return [slide.image_id for slide in read_slides(folder, split, competition)]
+
+
+def listing_faults(image_ids: Sequence[str], rows: Sequence[ShardRow]) -> Iterator[Fault]:
+    """Yield the slides of a split that are not listed once, and the listed ones that are not of it."""
+    wanted = dict.fromkeys(image_ids)
     counts = Counter(row.image_id for row in rows)
     for image_id in dict.fromkeys([*wanted, *counts]):
         if counts[image_id] != 1 or image_id not in wanted:
