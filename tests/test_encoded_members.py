@@ -14,10 +14,12 @@ from clotkit.errors import ConfigError
 from clotkit.evaluation.evaluate import UNKNOWN, load_for_evaluation
 from clotkit.evaluation.predict import predict
 from clotkit.kaggle.datasets import weights_files
+from clotkit.members.backbones import BACKBONES, LITE0, BackboneFile, arrays_sha256, lite0_backbone
 from clotkit.members.encoders import network
 from clotkit.members.encoders.encoder import Encoder, load_encoder
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.encoders.loading import load_member
+from clotkit.members.loading import start_keras
 from clotkit.planning.plan import PlanSettings, plan_split
 from clotkit.scoring.inputs import read_inputs
 from clotkit.scoring.pipeline import run
@@ -140,6 +142,50 @@ def test_the_encoder_travels_with_the_member(weights: Path, tmp_path: Path) -> N
     (tmp_path / "abmil" / "recipe.toml").write_bytes((weights / "abmil" / "recipe.toml").read_bytes())
     with pytest.raises(ConfigError, match="tiny"):
         check_encoders(tmp_path)
+
+
+def test_only_the_encoder_beside_a_member_counts(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_encoder(tmp_path / "tiny")
+    (tmp_path / "tiny" / "encoder.toml").write_text(f"{ENCODER}mean = [0.5]\n")
+    monkeypatch.chdir(tmp_path)
+    tiles = noise(32, 3)
+    expected = load_member(weights / "mean_pool", CLASSES).predict(tiles)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "mean_pool").symlink_to(weights / "mean_pool")
+    with pytest.raises(ConfigError, match="tiny"):
+        load_member(Path("linked") / "mean_pool", CLASSES)
+    (tmp_path / "linked" / "tiny").symlink_to(weights / "tiny")
+    np.testing.assert_array_equal(load_member(Path("linked") / "mean_pool", CLASSES).predict(tiles), expected)
+
+
+def test_a_backbone_is_an_encoder_if_its_weights_lie_beside_the_member(
+    test_split: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_keras()
+    name, file, folder = "efficientnet_lite0", tmp_path / LITE0, tmp_path / "weights"
+    lite0_backbone(32).save_weights(file)
+    monkeypatch.setitem(BACKBONES, name, BackboneFile(LITE0, arrays_sha256(file), "arrays"))
+    encoder = load_encoder(name, 32, [tmp_path])
+    facts = {"encoder": name, "encoder_sha256": encoder.sha256}
+    features = write_slides(tmp_path / "features", 8, facts=facts, width=encoder.width)
+    recipe = write_recipe(tmp_path / "r.toml", "mean_pool", 1, encoder=name)
+    train_any(TrainSettings(str(recipe), features, folder / "head"), strip_ai, lambda _: None)
+    with pytest.raises(ConfigError, match=LITE0):
+        check_encoders(folder)
+    with pytest.raises(ConfigError, match=LITE0):
+        load_member(folder / "head", CLASSES)
+    (folder / LITE0).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=LITE0):
+        check_encoders(folder)
+    (folder / LITE0).write_bytes(file.read_bytes())
+    check_encoders(folder)
+    assert {LITE0, "head/recipe.toml"} <= set(weights_files(folder / "head"))
+    settings = RunSettings(test_split, folder, tmp_path / "run", deadline_s=300.0, memory_mb=4096, jobs=1)
+    counts = run(settings, strip_ai, lambda _: None)
+    assert counts["done"] == 4
+    assert "left_out" not in counts
 
 
 def test_it_is_planned_evaluated_and_explained(

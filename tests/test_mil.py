@@ -281,6 +281,9 @@ def test_wrong_features_are_refused(slides: Path, strip_ai: Competition, tmp_pat
     ("old", "new"),
     [
         ('[encoder]\nname = "x"\n', ""),
+        ('name = "x"', 'name = ""'),
+        ('name = "x"', 'name = "../x"'),
+        ('name = "x"', 'name = "x.onnx"'),
         ('name = "abmil"', 'name = "cnn"'),
         ('name = "abmil"', 'name = "transformer"\nhead = []'),
         ('name = "abmil"', 'name = "mean_pool"'),

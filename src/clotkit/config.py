@@ -569,6 +569,9 @@ def _check_encoder(recipe: Recipe, where: str) -> None:
         return
     if len(names) > 1 or names[0] not in HEADS:
         raise ConfigError(f"{where}: model.name is {', '.join(names)}; with a table encoder it is one of {heads}")
+    name = recipe.encoder.name
+    if not name.strip(".") or set(name) & {"/", "\\"} or name.endswith(".onnx"):
+        raise ConfigError(f"{where}: encoder.name is {name!r}; give the name of a folder, or of a backbone of the kit")
     model, training = recipe.model[0], recipe.training
     if recipe.data.source != "slides" or recipe.inference.tta > 1 or recipe.inference.pooling != "mean":
         raise ConfigError(

@@ -83,7 +83,8 @@ def weights_files(weights: Path) -> dict[str, Path]:
     single = (weights / RECIPE).is_file()
     files = {f"{weights.name}/{name}" if single else name: path for name, path in files_in(weights).items()}
     if single and (encoder := encoder_beside(weights)) is not None:
-        files |= {f"{encoder.name}/{name}": path for name, path in files_in(encoder).items()}
+        below = files_in(encoder) if encoder.is_dir() else {"": encoder}
+        files |= {f"{encoder.name}/{name}".rstrip("/"): path for name, path in below.items()}
     manifest = weights.parent / MANIFEST
     return {**files, MANIFEST: manifest} if single and manifest.is_file() else files
 

@@ -107,7 +107,8 @@ def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str
         with suppress(ConfigError):  # a member that is damaged, or has no encoder, is left out when it is loaded
             encoders += filter(None, [encoder_beside(folder)])
     for folder in dict.fromkeys((*folders, *encoders)):
-        parts += [f"{path.name} {sha256(path)} {folder.name}" for path in sorted(folder.iterdir()) if path.is_file()]
+        paths = [folder] if folder.is_file() else sorted(folder.iterdir())  # a backbone is one file
+        parts += [f"{path.name} {sha256(path)} {folder.name}" for path in paths if path.is_file()]
     parts += filter(None, [ensemble_sha256])
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 

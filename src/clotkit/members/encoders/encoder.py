@@ -113,8 +113,8 @@ def find_encoder(
     """Find an encoder.
 
     Args:
-        name_or_folder: the path of an encoder's folder or of an .onnx file; the name of such a folder in one of
-            `search`; or a backbone of the kit, whose ImageNet weights lie in one of `search`.
+        name_or_folder: the path of an encoder's folder, of an .onnx file or of a backbone's ImageNet weights; the name
+            of such a folder in one of `search`; or a backbone of the kit, whose weights lie in one of `search`.
         search: folders.
         onnx: the input and output of a bare .onnx file.
 
@@ -124,6 +124,9 @@ def find_encoder(
     place, name = Path(name_or_folder), str(name_or_folder)
     if place.suffix == ".onnx":
         return _bare_file(place, onnx)
+    backbone = next((one for one, wanted in BACKBONES.items() if wanted.file == place.name), None)
+    if backbone is not None and place.is_file():
+        return FoundEncoder(backbone, find_backbone(backbone, place.parent), KerasConfig(backbone))
     folder = next((one for one in (place, *(parent / place for parent in search)) if is_encoder(one)), None)
     if folder is not None:
         found = read_encoder(folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from clotkit.config import BOUNDS, OnnxConfig, check_onnx_table, load_recipe
 from clotkit.errors import ConfigError
-from clotkit.members.backbones import BACKBONES
+from clotkit.members.backbones import BACKBONES, find_backbone
 from clotkit.members.folder import RECIPE, WEIGHTS, checked_hashes, find_members
 from clotkit.typed_toml import read_toml, typed
 
@@ -62,22 +62,38 @@ def is_encoder(folder: Path) -> bool:
 
 
 def encoder_beside(member: Path) -> Path | None:
-    """Return the folder of a member's encoder; None without one.
+    """Return the folder of a member's encoder, or the file of a backbone's weights; None without one.
 
-    A backbone of the kit needs no folder, and gives None too.
-
-    Raises ConfigError if it is not there, or as read_encoder does.
+    Raises ConfigError if it is not there or damaged, or as read_encoder does.
     """
     config = load_recipe(member / RECIPE).encoder
     if config is None:
         return None
-    folder = member.resolve().parent / config.name
-    if not is_encoder(folder) and config.name in BACKBONES:
-        return None
-    if not is_encoder(folder):
-        raise ConfigError(f"{member}: its encoder {config.name} is missing; put the encoder's folder beside it")
-    read_encoder(folder)
-    return folder
+    place = encoder_place(member, config.name)
+    if place.is_file():
+        find_backbone(config.name, place.parent)
+    else:
+        read_encoder(place)
+    return place
+
+
+def encoder_place(member: Path, name: str) -> Path:
+    """Return the path of a member's encoder as encoder_beside does, without a look into its files.
+
+    For a member that is a link it lies beside the link. Raises ConfigError if it is not there.
+    """
+    beside = (member.resolve() if member.name == ".." else member.absolute()).parent
+    if is_encoder(beside / name):
+        return beside / name
+    if name not in BACKBONES:
+        raise ConfigError(f"{member}: its encoder {name} is missing; put the encoder's folder beside it")
+    file = BACKBONES[name].file
+    if not (beside / file).is_file():
+        raise ConfigError(
+            f"{member}: its encoder {name} is missing; put {file} beside it, or a folder {name} with {ENCODER} and its "
+            "table [keras]"
+        )
+    return beside / file
 
 
 def check_encoders(weights_dir: Path) -> None:

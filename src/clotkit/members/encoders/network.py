@@ -15,6 +15,7 @@ from clotkit.batching import Predictor, TileArray
 from clotkit.config import Recipe
 from clotkit.errors import ConfigError, WeightsError, one_line
 from clotkit.members.encoders.encoder import Encoder, load_encoder
+from clotkit.members.encoders.folder import encoder_place
 from clotkit.members.encoders.heads import TRANSFORMER, build_heads, join_heads, pooling_of_heads
 from clotkit.members.folder import WEIGHTS
 from clotkit.members.loading import start_keras
@@ -96,13 +97,12 @@ def _shared(folder: Path, recipe: Recipe) -> SharedEncoder:
     """Return the encoder of a member, loaded once for all members that use it."""
     assert recipe.encoder is not None
     tile_px, batch_tiles = recipe.tiling.tile_px, recipe.tiling.batch_tiles
-    beside = folder.resolve().parent
-    key = beside, recipe.encoder.name, tile_px, batch_tiles
+    place = encoder_place(folder, recipe.encoder.name)
+    key = place, tile_px, batch_tiles
     with _LOADING:
         found = _SHARED.get(key)
         if found is None:
-            name = recipe.encoder.name
-            found = SharedEncoder(load_encoder(name, tile_px, [beside], batch_tiles=batch_tiles))
+            found = SharedEncoder(load_encoder(place, tile_px, batch_tiles=batch_tiles))
             _SHARED[key] = found
         return found
 
