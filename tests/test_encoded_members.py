@@ -21,13 +21,14 @@ from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.loading import start_keras
 from clotkit.planning.plan import PlanSettings, plan_split
-from clotkit.scoring.inputs import read_inputs
+from clotkit.scoring.inputs import local_weights, read_inputs
 from clotkit.scoring.pipeline import run
 from clotkit.scoring.settings import RunSettings
 from clotkit.training.mil.train import train_any
 from clotkit.training.train import TrainSettings
 
 from . import onnx_models as models
+from .cluster import copy_in
 from .conftest import ROOT
 from .mil_data import WIDTH, write_recipe, write_slides
 from .onnx_members import write_onnx_member
@@ -186,6 +187,19 @@ def test_a_backbone_is_an_encoder_if_its_weights_lie_beside_the_member(
     counts = run(settings, strip_ai, lambda _: None)
     assert counts["done"] == 4
     assert "left_out" not in counts
+
+
+def test_a_url_of_one_head_is_refused(weights: Path) -> None:
+    copy_in(weights, "memory://heads/weights")
+    with (
+        pytest.raises(ConfigError, match=r"memory://heads/weights[, ].*--without"),
+        local_weights("memory://heads/weights/abmil"),
+    ):
+        pass
+    with local_weights("memory://heads/weights") as folder:
+        check_encoders(folder)
+    with local_weights("memory://heads/weights/other") as folder:
+        assert load_member(folder, CLASSES).recipe.encoder is None
 
 
 def test_it_is_planned_evaluated_and_explained(

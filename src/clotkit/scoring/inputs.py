@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
-from clotkit.config import missing_facts
+from clotkit.config import load_recipe, missing_facts
 from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
 from clotkit.members.encoders.folder import encoder_beside
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
-from clotkit.members.folder import check_trained_for, find_members
+from clotkit.members.folder import RECIPE, check_trained_for, find_members
 from clotkit.members.loading import Member
 from clotkit.progress import Log
 from clotkit.reasons import Cause, Reason, TableRepair
@@ -194,7 +194,8 @@ def with_missing_facts(inputs: Inputs, members: Sequence[Member], log: Log) -> I
 def local_weights(weights: Place) -> Iterator[Path]:
     """Give the folder of members: `weights` itself, or for a URL a temporary copy.
 
-    Raises StoreError if the object store cannot be read, ConfigError if the URL has no files.
+    Raises StoreError if the object store cannot be read, ConfigError if the URL has no files, or those of one member
+    whose encoder lies beside it.
     """
     if isinstance(weights, Path):
         yield weights
@@ -209,4 +210,18 @@ def local_weights(weights: Place) -> Iterator[Path]:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             store.fetch(name, path)
+        _check_self_contained(weights, folder)
         yield folder
+
+
+def _check_self_contained(url: str, member: Path) -> None:
+    """Raise ConfigError if the copy of a URL is one member, whose encoder has not been fetched with it."""
+    encoder = None
+    with suppress(ConfigError):  # of a folder of members, or a damaged member, which is left out when it is loaded
+        encoder = load_recipe(member / RECIPE).encoder if (member / RECIPE).is_file() else None
+    if encoder is not None:
+        parent, _, name = url.rpartition("/")
+        raise ConfigError(
+            f"{url}: {name} is a head over the encoder {encoder.name}, which lies beside it; give the URL of both, "
+            f"{parent}, and --without for each other member there"
+        )
