@@ -13,7 +13,8 @@ import pytest
 from .mil_data import write_recipe, write_slides
 
 pytestmark = pytest.mark.slow
-TILES, WIDTH = 400, 256  # a slide has 300 tiles on average, 150 KB
+TILES, WIDTH = 1000, 256  # a slide has 750 tiles on average, 384 KB
+MAX_GROWTH_MB = 150  # 47 and 88 were measured, whatever the tiles; the features of 900 slides are 345 MB
 PEAK = (
     "import sys; from clotkit.cli import main; code = main(sys.argv[1:]); "
     "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')), end=''); sys.exit(code)"
@@ -32,9 +33,7 @@ def test_memory_does_not_grow_with_the_slides(tmp_path: Path) -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks_mb[slides] = int(done.stdout.splitlines()[-1].split()[1]) / 1024
     print(f"peak memory: {peaks_mb[100]:.0f} MB of 100 slides, {peaks_mb[1000]:.0f} MB of 1,000")
-    assert (
-        peaks_mb[1000] - peaks_mb[100] < 70
-    )  # the features of 900 slides are 135 MB; figures of more patients take some
+    assert peaks_mb[1000] - peaks_mb[100] < MAX_GROWTH_MB
 
 
 def test_a_training_killed_at_random_instants_writes_the_same_files(tmp_path: Path) -> None:
