@@ -134,6 +134,29 @@ def nested_answers_on(units: pd.DataFrame, of_fold: Mapping[int, Calibration], t
     return nested_answers(rule, p, labels, units["fold"].to_numpy(np.int64), name, outliers)
 
 
+@dataclass(frozen=True)
+class HeldOutFit:
+    """Calibration and decision of held-out rows, and the rows scored by fits to other folds."""
+
+    scored: pd.DataFrame  # calibrated
+    calibration: Calibration  # that ships
+    fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
+    decision: Decision | None  # None: answers are probabilities
+    answers: Ints | None  # one per row of `scored`, by decisions fitted on the other folds
+
+
+def fit_by_fold(units: pd.DataFrame, folds: int, target: EvaluationTarget) -> HeldOutFit:
+    """Fit calibration and decision to the raw rows of all folds, and those of each fold to the others'."""
+    of_fold = {number: calibrated_on(units[units["fold"] != number], target) for number in range(folds)}
+    return HeldOutFit(
+        cross_calibrated(units, of_fold, target),
+        calibrated_on(units, target),
+        list(of_fold.values()),
+        decision_on(units, of_fold, target),
+        nested_answers_on(units, of_fold, target),
+    )
+
+
 def _to_decide(
     units: pd.DataFrame, of_fold: Mapping[int, Calibration], target: EvaluationTarget, competition: Competition
 ) -> tuple[Rule, Floats, Ints, str, Floats]:

@@ -78,7 +78,7 @@ class FeatureFile:
 
     @property
     def key(self) -> str:
-        """The key of the features (see features.extract.feature_key); "" in files of other tools."""
+        """The key of the features (see features.tasks.feature_key); "" in files of other tools."""
         return str(self.facts.get("key", ""))
 
     @property
@@ -118,8 +118,7 @@ class FeatureFile:
             for start in range(0, self.count, step):
                 here = np.flatnonzero((wanted >= start) & (wanted < start + step))
                 if len(here):
-                    place = slice(start, start + step)
-                    block = np.asarray(data[place] if data.ndim == 2 else data[0, place])
+                    block = _rows(data, slice(start, start + step))
                     found[here] = self._checked(block, start)[wanted[here] - start]
         return found
 
@@ -127,8 +126,8 @@ class FeatureFile:
         """Return a hash of the features of the first tiles, about a chunk. Raises SlideUnreadable."""
         with _opened(self.path) as file:
             data = file[self.dataset]
-            place = slice(max(1, CHUNK_BYTES // (self.width * data.dtype.itemsize)))
-            return hashlib.sha256(np.asarray(data[place] if data.ndim == 2 else data[0, place]).tobytes()).hexdigest()
+            rows = _rows(data, slice(max(1, CHUNK_BYTES // (self.width * data.dtype.itemsize))))
+            return hashlib.sha256(rows.tobytes()).hexdigest()
 
     def _checked(self, block: npt.NDArray[Any], start: int) -> Features:
         """Return a block as float16. Raises SlideUnreadable for numbers that float16 cannot hold."""
@@ -139,6 +138,11 @@ class FeatureFile:
                 f"{len(block)} tiles, first in row {start + int(bad.argmax())}; extract the features again"
             )
         return block.astype(np.float16)
+
+
+def _rows(data: Any, place: slice) -> npt.NDArray[Any]:
+    """Return rows of a dataset, which may have a leading axis of 1."""
+    return np.asarray(data[place] if data.ndim == 2 else data[0, place])
 
 
 def tiling_text(tiling: TilingConfig) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from clotkit.errors import ConfigError, SlideError, SlideUnreadable, StoreError, UsageError
+from clotkit.errors import ConfigError, SlideError, SlideUnreadable
 from clotkit.features.files import FeatureFile, open_features
-from clotkit.files import atomic_write
+from clotkit.shards.cache import fetch_into_cache
 from clotkit.stores import Entry, Place, Store, store_of
 
 TABLE, VERB = "features.csv", "clotkit features"  # of the files that the kit has made, and what makes them
@@ -105,17 +105,7 @@ class FeatureFolder:
         entry = self._entries[name]
         copy = self.cache / "features" / f"{PurePosixPath(name).stem}-{_short(self._store.url(name), entry)}.h5"
         if not copy.is_file():
-            try:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(copy) as temporary:
-                    self._store.fetch(name, temporary)
-            except FileNotFoundError as error:
-                raise StoreError(f"{self._store.url(name)}: is missing; run clotkit features again") from error
-            except OSError as error:
-                raise UsageError(
-                    f"--cache {self.cache}: cannot be written: {error.strerror or error}; free some space, or choose "
-                    "another folder"
-                ) from error
+            fetch_into_cache(self._store, name, copy, self.cache, VERB)
         return copy
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.config import Recipe, TilingConfig, check_facts, load_recipe, rule_facts, tiling_for
+from clotkit.config import Recipe, TilingConfig, load_recipe, rule_facts, tiling_for
 from clotkit.engines import DASK, Backend, Lost, engine
 from clotkit.errors import ClusterError, ConfigError, NoTissue, SlideUnreadable, UsageError
 from clotkit.features.extract import EncodeRequest, encode_request, encode_slides
@@ -26,7 +26,6 @@ from clotkit.features.probe import (
     write_use,
 )
 from clotkit.features.tasks import FeatureTask, feature_key, feature_task
-from clotkit.looking import with_sizes
 from clotkit.members.encoders.encoder import Encoder, FoundEncoder, find_encoder
 from clotkit.progress import Log, progress
 from clotkit.scratch import scratch
@@ -36,7 +35,8 @@ from clotkit.shards.inventory import PARALLEL_REQUESTS, Inventory, take_inventor
 from clotkit.shards.shard import metadata_in, shard_key
 from clotkit.shards.table import FAILED, ShardRow, read_shard_rows
 from clotkit.shards.table import TABLE as SHARDS
-from clotkit.splits import SlideRow, in_store, read_slides, split_of, tables_of
+from clotkit.shards.tile import slides_to_cut
+from clotkit.splits import SlideRow, split_of, tables_of
 from clotkit.stores import Place, Store, local_copy, store_of
 from clotkit.tiling.tilers import check_tiler
 from clotkit.units import many
@@ -144,9 +144,7 @@ def prepared(
             return
         with tables_of(settings.split_dir, competition) as split_dir:
             split = settings.split or split_of(split_dir, competition, splits)
-            slides = read_slides(split_dir, split, competition, log)
-            slides = with_sizes(in_store(slides, split_dir, settings.split_dir, competition), log)
-            check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
+            slides = slides_to_cut(split_dir, split, settings.split_dir, recipe, competition, log)
             tasks = {
                 slide.image_id: _task(slide, recipe.tiling, settings, encoder, store, downloads) for slide in slides
             }

@@ -17,19 +17,16 @@ from clotkit.ensembling.data import FOLD, read_predictions
 from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import (
     EvaluationTarget,
-    calibrated_on,
+    HeldOutFit,
     competition_figures,
     constant,
     cross_calibrated,
-    decision_on,
+    fit_by_fold,
     log_loss,
-    nested_answers_on,
     rows_to_score,
     score,
     target_of,
 )
-from clotkit.members.calibration import Calibration
-from clotkit.members.decision import Decision, Ints
 from clotkit.progress import Log
 from clotkit.splits import read_table
 from clotkit.splits.identity import without_suffix
@@ -43,17 +40,13 @@ class ForeignPredictions:
 
     target: EvaluationTarget
     out_of_fold: pd.DataFrame  # one row per slide: image, patient, centre, label, the classes, fold
-    scored: pd.DataFrame  # one row per patient or slide, calibrated on the other folds
-    calibration: Calibration  # that ships
-    fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
-    decision: Decision | None  # None: answers are probabilities
-    answers: Ints | None
+    fit: HeldOutFit  # to these predictions
 
     def metrics(self, recipe: Recipe, name: str, competition: Competition) -> dict[str, Any]:
         """Return the contents of metrics.json, as training writes them; `name` is that of the table."""
         table, target = self.out_of_fold, self.target
         by_slide = replace(target, by_patient=False)
-        per_slide = cross_calibrated(table, dict(enumerate(self.fold_calibrations)), by_slide)
+        per_slide = cross_calibrated(table, dict(enumerate(self.fit.fold_calibrations)), by_slide)
         return {
             "classes": list(target.classes),
             "positive": target.positive,
@@ -61,7 +54,7 @@ class ForeignPredictions:
             "data": f"predictions of {name}",
             "recipe": recipe.name,
             "seed": recipe.training.seed,
-            "folds": len(self.fold_calibrations),
+            "folds": len(self.fit.fold_calibrations),
             "networks_of_folds": 1,
             "material": {"patients": table["patient"].nunique(), "images": len(table)},
             "unit": "patient" if target.by_patient else "image",
@@ -70,8 +63,8 @@ class ForeignPredictions:
             "clip": target.clip,
             "constant": round(constant(target), 6),
             "weighted_log_loss_uncalibrated": round(log_loss(rows_to_score(table, target), target), 6),
-            **score(self.scored, target),
-            "competition_metric": competition_figures(self.scored, self.answers, target),
+            **score(self.fit.scored, target),
+            "competition_metric": competition_figures(self.fit.scored, self.fit.answers, target),
             **({"per_slide": score(per_slide, by_slide)} if target.by_patient else {}),
         }
 
@@ -98,7 +91,9 @@ def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competiti
     rows = read.labels.drop(columns="unit").rename_axis("image").reset_index()
     table = rows[["image", "patient", "centre", "label"]].assign(**dict(zip(classes, read.p[:, 0].T, strict=True)))
     table["fold"] = _folds(oof, table, read.groups, recipe, competition)
-    return _calibrated(table, target_of(recipe, table["label"].to_numpy(np.int64), classes, competition))
+    target = target_of(recipe, table["label"].to_numpy(np.int64), classes, competition)
+    fit = fit_by_fold(rows_to_score(table, target), int(table["fold"].max()) + 1, target)
+    return ForeignPredictions(target, table, fit)
 
 
 def _folds(
@@ -129,19 +124,3 @@ def _count(table: pd.DataFrame, oof: Path, recipe: Recipe, competition: Competit
         name = competition.classes.names[int(patients.argmin())]
         raise ConfigError(f"{oof}: predicts {patients.min()} patients of class {name}; at least 2 are needed")
     return min(recipe.training.folds, int(patients.min()))
-
-
-def _calibrated(table: pd.DataFrame, target: EvaluationTarget) -> ForeignPredictions:
-    """Fit the calibration that ships to all rows, and that of each fold to those of the others."""
-    units = rows_to_score(table, target)
-    count = int(units["fold"].max()) + 1
-    of_fold = {number: calibrated_on(units[units["fold"] != number], target) for number in range(count)}
-    return ForeignPredictions(
-        target,
-        table,
-        cross_calibrated(units, of_fold, target),
-        calibrated_on(units, target),
-        list(of_fold.values()),
-        decision_on(units, of_fold, target),
-        nested_answers_on(units, of_fold, target),
-    )

@@ -129,9 +129,9 @@ def _tiles(data: Path | None, recipe: Recipe, competition: Competition, log: Log
 
 def _write(out: Path, recipe: Recipe, source: str, found: ForeignPredictions, metrics: dict[str, Any]) -> None:
     """Write the files of a member beside its network."""
-    decision = {} if found.decision is None else {files.DECISION: found.decision.to_json()}
-    folds = [calibration.to_json() for calibration in found.fold_calibrations]
-    calibration = found.calibration.to_json() | {"folds": folds, **decision}
+    decision = {} if found.fit.decision is None else {files.DECISION: found.fit.decision.to_json()}
+    folds = [calibration.to_json() for calibration in found.fit.fold_calibrations]
+    calibration = found.fit.calibration.to_json() | {"folds": folds, **decision}
     (out / files.RECIPE).write_text(source, encoding="utf-8")
     (out / files.CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
     for name, table in (

@@ -12,7 +12,7 @@ from clotkit.config import load_recipe, missing_facts
 from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError, one_line
 from clotkit.files import sha256
 from clotkit.looking import ANSWER_S, with_sizes
-from clotkit.members.encoders.folder import encoder_beside
+from clotkit.members.encoders.folder import encoder_place
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.ensemble import ENSEMBLE, Ensemble, read_ensemble
 from clotkit.members.folder import RECIPE, check_trained_for, find_members
@@ -104,8 +104,9 @@ def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str
     """Return a hash of the competition, the weights and their encoders: a report belongs to one such key."""
     parts, encoders = [competition.slug], list[Path]()
     for folder in folders:
-        with suppress(ConfigError):  # a member that is damaged, or has no encoder, is left out when it is loaded
-            encoders += filter(None, [encoder_beside(folder)])
+        with suppress(ConfigError):  # a member that is damaged, or lacks its encoder, is left out when it is loaded
+            if (encoder := load_recipe(folder / RECIPE).encoder) is not None:
+                encoders.append(encoder_place(folder, encoder.name))
     for folder in dict.fromkeys((*folders, *encoders)):
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())  # a backbone is one file
         parts += [f"{path.name} {sha256(path)} {folder.name}" for path in paths if path.is_file()]

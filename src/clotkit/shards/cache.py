@@ -65,20 +65,35 @@ class ShardOpener:
         return read_shard(path, verify=False)  # its sha256 was compared
 
     def _fetch(self, row: ShardRow, path: Path) -> None:
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                self.store.fetch(row.file, temporary)
-                found = sha256(temporary)
-                if found != row.sha256:
-                    raise StoreError(
-                        f"{self.store.url(row.file)}: sha256 is {found[:12]}…, but the table lists "
-                        f"{row.sha256[:12]}…; run clotkit tile again, or clotkit tile --verify"
-                    )
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.store.url(row.file)}: is missing; run clotkit tile again") from error
-        except OSError as error:
-            raise UsageError(
-                f"--cache {self.cache}: cannot be written: {error.strerror or error}; free some space, or choose "
-                "another folder"
-            ) from error
+        def check(temporary: Path) -> None:
+            if (found := sha256(temporary)) != row.sha256:
+                raise StoreError(
+                    f"{self.store.url(row.file)}: sha256 is {found[:12]}…, but the table lists "
+                    f"{row.sha256[:12]}…; run clotkit tile again, or clotkit tile --verify"
+                )
+
+        fetch_into_cache(self.store, row.file, path, self.cache, "clotkit tile", check)
+
+
+def fetch_into_cache(
+    store: Store, name: str, path: Path, cache: Path, verb: str, check: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Fetch a file of an object store to `path` in the cache, atomically.
+
+    `verb` is what writes such files, and `check` may raise for one that is not what is listed.
+
+    Raises:
+        StoreError: The file cannot be fetched.
+        UsageError: The cache cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            store.fetch(name, temporary)
+            check(temporary)
+    except FileNotFoundError as error:
+        raise StoreError(f"{store.url(name)}: is missing; run {verb} again") from error
+    except OSError as error:
+        raise UsageError(
+            f"--cache {cache}: cannot be written: {error.strerror or error}; free some space, or choose another folder"
+        ) from error

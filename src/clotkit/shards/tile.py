@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.config import TilingConfig, check_facts, load_recipe, rule_facts, tiling_for
+from clotkit.config import Recipe, TilingConfig, check_facts, load_recipe, rule_facts, tiling_for
 from clotkit.engines import Backend, Engine, Lost, engine
 from clotkit.errors import ClusterError, UsageError
 from clotkit.looking import with_sizes
@@ -86,9 +86,7 @@ def tile_split(
     store = store_of(settings.out)
     with tables_of(settings.split_dir, competition) as split_dir:
         split = settings.split or split_of(split_dir, competition, ("train", "test"))
-        slides = in_store(read_slides(split_dir, split, competition, log), split_dir, settings.split_dir, competition)
-        slides = with_sizes(slides, log)
-        check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
+        slides = slides_to_cut(split_dir, split, settings.split_dir, recipe, competition, log)
         with exclusive(store, slides):
             tasks = {slide.image_id: _task(slide, tiling, store, settings) for slide in slides}
             inventory = take_inventory(store, slides, tasks, competition)
@@ -97,6 +95,19 @@ def tile_split(
             inventory.discard_outdated()
             _copy_synthetic_marker(split_dir, store)
     return _summarise(inventory, settings, log)
+
+
+def slides_to_cut(
+    split_dir: Path, split: str, place: Place, recipe: Recipe, competition: Competition, log: Log
+) -> list[SlideRow]:
+    """Return the slides of a split with their sizes, as they lie at `place`; `split_dir` has the tables.
+
+    Raises SplitError for a table that cannot be read, ConfigError if it lacks a column that the recipe's tiling names.
+    """
+    slides = in_store(read_slides(split_dir, split, competition, log), split_dir, place, competition)
+    slides = with_sizes(slides, log)
+    check_facts(recipe, {slide.image_id: slide.facts for slide in slides})
+    return slides
 
 
 def _check(settings: TileSettings) -> None:

@@ -26,14 +26,15 @@ from clotkit.data.tiles import TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import (
     EvaluationTarget,
+    HeldOutFit,
     calibrated_on,
     competition_figures,
     constant,
     cross_calibrated,
     decision_on,
+    fit_by_fold,
     log_loss,
     metric_line,
-    nested_answers_on,
     predicted_images,
     rows_to_score,
     score,
@@ -222,7 +223,7 @@ class CrossValidation:
     networks: list[list[Any]]  # of each fold; empty unless they ship
     histories: list[pd.DataFrame]  # of each fold
     out_of_fold: pd.DataFrame  # one row per image: raw predictions, and its fold
-    fitted: dict[str, Any]  # the fields of TrainedMember that follow from held-out rows; `scored` is calibrated
+    fitted: HeldOutFit  # to these predictions
 
 
 class FoldTraining(ABC):
@@ -256,7 +257,8 @@ class FoldTraining(ABC):
             trained, history = self.train_networks(FINAL, self.final_fold(folds))
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
-        return TrainedMember(networks, history, done.out_of_fold, split=_split_table(self.tiles, folds), **done.fitted)
+        split = _split_table(self.tiles, folds)
+        return TrainedMember(networks, history, done.out_of_fold, split=split, **vars(done.fitted))
 
     def cross_validate(self, folds: Sequence[Fold]) -> CrossValidation:
         """Train on every fold, predict what it holds out, and calibrate these predictions on other folds'."""
@@ -283,29 +285,16 @@ class FoldTraining(ABC):
         first = folds[0]
         return Fold(first.train | first.held_out, first.validation, np.zeros_like(first.train))
 
-    def _calibrate(self, units: pd.DataFrame, folds: int, validation: pd.DataFrame) -> dict[str, Any]:
-        """Return the fields of a TrainedMember that follow from held-out rows; of one fold, from `validation`."""
+    def _calibrate(self, units: pd.DataFrame, folds: int, validation: pd.DataFrame) -> HeldOutFit:
+        """Return what is fitted to held-out rows; with one fold, to those of its validation part."""
         target = self.target
-        if folds == 1:
-            calibration = calibrated_on(validation, target)  # identity if it lacks a class
-            of_fold = {0: calibration}
-            decision = decision_on(validation, of_fold, target)
-        else:
-            calibration = calibrated_on(units, target)
-            of_fold = {number: calibrated_on(units[units["fold"] != number], target) for number in range(folds)}
-            decision = decision_on(units, of_fold, target)
-        scored = cross_calibrated(units, of_fold, target)
-        if folds == 1:
-            answers = decision and decision.apply(scored[list(target.classes)])
-        else:
-            answers = nested_answers_on(units, of_fold, target)
-        return {
-            "scored": scored,
-            "calibration": calibration,
-            "fold_calibrations": list(of_fold.values()),
-            "decision": decision,
-            "answers": answers,
-        }
+        if folds > 1:
+            return fit_by_fold(units, folds, target)
+        calibration = calibrated_on(validation, target)  # identity if it lacks a class
+        decision = decision_on(validation, {0: calibration}, target)
+        scored = cross_calibrated(units, {0: calibration}, target)
+        answers = None if decision is None else decision.apply(scored[list(target.classes)])
+        return HeldOutFit(scored, calibration, [calibration], decision, answers)
 
 
 @dataclass(frozen=True)

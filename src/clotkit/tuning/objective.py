@@ -204,8 +204,8 @@ def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Tr
     losses: list[float] = []
     try:
         done = bench.run(_recipe_of(bench, trial), None, watch).cross_validate(fold.inner)
-        losses = _losses(done.fitted["scored"], bench.target)
-        loss = log_loss(done.fitted["scored"], bench.target)
+        losses = _losses(done.fitted.scored, bench.target)
+        loss = log_loss(done.fitted.scored, bench.target)
     except optuna.TrialPruned as pruned:
         note = str(pruned)
     seconds = time.monotonic() - started

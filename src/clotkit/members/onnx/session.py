@@ -86,10 +86,6 @@ class OnnxModel:
         """Return the rows float32[n, K] of tiles uint8[n, S, S, 3]; n may be 0."""
         return self._predict(tiles)
 
-    def close(self) -> None:
-        """Free the memory of the network; it cannot be called after that."""
-        del self._session
-
     def _forward(self, tiles: TileArray) -> Rows:
         try:
             rows = self._session.run([self._output], {self._input: self._prepare(tiles)})[0]
