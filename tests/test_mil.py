@@ -317,8 +317,8 @@ def test_slides_that_failed_are_left_out(strip_ai: Competition, tmp_path: Path) 
     folder, table = write_slides(tmp_path / "features"), tmp_path / "features" / "features.csv"
     labels = pd.read_csv(folder / "train.csv", dtype=str)
     rows = [
-        ShardRow(row.image_id, row.patient_id, int(row.label == "LAA"), file=f"{row.image_id}.h5", tiles=6)
-        for row in labels.itertuples()
+        ShardRow(image, patient, int(label == "LAA"), file=f"{image}.h5", tiles=6)
+        for image, patient, label in zip(labels.image_id, labels.patient_id, labels.label, strict=True)
     ]
     rows[0] = replace(rows[0], file="", code=Reason.BAD_FEATURES)
     table.write_text(table_text(rows, strip_ai))
