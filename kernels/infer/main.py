@@ -103,6 +103,7 @@ def run_child(competition: Any, split: Path, kit: Any, started: float, status: A
         WORKING,
         code_of,
         datasets_beside,
+        find_weights,
         install_wheels,
         name_of,
         say,
@@ -143,28 +144,6 @@ def run_once(command: list[str], deadline: float) -> int:
     left_s = max(deadline - time.monotonic(), 1)
     command = [*command, "--deadline", f"{left_s:.0f}s"]
     return run_until(command, left_s, "the pipeline", SETTINGS.get("grace_s", GRACE_S))
-
-
-def find_weights(datasets: list[tuple[Path, list[str]]], scratch: Path) -> Path | None:
-    """Return the folder of the only member, or a folder with all members; None without a member."""
-    from clotkit.supervise import is_shared
-
-    members = sorted(folder for folder, names in datasets if "recipe.toml" in names)
-    if not members:
-        return None
-    above = {parent for member in members for parent in member.parents}
-    ensembles = [folder for folder, names in datasets if "ensemble.toml" in names]
-    if len(members) == 1 and not ensembles:
-        return members[0]
-    if {member.parent for member in members} == set(ensembles or [members[0].parent]):
-        return members[0].parent
-    linked = scratch / "members"  # of a dataset that was unpacked with one more folder per member
-    linked.mkdir(exist_ok=True)
-    shared = [folder / name for folder, names in datasets if folder in above for name in names if is_shared(name)]
-    for path in [*members, *shared]:
-        if not (linked / path.name).exists():
-            (linked / path.name).symlink_to(path)
-    return linked
 
 
 def finish(competition: Any, split: Path, ended_well: bool, started: float, status: Any) -> Any:

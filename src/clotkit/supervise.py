@@ -198,6 +198,26 @@ def unpack_tars(datasets: Folders, target: Path) -> Folders:
     return list(walk(target))
 
 
+def find_weights(datasets: Folders, scratch: Path) -> Path | None:
+    """Return the folder of the only member, or a folder with all members; None without a member."""
+    members = sorted(folder for folder, names in datasets if "recipe.toml" in names)
+    if not members:
+        return None
+    above = {parent for member in members for parent in member.parents}
+    ensembles = [folder for folder, names in datasets if "ensemble.toml" in names]
+    if len(members) == 1 and not ensembles:
+        return members[0]
+    if {member.parent for member in members} == set(ensembles or [members[0].parent]):
+        return members[0].parent
+    linked = scratch / "members"  # of a dataset that was unpacked with one more folder per member
+    linked.mkdir(exist_ok=True)
+    shared = [folder / name for folder, names in datasets if folder in above for name in names if is_shared(name)]
+    for path in [*members, *shared]:
+        if not (linked / path.name).exists():
+            (linked / path.name).symlink_to(path)
+    return linked
+
+
 def prepare(split: Path | None, kit: Kit, scratch: Path, status: Status) -> Folders:
     """Install the wheels, and return every folder of the datasets, unpacked tars included."""
     datasets = datasets_beside(split)
