@@ -24,6 +24,8 @@ SPLIT ?=
 WEIGHTS ?= $(if $(OF),build/weights$(OF),weights/demo)
 LAYOUT ?= both
 KERNEL ?= infer
+KERNEL_TYPE ?=
+AS_TYPE := $(addprefix --kernel-type ,$(KERNEL_TYPE))
 DATASET ?=
 ATTACH ?=
 SIDE ?= 10000 30000
@@ -58,7 +60,13 @@ $(VENV)/.runtime: $(VENV)/.python requirements/build.txt requirements/runtime.tx
 	@$(PIP) install -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+# What executes notebooks, for rehearsals of a kernel that is one.
+$(VENV)/.notebook: $(VENV)/.runtime requirements/notebook.txt
+	@echo "setup: the packages that execute a notebook"
+	@$(PIP) install -q --require-hashes -r requirements/notebook.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.notebook requirements/dev.txt
 	@echo "setup: the developers' packages"
 	@$(PIP) install -q --require-hashes -r requirements/dev.txt
 	@touch $@
@@ -125,8 +133,8 @@ REHEARSE_ON.infer := $(PHANTOM) $(MEMBER)
 REHEARSE_ON.tile := $(PHANTOM_TILE)
 REHEARSE_ON.train := build/rehearsal-tile$(OF)/rehearsal.json
 
-dry-run: build/.wheels $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|tile|train
-	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
+dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|tile|train, KERNEL_TYPE=notebook
+	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(AS_TYPE) $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
 
 # On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
 PUSHED := build/kernel/pushed$(OF).json
@@ -153,16 +161,16 @@ datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $
 	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
 	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(FOR)
 
-kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left
-	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(addprefix --attach ,$(ATTACH)) $(FOR)
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left; KERNEL_TYPE=notebook, if it was rehearsed as one
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(addprefix --attach ,$(ATTACH)) $(FOR)
 
 kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train
 	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)" $(FOR)
 	@rm -rf "build/kaggle$(OF)/$(KERNEL)"
 	$(BIN)/clotkit kaggle output --kernel "$(KERNEL)" --out "build/kaggle$(OF)/$(KERNEL)" $(FOR)
 
-bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel
-	$(BIN)/clotkit bundle $(FOR)
+bundle: $(VENV)/.runtime  ## build the one script that Kaggle runs, into build/kernel; KERNEL_TYPE=notebook: the one notebook
+	$(BIN)/clotkit bundle $(AS_TYPE) $(FOR)
 
 weights: $(if $(OF),$(MEMBER),weights-demo weights-contours $(if $(DATA),weights-real))  ## train every member again; DATA=DIR with bloodmnist/, breastmnist/, brain_mri/; of another COMPETITION a small one on synthetic slides
 	@$(if $(DATA)$(OF),,echo "weights: bloodmnist, breastmnist and brain need their data: make weights DATA=DIR")
@@ -264,7 +272,7 @@ screenshots: $(VENV)/.runtime  ## take the pictures in docs/images again: a run 
 	$(BIN)/python tools/screenshots.py
 
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
-	for name in runtime build dev app browser docs; do \
+	for name in runtime build dev notebook app browser docs; do \
 		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	for name in wheels wheels-source; do \

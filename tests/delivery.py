@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.bundle.notebook import KernelType
 from clotkit.bundle.places import competition_stem
 from clotkit.errors import RemoteError
 from clotkit.files import atomic_write_json, sha256
@@ -105,15 +106,19 @@ def remote_error(kind: RemoteKind, *names: str) -> Iterator[None]:
 
 
 def rehearsed(
-    kernel_dir: Path, out: Path, datasets: dict[str, dict[str, Path]] | None = None, competition: str = "strip_ai"
+    kernel_dir: Path,
+    out: Path,
+    datasets: dict[str, dict[str, Path]] | None = None,
+    competition: str = "strip_ai",
+    kernel_type: KernelType = KernelType.SCRIPT,
 ) -> str:
     """Write the files of a successful rehearsal of this kernel to `out`, and return its script."""
     out.mkdir(parents=True, exist_ok=True)
-    write_bundle(kernel_dir, competition, out / "script.py")
-    script = (out / "script.py").read_text(encoding="utf-8")
+    write_bundle(kernel_dir, competition, out / kernel_type.file_name, kernel_type)
+    script = (out / kernel_type.file_name).read_text(encoding="utf-8")
     attached = {name: {file: sha256(path) for file, path in files.items()} for name, files in (datasets or {}).items()}
     slides = {"done": 4, "partial": 0, "fallback": 0}
     facts = {"bundle_sha256": bundle_sha256(script), "datasets": attached, "slides": slides}
-    facts |= {"competition": competition_stem(competition)}
+    facts |= {"competition": competition_stem(competition), "kernel_type": kernel_type}
     atomic_write_json(out / "rehearsal.json", facts)
     return script

@@ -95,9 +95,11 @@ HOMES: dict[str, set[str]] = {
     "subprocess": {
         "clotkit.rehearsal.sandbox",
         "clotkit.rehearsal.environment",
+        "clotkit.rehearsal.execute_notebook",
         "clotkit.supervise",
         "clotkit.looking",  # a process that may be left behind while it looks at a file
     },
+    "nbclient": {"clotkit.rehearsal.execute_notebook"},
     "psutil": {"clotkit.rehearsal.sandbox"},
     "kagglesdk": {"clotkit.kaggle.client"},
     "kaggle": set(),

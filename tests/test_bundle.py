@@ -1,18 +1,22 @@
 """Test the bundle: the same bytes from the same files, all modules in it, within Kaggle's limit."""
 
 import hashlib
+import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit import __version__
 from clotkit.bundle import build, checkout
+from clotkit.bundle.notebook import as_notebook, code_of, without_outputs
 from clotkit.cli import main
 from clotkit.competitions import FOLDER as COMPETITIONS
 from clotkit.competitions import Competition
@@ -51,6 +55,45 @@ def test_a_bundle_unpacks_itself(kernel: Path, tmp_path: Path) -> None:
     carried = {name: (tmp_path / "code" / name).read_text(encoding="utf-8") for name in space["FILES"]}
     assert carried == space["FILES"]
     assert "clotkit/bundle/build.py" not in carried
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_notebook_is_one_cell_with_the_script(kernel: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.ipynb"
+    assert main(["bundle", "--kernel", str(kernel), "--kernel-type", "notebook", "--out", str(out)]) == 0
+    script = build.build_bundle(kernel, "strip_ai")
+    assert out.read_text(encoding="utf-8") == as_notebook(script)
+    assert len(out.read_bytes()) < MAX_BYTES
+    notebook = nbformat.read(out, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.source for cell in notebook.cells] == [script]
+    assert build.bundle_sha256(out.read_text(encoding="utf-8")) == build.bundle_sha256(script)
+
+
+@given(st.text())
+def test_a_notebook_gives_its_script_back(text: str) -> None:
+    assert code_of(as_notebook(text)) == text
+    assert json.loads(without_outputs(as_notebook(text))) == json.loads(as_notebook(text))
+
+
+@pytest.mark.parametrize("main_py", sorted(ROOT.glob("kernels/*/main.py")), ids=lambda path: path.parent.name)
+def test_a_kernel_that_succeeds_does_not_call_exit(main_py: Path) -> None:
+    assert "sys.exit(main())" not in main_py.read_text(encoding="utf-8")  # a notebook would end with an error
+
+
+def test_a_second_run_of_the_cell_has_its_modules(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(build.build_bundle(KERNEL, "strip_ai"))
+    code = (
+        "import runpy, shutil, sys; from pathlib import Path\n"
+        "unpack, files = map(runpy.run_path(sys.argv[1], run_name='cell').get, ('unpack', 'FILES'))\n"
+        "for name in 'ab':\n"
+        "    folder = unpack(files, Path(sys.argv[2]) / name)\n"
+        "    from clotkit.competitions import load_competition\n"
+        "    load_competition('strip_ai')\n"
+        "    shutil.rmtree(folder)\n"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, str(script), str(tmp_path)], check=True)
 
 
 def test_the_header_has_the_hash_of_what_follows() -> None:

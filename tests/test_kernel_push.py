@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clotkit.bundle.build import LIMIT_BYTES
+from clotkit.bundle.notebook import KernelType, as_notebook, code_of
 from clotkit.competitions import FOLDER, load_competition
 from clotkit.errors import ClotkitError, RehearsalError, RemoteFull, RemoteMissing, UsageError
 from clotkit.kaggle import client as module
@@ -85,6 +86,40 @@ def test_a_push_is_the_rehearsed_script_with_its_settings(
     assert (pushed.ref, pushed.version, read_record(record)) == (REF, 1, pushed)
     assert f"{REF}: version 1 is pushed" in lines[-1]
     assert pushed.url in lines[-1]
+
+
+def test_a_notebook_is_pushed_as_one(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, script: tuple[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="notebook"):  # what was rehearsed is a script
+        read_kernel(INFER, "strip_ai", script[1], "notebook")
+    source = rehearsed(INFER, tmp_path / "out", kernel_type=KernelType.NOTEBOOK)
+    with pytest.raises(UsageError, match="notebook"):
+        read_kernel(INFER, "strip_ai", tmp_path / "out")
+    notebook = read_kernel(INFER, "strip_ai", tmp_path / "out", "notebook")
+    assert push(client, notebook, record).version == 1
+    version = server.kernels[REF].versions[0]
+    assert (version.source, version.body["kernelType"]) == (source, "notebook")
+    assert code_of(version.source) == script[0]
+    version.source = json.dumps(json.loads(source), indent=1)  # Kaggle may write it out in another way
+    record.unlink()
+    assert push(client, notebook, record).version == 1
+    with pytest.raises(UsageError, match="KERNEL_TYPE=notebook"):
+        push(client, kernel, record)
+    assert server.count("SaveKernel") == 1
+
+
+def test_a_notebook_that_is_no_bundle_is_pushed_without_its_outputs(tmp_path: Path) -> None:
+    raw = json.loads((IMAGENET / kernels.METADATA).read_text())
+    (tmp_path / kernels.METADATA).write_text(json.dumps(raw | {"kernel_type": "notebook", "code_file": "a.ipynb"}))
+    content = json.loads(as_notebook("print(1)"))
+    content["cells"][0] |= {"outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}], "execution_count": 1}
+    (tmp_path / "a.ipynb").write_text(json.dumps(content))
+    assert read_kernel(tmp_path, "strip_ai", tmp_path).source == as_notebook("print(1)")
+    for text in ("print(1)", "{}", "[]"):
+        (tmp_path / "a.ipynb").write_text(text)
+        with pytest.raises(UsageError, match=r"a\.ipynb: not a notebook"):
+            read_kernel(tmp_path, "strip_ai", tmp_path)
 
 
 def test_the_same_kernel_is_not_pushed_again(
@@ -245,7 +280,7 @@ def test_a_competition_of_another_platform_is_refused(tmp_path: Path) -> None:
         ({"code_file": "../main.py"}, "code_file"),
         ({"code_file": None}, "code_file"),
         ({"language": "r"}, "language"),
-        ({"kernel_type": "notebook"}, "kernel_type"),
+        ({"kernel_type": "app"}, "kernel_type"),
         ({"enable_internet": None}, "enable_internet"),
         ({"enable_internet": True}, "enable_internet"),
         ({"enable_internet": "false"}, "'false'"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clotkit.bundle.notebook import KernelType
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
@@ -100,7 +101,37 @@ def test_another_competition_is_rehearsed_too(
     assert (status.state, status.slides["done"], "damaged" in status.codes) == (State.PARTIAL, 2, True)
 
 
-def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path) -> bool:
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [False, True], ids=["namespace", "socket guard"])
+def test_a_notebook_gives_the_submission_of_the_script(
+    guarded: bool, test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if guarded:
+        monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
+    for kind in KernelType:
+        out = tmp_path / kind
+        assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", out, lambda _: None, kind)
+    script, notebook = (tmp_path / kind for kind in KernelType)
+    assert (notebook / "submission.csv").read_bytes() == (script / "submission.csv").read_bytes()
+    facts = [json.loads((out / "rehearsal.json").read_text()) for out in (script, notebook)]
+    assert [one["kernel_type"] for one in facts] == list(KernelType)
+    assert facts[0]["bundle_sha256"] == facts[1]["bundle_sha256"]
+    outputs = json.loads((notebook / "new" / "executed.ipynb").read_text())["cells"][0]["outputs"]
+    assert {one["output_type"] for one in outputs} == {"stream"}
+    assert read_kernel(KERNEL, "strip_ai", notebook, "notebook").source == (notebook / "script.ipynb").read_text()
+
+
+@pytest.mark.parametrize("body", ["sys.exit(1)\n", "raise ValueError\n", "os.kill(os.getpid(), 9)\n"])
+def test_a_notebook_that_fails_fails_the_rehearsal(
+    body: str, test_split: Path, member: Path, wheels: Path, tmp_path: Path
+) -> None:
+    with rehearsal_error(RehearsalKind.EXIT_CODE):
+        rehearse_main(body, test_split, member, wheels, tmp_path, "notebook")
+
+
+def rehearse_main(
+    body: str, split: Path, member: Path, wheels: Path, out: Path, kernel_type: str | None = None
+) -> bool:
     """Rehearse a kernel that runs `body` in place of the real work."""
     kernel = out / "kernel"
     kernel.mkdir(parents=True)
@@ -110,7 +141,7 @@ def rehearse_main(body: str, split: Path, member: Path, wheels: Path, out: Path)
         "FILES: dict[str, str] = {}\nSETTINGS: dict[str, Any] = {}\n"
         "ROOT = Path(os.environ['CLOTKIT_KAGGLE_ROOT'])\n" + body
     )
-    return rehearse(str(split), member, wheels, kernel, "strip_ai", "new", out / "out", lambda _: None)
+    return rehearse(str(split), member, wheels, kernel, "strip_ai", "new", out / "out", lambda _: None, kernel_type)
 
 
 @contextmanager

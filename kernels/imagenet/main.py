@@ -88,5 +88,5 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):  # in a notebook every SystemExit is an error, that of 0 too
+    sys.exit(code)

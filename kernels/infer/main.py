@@ -190,5 +190,5 @@ def report_lines(path: Path) -> Any:
         return []
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):  # in a notebook every SystemExit is an error, that of 0 too
+    sys.exit(code)

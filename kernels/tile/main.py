@@ -169,5 +169,5 @@ def state_of(facts: dict[str, Any]) -> str:
     return State.DONE if facts["done"] == facts["slides"] else State.PARTIAL
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):  # in a notebook every SystemExit is an error, that of 0 too
+    sys.exit(code)

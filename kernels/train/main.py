@@ -186,5 +186,5 @@ def finish(recipes: dict[str, dict[str, Any]], kit: Any, started: float, status:
     return 1 if worst is State.FAILED else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):  # in a notebook every SystemExit is an error, that of 0 too
+    sys.exit(code)

@@ -90,6 +90,15 @@ def add_backend(verb: argparse.ArgumentParser, names: Sequence[str], text: str) 
     )
 
 
+def add_kernel_type(verb: argparse.ArgumentParser) -> None:
+    """Add the option --kernel-type; None: as kernel-metadata.json has it."""
+    verb.add_argument(
+        "--kernel-type",
+        choices=("script", "notebook"),
+        help="the form of the bundle: a script, or a notebook of one cell (default: kernel_type of its metadata)",
+    )
+
+
 def add_backbones_dir(verb: argparse.ArgumentParser) -> None:
     """Add the option --backbones, a folder."""
     verb.add_argument(

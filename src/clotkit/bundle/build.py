@@ -15,6 +15,7 @@ from typing import Any
 
 from clotkit import __version__
 from clotkit.bundle.imports import PACKAGE, modules_needed
+from clotkit.bundle.notebook import KernelType, code_of
 from clotkit.bundle.places import build_path
 from clotkit.competitions import DEFAULT_FILE, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
@@ -82,12 +83,13 @@ def _recipe_path(kernel_dir: Path, recipe: str) -> Path:
     return kernel_dir / recipe if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
 
 
-def build_bundle(kernel_dir: Path, competition: str) -> str:
-    """Return the script of the kernel in `kernel_dir`; the same files give the same text.
+def build_bundle(kernel_dir: Path, competition: str, kernel_type: KernelType = KernelType.SCRIPT) -> str:
+    """Return the script of the kernel in `kernel_dir`, or its notebook; the same files give the same text.
 
     Args:
         kernel_dir: A folder with main.py, and perhaps settings.toml and recipes.
         competition: A name that ships with the kit, or the path of a .toml.
+        kernel_type: The form of the text. A notebook carries the same script.
 
     Raises:
         ConfigError: The settings or the competition are wrong.
@@ -107,9 +109,10 @@ def build_bundle(kernel_dir: Path, competition: str) -> str:
     script = (
         f"# clotkit {__version__}, kernel {kernel_dir.name}, {toml.stem}: {len(texts)} files\n# sha256 {digest}\n{body}"
     )
-    _check_size(script)
+    source = kernel_type.source_of(script)
+    _check_size(source)
     _check_python(script, "the bundle")
-    return script
+    return source
 
 
 def _read_main(path: Path) -> str:
@@ -158,12 +161,12 @@ def _recipe_files(kernel_dir: Path, settings: KernelSettings) -> dict[str, Path]
     return {f"clotkit/recipes/{path.name}": path for path in paths}
 
 
-def write_bundle(kernel_dir: Path, competition: str, out: Path) -> str:
+def write_bundle(kernel_dir: Path, competition: str, out: Path, kernel_type: KernelType = KernelType.SCRIPT) -> str:
     """Write the bundle to `out` and return one line about it. Raises ConfigError and RehearsalError."""
-    script = build_bundle(kernel_dir, competition)
+    source = build_bundle(kernel_dir, competition, kernel_type)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(out, script)
-    return f"{out}: {len(script.encode()):,} bytes of {LIMIT_BYTES:,}, sha256 {bundle_sha256(script)}"
+    atomic_write_text(out, source)
+    return f"{out}: {len(source.encode()):,} bytes of {LIMIT_BYTES:,}, sha256 {bundle_sha256(source)}"
 
 
 def rehearsal_dir(kernel: str, competition: str) -> Path:
@@ -171,9 +174,9 @@ def rehearsal_dir(kernel: str, competition: str) -> Path:
     return build_path("rehearsal" if kernel == SCORING_KERNEL else f"rehearsal-{kernel}", competition)
 
 
-def bundle_sha256(script: str) -> str:
+def bundle_sha256(source: str) -> str:
     """Return the sha256 in a bundle's header: that of all text after the header's two lines."""
-    return script.split("\n", 2)[1].removeprefix("# sha256 ")
+    return code_of(source).split("\n", 2)[1].removeprefix("# sha256 ")
 
 
 def _carried(name: str, path: Path) -> str:

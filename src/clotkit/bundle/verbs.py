@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_verb
+from clotkit.options import DONE, Verbs, add_kernel_type, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -16,15 +16,18 @@ def _add_bundle(verbs: Verbs) -> None:
         verbs, "bundle", "build the single script that Kaggle runs from a kernel's main.py and the kit's modules"
     )
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
-    verb.add_argument(
-        "--out", type=Path, default=Path("build/kernel/script.py"), help="default: build/kernel/script.py"
-    )
+    add_kernel_type(verb)
+    verb.add_argument("--out", type=Path, help="default: build/kernel/script.py, or script.ipynb")
     verb.set_defaults(verb=_bundle)
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
     from clotkit.bundle.build import write_bundle
     from clotkit.bundle.checkout import in_checkout
+    from clotkit.bundle.notebook import type_of
 
-    print(write_bundle(in_checkout(arguments.kernel, "--kernel DIR"), arguments.competition, arguments.out))
+    kernel = in_checkout(arguments.kernel, "--kernel DIR")
+    kernel_type = type_of(kernel, arguments.kernel_type)
+    out = arguments.out or Path("build/kernel") / kernel_type.file_name
+    print(write_bundle(kernel, arguments.competition, out, kernel_type))
     return DONE

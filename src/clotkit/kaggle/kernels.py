@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.bundle.build import FILES_LINE, LIMIT_BYTES, SCORING_KERNEL, build_bundle, bundle_sha256, read_settings
+from clotkit.bundle.notebook import KERNEL_METADATA, KernelType, code_of, type_of, without_outputs
 from clotkit.bundle.places import competition_stem
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RehearsalError, RemoteError, RemoteFull, RemoteMissing, UsageError
@@ -38,7 +39,7 @@ from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind, RemoteKind
 
-METADATA, MAIN = "kernel-metadata.json", "main.py"
+METADATA, MAIN = KERNEL_METADATA, "main.py"
 PUSH_FIELDS = {  # key of kernel-metadata.json: field of a push
     **SOURCES, "keywords": "category_ids",
     "title": "new_title", "language": "language", "kernel_type": "kernel_type", "is_private": "is_private",
@@ -79,14 +80,16 @@ class PushedKernel:
     missing: Sequence[str] = ()  # of what was sent; Kaggle runs the version without
 
 
-def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kernel:
+def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path, chosen_type: str | None = None) -> Kernel:
     """Read a kernel's folder, and check everything that can be checked here.
 
     A main.py with a line for the kit's modules is bundled, and exactly this bundle must have passed a rehearsal, whose
-    rehearsal.json is in `rehearsal_dir`. Any other code file must be Python. Raises UsageError or RehearsalError.
+    rehearsal.json is in `rehearsal_dir`. Any other code file must be Python, or a notebook. `chosen_type`, script or
+    notebook, replaces the type in the metadata. Raises UsageError or RehearsalError.
     """
     path, known = kernel_dir / METADATA, load_competition(competition)
     metadata = normalised(read_metadata(path, known, "a kernel folder has it beside main.py"))
+    metadata |= {"kernel_type": chosen_type} if chosen_type else {}
     problem = next(metadata_problems(metadata), None)
     if problem:
         raise UsageError(f"{path}: {problem}")
@@ -95,10 +98,11 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path) -> Kern
     if not code.is_file() and main.is_file() and FILES_LINE in main.read_text(encoding="utf-8"):
         check_hosted(known)
         _check_sources(metadata, known, read_settings(kernel_dir, known).job, path)
-        source = build_bundle(kernel_dir, competition)
-        passed = _rehearsed(kernel_dir.name, competition, source, rehearsal_dir)
+        kernel_type = type_of(kernel_dir, chosen_type)
+        source = build_bundle(kernel_dir, competition, kernel_type)
+        passed = _rehearsed(kernel_dir.name, competition, source, rehearsal_dir, kernel_type)
         return Kernel(kernel_dir.name, source, metadata, passed)
-    return Kernel(kernel_dir.name, _plain_source(code, path), metadata)
+    return Kernel(kernel_dir.name, _plain_source(code, path, KernelType(metadata["kernel_type"])), metadata)
 
 
 def datasets_attached(kernel_dir: Path, competition: Competition) -> list[str]:
@@ -127,13 +131,16 @@ def attaching(kernel: Kernel, slugs: Sequence[str]) -> Kernel:
     return replace(kernel, metadata={**kernel.metadata, "dataset_sources": list(dict.fromkeys(sources))})
 
 
-def _rehearsed(name: str, competition: str, source: str, rehearsal_dir: Path) -> dict[str, Any]:
+def _rehearsed(
+    name: str, competition: str, source: str, rehearsal_dir: Path, kernel_type: KernelType
+) -> dict[str, Any]:
     """Return the rehearsal.json of exactly this bundle.
 
     Raises UsageError if there is none, RehearsalError if it is of another competition.
     """
     digest, path = bundle_sha256(source), rehearsal_dir / "rehearsal.json"
     words = [f"KERNEL={name}"] * (name != SCORING_KERNEL) + [f"COMPETITION={competition}"] * (competition != DEFAULT)
+    words += [f"KERNEL_TYPE={kernel_type}"] * (kernel_type is not KernelType.SCRIPT)
     again = f"run {' '.join(['make dry-run', *words])}, then push again"
     try:
         passed = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -148,24 +155,31 @@ def _rehearsed(name: str, competition: str, source: str, rehearsal_dir: Path) ->
     if passed.get("bundle_sha256") != digest:
         seen = str(passed.get("bundle_sha256"))[:12]
         raise UsageError(f"{path}: the rehearsal was of the bundle {seen}, this one is {digest[:12]}; {again}")
+    if passed.get("kernel_type", KernelType.SCRIPT) != kernel_type:
+        raise UsageError(f"{path}: rehearsed as a {passed['kernel_type']}, to be pushed as a {kernel_type}; {again}")
     if not passed.get("slides", {}).get("done"):
         raise UsageError(f"{path}: 0 slides were done in the rehearsal, at least 1 is needed; {again}")
-    script = rehearsal_dir / "script.py"
-    if not script.is_file() or script.read_bytes() != source.encode():
-        raise UsageError(f"{script}: not the script that would be pushed; {again}")
+    rehearsed = rehearsal_dir / kernel_type.file_name
+    if not rehearsed.is_file() or rehearsed.read_bytes() != source.encode():
+        raise UsageError(f"{rehearsed}: not the {kernel_type} that would be pushed; {again}")
     return passed
 
 
-def _plain_source(code: Path, metadata: Path) -> str:
-    """Return the source of a kernel that is not bundled. Raises UsageError if it is missing or not Python."""
+def _plain_source(code: Path, metadata: Path, kernel_type: KernelType) -> str:
+    """Return the source of a kernel that is not bundled.
+
+    Raises UsageError if it is missing, or neither Python nor, for a kernel of that type, a notebook.
+    """
     try:
         source = code.read_text(encoding="utf-8")
+        if kernel_type is KernelType.NOTEBOOK and code.suffix == ".ipynb":
+            return without_outputs(source)
         compile(source, str(code), "exec")
     except OSError as error:
         raise UsageError(f"{metadata}: code_file {code.name}: {error.strerror}") from error
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{code}: not Python: {error}") from error
-    return source
+        raise UsageError(f"{code}: not {'a notebook' if code.suffix == '.ipynb' else 'Python'}: {error}") from error
+    return kernel_type.source_of(source)
 
 
 def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = False, log: Log = print) -> PushedKernel:
@@ -189,6 +203,7 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
     known = read_record(record)
     remote = _shown(client, ref, known.version if known is not None and known.ref == ref else 0)
     before = _number(remote)
+    _check_type(remote, metadata)
     unchanged = None if again or not before else _unchanged(client, remote, kernel, metadata, known, pushed)
     if unchanged is not None:
         _check_whole(_recorded(record, unchanged))
@@ -206,6 +221,17 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
     _check_whole(pushed)
     log(f"{ref}: version {version} is pushed and runs, sha256 {kernel.sha256[:12]}: {pushed.url}")
     return pushed
+
+
+def _check_type(remote: Answer, metadata: Mapping[str, Any]) -> None:
+    """Raise UsageError if Kaggle has the kernel as one of another type, which it keeps."""
+    wanted = metadata["kernel_type"]
+    kept = str((remote.get("blob") or {}).get("kernelType") or wanted)
+    if kept != wanted:
+        raise UsageError(
+            f"{metadata['id']}: Kaggle has it as a {kept}, and a kernel keeps its type: push it as a {kept} "
+            f"(KERNEL_TYPE={kept}), or give it another id and title in {METADATA}"
+        )
 
 
 def _fields(kernel: Kernel, metadata: Mapping[str, Any]) -> Answer:
@@ -240,7 +266,7 @@ def _distinct(*texts: Iterable[str]) -> tuple[str, ...]:
 
 def _lost(remote: Answer, kernel: Kernel, metadata: Mapping[str, Any]) -> list[str]:
     """Return what was sent and Kaggle's newest version lacks."""
-    source = [] if _source(remote) == kernel.source else ["the source as it was sent"]
+    source = [] if _same_source(remote, kernel.source) else ["the source as it was sent"]
     return [*source, *missing_sources(remote.get("metadata") or {}, metadata)]
 
 
@@ -387,12 +413,17 @@ def _source(remote: Answer) -> str:
     return str((remote.get("blob") or {}).get("source") or "")
 
 
+def _same_source(remote: Answer, source: str) -> bool:
+    """Return whether Kaggle's newest version has this source, however a notebook is written out."""
+    return code_of(_source(remote)) == code_of(source)
+
+
 def _same(remote: Answer, kernel: Kernel, metadata: Mapping[str, Any]) -> bool:
     """Return whether Kaggle's newest version has this source and these settings."""
     saved = remote.get("metadata") or {}
     switches = {"isPrivate": "is_private", "enableGpu": "enable_gpu", "enableInternet": "enable_internet"}
     return (
-        _source(remote) == kernel.source
+        _same_source(remote, kernel.source)
         and all(bool(saved.get(name)) == metadata[key] for name, key in switches.items())
         and same_sources(saved, metadata)
         and str(saved.get("machineShape") or "") in ("", str(metadata.get("machine_shape") or ""))
@@ -428,7 +459,7 @@ def _push_when_free(client: Kaggle, fields: Answer, before: int, log: Log) -> An
 
     def lookup() -> Answer | None:
         remote = client.get_kernel(*ref.split("/"))
-        if _number(remote) <= before or _source(remote) != fields["text"]:
+        if _number(remote) <= before or not _same_source(remote, fields["text"]):
             return None
         return {"versionNumber": _number(remote), "ref": ref}
 

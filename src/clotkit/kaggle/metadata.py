@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clotkit.bundle.notebook import KernelType
 from clotkit.competitions import Competition
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, owner_problems
 
@@ -72,8 +73,8 @@ def metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
     yield from _name_problems(metadata)
     if metadata.get("language") != "python":
         yield f"language is {metadata.get('language')!r}; python is needed"
-    if metadata.get("kernel_type") != "script":
-        yield f"kernel_type is {metadata.get('kernel_type')!r}; script is needed"
+    if metadata.get("kernel_type") not in list(KernelType):
+        yield f"kernel_type is {metadata.get('kernel_type')!r}; script or notebook is needed"
     for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet"):
         if not isinstance(metadata.get(key), bool):
             yield f"{key} is {metadata.get(key)!r}; true or false is needed, because Kaggle's defaults differ"

@@ -13,7 +13,7 @@ from clotkit.bundle.checkout import in_checkout
 from clotkit.bundle.places import competition_stem, demo_weights
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RemoteError, UsageError, one_line
-from clotkit.options import DONE, Verbs, add_competition
+from clotkit.options import DONE, Verbs, add_competition, add_kernel_type
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
@@ -187,6 +187,7 @@ def _add_kernel_push(verbs: Verbs) -> None:
         "--kernel", default=SCORING_KERNEL, metavar="NAME", help="a kernel, by its folder in kernels (default: infer)"
     )
     verb.add_argument("--kernels", type=Path, default=Path("kernels"), metavar="DIR", help="default: kernels")
+    add_kernel_type(verb)
     verb.add_argument(
         "--rehearsal",
         type=Path,
@@ -210,7 +211,7 @@ def _kernel_push(arguments: argparse.Namespace) -> int:
 
     rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel, arguments.competition)
     kernels = in_checkout(arguments.kernels, "--kernels DIR")
-    kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal)
+    kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal, arguments.kernel_type)
     if arguments.attach:
         metadata = in_checkout(arguments.metadata, "--metadata DIR")
         known = load_competition(arguments.competition)

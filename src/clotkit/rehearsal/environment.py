@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from clotkit.bundle.checkout import locks
-from clotkit.errors import RehearsalError
+from clotkit.errors import RehearsalError, UsageError
 from clotkit.reasons import RehearsalKind
 
 GUARD_NAME, REFUSAL = "clotkit_network_guard", "the network is off in a rehearsal"
@@ -58,6 +58,16 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
     return python
 
 
+def check_notebooks(python: Path) -> None:
+    """Raise UsageError if this Python cannot execute notebooks."""
+    ended = subprocess.run([str(python), "-I", "-c", "import ipykernel, nbclient"], capture_output=True, check=False)
+    if ended.returncode:
+        raise UsageError(
+            "a notebook is rehearsed with nbclient and ipykernel, which are not installed: "
+            "run make dry-run KERNEL_TYPE=notebook, or pip install clotkit[notebook]"
+        )
+
+
 def hidden(wheels: Path) -> list[str]:
     """Return the distributions of the wheels, which the rehearsal's environment therefore lacks."""
     return sorted({wheel.name.split("-")[0] for wheel in wheels.glob("*.whl")})
@@ -68,9 +78,9 @@ def developers_only() -> list[str]:
     folder = locks()
     if folder is None:
         return []
-    texts = [(folder / f"{name}.txt").read_text() for name in ("dev", "runtime")]
-    dev, runtime = (set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE)) for text in texts)
-    return sorted(dev - runtime)
+    texts = [(folder / f"{name}.txt").read_text() for name in ("dev", "runtime", "notebook")]
+    dev, *others = (set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE)) for text in texts)
+    return sorted(dev.difference(*others))
 
 
 def _files_of(distributions: list[str]) -> Iterator[str]:

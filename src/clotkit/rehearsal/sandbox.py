@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.bundle.notebook import KernelType, type_of
 from clotkit.bundle.places import competition_stem
 from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError, UsageError
@@ -32,6 +33,8 @@ from clotkit.units import MB
 # Kaggle's two layouts of /kaggle/input: the competition's folder, and a dataset's.
 LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
 OWNER, REHEARSAL = "rehearsal", "rehearsal.json"
+EXECUTE = Path(__file__).with_name("execute_notebook.py").resolve()
+EXECUTED = "executed.ipynb"  # the notebook with its outputs, which Kaggle shows
 WATCH_S = 0.5
 # The kernel's whole command line runs inside this: mounts first, then what follows "--".
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--")
@@ -59,7 +62,8 @@ class Sandbox:
     """The environment of a bundle's runs."""
 
     out: Path
-    script: Path
+    source: Path  # the bundle
+    kernel_type: KernelType
     python: Path
     namespace: bool  # whether namespaces isolate it; else a socket guard does
     competition: str  # its name
@@ -69,13 +73,22 @@ class Sandbox:
         """The entries of rehearsal.json that are the same for every kernel."""
         return {
             "competition": self.competition,
-            "bundle_sha256": bundle_sha256(self.script.read_text(encoding="utf-8")),
+            "bundle_sha256": bundle_sha256(self.source.read_text(encoding="utf-8")),
+            "kernel_type": self.kernel_type,
             "network": "namespace" if self.namespace else "socket guard",
             "python": sys.version.split()[0],
         }
 
+    def command(self, source: Path, executed: Path) -> list[str]:
+        """Return the command line that runs the bundle; `executed` is for a notebook with its outputs."""
+        if self.kernel_type is KernelType.NOTEBOOK:
+            return [str(self.python), "-I", str(EXECUTE), str(source), str(executed)]
+        return [str(self.python), "-I", str(source)]
 
-def make_sandbox(kernel: Path, competition_name: str, wheels: Path, out: Path, log: Log) -> Sandbox:
+
+def make_sandbox(
+    kernel: Path, competition_name: str, wheels: Path, out: Path, log: Log, chosen_type: str | None = None
+) -> Sandbox:
     """Build the bundle and the Python that runs it in `out`, and remove an earlier rehearsal.json.
 
     Raises UsageError without wheels, RehearsalError if the bundle or the Python cannot be made.
@@ -83,18 +96,21 @@ def make_sandbox(kernel: Path, competition_name: str, wheels: Path, out: Path, l
     if not any(wheels.glob("*.whl")):
         raise UsageError(f"{wheels}: no wheel here; run make wheels, which collects them")
     out.mkdir(parents=True, exist_ok=True)
-    script = out / "script.py"
+    kernel_type = type_of(kernel, chosen_type)
+    source = out / kernel_type.file_name
     (out / REHEARSAL).unlink(missing_ok=True)  # an earlier rehearsal says nothing about this bundle
-    log(write_bundle(kernel, competition_name, script))
+    log(write_bundle(kernel, competition_name, source, kernel_type))
     namespace = namespaces_work(out)
     python = environment.make(out / "env", wheels, guard=not namespace)
+    if kernel_type is KernelType.NOTEBOOK:
+        environment.check_notebooks(python)
     log(f"python: {python}, without {', '.join(environment.hidden(wheels))}")
     log(
         "network: off, by a network namespace; inputs: read-only mounts"
         if namespace
         else "network: off, by a socket guard (no network namespace here); inputs: linked, compared after the run"
     )
-    return Sandbox(out, script, python, namespace, competition_stem(competition_name))
+    return Sandbox(out, source, kernel_type, python, namespace, competition_stem(competition_name))
 
 
 def run_layouts(
@@ -209,13 +225,13 @@ def _copy(files: Mapping[str, Path], target: Path) -> None:
 
 def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, log: Log) -> Outcome:
     """Run the bundle once, and check how it ended."""
-    script = stage.root / "src" / "script.py"
-    shutil.copyfile(sandbox.script, script)
-    script.chmod(0o444)
+    source = stage.root / "src" / sandbox.source.name
+    shutil.copyfile(sandbox.source, source)
+    source.chmod(0o444)
     before = stage.fingerprint()
     started = time.monotonic()
     process = subprocess.Popen(
-        stage.command([str(sandbox.python), "-I", str(script)]),
+        stage.command(sandbox.command(source, stage.root.parent / EXECUTED)),
         cwd=stage.working,
         env=_environment(stage.root),
         stdout=subprocess.PIPE,

@@ -27,7 +27,15 @@ TOLERANCE = 1e-6  # of a probability, between the layouts
 
 
 def rehearse(
-    split: str, weights: Path, wheels: Path, kernel: Path, competition_name: str, layout: str, out: Path, log: Log
+    split: str,
+    weights: Path,
+    wheels: Path,
+    kernel: Path,
+    competition_name: str,
+    layout: str,
+    out: Path,
+    log: Log,
+    chosen_type: str | None = None,
 ) -> bool:
     """Build the bundle, run it in one or both layouts, and return whether every slide is done.
 
@@ -42,6 +50,7 @@ def rehearse(
         layout: "new", "old" or "both".
         out: The folder for everything that the rehearsal writes.
         log: Takes the lines of the rehearsal and of the kernel.
+        chosen_type: "script" or "notebook"; None: as the kernel's metadata has it.
 
     Raises:
         RehearsalError: The kernel fails, leaves other files, changes its inputs, passes a limit, or the layouts differ.
@@ -53,7 +62,7 @@ def rehearse(
     read_slides(split_dir, "test", competition)
     check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
     check_encoders(weights)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
     attached = datasets_of(kernel, competition, weights, wheels)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)

@@ -38,7 +38,14 @@ TILES, WEIGHTS = "tiles", "weights"
 
 
 def rehearse_tiling(
-    split_dir: Path, wheels: Path, kernel: Path, competition_name: str, layout: str, out: Path, log: Log
+    split_dir: Path,
+    wheels: Path,
+    kernel: Path,
+    competition_name: str,
+    layout: str,
+    out: Path,
+    log: Log,
+    chosen_type: str | None = None,
 ) -> bool:
     """Run the tiling kernel's bundle over a train split; return whether every slide gave a shard.
 
@@ -52,7 +59,7 @@ def rehearse_tiling(
     competition = load_competition(competition_name)
     recipes = read_settings(kernel, competition).bundled["rehearse"]
     slides = len(read_slides(split_dir, "train", competition))
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
     attached = _attached(kernel, competition, {"wheels": wheels_files(wheels)})
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, {TILES, SUMMARY}, log)
     counts = [_check_tiles(outcome, recipes, competition, out / TILES) for outcome in outcomes]
@@ -67,7 +74,15 @@ def rehearse_tiling(
 
 
 def rehearse_training(
-    tiles: Path, backbones: Path, wheels: Path, kernel: Path, competition_name: str, layout: str, out: Path, log: Log
+    tiles: Path,
+    backbones: Path,
+    wheels: Path,
+    kernel: Path,
+    competition_name: str,
+    layout: str,
+    out: Path,
+    log: Log,
+    chosen_type: str | None = None,
 ) -> bool:
     """Run the training kernel's bundle on the tiles of a tiling rehearsal, load its members, return True.
 
@@ -83,7 +98,7 @@ def rehearse_training(
     recipes = read_settings(kernel, competition).bundled["rehearse"]
     if not any(tiles.glob(f"*/{TABLE}")):
         raise UsageError(f"{tiles}: 0 folders of shards here, at least 1 is needed; run make dry-run KERNEL=tile")
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
     imagenet = {path.name: path for path in sorted(backbones.glob("*.h5"))}
     known = {"wheels": wheels_files(wheels), "tiles": files_in(tiles), "imagenet": imagenet}
     attached = _attached(kernel, competition, known)

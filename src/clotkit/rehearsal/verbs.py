@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_verb
+from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_kernel_type, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -32,6 +32,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     )  # fmt: skip
     add_backbones_dir(verb)
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
+    add_kernel_type(verb)
     verb.add_argument(
         "--layout",
         choices=("both", "old", "new"),
@@ -59,7 +60,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     competition: str = arguments.competition
     job = read_settings(kernel, load_competition(competition)).job
     out = arguments.out or rehearsal_dir(kernel.name, competition)
-    common = kernel, competition, arguments.layout, out, log
+    common = kernel, competition, arguments.layout, out, log, arguments.kernel_type
     if job == "tile":
         clean = rehearse_tiling(Path(arguments.split or build_path("phantom-tile", competition)), wheels, *common)
     elif job == "train":
