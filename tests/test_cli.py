@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clotkit import options
+from clotkit import answer, options
 from clotkit.app.serve import AppSettings
 from clotkit.cli import main, parser
 from clotkit.competitions import Competition
@@ -127,7 +127,7 @@ def test_every_option_is_read(verb: str) -> None:
     function = PARSERS[verb].get_default("verb")
     while isinstance(function, partial):
         function = function.args[0]
-    source = inspect.getsource(sys.modules[function.__module__]) + inspect.getsource(options)
+    source = "".join(inspect.getsource(module) for module in (sys.modules[function.__module__], options, answer))
     assert [name for name in options_of(PARSERS[verb]) if f"arguments.{name}" not in source] == []
 
 

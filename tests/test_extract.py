@@ -285,12 +285,12 @@ def test_verification_knows_what_a_run_would_make(
     path, lines = tmp_path / "other.toml", list[str]()
     path.write_text(RECIPE.replace("downsample = 8", "downsample = 4"))
     extract_split(settings, strip_ai, quiet)
-    assert verify_features(settings, strip_ai, quiet)
-    assert not verify_features(replace(settings, recipe=str(path)), strip_ai, lines.append)
+    assert verify_features(settings, strip_ai, quiet).sound
+    assert not verify_features(replace(settings, recipe=str(path)), strip_ai, lines.append).sound
     assert isinstance(settings.out, Path)
     files = {path.name for path in settings.out.glob("*.h5")}
     assert files <= {line.split(":")[0] for line in lines}
-    assert not verify_features(replace(settings, use_mtime=False), strip_ai, quiet)
+    assert not verify_features(replace(settings, use_mtime=False), strip_ai, quiet).sound
 
 
 def test_slides_without_a_shard_are_listed_as_failed(
@@ -308,11 +308,11 @@ def test_slides_without_a_shard_are_listed_as_failed(
     assert extract_split(settings, strip_ai, quiet) == {"new": 0, "up_to_date": 3, "failed": 1}
     assert set(forecast_features(settings, strip_ai, quiet).failing) == {junk.stem}
     lines: list[str] = []
-    assert not verify_features(settings, strip_ai, lines.append)
+    assert not verify_features(settings, strip_ai, lines.append).sound
     assert not any(line.startswith(junk.stem) for line in lines)  # listed as failed, so no fault of the folder
     text = (settings.out / TABLE).read_text().splitlines(keepends=True)
     (settings.out / TABLE).write_text("".join(line for line in text if not line.startswith(junk.stem)))
-    assert not verify_features(settings, strip_ai, lines.append)
+    assert not verify_features(settings, strip_ai, lines.append).sound
     assert any(line.startswith(junk.stem) for line in lines)
 
 

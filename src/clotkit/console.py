@@ -115,12 +115,15 @@ def lost() -> str:
     return ""
 
 
-def guarded(work: Callable[[], int], folder: Path | None = None) -> int:
+def guarded(
+    work: Callable[[], int], folder: Path | None = None, tell: Callable[[BaseException], None] = lambda _: None
+) -> int:
     """Do the work and return its exit code; end every error with one line on stderr.
 
     Args:
         work: Returns an exit code.
         folder: The folder of its output, where the traceback of an unforeseen error is kept.
+        tell: Called with the error.
 
     Returns:
         The work's own code, WRONG for an error that the user can act on, UNFORESEEN for any other one, and INTERRUPTED
@@ -129,12 +132,15 @@ def guarded(work: Callable[[], int], folder: Path | None = None) -> int:
     try:
         return work()
     except ClotkitError as error:
+        tell(error)
         print(f"clotkit: {error}", file=sys.stderr)
         return WRONG
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        tell(error)
         print("clotkit: interrupted; files that were already written are complete", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - nothing ends with a traceback on the terminal
+        tell(error)
         print(f"clotkit: {unforeseen(error, folder)}", file=sys.stderr)
         return WRONG if isinstance(error, OSError) else UNFORESEEN
 

@@ -6,20 +6,27 @@ An option is declared once, in the `verbs.py` of the package that it sets up, or
 import argparse
 import os
 import re
-import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 from clotkit.competitions import DEFAULT
 from clotkit.errors import UsageError
-from clotkit.progress import Log
 
 # Exit codes: done; an error that nobody foresaw; wrong usage or input; done with fallbacks; Ctrl-C.
 DONE, UNFORESEEN, WRONG, FALLBACKS, INTERRUPTED = 0, 1, 2, 3, 130
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 UNITS_MB = {"MB": 1.0, "GB": 1024.0}
+
+
+class Result(NamedTuple):
+    """The end of a verb: its exit code, and the fields of the object that --json prints."""
+
+    code: int
+    facts: Mapping[str, Any] = MappingProxyType({})
+
+
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -132,11 +139,6 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> Non
     for name in names:
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name} {why}")
-
-
-def log_of(arguments: argparse.Namespace) -> Log:
-    """Return the function that prints progress, to stdout, or to stderr if stdout is for --json."""
-    return partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
 
 def seconds(text: str) -> float:

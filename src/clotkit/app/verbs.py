@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_verb
+from clotkit.options import DONE, Result, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -37,10 +37,10 @@ def _add_app(verbs: Verbs) -> None:
     verb.set_defaults(verb=_app)
 
 
-def _app(arguments: argparse.Namespace) -> int:
+def _app(arguments: argparse.Namespace) -> Result:
     from clotkit.app.serve import AppSettings, serve
 
     serve(
         AppSettings(arguments.weights, tuple(arguments.root), arguments.competition, arguments.port, arguments.address)
     )
-    return DONE
+    return Result(DONE, {"address": arguments.address, "port": arguments.port})

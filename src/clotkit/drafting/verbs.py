@@ -1,13 +1,17 @@
 """Register `clotkit competition` and its verbs: new, check, list."""
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, WRONG, Verbs
+from clotkit.options import DONE, WRONG, Result, Verbs
 from clotkit.reasons import Misfit
 from clotkit.units import many
+
+if TYPE_CHECKING:
+    from clotkit.drafting.toml_text import Line, Mark
 
 
 def register(verbs: Verbs) -> None:
@@ -35,11 +39,10 @@ def _add_check(verbs: Verbs) -> None:
     verb = verbs.add_parser("check", help=text, description=text)
     verb.add_argument("file", metavar="FILE", help="the .toml, or the name of a competition that ships")
     verb.add_argument("--data", type=Path, metavar="FOLDER", help="folder with the tables, the sample and the slides")
-    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_check)
 
 
-def _new(arguments: argparse.Namespace) -> int:
+def _new(arguments: argparse.Namespace) -> Result:
     from clotkit.drafting.draft import draft_competition, write_draft
     from clotkit.drafting.toml_text import Mark, described
 
@@ -56,30 +59,36 @@ def _new(arguments: argparse.Namespace) -> int:
     print("\n".join([f"{len(guessed)} keys are guessed, check them:", *guessed]))
     print("\n".join([f"{len(to_fill)} keys are yours to fill in:", *to_fill]))
     print(f"{out}: written; then: clotkit competition check {out} --data {arguments.folder}")
-    return DONE
+    return Result(DONE, {"file": out, "guessed": _keys(lines, Mark.GUESSED), "fill_in": _keys(lines, Mark.FILL_IN)})
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _keys(lines: Sequence["Line"], mark: "Mark") -> list[str]:
+    """Return the keys of a draft that have a mark."""
+    return [line.key for line in lines if line.mark is mark]
+
+
+def _check(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.drafting.check import check_competition
 
     competition = load_competition(arguments.file)
     checked = check_competition(competition, arguments.data)
-    if arguments.json:
-        print(json.dumps(checked.to_json(), ensure_ascii=False))
-        return DONE if checked.fits else WRONG
     print("\n".join([*(one.line for one in checked.findings), *checked.summary]))
     count = sum(not one.note for one in checked.findings)
     to_fill = sum(one.code is Misfit.FILL_IN for one in checked.findings)
     still = f"; {many(to_fill, 'line')} still to fill in" if to_fill else ""
     print(f"{competition.source}: {'fits' if checked.fits else 'does not fit in ' + many(count, 'place')}{still}")
-    return DONE if checked.fits else WRONG
+    return Result(DONE if checked.fits else WRONG, checked.to_json())
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import FOLDER, load_competition
 
-    for path in sorted(FOLDER.glob("*.toml")):
-        one = load_competition(path.stem)
-        print(f"{path.stem}: {one.title}; {one.submission.form.value}, {one.metric.name}")
-    return DONE
+    found = {path.stem: load_competition(path.stem) for path in sorted(FOLDER.glob("*.toml"))}
+    rows = [
+        {"name": name, "title": one.title, "form": one.submission.form.value, "metric": one.metric.name}
+        for name, one in found.items()
+    ]
+    for row in rows:
+        print("{name}: {title}; {form}, {metric}".format(**row))
+    return Result(DONE, {"competitions": rows})

@@ -1,10 +1,10 @@
 """The command line of ensembling: `clotkit blend`."""
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_verb, log_of
+from clotkit.options import DONE, Result, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -42,11 +42,10 @@ def _add_blend(verbs: Verbs) -> None:
         help="columns of the labels' table as further inputs, used if they lower the nested log loss",
     )
     verb.add_argument("--trust", nargs="+", default=[], metavar="NAME", help="skip the leakage check for these members")
-    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_blend)
 
 
-def _blend(arguments: argparse.Namespace) -> int:
+def _blend(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.ensembling.blend import blend, lines
     from clotkit.ensembling.data import BlendSettings
@@ -59,6 +58,6 @@ def _blend(arguments: argparse.Namespace) -> int:
         arguments.trust,
         tabular=arguments.tabular,
     )
-    figures = blend(settings, load_competition(arguments.competition), log_of(arguments))
-    print(json.dumps(figures, ensure_ascii=False) if arguments.json else "\n".join(lines(figures, arguments.out)))
-    return DONE
+    figures = blend(settings, load_competition(arguments.competition), partial(print, flush=True))
+    print("\n".join(lines(figures, arguments.out)))
+    return Result(DONE, figures)

@@ -1,7 +1,6 @@
 """The command line of evaluation: `clotkit evaluate` and `clotkit predict`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clotkit.options import DONE, FALLBACKS, WRONG, Verbs, add_verb, log_of
+from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -34,18 +33,17 @@ def _add_evaluate(verbs: Verbs) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="write metrics.json, the plots and errors.html here"
     )
     verb.add_argument("--limit", type=int, help="use only the first N images of each class")
-    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_evaluate)
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.evaluation.evaluate import EvaluateSettings, evaluate, lines
 
     settings = EvaluateSettings(arguments.member, arguments.data, arguments.out, arguments.limit)
-    metrics = evaluate(settings, load_competition(arguments.competition), log_of(arguments))
-    print(json.dumps(metrics, ensure_ascii=False) if arguments.json else "\n".join(lines(metrics, arguments.out)))
-    return DONE
+    metrics = evaluate(settings, load_competition(arguments.competition), partial(print, flush=True))
+    print("\n".join(lines(metrics, arguments.out)))
+    return Result(DONE, metrics)
 
 
 def _add_predict(verbs: Verbs) -> None:
@@ -54,11 +52,10 @@ def _add_predict(verbs: Verbs) -> None:
     verb.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member's recipe says"
     )
-    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verb.set_defaults(verb=_predict)
 
 
-def _predict(arguments: argparse.Namespace) -> int:
+def _predict(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each, unlike_note
 
@@ -66,19 +63,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     found = predict_each(arguments.member, arguments.images, load_competition(arguments.competition), log)
     predictions = [one for one in found if isinstance(one, Prediction)]
     failed = [one for one in found if isinstance(one, Unpredicted)]
-    if arguments.json:
-        content = {"predictions": _rows(predictions), "failed": _rows(failed)}
-        print(json.dumps({"member": arguments.member.name, **content}, ensure_ascii=False))
-    else:
-        for one in predictions:
-            probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
-            note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
-            print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
+    for one in predictions:
+        probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+        note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
+        print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
     for bad in failed:
         log(f"clotkit: {bad.image}: not predicted ({bad.code}): {bad.reason}")
-    if not predictions:
-        return WRONG
-    return FALLBACKS if failed else DONE
+    content = {"member": arguments.member.name, "predictions": _rows(predictions), "failed": _rows(failed)}
+    return Result((FALLBACKS if failed else DONE) if predictions else WRONG, content)
 
 
 def _rows(found: Sequence[Any]) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ class FeaturePlan:
     peak_mb: float  # of this process and those of the slides, if all peak at once
 
 
-def plan_features(settings: FeatureSettings, competition: Competition, log: Log) -> bool:
-    """Log the forecast of a run, and return True if every slide will get its file."""
+def plan_features(settings: FeatureSettings, competition: Competition, log: Log) -> FeaturePlan:
+    """Log the forecast of a run, and return it."""
     plan = forecast_features(settings, competition, log)
     for image_id, reason in plan.failing.items():
         log(f"{image_id} will fail: {reason}")
@@ -47,7 +47,7 @@ def plan_features(settings: FeatureSettings, competition: Competition, log: Log)
         f"{many(plan.slides - len(plan.failing), 'file')}, {many(plan.tiles, 'tile')}, {plan.files_mb:,.1f} MB; "
         f"{minutes}; {plan.peak_mb:,.0f} MB of memory"
     )
-    return not plan.failing
+    return plan
 
 
 def forecast_features(settings: FeatureSettings, competition: Competition, log: Log) -> FeaturePlan:

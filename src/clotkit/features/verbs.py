@@ -1,12 +1,14 @@
 """The command `clotkit features`."""
 
 import argparse
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from clotkit.options import (
     DONE,
     FALLBACKS,
+    Result,
     Verbs,
     add_backbones_dir,
     add_backend,
@@ -82,7 +84,7 @@ def _add_encoder_limits(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _features(arguments: argparse.Namespace) -> int:
+def _features(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.engines import Backend
     from clotkit.features.files import Layout
@@ -108,9 +110,12 @@ def _features(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         from clotkit.features.verify import verify_features
 
-        return DONE if verify_features(settings, competition, log) else FALLBACKS
+        found = verify_features(settings, competition, log)
+        return Result(DONE if found.sound else FALLBACKS, {"out": arguments.out, **asdict(found)})
     if arguments.plan:
         from clotkit.features.plan import plan_features
 
-        return DONE if plan_features(settings, competition, log) else FALLBACKS
-    return FALLBACKS if extract_split(settings, competition, log)["failed"] else DONE
+        plan = plan_features(settings, competition, log)
+        return Result(FALLBACKS if plan.failing else DONE, asdict(plan))
+    counts = extract_split(settings, competition, log)
+    return Result(FALLBACKS if counts["failed"] else DONE, {"out": arguments.out, "slides": counts})

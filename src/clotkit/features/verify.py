@@ -34,14 +34,11 @@ class FeatureCheck:
     task: FeatureTask | None  # of the same slide in a run; None: the slide is not of the split
 
 
-def verify_features(settings: FeatureSettings, competition: Competition, log: Log) -> bool:
+def verify_features(settings: FeatureSettings, competition: Competition, log: Log) -> Verification:
     """Compare every file of a folder with features.csv, and with what a run would make.
 
     That is bytes, sha256, tiles, key, numbers, encoder and tiling. Also checks that the table lists every slide of
     the split or of the shards once and nothing else, and that the folder has no other files of features.
-
-    Returns:
-        True if every slide has its file, and each is as listed.
 
     Raises:
         SplitError: There is no table, or some slides are unfinished.
@@ -71,7 +68,7 @@ def verify_features(settings: FeatureSettings, competition: Competition, log: Lo
     result = Verification(len(done), sum(row.size_bytes for row in done), len(rows) - len(done), faults)
     for line in verification_lines(result, settings.out, "files", VERB):
         log(line)
-    return result.sound
+    return result
 
 
 def check_file(check: FeatureCheck) -> Fault | None:

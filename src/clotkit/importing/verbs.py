@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_competition
+from clotkit.options import DONE, Result, Verbs, add_competition
 
 
 def register(verbs: Verbs) -> None:
@@ -44,15 +44,15 @@ def _add_import(verbs: Verbs) -> None:
     verb.set_defaults(verb=_import)
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.importing.importer import ImportSettings, import_member
 
     settings = ImportSettings(
         arguments.model, arguments.recipe, arguments.oof, arguments.labels, arguments.out, arguments.data
     )
-    import_member(settings, load_competition(arguments.competition), partial(print, flush=True))
-    return DONE
+    metrics = import_member(settings, load_competition(arguments.competition), partial(print, flush=True))
+    return Result(DONE, {"member": arguments.out, "metrics": metrics})
 
 
 def _add_export(verbs: Verbs) -> None:
@@ -63,8 +63,8 @@ def _add_export(verbs: Verbs) -> None:
     verb.set_defaults(verb=_export)
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> Result:
     from clotkit.importing.exporting import export_member
 
-    export_member(arguments.member, arguments.out, partial(print, flush=True))
-    return DONE
+    difference = export_member(arguments.member, arguments.out, partial(print, flush=True))
+    return Result(DONE, {"member": arguments.out, "largest_difference": difference})

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs
+from clotkit.options import DONE, Result, Verbs
 
 
 def register(verbs: Verbs) -> None:
@@ -20,10 +20,9 @@ def _add_backbones(verbs: Verbs) -> None:
     verb.set_defaults(verb=_backbones)
 
 
-def _backbones(arguments: argparse.Namespace) -> int:
+def _backbones(arguments: argparse.Namespace) -> Result:
     from clotkit.members.backbones import make_backbones
     from clotkit.members.loading import start_keras
 
     start_keras()
-    make_backbones(arguments.out, arguments.wheel)
-    return DONE
+    return Result(DONE, {"weights": make_backbones(arguments.out, arguments.wheel)})

@@ -1,11 +1,10 @@
 """The command `clotkit plan`."""
 
 import argparse
-import json
 from pathlib import Path
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, FALLBACKS, Verbs, add_deadline, add_slide_limits, add_verb, refuse, seconds
+from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_deadline, add_slide_limits, add_verb, refuse, seconds
 from clotkit.stores import is_url, place
 
 
@@ -35,7 +34,6 @@ def register(verbs: Verbs) -> None:
         choices=("train", "test"),
         help="table to read (default: test if there is one; with --cluster train)",
     )
-    verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _add_cluster_options(verb)
     verb.set_defaults(verb=_plan)
 
@@ -71,7 +69,7 @@ def _add_cluster_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _plan(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.planning.plan import PlanSettings, plan_split
     from clotkit.planning.text import plan_lines
@@ -92,11 +90,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         memory_mb=arguments.memory or competition.limits.slide_memory_mb,
     )
     plan = plan_split(settings, competition)
-    print(json.dumps(plan.to_json(), ensure_ascii=False) if arguments.json else "\n".join(plan_lines(plan)))
-    return DONE if plan.sound else FALLBACKS
+    print("\n".join(plan_lines(plan)))
+    return Result(DONE if plan.sound else FALLBACKS, plan.to_json())
 
 
-def _plan_cluster(arguments: argparse.Namespace) -> int:
+def _plan_cluster(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.planning.cluster_plan import ClusterSettings, plan_cluster
     from clotkit.planning.text import cluster_plan_lines
@@ -120,5 +118,5 @@ def _plan_cluster(arguments: argparse.Namespace) -> int:
         startup_s=arguments.startup,
     )
     plan = plan_cluster(settings, competition)
-    print(json.dumps(plan.to_json(), ensure_ascii=False) if arguments.json else "\n".join(cluster_plan_lines(plan)))
-    return FALLBACKS if plan.failing else DONE
+    print("\n".join(cluster_plan_lines(plan)))
+    return Result(FALLBACKS if plan.failing else DONE, plan.to_json())

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs
+from clotkit.options import DONE, Result, Verbs
 
 
 def register(verbs: Verbs) -> None:
@@ -19,8 +19,9 @@ def _add_report(verbs: Verbs) -> None:
     verb.set_defaults(verb=_report)
 
 
-def _report(arguments: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> Result:
     from clotkit.report.page import write_page
 
-    print(write_page(arguments.run_dir))
-    return DONE
+    page = write_page(arguments.run_dir)
+    print(page)
+    return Result(DONE, {"page": page})

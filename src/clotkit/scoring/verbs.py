@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from clotkit.options import DONE, FALLBACKS, WRONG, Verbs, add_backend, add_deadline, add_slide_limits, add_verb
+from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_backend, add_deadline, add_slide_limits, add_verb
 from clotkit.stores import place
 from clotkit.units import many
 
@@ -46,9 +47,10 @@ def _add_run(verbs: Verbs) -> None:
     verb.set_defaults(verb=_run)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.engines import Backend, check_backend
+    from clotkit.report import records
     from clotkit.scoring.inputs import local_weights
     from clotkit.scoring.pipeline import run
     from clotkit.scoring.settings import RunSettings
@@ -74,7 +76,10 @@ def _run(arguments: argparse.Namespace) -> int:
             without_missing=arguments.without_missing,
         )
         counts = run(settings, competition)
-    return FALLBACKS if any(count for state, count in counts.items() if state != "done") else DONE
+    slides = {state: counts.pop(state) for state in records.STATES}
+    facts = {"run_dir": arguments.out, "submission": arguments.out / competition.files.submission, "slides": slides}
+    incomplete = counts or slides["done"] != sum(slides.values())
+    return Result(FALLBACKS if incomplete else DONE, {**facts, "shortfalls": counts})
 
 
 def _add_check(verbs: Verbs) -> None:
@@ -84,7 +89,7 @@ def _add_check(verbs: Verbs) -> None:
     verb.set_defaults(verb=_check)
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.submission.checking import check_submission
 
@@ -94,4 +99,14 @@ def _check(arguments: argparse.Namespace) -> int:
     for note in verdict.notes:
         print(note)
     print(f"{arguments.submission}: " + ("valid" if verdict.valid else many(len(verdict.problems), "problem")))
-    return DONE if verdict.valid else WRONG
+    expected = None if verdict.expected is None else asdict(verdict.expected)
+    facts = {
+        "submission": arguments.submission,
+        "valid": verdict.valid,
+        "problems": [{"code": one.code, "message": str(one)} for one in verdict.problems],
+        "notes": verdict.notes,
+        "rows": max(len(verdict.rows), len(verdict.labels)),
+        "fallback_rows": verdict.fallback_rows,
+        "expected": expected,
+    }
+    return Result(DONE if verdict.valid else WRONG, facts)

@@ -1,10 +1,11 @@
 """The command `clotkit tile`."""
 
 import argparse
+from dataclasses import asdict
 from functools import partial
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, FALLBACKS, Verbs, add_backend, add_slide_limits, add_verb, megabytes, seconds
+from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_backend, add_slide_limits, add_verb, megabytes, seconds
 from clotkit.stores import place
 
 
@@ -45,7 +46,7 @@ def register(verbs: Verbs) -> None:
     verb.set_defaults(verb=_tile)
 
 
-def _tile(arguments: argparse.Namespace) -> int:
+def _tile(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.engines import Backend
     from clotkit.shards.tile import TileSettings, tile_split
@@ -58,7 +59,7 @@ def _tile(arguments: argparse.Namespace) -> int:
         log = partial(print, flush=True)
         found = verify(arguments.split, arguments.out, arguments.recipe, competition, backend, log)
         print("\n".join(verification_lines(found, arguments.out)))
-        return DONE if found.sound else FALLBACKS
+        return Result(DONE if found.sound else FALLBACKS, {"out": arguments.out, **asdict(found)})
     if arguments.recipe is None:
         raise UsageError("clotkit tile: no --recipe; name one, or give --verify to check the shards of OUT")
     settings = TileSettings(
@@ -74,4 +75,5 @@ def _tile(arguments: argparse.Namespace) -> int:
         max_output_mb=arguments.max_output,
         backend=backend,
     )
-    return FALLBACKS if tile_split(settings, competition)["failed"] else DONE
+    counts = tile_split(settings, competition)
+    return Result(FALLBACKS if counts["failed"] else DONE, {"out": arguments.out, "slides": counts})

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_verb
+from clotkit.options import DONE, Result, Verbs, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -32,7 +32,7 @@ def _add_phantom(verbs: Verbs) -> None:
     verb.set_defaults(verb=_phantom)
 
 
-def _phantom(arguments: argparse.Namespace) -> int:
+def _phantom(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.synthetic.phantom import write_split
 
@@ -46,7 +46,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
         separation=arguments.separation,
         log=print,
     )
-    return DONE
+    return Result(DONE, {"folder": arguments.out, "split": arguments.split, "slides": arguments.slides})
 
 
 def _add_contours(verbs: Verbs) -> None:
@@ -59,8 +59,8 @@ def _add_contours(verbs: Verbs) -> None:
     verb.set_defaults(verb=_contours)
 
 
-def _contours(arguments: argparse.Namespace) -> int:
+def _contours(arguments: argparse.Namespace) -> Result:
     from clotkit.synthetic.contours import write_contours
 
     write_contours(arguments.out, arguments.pictures, arguments.seed, print)
-    return DONE
+    return Result(DONE, {"folder": arguments.out, "pictures": arguments.pictures})

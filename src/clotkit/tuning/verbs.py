@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.errors import needs_extra
-from clotkit.options import DONE, Verbs, add_backbones_dir, add_backend, add_recipe, add_training_data, add_verb
+from clotkit.options import DONE, Result, Verbs, add_backbones_dir, add_backend, add_recipe, add_training_data, add_verb
 from clotkit.stores import place
 
 
@@ -44,7 +44,7 @@ def register(verbs: Verbs) -> None:
     verb.set_defaults(verb=_tune)
 
 
-def _tune(arguments: argparse.Namespace) -> int:
+def _tune(arguments: argparse.Namespace) -> Result:
     with needs_extra("tune"):
         import optuna  # noqa: F401 - a missing one is one line
     from clotkit.engines import Backend
@@ -66,8 +66,8 @@ def _tune(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
     )
     backend = Backend(arguments.backend, arguments.jobs, arguments.scheduler)
-    tune(replace(settings, **_absolute(settings)), backend, partial(print, flush=True))
-    return DONE
+    summary = tune(replace(settings, **_absolute(settings)), backend, partial(print, flush=True))
+    return Result(DONE, {"study": arguments.out, "summary": summary})
 
 
 def _absolute(settings: object) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_backbones_dir, add_recipe, add_training_data, add_verb, seconds
+from clotkit.options import DONE, Result, Verbs, add_backbones_dir, add_recipe, add_training_data, add_verb, seconds
 from clotkit.stores import place
+from clotkit.units import many
 
 
 def register(verbs: Verbs) -> None:
@@ -56,7 +57,7 @@ def _add_train(verbs: Verbs) -> None:
     verb.set_defaults(verb=_train)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
     from clotkit.training.mil.train import train_any
     from clotkit.training.train import TrainSettings
@@ -72,8 +73,8 @@ def _train(arguments: argparse.Namespace) -> int:
         wait_s=arguments.wait,
         split=arguments.split,
     )
-    train_any(settings, load_competition(arguments.competition), partial(print, flush=True))
-    return DONE
+    metrics = train_any(settings, load_competition(arguments.competition), partial(print, flush=True))
+    return Result(DONE, {"member": arguments.out, "metrics": metrics})
 
 
 def _add_manifest(verbs: Verbs) -> None:
@@ -82,8 +83,9 @@ def _add_manifest(verbs: Verbs) -> None:
     verb.set_defaults(verb=_manifest)
 
 
-def _manifest(arguments: argparse.Namespace) -> int:
+def _manifest(arguments: argparse.Namespace) -> Result:
     from clotkit.training.member_folder import write_manifest
 
-    print(f"{arguments.weights}: {write_manifest(arguments.weights)} members listed")
-    return DONE
+    members = write_manifest(arguments.weights)
+    print(f"{arguments.weights}: {many(members, 'member')} listed")
+    return Result(DONE, {"folder": arguments.weights, "members": members})

@@ -1,0 +1,123 @@
+"""Print the one JSON object of a verb that has --json, and nothing else on standard output.
+
+While the verb works, whatever it or a process of it prints goes to standard error. Standard library only.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clotkit.console import guarded
+from clotkit.errors import ClotkitError
+from clotkit.options import INTERRUPTED, UNFORESEEN, WRONG, Result
+from clotkit.reasons import Reason
+
+SCHEMA = 1  # rises when a field is removed or means something else; new fields may come at any time
+OPTION = "--json"
+
+
+class WrongUsage(SystemExit):
+    """The end of a command line that argparse refuses; the code is WRONG."""
+
+    def __init__(self, verb: str, message: str) -> None:
+        super().__init__(WRONG)
+        self.verb, self.message = verb, message
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusal is a WrongUsage, after the usual lines on standard error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message on standard error. Raises WrongUsage."""
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise WrongUsage(self.prog.partition(" ")[2], message)
+
+
+def add_json(verb: argparse.ArgumentParser, words: str) -> None:
+    """Add the option --json to a verb, whose words are like "run" or "kaggle submit"."""
+    verb.add_argument(OPTION, action="store_true", help="print one JSON object and nothing else")
+    verb.set_defaults(words=words)
+
+
+def answer(arguments: argparse.Namespace, folder: Path | None) -> int:
+    """Run the verb of a command line and return its exit code; with --json print its object.
+
+    `folder` is that of its output, where the traceback of an unforeseen error is kept.
+    """
+    facts, errors = dict[str, Any](), list[BaseException]()
+
+    def work() -> int:
+        made = arguments.verb(arguments)
+        result = made if isinstance(made, Result) else Result(made)
+        facts.update(result.facts)
+        return result.code
+
+    if not arguments.json:
+        return guarded(work, folder)
+    with stdout_is_stderr():
+        code = guarded(work, folder, errors.append)
+    print(_text(arguments.words, code, {"error": error_facts(errors[0], code)} if errors else facts))
+    return code
+
+
+def refused(usage: WrongUsage, argv: Sequence[str]) -> None:
+    """Print the JSON object of a command line that argparse refused, if it has --json."""
+    if OPTION in argv:
+        error = {"code": "usage", "type": type(usage).__name__, "message": usage.message}
+        print(_text(usage.verb, WRONG, {"error": error}))
+
+
+def error_facts(error: BaseException, code: int) -> dict[str, str]:
+    """Return an error as the object has it: its code, its type, and the line for people."""
+    return {"code": _error_code(error, code), "type": type(error).__name__, "message": str(error)}
+
+
+def _error_code(error: BaseException, code: int) -> str:
+    """Return a code: that of the error, or if it has none the name of its class: `split` of SplitError."""
+    if code in (UNFORESEEN, INTERRUPTED):
+        return "unforeseen" if code == UNFORESEEN else "interrupted"
+    if not isinstance(error, ClotkitError):
+        return str(Reason.NOT_WRITTEN)
+    known = getattr(error, "kind", error.reason)
+    return type(error).__name__.removesuffix("Error").lower() if known is Reason.FAILED else str(known)
+
+
+@contextmanager
+def stdout_is_stderr() -> Iterator[None]:
+    """Send what this process, and any that it starts, prints on standard output to standard error."""
+    sys.stdout.flush()
+    before, copy = sys.stdout, -1
+    with suppress(OSError):
+        copy = os.dup(1)
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+        if copy >= 0:
+            os.dup2(copy, 1)
+            os.close(copy)
+
+
+def _text(verb: str, code: int, facts: Mapping[str, Any]) -> str:
+    return json.dumps(_plain({"schema": SCHEMA, "verb": verb, "exit_code": code, **facts}), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: paths as text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
