@@ -134,12 +134,12 @@ def test_what_a_child_prints_goes_to_standard_error(capfd: pytest.CaptureFixture
 @pytest.mark.slow
 def test_from_slides_to_a_score(clotkit: Clotkit, tmp_path: Path) -> None:
     train, test, members = tmp_path / "train", tmp_path / "test", tmp_path / "members"
-    clotkit("phantom", train, "--split", "train", "--slides", 36, "--size", "500x640")
+    clotkit("phantom", train, "--split", "train", "--slides", 48, "--size", "500x640")
     clotkit("phantom", test, "--slides", 4, "--size", "500x640")
     assert clotkit("plan", test, "--weights", ROOT / "weights" / "demo")["failing"] == []
     assert len(clotkit("plan --cluster", train, "--cluster", 2, "--startup", "1s")["outcomes"]) >= 1
     cut = clotkit("tile", train, tmp_path / "tiles", "--recipe", "demo")
-    assert cut["slides"] == {"new": 36, "up_to_date": 0, "failed": 0}
+    assert cut["slides"] == {"new": 48, "up_to_date": 0, "failed": 0}
     assert clotkit("tile --verify", train, tmp_path / "tiles", "--verify")["faults"] == []
     for name in ("a", "b"):
         trained = clotkit("train", "demo", "--data", tmp_path / "tiles", "--out", members / name, "--folds", 2)
