@@ -13,7 +13,7 @@ from clotkit.bundle.places import competition_stem
 from clotkit.errors import RemoteError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.client import Kaggle
-from clotkit.kaggle.credentials import Credentials
+from clotkit.kaggle.login.credentials import Credentials
 from clotkit.reasons import RemoteKind
 
 from .kaggle_server import KaggleServer, only_loopback

@@ -26,7 +26,7 @@ from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, SplitError
 from clotkit.kaggle import client as module
 from clotkit.kaggle import failures
 from clotkit.kaggle.client import DryRun, Kaggle
-from clotkit.kaggle.credentials import NO_CREDENTIALS, Credentials, find_credentials
+from clotkit.kaggle.login.credentials import NO_CREDENTIALS, Credentials, find_credentials
 from clotkit.kaggle.public import download, fetch_public_split
 from clotkit.kaggle.uploads import ROUNDS, STARTS, upload
 from clotkit.reasons import RemoteKind
@@ -461,7 +461,7 @@ def test_a_legacy_key_is_sent_as_such_whatever_the_environment_has(
 def test_of_a_token_kaggle_is_asked_once_whose_it_is(server: KaggleServer, client: Kaggle) -> None:
     assert (client.username, client.username) == ("alice", "alice")
     assert server.asked("IntrospectToken") == [{"token": TOKEN}]
-    with remote_error(RemoteKind.CREDENTIALS):
+    with remote_error(RemoteKind.INACTIVE):
         _ = Kaggle(Credentials("of-another-kind"), server.endpoint).username
 
 

@@ -15,7 +15,6 @@ from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
 from clotkit.kaggle import datasets
 from clotkit.kaggle.client import DryRun, Kaggle
-from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import (
     PushedDataset,
     Stage,
@@ -30,6 +29,7 @@ from clotkit.kaggle.datasets import (
 )
 from clotkit.kaggle.failures import LONGEST_WAIT_S
 from clotkit.kaggle.listing import CONTENT, differences
+from clotkit.kaggle.login.credentials import Credentials
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT

@@ -16,8 +16,8 @@ import pytest
 from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
 from clotkit.kaggle import verbs
-from clotkit.kaggle.credentials import NO_CREDENTIALS
 from clotkit.kaggle.datasets import read_metadata, weights_files, wheels_files
+from clotkit.kaggle.login.credentials import NO_CREDENTIALS
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.kaggle.submissions import MEANINGS
 

@@ -11,8 +11,8 @@ from clotkit.competitions import Competition
 from clotkit.errors import RemoteError, RemoteMissing, SubmissionError, UsageError
 from clotkit.kaggle import submissions
 from clotkit.kaggle.client import DryRun, Kaggle
-from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.follow import POLL_S, KernelRun
+from clotkit.kaggle.login.credentials import Credentials
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.reasons import RemoteKind
 from clotkit.report.records import SlideReport

@@ -18,9 +18,9 @@ from clotkit.errors import ClotkitError, RehearsalError, RemoteFull, RemoteMissi
 from clotkit.kaggle import client as module
 from clotkit.kaggle import kernels
 from clotkit.kaggle.client import DryRun, Kaggle
-from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.datasets import Stage, push_dataset, read_metadata
 from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
+from clotkit.kaggle.login.credentials import Credentials
 from clotkit.kaggle.metadata import SAVED, metadata_problems, missing_sources, normalised, same_sources
 from clotkit.reasons import RehearsalKind, RemoteKind
 

@@ -16,8 +16,8 @@ LONGEST_PART = 100  # bytes of a name that the temporary file's name begins or e
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and rename it to `path` on success.
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` on success, with the permissions `mode`.
 
     On an exception the temporary file is removed, and `path` stays as it was. The temporary file has the suffixes of
     `path`, for writers that choose a format by them.
@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it 0600, unreadable for other users
+        temporary.chmod(mode)  # mkstemp makes it 0600, unreadable for other users
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -79,6 +79,7 @@ class RemoteKind(StrEnum):
     """Why a request to Kaggle did not give what was asked for: `kind` of a RemoteError."""
 
     CREDENTIALS = "credentials"  # none here, unreadable, or not accepted
+    INACTIVE = "inactive"  # an access token or a login that has expired or was revoked
     FORBIDDEN = "forbidden"  # not allowed to this account
     RULES = "rules"  # the competition's rules are not accepted
     MISSING = "missing"  # Kaggle has no such thing

@@ -1,4 +1,4 @@
-"""A competition, its files and submissions, and whose a token is: what Kaggle's API answers."""
+"""A competition, its files and submissions: what Kaggle's API answers."""
 
 from typing import Any
 
@@ -6,14 +6,6 @@ from .reply import RefusedError, Reply, as_json, as_redirect, page_of
 from .state import DATE, Submission, World
 
 Body = dict[str, Any]
-TOKEN_PREFIX = "KGAT_"
-
-
-def introspect_token(world: World, body: Body) -> Reply:
-    """Return the owner of an access token."""
-    if not str(body.get("token", "")).startswith(TOKEN_PREFIX):
-        return as_json({"active": False})
-    return as_json({"active": True, "username": world.username, "userId": 42, "scope": "resources.admin:*"})
 
 
 def get_competition(world: World, body: Body) -> Reply:
@@ -140,7 +132,6 @@ def _submission(world: World, submission: Submission) -> Body:
 
 
 METHODS = {
-    "security.OAuthService/IntrospectToken": introspect_token,
     "competitions.CompetitionApiService/GetCompetition": get_competition,
     "competitions.CompetitionApiService/GetSubmissionLimits": get_submission_limits,
     "competitions.CompetitionApiService/CreateCodeSubmission": create_code_submission,

@@ -6,12 +6,12 @@ import json
 import re
 from typing import Any, Protocol
 
-from . import competitions, datasets, kernels
+from . import accounts, competitions, datasets, kernels
 from .reply import RefusedError, Reply, Request, as_error, as_json, as_xml, without_defaults
 from .state import Blob, Call, World
 
-METHODS = {**datasets.METHODS, **kernels.METHODS, **competitions.METHODS}
-ANONYMOUS = ("IntrospectToken",)
+METHODS = {**accounts.METHODS, **datasets.METHODS, **kernels.METHODS, **competitions.METHODS}
+ANONYMOUS = ("IntrospectToken", "GenerateAccessToken")
 LOG_STREAM = "GetKernelSessionLogsStream"  # what calls and faults name it, by POST or by GET
 RPC = re.compile(r"(?:/api)?/v1/([A-Za-z.]+/([A-Za-z]+))")
 STREAM = re.compile(r"(?:/api)?/v1/kernels/logs/stream/([^/]+)/([^/]+)")
@@ -163,7 +163,7 @@ def _start(asked: str, blob: Blob, size: int, whole: bool) -> int | None:
 
 def _authenticate(world: World, header: str) -> None:
     scheme, _, secret = header.partition(" ")
-    if scheme == "Bearer" and secret.startswith(competitions.TOKEN_PREFIX):
+    if scheme == "Bearer" and accounts.is_active(world, secret):
         return
     if scheme == "Basic":
         try:

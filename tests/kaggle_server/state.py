@@ -209,6 +209,10 @@ class World:
         self.list_changes: dict[str, int | None] = {}  # of every list of files: name -> size, None leaves it out
         self.list_lag_polls = 0  # lists that are still without their last file
         self.models: set[str] = set()
+        self.expired_tokens: set[str] = set()  # access tokens that are no longer active
+        self.logins: set[str] = {"a-login"}  # lasting tokens of kaggle auth login
+        self.login_refusal = 401  # the answer to any other
+        self.granted: list[str] = []  # access tokens that logins were given
         self.tags: set[str] = {"gpu", "tpu"}
         self.dropped_sources: set[str] = set()  # left out of a pushed kernel without a word
         self.spell_source: Callable[[str, str], str] = lambda _, source: source  # field, source -> as it is read back

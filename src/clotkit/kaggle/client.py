@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 
 from clotkit import __version__
 from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, UsageError
-from clotkit.kaggle.credentials import Credentials
 from clotkit.kaggle.failures import Subject, check_proxy, failure
+from clotkit.kaggle.login.credentials import NEW_TOKEN, CredentialKind, Credentials, candidates
+from clotkit.kaggle.login.oauth import LASTS_S, LOGIN_AGAIN, Login, save_login
 from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
@@ -39,7 +40,11 @@ SERVICES = {  # package of the library: its service, and the module with its req
     "datasets": ("DatasetApiService", "dataset_api_service"),
     "kernels": ("KernelsApiService", "kernels_api_service"),
     "security": ("OAuthService", "oauth_service"),
+    "users": ("AccountService", "account_service"),
 }
+BARE_NAMES = ("security", "users")  # packages whose request classes have no Api before their names
+# Kinds of errors that mean that Kaggle does not accept a token.
+NOT_ACCEPTED = (RemoteKind.CREDENTIALS, RemoteKind.FORBIDDEN, RemoteKind.MISSING, RemoteKind.REFUSED)
 CHUNK_BYTES = 2**20  # of a file in memory at a time
 PAGE_SIZE = 200  # entries per page of a listing: the most that Kaggle's client documents
 TRIES = 5  # of a call, the first included
@@ -60,7 +65,7 @@ class Kaggle:
     raises RemoteError, with a one-line message that contains no secret, if Kaggle cannot be reached or refuses.
 
     Args:
-        credentials: A token, or a user name and a key.
+        credentials: A token, a user name and a key, or a login, whose access token is renewed when it expires.
         endpoint: An address that replaces Kaggle's; it must be on this machine. CLOTKIT_KAGGLE_ENDPOINT is read when
             this is None, and must be on this machine too.
         wait: Sleeps between two tries, in seconds.
@@ -90,7 +95,8 @@ class Kaggle:
         local = endpoint is not None or os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
         self._client = KaggleClient(
             env=KaggleEnv.LOCAL if local else KaggleEnv.PROD,
-            api_token=credentials.key,  # for a legacy key too: without a token the library searches for one
+            # Whatever the kind: without a token the library searches for one.
+            api_token=credentials.key or "none",
             user_agent=f"clotkit/{__version__}",
         )
         self._http = self._client.http_client()
@@ -105,6 +111,7 @@ class Kaggle:
         self._plain = requests.Session()  # for signed addresses: it has no authorization to leak
         self._plain.headers.update({"User-Agent": f"clotkit/{__version__}", "Accept-Encoding": "identity"})
         self.credentials, self.wait, self.log, self.dry = credentials, wait, log, dry
+        self._login = credentials.login
         self._chance, self._timeout_s = chance, timeout_s
 
     @property
@@ -115,15 +122,30 @@ class Kaggle:
     @functools.cached_property
     def username(self) -> str:
         """The user whom the credentials belong to; for a token, Kaggle is asked."""
-        if self.credentials.username:
-            return self.credentials.username
-        subject = Subject("the token")
-        answer = self._call(subject, "security", "IntrospectToken", _as_is, token=self.credentials.key)
+        known = self.credentials.username or (self._login.username if self._login else "")
+        if known:
+            return known
+        # Kaggle answers 400, 403 or 404 for a token that it does not know, or that it is not active.
+        try:
+            answer = self._call(Subject("the token"), "security", "IntrospectToken", _as_is, token=self._token)
+        except RemoteError as error:
+            if error.kind not in NOT_ACCEPTED:
+                raise
+            answer = {}
         if not (answer.get("active") and answer.get("username")):
-            raise RemoteError(
-                "Kaggle does not know this access token (it is not active): make a new one", RemoteKind.CREDENTIALS
-            )
+            where = self.credentials.source or "the access token"
+            raise RemoteError(f"{where}: expired or revoked, Kaggle does not know it: {NEW_TOKEN}", RemoteKind.INACTIVE)
         return str(answer["username"])
+
+    @property
+    def secrets(self) -> list[str]:
+        """The texts that may be in no file that is published."""
+        return [self.credentials.key, *([self._token, self._login.refresh_token] if self._login else [])]
+
+    @property
+    def _token(self) -> str:
+        """The access token that calls send now."""
+        return self._login.access_token if self._login else self.credentials.key
 
     # Datasets
 
@@ -424,6 +446,8 @@ class Kaggle:
         import requests
 
         check_proxy(requests.utils.select_proxy(self.endpoint, requests.utils.get_environ_proxies(self.endpoint)) or "")
+        login = self._login
+        renewed = login is None or (not login.fresh and self._renew(login))
         attempt = 1
         while True:
             try:
@@ -431,10 +455,34 @@ class Kaggle:
             # The other exceptions are what the library raises on an answer that is not of its API.
             except (requests.RequestException, ValueError, TypeError, KeyError, AttributeError) as error:
                 failed = failure(error, subject, attempt, self._chance())
+            if failed.error.kind is RemoteKind.CREDENTIALS and login and not renewed:
+                renewed = self._renew(login)  # Kaggle may end a token before its time
+                continue
             if failed.pause_s is None or attempt == TRIES or (changes and not failed.no_effect):
                 raise failed.error  # without its cause, whose text may contain a signed address
             self.wait(failed.pause_s)
             attempt += 1
+
+    def _renew(self, login: Login) -> bool:
+        """Get a new access token for the login, save it, and return True. Raises RemoteError if Kaggle gives none."""
+        session = self._http._session
+        self._login, session.auth = None, _no_auth  # the call below needs no token, and renews none
+        fields = {"refresh_token": login.refresh_token, "api_version": "API_VERSION_V1"}
+        fields |= {"expiration_duration": f"{LASTS_S}s"}
+        try:
+            renewed = self._call(Subject("the login"), "users", "GenerateAccessToken", login.renewed, **fields)
+        except RemoteError as error:
+            if error.kind not in NOT_ACCEPTED:
+                raise
+            raise RemoteError(
+                f"{login.path}: the login has expired or was revoked: {LOGIN_AGAIN}", RemoteKind.INACTIVE
+            ) from None
+        finally:
+            self._login = login
+        self._login = renewed
+        session.auth = self._http.BearerAuth(renewed.access_token)
+        save_login(renewed, self.log)
+        return True
 
     def _download(self, service: str, method: str, fields: Answer, out: Path) -> int:
         from kagglesdk.common.types.http_redirect import HttpRedirect
@@ -476,6 +524,29 @@ class Kaggle:
                 RemoteKind.UNSAFE,
             )
         return url
+
+
+def sign_in(log: Log, dry: bool = False) -> Kaggle:
+    """Return a client for the first of the user's credentials that Kaggle accepts, as its own client does.
+
+    An access token that has expired or was revoked is passed over, with a line, if there are other credentials. A
+    legacy key and a login are taken as they are. Raises RemoteError if there are none.
+    """
+    inactive: list[RemoteError] = []
+    for credentials in candidates(log):
+        client = Kaggle(credentials, log=log, dry=dry)
+        try:
+            if credentials.kind is CredentialKind.TOKEN:
+                _ = client.username  # asks Kaggle
+        except RemoteError as error:
+            if error.kind is not RemoteKind.INACTIVE:
+                raise
+            inactive.append(error)
+            continue
+        for passed in inactive:
+            log(f"{passed}; passed over")
+        return client
+    raise inactive[0]
 
 
 class _Json:
@@ -528,7 +599,7 @@ def _is_local(address: str) -> bool:
 def _request(service: str, method: str, fields: Answer) -> Any:
     """Return one of the library's requests with these fields; a nested object keeps Kaggle's spelling."""
     module = importlib.import_module(f"kagglesdk.{service}.types.{SERVICES[service][1]}")
-    cls = getattr(module, f"{method}Request" if service == "security" else f"Api{method}Request")
+    cls = getattr(module, f"{method}Request" if service in BARE_NAMES else f"Api{method}Request")
     names = {field.field_name: field.json_name for field in cls._fields}
     return cls.from_dict({names[name]: value for name, value in fields.items() if value is not None})
 

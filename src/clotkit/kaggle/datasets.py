@@ -259,7 +259,7 @@ def push_dataset(
         UsageError: A file may not be published; this is checked before Kaggle is asked anything.
         RemoteError: Kaggle refuses, fails, takes longer than `limit_s`, or lists other files afterwards.
     """
-    check_files(stage.files, [client.credentials.key])
+    check_files(stage.files, client.secrets)
     owner, slug = owner_of(client, stage.owner), stage.slug
     ref, content = f"{owner}/{slug}", content_of(stage)
     poller = _Poller(client, owner, slug, clock, limit_s)

@@ -326,7 +326,7 @@ def _check_script(kernel: Kernel, client: Kaggle) -> None:
     size_bytes = len(kernel.source.encode())
     if not 0 < size_bytes <= LIMIT_BYTES:
         raise UsageError(f"kernel {kernel.name}: {size_bytes:,} bytes, 1 to {LIMIT_BYTES:,} are allowed")
-    if has_secret(kernel.source.encode(), [client.credentials.key]):
+    if has_secret(kernel.source.encode(), client.secrets):
         raise UsageError(f"kernel {kernel.name}: it contains a secret (a token or a private key); remove it")
 
 

@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from clotkit.competitions import Competition
 from clotkit.errors import RemoteError
 from clotkit.files import atomic_write
-from clotkit.kaggle.client import CHUNK_BYTES, Kaggle
-from clotkit.kaggle.credentials import find_credentials
+from clotkit.kaggle.client import CHUNK_BYTES, Kaggle, sign_in
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 from clotkit.splits import read_slides
@@ -23,7 +22,7 @@ def fetch_public_split(competition: Competition, out: Path, client: Kaggle | Non
     does not have, or if a file does not come whole; SplitError for a table that cannot be read.
     """
     check_hosted(competition)
-    client = client or Kaggle(find_credentials())
+    client = client or sign_in(log)
     slug, files = competition.slug, competition.files
     sizes = client.sizes(slug)
 

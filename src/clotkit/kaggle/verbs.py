@@ -72,10 +72,9 @@ def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Name
 
 
 def _client(arguments: argparse.Namespace) -> "Kaggle":
-    from clotkit.kaggle.client import Kaggle
-    from clotkit.kaggle.credentials import find_credentials
+    from clotkit.kaggle.client import sign_in
 
-    return Kaggle(find_credentials(say), log=say, dry=arguments.dry_run)
+    return sign_in(say, arguments.dry_run)
 
 
 def _add_doctor(verbs: Verbs) -> None:
@@ -88,8 +87,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for package in ("kaggle", "kagglesdk", "certifi", "requests"):
         say(f"{package} {metadata.version(package)}")
     client = _client(arguments)
-    credentials = "a key" if client.credentials.username else "an access token"
-    say(f"credentials: {credentials} of {client.username}")
+    _say_credentials(client)
     say(f"endpoint: {client.endpoint}")
     competition = load_competition(arguments.competition)
     slug = competition.slug
@@ -106,6 +104,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
         except RemoteError as error:
             say(f"{name}: {error}")
     return DONE
+
+
+def _say_credentials(client: "Kaggle") -> None:
+    """Say whose credentials are used, from where, and which others are here and are not used."""
+    from clotkit.kaggle.login.credentials import Credentials, list_credentials
+
+    names = {"access_token": "an access token", "legacy_key": "a legacy key", "login": "a login"}
+    used = client.credentials
+    say(f"credentials: {names[used.kind]} of {client.username}, from {used.source}")
+    for entry in list_credentials():
+        if isinstance(entry, Credentials) and entry.source != used.source:
+            say(f"credentials not used: {names[entry.kind]}, from {entry.source}")
+        elif not isinstance(entry, Credentials):
+            say(f"credentials not used: {entry}")
 
 
 def _say_competition(client: "Kaggle", slug: str) -> None:

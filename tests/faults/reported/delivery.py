@@ -22,11 +22,11 @@ from clotkit.cli import main
 from clotkit.competitions import load_competition
 from clotkit.errors import ClotkitError, RemoteError, UsageError
 from clotkit.kaggle import submissions
-from clotkit.kaggle.client import Kaggle
-from clotkit.kaggle.credentials import Credentials, find_credentials
+from clotkit.kaggle.client import ENDPOINT, Kaggle, sign_in
 from clotkit.kaggle.datasets import PushedDataset, Stage, push_dataset, read_stage
 from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.kernels import Kernel, push_kernel
+from clotkit.kaggle.login.credentials import Credentials, find_credentials
 from clotkit.kaggle.metadata import metadata_problems
 from clotkit.reasons import RemoteKind
 
@@ -496,6 +496,26 @@ def readable_by_others(folder: Path) -> str:
         return "used, and said"
 
 
+def no_longer_active(name: str, folder: Path) -> str:
+    """Use credentials that have expired or were revoked, alone, and then with a legacy key beside them."""
+    with scene(folder) as one:
+        one.patch.setenv(ENDPOINT, one.server.endpoint)
+        one.patch.delenv("KAGGLE_CONFIG_DIR")
+        home = folder / "home" / ".kaggle"
+        home.mkdir()
+        token = name == ACCESS
+        text = TOKEN if token else json.dumps({"refresh_token": "revoked", "username": "alice"})
+        (folder / "home" / name).write_text(text)
+        (folder / "home" / name).chmod(0o600)
+        one.server.expired_tokens = {TOKEN}
+        seen = refused(RemoteKind.INACTIVE, lambda: sign_in(one.lines.append).quota(), name, "kaggle auth login")
+        (folder / "home" / LEGACY).write_text(json.dumps({"username": "alice", "key": "k"}))
+        (folder / "home" / LEGACY).chmod(0o600)
+        sign_in(one.lines.append).quota()
+        assert len(one.lines) == token  # a legacy key comes before a login
+        return f"{seen}; with a legacy key that one, and said" if token else f"{seen}; with a legacy key that one"
+
+
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
     """Give the address of a server on loopback that answers every request with the same bytes."""
@@ -572,7 +592,6 @@ ASKS = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic
 DENIES = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
 HTTP, HTTPS = "http://127.0.0.1:9", "https://127.0.0.1:9"
 ACCESS, LEGACY, LOGIN = ".kaggle/access_token", ".kaggle/kaggle.json", ".kaggle/credentials.json"
-OAUTH = json.dumps({"refresh_token": "r", "access_token": "", "username": "alice", "scopes": []}).encode()
 WRONG_LISTS: dict[str, dict[str, int | None]] = {
     "lacks a file": {"a.txt": None},
     "lacks a file whose name another folder has too": {"a.txt": None, "one/a.txt": 10},
@@ -585,10 +604,8 @@ WRONG_LISTS: dict[str, dict[str, int | None]] = {
     "has nothing but CONTENT.json": {"a.txt": None, "one.tar": None},
 }
 WRONG_CREDENTIALS: dict[str, tuple[dict[str, bytes], dict[str, str], tuple[str, ...]]] = {
-    "after kaggle auth login alone": ({LOGIN: OAUTH}, {}, ("kaggle auth login", "access_token")),
-    "after kaggle auth login and kaggle config set": (
-        {LOGIN: OAUTH, LEGACY: b'{"competition": "x"}'}, {}, ("kaggle auth login", "access_token"),
-    ),
+    "a login that is cut": ({LOGIN: b'{"refresh_token": "r'}, {}, ("credentials.json", "kaggle auth login")),
+    "a login without its lasting token": ({LOGIN: b'{"username": "a"}'}, {}, ("credentials.json", "kaggle auth login")),
     "a kaggle.json with settings only": ({LEGACY: b'{"competition": "x"}'}, {}, ("kaggle.json", "username", "key")),
     "a kaggle.json without its key": ({LEGACY: b'{"username": "alice"}'}, {}, ("kaggle.json", "no key")),
     "a bare token as kaggle.json": ({LEGACY: TOKEN.encode()}, {}, ("bare token", "access_token")),
@@ -681,6 +698,10 @@ CASES = [
       for name, text in (("4 characters", "abcd"), ("51 characters", "x" * 51), ("another slug", "another kernel"))),
     *(Reported(f"credentials: {name}", "one line of its own, with what to do", partial(credentials, *case))
       for name, case in WRONG_CREDENTIALS.items()),
+    Reported("credentials: an access token that has expired", "one line; other credentials are used",
+             partial(no_longer_active, ACCESS)),
+    Reported("credentials: a login that was revoked", "one line; other credentials are used",
+             partial(no_longer_active, LOGIN)),
     Reported("credentials: a file that cannot be read", "one line of its own, with what to do", unreadable),
     Reported("credentials: a file that others can read", "used; one line with what to do", readable_by_others),
     *(Reported(f"a proxy {name}", "one line of its own, with what to do", partial(through_proxy, *case))

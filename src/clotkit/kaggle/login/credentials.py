@@ -1,0 +1,231 @@
+"""Find the user's Kaggle credentials where Kaggle's own client looks for them, without the network."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clotkit.errors import RemoteError
+from clotkit.kaggle.login.oauth import Login, parse_login
+from clotkit.progress import Log
+from clotkit.reasons import RemoteKind
+
+NO_CREDENTIALS = (
+    "no Kaggle credentials: run kaggle auth login; or save a token as ~/.kaggle/access_token (kaggle.com/settings/api, "
+    "Generate New Token) or kaggle.json in ~/.kaggle (there, Create Legacy API Key); accept the competition's rules "
+    "once on its page, then run again"
+)
+NEW_TOKEN = (
+    "run kaggle auth login, or save a new token (kaggle.com/settings/api, Generate New Token) as ~/.kaggle/access_token"
+)
+TOKEN, TOKEN_FILES, OAUTH = "KAGGLE_API_TOKEN", ("access_token", "access_token.txt"), "credentials.json"
+TOKEN_PREFIX = "KGAT_"  # of access tokens; Kaggle does not take one as a legacy key
+
+
+class CredentialKind(StrEnum):
+    """Kind of credentials."""
+
+    TOKEN = "access_token"  # of Generate New Token
+    KEY = "legacy_key"  # of Create Legacy API Key, with a user name
+    LOGIN = "login"  # of kaggle auth login
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An access token, a user name and its key, or a login that gives access tokens."""
+
+    key: str = field(repr=False)
+    username: str = ""  # empty: the key is an access token
+    login: Login | None = None
+    source: str = field(default="", compare=False)  # the variable or the file
+
+    @property
+    def kind(self) -> CredentialKind:
+        """The kind of credentials."""
+        if self.login is not None:
+            return CredentialKind.LOGIN
+        return CredentialKind.KEY if self.username else CredentialKind.TOKEN
+
+
+def find_credentials(log: Log = lambda _: None) -> Credentials:
+    """Return the first of the user's credentials. Raises RemoteError if there are none or they cannot be used."""
+    return next(candidates(log))
+
+
+def candidates(log: Log = lambda _: None) -> Iterator[Credentials]:
+    """Yield the user's credentials in the order in which Kaggle's own client tries them.
+
+    A file that other users of this machine can read is logged. Raises RemoteError, whose message contains nothing of
+    the secret, if there are none, or at those that cannot be used.
+    """
+    found = False
+    for place in _places(log):
+        credentials = place()
+        if credentials is not None:
+            found = True
+            yield credentials
+    if not found:
+        raise _unusable(_why_none())
+
+
+def list_credentials() -> list[Credentials | RemoteError]:
+    """Return all credentials in the same order, with the error of those that cannot be used."""
+
+    def read(place: Callable[[], Credentials | None]) -> Credentials | RemoteError | None:
+        try:
+            return place()
+        except RemoteError as error:
+            return error
+
+    return [entry for entry in map(read, _places(lambda _: None)) if entry is not None]
+
+
+def _places(log: Log) -> Iterator[Callable[[], Credentials | None]]:
+    """Yield a function for every place where credentials may be."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        yield partial(_token_file, os.environ.get("KAGGLE_API_V1_TOKEN", ""), lambda _: None)
+    yield partial(_token_variable, log)
+    for path in map(_home, TOKEN_FILES):
+        yield partial(_token_file, str(path), log)
+    yield partial(_legacy_key, log)
+    yield partial(_login, log)
+
+
+def _token_variable(log: Log) -> Credentials | None:
+    """Return the token in KAGGLE_API_TOKEN, or in the file that it names."""
+    value = os.environ.get(TOKEN, "").strip()
+    if _is_there(value):
+        return _token_file(value, log)
+    if "/" in value or value.startswith("~"):
+        raise _unusable(f"{TOKEN} looks like the path of a file, and there is no such file: correct it, or unset it")
+    return Credentials(_checked(TOKEN, value), source=TOKEN) if value else None
+
+
+def _token_file(name: str, log: Log) -> Credentials | None:
+    text = _read(Path(name), log) if _is_there(name) else ""
+    return Credentials(_checked(name, text), source=name) if text else None
+
+
+def _is_there(text: str) -> bool:
+    """Return whether a text is the path of something; a token may be too long to be one."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool(text) and Path(text).exists()
+    return False
+
+
+def _home(name: str) -> Path:
+    return Path("~/.kaggle", name).expanduser()
+
+
+def _unusable(message: str) -> RemoteError:
+    return RemoteError(message, RemoteKind.CREDENTIALS)
+
+
+def _read(path: Path, log: Log) -> str:
+    """Return the text of a file with a secret, without the space around it."""
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777
+    except UnicodeDecodeError:
+        raise _unusable(f"{path}: not plain text (perhaps UTF-16): save it again as plain ASCII") from None
+    except OSError as error:
+        raise _unusable(f"{path}: {error.strerror}: make it a file that you can read (chmod 600)") from None
+    if mode & 0o077:
+        log(f"{path}: other users of this machine can read it (mode {mode:04o}): run chmod 600 {path}")
+    return text.strip()
+
+
+def _checked(where: str, text: str) -> str:
+    """Return a token, a key or a user name. Raises RemoteError if it has characters that none has."""
+    if text.startswith("\ufeff"):
+        raise _unusable(f"{where}: it begins with a byte order mark: save it again as plain ASCII")
+    if text[0] in "\"'" or text[-1] in "\"'":
+        raise _unusable(f"{where}: there are quotation marks around the token: remove them")
+    if text.startswith("{"):
+        raise _unusable(f"{where}: it holds JSON, but a token is one word: save JSON with a key as kaggle.json")
+    if len(text.split()) > 1:
+        raise _unusable(
+            f"{where}: it holds {len(text.split())} words or lines, but a token is one word: remove the rest"
+        )
+    if "=" in text:
+        raise _unusable(f"{where}: it holds a = sign, but a token is one word: remove the name before it")
+    if not (text.isascii() and text.isprintable()):
+        raise _unusable(f"{where}: it has characters that no token has: save it again as plain ASCII")
+    return text
+
+
+def _legacy_key(log: Log) -> Credentials | None:
+    """Return the user name and key of the environment, or of kaggle.json; None if either is missing.
+
+    An access token in place of the key is sent as the token that it is.
+    """
+    saved, where = _kaggle_json(log)
+    username, key = _user_and_key(saved)
+    if not (username and key):
+        return None
+    in_environment = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)]
+    where = ", ".join([*in_environment, *[where] * (len(in_environment) < 2)])
+    if key.startswith(TOKEN_PREFIX):
+        return Credentials(_checked(where, key), source=where)
+    return Credentials(_checked(where, key), _checked(where, username), source=where)
+
+
+def _user_and_key(saved: dict[str, Any]) -> tuple[str, str]:
+    """Return the user name and the key, each from the environment or else from what is in kaggle.json."""
+    username = os.environ.get("KAGGLE_USERNAME") or saved.get("username") or ""
+    return str(username).strip(), str(os.environ.get("KAGGLE_KEY") or saved.get("key") or "").strip()
+
+
+def _kaggle_json(log: Log) -> tuple[dict[str, Any], str]:
+    """Return the object in kaggle.json, and its path; both empty if there is none."""
+    folder, config = os.environ.get("KAGGLE_CONFIG_DIR"), os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    saved, where = dict[str, Any](), ""
+    for place in [folder] if folder else ["~/.kaggle", f"{config}/kaggle"]:
+        path = Path(place, "kaggle.json").expanduser()
+        if not saved and path.exists():
+            saved, where = _saved(path, log), str(path)
+    return saved, where
+
+
+def _saved(path: Path, log: Log) -> dict[str, Any]:
+    """Return the object in a kaggle.json."""
+    text = _read(path, log).removeprefix("\ufeff").strip()
+    try:
+        saved = json.loads(text)
+    except ValueError as error:
+        if text and len(text.split()) == 1 and not text.startswith(("{", "[")):
+            raise _unusable(f"{path}: it holds a bare token, not JSON: save it as ~/.kaggle/access_token") from None
+        at = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nowhere"
+        raise _unusable(f"{path}: {len(text)} characters, and no JSON ({at}): download it again") from None
+    if isinstance(saved, str):
+        raise _unusable(f"{path}: it holds a token in quotation marks: save it without as ~/.kaggle/access_token")
+    if not isinstance(saved, dict):
+        raise _unusable(f'{path}: it holds no JSON object like {{"username": …, "key": …}}: download it again')
+    return saved
+
+
+def _login(log: Log) -> Credentials | None:
+    """Return the login of `kaggle auth login`; None without its file."""
+    path = _home(OAUTH)
+    if not path.exists():
+        return None
+    login = parse_login(path, _read(path, log))
+    return Credentials(login.access_token, login=login, source=str(path))
+
+
+def _why_none() -> str:
+    """Return why there are no credentials, and what to do."""
+    saved, where = _kaggle_json(lambda _: None)
+    lacking = [name for name, text in zip(("username", "key"), _user_and_key(saved), strict=True) if not text]
+    if where:
+        return f"{where}: it holds settings, but no {' and no '.join(lacking)}: {NEW_TOKEN}"
+    if len(lacking) == 1:
+        return f"KAGGLE_{lacking[0].upper()} is not set, but its counterpart is: set both, or unset both"
+    empty = [TOKEN, *(str(path) for path in map(_home, TOKEN_FILES) if path.exists())]
+    if TOKEN in os.environ or len(empty) > 1:
+        return f"{empty[-1]} is there, but empty: put your token into it (kaggle.com/settings/api), or remove it"
+    return NO_CREDENTIALS

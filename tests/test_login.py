@@ -1,0 +1,267 @@
+"""Test every form of Kaggle credentials in a clean home: which one is used, how doctor names it, and a push with it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clotkit.cli import main
+from clotkit.errors import RemoteError
+from clotkit.kaggle.client import ENDPOINT, Kaggle, sign_in
+from clotkit.kaggle.login.credentials import CredentialKind, Credentials, candidates, find_credentials
+from clotkit.kaggle.login.oauth import Login, parse_login
+from clotkit.reasons import RemoteKind
+
+from .conftest import ROOT
+from .delivery import TOKEN, quiet, remote_error
+from .kaggle_server import Fault, KaggleServer
+
+REFRESH, OLD = "a-login", "KGAT_of-yesterday"
+KEY = json.dumps({"username": "alice", "key": "0123456789abcdef0123456789abcdef"})
+TOKEN_AS_KEY = json.dumps({"username": "alice", "key": TOKEN})
+
+
+def a_login(hours: float | None = 6, **changes: Any) -> str:
+    """Return a credentials.json as `kaggle auth login` writes it; its access token expires after these hours."""
+    expires = "" if hours is None else (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+    entries = {"refresh_token": REFRESH, "access_token": OLD, "access_token_expiration": expires, "username": "alice"}
+    return json.dumps(entries | {"scopes": ["resources.admin:*"]} | changes)
+
+
+# {form: (files below the home, variables, the kind, the end of the source that doctor names)}
+FORMS: dict[str, tuple[dict[str, str], dict[str, str], CredentialKind, str]] = {
+    "token in the variable": ({}, {"KAGGLE_API_TOKEN": TOKEN}, CredentialKind.TOKEN, "KAGGLE_API_TOKEN"),
+    "token in a file that the variable names": (
+        {"secret": f"{TOKEN}\n"}, {"KAGGLE_API_TOKEN": "{home}/secret"}, CredentialKind.TOKEN, "/secret"
+    ),
+    "access_token": ({".kaggle/access_token": TOKEN}, {}, CredentialKind.TOKEN, "/.kaggle/access_token"),
+    "access_token.txt": ({".kaggle/access_token.txt": TOKEN}, {}, CredentialKind.TOKEN, "/.kaggle/access_token.txt"),
+    "legacy key": ({".kaggle/kaggle.json": KEY}, {}, CredentialKind.KEY, "/.kaggle/kaggle.json"),
+    "token as the key in kaggle.json": (
+        {".kaggle/kaggle.json": TOKEN_AS_KEY}, {}, CredentialKind.TOKEN, "/.kaggle/kaggle.json"
+    ),
+    "legacy key in KAGGLE_CONFIG_DIR": (
+        {"config/kaggle.json": KEY}, {"KAGGLE_CONFIG_DIR": "{home}/config"}, CredentialKind.KEY, "/config/kaggle.json"
+    ),
+    "legacy key in the variables": (
+        {}, {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "k"}, CredentialKind.KEY, "KAGGLE_USERNAME, KAGGLE_KEY"
+    ),
+    "key in a variable, user name in kaggle.json": (
+        {".kaggle/kaggle.json": KEY}, {"KAGGLE_KEY": "k"}, CredentialKind.KEY, "/.kaggle/kaggle.json"
+    ),
+    "login": ({".kaggle/credentials.json": a_login()}, {}, CredentialKind.LOGIN, "/.kaggle/credentials.json"),
+    "login whose access token has expired": (
+        {".kaggle/credentials.json": a_login(-1)}, {}, CredentialKind.LOGIN, "/.kaggle/credentials.json"
+    ),
+    "login without an access token": (
+        {".kaggle/credentials.json": a_login(None, access_token="")}, {}, CredentialKind.LOGIN, "credentials.json"
+    ),
+    "login after kaggle config set": (
+        {".kaggle/credentials.json": a_login(), ".kaggle/kaggle.json": '{"competition": "x"}'}, {},
+        CredentialKind.LOGIN, "/.kaggle/credentials.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def account(server: KaggleServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put files and variables into a clean home that reaches the loopback server only."""
+    monkeypatch.setenv(ENDPOINT, quiet(server).endpoint)
+    monkeypatch.delenv("KAGGLE_CONFIG_DIR")
+
+    def put(files: dict[str, str], variables: dict[str, str] | None = None) -> None:
+        for name, text in files.items():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text(text)
+            (home / name).chmod(0o600)
+        for name, text in (variables or {}).items():
+            monkeypatch.setenv(name, text.format(home=home))
+
+    return put
+
+
+def saved(home: Path) -> dict[str, Any]:
+    return dict(json.loads((home / ".kaggle" / "credentials.json").read_text()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_named_by_doctor_and_pushes(
+    form: str,
+    account: Callable[..., None],
+    server: KaggleServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files, variables, kind, source = FORMS[form]
+    account(files, variables)
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "datasets_meta", checkout / "datasets_meta")
+    (checkout / "folder").mkdir()
+    (checkout / "folder" / "a.h5").write_bytes(b"weights")
+    monkeypatch.chdir(checkout)
+    assert find_credentials().kind is kind
+
+    assert main(["kaggle", "doctor"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("credentials:"))
+    assert "of alice" in line
+    assert line.endswith(source)
+
+    assert main(["kaggle", "datasets-push", "imagenet", "--folder", "folder"]) == 0
+    assert list(server.datasets) == ["alice/clotkit-imagenet"]
+    printed = "".join(capsys.readouterr())
+    assert not [secret for secret in (TOKEN, REFRESH, OLD, "0123456789abcdef") if secret in printed]
+
+
+def test_all_forms_at_once_are_tried_in_the_order_of_kaggles_client(account: Callable[..., None], home: Path) -> None:
+    account(
+        {
+            "secret": "KGAT_1", ".kaggle/access_token": "KGAT_2", ".kaggle/access_token.txt": "KGAT_3",
+            ".kaggle/kaggle.json": KEY, ".kaggle/credentials.json": a_login(),
+        },
+        {"KAGGLE_API_TOKEN": "{home}/secret"},
+    )  # fmt: skip
+    assert [credentials.source.removeprefix(f"{home}/") for credentials in candidates()] == [
+        "secret", ".kaggle/access_token", ".kaggle/access_token.txt", ".kaggle/kaggle.json", ".kaggle/credentials.json"
+    ]  # fmt: skip
+
+
+def test_tokens_that_are_not_active_are_passed_over(
+    account: Callable[..., None],
+    server: KaggleServer,
+    home: Path,
+    lines: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    account({".kaggle/access_token": OLD, ".kaggle/kaggle.json": KEY}, {"KAGGLE_API_TOKEN": "KGAT_older"})
+    server.expired_tokens = {OLD, "KGAT_older"}
+    client = sign_in(lines.append)
+    assert client.credentials.source == str(home / ".kaggle" / "kaggle.json")
+    assert [line.partition(":")[0] for line in lines] == ["KAGGLE_API_TOKEN", str(home / ".kaggle" / "access_token")]
+    assert main(["kaggle", "doctor"]) == 0
+    assert sum("credentials not used" in line for line in capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 404])
+def test_a_token_that_is_not_active_is_one_line_if_it_is_all_there_is(
+    status: int, account: Callable[..., None], server: KaggleServer, lines: list[str]
+) -> None:
+    account({".kaggle/access_token": OLD})
+    server.expired_tokens = {OLD}
+    if status != 200:
+        server.faults.add(Fault("IntrospectToken", "status", status=status))
+    with remote_error(RemoteKind.INACTIVE, ".kaggle/access_token", "kaggle auth login"):
+        sign_in(lines.append)
+    assert lines == []
+
+
+def test_a_renewed_login_is_written_for_kaggles_client_and_for_its_owner_alone(
+    account: Callable[..., None], server: KaggleServer, home: Path
+) -> None:
+    account({".kaggle/credentials.json": a_login(-1, more="kept")})
+    before = datetime.now(UTC)
+    client = sign_in(lambda _: None)
+    client.quota()
+    path, now = home / ".kaggle" / "credentials.json", saved(home)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.parent.iterdir()) == [path]
+    assert (now["access_token"], now["refresh_token"], now["more"]) == (server.granted[0], REFRESH, "kept")
+    lasts = datetime.fromisoformat(now["access_token_expiration"]) - before
+    assert timedelta(hours=12) <= lasts < timedelta(hours=13)
+    assert set(client.secrets) >= {REFRESH, server.granted[0]}
+    client.quota()
+    sign_in(lambda _: None).quota()  # the saved token is used
+    assert len(server.granted) == 1
+    sent = [call.headers["Authorization"] for call in server.calls if call.method != "GenerateAccessToken"]
+    assert set(sent) == {f"Bearer {server.granted[0]}"}
+    renewals = [call.headers for call in server.calls if call.method == "GenerateAccessToken"]
+    assert not any("Authorization" in headers for headers in renewals)
+
+
+def test_a_login_whose_token_kaggle_ends_early_is_renewed_in_the_middle(
+    account: Callable[..., None], server: KaggleServer, lines: list[str]
+) -> None:
+    account({".kaggle/credentials.json": a_login()})
+    client = sign_in(lines.append)
+    client.quota()
+    server.expired_tokens = {OLD}
+    client.quota()
+    assert len(server.granted) == 1
+    server.expired_tokens.add(server.granted[0])
+    server.logins.clear()
+    with remote_error(RemoteKind.INACTIVE, "credentials.json", "kaggle auth login"):
+        client.quota()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_login_that_was_revoked_is_one_line_and_its_file_stays(
+    status: int, account: Callable[..., None], server: KaggleServer, home: Path
+) -> None:
+    account({".kaggle/credentials.json": a_login(-1)})
+    server.logins.clear()
+    server.login_refusal = status
+    before = saved(home)
+    with remote_error(RemoteKind.INACTIVE, str(home / ".kaggle" / "credentials.json"), "kaggle auth login"):
+        sign_in(lambda _: None).quota()
+    assert saved(home) == before
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_a_login(
+    account: Callable[..., None], server: KaggleServer, home: Path, lines: list[str]
+) -> None:
+    account({"elsewhere/credentials.json": a_login(-1)})
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle" / "credentials.json").symlink_to(home / "elsewhere" / "credentials.json")
+    login = parse_login(home / ".kaggle" / "credentials.json", a_login(-1))
+    client = Kaggle(Credentials("", login=login), server.endpoint, log=lines.append)
+    shutil.rmtree(home / "elsewhere")
+    client.quota()
+    assert ["credentials.json" in line for line in lines] == [True]
+
+
+def test_a_link_stays_a_link(account: Callable[..., None], home: Path) -> None:
+    account({"elsewhere/credentials.json": a_login(-1)})
+    (home / ".kaggle").mkdir()
+    link = home / ".kaggle" / "credentials.json"
+    link.symlink_to(home / "elsewhere" / "credentials.json")
+    sign_in(lambda _: None).quota()
+    assert link.is_symlink()
+    assert saved(home)["access_token"] != OLD
+
+
+@pytest.mark.parametrize(
+    ("text", "fresh"),
+    [
+        (a_login(1), True),
+        (a_login(0.05), False),  # too soon
+        (a_login(-0.2), False),  # Kaggle's client would use it for 30 minutes more
+        (a_login(None), False),
+        (a_login(access_token_expiration="2026-01-01T00:00:00"), False),  # without a zone
+        (a_login(1, access_token=""), False),
+    ],
+)
+def test_a_token_is_renewed_before_it_expires(text: str, fresh: bool, tmp_path: Path) -> None:
+    assert parse_login(tmp_path, text).fresh is fresh
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"refresh_token": ""}', a_login(refresh_token="\u201d")])
+def test_a_file_without_a_login_is_one_line(text: str, tmp_path: Path) -> None:
+    with remote_error(RemoteKind.CREDENTIALS, str(tmp_path), "kaggle auth login"):
+        parse_login(tmp_path, text)
+
+
+def test_secrets_are_in_no_representation(tmp_path: Path) -> None:
+    login = Login(tmp_path, REFRESH, OLD)
+    shown = repr(Credentials(TOKEN, login=login)) + repr(login)
+    assert not [secret for secret in (TOKEN, REFRESH, OLD) if secret in shown]
+
+
+def test_no_credentials_at_all_is_one_line(account: Callable[..., None]) -> None:
+    account({})
+    with pytest.raises(RemoteError) as caught:
+        sign_in(lambda _: None)
+    assert caught.value.kind is RemoteKind.CREDENTIALS
