@@ -28,6 +28,7 @@ KERNEL_TYPE ?=
 AS_TYPE := $(addprefix --kernel-type ,$(KERNEL_TYPE))
 DATASET ?=
 ATTACH ?=
+ACCELERATOR ?=
 SIDE ?= 10000 30000
 DATA ?=
 JOBS ?= 1
@@ -161,8 +162,8 @@ datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $
 	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
 	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(FOR)
 
-kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left; KERNEL_TYPE=notebook, if it was rehearsed as one
-	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(addprefix --attach ,$(ATTACH)) $(FOR)
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left, ACCELERATOR=NvidiaTeslaT4: on another machine; KERNEL_TYPE=notebook, if it was rehearsed as one
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(addprefix --attach ,$(ATTACH)) $(addprefix --accelerator ,$(ACCELERATOR)) $(FOR)
 
 kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train
 	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)" $(FOR)

@@ -244,8 +244,10 @@ def test_another_endpoint_is_refused(kaggle: Run) -> None:
 def test_the_doctor_says_what_there_is(server: KaggleServer, kaggle: Run) -> None:
     done = kaggle("doctor")
     assert done.returncode == 0, done.stderr
-    for said in ("kagglesdk ", "certifi ", "a key of alice", server.endpoint, "5 left", "GPU: 3600s of 108000s"):
+    for said in ("kagglesdk ", "certifi ", "a legacy key of alice", server.endpoint, "5 left"):
         assert said in done.stdout
+    assert "GPU: 29.0 of 30 hours" in done.stdout
+    assert "TPU: 20.0 of 20 hours" in done.stdout
     server.faults.add(Fault("GetCompetition", "status", None, status=403, message="rules"))
     assert "(403, rules)" in kaggle("doctor").stdout
     assert changes(server) == []

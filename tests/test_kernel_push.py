@@ -19,9 +19,20 @@ from clotkit.kaggle import client as module
 from clotkit.kaggle import kernels
 from clotkit.kaggle.client import DryRun, Kaggle
 from clotkit.kaggle.datasets import Stage, push_dataset, read_metadata
-from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
+from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record, running_on
 from clotkit.kaggle.login.credentials import Credentials
-from clotkit.kaggle.metadata import SAVED, metadata_problems, missing_sources, normalised, same_sources
+from clotkit.kaggle.metadata import (
+    GPU_SHAPES,
+    RETIRED,
+    SAVED,
+    SHAPES,
+    TPU_SHAPES,
+    Accelerator,
+    metadata_problems,
+    missing_sources,
+    normalised,
+    same_sources,
+)
 from clotkit.reasons import RehearsalKind, RemoteKind
 
 from .conftest import ROOT
@@ -288,6 +299,12 @@ def test_a_competition_of_another_platform_is_refused(tmp_path: Path) -> None:
         ({"enable_gpu": True}, "machine_shape"),
         ({**GPU, "machine_shape": "NvidiaTeslaP100"}, "NvidiaTeslaP100"),
         ({**GPU, "machine_shape": "T4"}, "'T4'"),
+        *(({**GPU, "machine_shape": shape}, f"{shape}, which Kaggle no longer has") for shape in RETIRED),
+        ({**GPU, "machine_shape": "nvidiateslap100"}, "no longer has"),
+        ({**GPU, "machine_shape": "NvidiaTeslaT4Highmem"}, "staff"),
+        ({**GPU, "machine_shape": "TpuV5E8"}, "enable_gpu"),
+        ({"enable_tpu": True, "machine_shape": "NvidiaTeslaT4"}, "enable_tpu"),
+        ({"enable_tpu": True, "enable_gpu": True, "machine_shape": "TpuV5E8"}, "enable_gpu"),
         ({"docker_image": "gcr.io/kaggle-images/python"}, "docker_image"),
         ({**GPU, "docker_image": f"gcr.io/kaggle-images/python@sha256:{'0' * 64}"}, "docker_image"),
         ({"docker_image_pinning_type": "newest"}, "docker_image_pinning_type"),
@@ -308,6 +325,41 @@ def test_metadata_with_a_trap_is_refused(
     with pytest.raises(UsageError) as caught:
         read_kernel(folder, "strip_ai", script[1])
     assert name in one_line(caught)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "none"])
+def test_each_machine_shape_goes_with_the_push(
+    shape: str, server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
+) -> None:
+    push(client, running_on(kernel, shape), record)
+    sent = server.asked("SaveKernel")[0]
+    tpu = shape in TPU_SHAPES
+    assert sent.get("machineShape") == (None if shape == "none" else shape)
+    assert (sent["enableGpu"], sent["enableTpu"]) == (shape in GPU_SHAPES, tpu)
+    asked_quota = [line for line in lines if "quota" in line]
+    assert [line.partition(" ")[0] for line in asked_quota] == ([] if shape == "none" else ["TPU" if tpu else "GPU"])
+
+
+def test_a_shape_that_kaggle_does_not_have_is_refused_with_the_list(kernel: Kernel) -> None:
+    with pytest.raises(UsageError) as caught:
+        running_on(kernel, "NvidiaTeslaV100")
+    assert [shape for shape in SHAPES if shape not in one_line(caught)] == []
+
+
+def test_tpu_hours_that_are_used_up_stop_a_push(
+    server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path
+) -> None:
+    server.tpu_used_s = server.tpu_allowed_s
+    with remote_error(RemoteKind.NO_QUOTA, "TPU"):
+        push(client, running_on(kernel, "TpuV5E8"), record)
+    push(client, running_on(kernel, "NvidiaTeslaT4"), record)
+
+
+def test_hours_that_are_reserved_are_not_left() -> None:
+    quota = {"gpuQuota": {"timeUsed": "3600s", "timeReserved": "1800.5s", "totalTimeAllowed": "7200s"}}
+    left_h, allowed_h = Accelerator.GPU.left_h(quota)
+    assert (round(left_h, 2), allowed_h) == (0.5, 2.0)
+    assert Accelerator.TPU.left_h(quota) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["infer", "imagenet", "tile", "train"])
@@ -474,7 +526,7 @@ def test_a_gpu_asks_for_the_quota_first(
     push(client, gpu, record)
     assert "GPU quota: 29.0 of 30 hours left this week" in lines
     server.gpu_used_s = server.gpu_allowed_s
-    with remote_error(RemoteKind.NO_QUOTA, "30.0 of 30"):
+    with remote_error(RemoteKind.NO_QUOTA, "GPU quota: all of 30 hours"):
         push(client, replace(gpu, source="2"), record)
     assert server.count("SaveKernel") == 1
 

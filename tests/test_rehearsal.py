@@ -13,14 +13,15 @@ import pytest
 
 from clotkit.bundle.notebook import KernelType
 from clotkit.cli import main
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
 from clotkit.files import sha256
 from clotkit.kaggle.kernels import read_kernel
-from clotkit.reasons import RehearsalKind
+from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.sandbox import MOUNTS, NAMESPACE, namespaces_work
 from clotkit.rehearsal.scoring import rehearse
+from clotkit.rehearsal.unrehearsed import not_rehearsed
 from clotkit.supervise import State, Wheels, read_status
 
 from .conftest import ROOT
@@ -53,7 +54,7 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
     assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", tmp_path / "out", lines.append)
     facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
-    assert (facts["state"], facts["codes"]) == ("done", [])
+    assert (facts["state"], facts["codes"], facts["not_rehearsed"]) == ("done", [], [NotRehearsed.IMAGE])
     assert sorted(facts["layouts"]) == ["new", "old"]
     assert sorted(facts["datasets"]) == ["clotkit-weights", "clotkit-wheels"]
     assert facts["datasets"]["clotkit-weights"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
@@ -70,6 +71,21 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
         assert rehearsed[0] == ran[0]
         if rehearsed[0] != "patient_id":
             assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "missing"),
+    [
+        ("infer", []),
+        ("tile", [NotRehearsed.RECIPES]),
+        ("train", [NotRehearsed.ACCELERATOR, NotRehearsed.RECIPES, NotRehearsed.DATASETS]),
+    ],
+)
+def test_what_is_not_rehearsed_has_a_code(kernel: str, missing: list[NotRehearsed]) -> None:
+    codes = not_rehearsed(ROOT / "kernels" / kernel, load_competition("strip_ai"))
+    assert list(codes) == [NotRehearsed.IMAGE, *missing]
+    if NotRehearsed.ACCELERATOR in codes:
+        assert "NvidiaTeslaT4" in codes[NotRehearsed.ACCELERATOR]
 
 
 @pytest.mark.slow

@@ -120,6 +120,16 @@ class RehearsalKind(StrEnum):
     COMPETITION = "competition"  # the rehearsal or a source is that of another competition
 
 
+class NotRehearsed(StrEnum):
+    """What a rehearsal could not try of a kernel's run on Kaggle: `not_rehearsed` of rehearsal.json."""
+
+    # What a rehearsal could not try.
+    IMAGE = "image"  # Kaggle's Docker image: here are the locked packages, in this machine's Python
+    ACCELERATOR = "accelerator"  # the kernel asks for a GPU or a TPU: here the same bundle ran on the CPU
+    RECIPES = "recipes"  # the kernel's own recipes: smaller ones stood in
+    DATASETS = "datasets"  # a dataset of the kernel: files of the same form stood in
+
+
 class TableRepair(StrEnum):
     """A repair of a row in a split's table, as run.json and report.jsonl have it."""
 

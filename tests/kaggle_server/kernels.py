@@ -125,7 +125,7 @@ def stream_log(world: World, user: str, slug: str, label: str) -> Reply:
 def get_accelerator_quota_statistics(world: World, _: Body) -> Reply:
     """Return the accelerator time used this week."""
     gpu = {"timeUsed": f"{world.gpu_used_s}s", "totalTimeAllowed": f"{world.gpu_allowed_s}s"}
-    tpu = {"timeUsed": "0s", "totalTimeAllowed": "72000s"}
+    tpu = {"timeUsed": f"{world.tpu_used_s}s", "totalTimeAllowed": f"{world.tpu_allowed_s}s"}
     return as_json({"quotaRefreshTime": DATE, "gpuQuota": gpu, "tpuQuota": tpu})
 
 

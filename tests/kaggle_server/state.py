@@ -195,6 +195,7 @@ class World:
         self.version_jump = 1
         self.gpu_sessions = 2  # that may run at once
         self.gpu_used_s, self.gpu_allowed_s = 3600, 108_000
+        self.tpu_used_s, self.tpu_allowed_s = 0, 72_000
         self.page_limit = 200  # the longest page, whatever is asked for
         self.name_taken_status = 200  # 200: an `error` in the answer; 409: as a status
         self.missing_kernel_status = 403

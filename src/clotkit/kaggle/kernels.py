@@ -28,11 +28,14 @@ from clotkit.kaggle.listing import WAITS_S, listing_problem
 from clotkit.kaggle.metadata import (
     INVALID,
     SOURCES,
+    Accelerator,
+    accelerator_of,
     foreign_sources,
     metadata_problems,
     missing_sources,
     normalised,
     same_sources,
+    with_accelerator,
 )
 from clotkit.kaggle.public import check_hosted
 from clotkit.kaggle.states import DatasetState
@@ -109,6 +112,15 @@ def datasets_attached(kernel_dir: Path, competition: Competition) -> list[str]:
     """Return the slugs of the datasets in a kernel's metadata."""
     metadata = read_metadata(kernel_dir / METADATA, competition, "a kernel folder has it beside main.py")
     return [source.split("/")[1] for source in metadata["dataset_sources"]]
+
+
+def running_on(kernel: Kernel, shape: str) -> Kernel:
+    """Return the kernel for another machine shape, "none" for a CPU alone. Raises UsageError for an unknown one."""
+    metadata = with_accelerator(kernel.metadata, shape)
+    problem = next(metadata_problems(metadata), None)
+    if problem:
+        raise UsageError(f"--accelerator {shape}: {problem}")
+    return replace(kernel, metadata=metadata)
 
 
 def _check_sources(metadata: Mapping[str, Any], competition: Competition, job: str, path: Path) -> None:
@@ -211,8 +223,10 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
         return unchanged
     if not before:
         _check_free(client, ref)
-    if metadata.get("machine_shape", "").startswith("Nvidia"):
-        _check_quota(client, log)
+    accelerator = accelerator_of(metadata)
+    if accelerator:
+        _check_quota(client, accelerator, log)
+        log(f"{ref}: its rehearsal was on a CPU, not on {metadata['machine_shape']}")
     answer = _push_when_free(client, fields, before, log)
     version = check_answer(answer, metadata, before)
     missing = _distinct(left_out(answer), _confirm(client, kernel, metadata, version, before, log))
@@ -438,16 +452,14 @@ def _same_data(client: Kaggle, remote: Answer, known: PushedKernel | None, datas
     return bool(ran) and all(str(client.dataset(*ref.split("/")).get("lastUpdated") or "~") <= ran for ref in datasets)
 
 
-def _check_quota(client: Kaggle, log: Log) -> None:
-    """Log the GPU hours that are left this week. Raises RemoteError for none."""
+def _check_quota(client: Kaggle, kind: Accelerator, log: Log) -> None:
+    """Log the accelerator's hours that are left this week. Raises RemoteError for none."""
     quota = client.quota()
-    gpu = quota.get("gpuQuota") or {}
-    used_s, allowed_s = (float(str(gpu.get(key) or "0s").rstrip("s")) for key in ("timeUsed", "totalTimeAllowed"))
-    left_h = (allowed_s - used_s) / 3600
-    log(f"GPU quota: {left_h:.1f} of {allowed_s / 3600:.0f} hours left this week")
-    if allowed_s and left_h <= 0:
+    left_h, allowed_h = kind.left_h(quota)
+    log(f"{kind.name} quota: {left_h:.1f} of {allowed_h:.0f} hours left this week")
+    if allowed_h and not left_h:
         raise RemoteError(
-            f"GPU quota: {used_s / 3600:.1f} of {allowed_s / 3600:.0f} hours are used; it is renewed at "
+            f"{kind.name} quota: all of {allowed_h:.0f} hours are used; it is renewed at "
             f"{quota.get('quotaRefreshTime')}",
             RemoteKind.NO_QUOTA,
         )

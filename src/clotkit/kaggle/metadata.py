@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ KEYS = {  # of kernel-metadata.json; Kaggle silently ignores any other
     "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources", "model_sources",
     "keywords", "docker_image", "docker_image_pinning_type",
 }  # fmt: skip
-SHAPES = (
-    "NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000", "TpuV5E8", "TpuV6E8"
-)  # fmt: skip
-RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38")  # replaced by other machines since 2026-09
+# The machine shapes that Kaggle's client 2.2.5 documents; some are for certain competitions only.
+GPU_SHAPES = ("NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000")
+TPU_SHAPES = ("TpuV5E8", "TpuV6E8")
+SHAPES = (*GPU_SHAPES, *TPU_SHAPES)
+# Kaggle runs a kernel that asks for one of these on another machine, or without an accelerator.
+RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38", "TpuV232", "TpuV2256")
+RESERVED = ("NvidiaTeslaT4Highmem",)  # in the lists of older clients; for Kaggle's own staff
+NO_ACCELERATOR = "none"
 TITLE_LENGTHS = (5, 50)
 SOURCES = {  # key of kernel-metadata.json: field of a push
     "dataset_sources": "dataset_data_sources",
@@ -49,6 +54,22 @@ FORMS = {
 ADDRESS = re.compile(r"(?:https?://(?:www\.)?kaggle\.com)?/*")  # before a source that was copied from a browser
 OWN_DATASETS = ("weights", "tiles", "progress")  # last words of the names of datasets that no two competitions share
 PARTS = {"dataset_sources": 2, "competition_sources": 1, "kernel_sources": 2, "model_sources": 4}  # without version
+
+
+class Accelerator(StrEnum):
+    """Kind of accelerator; the values are those of Kaggle's quota."""
+
+    GPU = "gpu"
+    TPU = "tpu"
+
+    def left_h(self, quota: Mapping[str, Any]) -> tuple[float, float]:
+        """Return the hours that are left this week, and those that are allowed, by Kaggle's answer."""
+        hours = quota.get(f"{self}Quota") or {}
+        used, reserved, allowed = (
+            float(str(hours.get(key) or "0s").rstrip("s")) / 3600
+            for key in ("timeUsed", "timeReserved", "totalTimeAllowed")
+        )
+        return max(allowed - used - reserved, 0.0), allowed
 
 
 def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,14 +124,35 @@ def _name_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f"code_file is {code!r}; the name of one file is needed"
 
 
-def _machine_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+def accelerator_of(metadata: Mapping[str, Any]) -> Accelerator | None:
+    """Return the kind of accelerator that a kernel asks for; None for a CPU alone."""
     shape = metadata.get("machine_shape")
-    if shape in RETIRED:
-        yield f"machine_shape is {shape}, which Kaggle no longer has; one of {', '.join(SHAPES)}"
-    elif shape is not None and shape not in SHAPES:
-        yield f"machine_shape is {shape!r}; one of {', '.join(SHAPES)}"
-    if (metadata.get("enable_gpu") or metadata.get("enable_tpu")) and not shape:
-        yield f"an accelerator without machine_shape is any that Kaggle has; name one of {', '.join(SHAPES)}"
+    if shape in TPU_SHAPES or metadata.get("enable_tpu"):
+        return Accelerator.TPU
+    return Accelerator.GPU if shape in GPU_SHAPES or metadata.get("enable_gpu") else None
+
+
+def with_accelerator(metadata: Mapping[str, Any], shape: str) -> dict[str, Any]:
+    """Return the metadata of a kernel with another machine shape; "none" is a CPU alone."""
+    asked = {"machine_shape": None if shape == NO_ACCELERATOR else shape}
+    kind = accelerator_of(asked)
+    return {**metadata, **asked, "enable_gpu": kind is Accelerator.GPU, "enable_tpu": kind is Accelerator.TPU}
+
+
+def _machine_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    shape, known = metadata.get("machine_shape"), ", ".join(SHAPES)
+    gpu, tpu = bool(metadata.get("enable_gpu")), bool(metadata.get("enable_tpu"))
+    if shape is not None and shape not in SHAPES:
+        plain = str(shape).lower()
+        if plain in map(str.lower, RETIRED):
+            yield f"machine_shape is {shape}, which Kaggle no longer has; one of {known}"
+        elif plain in map(str.lower, RESERVED):
+            yield f"machine_shape is {shape}, which only Kaggle's staff may use; one of {known}"
+        yield f"machine_shape is {shape!r}; one of {known}"
+    if (gpu or tpu) and not shape:
+        yield f"an accelerator without machine_shape is any that Kaggle has; name one of {known}"
+    if (gpu and (tpu or shape in TPU_SHAPES)) or (tpu and shape in GPU_SHAPES):
+        yield f"enable_gpu is {gpu} and enable_tpu is {tpu}, but machine_shape is {shape}: set the one of its kind"
     image = metadata.get("docker_image")
     if image is not None and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", str(image)):
         yield f"docker_image is {image!r}; an image with its digest is needed, …/python@sha256:…"

@@ -132,10 +132,13 @@ def _say_limits(client: "Kaggle", slug: str) -> None:
 
 
 def _say_quota(client: "Kaggle") -> None:
+    from clotkit.kaggle.metadata import Accelerator
+
     quota = client.quota()
-    for name, key in (("GPU", "gpuQuota"), ("TPU", "tpuQuota")):
-        hours = quota.get(key) or {}
-        say(f"{name}: {hours.get('timeUsed') or '0s'} of {hours.get('totalTimeAllowed') or '0s'} used this week")
+    for kind in Accelerator:
+        left_h, allowed_h = kind.left_h(quota)
+        renewed = f", renewed {quota['quotaRefreshTime']}" if quota.get("quotaRefreshTime") else ""
+        say(f"{kind.name}: {left_h:.1f} of {allowed_h:.0f} hours left this week{renewed}")
 
 
 def _add_datasets_push(verbs: Verbs) -> None:
@@ -214,12 +217,18 @@ def _add_kernel_push(verbs: Verbs) -> None:
         help="attach this dataset of datasets_meta too: the output of an earlier version, to resume from",
     )
     verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
+    verb.add_argument(
+        "--accelerator",
+        metavar="SHAPE",
+        help="run on this machine shape of Kaggle's, like NvidiaTeslaT4 or TpuV5E8, or none "
+        "(default: machine_shape of kernel-metadata.json)",
+    )
     verb.add_argument("--again", action="store_true", help="push and run it even if nothing has changed")
 
 
 def _kernel_push(arguments: argparse.Namespace) -> int:
     from clotkit.kaggle.datasets import read_stage
-    from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel
+    from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel, running_on
 
     rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel, arguments.competition)
     kernels = in_checkout(arguments.kernels, "--kernels DIR")
@@ -228,6 +237,8 @@ def _kernel_push(arguments: argparse.Namespace) -> int:
         metadata = in_checkout(arguments.metadata, "--metadata DIR")
         known = load_competition(arguments.competition)
         kernel = attaching(kernel, [read_stage(metadata / name, {}, known).slug for name in arguments.attach])
+    if arguments.accelerator:
+        kernel = running_on(kernel, arguments.accelerator)
     push_kernel(_client(arguments), kernel, _record(arguments), arguments.again, say)
     return DONE
 

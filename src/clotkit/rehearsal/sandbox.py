@@ -20,13 +20,14 @@ import psutil
 from clotkit.bundle.build import bundle_sha256, write_bundle
 from clotkit.bundle.notebook import KernelType, type_of
 from clotkit.bundle.places import competition_stem
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import sha256
 from clotkit.kaggle.datasets import Attached
 from clotkit.progress import Log
-from clotkit.reasons import RehearsalKind
+from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
+from clotkit.rehearsal.unrehearsed import not_rehearsed
 from clotkit.supervise import STATUS, State, Status, Wheels, read_status
 from clotkit.units import MB
 
@@ -67,6 +68,7 @@ class Sandbox:
     python: Path
     namespace: bool  # whether namespaces isolate it; else a socket guard does
     competition: str  # its name
+    not_rehearsed: tuple[NotRehearsed, ...] = ()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class Sandbox:
             "kernel_type": self.kernel_type,
             "network": "namespace" if self.namespace else "socket guard",
             "python": sys.version.split()[0],
+            "not_rehearsed": list(self.not_rehearsed),
         }
 
     def command(self, source: Path, executed: Path) -> list[str]:
@@ -110,7 +113,10 @@ def make_sandbox(
         if namespace
         else "network: off, by a socket guard (no network namespace here); inputs: linked, compared after the run"
     )
-    return Sandbox(out, source, kernel_type, python, namespace, competition_stem(competition_name))
+    missing = not_rehearsed(kernel, load_competition(competition_name))
+    for code, sentence in missing.items():
+        log(f"not rehearsed: {code}: {sentence}")
+    return Sandbox(out, source, kernel_type, python, namespace, competition_stem(competition_name), tuple(missing))
 
 
 def run_layouts(
@@ -289,6 +295,7 @@ def _environment(root: Path) -> dict[str, str]:
     """Return the kernel's environment: the system's own variables, and nothing of this shell's."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     ours = {"CLOTKIT_KAGGLE_ROOT": str(root), "CLOTKIT_REHEARSAL": "1"}
+    ours["CUDA_VISIBLE_DEVICES"] = "-1"  # on the CPU everywhere: a GPU of this machine is not that of Kaggle
     return {**kept, **ours, "HOME": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
 
 
