@@ -1,4 +1,4 @@
-"""Test every form of Kaggle credentials in a clean home: which one is used, how doctor names it, and a push with it."""
+"""Test every form of Kaggle credentials in a clean home: by doctor, and by a push."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ TOKEN_AS_KEY = json.dumps({"username": "alice", "key": TOKEN})
 
 
 def a_login(hours: float | None = 6, **changes: Any) -> str:
-    """Return a credentials.json as `kaggle auth login` writes it; its access token expires after these hours."""
+    """Return a credentials.json as `kaggle auth login` writes it, with hours until its token expires."""
     expires = "" if hours is None else (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
     entries = {"refresh_token": REFRESH, "access_token": OLD, "access_token_expiration": expires, "username": "alice"}
     return json.dumps(entries | {"scopes": ["resources.admin:*"]} | changes)

@@ -17,10 +17,10 @@ LONGEST_PART = 100  # bytes of a name that the temporary file's name begins or e
 
 @contextmanager
 def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and rename it to `path` on success, with the permissions `mode`.
+    """Give a temporary path beside `path`, and rename it to `path` on success.
 
-    On an exception the temporary file is removed, and `path` stays as it was. The temporary file has the suffixes of
-    `path`, for writers that choose a format by them.
+    Its permissions are `mode` then. On an exception the temporary file is removed, and `path` stays as it was. The
+    temporary file has the suffixes of `path`, for writers that choose a format by them.
     """
     suffix = "".join(path.suffixes)
     suffix = suffix if len(os.fsencode(suffix)) <= LONGEST_PART else path.suffix

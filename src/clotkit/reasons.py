@@ -121,7 +121,7 @@ class RehearsalKind(StrEnum):
 
 
 class NotRehearsed(StrEnum):
-    """What a rehearsal could not try of a kernel's run on Kaggle: `not_rehearsed` of rehearsal.json."""
+    """A part of a run on Kaggle that a rehearsal could not try: `not_rehearsed` of rehearsal.json."""
 
     # What a rehearsal could not try.
     IMAGE = "image"  # Kaggle's Docker image: here are the locked packages, in this machine's Python

@@ -1,4 +1,4 @@
-"""Whose a token is, and new tokens for a login: what Kaggle's API answers."""
+"""Tokens: Kaggle's answers to whose one is, and new ones for a login."""
 
 from typing import Any
 

@@ -464,7 +464,7 @@ class Kaggle:
             attempt += 1
 
     def _renew(self, login: Login) -> bool:
-        """Get a new access token for the login, save it, and return True. Raises RemoteError if Kaggle gives none."""
+        """Get a new access token for the login, save it, and return True."""
         session = self._http._session
         self._login, session.auth = None, _no_auth  # the call below needs no token, and renews none
         fields = {"refresh_token": login.refresh_token, "api_version": "API_VERSION_V1"}

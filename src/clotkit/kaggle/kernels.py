@@ -115,7 +115,7 @@ def datasets_attached(kernel_dir: Path, competition: Competition) -> list[str]:
 
 
 def running_on(kernel: Kernel, shape: str) -> Kernel:
-    """Return the kernel for another machine shape, "none" for a CPU alone. Raises UsageError for an unknown one."""
+    """Return the kernel for another machine shape; "none" is a CPU alone. Raises UsageError."""
     metadata = with_accelerator(kernel.metadata, shape)
     problem = next(metadata_problems(metadata), None)
     if problem:

@@ -13,7 +13,7 @@ from clotkit.reasons import NotRehearsed
 
 
 def not_rehearsed(kernel: Path, competition: Competition) -> Mapping[NotRehearsed, str]:
-    """Return the codes of what is not rehearsed of a kernel, each with a sentence that says what stands in."""
+    """Return the codes of what is not rehearsed of a kernel, each with what stands in."""
     metadata = read_metadata(kernel / METADATA, competition, "a kernel folder has it beside main.py")
     settings = read_settings(kernel, competition)
     python = ".".join(map(str, sys.version_info[:2]))

@@ -53,7 +53,7 @@ class Credentials:
 
 
 def find_credentials(log: Log = lambda _: None) -> Credentials:
-    """Return the first of the user's credentials. Raises RemoteError if there are none or they cannot be used."""
+    """Return the first of the user's credentials. Raises RemoteError without any that can be used."""
     return next(candidates(log))
 
 

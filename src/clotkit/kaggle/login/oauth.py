@@ -1,4 +1,4 @@
-"""Read and renew the file of `kaggle auth login`, which Kaggle's own client shares; without the network."""
+"""Read and write the file of `kaggle auth login`, without the network; Kaggle's own client shares it."""
 
 import json
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Login:
 
 
 def parse_login(path: Path, text: str) -> Login:
-    """Return the login in the text of credentials.json. Raises RemoteError, without the secret, if it holds none."""
+    """Return the login in the text of credentials.json. Raises RemoteError if it holds none."""
     try:
         raw = json.loads(text)
         refresh_token = str(raw.get("refresh_token") or "")
@@ -58,9 +58,10 @@ def parse_login(path: Path, text: str) -> Login:
 
 
 def save_login(login: Login, log: Log) -> None:
-    """Write a renewed login to its file in one step, readable by its owner alone; other entries stay as they are.
+    """Write a renewed login to its file in one step, readable by its owner alone.
 
-    A file that cannot be written is logged: the new token is used all the same.
+    Other entries of the file stay as they are. A file that cannot be written is logged: the new token is used
+    nevertheless.
     """
     path = login.path.resolve()  # a link stays a link
     try:
