@@ -8,10 +8,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from clotkit.console import guarded
 from clotkit.errors import ClotkitError
@@ -59,9 +60,11 @@ def answer(arguments: argparse.Namespace, folder: Path | None) -> int:
         facts.update(result.facts)
         return result.code
 
+    arguments.emit = lambda _: None
     if not arguments.json:
         return guarded(work, folder)
-    with stdout_is_stderr():
+    with stdout_is_stderr() as write:
+        arguments.emit = lambda found: write(_text(arguments.words, None, found))
         code = guarded(work, folder, errors.append)
     print(_text(arguments.words, code, {"error": error_facts(errors[0], code)} if errors else facts))
     return code
@@ -90,8 +93,11 @@ def _error_code(error: BaseException, code: int) -> str:
 
 
 @contextmanager
-def stdout_is_stderr() -> Iterator[None]:
-    """Send what this process, and any that it starts, prints on standard output to standard error."""
+def stdout_is_stderr() -> Iterator[Callable[[str], None]]:
+    """Send what this process, and any that it starts, prints on standard output to standard error.
+
+    Yields a function that prints a line on standard output all the same.
+    """
     sys.stdout.flush()
     before, copy = sys.stdout, -1
     with suppress(OSError):
@@ -99,7 +105,7 @@ def stdout_is_stderr() -> Iterator[None]:
         os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:
-        yield
+        yield partial(_print_on, before, copy)
     finally:
         sys.stdout.flush()
         sys.stdout = before
@@ -108,8 +114,21 @@ def stdout_is_stderr() -> Iterator[None]:
             os.close(copy)
 
 
-def _text(verb: str, code: int, facts: Mapping[str, Any]) -> str:
-    return json.dumps(_plain({"schema": SCHEMA, "verb": verb, "exit_code": code, **facts}), ensure_ascii=False)
+def _print_on(stdout: TextIO, copy: int, line: str) -> None:
+    """Print a line on standard output at once: on the copy of its descriptor if it has one."""
+    try:
+        stdout.fileno()
+    except (OSError, ValueError, AttributeError):  # a stream without a file, or no stream
+        print(line, file=stdout, flush=True)
+    else:
+        with open(copy, "w", encoding="utf-8", closefd=False) as file:
+            print(line, file=file)
+
+
+def _text(verb: str, code: int | None, facts: Mapping[str, Any]) -> str:
+    """Return the object of a verb; without a code it is one of several, of a verb that answers until it is stopped."""
+    ended = {} if code is None else {"exit_code": code}
+    return json.dumps(_plain({"schema": SCHEMA, "verb": verb, **ended, **facts}), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

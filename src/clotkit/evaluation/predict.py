@@ -66,7 +66,7 @@ def predict(member: Path, images: Sequence[Path], competition: Competition) -> l
 
 
 def predict_each(
-    member: Path, images: Sequence[Path], competition: Competition, log: Log
+    member: Path | LoadedMember, images: Sequence[Path], competition: Competition, log: Log
 ) -> list[Prediction | Unpredicted]:
     """Return the prediction of each image, as `predict` does; one that cannot be read costs only itself.
 
@@ -74,7 +74,8 @@ def predict_each(
 
     Raises ConfigError if the folder has no member, or a damaged one.
     """
-    loaded, found = load_for_evaluation(member), dict[int, Prediction | Unpredicted]()
+    loaded = load_for_evaluation(member) if isinstance(member, Path) else member
+    found = dict[int, Prediction | Unpredicted]()
     tiling = loaded.recipe.tiling
     if tiling.downsample_if:
         log(f"files have no row of a table, which tiling.downsample_if reads: the downsample is {tiling.downsample}")

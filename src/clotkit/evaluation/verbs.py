@@ -3,12 +3,18 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clotkit.errors import UsageError
 from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_verb
+from clotkit.progress import Log
+
+if TYPE_CHECKING:
+    from clotkit.evaluation.predict import Prediction, Unpredicted
 
 
 def register(verbs: Verbs) -> None:
@@ -50,27 +56,64 @@ def _add_predict(verbs: Verbs) -> None:
     verb = add_verb(verbs, "predict", "predict images with a member: one line each, with label and probabilities")
     verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
     verb.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="slides or pictures, as the member's recipe says"
+        "images", type=Path, nargs="*", metavar="IMAGE", help="slides or pictures, as the member's recipe says"
+    )
+    verb.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="instead of IMAGE: predict each new picture of a folder once it is complete, until Ctrl-C; with --json "
+        "one object each",
     )
     verb.set_defaults(verb=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> Result:
     from clotkit.competitions import load_competition
-    from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each, unlike_note
+    from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
 
     log = partial(print, file=sys.stderr, flush=True)
+    if bool(arguments.images) == (arguments.watch is not None):
+        raise UsageError("clotkit predict: name images, or a folder with --watch; one of the two is needed")
+    if arguments.watch is not None:
+        return _watch(arguments, log)
     found = predict_each(arguments.member, arguments.images, load_competition(arguments.competition), log)
     predictions = [one for one in found if isinstance(one, Prediction)]
     failed = [one for one in found if isinstance(one, Unpredicted)]
-    for one in predictions:
-        probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
-        note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
-        print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
-    for bad in failed:
-        log(f"clotkit: {bad.image}: not predicted ({bad.code}): {bad.reason}")
+    for one in sorted(found, key=lambda one: isinstance(one, Unpredicted)):
+        _say(one, log)
     content = {"member": arguments.member.name, "predictions": _rows(predictions), "failed": _rows(failed)}
     return Result((FALLBACKS if failed else DONE) if predictions else WRONG, content)
+
+
+def _watch(arguments: argparse.Namespace, log: Log) -> Result:
+    """Answer each new picture of a folder until Ctrl-C, which is the end and no error."""
+    from clotkit.competitions import load_competition
+    from clotkit.evaluation.predict import Prediction
+    from clotkit.evaluation.watch import answers
+
+    folder = arguments.watch
+    if not folder.is_dir():
+        raise UsageError(f"--watch {folder}: is not a folder; make it first")
+    counts = {"predictions": 0, "failed": 0}
+    with suppress(KeyboardInterrupt):
+        for one in answers(folder, arguments.member, load_competition(arguments.competition), log):
+            counts["predictions" if isinstance(one, Prediction) else "failed"] += 1
+            _say(one, log)
+            arguments.emit({"member": arguments.member.name, **_rows([one])[0]})
+    return Result(FALLBACKS if counts["failed"] else DONE, {"member": arguments.member.name, "counts": counts})
+
+
+def _say(one: "Prediction | Unpredicted", log: Log) -> None:
+    """Print the line of one image, on standard error if it could not be predicted."""
+    from clotkit.evaluation.predict import Prediction, unlike_note
+
+    if not isinstance(one, Prediction):
+        log(f"clotkit: {one.image}: not predicted ({one.code}): {one.reason}")
+        return
+    probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
+    note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
+    print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
 
 
 def _rows(found: Sequence[Any]) -> list[dict[str, Any]]:
