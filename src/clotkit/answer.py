@@ -126,7 +126,7 @@ def _print_on(stdout: TextIO, copy: int, line: str) -> None:
 
 
 def _text(verb: str, code: int | None, facts: Mapping[str, Any]) -> str:
-    """Return the object of a verb; without a code it is one of several, of a verb that answers until it is stopped."""
+    """Return the object of a verb as text; one of several, of a verb that goes on, has no exit code."""
     ended = {} if code is None else {"exit_code": code}
     return json.dumps(_plain({"schema": SCHEMA, "verb": verb, **ended, **facts}), ensure_ascii=False)
 

@@ -31,7 +31,7 @@ HASHED_BYTES = 64 * 2**20  # a larger file is known by its size and time alone
 
 
 class FileState(NamedTuple):
-    """What changes when a file is written."""
+    """The identity of a file's content: it changes when the file is written."""
 
     inode: int
     size_bytes: int
@@ -128,7 +128,7 @@ def is_written_to(path: Path) -> bool | None:
 
 
 def ignore_lease_breaks() -> None:
-    """Ignore SIGIO, which whoever opens a file while we hold its lease would send, and which ends a process."""
+    """Ignore SIGIO, which comes when a file is opened during its lease, and would end this process."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
