@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from clotkit.cli import main
 from clotkit.evaluation import watch
-from clotkit.evaluation.watch import GIVE_UP_S, SETTLE_S, NewPictures, ignore_lease_breaks, is_written_to
+from clotkit.evaluation.watch import GIVE_UP_S, SETTLE_S, NewPictures
+from clotkit.locks import ignore_lease_breaks, is_written_to
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,7 +1,12 @@
-"""Lock a folder or a file for one process: the lock ends with the process, however it ends."""
+"""Lock a folder or a file for one process, and ask who writes to a file.
 
+A lock ends with its process, however that ends.
+"""
+
+import errno
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,3 +69,27 @@ def _locked(path: Path, handle: int, wait: bool) -> bool:
             f"{path}: its file system has no locks: {error.strerror}; choose a folder on another one"
         ) from error
     return True
+
+
+def is_written_to(path: Path) -> bool | None:
+    """Return whether a process has a file open for writing; None if the file system does not tell.
+
+    Linux gives a read lease only on a file that nobody has open for writing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None  # else: another user's file, or no leases here
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def ignore_lease_breaks() -> None:
+    """Ignore SIGIO, which comes when a file is opened during its lease, and would end this process."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)

@@ -1,10 +1,7 @@
 """Find each new picture of a folder when it is complete, once."""
 
-import errno
-import fcntl
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from clotkit.data.images import IMAGE_TILERS
 from clotkit.data.pictures import SUFFIXES
 from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
 from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
+from clotkit.locks import ignore_lease_breaks, is_written_to
 from clotkit.members.folder import RECIPE
 from clotkit.progress import Log
 from clotkit.splits.identity import SLIDE_SUFFIXES as SLIDES
@@ -106,30 +104,6 @@ class NewPictures:
         known = self.digests.get(state.inode) == digest != ""
         self.answered[state.inode], self.digests[state.inode] = state, digest
         return not known
-
-
-def is_written_to(path: Path) -> bool | None:
-    """Return whether a process has a file open for writing; None if the file system does not tell.
-
-    Linux gives a read lease only on a file that nobody has open for writing.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        return True if error.errno == errno.EAGAIN else None  # else: another user's file, or no leases here
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def ignore_lease_breaks() -> None:
-    """Ignore SIGIO, which comes when a file is opened during its lease, and would end this process."""
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
 def _digest(path: Path, state: FileState) -> str:
