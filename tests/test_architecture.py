@@ -90,7 +90,13 @@ HOMES: dict[str, set[str]] = {
         "clotkit.app.serve",
     },
     "multiprocessing": {"clotkit.workers", "clotkit.forking"},
-    "signal": {"clotkit.forking", "clotkit.workers", "clotkit.training.rendezvous", "clotkit.supervise"},
+    "signal": {
+        "clotkit.forking",
+        "clotkit.locks",
+        "clotkit.workers",
+        "clotkit.training.rendezvous",
+        "clotkit.supervise",
+    },
     "resource": {"clotkit.workers"},
     "subprocess": {
         "clotkit.rehearsal.sandbox",
