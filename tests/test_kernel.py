@@ -271,16 +271,14 @@ def test_members_are_found_however_kaggle_unpacked_them(
 
 
 def test_what_belongs_to_all_members_comes_with_them(tmp_path: Path) -> None:
-    from clotkit.supervise import walk
-
-    main = runpy.run_path(str(KERNEL / "main.py"), run_name="kernel")
+    from clotkit.supervise import find_weights, walk
 
     def found(*names: str) -> tuple[Path | None, list[str]]:
         top = Path(tempfile.mkdtemp(dir=tmp_path))
         for name in names:
             (top / "input" / name).parent.mkdir(parents=True, exist_ok=True)
             (top / "input" / name).touch()
-        weights = main["find_weights"](list(walk(top / "input")), top)
+        weights = find_weights(list(walk(top / "input")), top)
         return weights and weights.relative_to(top), sorted(path.name for path in weights.iterdir()) if weights else []
 
     assert found("x/a.whl") == (None, [])

@@ -30,6 +30,7 @@ VERBS = (
     "importing.verbs",
     "ensembling.verbs",
     "scoring.verbs",
+    "serving.verbs",
     "report.verbs",
     "bundle.verbs",
     "rehearsal.verbs",

@@ -41,6 +41,9 @@ class Reason(StrEnum):
     NO_DATA = "no_data"  # no competition data is attached to the kernel
     STOPPED = "stopped"  # SIGTERM came
     INVALID = "invalid"  # the submission was not valid, so the fallback replaced it
+    # The server of a competition with a gateway.
+    BAD_ROW = "bad_row"  # a row of a batch has no image id that can be used
+    NOT_READY = "not_ready"  # the members were not loaded by the deadline of a batch
     # The application.
     ABOVE_LIMIT = "above_limit"  # an upload is larger than the application accepts
     # Scored from less than everything.
@@ -55,6 +58,7 @@ class Reason(StrEnum):
     MPP_DEFAULT = "mpp_default"  # it does not say how large a pixel is: the recipe's `mpp_default` stands in
     MPP_DISAGREES = "mpp_disagrees"  # its header and OpenSlide state different sizes of a pixel: OpenSlide's is taken
     ENLARGED = "enlarged"  # its pixels are larger than those of the tiles that the recipe asks for
+    OLD_OPENSLIDE = "old_openslide"  # read by an OpenSlide before 4.0.1, which may show uninitialised pixels
     LEVEL_REFUSED = "level_refused"  # a smaller level of the file is not used; `levels_refused` says which and why
 
 
@@ -117,6 +121,7 @@ class RehearsalKind(StrEnum):
     LEFT_BEHIND = "left_behind"  # files in the working folder that do not belong there
     OUTPUT = "output"  # the submission, the shards or the members are not valid
     LAYOUTS = "layouts"  # the two input layouts gave different outputs
+    SERVER = "server"  # the server of a serving kernel was not up in time, or failed a batch of the gateway
     COMPETITION = "competition"  # the rehearsal or a source is that of another competition
 
 

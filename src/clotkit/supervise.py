@@ -74,11 +74,12 @@ class Wheels(StrEnum):
 class Status:
     """The content of status.json, which a kernel leaves beside its output for programs to read."""
 
-    job: str  # score, tile or train
+    job: str  # score, tile, train or serve
     state: State = State.STARTED
     codes: list[str] = field(default_factory=list)  # Reason codes, each once, in the order they came up
     slides: dict[str, int] = field(default_factory=dict)  # their number by state
     recipes: dict[str, str] = field(default_factory=dict)  # of tile and train: the state of each recipe
+    batches: dict[str, int] = field(default_factory=dict)  # of serve: answered, and late for some of their slides
     wheels: Wheels = Wheels.ABSENT
     started_twice: bool = False  # a child died and was started again
     seconds: float = 0.0  # of the whole kernel

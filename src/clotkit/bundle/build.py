@@ -28,9 +28,11 @@ from clotkit.versions import without_docstrings
 # The package whose verbs each job of a kernel runs; their imports decide which modules the bundle carries.
 VERBS_OF = {
     "score": "clotkit.scoring.verbs",
+    "serve": "clotkit.serving.verbs",
     "tile": "clotkit.shards.verbs",
     "train": "clotkit.training.mil.verbs",
 }
+SCORING = ("score", "serve")  # jobs that run members, and no recipes
 TEMPLATES = ("*.j2", "*.css", "*.js")  # package data that modules read
 SETTINGS_FILE = "settings.toml"
 SCORING_KERNEL = "infer"  # the kernel that is submitted
@@ -44,7 +46,7 @@ UNPACK_LINE = "from clotkit.bundle.unpack import unpack\n"
 class KernelSettings:
     """The settings.toml of a kernel; a kernel without one scores."""
 
-    job: str = "score"  # or tile, train
+    job: str = "score"  # or serve, tile, train
     # Names that ship with the kit, or .toml files in the kernel's folder; {competition} is the competition's name.
     recipes: tuple[str, ...] = ()
     rehearse: tuple[str, ...] = ()  # recipes that replace them in a rehearsal
@@ -71,7 +73,7 @@ def read_settings(kernel_dir: Path, competition: Competition) -> KernelSettings:
     settings = typed(KernelSettings, raw, str(path))
     if settings.job not in VERBS_OF:
         raise ConfigError(f"{path}: job is {settings.job!r}; allowed: {', '.join(VERBS_OF)}")
-    if settings.job != "score" and not (settings.recipes and settings.rehearse and settings.deadline_s > 0):
+    if settings.job not in SCORING and not (settings.recipes and settings.rehearse and settings.deadline_s > 0):
         raise ConfigError(f"{path}: the job {settings.job} needs recipes, rehearse and deadline_s")
     for recipe in (*settings.recipes, *settings.rehearse):
         load_recipe(_recipe_path(kernel_dir, recipe))
@@ -102,7 +104,7 @@ def build_bundle(kernel_dir: Path, competition: str, kernel_type: KernelType = K
     files |= {f"clotkit/competitions/{toml.name}": toml} | _recipe_files(kernel_dir, settings)
     texts = {name: _carried(name, path) for name, path in files.items()}
     texts[f"clotkit/competitions/{DEFAULT_FILE}"] = f"{toml.stem}\n"  # no other competition is in a kernel
-    values = {"competition": toml.stem} | ({} if settings.job == "score" else settings.bundled)
+    values = {"competition": toml.stem} | ({} if settings.job in SCORING else settings.bundled)
     body = body.replace(FILES_LINE, "".join(literal(texts)))
     body = body.replace(SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {values!r}\n")
     digest = hashlib.sha256(body.encode()).hexdigest()

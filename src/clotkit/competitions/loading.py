@@ -128,6 +128,10 @@ def _check_numbers(competition: Competition, path: Path) -> None:
         least = 0 if key == "hidden_slides" else 1
         if not least <= value < math.inf:
             raise ConfigError(f"{path}: limits.{key} is {value}; at least {least} is needed")
+    for key in ("deadline_s", "first_deadline_s", "startup_s"):
+        seconds, low = getattr(competition.serving, key), 0 if key == "first_deadline_s" else 1
+        if not low <= seconds < math.inf:
+            raise ConfigError(f"{path}: serving.{key} is {seconds}; at least {low} is needed")
     if not 0 < competition.metric.clip < 0.5:
         raise ConfigError(f"{path}: metric.clip is {competition.metric.clip}; allowed: between 0 and 0.5")
 

@@ -153,6 +153,39 @@ class Kaggle:
     hosted: bool = True  # whether Kaggle has the competition; false: nothing can be pushed or submitted there
 
 
+class BatchRows(StrEnum):
+    """The rows of the answer to a gateway's batch."""
+
+    SLIDE = "slide"  # one for each row of the batch
+    ID = "id"  # one for each id of the submission, in their order in the batch
+
+
+class AnswerForm(StrEnum):
+    """The form of the answer to a gateway's batch."""
+
+    VALUES = "values"  # a frame with the columns of the answer
+    ROWS = "rows"  # the same, after the column of ids
+    VALUE = "value"  # a bare number or label, for batches of one row
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The inference server of a competition whose test set comes in batches, through a gateway."""
+
+    # Module of the inference server in the folder kaggle_evaluation of the competition's data; empty: the only file
+    # there that ends with _inference_server.py.
+    module: str = ""
+    server: str = ""  # class in it; empty: the only subclass of InferenceServer
+    deadline_s: float = 300  # seconds that the gateway waits for the answer to a batch
+    # Seconds for the first batch after the server has started, while members are loaded; 0: as for any other.
+    first_deadline_s: float = 0
+    startup_s: float = 900  # seconds within which the gateway wants the server to be up
+    rows: BatchRows = BatchRows.SLIDE  # rows of the answer to a batch: `slide` or `id`
+    answer: AnswerForm = AnswerForm.VALUES  # `values`, `rows` (with ids) or `value`
+    path: str = ""  # column of the batch with the path of the slide; empty: paths follow from `files.slide`
+    data_paths: tuple[str, ...] = ()  # files of the competition's data for its local gateway; empty: its own
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of the slides to tile: what synthetic splits and plans are drawn from."""
@@ -189,6 +222,7 @@ class Competition:
     facts: tuple[Fact, ...] = ()  # facts of slides that a table may lack
     limits: Limits = field(default=Limits())  # limits on time, memory and tiles
     kaggle: Kaggle = field(default=Kaggle())  # names of kernels and datasets
+    serving: Serving = field(default=Serving())  # inference server of a competition with a gateway
     sizes: Sizes = UNKNOWN  # sizes of the slides to tile
 
     @cached_property

@@ -231,21 +231,9 @@ def _copy(files: Mapping[str, Path], target: Path) -> None:
 
 def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, log: Log) -> Outcome:
     """Run the bundle once, and check how it ended."""
-    source = stage.root / "src" / sandbox.source.name
-    shutil.copyfile(sandbox.source, source)
-    source.chmod(0o444)
     before = stage.fingerprint()
     started = time.monotonic()
-    process = subprocess.Popen(
-        stage.command(sandbox.command(source, stage.root.parent / EXECUTED)),
-        cwd=stage.working,
-        env=_environment(stage.root),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    )
+    process = launch(stage, sandbox, {})
     limits = _Limits(process, competition)
     with process, limits:
         for line in process.stdout or ():
@@ -264,6 +252,24 @@ def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, lo
     if status.started_twice:
         log(f"layout {name}: the kernel had to start its child process twice")
     return Outcome(name, stage.working, time.monotonic() - started, limits.peak_mb, status)
+
+
+def launch(stage: Stage, sandbox: Sandbox, more: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Start the bundle in its sandbox, with `more` environment variables; its lines come through stdout."""
+    source = stage.root / "src" / sandbox.source.name
+    source.unlink(missing_ok=True)
+    shutil.copyfile(sandbox.source, source)
+    source.chmod(0o444)
+    return subprocess.Popen(
+        stage.command(sandbox.command(source, stage.root.parent / EXECUTED)),
+        cwd=stage.working,
+        env={**_environment(stage.root), **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
 
 
 def _read_status(stage: Stage, name: str) -> Status:
@@ -326,14 +332,14 @@ class _Limits(threading.Thread):
             self.broken = RehearsalKind.WALL
             self.message = f"time limit: {self.limits.kernel_wall_s:.0f} s allowed"
         if self.broken is not None:
-            _kill_tree(self.process.pid)
+            kill_tree(self.process.pid)
 
     def __enter__(self) -> None:
         self.start()
 
     def __exit__(self, *_: object) -> None:
         if sys.exc_info()[0] is not None:
-            _kill_tree(self.process.pid)  # nothing of an interrupted rehearsal goes on
+            kill_tree(self.process.pid)  # nothing of an interrupted rehearsal goes on
         self.process.wait()
         self.join()
 
@@ -355,7 +361,8 @@ def tree_mb(pid: int) -> float:
     return total / MB
 
 
-def _kill_tree(pid: int) -> None:
+def kill_tree(pid: int) -> None:
+    """Kill a process and all its descendants."""
     try:
         family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     except psutil.NoSuchProcess:

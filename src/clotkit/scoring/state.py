@@ -52,7 +52,7 @@ class SubmissionState:
         Raises OSError if it cannot be written; the file that was there is then left as it was.
         """
         rows, sample = self.probabilities(), self.inputs.sample
-        write_submission(self.path, self.competition, sample, rows, self._labels(rows))
+        write_submission(self.path, self.competition, sample, rows, self.labels(rows))
         if self.competition.submission.form is Form.LABEL:
             write_probabilities(self.path.with_name(PROBABILITIES), self.competition, sample, rows)
 
@@ -68,7 +68,7 @@ class SubmissionState:
         patients = patient_mean(self.scored, self.inputs.row_of)
         return {patient: blend(means, calibrations) for patient, means in patients.items()}
 
-    def _labels(self, rows: Mapping[str, Sequence[float]]) -> dict[str, int]:
+    def labels(self, rows: Mapping[str, Sequence[float]]) -> dict[str, int]:
         """Return the label of each row of probabilities, by the fitted decision; none for other forms."""
         if self.competition.submission.form is not Form.LABEL or not rows:
             return {}

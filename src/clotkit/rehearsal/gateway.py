@@ -1,0 +1,206 @@
+"""Play the gateway of a competition: send batches to the server in its sandbox, with faults, and check its answers."""
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clotkit.competitions import Competition
+from clotkit.competitions.schema import AnswerForm, BatchRows
+from clotkit.rehearsal.server import Server
+from clotkit.rehearsal.standin.gateway import InvalidAnswer, batches_of, rows_of
+from clotkit.splits import SlideRow, read_sample, row_id
+from clotkit.submission.answers import answer_cells
+
+BATCH_ROWS = 4
+BROKEN_BYTES = b"II*\0" + bytes(100)
+
+
+class GatewayFault(StrEnum):
+    """A fault that a gateway has, or that its batches have."""
+
+    RESET = "reset"  # the server is killed, and started again in an empty working folder
+    BROKEN_SLIDE = "broken_slide"  # a slide is damaged
+    STUCK_SLIDE = "stuck_slide"  # a slide that whoever opens waits for: the batch cannot be done by its deadline
+    NULL_ROW = "null_row"  # a row without a cell
+    REPEATED_ROW = "repeated_row"  # a row comes twice
+    NO_ROW = "no_row"  # a batch without rows
+    NO_SLIDE = "no_slide"  # the files of a batch are not there
+    SECOND_FRAME = "second_frame"  # the batch comes with a sample submission of other rows
+
+
+class Failure(StrEnum):
+    """How a batch failed."""
+
+    MISSED = "missed"  # no answer by the deadline
+    RAISED = "raised"  # an exception instead of an answer
+    GONE = "gone"  # the server is not there
+    INVALID = "invalid"  # the answer lacks rows, or has a gap
+    HELD = "held"  # a process has a slide of the batch open after the answer
+
+
+@dataclass
+class Played:
+    """What came of the batches that were played."""
+
+    batches: int = 0
+    rows: int = 0
+    slowest_s: float = 0.0
+    failures: list[tuple[Failure, str]] = field(default_factory=list)  # with the batch
+    answers: dict[str, list[Any]] = field(default_factory=dict)  # by id of the submission, the latest
+
+    def count(self, failure: Failure) -> int:
+        """Return the number of batches that failed so."""
+        return sum(kind is failure for kind, _ in self.failures)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The entries of rehearsal.json."""
+        failures = {kind: self.count(kind) for kind in Failure}
+        return {"batches": self.batches, "rows": self.rows, "slowest_s": round(self.slowest_s, 1), **failures}
+
+
+class Gateway:
+    """The gateway of a rehearsal; its server runs in a sandbox."""
+
+    def __init__(self, server: Server, slides: Sequence[SlideRow], split_dir: Path, competition: Competition) -> None:
+        """Send the slides of a split; their files are in `split_dir`."""
+        self.server, self.competition, self.split_dir = server, competition, split_dir
+        self.slides = {slide.image_id: slide for slide in slides}
+        columns = [dict(slide.facts) for slide in slides]
+        self.frame = pd.DataFrame(columns)
+        self._id = competition.submission.id
+        if self._id not in self.frame.columns:  # the patient is in the image id only
+            self.frame[self._id] = [row_id(slide, competition) for slide in slides]
+        self.played = Played()
+
+    def batches(self, seed: int, batch_rows: int = BATCH_ROWS) -> list[pd.DataFrame]:
+        """Return the slides in batches, in random order."""
+        order = list(range(len(self.frame)))
+        random.Random(seed).shuffle(order)
+        return batches_of(self.frame.iloc[order], self._id, batch_rows)
+
+    def send(self, batch: Any, *more: Any, instead: Mapping[str, Path | None] | None = None) -> dict[str, Any] | None:
+        """Share the files of a batch, send it, check the answer; return its columns, None if it failed.
+
+        `instead` has other files for some image ids, None for none.
+        """
+        name = f"batch {self.played.batches + 1}"
+        ids = [one for one in batch[self.competition.columns.image].to_list() if isinstance(one, str)]
+        shared = self._share([one for one in ids if one in self.slides], instead or {})
+        started = time.monotonic()
+        try:
+            answer = self.server.client.send("predict", batch, *more, limit_s=self.server.batch_s)
+            columns = rows_of(answer, self._rows(batch))
+        except (TimeoutError, RuntimeError, ConnectionError, InvalidAnswer) as error:
+            kinds = {TimeoutError: Failure.MISSED, InvalidAnswer: Failure.INVALID, RuntimeError: Failure.RAISED}
+            self.played.failures.append((kinds.get(type(error), Failure.GONE), f"{name}: {error}"))
+            columns = None
+        self.played.slowest_s = max(self.played.slowest_s, time.monotonic() - started)
+        self.played.batches += 1
+        self.played.rows += len(batch)
+        if columns is not None and (held := self.server.held(shared)):
+            self.played.failures.append((Failure.HELD, f"{name}: {', '.join(held)}"))
+        self._unshare(shared)
+        return columns
+
+    def play(self, batches: Sequence[Any], resets: Sequence[int] = ()) -> None:
+        """Send batches, and keep the answers; the server is reset before those whose numbers, from 0, are given."""
+        for number, batch in enumerate(batches):
+            if number in resets:
+                self.server.reset()
+            columns = self.send(batch)
+            if columns is not None:
+                self._keep(batch, columns)
+
+    def play_fault(self, fault: GatewayFault, batch: pd.DataFrame, scratch: Path) -> None:
+        """Send a batch with a fault."""
+        image = self.competition.columns.image
+        first = str(batch[image].iloc[0])
+        more: list[Any] = []
+        instead: dict[str, Path | None] = {}
+        if fault is GatewayFault.RESET:
+            self.server.reset()
+        elif fault is GatewayFault.BROKEN_SLIDE:
+            instead[first] = scratch / "broken.tif"
+            (scratch / "broken.tif").write_bytes(BROKEN_BYTES)
+        elif fault is GatewayFault.STUCK_SLIDE:
+            instead[first] = scratch / "stuck.tif"
+            (scratch / "stuck.tif").unlink(missing_ok=True)
+            os.mkfifo(scratch / "stuck.tif")
+        elif fault is GatewayFault.NULL_ROW:
+            batch = pd.concat([batch, pd.DataFrame([{name: None for name in batch.columns}])], ignore_index=True)
+        elif fault is GatewayFault.REPEATED_ROW:
+            batch = pd.concat([batch, batch.iloc[:1]], ignore_index=True)
+        elif fault is GatewayFault.NO_ROW:
+            batch = batch.iloc[:0]
+        elif fault is GatewayFault.NO_SLIDE:
+            instead = dict.fromkeys(map(str, batch[image]))
+        elif fault is GatewayFault.SECOND_FRAME:
+            more = [pd.DataFrame({self._id: ["another"] * (len(batch) + 2)})]
+        self.send(batch, *more, instead=instead)
+
+    def write_submission(self, path: Path) -> None:
+        """Write the answers as a submission in the order of the sample."""
+        sample = read_sample(self.competition.sample_path(self.split_dir), self.competition)
+        fallback = answer_cells(self.competition, None)
+        rows = {
+            one: [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in self.answers_of(one)]
+            for one in self.played.answers
+        }
+        cells = [dict(zip(self.competition.submission.columns, rows.get(one, fallback), strict=True)) for one in sample.ids]
+        table = pd.DataFrame([{self._id: text} | row for text, row in zip(sample.texts, cells, strict=True)])
+        table[list(sample.columns)].to_csv(path, index=False, header=list(sample.header))
+
+    def answers_of(self, one: str) -> list[Any]:
+        """Return the latest answer of an id."""
+        return self.played.answers[one]
+
+    def _rows(self, batch: Any) -> int:
+        """Return the number of rows that the answer to a batch must have."""
+        if self.competition.serving.rows is BatchRows.SLIDE:
+            return len(batch)
+        return len({one for one in batch[self._id].to_list() if isinstance(one, str)})
+
+    def _keep(self, batch: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> None:
+        ids = [str(one) for one in batch[self._id]]
+        if self.competition.serving.rows is BatchRows.ID:
+            ids = list(dict.fromkeys(ids))
+        names = self.competition.submission.columns
+        if self.competition.serving.answer is AnswerForm.VALUE and len(ids) == 1 and len(columns) == 1:
+            columns = {names[0]: next(iter(columns.values()))}
+        for place, one in enumerate(ids):
+            self.played.answers[one] = [columns[name][place] for name in names]
+
+    def _share(self, ids: Sequence[str], instead: Mapping[str, Path | None]) -> list[Path]:
+        """Put the files of slides where the server sees them, and return their paths there."""
+        paths = []
+        for one in dict.fromkeys(ids):
+            source = instead.get(one, self.slides[one].path)
+            if source is None:
+                continue
+            name = self.slides[one].path.relative_to(self.split_dir)
+            path = self.server.shared / "kaggle" / "input" / self.competition.slug / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            try:
+                os.link(source, path)
+            except OSError:  # on another file system
+                shutil.copyfile(source, path)
+            paths.append(path)
+        return paths
+
+    def _unshare(self, paths: Sequence[Path]) -> None:
+        """Take the files of a batch away; as after an unmount, an empty file stays where each was."""
+        for path in paths:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            path.touch()

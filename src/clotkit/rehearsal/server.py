@@ -1,0 +1,109 @@
+"""Run the serving kernel in its sandbox, as a process that may be reset."""
+
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from clotkit.errors import RehearsalError
+from clotkit.progress import Log
+from clotkit.reasons import RehearsalKind
+from clotkit.rehearsal.sandbox import Sandbox, Stage, kill_tree, launch, tree_mb
+from clotkit.rehearsal.standin import relay
+
+WATCH_S = 0.5
+RERUN = "KAGGLE_IS_COMPETITION_RERUN"
+BATCH_S = "CLOTKIT_BATCH_S"  # environment variable: the deadline of a batch in a rehearsal
+
+
+class Server:
+    """The kernel's process, and the connection to it."""
+
+    def __init__(self, stage: Stage, sandbox: Sandbox, batch_s: float, startup_s: float, log: Log) -> None:
+        """Serve in the folders of `stage`.
+
+        Args:
+            stage: the folders of the run.
+            sandbox: the bundle and its Python.
+            batch_s: deadline of a batch.
+            startup_s: within which the server must be up.
+            log: takes the lines of the kernel.
+        """
+        self.stage, self.batch_s = stage, batch_s
+        self.shared = stage.root / "shared"
+        self.up_s: list[float] = []  # of every start
+        self.peak_mb = 0.0
+        self.workings: list[Path] = []  # of earlier starts
+        self._sandbox, self._startup_s, self._log = sandbox, startup_s, log
+        self._sockets = Path(tempfile.mkdtemp(prefix="clotkit-"))  # a socket's path has at most 107 bytes
+
+    def start(self) -> None:
+        """Start the kernel and wait until its server is up. Raises RehearsalError if it is not in time."""
+        path, started = self._sockets / "relay", time.monotonic()
+        path.unlink(missing_ok=True)
+        self.shared.mkdir(exist_ok=True)
+        more = {RERUN: "1", relay.ADDRESS: str(path), BATCH_S: str(self.batch_s)}
+        self._process = launch(self.stage, self._sandbox, more)
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._process.pid,), daemon=True).start()
+        self.client = relay.Client(str(path))
+        try:
+            self.client.wait(self._startup_s)
+        except TimeoutError as error:
+            self.stop()
+            raise RehearsalError(str(error), RehearsalKind.SERVER) from error
+        self.up_s.append(round(time.monotonic() - started, 1))
+
+    def reset(self) -> None:
+        """Kill the kernel and start it again in an empty working folder, as a container that is made anew."""
+        self.stop()
+        kept = self.stage.root / f"working-{len(self.workings) + 1}"
+        shutil.rmtree(kept, ignore_errors=True)
+        self.stage.working.rename(kept)
+        self.workings.append(kept)
+        self.stage.working.mkdir()
+        self.start()
+
+    def stop(self) -> None:
+        """Kill the kernel, as the platform does at the end."""
+        self.client.close()
+        kill_tree(self._process.pid)
+        self._process.wait()
+
+    def held(self, paths: list[Path]) -> list[str]:
+        """Return those of `paths` that a process of the kernel has open."""
+        wanted, found = {str(path) for path in paths}, set[str]()
+        for process in self._family():
+            with suppress(psutil.Error):
+                found |= {file.path for file in process.open_files()} & wanted
+        return sorted(found)
+
+    def _family(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []
+
+    def _read(self, lines: object) -> None:
+        for line in lines or ():  # type: ignore[attr-defined]
+            self._log(f"  | {line.rstrip()}")
+
+    def _watch(self, pid: int) -> None:
+        while psutil.pid_exists(pid):
+            self.peak_mb = max(self.peak_mb, tree_mb(pid))
+            time.sleep(WATCH_S)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._sockets, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Serve members to the gateway of a competition, which sends the test set in batches."""

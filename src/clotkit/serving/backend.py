@@ -1,0 +1,155 @@
+"""Keep the process that has the members, `clotkit serve`, and give it the slides of each batch.
+
+The server stays up whatever that process does: it loads while the server answers already, it is killed if it does not
+end a batch in time, and started again if it dies. Standard library only.
+"""
+
+import json
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from clotkit.console import unforeseen
+from clotkit.reasons import Reason
+from clotkit.supervise import WORKING, kill_group, name_of, say
+
+MOST_STARTS = 3  # in a row of a process that never becomes ready
+MOST_TRIES = 2  # of a slide, if the process dies while it is read
+EXIT_S = 1.0  # the longest wait for the end of a process that has closed its output
+CLOSING_S, CLOSING_SHARE = 1.0, 0.05  # kept of the time for a batch, for its last message
+Message = dict[str, Any]
+READY, LINE, ANSWERS, END = "ready", "line", "answers", "end"  # keys of messages
+
+
+class Backend:
+    """The process that has the members."""
+
+    def __init__(self, prepare: Callable[[], list[str] | None], folder: Path = WORKING) -> None:
+        """Start the process in the background, once `prepare` has returned its command; None: it cannot be started."""
+        self.reason: Reason | None = None  # why it will never answer
+        self.starts = 0
+        self.was_asked = False  # whether the last slides were sent to it: it was ready in time
+        self._prepare, self._folder = prepare, folder
+        self._command: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.SimpleQueue[tuple[int, Message | None]] = queue.SimpleQueue()
+        self._is_ready, self._unready = False, 0
+        threading.Thread(target=self._begin, name="members", daemon=True).start()
+
+    def score(self, slides: Sequence[Message], until: float) -> Iterator[Message]:
+        """Yield a message for each slide as it is scored, until `until`, a time.monotonic() value.
+
+        Its keys are LINE, the slide's line of the report, and ANSWERS, the cells of the answer by id of the submission.
+        Then no process reads a slide of this batch any more.
+        """
+        left = {slide["image_id"]: slide for slide in slides}
+        self.was_asked = False
+        for _ in range(MOST_TRIES):
+            if not left or not self.is_ready(until) or not self._send(list(left.values()), until):
+                return
+            while (message := self._next(until)) is not None and END not in message:
+                left.pop(message[LINE]["image_id"], None)
+                yield message
+            if message is not None:
+                return
+            if self._is_ready:  # it is alive, and late
+                say("the members' process did not end a batch in time: killed, and started again")
+                self._start()
+                return
+
+    def is_ready(self, until: float) -> bool:
+        """Wait for the members, at most until `until`; return whether they are loaded."""
+        while not self._is_ready and self.reason is None:
+            if (message := self._next(until)) is None and time.monotonic() >= until:
+                return False
+            if message is not None and READY in message:
+                say(f"members: {', '.join(message['members']) or 'none'}, loaded in {message[READY]:.0f} s")
+                self._is_ready, self._unready = True, 0
+        return self._is_ready
+
+    def close(self) -> None:
+        """End the process for good."""
+        self.reason = self.reason or Reason.STOPPED
+        if self._process is not None:
+            kill_group(self._process)
+
+    def _begin(self) -> None:
+        try:
+            command = self._prepare()
+        except Exception as error:  # noqa: BLE001 - the server goes on without members
+            say(f"the members could not be prepared: {unforeseen(error, self._folder)}")
+            command, self.reason = None, Reason.FAILED
+        if command is None:
+            self.reason = self.reason or Reason.NO_MEMBER
+            self._messages.put((self.starts, {}))  # whoever waits looks again
+            return
+        self._command = command
+        self._start()
+
+    def _start(self) -> None:
+        """Start the process, and kill the one before; not after the end."""
+        if self._process is not None:
+            kill_group(self._process)
+        self._is_ready = False
+        if self.reason is not None:
+            return
+        self.starts += 1
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=self._folder
+        )
+        reader = threading.Thread(target=self._read, args=(self._process, self.starts), name="replies", daemon=True)
+        reader.start()
+
+    def _read(self, process: "subprocess.Popen[bytes]", start: int) -> None:
+        """Queue the messages of a process, and None at its end."""
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self._messages.put((start, json.loads(line)))
+        self._messages.put((start, None))
+
+    def _send(self, slides: list[Message], until: float) -> bool:
+        """Ask for slides; return whether there was time for them. A process that has died is noticed later."""
+        left_s = until - time.monotonic()
+        left_s -= min(CLOSING_S, CLOSING_SHARE * left_s)
+        if left_s <= 0 or self._process is None or self._process.stdin is None:
+            return False
+        self.was_asked = True
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps({"left_s": left_s, "slides": slides}).encode() + b"\n")
+            self._process.stdin.flush()
+        return True
+
+    def _next(self, until: float) -> Message | None:
+        """Return the next message; None if none came in time, or the process has died and another is started."""
+        while (left_s := until - time.monotonic()) > 0:
+            try:
+                start, message = self._messages.get(timeout=left_s)
+            except queue.Empty:
+                return None
+            if start != self.starts:
+                continue  # of an earlier process
+            if message is None:
+                self._died()
+            return message
+        return None
+
+    def _died(self) -> None:
+        """Start the process again, unless it never becomes ready."""
+        assert self._process is not None
+        self._unready += not self._is_ready
+        self._is_ready = False
+        with suppress(subprocess.TimeoutExpired):  # it has closed its output, and ends
+            self._process.wait(EXIT_S)
+        kill_group(self._process)
+        say(f"the members' process ended with {name_of(self._process.wait())}")
+        if self._unready < MOST_STARTS:
+            self._start()
+        else:
+            self.reason = Reason.FAILED
+            say(f"it did so {self._unready} times before they were loaded: every answer is the fallback")

@@ -1,0 +1,123 @@
+"""Read the batch that a gateway sends, and make the answer in its form: pandas, polars or a plain value.
+
+Frames are told by their methods, so that neither library is imported: the sender has brought the one it needs.
+Standard library only.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clotkit.competitions import Competition, Form
+from clotkit.competitions.schema import AnswerForm
+
+NOTHING = frozenset({"<NA>", "NaT", "None"})  # what missing values of pandas are as text
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a gateway."""
+
+    rows: Sequence[Mapping[str, Any]]  # cells by column
+    frame: Any = None  # the frame or series that they came in; None: there was none
+    paths: Sequence[str] = ()  # texts with a slash that came beside it
+
+    def ids(self, column: str) -> list[Any]:
+        """Return the cells of a column, None where a row lacks it."""
+        return [row.get(column) for row in self.rows]
+
+
+def read_batch(values: Iterable[Any], image_column: str) -> Batch:
+    """Return the batch in the arguments of a call: a frame, a series of image ids, or image ids and paths.
+
+    Of several frames, the first with the column of image ids has the rows; others, like a sample submission, do not
+    count. A call without any of these is a batch of one row without cells.
+    """
+    flat = list(_flat(values))
+    frames = [value for value in flat if hasattr(value, "columns") and hasattr(value, "to_dict")]
+    frames += [value for value in flat if hasattr(value, "columns") and not hasattr(value, "to_dict")]
+    texts = [os.fspath(value) for value in flat if isinstance(value, str | os.PathLike)]
+    paths = [str(text) for text in texts if "/" in str(text)]
+    frame = next((one for one in frames if image_column in one.columns), next(iter(frames), None))
+    if frame is not None:
+        return Batch(_records(frame), frame, paths)
+    series = next((value for value in flat if hasattr(value, "to_list") and hasattr(value, "dtype")), None)
+    if series is not None:
+        return Batch([{image_column: cell} for cell in series.to_list()], series, paths)
+    ids = [value for value in flat if isinstance(value, str | int) and "/" not in str(value)]
+    return Batch([{image_column: cell} for cell in ids or paths] or [{}], None, paths)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the values, and those of lists, tuples and dicts among them."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        elif isinstance(value, dict):
+            yield from _flat(value.values())
+        else:
+            yield value
+
+
+def _records(frame: Any) -> list[Mapping[str, Any]]:
+    """Return the rows of a frame: polars has a method for it, pandas an argument."""
+    return list(frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records"))
+
+
+def text_of(cell: Any) -> str:
+    """Return a cell as a table has it; empty for a missing value."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():  # a column of whole numbers with a gap
+        return str(int(cell))
+    text = str(cell).strip()
+    return "" if text in NOTHING else text
+
+
+def answer_for(batch: Batch, ids: Sequence[Any], cells: Sequence[Sequence[str]], competition: Competition) -> Any:
+    """Return the answer to a batch, a row for each of `ids`.
+
+    Args:
+        batch: its library makes the frame; pandas if it came without one.
+        ids: the ids of the rows, as the batch has them.
+        cells: of each row, the texts of the answer's columns, as a submission has them.
+        competition: says the columns and the form.
+    """
+    columns = {
+        name: [_value(row[place], competition) for row in cells]
+        for place, name in enumerate(competition.submission.columns)
+    }
+    if competition.serving.answer is AnswerForm.VALUE and len(cells) == 1:
+        return columns[competition.submission.columns[0]][0]
+    if competition.serving.answer is AnswerForm.ROWS:
+        columns = {competition.submission.id: _whole(ids)} | columns
+    return _frame_type(batch.frame)(columns)
+
+
+def _value(text: str, competition: Competition) -> float | int | str:
+    """Return a cell of an answer as a number, or a label that is none as text."""
+    if competition.submission.form is not Form.LABEL:
+        return float(text)
+    are_numbers = all(label.lstrip("-").isdecimal() for label in competition.answers)
+    return int(text) if are_numbers else text
+
+
+def _whole(ids: Sequence[Any]) -> list[Any]:
+    """Return ids of one type and without a gap, which no gateway accepts: an empty text, or -1 among numbers."""
+    texts = [text_of(one) for one in ids]
+    if all(isinstance(one, int | float) for one, text in zip(ids, texts, strict=True) if text) and any(texts):
+        return [int(text) if text else -1 for text in texts]
+    return texts
+
+
+def _frame_type(frame: Any) -> Any:
+    """Return the class of frames of the library that a frame is of."""
+    library = type(frame).__module__.partition(".")[0]
+    if frame is not None and hasattr(sys.modules.get(library), "DataFrame"):
+        return sys.modules[library].DataFrame
+    import pandas
+
+    return pandas.DataFrame

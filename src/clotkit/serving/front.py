@@ -1,0 +1,177 @@
+"""Answer a gateway's batches: always in time, always with a row for each row, whatever the slides and members do.
+
+Standard library only.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from clotkit.competitions import Competition
+from clotkit.competitions.schema import BatchRows
+from clotkit.console import unforeseen
+from clotkit.errors import ClotkitError
+from clotkit.reasons import Cause, Reason
+from clotkit.report import records
+from clotkit.report.records import SlideReport
+from clotkit.serving.backend import ANSWERS, LINE, Backend
+from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
+from clotkit.serving.rows import Asked, read_row
+from clotkit.submission.answers import answer_cells
+from clotkit.supervise import ROOT, WORKING, State, Status, say
+
+MARGIN_S, MARGIN_SHARE = 5.0, 0.1  # kept of a deadline: seconds, or a share of it if that is less
+BAD_ROW = Cause(Reason.BAD_ROW, "the batch's row has no image id that can be used")
+NOT_READY = Cause(Reason.NOT_READY, "the members were not loaded by the batch's deadline")
+NO_TIME = Cause(Reason.DEADLINE, "the batch's deadline came before it was done")
+RUN_OVER = Cause(Reason.DEADLINE, "the run's deadline has passed")
+ANSWERED, LATE = "answered", "late"  # keys of Status.batches
+
+
+class Front:
+    """The server's side that talks to the gateway."""
+
+    def __init__(
+        self,
+        competition: Competition,
+        backend: Backend,
+        split: Path,
+        status: Status,
+        started: float,
+        batch_s: float = 0,
+    ) -> None:
+        """Answer with `backend`; `batch_s` replaces the competition's deadline of a batch if it is not 0."""
+        self.competition, self.backend, self.status, self.started = competition, backend, status, started
+        serving = competition.serving
+        self._batch_s = batch_s or serving.deadline_s
+        self._first_s = batch_s or serving.first_deadline_s or serving.deadline_s
+        self._roots = [*shared_places(split, competition), split]
+        self._lock = threading.Lock()
+        self._lines = {line.image_id: line for line in _earlier_lines()}  # a server that is started again goes on
+        self._facts: dict[str, Mapping[str, str]] = {}  # by image id
+        self._answers: dict[str, list[str]] = {}  # by id of the submission, the latest
+        self._report = records.ReportFile(WORKING / records.REPORT, list(self._lines.values()))
+        self.batches = 0
+
+    def predict(self, *values: Any, **named: Any) -> Any:
+        """Return the answer to a batch: a row for each of its rows, in the form of what came."""
+        received = time.monotonic()
+        with self._lock:
+            self.batches += 1
+            batch = read_batch([*values, *named.values()], self.competition.columns.image)
+            rows: Sequence[Asked | None] = [None] * len(batch.rows)
+            try:
+                rows = [self._read(cells, number, batch) for number, cells in enumerate(batch.rows, start=1)]
+                self._score(rows, received)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the gateway gets its rows
+                self.status.add(Reason.FAILED)
+                say(f"batch {self.batches}: {unforeseen(error, WORKING)}")
+            self._write_status()
+            return self._answer(batch, rows)
+
+    def _read(self, cells: Mapping[str, Any], number: int, batch: Batch) -> Asked | None:
+        return read_row(cells, number, batch, self.competition, self._roots)
+
+    def _score(self, rows: Sequence[Asked | None], received: float) -> None:
+        """Score the slides of the rows, and keep the answers that there are by the deadline."""
+        asked = {one.image_id: one for one in rows if one is not None}
+        for number, one in enumerate(rows, start=1):
+            if one is None:
+                self._fall_back(Asked(f"(batch {self.batches}, row {number})", "", "", {}, ()), BAD_ROW)
+        self._facts |= {image_id: one.facts for image_id, one in asked.items()}
+        limit_s = self._first_s if self.batches == 1 else self._batch_s
+        run_until = self.started + self.competition.limits.deadline_s
+        until = min(received + limit_s - min(MARGIN_S, MARGIN_SHARE * limit_s), run_until)
+        waiting = dict(asked)
+        for message in self.backend.score([self._request(one) for one in asked.values()], until) if asked else ():
+            line = SlideReport(**message[LINE])
+            waiting.pop(line.image_id, None)
+            self._answers |= message[ANSWERS]
+            self._add(line)
+        cause = RUN_OVER if time.monotonic() >= run_until else self._why_late()
+        for one in waiting.values():
+            self._fall_back(one, cause)
+        batches = self.status.batches
+        batches[ANSWERED] = batches.get(ANSWERED, 0) + 1
+        batches[LATE] = batches.get(LATE, 0) + bool(waiting)
+        say(f"batch {self.batches}: {len(rows)} rows, {len(waiting)} late, {time.monotonic() - received:.1f} s")
+
+    def _why_late(self) -> Cause:
+        if self.backend.reason is not None:
+            return Cause(self.backend.reason, "the members cannot be used")
+        return NO_TIME if self.backend.was_asked else NOT_READY
+
+    def _request(self, one: Asked) -> dict[str, Any]:
+        """Return the request to score a slide, with its row's earlier slides."""
+        others = () if self.competition.by_image else self._lines.items()
+        earlier = [
+            {"image_id": image_id, "facts": dict(self._facts.get(image_id, {})), "p": line.p}
+            for image_id, line in others
+            if line.p and image_id != one.image_id and line.patient_id == one.patient_id
+        ]
+        return {
+            "image_id": one.image_id,
+            "patient_id": one.patient_id,
+            "row_id": one.row_id,
+            "facts": dict(one.facts),
+            "paths": list(one.paths),
+            "earlier": earlier,
+        }
+
+    def _fall_back(self, one: Asked, cause: Cause) -> None:
+        """Report a slide as fallback."""
+        line = SlideReport(one.image_id, one.patient_id, "fallback", cause.sentence, 0, 0.0, 0.0, codes=[cause.code])
+        self._add(line)
+
+    def _add(self, line: SlideReport) -> None:
+        """Add a line to the report; a disk that is full costs the line only."""
+        self._lines[line.image_id] = line
+        self.status.add(*line.codes)
+        with suppress(OSError):
+            self._report.add(line)
+
+    def _answer(self, batch: Batch, rows: Sequence[Asked | None]) -> Any:
+        """Return the answer to a batch, by what is known of its rows."""
+        places: Iterable[int] = range(len(rows))
+        if self.competition.serving.rows is BatchRows.ID:
+            first = {one.row_id: place for place, one in reversed(list(enumerate(rows))) if one is not None}
+            places = sorted(first.values()) or list(places)[:1]
+        fallback = answer_cells(self.competition, None)
+        cells, ids = [], []
+        given = batch.ids(self.competition.submission.id)
+        for place in places:
+            one = rows[place]
+            cells.append(fallback if one is None else self._answers.get(one.row_id, fallback))
+            ids.append(given[place] if text_of(given[place]) else one and one.row_id)
+        return answer_for(batch, ids, cells, self.competition)
+
+    def _write_status(self) -> None:
+        """Write the state so far: nobody tells a server that the last batch was the last."""
+        self.status.slides = records.counts(list(self._lines.values()))
+        self.status.write(self.state, self.started)
+
+    @property
+    def state(self) -> State:
+        """The state of the slides so far."""
+        counts = records.counts(list(self._lines.values()))
+        if counts["fallback"] == sum(counts.values()):
+            return State.FALLBACK
+        return State.DONE if counts["done"] == sum(counts.values()) else State.PARTIAL
+
+
+def shared_places(split: Path, competition: Competition) -> list[Path]:
+    """Return the folders where a gateway may mount slides: below the shared one, by the path that they have for it."""
+    shared = ROOT / "shared"
+    inputs = [f"kaggle/input/{place}{competition.slug}" for place in ("competitions/", "")]
+    return [shared / split.relative_to("/"), *(shared / name for name in inputs), shared]
+
+
+def _earlier_lines() -> list[SlideReport]:
+    """Return the lines of a server that ran in this folder before."""
+    try:
+        return records.read_report(WORKING / records.REPORT)
+    except (ClotkitError, ValueError, TypeError):
+        return []
