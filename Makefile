@@ -131,10 +131,11 @@ build/rehearsal-tile$(OF)/rehearsal.json: build/.wheels $(PHANTOM_TILE)
 
 # What each kernel is rehearsed on: a test split, a train split, the tiles of that one's rehearsal.
 REHEARSE_ON.infer := $(PHANTOM) $(MEMBER)
+REHEARSE_ON.serve := $(REHEARSE_ON.infer)
 REHEARSE_ON.tile := $(PHANTOM_TILE)
 REHEARSE_ON.train := build/rehearsal-tile$(OF)/rehearsal.json
 
-dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|tile|train, KERNEL_TYPE=notebook
+dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|serve|tile|train, KERNEL_TYPE=notebook
 	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(AS_TYPE) $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
 
 # On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
@@ -162,7 +163,7 @@ datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $
 	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
 	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(FOR)
 
-kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left, ACCELERATOR=NvidiaTeslaT4: on another machine; KERNEL_TYPE=notebook, if it was rehearsed as one
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|serve|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left, ACCELERATOR=NvidiaTeslaT4: on another machine; KERNEL_TYPE=notebook, if it was rehearsed as one
 	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(addprefix --attach ,$(ATTACH)) $(addprefix --accelerator ,$(ACCELERATOR)) $(FOR)
 
 kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train

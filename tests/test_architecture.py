@@ -26,7 +26,7 @@ LIGHT = [
 ]  # fmt: skip
 SUPERVISOR = [
     "clotkit.submission.writing", "clotkit.competitions", "clotkit.report.records", "clotkit.splits",
-    "clotkit.supervise",
+    "clotkit.supervise", "clotkit.serving.front", "clotkit.serving.discovery",
 ]  # fmt: skip
 ONLY_IN_ITS_TOML = ["strip_ai", "strip-ai", "mayo", '"CE"', "LAA", '"image_id"', '"patient_id"', "006388"]
 MAY_KNOW = {
@@ -103,10 +103,13 @@ HOMES: dict[str, set[str]] = {
         "clotkit.rehearsal.environment",
         "clotkit.rehearsal.execute_notebook",
         "clotkit.supervise",
+        "clotkit.serving.backend",  # the process that has the members
         "clotkit.looking",  # a process that may be left behind while it looks at a file
     },
     "nbclient": {"clotkit.rehearsal.execute_notebook"},
-    "psutil": {"clotkit.rehearsal.sandbox"},
+    "psutil": {"clotkit.rehearsal.sandbox", "clotkit.rehearsal.server"},
+    "grpc": {"clotkit.rehearsal.standin.relay"},
+    "polars": set(),  # frames of a gateway are told by their methods
     "kagglesdk": {"clotkit.kaggle.client"},
     "kaggle": set(),
     "requests": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},  # the second: only the exceptions

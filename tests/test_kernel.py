@@ -1,7 +1,6 @@
 """Test the scoring kernel's supervisor: it leaves a valid submission.csv whatever its pipeline does."""
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess

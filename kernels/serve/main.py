@@ -1,4 +1,4 @@
-"""The serving kernel: answers the batches of a competition's gateway in time, whatever slides and members do.
+"""The serving kernel: answers the batches of a competition's gateway in time, whatever happens.
 
 The bundle builder fills FILES (the kit's modules, as text) and SETTINGS below, and puts the source of `unpack` in place
 of its import; the result is the single script that Kaggle runs. This process starts the competition's own inference
@@ -82,7 +82,7 @@ def serve(competition: Any, split: Path, kit: Any, started: float, status: Any) 
     except Stopped:
         say("SIGTERM: the server is stopped")
     finally:
-        backend.close()
+        front.close()
         for temporary in WORKING.glob(".status.*"):  # of a write that a kill cut short
             temporary.unlink()
     if not front.batches:
@@ -92,7 +92,7 @@ def serve(competition: Any, split: Path, kit: Any, started: float, status: Any) 
 
 
 def play_local_gateway(server: Any, split: Path, competition: Any, status: Any) -> None:
-    """Play the competition's local gateway; if it fails, write the fallback, without which nothing can be submitted."""
+    """Play the local gateway; if it fails, write the fallback, without which nothing can be submitted."""
     from clotkit.console import unforeseen
     from clotkit.reasons import Reason
     from clotkit.serving.discovery import run_local_gateway
@@ -108,7 +108,7 @@ def play_local_gateway(server: Any, split: Path, competition: Any, status: Any) 
 
 
 def members_command(split: Path, kit: Any, status: Any) -> list[str] | None:
-    """Install the wheels and return the command of the process that has the members; None without a member."""
+    """Install the wheels, and return the command of the process that has the members; None without one."""
     from clotkit.supervise import INPUT, datasets_beside, find_weights, install_wheels, say, unpack_tars
 
     datasets = datasets_beside(split)

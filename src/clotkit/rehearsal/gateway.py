@@ -1,4 +1,4 @@
-"""Play the gateway of a competition: send batches to the server in its sandbox, with faults, and check its answers."""
+"""Play the gateway of a competition: send batches and faults to a server, and check its answers."""
 
 import os
 import random
@@ -16,7 +16,7 @@ import pandas as pd
 from clotkit.competitions import Competition
 from clotkit.competitions.schema import AnswerForm, BatchRows
 from clotkit.rehearsal.server import Server
-from clotkit.rehearsal.standin.gateway import InvalidAnswer, batches_of, rows_of
+from clotkit.rehearsal.standin.gateway import InvalidAnswerError, batches_of, rows_of
 from clotkit.splits import SlideRow, read_sample, row_id
 from clotkit.submission.answers import answer_cells
 
@@ -29,7 +29,7 @@ class GatewayFault(StrEnum):
 
     RESET = "reset"  # the server is killed, and started again in an empty working folder
     BROKEN_SLIDE = "broken_slide"  # a slide is damaged
-    STUCK_SLIDE = "stuck_slide"  # a slide that whoever opens waits for: the batch cannot be done by its deadline
+    STUCK_MEMBERS = "stuck_members"  # the process with the members is stopped: the batch is not done by its deadline
     NULL_ROW = "null_row"  # a row without a cell
     REPEATED_ROW = "repeated_row"  # a row comes twice
     NO_ROW = "no_row"  # a batch without rows
@@ -38,7 +38,7 @@ class GatewayFault(StrEnum):
 
 
 class Failure(StrEnum):
-    """How a batch failed."""
+    """A way in which a batch fails."""
 
     MISSED = "missed"  # no answer by the deadline
     RAISED = "raised"  # an exception instead of an answer
@@ -49,7 +49,7 @@ class Failure(StrEnum):
 
 @dataclass
 class Played:
-    """What came of the batches that were played."""
+    """The outcome of the batches so far."""
 
     batches: int = 0
     rows: int = 0
@@ -64,7 +64,7 @@ class Played:
     @property
     def facts(self) -> dict[str, Any]:
         """The entries of rehearsal.json."""
-        failures = {kind: self.count(kind) for kind in Failure}
+        failures = {str(kind): self.count(kind) for kind in Failure}
         return {"batches": self.batches, "rows": self.rows, "slowest_s": round(self.slowest_s, 1), **failures}
 
 
@@ -98,10 +98,10 @@ class Gateway:
         shared = self._share([one for one in ids if one in self.slides], instead or {})
         started = time.monotonic()
         try:
-            answer = self.server.client.send("predict", batch, *more, limit_s=self.server.batch_s)
+            answer = self.server.send(batch, *more)
             columns = rows_of(answer, self._rows(batch))
-        except (TimeoutError, RuntimeError, ConnectionError, InvalidAnswer) as error:
-            kinds = {TimeoutError: Failure.MISSED, InvalidAnswer: Failure.INVALID, RuntimeError: Failure.RAISED}
+        except (TimeoutError, RuntimeError, ConnectionError, InvalidAnswerError) as error:
+            kinds = {TimeoutError: Failure.MISSED, InvalidAnswerError: Failure.INVALID, RuntimeError: Failure.RAISED}
             self.played.failures.append((kinds.get(type(error), Failure.GONE), f"{name}: {error}"))
             columns = None
         self.played.slowest_s = max(self.played.slowest_s, time.monotonic() - started)
@@ -113,7 +113,7 @@ class Gateway:
         return columns
 
     def play(self, batches: Sequence[Any], resets: Sequence[int] = ()) -> None:
-        """Send batches, and keep the answers; the server is reset before those whose numbers, from 0, are given."""
+        """Send batches and keep the answers; reset the server before those with the numbers `resets`, from 0."""
         for number, batch in enumerate(batches):
             if number in resets:
                 self.server.reset()
@@ -132,12 +132,10 @@ class Gateway:
         elif fault is GatewayFault.BROKEN_SLIDE:
             instead[first] = scratch / "broken.tif"
             (scratch / "broken.tif").write_bytes(BROKEN_BYTES)
-        elif fault is GatewayFault.STUCK_SLIDE:
-            instead[first] = scratch / "stuck.tif"
-            (scratch / "stuck.tif").unlink(missing_ok=True)
-            os.mkfifo(scratch / "stuck.tif")
+        elif fault is GatewayFault.STUCK_MEMBERS:
+            self.server.stop_members()
         elif fault is GatewayFault.NULL_ROW:
-            batch = pd.concat([batch, pd.DataFrame([{name: None for name in batch.columns}])], ignore_index=True)
+            batch = pd.concat([batch, pd.DataFrame([dict.fromkeys(batch.columns)])], ignore_index=True)
         elif fault is GatewayFault.REPEATED_ROW:
             batch = pd.concat([batch, batch.iloc[:1]], ignore_index=True)
         elif fault is GatewayFault.NO_ROW:
@@ -156,7 +154,9 @@ class Gateway:
             one: [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in self.answers_of(one)]
             for one in self.played.answers
         }
-        cells = [dict(zip(self.competition.submission.columns, rows.get(one, fallback), strict=True)) for one in sample.ids]
+        cells = [
+            dict(zip(self.competition.submission.columns, rows.get(one, fallback), strict=True)) for one in sample.ids
+        ]
         table = pd.DataFrame([{self._id: text} | row for text, row in zip(sample.texts, cells, strict=True)])
         table[list(sample.columns)].to_csv(path, index=False, header=list(sample.header))
 

@@ -244,7 +244,7 @@ def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, lo
         raise RehearsalError(
             f"layout {name}: the kernel ended with {process.returncode}, 0 is needed", RehearsalKind.EXIT_CODE
         )
-    status = _read_status(stage, name)
+    status = read_final_status(stage, name)
     if stage.fingerprint() != before:
         raise RehearsalError(
             f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only", RehearsalKind.INPUTS
@@ -272,7 +272,7 @@ def launch(stage: Stage, sandbox: Sandbox, more: Mapping[str, str]) -> "subproce
     )
 
 
-def _read_status(stage: Stage, name: str) -> Status:
+def read_final_status(stage: Stage, name: str) -> Status:
     """Return the kernel's status. Raises RehearsalError if it is not final, or the wheels were not used."""
     status = read_status(stage.working)
     if status is None or status.state is State.STARTED:

@@ -58,7 +58,7 @@ def rehearse(
     """
     started = time.monotonic()
     competition = load_competition(competition_name)
-    split_dir = _split_dir(split, competition, log)
+    split_dir = split_folder(split, competition, log)
     read_slides(split_dir, "test", competition)
     check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
     check_encoders(weights)
@@ -66,12 +66,13 @@ def rehearse(
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
     attached = datasets_of(kernel, competition, weights, wheels)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
-    _check_agreement([outcome.working / competition.files.submission for outcome in outcomes])
+    check_agreement([outcome.working / competition.files.submission for outcome in outcomes])
     facts = sandbox.facts | {"datasets": hashes_of(attached)}
     return _conclude(outcomes, competition, split_dir, facts, out, time.monotonic() - started, log)
 
 
-def _split_dir(split: str, competition: Competition, log: Log) -> Path:
+def split_folder(split: str, competition: Competition, log: Log) -> Path:
+    """Return the folder of a split; "public" is the public test split, which is fetched."""
     if split != "public":
         return Path(split)
     from clotkit.kaggle.public import fetch_public_split
@@ -85,7 +86,7 @@ def datasets_of(kernel: Path, competition: Competition, weights: Path, wheels: P
     return {name: wheels_files(wheels) if name.endswith("wheels") else weights_files(weights) for name in names}
 
 
-def _check_agreement(submissions: Sequence[Path]) -> None:
+def check_agreement(submissions: Sequence[Path]) -> None:
     """Raise RehearsalError if the layouts gave different submissions."""
     tables = []
     for path in submissions:

@@ -7,10 +7,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
+from clotkit.competitions.schema import Serving
 from clotkit.errors import RehearsalError
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
@@ -25,14 +26,14 @@ BATCH_S = "CLOTKIT_BATCH_S"  # environment variable: the deadline of a batch in 
 class Server:
     """The kernel's process, and the connection to it."""
 
-    def __init__(self, stage: Stage, sandbox: Sandbox, batch_s: float, startup_s: float, log: Log) -> None:
+    def __init__(self, stage: Stage, sandbox: Sandbox, serving: Serving, batch_s: float, log: Log) -> None:
         """Serve in the folders of `stage`.
 
         Args:
             stage: the folders of the run.
             sandbox: the bundle and its Python.
-            batch_s: deadline of a batch.
-            startup_s: within which the server must be up.
+            serving: within how long the server must be up, and how long the first batch may take.
+            batch_s: deadline of every other batch.
             log: takes the lines of the kernel.
         """
         self.stage, self.batch_s = stage, batch_s
@@ -40,7 +41,7 @@ class Server:
         self.up_s: list[float] = []  # of every start
         self.peak_mb = 0.0
         self.workings: list[Path] = []  # of earlier starts
-        self._sandbox, self._startup_s, self._log = sandbox, startup_s, log
+        self._sandbox, self._serving, self._log = sandbox, serving, log
         self._sockets = Path(tempfile.mkdtemp(prefix="clotkit-"))  # a socket's path has at most 107 bytes
 
     def start(self) -> None:
@@ -54,11 +55,19 @@ class Server:
         threading.Thread(target=self._watch, args=(self._process.pid,), daemon=True).start()
         self.client = relay.Client(str(path))
         try:
-            self.client.wait(self._startup_s)
+            self.client.wait(self._serving.startup_s)
         except TimeoutError as error:
             self.stop()
             raise RehearsalError(str(error), RehearsalKind.SERVER) from error
+        self._is_new = True
         self.up_s.append(round(time.monotonic() - started, 1))
+
+    def send(self, *values: Any) -> Any:
+        """Return the server's answer to a batch. Raises as relay.Client.send does."""
+        first_s = self._serving.first_deadline_s or self._serving.deadline_s
+        limit_s = first_s if self._is_new else self.batch_s
+        self._is_new = False
+        return self.client.send("predict", *values, limit_s=limit_s)
 
     def reset(self) -> None:
         """Kill the kernel and start it again in an empty working folder, as a container that is made anew."""
@@ -75,6 +84,13 @@ class Server:
         self.client.close()
         kill_tree(self._process.pid)
         self._process.wait()
+
+    def stop_members(self) -> None:
+        """Stop the process that has the members with SIGSTOP."""
+        for process in self._family():
+            with suppress(psutil.Error):
+                if "--weights" in process.cmdline():
+                    process.suspend()
 
     def held(self, paths: list[Path]) -> list[str]:
         """Return those of `paths` that a process of the kernel has open."""

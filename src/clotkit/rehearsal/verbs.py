@@ -53,6 +53,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from clotkit.bundle.places import build_path, demo_weights
     from clotkit.competitions import load_competition
     from clotkit.rehearsal.scoring import rehearse
+    from clotkit.rehearsal.serving import rehearse_serving
     from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
 
     log = partial(print, flush=True)
@@ -68,5 +69,6 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         clean = rehearse_training(tiles, arguments.backbones, wheels, *common)
     else:
         split = arguments.split or str(build_path("phantom", competition))
-        clean = rehearse(split, arguments.weights or demo_weights(competition), wheels, *common)
+        play = rehearse_serving if job == "serve" else rehearse
+        clean = play(split, arguments.weights or demo_weights(competition), wheels, *common)
     return DONE if clean else FALLBACKS

@@ -16,6 +16,7 @@ from typing import Any
 
 from clotkit.console import unforeseen
 from clotkit.reasons import Reason
+from clotkit.report.records import IMAGE_ID
 from clotkit.supervise import WORKING, kill_group, name_of, say
 
 MOST_STARTS = 3  # in a row of a process that never becomes ready
@@ -30,7 +31,7 @@ class Backend:
     """The process that has the members."""
 
     def __init__(self, prepare: Callable[[], list[str] | None], folder: Path = WORKING) -> None:
-        """Start the process in the background, once `prepare` has returned its command; None: it cannot be started."""
+        """Start the process in the background by the command that `prepare` returns; None: there is no member."""
         self.reason: Reason | None = None  # why it will never answer
         self.starts = 0
         self.was_asked = False  # whether the last slides were sent to it: it was ready in time
@@ -47,14 +48,18 @@ class Backend:
         Its keys are LINE, the slide's line of the report, and ANSWERS, the cells of the answer by id of the submission.
         Then no process reads a slide of this batch any more.
         """
-        left = {slide["image_id"]: slide for slide in slides}
+        left = {slide["image"]: slide for slide in slides}
         self.was_asked = False
         for _ in range(MOST_TRIES):
             if not left or not self.is_ready(until) or not self._send(list(left.values()), until):
                 return
-            while (message := self._next(until)) is not None and END not in message:
-                left.pop(message[LINE]["image_id"], None)
-                yield message
+            try:
+                while (message := self._next(until)) is not None and END not in message:
+                    left.pop(message[LINE][IMAGE_ID], None)
+                    yield message
+            except BaseException:  # whoever asked has given up: what is left of the batch must not be in the next one
+                self._start()
+                raise
             if message is not None:
                 return
             if self._is_ready:  # it is alive, and late
@@ -75,8 +80,14 @@ class Backend:
     def close(self) -> None:
         """End the process for good."""
         self.reason = self.reason or Reason.STOPPED
-        if self._process is not None:
+        self._end()
+
+    def _end(self) -> None:
+        """Kill the process, and with it those of slides."""
+        if self._process is not None and self._process.stdin is not None:
             kill_group(self._process)
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def _begin(self) -> None:
         try:
@@ -93,8 +104,7 @@ class Backend:
 
     def _start(self) -> None:
         """Start the process, and kill the one before; not after the end."""
-        if self._process is not None:
-            kill_group(self._process)
+        self._end()
         self._is_ready = False
         if self.reason is not None:
             return
@@ -108,7 +118,7 @@ class Backend:
     def _read(self, process: "subprocess.Popen[bytes]", start: int) -> None:
         """Queue the messages of a process, and None at its end."""
         assert process.stdout is not None
-        with process.stdout as lines:
+        with process.stdout as lines, suppress(ValueError):  # what is no message ends it, too
             for line in lines:
                 self._messages.put((start, json.loads(line)))
         self._messages.put((start, None))

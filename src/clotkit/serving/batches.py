@@ -49,12 +49,12 @@ class BatchScorer:
     def replies(self, request: Request) -> Iterator[Reply]:
         """Yield a reply for each slide of a request as it is scored, and a last one.
 
-        The request has `left_s`, the seconds for it, and `slides`, each with `image_id`, `patient_id`, `row_id`,
-        `facts`, `paths` to try, and `earlier`: the other slides of its row, each with `image_id`, `facts` and `p`,
+        The request has `left_s`, the seconds for it, and `slides`, each with `image`, `patient`, `row`,
+        `facts`, `paths` to try, and `earlier`: the other slides of its row, each with `image`, `facts` and `p`,
         its probabilities by member.
         """
         started, left_s = time.monotonic(), float(request["left_s"])
-        asked = {slide["image_id"]: slide for slide in request["slides"]}
+        asked = {slide["image"]: slide for slide in request["slides"]}
         slides = placed(list(asked.values()), min(ANSWER_S, left_s / 10), self.log)
         state = self._state(slides, asked)
         scorer = Scorer(self.members, state.inputs.patient_of, self.competition.limits.min_tiles)
@@ -76,14 +76,14 @@ class BatchScorer:
     def _state(self, slides: Sequence[SlideRow], asked: Mapping[str, Any]) -> SubmissionState:
         """Return a submission of the rows that the slides count for, with their earlier slides scored."""
         others = {
-            other["image_id"]: (other, slide)
+            other["image"]: (other, slide)
             for slide in asked.values()
             for other in slide.get("earlier", ())
-            if other["image_id"] not in asked
+            if other["image"] not in asked
         }
         known = [_slide({**slide, **other}, None, ()) for other, slide in others.values()]
-        row_of = {image_id: slide["row_id"] for image_id, slide in asked.items()}
-        row_of |= {image_id: slide["row_id"] for image_id, (_, slide) in others.items()}
+        row_of = {image_id: slide["row"] for image_id, slide in asked.items()}
+        row_of |= {image_id: slide["row"] for image_id, (_, slide) in others.items()}
         inputs = with_missing_facts(replace(self.inputs, slides=slides, row_of=row_of), self.members, self.log)
         inputs = replace(inputs, slides=[*inputs.slides, *known])
         scored = {
@@ -122,13 +122,16 @@ def placed(slides: Sequence[Request], answer_s: float, log: Log) -> list[SlideRo
 def _slide(slide: Request, path: Path | None, state: Sequence[int]) -> SlideRow:
     """Return a slide at its path, with the size and the time of change of its file if they are known."""
     if path is None:
-        path = Path(slide["paths"][0] if slide["paths"] else slide["image_id"])
+        path = Path(slide["paths"][0] if slide["paths"] else slide["image"])
     size = tuple(state) if state else ()
-    return SlideRow(slide["image_id"], slide["patient_id"], path, None, facts=slide["facts"], size_and_mtime=size)
+    return SlideRow(slide["image"], slide["patient"], path, None, facts=slide["facts"], size_and_mtime=size)
 
 
 def load_scorer(settings: RunSettings, competition: Competition, log: Log) -> BatchScorer:
-    """Load the members of `settings.weights_dir`. Raises ConfigError if there is none, UsageError for limits."""
+    """Load the members of `settings.weights_dir`.
+
+    Raises ConfigError if no member is there, UsageError for limits that are too small.
+    """
     settings.check()
     ensemble, folders = find_ensemble(settings.weights_dir, competition, settings.without)
     check_trained_for(folders, competition.slug)

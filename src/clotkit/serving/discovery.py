@@ -1,4 +1,7 @@
-"""Find the inference server of a competition, and make one that calls a function of ours. Standard library only."""
+"""Find the inference server of a competition, and make one that calls a function of ours.
+
+Standard library only.
+"""
 
 import inspect
 import sys

@@ -1,8 +1,10 @@
 """Write the fallback as submission.parquet, the file that a gateway writes otherwise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clotkit.competitions import Competition
+from clotkit.competitions.schema import AnswerForm
 from clotkit.errors import ClotkitError
 from clotkit.serving.frames import Batch, answer_for
 from clotkit.splits import read_sample
@@ -19,9 +21,8 @@ def write_fallback(split: Path, competition: Competition) -> None:
         return
     try:
         ids = read_sample(competition.sample_path(split), competition).texts
-        frame = answer_for(Batch(()), ids, [answer_cells(competition, None)] * len(ids), competition)
-        if competition.submission.id not in frame:
-            frame.insert(0, competition.submission.id, list(ids))
+        whole = replace(competition, serving=replace(competition.serving, answer=AnswerForm.ROWS))
+        frame = answer_for(Batch(()), ids, [answer_cells(competition, None)] * len(ids), whole)
         frame.to_parquet(path, index=False)
     except (ClotkitError, ImportError, OSError, ValueError) as error:
         say(f"{path.name}: not written: {error}")

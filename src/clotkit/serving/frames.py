@@ -1,7 +1,7 @@
-"""Read the batch that a gateway sends, and make the answer in its form: pandas, polars or a plain value.
+"""Read the batch that a gateway sends, and make the answer in its form.
 
-Frames are told by their methods, so that neither library is imported: the sender has brought the one it needs.
-Standard library only.
+Frames of pandas and polars are told by their methods: neither library is imported here, the gateway has brought the one
+that it needs. Standard library only.
 """
 
 import math
@@ -106,7 +106,7 @@ def _value(text: str, competition: Competition) -> float | int | str:
 
 
 def _whole(ids: Sequence[Any]) -> list[Any]:
-    """Return ids of one type and without a gap, which no gateway accepts: an empty text, or -1 among numbers."""
+    """Return ids of one type; a gap, which no gateway accepts, is an empty text, or -1 among numbers."""
     texts = [text_of(one) for one in ids]
     if all(isinstance(one, int | float) for one, text in zip(ids, texts, strict=True) if text) and any(texts):
         return [int(text) if text else -1 for text in texts]

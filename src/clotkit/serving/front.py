@@ -1,4 +1,4 @@
-"""Answer a gateway's batches: always in time, always with a row for each row, whatever the slides and members do.
+"""Answer a gateway's batches: always in time, always with a row for each row.
 
 Standard library only.
 """
@@ -43,11 +43,11 @@ class Front:
         started: float,
         batch_s: float = 0,
     ) -> None:
-        """Answer with `backend`; `batch_s` replaces the competition's deadline of a batch if it is not 0."""
+        """Answer with `backend`; `batch_s` replaces the deadline of batches but the first if it is not 0."""
         self.competition, self.backend, self.status, self.started = competition, backend, status, started
         serving = competition.serving
         self._batch_s = batch_s or serving.deadline_s
-        self._first_s = batch_s or serving.first_deadline_s or serving.deadline_s
+        self._first_s = serving.first_deadline_s or serving.deadline_s
         self._roots = [*shared_places(split, competition), split]
         self._lock = threading.Lock()
         self._lines = {line.image_id: line for line in _earlier_lines()}  # a server that is started again goes on
@@ -71,6 +71,11 @@ class Front:
                 say(f"batch {self.batches}: {unforeseen(error, WORKING)}")
             self._write_status()
             return self._answer(batch, rows)
+
+    def close(self) -> None:
+        """End the process that has the members, and close the report."""
+        self.backend.close()
+        self._report.close()
 
     def _read(self, cells: Mapping[str, Any], number: int, batch: Batch) -> Asked | None:
         return read_row(cells, number, batch, self.competition, self._roots)
@@ -108,14 +113,14 @@ class Front:
         """Return the request to score a slide, with its row's earlier slides."""
         others = () if self.competition.by_image else self._lines.items()
         earlier = [
-            {"image_id": image_id, "facts": dict(self._facts.get(image_id, {})), "p": line.p}
+            {"image": image_id, "facts": dict(self._facts.get(image_id, {})), "p": line.p}
             for image_id, line in others
             if line.p and image_id != one.image_id and line.patient_id == one.patient_id
         ]
         return {
-            "image_id": one.image_id,
-            "patient_id": one.patient_id,
-            "row_id": one.row_id,
+            "image": one.image_id,
+            "patient": one.patient_id,
+            "row": one.row_id,
             "facts": dict(one.facts),
             "paths": list(one.paths),
             "earlier": earlier,
@@ -163,7 +168,7 @@ class Front:
 
 
 def shared_places(split: Path, competition: Competition) -> list[Path]:
-    """Return the folders where a gateway may mount slides: below the shared one, by the path that they have for it."""
+    """Return the folders where a gateway may mount slides: below the shared one, by their path there."""
     shared = ROOT / "shared"
     inputs = [f"kaggle/input/{place}{competition.slug}" for place in ("competitions/", "")]
     return [shared / split.relative_to("/"), *(shared / name for name in inputs), shared]

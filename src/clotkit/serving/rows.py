@@ -1,4 +1,7 @@
-"""Tell which slide a row of a gateway's batch is about, and where its file may be. Standard library only."""
+"""Tell which slide a row of a gateway's batch is about, and where its file may be.
+
+Standard library only.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,6 @@
-"""The gateway that a competition's own is made of: sends batches, checks answers, writes the submission."""
+"""The base of a competition's gateway: sends batches, checks answers, writes the submission."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +8,7 @@ import pandas as pd
 SUBMISSION = "submission.csv"  # the original writes Parquet
 
 
-class InvalidAnswer(ValueError):
+class InvalidAnswerError(ValueError):
     """An answer that the gateway refuses."""
 
 
@@ -57,16 +56,16 @@ def batches_of(frame: pd.DataFrame, id_column: str, batch_rows: int) -> list[pd.
     return [frame.iloc[rows].reset_index(drop=True) for rows in groups if rows]
 
 
-def rows_of(answer: Any, count: int) -> dict[str, Sequence[Any]]:
-    """Return the columns of an answer. Raises InvalidAnswer unless it has `count` rows without a gap."""
+def rows_of(answer: Any, count: int) -> dict[str, list[Any]]:
+    """Return the columns of an answer. Raises InvalidAnswerError unless it has `count` rows without a gap."""
     if isinstance(answer, str | int | float):
         answer = pd.DataFrame({"answer": [answer]})
     if not hasattr(answer, "columns"):
-        raise InvalidAnswer(f"{type(answer).__name__}: a frame is needed")
+        raise InvalidAnswerError(f"{type(answer).__name__}: a frame is needed")
     columns = {str(name): list(answer[name].to_list()) for name in answer.columns}
     if not columns or any(len(cells) != count for cells in columns.values()):
-        raise InvalidAnswer(f"{len(answer)} rows, {count} are needed")
+        raise InvalidAnswerError(f"{len(answer)} rows, {count} are needed")
     for name, cells in columns.items():
         if any(cell is None or (isinstance(cell, float) and not math.isfinite(cell)) for cell in cells):
-            raise InvalidAnswer(f"{name} has a gap or a number that is not finite")
+            raise InvalidAnswerError(f"{name} has a gap or a number that is not finite")
     return columns

@@ -1,14 +1,14 @@
-"""Send calls with frames, series and plain values from a gateway to a server, over gRPC on a Unix socket.
+"""Send calls from a gateway to a server, with frames and plain values, by gRPC on a Unix socket.
 
 A Unix socket needs no network, which is off in a rehearsal.
 """
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent import futures
+from importlib import import_module
 from typing import Any
 
 import grpc
@@ -120,9 +120,7 @@ def _values_name(library: str) -> str:
 
 
 def _library(name: str) -> Any:
-    """Return pandas or polars."""
-    if name == "polars":
-        import polars
-    else:
-        import pandas  # noqa: F401
-    return sys.modules[name]
+    """Return pandas or polars. Raises TypeError for another library."""
+    if name not in {"pandas", "polars"}:
+        raise TypeError(f"{name}: a gateway sends frames of pandas and polars")
+    return import_module(name)

@@ -1,4 +1,4 @@
-"""The inference server that a competition's own is made of."""
+"""The base of a competition's inference server."""
 
 import os
 from collections.abc import Callable, Sequence

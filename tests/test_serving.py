@@ -1,0 +1,536 @@
+"""Test the server of a competition with a gateway: its answers, its deadlines, its members."""
+
+import csv
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clotkit import supervise
+from clotkit.cli import main
+from clotkit.competitions import Competition, load_competition
+from clotkit.competitions.schema import AnswerForm, BatchRows, Serving
+from clotkit.errors import ConfigError
+from clotkit.reasons import Reason
+from clotkit.rehearsal.standin.layout import write_package
+from clotkit.report.records import read_report
+from clotkit.serving import front as front_module
+from clotkit.serving.backend import Backend
+from clotkit.serving.discovery import make_server, run_local_gateway
+from clotkit.serving.fallback import write_fallback
+from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
+from clotkit.serving.front import Front
+from clotkit.serving.rows import read_row
+from clotkit.splits import read_slides
+from clotkit.supervise import State, Status, read_status
+
+from .stuck import stuck_file
+
+LONG_S = 120.0  # more than any batch takes
+SHORT_S = 4.0
+CLI = "import sys; from clotkit.cli import main; sys.exit(main())"
+# Members that answer a batch as the arguments say: `die` ends, `hang` never answers, `done` does at once.
+FAKE = """
+import json, sys, time
+starts, how = sys.argv[1], sys.argv[2:]
+with open(starts, "a") as file:
+    file.write("x")
+how = how[min(len(open(starts).read()), len(how)) - 1]
+if how == "unready":
+    sys.exit(3)
+if how == "loading":
+    time.sleep(3600)
+print(json.dumps({"ready": 0.1, "members": ["fake"]}), flush=True)
+for line in sys.stdin:
+    if how == "die":
+        sys.exit(4)
+    if how == "hang":
+        time.sleep(3600)
+    if how == "nonsense":
+        print("[" if line.count("_0") else json.dumps({"line": {"image_id": "x"}, "answers": {}}), flush=True)
+        continue
+    for slide in json.loads(line)["slides"]:
+        line = dict(image_id=slide["image"], patient_id=slide["patient"], state="done", codes=[], reason="",
+                    tiles=1, seconds=0.1, peak_mb=1.0, p={"fake": [0.25, 0.75]}, facts={})
+        print(json.dumps({"line": line, "answers": {slide["row"]: ["0.250000", "0.750000"]}}), flush=True)
+    print(json.dumps({"end": True}), flush=True)
+"""
+
+
+def by(competition: Competition, **serving: Any) -> Competition:
+    """Return the competition with these keys of the table serving."""
+    return replace(competition, serving=replace(competition.serving, **serving))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a kernel's working folder, which the modules know."""
+    working = tmp_path / "working"
+    working.mkdir()
+    for module in (supervise, front_module):
+        monkeypatch.setattr(module, "WORKING", working)
+    monkeypatch.setattr(front_module, "ROOT", tmp_path)
+    return working
+
+
+@contextmanager
+def front_of(
+    command: Sequence[str] | None, competition: Competition, split: Path, folder: Path
+) -> Iterator[tuple[Front, Backend, Status]]:
+    """Make a server whose members are those of a command."""
+    status = Status("serve")
+    backend = Backend(lambda: None if command is None else list(command), folder)
+    front = Front(competition, backend, split, status, time.monotonic())
+    try:
+        yield front, backend, status
+    finally:
+        front.close()
+
+
+def members(weights: Path, *more: str) -> list[str]:
+    return [sys.executable, "-c", CLI, "serve", "--weights", str(weights), "--jobs", "2", *more]
+
+
+def fake(starts: Path, *how: str) -> list[str]:
+    return [sys.executable, "-c", FAKE, str(starts), *how]
+
+
+def table_of(split: Path) -> pd.DataFrame:
+    return pd.read_csv(split / "test.csv", dtype=str)
+
+
+def submission_of(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return {one: [float(cell) for cell in cells] for one, *cells in rows}
+
+
+def running_members(backend: Backend) -> list[psutil.Process]:
+    """Return the processes of the command line that has the members."""
+    return [one for one in psutil.Process().children() if "--weights" in one.cmdline()]
+
+
+# --- Frames and rows
+
+
+@pytest.mark.parametrize("library", [pd, pl])
+def test_a_batch_of_a_frame_is_answered_by_a_frame_of_its_library(library: Any, strip_ai: Competition) -> None:
+    frame = library.DataFrame({"image_id": ["a_0", None], "x": [1.5, 2.0]})
+    batch = read_batch([frame, {"paths": ["/shared/a_0.tif"]}], "image_id")
+    assert [text_of(cell) for cell in batch.ids("image_id")] == ["a_0", ""]
+    assert batch.paths == ["/shared/a_0.tif"]
+    answer = answer_for(batch, ["a", "b"], [["0.1", "0.9"], ["0.5", "0.5"]], strip_ai)
+    assert isinstance(answer, library.DataFrame)
+    assert list(answer.columns) == list(strip_ai.submission.columns)
+    assert answer[strip_ai.submission.columns[0]].to_list() == [0.1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids", "paths"),
+    [
+        ([pl.Series("id", ["a", "b"])], ["a", "b"], []),
+        ([pd.Series(["a", "b"])], ["a", "b"], []),
+        (["/shared/x/a.tif"], ["/shared/x/a.tif"], ["/shared/x/a.tif"]),
+        (["a", "/shared/x"], ["a"], ["/shared/x"]),
+        ([7], [7], []),
+        ([pd.DataFrame({"other": [1, 2]}), pl.DataFrame({"image_id": ["a"]})], ["a"], []),
+        ([None], [None], []),
+        ([], [None], []),
+        ([pd.DataFrame({"image_id": []})], [], []),
+    ],
+)
+def test_what_a_gateway_sends_is_read(values: list[Any], ids: list[Any], paths: list[str]) -> None:
+    batch = read_batch(values, "image_id")
+    assert batch.ids("image_id") == ids
+    assert list(batch.paths) == paths
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [(None, ""), (float("nan"), ""), (pd.NA, ""), (pd.NaT, ""), (12.0, "12"), (12.5, "12.5"), (True, "True"),
+     (np.int64(3), "3"), (" a ", "a")],
+)  # fmt: skip
+def test_cells_are_read_as_a_table_has_them(cell: Any, text: str) -> None:
+    assert text_of(cell) == text
+
+
+@pytest.mark.parametrize(
+    ("form", "ids", "seen"),
+    [
+        (AnswerForm.VALUES, ["a"], {"CE": [0.1], "LAA": [0.9]}),
+        (AnswerForm.ROWS, ["a"], {"patient_id": ["a"], "CE": [0.1], "LAA": [0.9]}),
+        (AnswerForm.ROWS, [7.0], {"patient_id": [7], "CE": [0.1], "LAA": [0.9]}),
+    ],
+)
+def test_an_answer_has_the_form_that_the_competition_asks_for(
+    form: AnswerForm, ids: list[Any], seen: dict[str, list[Any]], strip_ai: Competition
+) -> None:
+    answer = answer_for(Batch(()), ids, [["0.1", "0.9"]], by(strip_ai, answer=form))
+    assert answer.to_dict("list") == seen
+
+
+def test_a_bare_value_is_a_number_or_a_label() -> None:
+    for name, cell, seen in (("panda", "3", 3), ("ubc_ocean", "CC", "CC"), ("visiomel", "0.25", 0.25)):
+        competition = by(load_competition(name), answer=AnswerForm.VALUE)
+        assert answer_for(Batch(()), ["a"], [[cell]], competition) == seen
+
+
+def test_ids_never_have_a_gap(strip_ai: Competition) -> None:
+    for ids, seen in (([1, None, 3.0], [1, -1, 3]), (["a", None], ["a", ""]), ([None, float("nan")], ["", ""])):
+        answer = answer_for(Batch(()), ids, [["0.1", "0.9"]] * len(ids), by(strip_ai, answer=AnswerForm.ROWS))
+        assert answer["patient_id"].to_list() == seen
+
+
+def test_a_row_tells_its_slide_and_where_its_file_may_be(strip_ai: Competition) -> None:
+    cells = {"image_id": "006388_0", "patient_id": 6388, "center_id": 11, "where": "/mnt/x.tif"}
+    batch = Batch([cells], None, ["/shared/006388_0.tif", "/shared/folder"])
+    one = read_row(cells, 1, batch, strip_ai, [Path("/root")])
+    assert one is not None
+    assert (one.image_id, one.patient_id, one.row_id) == ("006388_0", "006388", "006388")
+    assert one.facts["center_id"] == "11"
+    places = [one.paths.index(path) for path in ("/mnt/x.tif", "/shared/006388_0.tif", "/shared/folder/006388_0.tif")]
+    assert places == sorted(places)
+    assert one.paths[-1] == "/root/test/006388_0.tif"
+
+
+def test_the_column_of_the_path_comes_first(strip_ai: Competition) -> None:
+    cells = {"image_id": "006388_0", "patient_id": "006388", "a": "/a/x.tif", "b": "/b/x.tif"}
+    one = read_row(cells, 1, Batch([cells]), by(strip_ai, path="b"), [])
+    assert one is not None
+    assert [path for path in one.paths if path in {"/a/x.tif", "/b/x.tif"}] == ["/b/x.tif", "/a/x.tif"]
+
+
+@pytest.mark.parametrize("cell", [None, "", "nan", "..", "/", "a/..", float("nan")])
+def test_a_row_without_a_usable_id_is_nobodys(cell: Any, strip_ai: Competition) -> None:
+    assert read_row({"image_id": cell, "patient_id": None}, 1, Batch(()), strip_ai, []) is None
+
+
+CELLS = st.one_of(
+    st.none(), st.text(max_size=6), st.integers(-5, 10**7), st.floats(), st.booleans(), st.just("../../etc/passwd")
+)
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={"image_id": CELLS, "patient_id": CELLS, "x": CELLS}), max_size=5))
+def test_any_row_is_read_or_refused(rows: list[dict[str, Any]]) -> None:
+    for competition in (load_competition("strip_ai"), load_competition("ubc_ocean")):
+        for number, cells in enumerate(rows, start=1):
+            one = read_row(cells, number, Batch(rows), competition, [Path("/root")])
+            if one is not None:
+                assert one.row_id
+                assert not any(".." in Path(path).parts for path in one.paths if path.startswith("/root"))
+
+
+# --- The competition's server
+
+
+def test_the_competitions_server_is_found_and_plays_its_gateway(
+    test_split: Path, tmp_path: Path, strip_ai: Competition, fresh_modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "test.csv").symlink_to(test_split / "test.csv")
+    write_package(tmp_path / "data", "test.csv", strip_ai)
+    seen = []
+
+    def predict(frame: pd.DataFrame) -> pd.DataFrame:
+        seen.append(len(frame))
+        return pd.DataFrame({"CE": [0.5] * len(frame), "LAA": [0.5] * len(frame)})
+
+    server = make_server(tmp_path / "data", strip_ai, predict)
+    run_local_gateway(server, tmp_path / "data", strip_ai)
+    assert sum(seen) == 4
+    assert len(submission_of(tmp_path / "submission.csv")) == table_of(test_split)["patient_id"].nunique()
+
+
+@pytest.fixture
+def fresh_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what a test imports of kaggle_evaluation."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "kaggle_evaluation"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("serving", [
+    Serving(module="kaggle_evaluation.b_inference_server"), Serving(module="b_inference_server.py", server="Two"),
+])  # fmt: skip
+def test_the_competition_may_name_its_server(
+    serving: Serving, tmp_path: Path, strip_ai: Competition, fresh_modules: None
+) -> None:
+    competition = replace(strip_ai, serving=serving)
+    write_package(tmp_path, "test.csv", by(strip_ai, module="b_inference_server", server="Two"))
+    (tmp_path / "kaggle_evaluation" / "a_inference_server.py").write_text("raise SystemExit")
+    assert type(make_server(tmp_path, competition, lambda frame: frame)).__name__ == "Two"
+
+
+@pytest.mark.parametrize("serving", [Serving(), Serving(module="b_inference_server", server="Three")])
+def test_a_server_that_is_not_one_is_refused(
+    serving: Serving, tmp_path: Path, strip_ai: Competition, fresh_modules: None
+) -> None:
+    for name in ("a", "b"):
+        write_package(tmp_path / name, "test.csv", by(strip_ai, module=f"{name}_inference_server"))
+    server = "kaggle_evaluation/b_inference_server.py"
+    (tmp_path / "a" / server).write_text((tmp_path / "b" / server).read_text())
+    with pytest.raises(ConfigError):
+        make_server(tmp_path / "a", replace(strip_ai, serving=serving), lambda frame: frame)
+
+
+def test_newer_gateways_get_the_folder_of_the_data(strip_ai: Competition, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Newer:
+        def run_local_gateway(self, competition_data_folder: Path | None = None) -> None:
+            seen.append(competition_data_folder)
+
+    class Older:
+        def run_local_gateway(self, data_paths: Sequence[str] | None = None) -> None:
+            seen.append(data_paths)
+
+    for server, competition in ((Newer(), strip_ai), (Older(), strip_ai), (Older(), by(strip_ai, data_paths=("a",)))):
+        run_local_gateway(server, tmp_path, competition)
+    assert seen == [tmp_path, None, (str(tmp_path / "a"),)]
+
+
+def test_wrong_keys_are_refused(other_toml: Path, tmp_path: Path) -> None:
+    for line in ("deadline_s = 0", "startup_s = -1", "first_deadline_s = -1", 'rows = "some"', "surprise = 1"):
+        (tmp_path / "wrong.toml").write_text(f"{other_toml.read_text()}\n[serving]\n{line}\n")
+        with pytest.raises(ConfigError):
+            load_competition(str(tmp_path / "wrong.toml"))
+
+
+# --- Answers of real members
+
+
+@pytest.fixture(scope="module")
+def in_files(test_split: Path, member: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Score the split with `clotkit run`, and return the run's folder."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(["run", str(test_split), "--weights", str(member), "--out", str(out)]) == 0
+    return out
+
+
+def test_batches_give_what_files_give(
+    test_split: Path, member: Path, in_files: Path, folder: Path, strip_ai: Competition
+) -> None:
+    """Earlier slides of a patient count, a broken slide falls back, rows without an id get the fallback."""
+    expected = submission_of(in_files / "submission.csv")
+    table = table_of(test_split).sample(frac=1, random_state=3)
+    lines = {line.image_id: line for line in read_report(in_files / "report.jsonl")}
+    with front_of(members(member), by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, _, status):
+        answers = {}
+        for number in range(len(table)):
+            row = table.iloc[[number]]
+            library = pl.DataFrame(row.to_dict("list")) if number % 2 else row
+            answer = front.predict(library)
+            answers[row["patient_id"].iloc[0]] = [
+                answer[name][0 if number % 2 else answer.index[0]] for name in answer.columns
+            ]
+        for one, values in expected.items():
+            assert answers[one] == pytest.approx(values, abs=1e-6)
+        odd = pd.DataFrame({"image_id": [None, "999999_0", table["image_id"].iloc[0], table["image_id"].iloc[0]]})
+        answer = front.predict(odd)
+        fallback = list(strip_ai.classes.fallback)
+        assert [answer.iloc[place].to_list() for place in (0, 1)] == [pytest.approx(fallback, abs=1e-6)] * 2
+        assert answer.iloc[2].to_list() == answer.iloc[3].to_list() == answers[table["patient_id"].iloc[0]]
+        assert len(front.predict(table.iloc[:0])) == 0
+    report = {line.image_id: line for line in read_report(folder / "report.jsonl")}
+    for image_id, line in lines.items():
+        assert report[image_id].p == {name: pytest.approx(p, abs=1e-6) for name, p in line.p.items()}
+    assert report["999999_0"].codes == [Reason.DAMAGED]
+    assert report["(batch 5, row 1)"].codes == [Reason.BAD_ROW]
+    assert {Reason.BAD_ROW, Reason.DAMAGED} <= set(status.codes)
+    written = read_status(folder)
+    assert written is not None
+    assert (written.state, written.batches) == (State.PARTIAL, {"answered": 6, "late": 0})
+
+
+def test_a_server_that_starts_again_in_its_folder_goes_on(
+    test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    table, command = table_of(test_split), fake(tmp_path / "starts", "done")
+    for rows in (table.iloc[:2], table.iloc[2:]):
+        with front_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, _, status):
+            front.predict(rows)
+    assert status.slides == {"done": 4, "partial": 0, "fallback": 0}
+    assert len(read_report(folder / "report.jsonl")) == 4
+
+
+def test_an_answer_by_id_has_a_row_for_each_id(
+    test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    competition = by(strip_ai, deadline_s=LONG_S, rows=BatchRows.ID, answer=AnswerForm.ROWS)
+    table = table_of(test_split)
+    with front_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (front, _, _status):
+        answer = front.predict(pd.concat([table, table.iloc[:1], pd.DataFrame([dict.fromkeys(table.columns)])]))
+        assert answer["patient_id"].to_list() == list(dict.fromkeys(table["patient_id"]))
+        assert len(front.predict(pd.DataFrame([dict.fromkeys(table.columns)]))) == 1
+
+
+@pytest.mark.parametrize("name", ["panda", "ubc_ocean", "visiomel"])
+def test_other_forms_of_answers_are_served(
+    name: str, make_split: Callable[..., Path], make_member: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    competition = by(load_competition(name), deadline_s=LONG_S)
+    split = make_split(tmp_path / "split", competition, slides=2)
+    weights = make_member(tmp_path / "weights" / "tiny", competition.classes.names)
+    run = ["run", str(split), "--weights", str(weights), "--out", str(tmp_path / "run"), "--competition", name]
+    assert main(run) == 0
+    expected = pd.read_csv(tmp_path / "run" / competition.files.submission)
+    slides = read_slides(split, "test", competition, lambda _: None)
+    frame = pd.DataFrame([dict(slide.facts) for slide in slides])
+    with front_of(members(weights, "--competition", name), competition, split, folder) as (front, _, _status):
+        answer = front.predict(frame)
+    assert list(answer.columns) == list(competition.submission.columns)
+    ids = expected[competition.submission.id].astype(str).to_list()
+    cells = frame[competition.columns.image].to_list()
+    order = [cells.index(one) for one in ids]
+    for column in competition.submission.columns:
+        values = [answer[column].to_list()[place] for place in order]
+        wanted = expected[column].to_list()
+        assert values == (wanted if competition.submission.form == "label" else pytest.approx(wanted, abs=1e-6))
+
+
+# --- Deadlines, and members that die
+
+
+def answer_in(front: Front, rows: pd.DataFrame, limit_s: float) -> pd.DataFrame:
+    """Return the answer of a batch, which must come by its deadline."""
+    started = time.monotonic()
+    answer: pd.DataFrame = front.predict(rows)
+    assert time.monotonic() - started < limit_s
+    assert len(answer) == len(rows)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("how", "starts", "codes", "late"),
+    [
+        (["done"], 1, [], 0),
+        (["die", "done"], 2, [], 0),  # the slides are given again
+        (["unready", "done"], 2, [], 0),
+        (["die", "die", "done"], 3, [Reason.DEADLINE], 1),
+        (["hang", "loading"], 2, [Reason.DEADLINE], 1),
+        (["loading"], 1, [Reason.NOT_READY], 1),
+        (["unready"], 3, [Reason.FAILED], 1),
+    ],
+)
+def test_whatever_members_do_a_batch_is_answered_in_time(
+    how: list[str], starts: int, codes: list[Reason], late: int, test_split: Path, folder: Path, tmp_path: Path,
+    strip_ai: Competition,
+) -> None:  # fmt: skip
+    competition = by(strip_ai, deadline_s=SHORT_S)
+    with front_of(fake(tmp_path / "starts", *how), competition, test_split, folder) as (front, backend, status):
+        answer = answer_in(front, table_of(test_split), SHORT_S)
+        assert (status.codes, status.batches["late"], backend.starts) == (codes, late, starts)
+    expected = list(strip_ai.classes.fallback) if late else [0.25, 0.75]
+    assert answer.iloc[0].to_list() == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_members_every_answer_is_the_fallback_at_once(
+    test_split: Path, folder: Path, strip_ai: Competition
+) -> None:
+    with front_of(None, by(strip_ai, deadline_s=3600), test_split, folder) as (front, _, status):
+        answer_in(front, table_of(test_split), LONG_S)
+    assert (front.state, status.codes) == (State.FALLBACK, [Reason.NO_MEMBER])
+
+
+def test_after_the_runs_deadline_answers_come_at_once(test_split: Path, folder: Path, strip_ai: Competition) -> None:
+    competition = replace(strip_ai, limits=replace(strip_ai.limits, deadline_s=0.01))
+    with front_of(["sleep", "3600"], by(competition, deadline_s=3600), test_split, folder) as (front, _, status):
+        answer_in(front, table_of(test_split), LONG_S)
+    assert status.codes == [Reason.DEADLINE]
+
+
+def test_a_slide_whose_disk_does_not_answer_costs_its_own_row(
+    test_split: Path, split: Path, member: Path, folder: Path, strip_ai: Competition
+) -> None:
+    """Its process is given up by the deadline; the other slides and the next batch are scored."""
+    table = table_of(split)
+    stuck = split / "test" / f"{table['image_id'].iloc[0]}.tif"
+    competition = by(strip_ai, deadline_s=25, first_deadline_s=60)
+    with front_of(members(member), competition, split, folder) as (front, _, status):
+        front.predict(table.iloc[1:2])
+        with stuck_file(stuck):
+            answer_in(front, table.iloc[:3], 25)
+        assert status.batches["late"] == 0
+        answer_in(front, table.iloc[3:], 25)
+    lines = {line.image_id: line for line in read_report(folder / "report.jsonl")}
+    assert lines[table["image_id"].iloc[0]].state == "fallback"
+    assert [lines[one].state for one in table["image_id"].iloc[1:]] == ["done"] * 3
+
+
+def test_members_that_are_stopped_are_killed_and_loaded_again(
+    test_split: Path, member: Path, folder: Path, strip_ai: Competition
+) -> None:
+    table = table_of(test_split)
+    with front_of(members(member), by(strip_ai, deadline_s=6, first_deadline_s=60), test_split, folder) as made:
+        front, backend, status = made
+        front.predict(table.iloc[:1])
+        (process,) = running_members(backend)
+        process.send_signal(signal.SIGSTOP)
+        answer_in(front, table.iloc[1:], 6)
+        assert not process.is_running()
+        assert (backend.starts, status.codes) == (2, [Reason.DEADLINE])
+        assert backend.is_ready(time.monotonic() + LONG_S)
+        answer_in(front, table.iloc[1:], 6)
+        assert status.slides["done"] == len(table)
+
+
+def test_members_that_send_nonsense_cost_no_answer(
+    test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    command = fake(tmp_path / "starts", "nonsense", "nonsense", "done")
+    table = table_of(test_split)
+    with front_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, backend, status):
+        second = table[table["image_id"].str.endswith("_1")]
+        answer_in(front, second, LONG_S)  # a message that is none of ours
+        assert status.codes == [Reason.FAILED]
+        answer_in(front, table, LONG_S)  # a line that is no message: the slides are given again
+        assert (backend.starts, status.slides["done"]) == (3, len(table))
+
+
+# --- The verb, and the fallback of a commit
+
+
+def test_the_verb_answers_requests_of_its_input(test_split: Path, member: Path) -> None:
+    import subprocess
+
+    slide = read_slides(test_split, "test", load_competition("strip_ai"), lambda _: None)[0]
+    request = {"left_s": 60, "slides": [
+        {"image": slide.image_id, "patient": slide.patient_id, "row": slide.patient_id, "facts": {},
+         "paths": ["/nowhere/x.tif", str(slide.path)]}
+    ]}  # fmt: skip
+    ended = subprocess.run(
+        members(member), input=json.dumps(request) + "\n", capture_output=True, text=True, check=True, timeout=LONG_S
+    )
+    ready, scored, end = map(json.loads, ended.stdout.splitlines())
+    assert ready["members"] == ["tiny"]
+    assert (scored["line"]["state"], list(scored["answers"])) == ("done", [slide.patient_id])
+    assert end == {"end": True}
+
+
+def test_a_commit_whose_gateway_fails_leaves_the_fallback(
+    test_split: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("clotkit.serving.fallback.WORKING", tmp_path)
+    write_fallback(test_split, strip_ai)
+    frame = pd.read_parquet(tmp_path / "submission.parquet")
+    assert list(frame.columns) == list(strip_ai.header)
+    assert (
+        frame["patient_id"].to_list()
+        == pd.read_csv(test_split / "sample_submission.csv", dtype=str)["patient_id"].to_list()
+    )
