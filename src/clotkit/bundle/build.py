@@ -153,9 +153,11 @@ def module_files(job: str, main: str) -> dict[str, Path]:
 
 
 def _beside(modules: Iterable[Path], pattern: str) -> list[Path]:
-    """Return the files of a pattern in the packages of which some module is carried."""
-    folders = {module.parent for module in modules if module.name != "__init__.py"}
-    return sorted(path for folder in folders for path in folder.glob(pattern))
+    """Return the files of a pattern that a carried module in their folder names."""
+    texts: dict[Path, str] = {}
+    for module in modules:
+        texts[module.parent] = texts.get(module.parent, "") + module.read_text(encoding="utf-8")
+    return sorted(path for folder, text in texts.items() for path in folder.glob(pattern) if f'"{path.name}"' in text)
 
 
 def _recipe_files(kernel_dir: Path, settings: KernelSettings) -> dict[str, Path]:
