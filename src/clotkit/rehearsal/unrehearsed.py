@@ -26,4 +26,6 @@ def not_rehearsed(kernel: Path, competition: Competition) -> Mapping[NotRehearse
         missing[NotRehearsed.RECIPES] = f"{', '.join(names['recipes'])}; here {', '.join(names['rehearse'])}"
     if settings.job == "train":
         missing[NotRehearsed.DATASETS] = "the tiles dataset; here the tiles of a rehearsal"
+    if settings.job == "serve":
+        missing[NotRehearsed.GATEWAY] = "the competition's own gateway, and its mounts; here a stand-in, and links"
     return missing

@@ -140,9 +140,12 @@ def load_scorer(settings: RunSettings, competition: Competition, log: Log) -> Ba
     return BatchScorer(competition, settings, inputs, members, log)
 
 
-def serve(scorer: BatchScorer, requests: Iterable[Request], reply: Callable[[Reply], None], seconds: float) -> None:
-    """Say that the members are loaded, after `seconds`, and answer requests until there are no more."""
+def serve(scorer: BatchScorer, requests: Iterable[Request], reply: Callable[[Reply], None], seconds: float) -> int:
+    """Say that the members are loaded, after `seconds`; answer requests until there are no more, and count them."""
     reply({READY: round(seconds, 1), "members": [member.name for member in scorer.members]})
+    answered = 0
     for request in requests:
         for one in scorer.replies(request):
             reply(one)
+        answered += 1
+    return answered

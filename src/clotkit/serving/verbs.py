@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clotkit.options import DONE, Verbs, add_slide_limits, add_verb
+from clotkit.options import DONE, Result, Verbs, add_slide_limits, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -27,7 +27,7 @@ def register(verbs: Verbs) -> None:
     verb.set_defaults(verb=_serve)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace) -> Result:
     started = time.monotonic()
     replies = os.dup(1)
     os.dup2(2, 1)  # the replies are all that the output has, whatever libraries print
@@ -52,14 +52,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     forking.prepare()  # while this process imports TensorFlow
     scorer = load_scorer(settings, competition, lambda text: print(text, file=sys.stderr, flush=True))
 
+    answered = 0
     with os.fdopen(replies, "wb") as output, suppress(BrokenPipeError):  # whoever asked may have gone
 
         def reply(message: dict[str, Any]) -> None:
             output.write(json.dumps(message).encode() + b"\n")
             output.flush()
 
-        serve(scorer, requests, reply, time.monotonic() - started)
-    return DONE
+        answered = serve(scorer, requests, arguments.emit if arguments.json else reply, time.monotonic() - started)
+    return Result(DONE, {"weights": str(arguments.weights), "requests": answered})
 
 
 class _Requests:
