@@ -132,12 +132,11 @@ def _serve(
         gateway = Gateway(server, read_slides(split_dir, "test", competition), split_dir, competition)
         batches = gateway.batches(SEED)
         gateway.play(batches)
-        lines = records.read_report(stage.working / records.REPORT)
+        lines, status = records.read_report(stage.working / records.REPORT), read_final_status(stage, name)
         gateway.write_submission(stage.root / SUBMISSION)
         for fault in GatewayFault:
             log(f"layout {name}: gateway fault {fault}")
             gateway.play_fault(fault, batches[0], folder)
-        status = read_final_status(stage, name)
     for row in records.table(lines):
         log(row)
     _check(gateway, stage, before, name)

@@ -141,7 +141,7 @@ def load_scorer(settings: RunSettings, competition: Competition, log: Log) -> Ba
 
 
 def serve(scorer: BatchScorer, requests: Iterable[Request], reply: Callable[[Reply], None], seconds: float) -> int:
-    """Say that the members are loaded, after `seconds`; answer requests until there are no more, and count them."""
+    """Say that the members are loaded, after `seconds`; answer every request, and return their number."""
     reply({READY: round(seconds, 1), "members": [member.name for member in scorer.members]})
     answered = 0
     for request in requests:
