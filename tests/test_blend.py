@@ -393,6 +393,7 @@ def test_a_run_refuses_an_ensemble_that_lacks_a_member_unless_told_to_score_with
     for refused_words in ([], ["--without", "net0"], ["--without", "net2", "--without", "another"]):
         assert main([*words, *refused_words]) == 2
         assert not out.exists()
+    assert main(["plan", *words[1:4]]) == 2  # of a run that would not begin
 
     assert main([*words, "--without", "net2"]) == 0
     facts = json.loads((out / "run.json").read_text())

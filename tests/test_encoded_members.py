@@ -1,6 +1,7 @@
 """Members that are heads over an encoder are loaded, run, planned and explained as others."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from clotkit.batching import noise
+from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
 from clotkit.evaluation.evaluate import UNKNOWN, load_for_evaluation
@@ -143,6 +145,16 @@ def test_the_encoder_travels_with_the_member(weights: Path, tmp_path: Path) -> N
     (tmp_path / "abmil" / "recipe.toml").write_bytes((weights / "abmil" / "recipe.toml").read_bytes())
     with pytest.raises(ConfigError, match="tiny"):
         check_encoders(tmp_path)
+
+
+def test_a_run_and_its_plan_end_without_the_encoder(weights: Path, test_split: Path, tmp_path: Path) -> None:
+    shutil.copytree(weights / "abmil", tmp_path / "members" / "abmil")
+    words = [str(test_split), "--weights", str(tmp_path / "members")]
+    run = ["run", *words, "--out", str(tmp_path / "run")]
+    assert main(run) == 2
+    assert not (tmp_path / "run").exists()
+    assert main(["plan", *words]) == 2
+    assert main([*run, "--without-missing"]) == 3  # as the kernel: every patient gets the fallback
 
 
 def test_only_the_encoder_beside_a_member_counts(

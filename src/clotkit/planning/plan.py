@@ -29,7 +29,7 @@ from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import RECIPE
 from clotkit.planning.forecast import forecast
 from clotkit.reasons import Reason
-from clotkit.scoring.inputs import find_ensemble
+from clotkit.scoring.inputs import check_complete, find_ensemble
 from clotkit.splits import SlideRow, kind_of, read_slides, split_of
 from clotkit.tiling.tilers import Batch, check_tiler
 from clotkit.units import MB
@@ -166,7 +166,7 @@ def plan_slides(
 ) -> Plan:
     """Predict a run over some slides of a split, at least one; see plan_split."""
     check_limits(settings.jobs, settings.memory_mb)
-    folders = [] if settings.weights_dir is None else find_ensemble(settings.weights_dir, competition)[1]
+    folders = [] if settings.weights_dir is None else _members_of(settings.weights_dir, competition)
     recipes = [load_recipe(folder / RECIPE) for folder in folders] or [load_recipe(settings.recipe)]
     for recipe in recipes:
         check_tiler(recipe.tiling, recipe.name)
@@ -243,6 +243,13 @@ def _forecast_slides(
                 found[event.image_id] = event
                 bar.update()
     return found
+
+
+def _members_of(weights_dir: Path, competition: Competition) -> list[Path]:
+    """Return the folders of the members that a run would load. Raises ConfigError as it would."""
+    ensemble, folders = find_ensemble(weights_dir, competition)
+    check_complete(weights_dir, ensemble, folders)
+    return folders
 
 
 def _time_members(folders: Sequence[Path], competition: Competition) -> NetworkTiming:

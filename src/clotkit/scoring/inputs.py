@@ -67,8 +67,8 @@ def read_inputs(settings: RunSettings, competition: Competition, log: Log) -> In
     row_of = {slide.image_id: row_id(slide, competition) for slide in slides}
     _check_some_match(slides, row_of, sample.ids, settings, competition)
     ensemble, folders = find_ensemble(settings.weights_dir, competition, settings.without)
-    if ensemble is not None and not settings.without_missing:
-        _check_complete(ensemble, folders, settings)
+    if not settings.without_missing:
+        check_complete(settings.weights_dir, ensemble, folders, settings.without)
     check_trained_for(folders, competition.slug)
     path, without = settings.weights_dir / ENSEMBLE, tuple(settings.without)
     digest = sha256(path) if path.is_file() else None
@@ -104,14 +104,22 @@ def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str
     """Return a hash of the competition, the weights and their encoders: a report belongs to one such key."""
     parts, encoders = [competition.slug], list[Path]()
     for folder in folders:
-        with suppress(ConfigError):  # a member that is damaged, or lacks its encoder, is left out when it is loaded
-            if (encoder := load_recipe(folder / RECIPE).encoder) is not None:
-                encoders.append(encoder_place(folder, encoder.name))
+        with suppress(ConfigError):  # without its encoder a member is left out when it is loaded
+            if (name := _encoder_of(folder)) is not None:
+                encoders.append(encoder_place(folder, name))
     for folder in dict.fromkeys((*folders, *encoders)):
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())  # a backbone is one file
         parts += [f"{path.name} {sha256(path)} {folder.name}" for path in paths if path.is_file()]
     parts += filter(None, [ensemble_sha256])
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def _encoder_of(member: Path) -> str | None:
+    """Return the name of a member's encoder; None for a damaged member, which is left out when it is loaded."""
+    with suppress(ConfigError):
+        encoder = load_recipe(member / RECIPE).encoder if (member / RECIPE).is_file() else None
+        return None if encoder is None else encoder.name
+    return None
 
 
 def find_ensemble(
@@ -143,15 +151,25 @@ def find_ensemble(
     return ensemble, present
 
 
-def _check_complete(ensemble: Ensemble, folders: Sequence[Path], settings: RunSettings) -> None:
-    """Raise ConfigError if the ensemble counts on a member that has no folder and is not left out."""
-    allowed = {*(folder.name for folder in folders), *settings.without}
-    lacking = {name: share for name, share in ensemble.shares.items() if share and name not in allowed}
+def check_complete(
+    weights_dir: Path, ensemble: Ensemble | None, folders: Sequence[Path], without: Sequence[str] = ()
+) -> None:
+    """Raise ConfigError if a member lacks its encoder, or the ensemble counts on one that has no folder.
+
+    Members that are left out on purpose, `without`, may be missing.
+    """
+    for folder in folders:
+        name = _encoder_of(folder)
+        if name is not None:
+            encoder_place(folder, name)
+    allowed = {*(folder.name for folder in folders), *without}
+    shares = {} if ensemble is None else ensemble.shares
+    lacking = {name: share for name, share in shares.items() if share and name not in allowed}
     if lacking:
         listed = ", ".join(f"{name} (weight {share:.2f})" for name, share in lacking.items())
         words = " ".join(f"--without {name}" for name in lacking)
         raise ConfigError(
-            f"{settings.weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder: {listed}; "
+            f"{weights_dir / ENSEMBLE}: blends {many(len(lacking), 'member')} without a folder: {listed}; "
             f"put it there, fit the ensemble without it, or give {words}"
         )
 
@@ -217,12 +235,10 @@ def local_weights(weights: Place) -> Iterator[Path]:
 
 def _check_self_contained(url: str, member: Path) -> None:
     """Raise ConfigError if the copy of a URL is one member, whose encoder has not been fetched with it."""
-    encoder = None
-    with suppress(ConfigError):  # of a folder of members, or a damaged member, which is left out when it is loaded
-        encoder = load_recipe(member / RECIPE).encoder if (member / RECIPE).is_file() else None
+    encoder = _encoder_of(member)
     if encoder is not None:
         parent, _, name = url.rpartition("/")
         raise ConfigError(
-            f"{url}: {name} is a head over the encoder {encoder.name}, which lies beside it; give the URL of both, "
+            f"{url}: {name} is a head over the encoder {encoder}, which lies beside it; give the URL of both, "
             f"{parent}, and --without for each other member there"
         )
