@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, softmax
 
 from clotkit.config import Recipe
 from clotkit.errors import ConfigError
@@ -91,13 +92,13 @@ def tile_probabilities(rows: np.ndarray, pool: str, output: str) -> np.ndarray:
 def linked(values: np.ndarray, output: str) -> np.ndarray:
     """Return the probabilities of values, float64[..., C]; members.heads.link does it for tensors."""
     if output == "softmax":
-        return _softmax(values)
+        return np.asarray(softmax(values, axis=-1))
     if output == "ordinal":
-        above = _sigmoid(values[..., :-1])  # [..., C - 1]: P(y > k)
+        above = expit(values[..., :-1])  # [..., C - 1]: P(y > k)
         edges = np.concatenate([np.ones_like(above[..., :1]), above, np.zeros_like(above[..., :1])], axis=-1)
         return np.asarray(np.maximum(edges[..., :-1] - edges[..., 1:], 0.0))
     last = values.shape[-1] - 1
-    value = last * _sigmoid(values[..., :1])  # [..., 1], 0 to C - 1
+    value = last * expit(values[..., :1])  # [..., 1], 0 to C - 1
     return np.asarray(np.maximum(1.0 - np.abs(value - np.arange(last + 1)), 0.0))
 
 
@@ -107,7 +108,7 @@ def attention_weights(rows: np.ndarray) -> np.ndarray:
     They are the softmax of the last column. Raises ConfigError for no rows, fewer than two columns, or a value that is
     not finite.
     """
-    return _softmax(_checked(rows)[:, -1])
+    return np.asarray(softmax(_checked(rows)[:, -1]))
 
 
 def pool_logits(rows: np.ndarray) -> np.ndarray:
@@ -139,15 +140,3 @@ def _checked(rows: np.ndarray) -> np.ndarray:
             "give [n, C + 1] with n and C at least 1, all finite"
         )
     return rows
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the logistic function; the hyperbolic tangent does not overflow."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax along the last axis."""
-    powers: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))  # at most 1, so nothing overflows
-    powers /= powers.sum(axis=-1, keepdims=True)
-    return powers

@@ -115,7 +115,7 @@ def _key(competition: Competition, folders: Sequence[Path], ensemble_sha256: str
 
 
 def _encoder_of(member: Path) -> str | None:
-    """Return the name of a member's encoder; None for a damaged member, which is left out when it is loaded."""
+    """Return the name of a member's encoder, None without one; a damaged member is left out later."""
     with suppress(ConfigError):
         encoder = load_recipe(member / RECIPE).encoder if (member / RECIPE).is_file() else None
         return None if encoder is None else encoder.name

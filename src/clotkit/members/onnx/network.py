@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from clotkit.batching import TileArray
 from clotkit.config import Recipe
@@ -27,7 +28,7 @@ class OnnxNetwork:
             values = np.concatenate([np.zeros_like(values) if self.are_logits else 1 - values, values], axis=1)
         if self.pools_logits:  # the same attention for every tile
             return np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
-        return _softmax(values) if self.are_logits else values
+        return np.asarray(softmax(values, axis=1)) if self.are_logits else values
 
 
 def load_onnx_network(path: Path, recipe: Recipe, classes: int) -> OnnxNetwork:
@@ -44,9 +45,3 @@ def load_onnx_network(path: Path, recipe: Recipe, classes: int) -> OnnxNetwork:
     if model.width != classes and (model.width, classes) != (1, 2):
         raise ConfigError(f"{path}: returns {model.width} values a tile; there are {classes} classes")
     return OnnxNetwork(model, config.output == "logits", recipe.inference.pooling == "logits")
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    powers: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    powers /= powers.sum(axis=1, keepdims=True)
-    return powers
