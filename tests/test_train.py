@@ -198,6 +198,11 @@ def test_evaluating_on_training_slides_is_reported_as_in_sample(
     found = json.loads(capsys.readouterr().out)
     assert found["in_sample"] is True
     assert found["unit"] == "patient"
+    judged = found["competition_metric"]
+    assert (judged["name"], judged["value"]) == (
+        "balanced_log_loss",
+        pytest.approx(found["weighted_log_loss"], abs=1e-6),
+    )
     assert {path.name for path in (tmp_path / "e").iterdir()} == {
         "metrics.json", "predictions.csv", "confusion.png", "roc.png", "calibration.png", "errors.html",
     }  # fmt: skip

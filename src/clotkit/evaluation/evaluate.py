@@ -19,7 +19,9 @@ from clotkit.evaluation.errors_page import ErrorRow, worst_first, write_errors
 from clotkit.evaluation.figures import NAMES
 from clotkit.evaluation.scores import (
     EvaluationTarget,
+    competition_figures,
     cross_calibrated,
+    metric_line,
     predicted_images,
     rows_to_score,
     score,
@@ -99,6 +101,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         "classes": list(target.classes),
         "positive": target.positive,
         **score(units, target),
+        "competition_metric": _by_competition(units, member, competition),
     }
     settings.out.mkdir(parents=True, exist_ok=True)
     _draw(settings.out, units, target)
@@ -106,6 +109,16 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     atomic_write_text(settings.out / "predictions.csv", units.round(6).to_csv(index=False, lineterminator="\n"))
     atomic_write_json(settings.out / "metrics.json", metrics)
     return metrics
+
+
+def _by_competition(units: pd.DataFrame, member: "LoadedMember", competition: Competition) -> dict[str, Any] | None:
+    """Return the competition's metric, as metric_figures; None for pictures, or if its classes are not the member's."""
+    if member.recipe.data.source != "slides" or competition.classes.names != member.target.classes:
+        return None
+    target, decision = replace(member.target, competition=competition), member.decision
+    by_rule = decision is not None and decision.rule is competition.submission.rule
+    answers = decision.apply(scored_of(units, target).probabilities) if decision is not None and by_rule else None
+    return competition_figures(units, answers, target)
 
 
 def lines(metrics: dict[str, Any], out: Path) -> list[str]:
@@ -116,10 +129,11 @@ def lines(metrics: dict[str, Any], out: Path) -> list[str]:
         if metrics[name] is not None
     ]
     in_sample = ", in sample: the member was trained on them" if metrics["in_sample"] else ""
-    unlike = metrics["unlike_training_share"]
+    unlike, by_competition = metrics["unlike_training_share"], metrics["competition_metric"]
     return [
         f"{metrics['member']} on {metrics['n']} {metrics['unit']}s of {metrics['data']}{in_sample}",
         *figures,
+        *([] if by_competition is None else [f"by the competition: {metric_line(by_competition)}"]),
         *([] if unlike is None else [f"{100 * unlike:.1f} % of the images are unlike the member's training pictures"]),
         f"{out}/errors.html",
     ]
