@@ -112,7 +112,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
 
 
 def _by_competition(units: pd.DataFrame, member: "LoadedMember", competition: Competition) -> dict[str, Any] | None:
-    """Return the competition's metric, as metric_figures; None for pictures, or if its classes are not the member's."""
+    """Return the competition's metric, as metric_figures; None for pictures and for other classes."""
     if member.recipe.data.source != "slides" or competition.classes.names != member.target.classes:
         return None
     target, decision = replace(member.target, competition=competition), member.decision
