@@ -34,6 +34,7 @@ VERBS = (
     "report.verbs",
     "bundle.verbs",
     "rehearsal.verbs",
+    "containers.verbs",
     "app.verbs",
     "kaggle.verbs",
 )

@@ -118,6 +118,7 @@ class RehearsalKind(StrEnum):
     STATUS = "status"  # the kernel left no final status.json
     WHEELS = "wheels"  # the kernel did not load the packages of the wheels dataset
     INPUTS = "inputs"  # the kernel changed its inputs
+    PROCESSES = "processes"  # a job started more processes and threads than the platform allows
     LEFT_BEHIND = "left_behind"  # files in the working folder that do not belong there
     OUTPUT = "output"  # the submission, the shards or the members are not valid
     LAYOUTS = "layouts"  # the two input layouts gave different outputs
@@ -134,6 +135,26 @@ class NotRehearsed(StrEnum):
     RECIPES = "recipes"  # the kernel's own recipes: smaller ones stood in
     DATASETS = "datasets"  # a dataset of the kernel: files of the same form stood in
     GATEWAY = "gateway"  # the competition's own gateway and its mounts: a stand-in played batches of linked files
+
+
+class JobLimit(StrEnum):
+    """One of the limits of a job on Grand Challenge: keys of `limits` in rehearsal.json."""
+
+    NETWORK = "network"  # none but the loopback device
+    PRIVILEGES = "privileges"  # no capability, and no program gives one
+    READ_ONLY_ROOT = "read_only_root"  # only /tmp and /output can be written
+    SHARED_MEMORY = "shared_memory"  # the size of /dev/shm
+    PROCESSES = "processes"  # processes and threads together
+    MEMORY = "memory"  # of all processes together, without swap
+    TIME = "time"  # of one job
+
+
+class Enforcement(StrEnum):
+    """How a rehearsal holds a limit."""
+
+    ENFORCED = "enforced"  # by the system, as on the platform
+    WATCHED = "watched"  # measured at intervals; a job that passes it is killed, and the rehearsal fails
+    ABSENT = "absent"  # this system cannot hold it
 
 
 class TableRepair(StrEnum):

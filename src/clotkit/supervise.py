@@ -226,12 +226,12 @@ def prepare(split: Path | None, kit: Kit, scratch: Path, status: Status) -> Fold
     return datasets + unpack_tars(datasets, scratch / "tars")
 
 
-def run_until(command: list[str], left_s: float, name: str, grace_s: float = GRACE_S) -> int:
+def run_until(command: list[str], left_s: float, name: str, grace_s: float = GRACE_S, folder: Path = WORKING) -> int:
     """Run a command in its own session for `left_s` and `grace_s`, then kill it; return its exit status.
 
     Whatever it leaves running is killed with it, also when this process is told to stop. `name` is for the log.
     """
-    child = subprocess.Popen(command, start_new_session=True, cwd=WORKING)
+    child = subprocess.Popen(command, start_new_session=True, cwd=folder)
     try:
         return child.wait(timeout=left_s + grace_s)
     except subprocess.TimeoutExpired:

@@ -68,6 +68,24 @@ def check_notebooks(python: Path) -> None:
         )
 
 
+def make_of(folder: Path, lock: Path) -> Path:
+    """Make a virtual environment in `folder` with the packages of a lock file alone, and return its python.
+
+    They are linked from this environment, which has other versions of some if it was not made from the locks. Raises
+    RehearsalError if the kit can be imported.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
+    python = folder.absolute() / "bin" / "python"
+    site = next((folder / "lib").glob("python*/site-packages"))
+    for name in sorted(set(_files_of(_locked(lock)))):
+        source = Path(sysconfig.get_paths()["purelib"]) / name
+        if source.exists() and name != "__pycache__":
+            (site / name).symlink_to(source)
+    _check(python, ["clotkit"])
+    return python
+
+
 def hidden(wheels: Path) -> list[str]:
     """Return the distributions of the wheels, which the rehearsal's environment therefore lacks."""
     return sorted({wheel.name.split("-")[0] for wheel in wheels.glob("*.whl")})
@@ -78,9 +96,13 @@ def developers_only() -> list[str]:
     folder = locks()
     if folder is None:
         return []
-    texts = [(folder / f"{name}.txt").read_text() for name in ("dev", "runtime", "notebook")]
-    dev, *others = (set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE)) for text in texts)
+    dev, *others = (set(_locked(folder / f"{name}.txt")) for name in ("dev", "runtime", "notebook"))
     return sorted(dev.difference(*others))
+
+
+def _locked(lock: Path) -> list[str]:
+    """Return the distributions of a lock file."""
+    return re.findall(r"^([\w.-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def _files_of(distributions: list[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from clotkit.containers.verbs import add_sockets
 from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_kernel_type, add_verb
 
 
@@ -44,10 +45,36 @@ def _add_rehearse(verbs: Verbs) -> None:
         type=Path,
         help="default: build/rehearsal, with a hyphen and the name of another kernel, of another competition",
     )
+    verb.add_argument(
+        "--arena",
+        choices=("kaggle", "grand-challenge"),
+        default="kaggle",
+        help="kaggle: the bundle of a kernel; grand-challenge: jobs in the container of clotkit container, whose "
+        "options follow (default: kaggle)",
+    )
+    add_sockets(verb)
+    verb.add_argument(
+        "--per-job", type=int, default=0, metavar="N", help="slides in a job of a container (default: a patient's)"
+    )
     verb.set_defaults(verb=_rehearse)
 
 
+def _rehearse_container(arguments: argparse.Namespace) -> int:
+    from clotkit.bundle.places import build_path, demo_weights
+    from clotkit.containers.config import config_of
+    from clotkit.rehearsal.grand_challenge import rehearse_container
+
+    competition: str = arguments.competition
+    split = Path(arguments.split or build_path("phantom", competition))
+    weights = arguments.weights or demo_weights(competition)
+    out = arguments.out or build_path("rehearsal-grand-challenge", competition)
+    config, log = config_of(arguments), partial(print, flush=True)
+    return DONE if rehearse_container(split, weights, config, out, log, arguments.per_job) else FALLBACKS
+
+
 def _rehearse(arguments: argparse.Namespace) -> int:
+    if arguments.arena == "grand-challenge":
+        return _rehearse_container(arguments)
     from clotkit.bundle.build import read_settings, rehearsal_dir
     from clotkit.bundle.checkout import in_checkout
     from clotkit.bundle.places import build_path, demo_weights

@@ -1,0 +1,1 @@
+"""Make a container for Grand Challenge, and do its jobs inside."""

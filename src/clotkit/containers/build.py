@@ -1,0 +1,119 @@
+"""Write the folder of a container: Dockerfile, locked requirements, the kit, the members, scripts to build and test."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clotkit.bundle.build import TEMPLATES
+from clotkit.bundle.checkout import locks
+from clotkit.bundle.imports import PACKAGE, modules_needed
+from clotkit.competitions import DEFAULT_FILE, Competition, load_competition
+from clotkit.containers import templates
+from clotkit.containers.config import CONFIG, Api, ContainerConfig, write_config
+from clotkit.errors import ConfigError, UsageError
+from clotkit.files import atomic_write_text
+from clotkit.kaggle.datasets import weights_files
+from clotkit.members.encoders.folder import check_encoders
+from clotkit.members.folder import check_members
+from clotkit.progress import Log
+from clotkit.units import MB
+
+# A Python that every locked wheel supports. The digest is that of the image for several platforms.
+BASE = "python:3.12.13-slim-bookworm@sha256:d50fb7611f86d04a3b0471b46d7557818d88983fc3136726336b2a4c657aa30b"
+ROOTS = ("clotkit.containers.entry", "clotkit.containers.case")  # what the container runs
+PROCESSES, SHARED_MB = 256, 128  # the platform's limits on processes and threads, and on /dev/shm
+SCRIPTS = ("do_build.sh", "do_test_run.sh", "do_save.sh")
+REQUIREMENTS = {"requirements.txt": "container.txt", "build-requirements.txt": "build.txt"}
+
+
+@dataclass(frozen=True)
+class Image:
+    """How the image is made."""
+
+    tag: str
+    base: str = BASE
+    model_in_image: bool = True  # else it is uploaded apart, and lies at /opt/ml/model
+
+
+def write_container(weights: Path, config: ContainerConfig, image: Image, out: Path, log: Log) -> None:
+    """Write the folder of a container for the members in `weights` to `out`, in place of an earlier one.
+
+    Raises:
+        ConfigError: A member, the competition or a class is wrong.
+        UsageError: This is no checkout, or `out` holds something else.
+    """
+    competition = load_competition(config.competition)
+    check_members(weights, competition.slug)
+    check_encoders(weights)
+    if config.number_of and config.number_of not in competition.classes.names:
+        raise ConfigError(f"{config.number_of!r} is not a class; one of {', '.join(competition.classes.names)}")
+    requirements = locks()
+    if requirements is None:
+        raise UsageError("the locked requirements are in a checkout of the repository: run this in one (git clone)")
+    if out.exists() and any(out.iterdir()) and not (out / "Dockerfile").is_file():
+        raise UsageError(f"{out}: not empty, and not a container's folder; give another --out")
+    shutil.rmtree(out, ignore_errors=True)
+    for name, lock in REQUIREMENTS.items():
+        _copy({name: requirements / lock}, out)
+    _copy(kit_files(competition), out / "app")
+    _copy(weights_files(weights), out / "model")
+    inside = ContainerConfig(**{**vars(config), "competition": competition.source.stem})
+    write_config(out / "app" / CONFIG, inside)
+    _write_texts(out, inside, image, competition)
+    size = sum(path.stat().st_size for path in (out / "model").rglob("*") if path.is_file())
+    log(f"{out}: the kit, {len(weights_files(weights))} files of members ({size / MB:.1f} MB), {', '.join(SCRIPTS)}")
+
+
+def kit_files(competition: Competition) -> dict[str, Path]:
+    """Return the files of the kit that a container carries, by their names in it."""
+    modules = modules_needed(ROOTS, "")
+    folders = {path.parent for path in modules if path.name != "__init__.py"}
+    beside = [path for folder in sorted(folders) for pattern in TEMPLATES for path in sorted(folder.glob(pattern))]
+    files = {path.relative_to(PACKAGE.parent).as_posix(): path for path in (*modules, *beside)}
+    return files | {f"clotkit/competitions/{competition.source.name}": competition.source}
+
+
+def _write_texts(out: Path, config: ContainerConfig, image: Image, competition: Competition) -> None:
+    names = ", ".join(competition.classes.names)
+    invoke = config.api is Api.INVOKE
+    values = {
+        "MODEL": templates.MODEL_IN_IMAGE if image.model_in_image else "",
+        "MOUNT": "" if image.model_in_image else ' --volume "$here/model":/opt/ml/model:ro',
+        "TARBALL": "" if image.model_in_image else templates.TARBALL,
+        "RUN": templates.RUN_INVOKE if invoke else templates.RUN_EXEC,
+        "BASE": image.base,
+        "TAG": image.tag,
+        "API": config.api,
+        "MEMORY": str(config.memory_mb),
+        "SHM": str(SHARED_MB),
+        "PIDS": str(PROCESSES),
+        "TIME": f"{config.time_limit_s:.0f}",
+        "IMAGES": ", ".join(config.images) or "every image socket without `mask` in its slug",
+        "PROBABILITY": config.probability,
+        "LABEL": config.label or "(none)",
+        "FORM": f"the probability of {config.number_of}"
+        if config.number_of
+        else f"an object: probabilities of {names}",
+        "CLASSES": names,
+    }
+    texts = dict(zip(SCRIPTS, (templates.BUILD, templates.TEST_RUN, templates.SAVE), strict=True))
+    texts |= {"Dockerfile": templates.DOCKERFILE, "README.md": templates.README, ".dockerignore": "*.tar.gz\ntest\n"}
+    texts |= {f"app/clotkit/competitions/{DEFAULT_FILE}": f"{config.competition}\n"}
+    for name, text in texts.items():
+        atomic_write_text(out / name, filled(text, values))
+    for name in SCRIPTS:
+        (out / name).chmod(0o755)
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with the values for its placeholders; a value may have placeholders that come later."""
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _copy(files: Mapping[str, Path], target: Path) -> None:
+    for name, path in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)

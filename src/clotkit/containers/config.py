@@ -1,0 +1,63 @@
+"""The settings of a container, which travel in it as a JSON file. Standard library only."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from clotkit.errors import ConfigError
+from clotkit.files import atomic_write_json
+from clotkit.typed_toml import typed
+
+CONFIG = "container.json"
+
+
+class Api(StrEnum):
+    """How the platform asks for a job, as the image's label org.grand-challenge.api-method has it."""
+
+    EXEC = "exec"  # the container is started for each job, and ends with it
+    INVOKE = "invoke"  # it serves GET /health and POST /invoke on port 4743
+
+
+@dataclass(frozen=True)
+class ContainerConfig:
+    """The settings of a container."""
+
+    competition: str  # the name of its TOML in the kit
+    # Slugs of the sockets whose images are slides; empty: every image socket without "mask" in its slug.
+    images: tuple[str, ...] = ()
+    probability: str = "probability"  # slug of the socket that gets the probabilities
+    number_of: str = ""  # its value is the probability of this class; empty: an object with that of every class
+    label: str = "label"  # slug of the socket that gets the label; empty: none
+    api: Api = Api.EXEC
+    time_limit_s: float = 3_600  # of one job
+    memory_mb: int = 16_384  # of the container
+
+
+def config_of(arguments: argparse.Namespace) -> ContainerConfig:
+    """Return the settings that the options of the command line make."""
+    return ContainerConfig(
+        competition=arguments.competition,
+        images=tuple(arguments.image_socket),
+        probability=arguments.probability_socket,
+        number_of=arguments.number_of,
+        label=arguments.label_socket,
+        api=Api(arguments.api),
+        time_limit_s=arguments.time_limit,
+        memory_mb=arguments.container_memory,
+    )
+
+
+def read_config(path: Path) -> ContainerConfig:
+    """Return the settings in a file. Raises ConfigError if they cannot be read or are wrong."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not the settings of a container: {error}") from error
+    return typed(ContainerConfig, raw, str(path))
+
+
+def write_config(path: Path, config: ContainerConfig) -> None:
+    """Write the settings to a file."""
+    atomic_write_json(path, asdict(config))
