@@ -29,7 +29,7 @@ from clotkit.supervise import ENDED_WELL, State, code_of, name_of, run_until, sa
 
 APP = Path(__file__).resolve().parents[2]  # has the kit, the settings and perhaps the members
 FACTS = "clotkit.json"
-GRACE_SHARE, GRACE_S = 0.1, 60.0  # of the time limit, kept for the container's start and the last writes
+RESERVE_SHARE, RESERVE_S = 0.1, 60.0  # of the time limit, kept for the container's start and the last writes
 PORT = 4743
 
 
@@ -117,12 +117,13 @@ def _score(
 
 def _run(places: Places, config: ContainerConfig, split: Path, run_dir: Path, started: float, facts: JobFacts) -> bool:
     """Run the child until the job's deadline, once more if it dies; return whether it ended well."""
-    deadline = started + config.time_limit_s - min(GRACE_S, GRACE_SHARE * config.time_limit_s)
+    reserve_s = min(RESERVE_S, RESERVE_SHARE * config.time_limit_s)
+    deadline = started + config.time_limit_s - reserve_s
     words = [places.app / CONFIG, split, places.weights, run_dir]
     command = [sys.executable, "-u", "-m", "clotkit.containers.case", *map(str, words)]
     for again in ([], ["resume"]):
-        left_s = max(deadline - time.monotonic(), 1)
-        ended = run_until([*command, f"{left_s:.0f}", *again], left_s, "the pipeline", GRACE_S / 4, split.parent)
+        left_s = max(deadline - time.monotonic(), 0.1)
+        ended = run_until([*command, f"{left_s:.1f}", *again], left_s, "the pipeline", reserve_s / 4, split.parent)
         if ended in ENDED_WELL:
             return True
         say(f"the pipeline ended with {name_of(ended)}; what it has published counts")

@@ -101,11 +101,8 @@ def read_output(folder: Path, config: ContainerConfig, competition: Competition,
     """Return the answer of a job. Raises RehearsalError if a socket has no value, or a wrong one."""
     probability = _value(folder / f"{config.probability}.json", name)
     label = _value(folder / f"{config.label}.json", name) if config.label else None
-    values = [probability] if config.number_of else list(_object(probability).values())
-    names = competition.classes.names
-    sound = bool(values) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in values)
-    whole = config.number_of or (set(_object(probability)) == set(names) and abs(sum(values) - 1) < len(names) * 1e-5)
-    if not (sound and whole) or (config.label and label not in competition.answers):
+    sound = _is_share(probability) if config.number_of else _are_shares(probability, competition.classes.names)
+    if not sound or (config.label and label not in competition.answers):
         raise RehearsalError(
             f"job {name}: {config.probability} is {probability!r}, {config.label} is {label!r}: not an answer",
             RehearsalKind.OUTPUT,
@@ -114,6 +111,16 @@ def read_output(folder: Path, config: ContainerConfig, competition: Competition,
     return {"probability": probability, "label": label, "state": facts["state"], "codes": facts["codes"]} | {
         "slides": facts["slides"]
     }
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def _are_shares(value: Any, names: Sequence[str]) -> bool:
+    """Return whether a value is an object with the probability of every class."""
+    shares = _object(value)
+    return shares.keys() == set(names) and all(map(_is_share, shares.values())) and abs(sum(shares.values()) - 1) < 1e-4
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,0 +1,271 @@
+"""Test rehearsals of containers: that each limit of the platform really holds, and whole jobs in a row."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clotkit.cli import main
+from clotkit.competitions import Competition
+from clotkit.containers.config import Api, ContainerConfig
+from clotkit.errors import RehearsalError
+from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
+from clotkit.rehearsal import environment
+from clotkit.rehearsal.cgroups import Groups, make_groups
+from clotkit.rehearsal.container import JAIL, JOIN, NAMESPACES, Container, Watch, engine_here, jails_work, spec_of
+from clotkit.rehearsal.grand_challenge import read_output, rehearse_container
+
+from .conftest import ROOT
+
+CONFIG = ContainerConfig("strip_ai")
+PROBE = """
+import json, os, socket, sys
+def fails(work):
+    try:
+        work()
+    except OSError:
+        return True
+    return False
+def fill():
+    with open("/dev/shm/x", "wb") as file:
+        for _ in range(129):
+            file.write(bytes(2**20))
+def write(path):
+    return lambda: open(path, "w").close()
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+facts = {
+    "network": fails(lambda: socket.create_connection(("127.0.0.1", PORT), timeout=5)),
+    "shared_memory": fails(fill),
+    "read_only_root": all(fails(write(f"/{one}/x")) for one in ("", "etc", "usr", "input", "opt/app")),
+    "writable": not any(fails(write(f"/{one}/x")) for one in ("tmp", "output", "dev/shm")),
+    "privileges": status["CapEff"].strip("0\\n\\t ") == "" and status["NoNewPrivs"].strip() == "1",
+    "processes": sorted(int(one) for one in os.listdir("/proc") if one.isdigit()),
+    "home": os.path.exists(HERE),
+}
+json.dump(facts, open("/output/facts.json", "w"))
+"""
+FORKS = """
+import os, sys
+count = 0
+try:
+    while count < 400:
+        if not os.fork():
+            os.read(0, 1)
+            os._exit(0)
+        count += 1
+except OSError:
+    pass
+print(count, flush=True)
+os.killpg(0, 9)
+"""
+
+
+@contextmanager
+def rehearsal_error(kind: RehearsalKind) -> Iterator[None]:
+    with pytest.raises(RehearsalError) as caught:
+        yield
+    assert caught.value.kind is kind, caught.value
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment.make_of(tmp_path_factory.mktemp("python") / "env", ROOT / "requirements" / "container.txt")
+
+
+def test_the_python_of_an_image_has_its_packages_alone(python: Path) -> None:
+    code = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+    command = [str(python), "-I", "-c", code, "keras", "pyvips", "dask", "pytest", "clotkit"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "['keras', 'pyvips']"
+
+
+def test_the_limits_hold_in_namespaces(python: Path, tmp_path: Path) -> None:
+    if not jails_work(tmp_path, python):
+        pytest.skip("no user, mount and process namespaces here")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = PROBE.replace("PORT", str(server.getsockname()[1])).replace("HERE", repr(str(ROOT / "tests")))
+        place = tmp_path / "job"
+        for name in ("input", "output", "tmp", "app"):
+            (place / name).mkdir(parents=True)
+        spec = spec_of(place, python, [(place / "app", "/opt/app")], ["-c", code], {})
+        subprocess.run([*NAMESPACES, sys.executable, "-I", str(JAIL), str(spec)], check=True)
+    facts = json.loads((place / "output" / "facts.json").read_text())
+    assert facts.pop("processes") == [1]
+    assert not facts.pop("home")
+    assert all(facts.values()), facts
+
+
+def test_a_control_group_limits_processes_and_memory() -> None:
+    groups = make_groups(f"clotkit-test-{os.getpid()}", 300, 64)
+    try:
+        join = ["sh", "-c", JOIN, "sh", *groups.joins, "--", sys.executable, "-c"]
+        if groups.processes is not None:
+            command = ["setsid", "--wait", *join, FORKS]
+            ended = subprocess.run(command, capture_output=True, stdin=subprocess.PIPE, text=True, check=False)
+            assert 0 < int(ended.stdout) < 64
+        if groups.memory is not None:
+            ended = subprocess.run([*join, "x = b'1' * 2**29"], capture_output=True, text=True, check=False)
+            assert ended.returncode
+            assert groups.out_of_memory()
+            assert 0 < (groups.peak_mb() or 0) <= 301
+        if groups.memory is None and groups.processes is None:
+            pytest.skip("no control group can be made here")
+    finally:
+        groups.remove()
+    assert not [folder for folder in groups.folders if folder.exists()]
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "kind"),
+    [
+        (ContainerConfig("strip_ai", memory_mb=200), "x = b'1' * 2**29", RehearsalKind.MEMORY),
+        (ContainerConfig("strip_ai", time_limit_s=1), "", RehearsalKind.WALL),
+        (CONFIG, "import threading\nfor _ in range(300): threading.Thread(target=wait.wait).start()",
+         RehearsalKind.PROCESSES),
+    ],
+)  # fmt: skip
+def test_what_the_system_does_not_limit_is_watched(config: ContainerConfig, code: str, kind: RehearsalKind) -> None:
+    container = Container(Path(), config, Path(), jailed=False)
+    command = [sys.executable, "-c", f"import threading\nwait = threading.Event()\n{code}\nwait.wait()"]
+    with subprocess.Popen(command, text=True) as process:
+        watch = Watch(process, container, Groups())
+        watch.start()
+        process.wait()
+    watch.join()
+    assert watch.broken is kind
+    limits = container.limits(Groups())
+    assert limits[JobLimit.MEMORY] is limits[JobLimit.PROCESSES] is Enforcement.WATCHED
+    assert limits[JobLimit.NETWORK] is Enforcement.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("probability", "label"),
+    [
+        ({"CE": 0.5}, "CE"),
+        ({"CE": 0.5, "LAA": 0.6}, "CE"),
+        ({"CE": 1.5, "LAA": -0.5}, "CE"),
+        ({"CE": "0.5", "LAA": "0.5"}, "CE"),
+        (0.5, "CE"),
+        (None, "CE"),
+        ({"CE": 0.5, "LAA": 0.5}, "no class"),
+        ({"CE": 0.5, "LAA": 0.5}, None),
+    ],
+)
+def test_an_answer_that_is_none_fails(probability: Any, label: Any, strip_ai: Competition, tmp_path: Path) -> None:
+    (tmp_path / "clotkit.json").write_text('{"state": "done", "codes": [], "slides": []}')
+    with rehearsal_error(RehearsalKind.OUTPUT):
+        read_output(tmp_path, CONFIG, strip_ai, "a")
+    (tmp_path / "probability.json").write_text(json.dumps(probability))
+    (tmp_path / "label.json").write_text(json.dumps(label))
+    with rehearsal_error(RehearsalKind.OUTPUT):
+        read_output(tmp_path, CONFIG, strip_ai, "a")
+
+
+# Whole rehearsals
+
+
+def rehearse(split: Path, member: Path, out: Path, config: ContainerConfig = CONFIG) -> tuple[bool, dict[str, Any]]:
+    clean = rehearse_container(split, member, config, out, lambda _: None)
+    return clean, json.loads((out / "rehearsal.json").read_text())
+
+
+def answers_of(run_dir: Path) -> dict[str, list[float]]:
+    rows = [line.split(",") for line in (run_dir / "submission.csv").read_text().splitlines()[1:]]
+    return {row[0]: [float(one) for one in row[1:]] for row in rows}
+
+
+@pytest.mark.slow
+def test_jobs_have_the_answers_of_a_run(test_split: Path, member: Path, tmp_path: Path) -> None:
+    assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0
+    for api in Api:
+        clean, facts = rehearse(test_split, member, tmp_path / api, ContainerConfig("strip_ai", api=api))
+        assert (clean, facts["slides"], facts["codes"], facts["api"]) == (True, {"done": 4}, [], api)
+        wanted = answers_of(tmp_path / "run")
+        assert {job["job"] for job in facts["jobs"]} == set(wanted)
+        for job in facts["jobs"]:
+            assert list(job["probability"].values()) == pytest.approx(wanted[job["job"]], abs=1e-6)
+        assert 0 < facts["peaks"]["memory_mb"] < CONFIG.memory_mb
+        assert facts["peaks"]["shared_mb"] <= 128
+        assert 0 < facts["peaks"]["processes"] <= 256
+        if facts["engine"] == "namespaces":
+            assert facts["limits"][JobLimit.NETWORK] == facts["limits"][JobLimit.READ_ONLY_ROOT] == "enforced"
+
+
+@pytest.mark.slow
+def test_where_there_are_no_namespaces_limits_are_watched(
+    test_split: Path, member: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    monkeypatch.setenv("PATH", str(programs))  # no unshare there, and no engine
+    clean, facts = rehearse(test_split, member, tmp_path / "out")
+    assert (clean, facts["engine"]) == (True, "none")
+    assert facts["limits"][JobLimit.NETWORK] == facts["limits"][JobLimit.SHARED_MEMORY] == "absent"
+    with rehearsal_error(RehearsalKind.WALL):
+        rehearse(test_split, member, tmp_path / "out", ContainerConfig("strip_ai", time_limit_s=0.05))
+
+
+@pytest.mark.slow
+def test_a_job_beyond_its_memory_has_the_fallback(test_split: Path, member: Path, python: Path, tmp_path: Path) -> None:
+    groups = make_groups(f"clotkit-test-{os.getpid()}", 300, 64)
+    groups.remove()
+    if groups.memory is None:
+        pytest.skip("no control group can be made here")
+    clean, facts = rehearse(test_split, member, tmp_path / "out", ContainerConfig("strip_ai", memory_mb=150))
+    assert (clean, facts["slides"], facts["codes"]) == (False, {"fallback": 4}, ["crashed"])
+
+
+ENGINE = """#!/bin/sh
+echo "$*" >> "$0.log"
+exec @PYTHON@ - "$@" <<'END'
+import os, pathlib, subprocess, sys, tempfile
+words = sys.argv[1:]
+if words[0] == "run":
+    volumes = [words[n + 1].split(":") for n, word in enumerate(words) if word == "--volume"]
+    root = pathlib.Path(tempfile.mkdtemp())
+    for source, target, *_ in volumes:
+        if target != "/tmp":
+            (root / target.lstrip("/")).symlink_to(source)
+    (root / "opt" / "ml").mkdir(parents=True)
+    (root / "opt" / "ml" / "model").symlink_to("@FOLDER@/model")
+    own = {"CLOTKIT_CONTAINER_ROOT": str(root), "PYTHONPATH": "@FOLDER@/app"}
+    sys.exit(subprocess.run(["@PYTHON@", "-m", "clotkit.containers.entry"], env={**os.environ, **own}).returncode)
+END
+"""
+
+
+@pytest.mark.slow
+def test_with_an_engine_the_image_is_built_and_its_script_does_the_jobs(
+    test_split: Path, member: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out" / "container"
+    engine = tmp_path / "bin" / "docker"
+    engine.parent.mkdir()
+    engine.write_text(ENGINE.replace("@PYTHON@", sys.executable).replace("@FOLDER@", str(folder)))
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{engine.parent}:{os.environ['PATH']}")
+    assert engine_here() == "docker"
+    clean, facts = rehearse(test_split, member, tmp_path / "out")
+    assert clean
+    assert (facts["engine"], set(facts["limits"].values())) == ("docker", {"enforced"})
+    lines = (tmp_path / "bin" / "docker.log").read_text().splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["info", "build"]
+    runs = [line for line in lines if line.startswith("run ")]
+    assert len(runs) == len(facts["jobs"])
+    assert all("--network none --cap-drop ALL --security-opt no-new-privileges --read-only" in line for line in runs)
+
+
+def test_a_program_without_a_daemon_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert engine_here() == ""
