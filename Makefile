@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run app test test-slow test-faults test-recipes test-browser test-install full-set bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -138,6 +138,9 @@ REHEARSE_ON.train := build/rehearsal-tile$(OF)/rehearsal.json
 dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|serve|tile|train, KERNEL_TYPE=notebook
 	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(AS_TYPE) $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
 
+container: $(VENV)/.runtime $(PHANTOM) $(MEMBER)  ## rehearse the members in a container for Grand Challenge; SPLIT=DIR, WEIGHTS=DIR; its folder is in build/rehearsal-grand-challenge/container
+	$(BIN)/clotkit rehearse --arena grand-challenge $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" $(FOR)
+
 # On Kaggle: together with kernel-push; or when a kernel was pushed from here, and neither SPLIT nor WEIGHTS is given.
 PUSHED := build/kernel/pushed$(OF).json
 PUSHING := $(filter kernel-push,$(MAKECMDGOALS))
@@ -255,6 +258,9 @@ test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a spli
 full-set: build/.wheels $(MEMBER)  ## the kernel over as many synthetic slides as the hidden set has (280), one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set --weights "$(WEIGHTS)" $(FOR)
 
+bench-container: $(VENV)/.runtime  ## the same slides through a container's entry point, under the limits of Grand Challenge: build/container.json
+	$(BIN)/python -m bench.container
+
 lint: style  ## check the code: ruff check, ruff format --check, mypy --strict, and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -274,7 +280,7 @@ screenshots: $(VENV)/.runtime  ## take the pictures in docs/images again: a run 
 	$(BIN)/python tools/screenshots.py
 
 lock: $(VENV)/.dev  ## resolve requirements/*.in into hashed *.txt again (needs uv)
-	for name in runtime build dev notebook app browser docs; do \
+	for name in runtime build dev notebook container app browser docs; do \
 		uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 			requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	for name in wheels wheels-source; do \

@@ -1,9 +1,9 @@
-"""Do jobs on a full test set, one slide in twenty broken, in a container's entry point: `python -m bench.container`.
+"""Do jobs on a full test set in a container's entry point: `python -m bench.container`.
 
-The slides are those of `bench.full_set`, several in a job, under the limits of Grand Challenge as `clotkit rehearse
---arena grand-challenge` holds them. No job may fail, no sound slide may be lost, and every slide must get the
-probabilities that `clotkit run` gives it. The exit code is 1 if one of these does not hold; build/container.json has
-the figures.
+One slide in twenty is broken. The slides are those of `bench.full_set`, several in a job, under the limits of Grand
+Challenge as `clotkit rehearse --arena grand-challenge` holds them. No job may fail, no sound slide may be lost, and
+every slide must get the probabilities that `clotkit run` gives it. The exit code is 1 if one of these does not hold;
+build/container.json has the figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TOLERANCE = 1e-6  # of a probability
 
 
 def main() -> int:
-    """Draw the split if it is missing, do the jobs, run the split, print the figures, and return the exit code."""
+    """Draw the split, do the jobs, run the split, print the figures, and return the exit code."""
     line = argparse.ArgumentParser(prog="python -m bench.container", description=__doc__)
     line.add_argument("--slides", type=int, default=SLIDES)
     line.add_argument("--seed", type=int, default=280)
@@ -79,7 +79,7 @@ def figures_of(out: Path, run: Path, split: Path) -> dict[str, Any]:
 
 
 def difference(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:
-    """Return the largest difference of a slide's probabilities by member; infinite if one has a member more."""
+    """Return the largest difference of a slide's probabilities, infinite for other members."""
     if one.keys() != other.keys():
         return float("inf")
     return max((abs(a - b) for name in one for a, b in zip(one[name], other[name], strict=True)), default=0.0)

@@ -1,4 +1,4 @@
-"""Test rehearsals of containers: that each limit of the platform really holds, and whole jobs in a row."""
+"""Test rehearsals of containers: each limit of the platform holds, and whole jobs in a row."""
 
 import json
 import os

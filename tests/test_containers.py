@@ -1,4 +1,4 @@
-"""Test containers for Grand Challenge: their inputs and outputs, one job, the folder that is built and uploaded."""
+"""Test containers for Grand Challenge: inputs and outputs, one job, the folder to build."""
 
 import ast
 import io

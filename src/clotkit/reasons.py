@@ -150,7 +150,7 @@ class JobLimit(StrEnum):
 
 
 class Enforcement(StrEnum):
-    """How a rehearsal holds a limit."""
+    """Ways to hold a limit in a rehearsal."""
 
     ENFORCED = "enforced"  # by the system, as on the platform
     WATCHED = "watched"  # measured at intervals; a job that passes it is killed, and the rehearsal fails

@@ -1,4 +1,4 @@
-"""Write the folder of a container: Dockerfile, locked requirements, the kit, the members, scripts to build and test."""
+"""Write the folder of a container, with all that its image is built from."""
 
 import shutil
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ REQUIREMENTS = {"requirements.txt": "container.txt", "build-requirements.txt": "
 
 @dataclass(frozen=True)
 class Image:
-    """How the image is made."""
+    """Settings of the image itself."""
 
     tag: str
     base: str = BASE

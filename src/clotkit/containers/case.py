@@ -1,4 +1,4 @@
-"""Score the images of one job as the slides of one patient: the split they make, and the process that runs it.
+"""Score the images of one job as the slides of one patient, in a process of its own.
 
 The process is `python -m clotkit.containers.case CONFIG SPLIT WEIGHTS RUN_DIR DEADLINE_S [resume]`. It may die: the
 entry point starts it once more, and answers from what it left.

@@ -14,7 +14,7 @@ CONFIG = "container.json"
 
 
 class Api(StrEnum):
-    """How the platform asks for a job, as the image's label org.grand-challenge.api-method has it."""
+    """Ways to ask for a job, as the image's label org.grand-challenge.api-method spells them."""
 
     EXEC = "exec"  # the container is started for each job, and ends with it
     INVOKE = "invoke"  # it serves GET /health and POST /invoke on port 4743

@@ -21,7 +21,7 @@ class MetaImageError(SlideUnreadable):
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a MetaImage says."""
+    """The header of a MetaImage."""
 
     width_px: int
     height_px: int

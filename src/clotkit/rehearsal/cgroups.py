@@ -1,4 +1,4 @@
-"""Limit the memory and the processes of a command with a control group of its own, where this system allows it."""
+"""Limit a command's memory and processes by control groups, where this system allows it."""
 
 import os
 from contextlib import suppress

@@ -72,7 +72,7 @@ class Container:
 
 
 def engine_here() -> str:
-    """Return the program of a container engine that works; empty for none: the program alone may have no daemon."""
+    """Return a container engine that works, not only its program; empty for none."""
     for name in ENGINES:
         if shutil.which(name):
             with suppress(OSError, subprocess.TimeoutExpired):
@@ -121,9 +121,9 @@ def spec_of(
 
 
 def run_job(container: Container, name: str, place: Path, log: Log) -> tuple[Peaks, dict[JobLimit, Enforcement]]:
-    """Do the job whose input is in `place`, which gets its output; return what it used, and how its limits were held.
+    """Do the job in the folder `place`; return what it used, and how its limits were held.
 
-    Raises RehearsalError if it passes a limit, or ends with an exit code other than 0.
+    The folder has its input, and gets its output. Raises RehearsalError if it passes a limit, or ends with an exit code other than 0.
     """
     for folder in ("output", "tmp"):
         (place / folder).mkdir(exist_ok=True)
@@ -191,7 +191,7 @@ def _command(container: Container, place: Path, groups: Groups) -> tuple[list[st
 
 
 def _pythons(python: Path) -> list[Path]:
-    """Return the folders that a Python needs: its environment, the packages linked in it, the installation."""
+    """Return the folders of a Python: its environment, the packages linked in it, the installation."""
     folders = [python.parents[1].absolute(), Path(sysconfig.get_paths()["purelib"]), Path(sys.base_prefix).resolve()]
     return [one for one in folders if not any(one.is_relative_to(system) for system in SYSTEM)]
 
@@ -255,7 +255,7 @@ def _threads(family: Sequence[psutil.Process]) -> int:
 
 
 def _shared_mb(process: psutil.Process) -> float:
-    """Return what a job's /dev/shm holds, in MB; 0 if the process cannot be seen, or is not in the job's root yet."""
+    """Return what a job's /dev/shm holds, in MB; 0 while a process is not in the job's root."""
     with suppress(OSError):
         state = os.statvfs(f"/proc/{process.pid}/root/dev/shm")
         if state.f_blocks * state.f_frsize == SHARED_MB * MB:

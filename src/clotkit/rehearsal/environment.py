@@ -69,7 +69,7 @@ def check_notebooks(python: Path) -> None:
 
 
 def make_of(folder: Path, lock: Path) -> Path:
-    """Make a virtual environment in `folder` with the packages of a lock file alone, and return its python.
+    """Make a virtual environment with the packages of a lock file alone, and return its python.
 
     They are linked from this environment, which has other versions of some if it was not made from the locks. Raises
     RehearsalError if the kit can be imported.

@@ -1,4 +1,4 @@
-"""Rehearse a container for Grand Challenge: several jobs in a row under the platform's limits, each answer checked."""
+"""Rehearse a container for Grand Challenge: jobs in a row under the platform's limits."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.container import Container, Peaks, engine_here, jails_work, run_job
 from clotkit.rehearsal.sandbox import REHEARSAL
+from clotkit.report.records import IMAGE_ID
 from clotkit.splits import read_slides
 
 TAG = "clotkit-rehearsal"
@@ -32,7 +33,7 @@ TAG = "clotkit-rehearsal"
 def rehearse_container(
     split: Path, weights: Path, config: ContainerConfig, out: Path, log: Log, per_job: int = 0
 ) -> bool:
-    """Make the container, do a job for each patient of a test split, and return whether every slide is done.
+    """Make the container, do a job for each patient of a split; return whether every slide is done.
 
     Leaves rehearsal.json, the container's folder, and the input and output of every job in `out`.
 
@@ -93,7 +94,7 @@ def _job(container: Container, job: Job, place: Path, competition: Competition, 
     peaks, limits = run_job(container, job.name, place, log)
     answer = read_output(place / "output", container.config, competition, job.name)
     named = {uuid_of(slide): slide.image_id for slide in job.slides}
-    slides = [one | {"image_id": named[one["image"]]} for one in answer.pop("slides")]
+    slides = [one | {IMAGE_ID: named[one["image"]]} for one in answer.pop("slides")]
     return {"job": job.name, "peaks": asdict(peaks), "limits": limits, "slides": slides} | answer
 
 

@@ -69,7 +69,7 @@ def make_devices(folder: Path, shm_mb: int) -> None:
 
 
 def start_loopback() -> None:
-    """Start the loopback device: a container without network has it, and a new namespace has it switched off."""
+    """Start the loopback device, which a container without network has."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))[1]
