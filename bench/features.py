@@ -19,7 +19,7 @@ from clotkit.competitions import load_competition
 from clotkit.features.plan import forecast_features
 from clotkit.features.run import FeatureSettings
 from clotkit.files import atomic_write, atomic_write_json, atomic_write_text
-from clotkit.rehearsal.sandbox import tree_mb
+from clotkit.rehearsal.confined.trees import tree_mb
 from clotkit.synthetic.phantom import write_split
 
 ROOT = Path(__file__).resolve().parents[1]

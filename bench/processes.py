@@ -12,7 +12,7 @@ from functools import partial
 from typing import IO
 
 from clotkit.forking import die_with
-from clotkit.rehearsal.sandbox import tree_mb
+from clotkit.rehearsal.confined.trees import tree_mb
 
 POLL_S = 0.02
 MEMORY_POLL_S = 0.25

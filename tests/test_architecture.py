@@ -74,7 +74,7 @@ HOMES: dict[str, set[str]] = {
     "distributed": {"clotkit.engines"},
     "dask": {"clotkit.engines"},
     "joblib": {"clotkit.engines"},
-    "fcntl": {"clotkit.scratch", "clotkit.locks", "clotkit.rehearsal.jail"},
+    "fcntl": {"clotkit.scratch", "clotkit.locks", "clotkit.rehearsal.confined.jail"},
     "matplotlib": {"clotkit.evaluation.plots", "clotkit.tuning.plots"},
     "optuna": {"clotkit.tuning.objective", "clotkit.tuning.study", "clotkit.tuning.tune", "clotkit.tuning.verbs"},
     "imblearn": {"clotkit.training.resampling"},
@@ -103,26 +103,29 @@ HOMES: dict[str, set[str]] = {
         "clotkit.rehearsal.sandbox",
         "clotkit.rehearsal.environment",
         "clotkit.rehearsal.execute_notebook",
-        "clotkit.rehearsal.container",
+        "clotkit.rehearsal.confined.container",
         "clotkit.rehearsal.grand_challenge",
-        "clotkit.rehearsal.invoke",
-        "clotkit.rehearsal.jail",
+        "clotkit.rehearsal.confined.invoke",
+        "clotkit.rehearsal.confined.jail",
         "clotkit.supervise",
         "clotkit.serving.backend",  # the process that has the members
         "clotkit.looking",  # a process that may be left behind while it looks at a file
     },
     "nbclient": {"clotkit.rehearsal.execute_notebook"},
-    "psutil": {"clotkit.rehearsal.sandbox", "clotkit.rehearsal.server", "clotkit.rehearsal.container"},
+    "psutil": {"clotkit.rehearsal.confined.trees", "clotkit.rehearsal.server", "clotkit.rehearsal.confined.container"},
     "grpc": {"clotkit.rehearsal.standin.relay"},
     "polars": set(),  # frames of a gateway are told by their methods
     "kagglesdk": {"clotkit.kaggle.client"},
     "kaggle": set(),
     "requests": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},  # the second: only the exceptions
-    "urllib": {"clotkit.kaggle.client", "clotkit.rehearsal.invoke"},  # the second: loopback, inside a container
+    "urllib": {
+        "clotkit.kaggle.client",
+        "clotkit.rehearsal.confined.invoke",
+    },  # the second: loopback, inside a container
     "urllib3": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},
     "http": {"clotkit.containers.entry"},
     # The second: a pair of this machine; the third: its loopback device.
-    "socket": {"clotkit.training.rendezvous", "clotkit.forking", "clotkit.rehearsal.jail"},
+    "socket": {"clotkit.training.rendezvous", "clotkit.forking", "clotkit.rehearsal.confined.jail"},
 }
 
 

@@ -19,8 +19,17 @@ from clotkit.containers.config import Api, ContainerConfig
 from clotkit.errors import RehearsalError
 from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
 from clotkit.rehearsal import environment
-from clotkit.rehearsal.cgroups import Groups, make_groups
-from clotkit.rehearsal.container import JAIL, JOIN, NAMESPACES, Container, Watch, engine_here, jails_work, spec_of
+from clotkit.rehearsal.confined.cgroups import Groups, make_groups
+from clotkit.rehearsal.confined.container import (
+    JAIL,
+    JOIN,
+    NAMESPACES,
+    Container,
+    Watch,
+    engine_here,
+    jails_work,
+    spec_of,
+)
 from clotkit.rehearsal.grand_challenge import read_output, rehearse_container
 
 from .conftest import ROOT

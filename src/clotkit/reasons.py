@@ -140,6 +140,7 @@ class NotRehearsed(StrEnum):
 class JobLimit(StrEnum):
     """One of the limits of a job on Grand Challenge: keys of `limits` in rehearsal.json."""
 
+    # The limits of a job on Grand Challenge.
     NETWORK = "network"  # none but the loopback device
     PRIVILEGES = "privileges"  # no capability, and no program gives one
     READ_ONLY_ROOT = "read_only_root"  # only /tmp and /output can be written
@@ -152,6 +153,7 @@ class JobLimit(StrEnum):
 class Enforcement(StrEnum):
     """Ways to hold a limit in a rehearsal."""
 
+    # How a rehearsal holds a limit.
     ENFORCED = "enforced"  # by the system, as on the platform
     WATCHED = "watched"  # measured at intervals; a job that passes it is killed, and the rehearsal fails
     ABSENT = "absent"  # this system cannot hold it

@@ -32,8 +32,9 @@ class JobImage:
 def find_images(top: Path, wanted: Sequence[str]) -> list[JobImage]:
     """Return the images of a job's sockets: those of `wanted` slugs, or all that may be slides.
 
-    They are in the order of their sockets, then of their names. A case of several slides has numbered sockets: the slug `a` also stands for a-1, a-2 and so on. Without an
-    inputs.json that can be read, every folder of /input/images is a socket.
+    They are in the order of their sockets, then of their names. A case of several slides has numbered sockets: the slug
+    `a` also stands for a-1, a-2 and so on. Without an inputs.json that can be read, every folder of /input/images is a
+    socket.
     """
     found: list[JobImage] = []
     for slug, folder in _sockets(top):

@@ -22,7 +22,7 @@ from clotkit.files import atomic_write_json
 from clotkit.progress import Log
 from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
 from clotkit.rehearsal import environment
-from clotkit.rehearsal.container import Container, Peaks, engine_here, jails_work, run_job
+from clotkit.rehearsal.confined.container import Container, Peaks, engine_here, jails_work, run_job
 from clotkit.rehearsal.sandbox import REHEARSAL
 from clotkit.report.records import IMAGE_ID
 from clotkit.splits import read_slides

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from clotkit.bundle.build import bundle_sha256, write_bundle
 from clotkit.bundle.notebook import KernelType, type_of
 from clotkit.bundle.places import competition_stem
@@ -27,9 +25,9 @@ from clotkit.kaggle.datasets import Attached
 from clotkit.progress import Log
 from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
+from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
 from clotkit.rehearsal.unrehearsed import not_rehearsed
 from clotkit.supervise import STATUS, State, Status, Wheels, read_status
-from clotkit.units import MB
 
 # Kaggle's two layouts of /kaggle/input: the competition's folder, and a dataset's.
 LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
@@ -342,33 +340,3 @@ class _Limits(threading.Thread):
             kill_tree(self.process.pid)  # nothing of an interrupted rehearsal goes on
         self.process.wait()
         self.join()
-
-
-def tree_mb(pid: int) -> float:
-    """Return the memory of a process and all its descendants in MB, shared pages counted once (PSS)."""
-    total = 0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    for process in family:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.AccessDenied:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / MB
-
-
-def kill_tree(pid: int) -> None:
-    """Kill a process and all its descendants."""
-    try:
-        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue

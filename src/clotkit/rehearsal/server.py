@@ -15,7 +15,8 @@ from clotkit.competitions.schema import Serving
 from clotkit.errors import RehearsalError
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
-from clotkit.rehearsal.sandbox import Sandbox, Stage, kill_tree, launch, tree_mb
+from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
+from clotkit.rehearsal.sandbox import Sandbox, Stage, launch
 from clotkit.rehearsal.standin import relay
 
 WATCH_S = 0.5

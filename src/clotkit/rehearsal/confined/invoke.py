@@ -1,6 +1,7 @@
 """Ask a container's server for one job, as the platform does.
 
-This program runs inside, as there is no network. It starts the entry point, waits for GET /health to answer 200, sends POST /invoke, and ends with 0 if that answers 201.
+This program runs inside, as there is no network. It starts the entry point, waits for GET /health to answer 200, sends
+POST /invoke, and ends with 0 if that answers 201.
 """
 
 import subprocess

@@ -25,8 +25,8 @@ from clotkit.containers.config import Api, ContainerConfig
 from clotkit.errors import RehearsalError
 from clotkit.progress import Log
 from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
-from clotkit.rehearsal.cgroups import Groups, make_groups
-from clotkit.rehearsal.sandbox import tree_mb
+from clotkit.rehearsal.confined.cgroups import Groups, make_groups
+from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
 from clotkit.units import MB
 
 JAIL, INVOKE = (Path(__file__).with_name(name).resolve() for name in ("jail.py", "invoke.py"))
@@ -123,7 +123,8 @@ def spec_of(
 def run_job(container: Container, name: str, place: Path, log: Log) -> tuple[Peaks, dict[JobLimit, Enforcement]]:
     """Do the job in the folder `place`; return what it used, and how its limits were held.
 
-    The folder has its input, and gets its output. Raises RehearsalError if it passes a limit, or ends with an exit code other than 0.
+    The folder has its input, and gets its output. Raises RehearsalError if it passes a limit, or ends with an exit code
+    other than 0.
     """
     for folder in ("output", "tmp"):
         (place / folder).mkdir(exist_ok=True)
@@ -216,7 +217,7 @@ class Watch(threading.Thread):
             except subprocess.TimeoutExpired:
                 self._check()
             if self.broken is not None:
-                _kill(self.process.pid)
+                kill_tree(self.process.pid)
 
     def _measure(self) -> None:
         if not self.local:
@@ -261,9 +262,3 @@ def _shared_mb(process: psutil.Process) -> float:
         if state.f_blocks * state.f_frsize == SHARED_MB * MB:
             return (state.f_blocks - state.f_bfree) * state.f_frsize / MB
     return 0.0
-
-
-def _kill(pid: int) -> None:
-    for process in reversed(_family(pid)):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
