@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push models-push install-script kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -26,9 +26,13 @@ LAYOUT ?= both
 KERNEL ?= infer
 KERNEL_TYPE ?=
 AS_TYPE := $(addprefix --kernel-type ,$(KERNEL_TYPE))
+# The forms in which a kernel gets its members and packages: WEIGHTS_AS=model, WHEELS_AS=script.
+AS_INPUTS := $(addprefix --weights-as ,$(WEIGHTS_AS)) $(addprefix --wheels-as ,$(WHEELS_AS))
 DATASET ?=
 ATTACH ?=
 ACCELERATOR ?=
+WEIGHTS_AS ?=
+WHEELS_AS ?=
 SIDE ?= 10000 30000
 DATA ?=
 JOBS ?= 1
@@ -135,8 +139,8 @@ REHEARSE_ON.serve := $(REHEARSE_ON.infer)
 REHEARSE_ON.tile := $(PHANTOM_TILE)
 REHEARSE_ON.train := build/rehearsal-tile$(OF)/rehearsal.json
 
-dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|serve|tile|train, KERNEL_TYPE=notebook
-	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(AS_TYPE) $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
+dry-run: build/.wheels $(if $(filter notebook,$(KERNEL_TYPE)),$(VENV)/.notebook) $(REHEARSE_ON.$(KERNEL))  ## run the kernel here as Kaggle does; SPLIT=DIR or SPLIT=public, WEIGHTS=DIR, LAYOUT=old|new, KERNEL=infer|serve|tile|train, KERNEL_TYPE=notebook, WEIGHTS_AS=model, WHEELS_AS=script
+	$(BIN)/clotkit rehearse --kernel "kernels/$(KERNEL)" $(AS_TYPE) $(AS_INPUTS) $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" --layout $(LAYOUT) $(FOR)
 
 container: $(VENV)/.runtime $(PHANTOM) $(MEMBER)  ## rehearse the members in a container for Grand Challenge; SPLIT=DIR, WEIGHTS=DIR; its folder is in build/rehearsal-grand-challenge/container
 	$(BIN)/clotkit rehearse --arena grand-challenge $(if $(SPLIT),--split "$(SPLIT)") --weights "$(WEIGHTS)" $(FOR)
@@ -162,12 +166,18 @@ FOLDER.tiles := build/kaggle$(OF)/tile/tiles
 FOLDER.imagenet := build/kaggle$(OF)/imagenet
 FOLDER.progress := build/kaggle$(OF)/train
 
-datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $(filter-out weights,$(DATASET)),,$(MEMBER))  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new; DATASET=tiles|imagenet|progress: what a kernel left
+datasets-push: build/.wheels $(if $(filter imagenet,$(DATASET)),$(LITE0)) $(if $(filter-out weights,$(DATASET)),,$(MEMBER))  ## push the weights (WEIGHTS=DIR) and wheels datasets to Kaggle if their content is new; DATASET=tiles|imagenet|progress: what a kernel left; WEIGHTS_AS=model, WHEELS_AS=script: without those
 	@if [ "$(DATASET)" = imagenet ]; then mkdir -p $(FOLDER.imagenet) && cp $(LITE0) $(FOLDER.imagenet); fi
-	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(FOR)
+	$(BIN)/clotkit kaggle datasets-push $(DATASET) --weights "$(WEIGHTS)" $(addprefix --folder ,$(FOLDER.$(DATASET))) $(AS_INPUTS) $(FOR)
 
-kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|serve|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left, ACCELERATOR=NvidiaTeslaT4: on another machine; KERNEL_TYPE=notebook, if it was rehearsed as one
-	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(addprefix --attach ,$(ATTACH)) $(addprefix --accelerator ,$(ACCELERATOR)) $(FOR)
+models-push: $(VENV)/.runtime $(MEMBER)  ## push the members (WEIGHTS=DIR) as a Kaggle Model if their content is new, for WEIGHTS_AS=model
+	$(BIN)/clotkit kaggle models-push --weights "$(WEIGHTS)" $(FOR)
+
+install-script: $(VENV)/.runtime  ## write the script that installs the kernels' packages by hash, for Kaggle's Dependency Manager, for WHEELS_AS=script: build/kernel
+	$(BIN)/clotkit kaggle install-script
+
+kernel-push: $(VENV)/.runtime  ## push the kernel that make dry-run has rehearsed, and verify the push; KERNEL=infer|serve|imagenet|tile|train, ATTACH=tiles|progress: with what an earlier version left, ACCELERATOR=NvidiaTeslaT4: on another machine; KERNEL_TYPE=notebook, WEIGHTS_AS=model, WHEELS_AS=script, if it was rehearsed so
+	$(BIN)/clotkit kaggle kernel-push --kernel "$(KERNEL)" $(AS_TYPE) $(AS_INPUTS) $(addprefix --attach ,$(ATTACH)) $(addprefix --accelerator ,$(ACCELERATOR)) $(FOR)
 
 kernel-output: $(VENV)/.runtime  ## wait for the kernel that was pushed last, and fetch what it left into build/kaggle/KERNEL; KERNEL=imagenet|tile|train
 	$(BIN)/clotkit kaggle wait --kernel "$(KERNEL)" $(FOR)

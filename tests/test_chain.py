@@ -231,7 +231,7 @@ def test_the_tiling_kernel_leaves_what_clotkit_tile_makes(
     root = place("tile")
     ran(root)
     status = status_of(root)
-    assert (status.state, status.recipes, status.wheels) == (State.DONE, {"tiny": "done"}, Wheels.ABSENT)
+    assert (status.state, status.recipes, status.wheels) == (State.DONE, {"tiny": "done"}, Wheels.INSTALLED)
     assert status.slides == {"done": SLIDES, "failed": 0}
     assert sorted(path.name for path in (root / "working").iterdir()) == ["status.json", "summary.json", "tiles"]
     tiles = unpacked(root)

@@ -20,6 +20,7 @@ from clotkit.kaggle.datasets import read_metadata, weights_files, wheels_files
 from clotkit.kaggle.login.credentials import NO_CREDENTIALS
 from clotkit.kaggle.states import SubmissionFailure
 from clotkit.kaggle.submissions import MEANINGS
+from clotkit.options import Result
 
 from .conftest import ROOT
 from .delivery import quiet, rehearsed
@@ -234,7 +235,7 @@ def test_a_file_that_cannot_be_read_is_one_line(server: KaggleServer, checkout: 
     fails(kaggle("datasets-push"), "weights/demo")
     assert changes(server) == []
     with pytest.raises(UsageError, match="no/weights: No such file or directory"):
-        verbs.run_verb(lambda _: len(list(Path(checkout / "no" / "weights").iterdir())), argparse.Namespace())
+        verbs.run_verb(lambda _: Result(len(list(Path(checkout / "no" / "weights").iterdir()))), argparse.Namespace())
 
 
 def test_another_endpoint_is_refused(kaggle: Run) -> None:

@@ -7,16 +7,19 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from clotkit.bundle.install import install_script
 from clotkit.bundle.notebook import KernelType
 from clotkit.cli import main
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, RehearsalError, UsageError
 from clotkit.files import sha256
 from clotkit.kaggle.kernels import read_kernel
+from clotkit.kaggle.metadata import Inputs
 from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.sandbox import MOUNTS, NAMESPACE, namespaces_work
@@ -71,6 +74,84 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
         assert rehearsed[0] == ran[0]
         if rehearsed[0] != "patient_id":
             assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
+
+
+def test_members_as_a_model_give_the_submission_that_they_give_as_a_dataset(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+) -> None:
+    as_dataset, as_model = tmp_path / "dataset", tmp_path / "model"
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", as_dataset, lambda _: None)
+    inputs, lines = Inputs(weights="model"), list[str]()
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", as_model, lines.append, inputs=inputs)
+    mounted = [line.partition("weights: ")[2].partition(";")[0] for line in lines if "weights: " in line]
+    assert [path.partition("/kaggle/input/")[2] for path in mounted] == [
+        "models/rehearsal/clotkit-members/keras/default/1/tiny", "clotkit-members/keras/default/1/tiny"
+    ]  # fmt: skip
+    assert (as_model / "submission.csv").read_bytes() == (as_dataset / "submission.csv").read_bytes()
+    facts = json.loads((as_model / "rehearsal.json").read_text())
+    assert (list(facts["datasets"]), list(facts["models"])) == (["clotkit-wheels"], ["clotkit-members/keras/default"])
+    assert facts["inputs"] == {"weights": "model", "wheels": "dataset"}
+    assert facts["models"]["clotkit-members/keras/default"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
+    assert read_kernel(KERNEL, "strip_ai", as_model, inputs=inputs).metadata["dataset_sources"] == [
+        "OWNER/clotkit-wheels"
+    ]
+
+
+def locked(wheels: Path, folder: Path) -> Path:
+    """Write locks with the hashes of the wheels that are here, so that pip needs no index, into `folder`."""
+    folder.mkdir()
+    hashes: dict[str, list[str]] = {}
+    for path in sorted(wheels.glob("*.whl")):
+        name, version = path.name.split("-")[:2]
+        hashes.setdefault(f"{name.replace('_', '-')}=={version}", []).append(f"--hash=sha256:{sha256(path)}")
+    lock = "".join(f"{name} \\\n    {' '.join(known)}\n    # via here\n" for name, known in hashes.items())
+    (folder / "wheels.txt").write_text(lock)
+    for name in ("wheels-source", "build"):
+        (folder / f"{name}.txt").write_text("")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [False, True], ids=["namespace", "socket guard"])
+def test_packages_by_the_install_script_give_the_same_submission(
+    guarded: bool, test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setattr("clotkit.bundle.install.locks", partial(locked, wheels, tmp_path / "locks"))
+    if guarded:
+        monkeypatch.setattr("clotkit.rehearsal.sandbox.namespaces_work", lambda _: False)
+    out, inputs, lines = tmp_path / "out", Inputs(wheels="script"), list[str]()
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", out, lines.append, inputs=inputs)
+    status = read_status(out / "new" / "kaggle" / "working")
+    assert status is not None
+    assert (status.state, status.wheels) == (State.DONE, Wheels.INSTALLED)
+    assert any("installed before the run" in line and f"{out}/env" in line for line in lines)
+    facts = json.loads((out / "rehearsal.json").read_text())
+    assert (list(facts["datasets"]), facts["inputs"]["wheels"]) == (["clotkit-weights"], "script")
+    other = tmp_path / "other"
+    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", other, lines.append)
+    assert (out / "submission.csv").read_bytes() == (other / "submission.csv").read_bytes()
+
+
+def test_an_install_script_that_fails_fails_the_rehearsal(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clotkit.rehearsal.sandbox.install_script", lambda: "echo no such package >&2; exit 3\n")
+    with pytest.raises(RehearsalError, match="no such package") as caught:
+        rehearse(
+            str(test_split), member, wheels, KERNEL, "strip_ai", "new", tmp_path / "out", lambda _: None,
+            inputs=Inputs(wheels="script"),
+        )  # fmt: skip
+    assert caught.value.kind is RehearsalKind.WHEELS
+
+
+@pytest.mark.install
+def test_the_script_that_ships_installs_the_packages(wheels: Path, tmp_path: Path) -> None:
+    python = environment.make(tmp_path / "env", wheels, guard=False, script=install_script())
+    probe = [str(python), "-I", "-c", "import imagecodecs, onnxruntime, pyvips, simplejpeg; print(pyvips.__file__)"]
+    ended = subprocess.run(probe, capture_output=True, text=True, check=True)
+    assert str(tmp_path) in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from clotkit.competitions import DEFAULT
+from clotkit.competitions.schema import WEIGHTS_AS, WHEELS_AS
 from clotkit.errors import UsageError
 
 # Exit codes: done; an error that nobody foresaw; wrong usage or input; done with fallbacks; Ctrl-C.
@@ -103,6 +104,21 @@ def add_kernel_type(verb: argparse.ArgumentParser) -> None:
         "--kernel-type",
         choices=("script", "notebook"),
         help="the form of the bundle: a script, or a notebook of one cell (default: kernel_type of its metadata)",
+    )
+
+
+def add_inputs(verb: argparse.ArgumentParser) -> None:
+    """Add the options --weights-as and --wheels-as; None: as the competition's TOML has them."""
+    verb.add_argument(
+        "--weights-as",
+        choices=WEIGHTS_AS,
+        help="how a kernel gets the members: as a dataset, or as a Kaggle Model (default: the competition's: dataset)",
+    )
+    verb.add_argument(
+        "--wheels-as",
+        choices=WHEELS_AS,
+        help="how a kernel gets its packages: from the wheels dataset, or by the script of clotkit kaggle "
+        "install-script (default: the competition's: dataset)",
     )
 
 

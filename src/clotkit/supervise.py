@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,7 @@ from clotkit.reasons import Reason
 ROOT = Path(os.environ.get("CLOTKIT_KAGGLE_ROOT", "/kaggle"))  # a rehearsal has its own
 INPUT, WORKING = ROOT / "input", ROOT / "working"
 STATUS, SUMMARY = "status.json", "summary.json"  # in the working folder
-WALK_DEPTH = 6
+WALK_DEPTH = 8  # input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, and a member in two folders
 PIP_LIMIT_S = 600
 GRACE_S = 60  # beyond its deadline, for a child to close its files
 KILL_S = 10  # SIGKILL ends a process within it, unless the process sleeps in the kernel
@@ -39,16 +40,18 @@ from clotkit.cli import main
 sys.exit(main())
 """
 PROBE = """
-import sys
-sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:0] = sys.argv[1:]
 import imagecodecs, pyvips, simplejpeg
 for module in (imagecodecs, pyvips, simplejpeg):
-    if not module.__file__.startswith(sys.argv[1]):
+    if not module.__file__.startswith(tuple(sys.argv[1:]) or ""):
         sys.exit(f"{module.__name__} comes from {module.__file__}, not from the wheels")
 libvips = f"{pyvips.version(0)}.{pyvips.version(1)}"
 codecs = f"imagecodecs {imagecodecs.__version__}, simplejpeg {simplejpeg.__version__}"
-print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {sys.argv[1]}")
+place = os.path.dirname(os.path.dirname(pyvips.__file__))
+print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {place}")
 """
+PROBING = [sys.executable, "-I", "-c", PROBE]
 Folders = list[tuple[Path, list[str]]]  # with the names of their files
 
 
@@ -63,10 +66,11 @@ class State(StrEnum):
 
 
 class Wheels(StrEnum):
-    """Use of the wheels dataset, as status.json spells it."""
+    """Where the packages that read slides come from, as status.json spells it."""
 
-    USED = "used"  # the slides are read by its packages
-    ABSENT = "absent"  # none is attached: slides are read by OpenSlide
+    USED = "used"  # the wheels dataset
+    INSTALLED = "installed"  # no wheels dataset is attached, but a script has installed them before the run
+    ABSENT = "absent"  # neither: slides are read by OpenSlide
     UNUSABLE = "unusable"  # pip refused them, or others were imported: slides are read by OpenSlide
 
 
@@ -154,25 +158,45 @@ def datasets_beside(split: Path | None) -> Folders:
 
 
 def install_wheels(datasets: Folders, target: Path) -> Wheels:
-    """Install the wheels of the datasets into `target`, offline, and check that they can be imported."""
+    """Install the wheels of the datasets into `target`, offline, and check that they can be imported.
+
+    Without wheels, look whether the packages were installed before the run, for all users or for this one.
+    """
     wheels = [(folder, name) for folder, names in datasets for name in sorted(names) if name.endswith(".whl")]
     if not wheels:
-        say("no wheels dataset: slides are read by OpenSlide")
-        return Wheels.ABSENT
+        return _installed(target)
     packages = packages_of(name for _, name in wheels)
     links = [part for folder in sorted({folder for folder, _ in wheels}) for part in ("--find-links", str(folder))]
     pip = [sys.executable, "-I", "-m", "pip", "install", "--no-index", *links, "--no-deps", "--target", str(target)]
     pip += ["--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-warn-script-location", *packages]
-    probe = [sys.executable, "-I", "-c", PROBE, str(target)]
-    for step in (pip, probe):
-        ended = subprocess.run(step, capture_output=True, text=True, timeout=PIP_LIMIT_S, check=False)
-        last = (ended.stdout + ended.stderr).strip().splitlines()[-1:]
+    for step in (pip, [*PROBING, str(target)]):
+        worked, last = _ended_well(step)
         if last:
-            say(last[0])
-        if ended.returncode:
+            say(last)
+        if not worked:
             say("the wheels could not be used: slides are read by OpenSlide")
             return Wheels.UNUSABLE
     return Wheels.USED
+
+
+def _installed(target: Path) -> Wheels:
+    """Return whether the packages are installed; those of this user alone are linked at `target`."""
+    worked, last = _ended_well(PROBING)
+    own = Path(site.getusersitepackages())  # hidden from an isolated Python, as the kernel's child is
+    if not worked and own.is_dir():
+        target.symlink_to(own)
+        worked, last = _ended_well([*PROBING, str(target)])
+    if worked:
+        say(f"no wheels dataset; installed before the run: {last}")
+        return Wheels.INSTALLED
+    say("no wheels dataset, and its packages are not installed: slides are read by OpenSlide")
+    return Wheels.ABSENT
+
+
+def _ended_well(command: list[str]) -> tuple[bool, str]:
+    """Run a command, and return whether it ended with 0, and its last line."""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PIP_LIMIT_S, check=False)
+    return not ended.returncode, "".join((ended.stdout + ended.stderr).strip().splitlines()[-1:])
 
 
 def packages_of(wheels: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ def create_dataset(world: World, body: Body) -> Reply:
         return as_json({"ref": "", "url": "", "status": "error", "error": TAKEN.format(title=title)})
     if ref in world.kernels:
         raise RefusedError(400, "Bad Request")
-    files = _files(world, body)
+    files = files_of(world, body)
     made = Dataset(title, str(body.get("licenseName", "")), bool(body.get("isPrivate", False)))
     made.id, made.unseen_polls = len(world.datasets) + 1, world.unseen_polls
     made.subtitle, made.description = str(body.get("subtitle", "")), str(body.get("description", ""))
@@ -50,7 +50,7 @@ def create_dataset_version(world: World, body: Body) -> Reply:
     dataset, said = world.datasets.get(ref), dict(body.get("body") or {})
     if dataset is None:
         raise RefusedError(404, "Dataset not found")
-    version = Version(dataset.versions[-1].number + 1, str(said.get("versionNotes", "")), _files(world, said))
+    version = Version(dataset.versions[-1].number + 1, str(said.get("versionNotes", "")), files_of(world, said))
     dataset.versions = [*([] if said.get("deleteOldVersions") else dataset.versions), version]
     return _made(world, ref, said)
 
@@ -170,7 +170,8 @@ def _asked_version(world: World, body: Body) -> Version:
     return version
 
 
-def _files(world: World, body: Body) -> dict[str, bytes]:
+def files_of(world: World, body: Body) -> dict[str, bytes]:
+    """Return the uploaded files that a new version of a dataset or a model names."""
     files: dict[str, bytes] = {}
     for folder, token in _tokens(body, ""):
         blob = world.blobs.get(token)

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from .datasets import zipped
+from .models import versions_of
 from .reply import RefusedError, Reply, as_json, as_redirect, page_of
 from .state import DATE, Kernel, KernelVersion, World, slugify
 
@@ -160,7 +161,7 @@ def _invalid_sources(world: World, body: Body) -> dict[str, list[str]]:
         "DatasetSources": (body.get("datasetDataSources"), datasets),
         "CompetitionSources": (body.get("competitionDataSources"), {world.competition.slug}),
         "KernelSources": (body.get("kernelDataSources"), set(world.kernels)),
-        "ModelSources": (body.get("modelDataSources"), world.models),
+        "ModelSources": (body.get("modelDataSources"), world.models | versions_of(world)),
         "Tags": (body.get("categoryIds"), world.tags),
     }
     return {

@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any, Protocol
 
-from . import accounts, competitions, datasets, kernels
+from . import accounts, competitions, datasets, kernels, models
 from .reply import RefusedError, Reply, Request, as_error, as_json, as_xml, without_defaults
 from .state import Blob, Call, World
 
-METHODS = {**accounts.METHODS, **datasets.METHODS, **kernels.METHODS, **competitions.METHODS}
+METHODS = {**accounts.METHODS, **datasets.METHODS, **models.METHODS, **kernels.METHODS, **competitions.METHODS}
 ANONYMOUS = ("IntrospectToken", "GenerateAccessToken")
 LOG_STREAM = "GetKernelSessionLogsStream"  # what calls and faults name it, by POST or by GET
 RPC = re.compile(r"(?:/api)?/v1/([A-Za-z.]+/([A-Za-z]+))")

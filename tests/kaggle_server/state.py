@@ -84,6 +84,28 @@ class Dataset:
 
 
 @dataclass
+class Variation:
+    """A variation of a model; `unseen_polls` counts the calls that do not know its last version yet."""
+
+    license: str
+    overview: str
+    unseen_polls: int = 0
+    versions: list[Version] = field(default_factory=list)
+
+
+@dataclass
+class Model:
+    """A model with its variations, by framework/variation."""
+
+    id: int
+    title: str
+    subtitle: str
+    description: str
+    private: bool
+    variations: dict[str, Variation] = field(default_factory=dict)
+
+
+@dataclass
 class KernelVersion:
     """One version of a kernel and its run; `log` is a text, or lines, or events as they go over the wire."""
 
@@ -182,6 +204,7 @@ class World:
         self.expired: set[str] = set()
         self.datasets: dict[str, Dataset] = {}
         self.kernels: dict[str, Kernel] = {}
+        self.made_models: dict[str, Model] = {}
         self.submissions: list[Submission] = []
         self._set_knobs()
 
@@ -209,7 +232,8 @@ class World:
         self.absent_status = 404  # of a dataset of one's own that does not exist
         self.list_changes: dict[str, int | None] = {}  # of every list of files: name -> size, None leaves it out
         self.list_lag_polls = 0  # lists that are still without their last file
-        self.models: set[str] = set()
+        self.models: set[str] = set()  # of other people, known as sources
+        self.model_lag_polls = 0  # calls after a version was made that do not know it yet
         self.expired_tokens: set[str] = set()  # access tokens that are no longer active
         self.logins: set[str] = {"a-login"}  # lasting tokens of kaggle auth login
         self.login_refusal = 401  # the answer to any other

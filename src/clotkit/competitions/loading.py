@@ -12,7 +12,18 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from clotkit.competitions.schema import UNKNOWN, Competition, Form, Kaggle, Rule, Sizes, Unit, label_key
+from clotkit.competitions.schema import (
+    UNKNOWN,
+    WEIGHTS_AS,
+    WHEELS_AS,
+    Competition,
+    Form,
+    Kaggle,
+    Rule,
+    Sizes,
+    Unit,
+    label_key,
+)
 from clotkit.errors import ConfigError
 from clotkit.metric import METRICS, Takes, best_constant, best_label
 from clotkit.typed_toml import read_toml, typed
@@ -232,6 +243,9 @@ def _check_kaggle(kaggle: Kaggle, path: Path) -> None:
         name = getattr(kaggle, key)
         if not KAGGLE_NAME.fullmatch(name):
             raise ConfigError(f"{path}: kaggle.{key} is {name!r}; words of a-z and 0-9 with hyphens between are needed")
+    for key, allowed in (("weights_as", WEIGHTS_AS), ("wheels_as", WHEELS_AS)):
+        if getattr(kaggle, key) not in allowed:
+            raise ConfigError(f"{path}: kaggle.{key} is {getattr(kaggle, key)!r}; allowed: {', '.join(allowed)}")
     if kaggle.sources and not kaggle.hosted:
         raise ConfigError(f"{path}: kaggle.sources has {len(kaggle.sources)} entries, kaggle.hosted is false; 0 fit")
 

@@ -142,6 +142,9 @@ class Limits:
     hidden_slides: int = 0  # slides that the scoring run sees; 0: unknown
 
 
+WEIGHTS_AS, WHEELS_AS = ("dataset", "model"), ("dataset", "script")
+
+
 @dataclass(frozen=True)
 class Kaggle:
     """The names of kernels and datasets on Kaggle."""
@@ -151,6 +154,8 @@ class Kaggle:
     datasets: str = ""
     sources: tuple[str, ...] = ()  # competitions whose data the kernels attach; empty: the slug
     hosted: bool = True  # whether Kaggle has the competition; false: nothing can be pushed or submitted there
+    weights_as: str = "dataset"  # how kernels get the members: dataset, or model (a Kaggle Model)
+    wheels_as: str = "dataset"  # how kernels get their packages: dataset, or script (Kaggle's Dependency Manager)
 
 
 class BatchRows(StrEnum):

@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from clotkit import __version__
@@ -39,12 +39,14 @@ SERVICES = {  # package of the library: its service, and the module with its req
     "competitions": ("CompetitionApiService", "competition_api_service"),
     "datasets": ("DatasetApiService", "dataset_api_service"),
     "kernels": ("KernelsApiService", "kernels_api_service"),
+    "models": ("ModelApiService", "model_api_service"),
     "security": ("OAuthService", "oauth_service"),
     "users": ("AccountService", "account_service"),
 }
 BARE_NAMES = ("security", "users")  # packages whose request classes have no Api before their names
 # Kinds of errors that mean that Kaggle does not accept a token.
 NOT_ACCEPTED = (RemoteKind.CREDENTIALS, RemoteKind.FORBIDDEN, RemoteKind.MISSING, RemoteKind.REFUSED)
+FRAMEWORK = "MODEL_FRAMEWORK_"  # before the names of frameworks
 CHUNK_BYTES = 2**20  # of a file in memory at a time
 PAGE_SIZE = 200  # entries per page of a listing: the most that Kaggle's client documents
 TRIES = 5  # of a call, the first included
@@ -52,6 +54,42 @@ CHANGE_TRIES = 3  # of a change, each after a lookup found that the last one had
 LOOKUP_WAITS_S = (2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 30.0)  # before each lookup of a lost change
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of an answer
 SHOWN_CHARACTERS = 200  # of a text in a dry run; a longer one is shown as its size and sha256
+
+
+class Variation(NamedTuple):
+    """One variation of a model on Kaggle; in addresses and mounts it is owner/model/framework/variation."""
+
+    owner: str
+    model: str
+    framework: str  # Kaggle's word in addresses, like keras or pyTorch
+    variation: str
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, self))
+
+    @property
+    def unowned(self) -> str:
+        """It without its owner, as rehearsal.json has it."""
+        return "/".join(self[1:])
+
+    @property
+    def fields(self) -> Answer:
+        """The fields of a request that name it. Raises UsageError for a framework that Kaggle does not have."""
+        return {
+            "owner_slug": self.owner, "model_slug": self.model, "framework": framework_name(self.framework),
+            "instance_slug": self.variation,
+        }  # fmt: skip
+
+
+def framework_name(word: str) -> str:
+    """Return the name of a framework in Kaggle's API, by its word in addresses. Raises UsageError."""
+    from kagglesdk.models.types.model_enums import ModelFramework
+
+    names = {name.removeprefix(FRAMEWORK).replace("_", "").lower(): name for name in ModelFramework.__members__}
+    del names["unspecified"]
+    if word.lower() not in names:
+        raise UsageError(f"framework is {word!r}; one of {', '.join(sorted(names))} is needed")
+    return str(names[word.lower()])
 
 
 class DryRun(Exception):  # noqa: N818 - not an error: a dry run ends where something would be changed
@@ -214,13 +252,13 @@ class Kaggle:
         fields = {"owner_slug": owner, "dataset_slug": slug, "body": body}
         return self._change(Subject(f"dataset {owner}/{slug}"), "datasets", "CreateDatasetVersion", lookup, fields)
 
-    def start_upload(self, name: str, size_bytes: int) -> tuple[str, str]:
-        """Announce a file; return its token, which a dataset refers to, and the address to send it to."""
+    def start_upload(self, name: str, size_bytes: int, kind: str = "DATASET") -> tuple[str, str]:
+        """Announce a file; return its token, which a dataset or MODEL refers to, and the address to send it to."""
 
         def read(answer: Answer) -> tuple[str, str]:
             return str(answer["token"]), self._check_signed(str(answer["createUrl"]))
 
-        fields = {"type": "DATASET", "name": name, "content_length": size_bytes}
+        fields = {"type": kind, "name": name, "content_length": size_bytes}
         return self._call(Subject(f"upload of {name}"), "blobs", "StartBlobUpload", read, **fields)
 
     def put(self, url: str, body: IO[bytes] | bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
@@ -237,6 +275,54 @@ class Kaggle:
         except requests.RequestException as error:
             raise RemoteUnclear(f"the connection failed ({type(error).__name__})") from None
         return answer.status_code, answer.headers
+
+    # Models
+
+    def model(self, owner: str, slug: str) -> Answer:
+        """Return Kaggle's record of a model; empty if there is none."""
+        return self._found(Variation(owner, slug, "", ""), "GetModel", {"owner_slug": owner, "model_slug": slug})
+
+    def variation(self, place: Variation) -> Answer:
+        """Return Kaggle's record of a model's variation (versionNumber, …); empty if there is none."""
+        return self._found(place, "GetModelInstance", place.fields)
+
+    def _found(self, place: Variation, method: str, fields: Answer) -> Answer:
+        try:
+            return self._call(Subject(f"model {place}", missing_is_403=True), "models", method, _as_is, **fields)
+        except RemoteMissing:
+            return {}
+
+    def model_files(self, place: Variation, version: int) -> list[tuple[str, int]]:
+        """Return the name and the size in bytes of every file of a variation's version."""
+
+        def read(answer: Answer) -> list[tuple[str, int]]:
+            return [(str(file["name"]), int(file.get("size") or 0)) for file in answer.get("files", [])]
+
+        fields = place.fields | {"version_number": version}
+        return self._list(Subject(f"model {place}"), "models", "ListModelInstanceVersionFiles", read, **fields)
+
+    def model_file(self, place: Variation, version: int, name: str, out: Path) -> None:
+        """Fetch one file of a variation's version to `out`. Raises RemoteMissing if there is none."""
+        fields = place.fields | {"version_number": version, "path": name}
+        self._retry(
+            Subject(f"model {place}, {name}", missing_is_403=True),
+            functools.partial(self._download, "models", "DownloadModelInstanceVersion", fields, out),
+        )
+
+    def create_model(self, lookup: Lookup, **fields: Any) -> Answer:
+        """Create a model without a variation; `lookup` finds it if the answer is lost."""
+        return self._change(Subject("the new model"), "models", "CreateModel", lookup, fields)
+
+    def create_variation(self, place: Variation, lookup: Lookup, body: Answer) -> Answer:
+        """Create a model's variation with its first version; `body` is in Kaggle's spelling."""
+        body = {**body, "instanceSlug": place.variation, "framework": place.fields["framework"]}
+        fields = {"owner_slug": place.owner, "model_slug": place.model, "body": body}
+        return self._change(Subject(f"model {place}"), "models", "CreateModelInstance", lookup, fields)
+
+    def create_model_version(self, place: Variation, lookup: Lookup, body: Answer) -> Answer:
+        """Create a new version of a variation; `body` has versionNotes and files, in Kaggle's spelling."""
+        fields = place.fields | {"body": body}
+        return self._change(Subject(f"model {place}"), "models", "CreateModelInstanceVersion", lookup, fields)
 
     # Kernels
 

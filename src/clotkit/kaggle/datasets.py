@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,8 @@ from clotkit.members.encoders.folder import encoder_beside
 from clotkit.members.folder import MANIFEST, RECIPE, check_clashes
 from clotkit.reasons import RemoteKind
 
-Attached = Mapping[str, Mapping[str, Path]]  # {dataset's slug: {name of a file in it: file here}}
+# {dataset's slug, or model/framework/variation/version: {name of a file in it: file here}}
+Attached = Mapping[str, Mapping[str, Path]]
 PLACEHOLDER = "OWNER"  # stands for the user in this repository's metadata
 SOURCES = "{sources}"  # stands for the competitions whose data a kernel attaches
 METADATA = "dataset-metadata.json"
@@ -237,10 +239,15 @@ def has_secret(content: bytes, secrets: Sequence[str] = ()) -> bool:
 
 def content_of(stage: Stage) -> dict[str, Any]:
     """Return the object for CONTENT.json: {"hash", "metadata", "files": {name: {"sha256", "bytes"}}}."""
-    files = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in sorted(stage.files.items())}
     metadata = {
         "title": stage.title, "subtitle": stage.subtitle, "description": stage.description, "license": stage.license
     }  # fmt: skip
+    return content_with(stage.files, metadata)
+
+
+def content_with(paths: Mapping[str, Path], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the object for CONTENT.json of these files with this metadata."""
+    files = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in sorted(paths.items())}
     text = json.dumps([metadata, [[name, *entry.values()] for name, entry in files.items()]], sort_keys=True)
     return {"hash": hashlib.sha256(text.encode()).hexdigest(), "metadata": metadata, "files": files}
 
@@ -283,7 +290,7 @@ def push_dataset(
     answer = _publish(client, stage, tokens, content, poller, before, exists=state is not DatasetState.ABSENT)
     _check_answer(answer, ref)
     version = poller.ready(before)
-    problem = listing_problem(client, owner, slug, content["files"])
+    problem = listing_problem(partial(client.dataset_files, owner, slug), content["files"], client.wait)
     if problem:
         raise RemoteError(f"dataset {ref} version {version}: {problem}; push again", RemoteKind.MISMATCH)
     client.log(f"{ref}: version {version} is ready and has the files that were sent")
@@ -292,9 +299,9 @@ def push_dataset(
 
 def _difference(client: Kaggle, owner: str, slug: str, content: Mapping[str, Any]) -> str:
     """Return in what a dataset's newest version differs from the content to push, empty if in nothing."""
-    if remote_content(client, owner, slug).get("hash") != content["hash"]:
+    if remote_content(partial(client.dataset_file, owner, slug)).get("hash") != content["hash"]:
         return f"the content in {CONTENT} is another"
-    return listing_problem(client, owner, slug, content["files"])
+    return listing_problem(partial(client.dataset_files, owner, slug), content["files"], client.wait)
 
 
 def _check_free(client: Kaggle, owner: str, slug: str) -> None:
@@ -306,7 +313,7 @@ def _check_free(client: Kaggle, owner: str, slug: str) -> None:
         )
 
 
-def _notes(content: Mapping[str, Any]) -> str:
+def notes_of(content: Mapping[str, Any]) -> str:
     """Return the notes of a version, by which its content is known."""
     return f"sha256 {content['hash']}"
 
@@ -314,19 +321,19 @@ def _notes(content: Mapping[str, Any]) -> str:
 def _check_not_repeated(record: Answer, content: Mapping[str, Any], problem: str) -> None:
     """Raise RemoteError if the two newest versions were made of these files: a third would be the same."""
     newest = sorted(record.get("versions") or [], key=lambda one: -int(one.get("versionNumber") or 0))[:2]
-    if [one.get("versionNotes") for one in newest] == [_notes(content)] * 2:
+    if [one.get("versionNotes") for one in newest] == [notes_of(content)] * 2:
         raise RemoteError(
             f"dataset {problem}, as in the version before: rename that file, or put it into a folder, and push again",
             RemoteKind.MISMATCH,
         )
 
 
-def remote_content(client: Kaggle, owner: str, slug: str) -> dict[str, Any]:
-    """Return the CONTENT.json of a dataset's newest version; empty if it has none that can be read."""
+def remote_content(fetch: Callable[[str, Path], None]) -> dict[str, Any]:
+    """Return the CONTENT.json that `fetch` writes to a path; empty if Kaggle has none that can be read."""
     with tempfile.TemporaryDirectory(prefix="clotkit-dataset-") as scratch:
         path = Path(scratch) / CONTENT
         try:
-            client.dataset_file(owner, slug, CONTENT, path)
+            fetch(CONTENT, path)
             unzip_in_place(path, CONTENT)
             content = json.loads(path.read_text(encoding="utf-8"))
         except (RemoteMissing, ValueError):
@@ -373,7 +380,7 @@ def _publish(
     if not exists:
         fields = {"owner_slug": poller.owner, "slug": stage.slug, "title": stage.title, "is_private": True}
         return client.create_dataset(lookup, tokens, **fields, **texts, license_name=stage.license)
-    body = {"versionNotes": _notes(content), "files": tokens, "deleteOldVersions": False, **texts}
+    body = {"versionNotes": notes_of(content), "files": tokens, "deleteOldVersions": False, **texts}
     return client.create_dataset_version(poller.owner, stage.slug, lookup, body)
 
 

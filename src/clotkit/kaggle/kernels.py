@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from clotkit.kaggle.datasets import (
     remote_content,
 )
 from clotkit.kaggle.follow import SHOW_WAITS_S
-from clotkit.kaggle.listing import WAITS_S, listing_problem
+from clotkit.kaggle.listing import WAITS_S, differing_files, listing_problem
 from clotkit.kaggle.metadata import (
+    AS_DATASETS,
     INVALID,
     SOURCES,
     Accelerator,
+    Inputs,
     accelerator_of,
     foreign_sources,
     metadata_problems,
@@ -37,6 +40,7 @@ from clotkit.kaggle.metadata import (
     same_sources,
     with_accelerator,
 )
+from clotkit.kaggle.models import check_model, place_of
 from clotkit.kaggle.public import check_hosted
 from clotkit.kaggle.states import DatasetState
 from clotkit.progress import Log
@@ -78,24 +82,34 @@ class PushedKernel:
     version: int
     sha256: str  # of its source
     url: str
-    datasets: Mapping[str, int]  # {owner/slug: version} of the datasets that it was pushed with
+    # {owner/slug: version} of the datasets that it was pushed with, and of models {owner/model/framework/variation: …}.
+    datasets: Mapping[str, int]
     request: str = ""  # sha256 of all that was sent
     missing: Sequence[str] = ()  # of what was sent; Kaggle runs the version without
 
 
-def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path, chosen_type: str | None = None) -> Kernel:
+def read_kernel(
+    kernel_dir: Path,
+    competition: str,
+    rehearsal_dir: Path,
+    chosen_type: str | None = None,
+    inputs: Inputs | None = None,
+) -> Kernel:
     """Read a kernel's folder, and check everything that can be checked here.
 
     A main.py with a line for the kit's modules is bundled, and exactly this bundle must have passed a rehearsal, whose
     rehearsal.json is in `rehearsal_dir`. Any other code file must be Python, or a notebook. `chosen_type`, script or
-    notebook, replaces the type in the metadata. Raises UsageError or RehearsalError.
+    notebook, replaces the type in the metadata; `inputs` (None: the competition's) are the forms of members and
+    packages. Raises UsageError or RehearsalError.
     """
     path, known = kernel_dir / METADATA, load_competition(competition)
+    inputs = inputs or Inputs.of(known)
     metadata = normalised(read_metadata(path, known, "a kernel folder has it beside main.py"))
     metadata |= {"kernel_type": chosen_type} if chosen_type else {}
     problem = next(metadata_problems(metadata), None)
     if problem:
         raise UsageError(f"{path}: {problem}")
+    metadata = inputs.applied(metadata, known)
     code = kernel_dir / metadata["code_file"]
     main = kernel_dir / MAIN
     if not code.is_file() and main.is_file() and FILES_LINE in main.read_text(encoding="utf-8"):
@@ -104,14 +118,34 @@ def read_kernel(kernel_dir: Path, competition: str, rehearsal_dir: Path, chosen_
         kernel_type = type_of(kernel_dir, chosen_type)
         source = build_bundle(kernel_dir, competition, kernel_type)
         passed = _rehearsed(kernel_dir.name, competition, source, rehearsal_dir, kernel_type)
+        _check_inputs(passed, inputs, rehearsal_dir)
         return Kernel(kernel_dir.name, source, metadata, passed)
     return Kernel(kernel_dir.name, _plain_source(code, path, KernelType(metadata["kernel_type"])), metadata)
 
 
-def datasets_attached(kernel_dir: Path, competition: Competition) -> list[str]:
+def datasets_attached(kernel_dir: Path, competition: Competition, inputs: Inputs = AS_DATASETS) -> list[str]:
     """Return the slugs of the datasets in a kernel's metadata."""
     metadata = read_metadata(kernel_dir / METADATA, competition, "a kernel folder has it beside main.py")
-    return [source.split("/")[1] for source in metadata["dataset_sources"]]
+    return [source.split("/")[1] for source in inputs.applied(metadata, competition)["dataset_sources"]]
+
+
+def models_attached(kernel_dir: Path, competition: Competition, inputs: Inputs = AS_DATASETS) -> list[str]:
+    """Return the models of the user's own in a kernel's metadata, as model/framework/variation/version."""
+    metadata = read_metadata(kernel_dir / METADATA, competition, "a kernel folder has it beside main.py")
+    places = map(place_of, inputs.applied(metadata, competition)["model_sources"])
+    return [f"{place.unowned}/{version or 1}" for place, version in places if place.owner == PLACEHOLDER]
+
+
+def _check_inputs(passed: Mapping[str, Any], inputs: Inputs, rehearsal_dir: Path) -> None:
+    """Raise UsageError if members or packages were rehearsed in another form than they would be attached in."""
+    rehearsed = Inputs(**passed.get("inputs", {}))
+    for key, variable in (("weights", "WEIGHTS_AS"), ("wheels", "WHEELS_AS")):
+        seen, asked = getattr(rehearsed, key), getattr(inputs, key)
+        if seen != asked:
+            raise UsageError(
+                f"{rehearsal_dir / 'rehearsal.json'}: the rehearsal had the {key} as a {seen}, this push as a {asked}; "
+                f"run make dry-run {variable}={asked}, then push again"
+            )
 
 
 def running_on(kernel: Kernel, shape: str) -> Kernel:
@@ -210,6 +244,7 @@ def push_kernel(client: Kaggle, kernel: Kernel, record: Path, again: bool = Fals
     metadata = _owned(kernel.metadata, owner_of(client))
     ref = metadata["id"]
     datasets = _check_attached(metadata, kernel.rehearsal, client)
+    metadata = _pinned(metadata, datasets)
     fields = _fields(kernel, metadata)
     pushed = PushedKernel(ref, 0, kernel.sha256, _url(ref), datasets, _sha256(json.dumps(fields, sort_keys=True)))
     known = read_record(record)
@@ -362,7 +397,7 @@ def _owned(metadata: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 
 def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], client: Kaggle) -> dict[str, int]:
-    """Return the versions of the datasets. Raises RemoteError if a source cannot be used now."""
+    """Return the versions of the datasets and models. Raises RemoteError if a source cannot be used now."""
     versions = {}
     for slug in metadata["competition_sources"]:
         if not client.competition(slug).get("userHasEntered"):
@@ -373,14 +408,23 @@ def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], c
         versions[f"{owner}/{slug}"] = _dataset_version(client, owner, slug)
         wanted = rehearsal.get("datasets", {}).get(slug)
         if wanted is not None or owner == client.username:
-            files = remote_content(client, owner, slug).get("files", {})
+            files = remote_content(partial(client.dataset_file, owner, slug)).get("files", {})
             _check_rehearsed(f"{owner}/{slug}", files, wanted)
             _check_listed(client, owner, slug, files)
     for source in metadata["kernel_sources"]:
         owner, slug = source.split("/")[:2]
         if not client.get_kernel(owner, slug):
             raise RemoteMissing(f"kernel {source}: Kaggle has no such kernel, or it is private; see kernel_sources")
+    for source in metadata["model_sources"]:
+        place = place_of(source)[0]
+        versions[str(place)] = check_model(client, source, rehearsal.get("models", {}).get(place.unowned))
     return versions
+
+
+def _pinned(metadata: Mapping[str, Any], versions: Mapping[str, int]) -> dict[str, Any]:
+    """Return the metadata with the version of each model: Kaggle takes none without."""
+    places = [place_of(source)[0] for source in metadata["model_sources"]]
+    return {**metadata, "model_sources": [f"{place}/{versions[str(place)]}" for place in places]}
 
 
 def _dataset_version(client: Kaggle, owner: str, slug: str) -> int:
@@ -401,7 +445,7 @@ def _check_rehearsed(ref: str, files: Mapping[str, Any], wanted: Mapping[str, st
     """Raise RemoteError if a dataset's files are not those of the rehearsal, whose sha256 are in `wanted`."""
     if wanted is None:
         return
-    differing = sorted(name for name in {*files, *wanted} if files.get(name, {}).get("sha256") != wanted.get(name))
+    differing = differing_files(files, wanted)
     if differing:
         raise RemoteError(
             f"dataset {ref}: {len(differing)} files are not those of the rehearsal ({differing[0]} …): "
@@ -412,7 +456,7 @@ def _check_rehearsed(ref: str, files: Mapping[str, Any], wanted: Mapping[str, st
 
 def _check_listed(client: Kaggle, owner: str, slug: str, files: Mapping[str, Any]) -> None:
     """Raise RemoteError if Kaggle lists other files than the dataset was made of, where they are known."""
-    problem = listing_problem(client, owner, slug, files) if files else ""
+    problem = listing_problem(partial(client.dataset_files, owner, slug), files, client.wait) if files else ""
     if problem:
         raise RemoteError(
             f"dataset {owner}/{slug}: {problem}: run make datasets-push, which pushes it again", RemoteKind.MISMATCH
@@ -449,7 +493,12 @@ def _same_data(client: Kaggle, remote: Answer, known: PushedKernel | None, datas
     if known is not None and known.version == _number(remote) and known.sha256 == _sha256(_source(remote)):
         return dict(known.datasets) == dict(datasets)
     ran = str(remote["metadata"].get("lastRunTime") or "")
-    return bool(ran) and all(str(client.dataset(*ref.split("/")).get("lastUpdated") or "~") <= ran for ref in datasets)
+    names = [ref.split("/") for ref in datasets]
+    return bool(ran) and all(
+        str(client.dataset(*name).get("lastUpdated") or "~") <= ran
+        for name in names
+        if len(name) == 2  # the version of a model is in the kernel's sources
+    )
 
 
 def _check_quota(client: Kaggle, kind: Accelerator, log: Log) -> None:

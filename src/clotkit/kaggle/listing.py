@@ -1,13 +1,12 @@
-"""Compare the files that Kaggle lists for a dataset with those that were sent."""
+"""Compare the files that Kaggle lists for a dataset or a model with those that were sent."""
 
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from clotkit.errors import RemoteMissing
-from clotkit.kaggle.client import Kaggle
 
-CONTENT = "CONTENT.json"  # in every dataset: the sha256 and the size of each file
+CONTENT = "CONTENT.json"  # in every dataset and model: the sha256 and the size of each file
 WAITS_S = (2.0, 5.0, 10.0)  # before each further look: right after a version the list may be incomplete
 
 
@@ -17,22 +16,29 @@ def upload_name(name: str) -> str:
     return f"{folder}.tar" if slash else name
 
 
-def listing_problem(client: Kaggle, owner: str, slug: str, files: Mapping[str, Any]) -> str:
+def listing_problem(
+    list_files: Callable[[], Collection[tuple[str, int]]], files: Mapping[str, Any], wait: Callable[[float], None]
+) -> str:
     """Return in what Kaggle's list differs from `files` {name: {"bytes": …}}, empty if in nothing.
 
-    A difference that disappears within some seconds is none.
+    `list_files` asks for the names and sizes. A difference that disappears within some seconds is none.
     """
     problem = ""
     for pause_s in (0.0, *WAITS_S):
         if pause_s:
-            client.wait(pause_s)
+            wait(pause_s)
         try:
-            problem = next(differences(client.dataset_files(owner, slug), files), "")
+            problem = next(differences(list_files(), files), "")
         except RemoteMissing:
             problem = "Kaggle lists no files"
         if not problem:
             break
     return problem
+
+
+def differing_files(files: Mapping[str, Any], wanted: Mapping[str, str]) -> list[str]:
+    """Return the names of `files` {name: {"sha256": …}} whose sha256 are not the `wanted` ones, or are missing."""
+    return sorted(name for name in {*files, *wanted} if files.get(name, {}).get("sha256") != wanted.get(name))
 
 
 def differences(listed: Collection[tuple[str, int]], files: Mapping[str, Any]) -> Iterator[str]:

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from clotkit.bundle.checkout import in_checkout
 from clotkit.bundle.notebook import KernelType
 from clotkit.competitions import Competition
+from clotkit.competitions.schema import WEIGHTS_AS, WHEELS_AS
 from clotkit.kaggle.datasets import PLACEHOLDER, SLUG, owner_problems
+from clotkit.kaggle.models import read_model_stage
 
 KEYS = {  # of kernel-metadata.json; Kaggle silently ignores any other
     "id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
@@ -24,6 +28,7 @@ RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38", "TpuV232", "TpuV2256")
 RESERVED = ("NvidiaTeslaT4Highmem",)  # in the lists of older clients; for Kaggle's own staff
 NO_ACCELERATOR = "none"
 TITLE_LENGTHS = (5, 50)
+MODELS_META = Path("models_meta")
 SOURCES = {  # key of kernel-metadata.json: field of a push
     "dataset_sources": "dataset_data_sources",
     "competition_sources": "competition_data_sources",
@@ -49,11 +54,47 @@ FORMS = {
     "dataset_sources": (r"{s}/{s}(/[1-9][0-9]*)?", "owner/slug or owner/slug/version"),
     "competition_sources": (r"{s}", "a slug"),
     "kernel_sources": (r"{s}/{s}(/[1-9][0-9]*)?", "owner/slug or owner/slug/version"),
-    "model_sources": (r"{s}/{s}/[A-Za-z0-9]+/[A-Za-z0-9._-]+/[1-9][0-9]*", "owner/model/framework/variation/version"),
+    "model_sources": (
+        r"{s}/{s}/[A-Za-z0-9]+/[A-Za-z0-9._-]+(/[1-9][0-9]*)?",
+        "owner/model/framework/variation or owner/model/framework/variation/version",
+    ),
 }
 ADDRESS = re.compile(r"(?:https?://(?:www\.)?kaggle\.com)?/*")  # before a source that was copied from a browser
 OWN_DATASETS = ("weights", "tiles", "progress")  # last words of the names of datasets that no two competitions share
 PARTS = {"dataset_sources": 2, "competition_sources": 1, "kernel_sources": 2, "model_sources": 4}  # without version
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The forms in which a kernel gets its members and its packages, as rehearsal.json records them."""
+
+    weights: str = WEIGHTS_AS[0]
+    wheels: str = WHEELS_AS[0]
+
+    @classmethod
+    def of(cls, competition: Competition, weights_as: str | None = None, wheels_as: str | None = None) -> Self:
+        """Return the forms that the options name, and where they name none those of the competition."""
+        return cls(weights_as or competition.kaggle.weights_as, wheels_as or competition.kaggle.wheels_as)
+
+    def applied(self, metadata: Mapping[str, Any], competition: Competition) -> dict[str, Any]:
+        """Return the metadata of a kernel with the sources in these forms; what it lacks is not added."""
+        weights, datasets = f"{PLACEHOLDER}/{competition.kaggle.datasets}-weights", list(metadata["dataset_sources"])
+        models = list(metadata["model_sources"])
+        if self.weights == "model" and weights in datasets:
+            datasets.remove(weights)
+            models.append(weights_model(competition))
+        if self.wheels == "script":
+            datasets = [source for source in datasets if not source.endswith("-wheels")]
+        return {**metadata, "dataset_sources": datasets, "model_sources": models}
+
+
+AS_DATASETS = Inputs()
+
+
+def weights_model(competition: Competition) -> str:
+    """Return the model with the members, as model_sources has it, without a version."""
+    folder = in_checkout(MODELS_META, "--metadata DIR") / "weights"
+    return read_model_stage(folder, {}, competition).source
 
 
 class Accelerator(StrEnum):
@@ -187,6 +228,9 @@ def foreign_sources(metadata: Mapping[str, Any], competition: Competition, job: 
         word = slug.rpartition("-")[2]
         if owner == PLACEHOLDER and word in OWN_DATASETS and slug != f"{kaggle.datasets}-{word}":
             yield f"dataset_sources has {slug}, {kaggle.datasets}-{word} is needed"
+    for owner, slug in (source.split("/")[:2] for source in metadata["model_sources"]):
+        if owner == PLACEHOLDER and slug.endswith("-members") and slug != f"{kaggle.datasets}-members":
+            yield f"model_sources has {slug}, {kaggle.datasets}-members is needed"
 
 
 def missing_sources(saved: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[str]:

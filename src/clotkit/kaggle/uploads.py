@@ -17,8 +17,8 @@ WHOLE, INCOMPLETE, EXPIRED = (200, 201), 308, 404  # the storage's HTTP statuses
 NO_ANSWER = 0  # in place of a status
 
 
-def upload(client: Kaggle, path: Path, name: str) -> str:
-    """Upload a file and return the token that stands for it in a dataset's new version.
+def upload(client: Kaggle, path: Path, name: str, kind: str = "DATASET") -> str:
+    """Upload a file and return the token that stands for it in the new version of a dataset, or of a MODEL.
 
     Raises RemoteError if the file does not arrive whole; no version may be made then.
     """
@@ -27,7 +27,7 @@ def upload(client: Kaggle, path: Path, name: str) -> str:
         client.log(f"would upload {name}, {size_bytes:,} bytes")
         return f"token of {name}"
     for _ in range(STARTS):
-        token, url = client.start_upload(name, size_bytes)
+        token, url = client.start_upload(name, size_bytes, kind)
         if _send(client, path, name, url, size_bytes):
             return token
         client.log(f"{name}: its address has expired, starting again")

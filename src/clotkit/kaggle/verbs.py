@@ -3,23 +3,26 @@
 import argparse
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clotkit.bundle.build import SCORING_KERNEL, rehearsal_dir
 from clotkit.bundle.checkout import in_checkout
 from clotkit.bundle.places import competition_stem, demo_weights
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RemoteError, UsageError, one_line
-from clotkit.options import DONE, Verbs, add_competition, add_kernel_type
+from clotkit.options import DONE, Result, Verbs, add_competition, add_inputs, add_kernel_type
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
     from clotkit.kaggle.follow import KernelRun
 
 RECORDS = Path("build/kernel")
+INSTALL_SCRIPT = RECORDS / "install_requirements.sh"
+Verb: TypeAlias = Callable[[argparse.Namespace], Result]
 say = partial(print, flush=True)
 
 
@@ -30,7 +33,9 @@ def register(verbs: Verbs) -> None:
     inner = top.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_doctor(inner)
     _add_datasets_push(inner)
+    _add_models_push(inner)
     _add_kernel_push(inner)
+    _add_install_script(inner)
     _add_run_verb(inner, "wait", "wait until a kernel's version ends, and show its log", _wait)
     _add_run_verb(inner, "logs", "show the log of a kernel's version as it comes", _logs)
     verb = _add_run_verb(inner, "output", "fetch the output files of a kernel's version", _output)
@@ -47,7 +52,7 @@ def register(verbs: Verbs) -> None:
     verb.add_argument("--ref", metavar="N", help="the number of a submission (default: the version's last)")
 
 
-def _verb(verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+def _verb(verbs: Verbs, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--dry-run", action="store_true", help="show the requests that would change something, and do not send them"
@@ -57,7 +62,7 @@ def _verb(verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace
     return parser
 
 
-def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+def run_verb(verb: Verb, arguments: argparse.Namespace) -> Result:
     """Run a verb, or its dry run. Raises UsageError if a file here cannot be used."""
     from clotkit.kaggle.client import DryRun
 
@@ -65,7 +70,7 @@ def run_verb(verb: Callable[[argparse.Namespace], int], arguments: argparse.Name
         return verb(arguments)
     except DryRun:
         say("dry run: nothing was changed on Kaggle")
-        return DONE
+        return Result(DONE, {"dry_run": True})
     except OSError as error:  # about a file here: the client turns those of the network into its own
         what = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
         raise UsageError(f"{what}; correct that, then run again") from error
@@ -81,13 +86,14 @@ def _add_doctor(verbs: Verbs) -> None:
     _verb(verbs, "doctor", "check what a delivery needs: packages, credentials, submission limits, quota", _doctor)
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> Result:
     from clotkit.kaggle.public import check_hosted
 
-    for package in ("kaggle", "kagglesdk", "certifi", "requests"):
-        say(f"{package} {metadata.version(package)}")
+    packages = {package: metadata.version(package) for package in ("kaggle", "kagglesdk", "certifi", "requests")}
+    for package, version in packages.items():
+        say(f"{package} {version}")
     client = _client(arguments)
-    _say_credentials(client)
+    facts = {"packages": packages, "credentials": _say_credentials(client), "endpoint": client.endpoint}
     say(f"endpoint: {client.endpoint}")
     competition = load_competition(arguments.competition)
     slug = competition.slug
@@ -100,45 +106,55 @@ def _doctor(arguments: argparse.Namespace) -> int:
         try:
             if name != "quota":
                 check_hosted(competition)
-            check()
+            facts[name] = check()
         except RemoteError as error:
+            facts[name] = {"error": {"code": error.kind, "message": str(error)}}
             say(f"{name}: {error}")
-    return DONE
+    return Result(DONE, facts)
 
 
-def _say_credentials(client: "Kaggle") -> None:
-    """Say whose credentials are used, from where, and which others are here and are not used."""
-    from clotkit.kaggle.login.credentials import Credentials, list_credentials
+def _say_credentials(client: "Kaggle") -> dict[str, Any]:
+    """Say and return whose credentials are used, from where, and which others are here and are not used."""
+    from clotkit.kaggle.login.credentials import CredentialKind, Credentials, list_credentials
 
-    names = {"access_token": "an access token", "legacy_key": "a legacy key", "login": "a login"}
-    used = client.credentials
+    names = {
+        CredentialKind.TOKEN: "an access token", CredentialKind.KEY: "a legacy key", CredentialKind.LOGIN: "a login"
+    }  # fmt: skip
+    used, others = client.credentials, []
     say(f"credentials: {names[used.kind]} of {client.username}, from {used.source}")
     for entry in list_credentials():
-        if isinstance(entry, Credentials) and entry.source != used.source:
-            say(f"credentials not used: {names[entry.kind]}, from {entry.source}")
-        elif not isinstance(entry, Credentials):
+        if not isinstance(entry, Credentials):
             say(f"credentials not used: {entry}")
+        elif entry.source != used.source:
+            say(f"credentials not used: {names[entry.kind]}, from {entry.source}")
+            others.append({"kind": entry.kind, "source": entry.source})
+    return {"kind": used.kind, "source": used.source, "username": client.username, "not_used": others}
 
 
-def _say_competition(client: "Kaggle", slug: str) -> None:
-    say(f"{slug}: {'entered' if client.competition(slug).get('userHasEntered') else 'rules not accepted'}")
+def _say_competition(client: "Kaggle", slug: str) -> dict[str, Any]:
+    entered = bool(client.competition(slug).get("userHasEntered"))
+    say(f"{slug}: {'entered' if entered else 'rules not accepted'}")
+    return {"slug": slug, "entered": entered}
 
 
-def _say_limits(client: "Kaggle", slug: str) -> None:
+def _say_limits(client: "Kaggle", slug: str) -> dict[str, Any]:
     limits = client.limits(slug)
-    by = "in all" if limits.get("limitedByTotal") else "today"
-    made = limits.get("numTotal" if limits.get("limitedByTotal") else "numToday") or 0
-    say(f"{slug}: {made} submissions {by}, {limits.get('numAllowedNow') or 0} left")
+    in_all = bool(limits.get("limitedByTotal"))
+    made, left = limits.get("numTotal" if in_all else "numToday") or 0, limits.get("numAllowedNow") or 0
+    say(f"{slug}: {made} submissions {'in all' if in_all else 'today'}, {left} left")
+    return {"made": made, "left": left, "in_all": in_all}
 
 
-def _say_quota(client: "Kaggle") -> None:
+def _say_quota(client: "Kaggle") -> dict[str, Any]:
     from clotkit.kaggle.metadata import Accelerator
 
-    quota = client.quota()
+    quota, hours = client.quota(), {}
     for kind in Accelerator:
         left_h, allowed_h = kind.left_h(quota)
         renewed = f", renewed {quota['quotaRefreshTime']}" if quota.get("quotaRefreshTime") else ""
         say(f"{kind.name}: {left_h:.1f} of {allowed_h:.0f} hours left this week{renewed}")
+        hours[str(kind)] = {"left_h": left_h, "allowed_h": allowed_h}
+    return hours | {"renewed": quota.get("quotaRefreshTime")}
 
 
 def _add_datasets_push(verbs: Verbs) -> None:
@@ -149,7 +165,10 @@ def _add_datasets_push(verbs: Verbs) -> None:
         _datasets_push,
     )
     verb.add_argument(
-        "names", nargs="*", metavar="NAME", help="datasets, by their folders in datasets_meta (default: weights wheels)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="datasets, by their folders in datasets_meta (default: weights wheels, as far as they are datasets)",
     )
     verb.add_argument(
         "--weights", type=Path, metavar="DIR",
@@ -159,9 +178,10 @@ def _add_datasets_push(verbs: Verbs) -> None:
     verb.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="default: build/wheels")
     verb.add_argument("--folder", type=Path, metavar="DIR", help="the files of any other dataset (default: build/NAME)")
     verb.add_argument("--metadata", type=Path, default=Path("datasets_meta"), help="default: datasets_meta")
+    add_inputs(verb)
 
 
-def _datasets_push(arguments: argparse.Namespace) -> int:
+def _datasets_push(arguments: argparse.Namespace) -> Result:
     from clotkit.kaggle.client import DryRun
     from clotkit.kaggle.datasets import (
         check_files,
@@ -172,6 +192,7 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
         weights_files,
         wheels_files,
     )
+    from clotkit.kaggle.metadata import Inputs
     from clotkit.members.encoders.folder import check_encoders
     from clotkit.members.folder import check_members
 
@@ -179,7 +200,8 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
     sources = {"weights": (weights_files, weights), "wheels": (wheels_files, arguments.wheels)}
     metadata, competition = in_checkout(arguments.metadata, "--metadata DIR"), load_competition(arguments.competition)
     stages = []
-    for name in arguments.names or ["weights", "wheels"]:
+    inputs = Inputs.of(competition, arguments.weights_as, arguments.wheels_as)
+    for name in arguments.names or [name for name in ("weights", "wheels") if getattr(inputs, name) == "dataset"]:
         make, folder = sources.get(name, (files_in, arguments.folder or Path("build") / name))
         stages.append(read_stage(metadata / name, make(folder), competition))
         if name == "weights":
@@ -187,13 +209,79 @@ def _datasets_push(arguments: argparse.Namespace) -> int:
             check_encoders(folder)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
         check_names(stages[-1], metadata.parent / "kernels", competition)
-    client = _client(arguments)
+    client, pushed = _client(arguments), []
     for stage in stages:
         try:
-            push_dataset(client, stage)
+            pushed.append(asdict(push_dataset(client, stage)))
         except DryRun:
             say(f"{stage.slug}: dry run, not pushed")
-    return DONE
+    return Result(DONE, {"datasets": pushed})
+
+
+def _add_models_push(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "models-push",
+        "push the members as a Kaggle Model if their content is new, and wait until Kaggle lists the files",
+        _models_push,
+    )
+    verb.add_argument(
+        "names", nargs="*", metavar="NAME", help="models, by their folders in models_meta (default: weights)"
+    )
+    verb.add_argument(
+        "--weights", type=Path, metavar="DIR",
+        help="a member, or a folder of members, for the model weights (default: weights/demo, of another competition "
+        "build/weights-NAME)",
+    )  # fmt: skip
+    verb.add_argument("--folder", type=Path, metavar="DIR", help="the files of any other model (default: build/NAME)")
+    verb.add_argument("--metadata", type=Path, default=Path("models_meta"), help="default: models_meta")
+
+
+def _models_push(arguments: argparse.Namespace) -> Result:
+    from clotkit.kaggle.client import DryRun
+    from clotkit.kaggle.datasets import check_files, files_in, weights_files
+    from clotkit.kaggle.models import push_model, read_model_stage
+    from clotkit.members.encoders.folder import check_encoders
+    from clotkit.members.folder import check_members
+
+    metadata, competition = in_checkout(arguments.metadata, "--metadata DIR"), load_competition(arguments.competition)
+    weights = arguments.weights or demo_weights(arguments.competition)
+    stages = []
+    for name in arguments.names or ["weights"]:
+        files = weights_files(weights) if name == "weights" else files_in(arguments.folder or Path("build") / name)
+        stages.append(read_model_stage(metadata / name, files, competition))
+        if name == "weights":
+            check_members(weights, competition.slug)
+            check_encoders(weights)
+        check_files(files)  # of all models, before the first is pushed
+    client, pushed = _client(arguments), []
+    for stage in stages:
+        try:
+            pushed.append(asdict(push_model(client, stage)))
+        except DryRun:
+            say(f"{stage.source}: dry run, not pushed")
+    return Result(DONE, {"models": pushed})
+
+
+def _add_install_script(verbs: Verbs) -> None:
+    text = "write the script that installs the kernels' packages by hash, for Kaggle's Dependency Manager"
+    verb = verbs.add_parser("install-script", help=text, description=text)
+    verb.add_argument("--out", type=Path, default=INSTALL_SCRIPT, metavar="FILE", help=f"default: {INSTALL_SCRIPT}")
+    verb.add_argument(
+        "--lines", action="store_true", help="lines of pip install with versions, without hashes, in place of a script"
+    )
+    verb.set_defaults(verb=_install_script)
+
+
+def _install_script(arguments: argparse.Namespace) -> Result:
+    from clotkit.bundle.install import install_lines, install_script
+    from clotkit.files import atomic_write_text
+
+    text = install_lines() if arguments.lines else install_script()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(arguments.out, text)
+    say(f"{arguments.out}: {len(text.encode()):,} bytes; paste it into the notebook's Add-ons, Install dependencies")
+    return Result(DONE, {"file": arguments.out})
 
 
 def _add_kernel_push(verbs: Verbs) -> None:
@@ -203,6 +291,7 @@ def _add_kernel_push(verbs: Verbs) -> None:
     )
     verb.add_argument("--kernels", type=Path, default=Path("kernels"), metavar="DIR", help="default: kernels")
     add_kernel_type(verb)
+    add_inputs(verb)
     verb.add_argument(
         "--rehearsal",
         type=Path,
@@ -226,21 +315,22 @@ def _add_kernel_push(verbs: Verbs) -> None:
     verb.add_argument("--again", action="store_true", help="push and run it even if nothing has changed")
 
 
-def _kernel_push(arguments: argparse.Namespace) -> int:
+def _kernel_push(arguments: argparse.Namespace) -> Result:
     from clotkit.kaggle.datasets import read_stage
     from clotkit.kaggle.kernels import attaching, push_kernel, read_kernel, running_on
+    from clotkit.kaggle.metadata import Inputs
 
     rehearsal = arguments.rehearsal or rehearsal_dir(arguments.kernel, arguments.competition)
     kernels = in_checkout(arguments.kernels, "--kernels DIR")
-    kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal, arguments.kernel_type)
+    known = load_competition(arguments.competition)
+    inputs = Inputs.of(known, arguments.weights_as, arguments.wheels_as)
+    kernel = read_kernel(kernels / arguments.kernel, arguments.competition, rehearsal, arguments.kernel_type, inputs)
     if arguments.attach:
         metadata = in_checkout(arguments.metadata, "--metadata DIR")
-        known = load_competition(arguments.competition)
         kernel = attaching(kernel, [read_stage(metadata / name, {}, known).slug for name in arguments.attach])
     if arguments.accelerator:
         kernel = running_on(kernel, arguments.accelerator)
-    push_kernel(_client(arguments), kernel, _record(arguments), arguments.again, say)
-    return DONE
+    return Result(DONE, asdict(push_kernel(_client(arguments), kernel, _record(arguments), arguments.again, say)))
 
 
 def _record(arguments: argparse.Namespace) -> Path:
@@ -259,9 +349,7 @@ def _hosted(name: str) -> Competition:
     return competition
 
 
-def _add_run_verb(
-    verbs: Verbs, name: str, text: str, verb: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
+def _add_run_verb(verbs: Verbs, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     parser = _verb(verbs, name, text, verb)
     parser.add_argument(
         "--kernel",
@@ -306,17 +394,23 @@ def _kernel_run(arguments: argparse.Namespace, client: "Kaggle", whole: bool = F
     return KernelRun(client, pushed.ref, version, say, pushed_here=version == pushed.version)
 
 
-def _wait(arguments: argparse.Namespace) -> int:
-    _kernel_run(arguments, _client(arguments)).wait()
-    return DONE
+def _wait(arguments: argparse.Namespace) -> Result:
+    run = _kernel_run(arguments, _client(arguments))
+    run.wait()
+    return Result(DONE, _named(run))
 
 
-def _logs(arguments: argparse.Namespace) -> int:
-    _kernel_run(arguments, _client(arguments)).follow_log()
-    return DONE
+def _logs(arguments: argparse.Namespace) -> Result:
+    run = _kernel_run(arguments, _client(arguments))
+    run.follow_log()
+    return Result(DONE, _named(run))
 
 
-def _output(arguments: argparse.Namespace) -> int:
+def _named(run: "KernelRun") -> dict[str, Any]:
+    return {"ref": run.ref, "version": run.version}
+
+
+def _output(arguments: argparse.Namespace) -> Result:
     run = _kernel_run(arguments, _client(arguments))
     run.note_newer()
     paths = run.fetch(arguments.out or _output_dir(run), arguments.file)
@@ -324,10 +418,10 @@ def _output(arguments: argparse.Namespace) -> int:
     if missing:
         raise RemoteError(f"{run.ref} version {run.version}: {', '.join(missing)} is not in its output")
     say(f"{len(paths)} files")
-    return DONE
+    return Result(DONE, _named(run) | {"files": paths})
 
 
-def _submit(arguments: argparse.Namespace) -> int:
+def _submit(arguments: argparse.Namespace) -> Result:
     from clotkit.kaggle import submissions
 
     competition = _hosted(arguments.competition)
@@ -338,23 +432,22 @@ def _submit(arguments: argparse.Namespace) -> int:
     submission = submissions.fetch_run(run, competition, out)
     submissions.check(client, competition, submission, arguments.sample, say)
     ref = submissions.submit(client, competition, run, arguments.again, say)
-    submissions.follow(client, competition, ref, out, say)
-    return DONE
+    score = submissions.follow(client, competition, ref, out, say)
+    return Result(DONE, _named(run) | {"submission": ref, "score": score})
 
 
-def _score(arguments: argparse.Namespace) -> int:
+def _score(arguments: argparse.Namespace) -> Result:
     from clotkit.kaggle import submissions
 
     competition, ref = _hosted(arguments.competition), _ordinal("--ref", arguments.ref)
     client = _client(arguments)
     if ref is not None:
-        submissions.follow(client, competition, ref, RECORDS / "output", say)
-        return DONE
+        score = submissions.follow(client, competition, ref, RECORDS / "output", say)
+        return Result(DONE, {"submission": ref, "score": score})
     run = _kernel_run(arguments, client)
-    submissions.follow(
-        client, competition, submissions.find_submission(client, competition, run), _output_dir(run), say
-    )
-    return DONE
+    ref = submissions.find_submission(client, competition, run)
+    score = submissions.follow(client, competition, ref, _output_dir(run), say)
+    return Result(DONE, _named(run) | {"submission": ref, "score": score})
 
 
 def _output_dir(run: "KernelRun") -> Path:

@@ -1,5 +1,6 @@
 """Make the rehearsal's Python: it has the packages of Kaggle's image, and no others."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from clotkit.bundle.checkout import locks
+from clotkit.bundle.install import NAME
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.reasons import RehearsalKind
 
+INSTALL_S = 1_800  # for the script that installs packages
 GUARD_NAME, REFUSAL = "clotkit_network_guard", "the network is off in a rehearsal"
 GUARD = f'''"""Refuse every connection: the network is off, on a system without namespaces."""
 import socket
@@ -33,12 +36,12 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = _refuse
 '''
 
 
-def make(folder: Path, wheels: Path, guard: bool) -> Path:
+def make(folder: Path, wheels: Path, guard: bool, script: str = "") -> Path:
     """Make a virtual environment in `folder` and return its python.
 
     It links the packages of this environment except the kit, the packages of the wheels (which must come from them) and
-    those that only developers install. With `guard`, sockets refuse to connect. Raises RehearsalError if a hidden
-    package can still be imported.
+    those that only developers install. With `guard`, sockets refuse to connect; a `script` that installs packages runs
+    before. Raises RehearsalError if a hidden package can still be imported, or if the script fails.
     """
     shutil.rmtree(folder, ignore_errors=True)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
@@ -49,13 +52,30 @@ def make(folder: Path, wheels: Path, guard: bool) -> Path:
     for entry in sorted(Path(sysconfig.get_paths()["purelib"]).iterdir()):
         if entry.name not in hide and entry.suffix not in {".pth", ".egg-link"} and entry.name != "__pycache__":
             (site / entry.name).symlink_to(entry)
+    _check(python, ["clotkit", *hidden(wheels)])
+    if script:
+        _install(python, script, folder.parent / NAME)
     if guard:
         # A .pth file, because the system's own sitecustomize, which Debian has, would hide ours.
         (site / f"{GUARD_NAME}.py").write_text(GUARD, encoding="utf-8")
         (site / f"{GUARD_NAME}.pth").write_text(f"import {GUARD_NAME}\n", encoding="utf-8")
         _check_guard(python)
-    _check(python, ["clotkit", *hidden(wheels)])
     return python
+
+
+def _install(python: Path, script: str, path: Path) -> None:
+    """Run the script that installs packages as Kaggle does, with the network on, in the environment of `python`."""
+    path.write_text(script, encoding="utf-8")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = kept | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONNOUSERSITE": "1"}
+    command = ["bash", str(path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+    if ended.returncode:
+        last = (ended.stdout + ended.stderr).strip().splitlines()[-1:]
+        raise RehearsalError(
+            f"{path}: it ended with {ended.returncode}: {' '.join(last)}; it needs the package index",
+            RehearsalKind.WHEELS,
+        )
 
 
 def check_notebooks(python: Path) -> None:

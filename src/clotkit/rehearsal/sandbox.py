@@ -11,17 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clotkit.bundle.build import bundle_sha256, write_bundle
+from clotkit.bundle.install import install_script
 from clotkit.bundle.notebook import KernelType, type_of
 from clotkit.bundle.places import competition_stem
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import sha256
 from clotkit.kaggle.datasets import Attached
+from clotkit.kaggle.metadata import AS_DATASETS, Inputs
 from clotkit.progress import Log
 from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
@@ -29,8 +31,19 @@ from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
 from clotkit.rehearsal.unrehearsed import not_rehearsed
 from clotkit.supervise import STATUS, State, Status, Wheels, read_status
 
-# Kaggle's two layouts of /kaggle/input: the competition's folder, and a dataset's.
-LAYOUTS = {"new": ("competitions/{slug}", "datasets/{owner}/{dataset}"), "old": ("{slug}", "{dataset}")}
+
+class Layout(NamedTuple):
+    """One of Kaggle's layouts of /kaggle/input: the folders of a competition, a dataset and a model's version."""
+
+    competition: str
+    dataset: str
+    model: str
+
+
+LAYOUTS = {
+    "new": Layout("competitions/{slug}", "datasets/{owner}/{dataset}", "models/{owner}/{model}"),
+    "old": Layout("{slug}", "{dataset}", "{model}"),
+}
 OWNER, REHEARSAL = "rehearsal", "rehearsal.json"
 EXECUTE = Path(__file__).with_name("execute_notebook.py").resolve()
 EXECUTED = "executed.ipynb"  # the notebook with its outputs, which Kaggle shows
@@ -67,6 +80,7 @@ class Sandbox:
     namespace: bool  # whether namespaces isolate it; else a socket guard does
     competition: str  # its name
     not_rehearsed: tuple[NotRehearsed, ...] = ()
+    inputs: Inputs = AS_DATASETS
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -78,7 +92,13 @@ class Sandbox:
             "network": "namespace" if self.namespace else "socket guard",
             "python": sys.version.split()[0],
             "not_rehearsed": list(self.not_rehearsed),
+            "inputs": asdict(self.inputs),
         }
+
+    @property
+    def wheels(self) -> Wheels:
+        """Where the kernel must have its packages from."""
+        return Wheels.INSTALLED if self.inputs.wheels == "script" else Wheels.USED
 
     def command(self, source: Path, executed: Path) -> list[str]:
         """Return the command line that runs the bundle; `executed` is for a notebook with its outputs."""
@@ -88,11 +108,18 @@ class Sandbox:
 
 
 def make_sandbox(
-    kernel: Path, competition_name: str, wheels: Path, out: Path, log: Log, chosen_type: str | None = None
+    kernel: Path,
+    competition_name: str,
+    wheels: Path,
+    out: Path,
+    log: Log,
+    chosen_type: str | None = None,
+    inputs: Inputs = AS_DATASETS,
 ) -> Sandbox:
     """Build the bundle and the Python that runs it in `out`, and remove an earlier rehearsal.json.
 
-    Raises UsageError without wheels, RehearsalError if the bundle or the Python cannot be made.
+    If `inputs` has the packages as a script, that script installs them here, with the network on. Raises UsageError
+    without wheels, RehearsalError if the bundle or the Python cannot be made.
     """
     if not any(wheels.glob("*.whl")):
         raise UsageError(f"{wheels}: no wheel here; run make wheels, which collects them")
@@ -102,10 +129,11 @@ def make_sandbox(
     (out / REHEARSAL).unlink(missing_ok=True)  # an earlier rehearsal says nothing about this bundle
     log(write_bundle(kernel, competition_name, source, kernel_type))
     namespace = namespaces_work(out)
-    python = environment.make(out / "env", wheels, guard=not namespace)
+    script = install_script() if inputs.wheels == "script" else ""
+    python = environment.make(out / "env", wheels, guard=not namespace, script=script)
     if kernel_type is KernelType.NOTEBOOK:
         environment.check_notebooks(python)
-    log(f"python: {python}, without {', '.join(environment.hidden(wheels))}")
+    log(f"python: {python}, {'with a script for' if script else 'without'} {', '.join(environment.hidden(wheels))}")
     log(
         "network: off, by a network namespace; inputs: read-only mounts"
         if namespace
@@ -114,7 +142,8 @@ def make_sandbox(
     missing = not_rehearsed(kernel, load_competition(competition_name))
     for code, sentence in missing.items():
         log(f"not rehearsed: {code}: {sentence}")
-    return Sandbox(out, source, kernel_type, python, namespace, competition_stem(competition_name), tuple(missing))
+    stem = competition_stem(competition_name)
+    return Sandbox(out, source, kernel_type, python, namespace, stem, tuple(missing), inputs)
 
 
 def run_layouts(
@@ -141,8 +170,20 @@ def run_layouts(
 
 
 def hashes_of(attached: Attached) -> dict[str, dict[str, str]]:
-    """Return the sha256 of every file of every dataset, as rehearsal.json records them."""
-    return {name: {file: sha256(path) for file, path in files.items()} for name, files in attached.items()}
+    """Return the sha256 of every file of every dataset, or of every model without its version."""
+    return {
+        name.rpartition("/")[0] or name: {file: sha256(path) for file, path in files.items()}
+        for name, files in attached.items()
+    }
+
+
+def attached_facts(attached: Attached) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the entries of rehearsal.json about attached files: their sha256, of datasets and of models."""
+    models = {name: files for name, files in attached.items() if "/" in name}
+    return {
+        "datasets": hashes_of({name: files for name, files in attached.items() if name not in models}),
+        "models": hashes_of(models),
+    }
 
 
 def costs_of(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
@@ -161,7 +202,7 @@ class Stage:
     def __init__(
         self,
         folder: Path,
-        layout: tuple[str, str],
+        layout: Layout,
         slug: str,
         attached: Attached,
         split_dir: Path | None,
@@ -174,10 +215,10 @@ class Stage:
         self.input, self.working = self.root / "input", self.root / "working"
         for path in (self.input, self.working, self.root / "src"):
             path.mkdir(parents=True)
-        competition_path, dataset_path = layout
-        self.slides = self.input / competition_path.format(slug=slug)
-        for dataset, files in attached.items():
-            _copy(files, self.input / dataset_path.format(owner=OWNER, dataset=dataset))
+        self.slides = self.input / layout.competition.format(slug=slug)
+        for name, files in attached.items():
+            form = layout.model if "/" in name else layout.dataset
+            _copy(files, self.input / form.format(owner=OWNER, dataset=name, model=name))
         if self.split_dir is None:
             return
         self.slides.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +283,7 @@ def _run(stage: Stage, name: str, sandbox: Sandbox, competition: Competition, lo
         raise RehearsalError(
             f"layout {name}: the kernel ended with {process.returncode}, 0 is needed", RehearsalKind.EXIT_CODE
         )
-    status = read_final_status(stage, name)
+    status = read_final_status(stage, name, sandbox.wheels)
     if stage.fingerprint() != before:
         raise RehearsalError(
             f"layout {name}: the kernel changed its inputs; on Kaggle they are read-only", RehearsalKind.INPUTS
@@ -270,17 +311,19 @@ def launch(stage: Stage, sandbox: Sandbox, more: Mapping[str, str]) -> "subproce
     )
 
 
-def read_final_status(stage: Stage, name: str) -> Status:
-    """Return the kernel's status. Raises RehearsalError if it is not final, or the wheels were not used."""
+def read_final_status(stage: Stage, name: str, wheels: Wheels) -> Status:
+    """Return the kernel's status.
+
+    Raises RehearsalError if it is not final, or its packages came from elsewhere than `wheels` says.
+    """
     status = read_status(stage.working)
     if status is None or status.state is State.STARTED:
         raise RehearsalError(
             f"layout {name}: the kernel ended without a final {STATUS} in its working folder", RehearsalKind.STATUS
         )
-    if status.wheels is not Wheels.USED:
+    if status.wheels is not wheels:
         raise RehearsalError(
-            f"layout {name}: the kernel did not read slides with the packages of the wheels ({status.wheels}); "
-            "its lines above say why",
+            f"layout {name}: the kernel's packages are {status.wheels}, {wheels} is needed; its lines above say why",
             RehearsalKind.WHEELS,
         )
     return status

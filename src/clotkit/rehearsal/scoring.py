@@ -12,12 +12,13 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import weights_files, wheels_files
-from clotkit.kaggle.kernels import datasets_attached
+from clotkit.kaggle.kernels import datasets_attached, models_attached
+from clotkit.kaggle.metadata import AS_DATASETS, Inputs
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
-from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, cost_line, costs_of, hashes_of, make_sandbox, run_layouts
+from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, attached_facts, cost_line, costs_of, make_sandbox, run_layouts
 from clotkit.report import records
 from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
@@ -36,6 +37,7 @@ def rehearse(
     out: Path,
     log: Log,
     chosen_type: str | None = None,
+    inputs: Inputs | None = None,
 ) -> bool:
     """Build the bundle, run it in one or both layouts, and return whether every slide is done.
 
@@ -51,6 +53,7 @@ def rehearse(
         out: The folder for everything that the rehearsal writes.
         log: Takes the lines of the rehearsal and of the kernel.
         chosen_type: "script" or "notebook"; None: as the kernel's metadata has it.
+        inputs: The forms of members and packages; None: the competition's.
 
     Raises:
         RehearsalError: The kernel fails, leaves other files, changes its inputs, passes a limit, or the layouts differ.
@@ -62,12 +65,13 @@ def rehearse(
     read_slides(split_dir, "test", competition)
     check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
     check_encoders(weights)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
+    inputs = inputs or Inputs.of(competition)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
-    attached = datasets_of(kernel, competition, weights, wheels)
+    attached = datasets_of(kernel, competition, weights, wheels, inputs)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
     check_agreement([outcome.working / competition.files.submission for outcome in outcomes])
-    facts = sandbox.facts | {"datasets": hashes_of(attached)}
+    facts = sandbox.facts | attached_facts(attached)
     return _conclude(outcomes, competition, split_dir, facts, out, time.monotonic() - started, log)
 
 
@@ -80,9 +84,11 @@ def split_folder(split: str, competition: Competition, log: Log) -> Path:
     return fetch_public_split(competition, build_path("public", str(competition.source)), log=log)
 
 
-def datasets_of(kernel: Path, competition: Competition, weights: Path, wheels: Path) -> dict[str, dict[str, Path]]:
-    """Return the datasets of a kernel's metadata, with the files that a push would give them."""
-    names = datasets_attached(kernel, competition)
+def datasets_of(
+    kernel: Path, competition: Competition, weights: Path, wheels: Path, inputs: Inputs = AS_DATASETS
+) -> dict[str, dict[str, Path]]:
+    """Return the datasets and models of a kernel's metadata, with the files that a push would give them."""
+    names = [*datasets_attached(kernel, competition, inputs), *models_attached(kernel, competition, inputs)]
     return {name: wheels_files(wheels) if name.endswith("wheels") else weights_files(weights) for name in names}
 
 

@@ -10,6 +10,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import Attached
+from clotkit.kaggle.metadata import Inputs
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
@@ -21,9 +22,9 @@ from clotkit.rehearsal.sandbox import (
     Outcome,
     Sandbox,
     Stage,
+    attached_facts,
     cost_line,
     costs_of,
-    hashes_of,
     make_sandbox,
     read_final_status,
     run_layouts,
@@ -51,6 +52,7 @@ def rehearse_serving(
     out: Path,
     log: Log,
     chosen_type: str | None = None,
+    inputs: Inputs | None = None,
 ) -> bool:
     """Build the bundle, and in one or both layouts commit it, serve a split, and play faults.
 
@@ -69,8 +71,9 @@ def rehearse_serving(
     slides = len(read_slides(split_dir, "test", competition))
     check_members(weights, competition.slug)
     check_encoders(weights)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
-    attached = datasets_of(kernel, competition, weights, wheels)
+    inputs = inputs or Inputs.of(competition)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
+    attached = datasets_of(kernel, competition, weights, wheels, inputs)
     public = lay_out_data(split_dir, out / "data-public", competition, slides=True)
     hidden = lay_out_data(split_dir, out / "data-hidden", competition, slides=False)
     reruns, played = list[Outcome](), dict[str, dict[str, Any]]()
@@ -80,7 +83,7 @@ def rehearse_serving(
         rerun, played[name] = _serve(sandbox, name, attached, hidden, split_dir, competition, log)
         reruns.append(rerun)
     check_agreement([one.working.parent / SUBMISSION for one in reruns])
-    facts = sandbox.facts | {"datasets": hashes_of(attached), "split": str(split_dir), "gateway": played}
+    facts = sandbox.facts | attached_facts(attached) | {"split": str(split_dir), "gateway": played}
     _publish(reruns, facts, out, log)
     done = min(int(one["slides"]["done"]) for one in played.values())
     verdict = "passed" if done == slides else "passed with fallbacks"
@@ -132,7 +135,10 @@ def _serve(
         gateway = Gateway(server, read_slides(split_dir, "test", competition), split_dir, competition)
         batches = gateway.batches(SEED)
         gateway.play(batches)
-        lines, status = records.read_report(stage.working / records.REPORT), read_final_status(stage, name)
+        lines, status = (
+            records.read_report(stage.working / records.REPORT),
+            read_final_status(stage, name, sandbox.wheels),
+        )
         gateway.write_submission(stage.root / SUBMISSION)
         for fault in GatewayFault:
             log(f"layout {name}: gateway fault {fault}")

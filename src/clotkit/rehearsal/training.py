@@ -14,6 +14,7 @@ from clotkit.errors import ClotkitError, RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, files_in, wheels_files
 from clotkit.kaggle.kernels import datasets_attached
+from clotkit.kaggle.metadata import Inputs
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import MANIFEST, METRICS
 from clotkit.progress import Log
@@ -22,9 +23,9 @@ from clotkit.rehearsal.sandbox import (
     REHEARSAL,
     Outcome,
     Sandbox,
+    attached_facts,
     cost_line,
     costs_of,
-    hashes_of,
     make_sandbox,
     run_layouts,
 )
@@ -46,6 +47,7 @@ def rehearse_tiling(
     out: Path,
     log: Log,
     chosen_type: str | None = None,
+    inputs: Inputs | None = None,
 ) -> bool:
     """Run the tiling kernel's bundle over a train split; return whether every slide gave a shard.
 
@@ -59,8 +61,9 @@ def rehearse_tiling(
     competition = load_competition(competition_name)
     recipes = read_settings(kernel, competition).bundled["rehearse"]
     slides = len(read_slides(split_dir, "train", competition))
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
-    attached = _attached(kernel, competition, {"wheels": wheels_files(wheels)})
+    inputs = inputs or Inputs.of(competition)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
+    attached = _attached(kernel, competition, {"wheels": wheels_files(wheels)}, inputs)
     outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, {TILES, SUMMARY}, log)
     counts = [_check_tiles(outcome, recipes, competition, out / TILES) for outcome in outcomes]
     _check_alike(outcomes, [f"{TILES}/{recipe}.tar" for recipe in recipes])
@@ -83,6 +86,7 @@ def rehearse_training(
     out: Path,
     log: Log,
     chosen_type: str | None = None,
+    inputs: Inputs | None = None,
 ) -> bool:
     """Run the training kernel's bundle on the tiles of a tiling rehearsal, load its members, return True.
 
@@ -98,10 +102,11 @@ def rehearse_training(
     recipes = read_settings(kernel, competition).bundled["rehearse"]
     if not any(tiles.glob(f"*/{TABLE}")):
         raise UsageError(f"{tiles}: 0 folders of shards here, at least 1 is needed; run make dry-run KERNEL=tile")
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type)
+    inputs = inputs or Inputs.of(competition)
+    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
     imagenet = {path.name: path for path in sorted(backbones.glob("*.h5"))}
     known = {"wheels": wheels_files(wheels), "tiles": files_in(tiles), "imagenet": imagenet}
-    attached = _attached(kernel, competition, known)
+    attached = _attached(kernel, competition, known, inputs)
     outcomes = run_layouts(sandbox, layout, attached, None, competition, {WEIGHTS, SUMMARY}, log)
     for outcome in outcomes:
         _check_members(outcome, recipes, competition, log)
@@ -115,9 +120,11 @@ def rehearse_training(
     return True
 
 
-def _attached(kernel: Path, competition: Competition, known: Mapping[str, Mapping[str, Path]]) -> Attached:
+def _attached(
+    kernel: Path, competition: Competition, known: Mapping[str, Mapping[str, Path]], inputs: Inputs
+) -> Attached:
     """Return the datasets of a kernel's metadata, with the `known` files for the last word of their names."""
-    return {name: known.get(name.rpartition("-")[2], {}) for name in datasets_attached(kernel, competition)}
+    return {name: known.get(name.rpartition("-")[2], {}) for name in datasets_attached(kernel, competition, inputs)}
 
 
 def _check_tiles(outcome: Outcome, recipes: Sequence[str], competition: Competition, out: Path) -> dict[str, int]:
@@ -185,5 +192,5 @@ def _publish(sandbox: Sandbox, outcomes: Sequence[Outcome], facts: dict[str, Any
     """
     status = outcomes[-1].status
     facts |= {"state": status.state, "codes": status.codes}
-    facts = sandbox.facts | facts | {"datasets": hashes_of(pinned), "layouts": costs_of(outcomes)}
+    facts = sandbox.facts | facts | attached_facts(pinned) | {"layouts": costs_of(outcomes)}
     atomic_write_json(sandbox.out / REHEARSAL, facts)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from clotkit.containers.verbs import add_sockets
-from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_kernel_type, add_verb
+from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_inputs, add_kernel_type, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -34,6 +34,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     add_backbones_dir(verb)
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
     add_kernel_type(verb)
+    add_inputs(verb)
     verb.add_argument(
         "--layout",
         choices=("both", "old", "new"),
@@ -79,6 +80,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     from clotkit.bundle.checkout import in_checkout
     from clotkit.bundle.places import build_path, demo_weights
     from clotkit.competitions import load_competition
+    from clotkit.kaggle.metadata import Inputs
     from clotkit.rehearsal.scoring import rehearse
     from clotkit.rehearsal.serving import rehearse_serving
     from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
@@ -88,7 +90,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     competition: str = arguments.competition
     job = read_settings(kernel, load_competition(competition)).job
     out = arguments.out or rehearsal_dir(kernel.name, competition)
-    common = kernel, competition, arguments.layout, out, log, arguments.kernel_type
+    inputs = Inputs.of(load_competition(competition), arguments.weights_as, arguments.wheels_as)
+    common = kernel, competition, arguments.layout, out, log, arguments.kernel_type, inputs
     if job == "tile":
         clean = rehearse_tiling(Path(arguments.split or build_path("phantom-tile", competition)), wheels, *common)
     elif job == "train":
