@@ -1,4 +1,4 @@
-"""Test the script that installs a kernel's packages, and how the kernel finds what was installed before its run."""
+"""Test the script that installs a kernel's packages, and the kernel's look for installed ones."""
 
 import json
 import subprocess

@@ -66,7 +66,7 @@ class State(StrEnum):
 
 
 class Wheels(StrEnum):
-    """Where the packages that read slides come from, as status.json spells it."""
+    """Source of the packages that read slides, as status.json spells it."""
 
     USED = "used"  # the wheels dataset
     INSTALLED = "installed"  # no wheels dataset is attached, but a script has installed them before the run

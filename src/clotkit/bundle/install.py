@@ -1,4 +1,4 @@
-"""Write the script that installs the kernels' packages by hash, where Kaggle runs one before an offline run.
+"""Write the script that installs the kernels' packages by hash, with the internet on.
 
 Kaggle's Dependency Manager runs such a script with the internet on, and keeps what it installed for the run.
 """

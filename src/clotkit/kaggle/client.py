@@ -253,7 +253,7 @@ class Kaggle:
         return self._change(Subject(f"dataset {owner}/{slug}"), "datasets", "CreateDatasetVersion", lookup, fields)
 
     def start_upload(self, name: str, size_bytes: int, kind: str = "DATASET") -> tuple[str, str]:
-        """Announce a file; return its token, which a dataset or MODEL refers to, and the address to send it to."""
+        """Announce a file of a dataset or MODEL; return its token, and the address to send it to."""
 
         def read(answer: Answer) -> tuple[str, str]:
             return str(answer["token"]), self._check_signed(str(answer["createUrl"]))

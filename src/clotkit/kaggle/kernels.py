@@ -137,7 +137,7 @@ def models_attached(kernel_dir: Path, competition: Competition, inputs: Inputs =
 
 
 def _check_inputs(passed: Mapping[str, Any], inputs: Inputs, rehearsal_dir: Path) -> None:
-    """Raise UsageError if members or packages were rehearsed in another form than they would be attached in."""
+    """Raise UsageError if members or packages were rehearsed in another form."""
     rehearsed = Inputs(**passed.get("inputs", {}))
     for key, variable in (("weights", "WEIGHTS_AS"), ("wheels", "WHEELS_AS")):
         seen, asked = getattr(rehearsed, key), getattr(inputs, key)

@@ -37,7 +37,7 @@ def listing_problem(
 
 
 def differing_files(files: Mapping[str, Any], wanted: Mapping[str, str]) -> list[str]:
-    """Return the names of `files` {name: {"sha256": …}} whose sha256 are not the `wanted` ones, or are missing."""
+    """Return the names of `files` {name: {"sha256": …}} whose hashes are not the `wanted` ones."""
     return sorted(name for name in {*files, *wanted} if files.get(name, {}).get("sha256") != wanted.get(name))
 
 

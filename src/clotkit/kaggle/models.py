@@ -1,4 +1,4 @@
-"""Push members as a version of a Kaggle Model if their content is new, and verify the versions that kernels attach."""
+"""Push members as a Kaggle Model if their content is new, and verify models that kernels attach."""
 
 import re
 import tempfile
@@ -112,9 +112,10 @@ def push_model(
     clock: Callable[[], float] = time.monotonic,
     limit_s: float = READY_LIMIT_S,
 ) -> PushedModel:
-    """Make the newest version of a model's variation have exactly these files, and wait until Kaggle lists them.
+    """Make the newest version of a model's variation have exactly these files.
 
-    Pushes nothing if it has them already. The texts of a model or a variation that exists stay as they are there.
+    Waits until Kaggle lists them. Pushes nothing if it has them already. The texts of a model or a variation that
+    exists stay as they are there.
 
     Raises:
         UsageError: A file may not be published; this is checked before Kaggle is asked anything.

@@ -18,7 +18,7 @@ NO_ANSWER = 0  # in place of a status
 
 
 def upload(client: Kaggle, path: Path, name: str, kind: str = "DATASET") -> str:
-    """Upload a file and return the token that stands for it in the new version of a dataset, or of a MODEL.
+    """Upload a file of a dataset or MODEL and return the token that stands for it in a new version.
 
     Raises RemoteError if the file does not arrive whole; no version may be made then.
     """

@@ -64,7 +64,7 @@ def make(folder: Path, wheels: Path, guard: bool, script: str = "") -> Path:
 
 
 def _install(python: Path, script: str, path: Path) -> None:
-    """Run the script that installs packages as Kaggle does, with the network on, in the environment of `python`."""
+    """Run a script that installs packages into the environment of `python`, with the network on."""
     path.write_text(script, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment = kept | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONNOUSERSITE": "1"}

@@ -33,7 +33,7 @@ from clotkit.supervise import STATUS, State, Status, Wheels, read_status
 
 
 class Layout(NamedTuple):
-    """One of Kaggle's layouts of /kaggle/input: the folders of a competition, a dataset and a model's version."""
+    """A layout of /kaggle/input: the folders of a competition, a dataset, a version of a model."""
 
     competition: str
     dataset: str
@@ -97,7 +97,7 @@ class Sandbox:
 
     @property
     def wheels(self) -> Wheels:
-        """Where the kernel must have its packages from."""
+        """The source that the kernel must have its packages from."""
         return Wheels.INSTALLED if self.inputs.wheels == "script" else Wheels.USED
 
     def command(self, source: Path, executed: Path) -> list[str]:
