@@ -254,6 +254,45 @@ def test_the_doctor_says_what_there_is(server: KaggleServer, kaggle: Run) -> Non
     assert changes(server) == []
 
 
+def test_the_doctor_and_a_push_have_facts(server: KaggleServer, kaggle: Run, make: Run) -> None:
+    facts = json.loads(kaggle("doctor", "--json").stdout)
+    assert facts["credentials"]["kind"] == "legacy_key"
+    assert facts["credentials"]["username"] == "alice"
+    assert (facts["submissions"]["left"], facts["quota"]["gpu"]["left_h"]) == (5, 29.0)
+    server.faults.add(Fault("GetCompetition", "status", None, status=403, message="rules"))
+    assert json.loads(kaggle("doctor", "--json").stdout)["competition"]["error"]["code"] == "rules"
+    server.faults.clear()
+    pushed = json.loads(kaggle("datasets-push", "--json").stdout)["datasets"]
+    assert [(one["ref"], one["version"], one["new"]) for one in pushed] == [
+        ("alice/clotkit-weights", 1, True), ("alice/clotkit-wheels", 1, True)
+    ]  # fmt: skip
+    pushed = json.loads(kaggle("kernel-push", "--json").stdout)
+    assert (pushed["ref"], pushed["version"], pushed["missing"]) == (REF, 1, [])
+    submitted = json.loads(kaggle("submit", "--json").stdout)
+    assert (submitted["version"], submitted["submission"], submitted["score"]) == (1, 1001, "0.65432")
+    again = json.loads(kaggle("kernel-push", "--again", "--dry-run", "--json").stdout)
+    assert again["dry_run"] is True
+
+
+def test_members_as_a_model_from_nothing_to_a_score(server: KaggleServer, checkout: Path, make: Run) -> None:
+    path = checkout / "build" / "rehearsal" / "rehearsal.json"
+    facts = json.loads(path.read_text())
+    facts["models"] = {"clotkit-members/keras/default": facts["datasets"].pop("clotkit-weights")}
+    path.write_text(json.dumps(facts | {"inputs": {"weights": "model", "wheels": "dataset"}}))
+    chain = ("models-push", *CHAIN)
+    fails(make(*chain), "WEIGHTS_AS=dataset")
+    server.datasets.clear()
+    done = make(*chain, "WEIGHTS_AS=model")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "score 0.65432" in done.stdout
+    body = server.kernels[REF].versions[0].body
+    assert body["modelDataSources"] == ["alice/clotkit-members/keras/default/1"]
+    assert (body["datasetDataSources"], list(server.datasets)) == (["alice/clotkit-wheels"], ["alice/clotkit-wheels"])
+    server.calls.clear()
+    assert make(*chain, "WEIGHTS_AS=model").stdout.count("nothing pushed") == 3
+    assert changes(server) == []
+
+
 def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, checkout: Path, kaggle: Run, make: Run) -> None:
     assert kaggle("datasets-push", "--dry-run").returncode == 0
     assert changes(server) == []

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kagglesdk import KaggleCredentials
 
 from clotkit.cli import main
 from clotkit.errors import RemoteError
@@ -174,6 +177,8 @@ def test_a_renewed_login_is_written_for_kaggles_client_and_for_its_owner_alone(
     assert timedelta(hours=12) <= lasts < timedelta(hours=13)
     assert set(client.secrets) >= {REFRESH, server.granted[0]}
     client.quota()
+    theirs = KaggleCredentials.load(client=None, file_path=str(path))
+    assert (theirs.get_access_token(), theirs.get_username()) == (server.granted[0], "alice")
     sign_in(lambda _: None).quota()  # the saved token is used
     assert len(server.granted) == 1
     sent = [call.headers["Authorization"] for call in server.calls if call.method != "GenerateAccessToken"]
@@ -242,6 +247,8 @@ def test_a_link_stays_a_link(account: Callable[..., None], home: Path) -> None:
         (a_login(None), False),
         (a_login(access_token_expiration="2026-01-01T00:00:00"), False),  # without a zone
         (a_login(1, access_token=""), False),
+        (a_login(1, access_token="two\nlines"), False),
+        (a_login(access_token_expiration="soon"), False),
     ],
 )
 def test_a_token_is_renewed_before_it_expires(text: str, fresh: bool, tmp_path: Path) -> None:
@@ -252,6 +259,21 @@ def test_a_token_is_renewed_before_it_expires(text: str, fresh: bool, tmp_path: 
 def test_a_file_without_a_login_is_one_line(text: str, tmp_path: Path) -> None:
     with remote_error(RemoteKind.CREDENTIALS, str(tmp_path), "kaggle auth login"):
         parse_login(tmp_path, text)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["refresh_token", "access_token", "access_token_expiration", "username"]),
+        st.one_of(st.none(), st.text(), st.integers(), st.just(REFRESH), st.datetimes().map(str)),
+    )
+)
+def test_any_object_is_a_login_or_one_line(entries: dict[str, Any]) -> None:
+    path, text = Path("credentials.json"), json.dumps(entries)
+    if str(entries.get("refresh_token") or "").strip().isascii() and str(entries.get("refresh_token") or "").strip():
+        assert parse_login(path, text).fresh in (True, False)
+    else:
+        with remote_error(RemoteKind.CREDENTIALS, "credentials.json"):
+            parse_login(path, text)
 
 
 def test_secrets_are_in_no_representation(tmp_path: Path) -> None:

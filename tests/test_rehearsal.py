@@ -170,6 +170,24 @@ def test_what_is_not_rehearsed_has_a_code(kernel: str, missing: list[NotRehearse
 
 
 @pytest.mark.slow
+def test_a_kernel_for_a_gpu_is_rehearsed_on_the_cpu_with_the_same_bundle(
+    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+) -> None:
+    kernel = Path(shutil.copytree(KERNEL, tmp_path / "gpu" / "infer"))
+    metadata = json.loads((kernel / "kernel-metadata.json").read_text())
+    metadata |= {"enable_gpu": True, "machine_shape": "NvidiaL4"}
+    (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
+    lines, facts = list[str](), list[dict[str, object]]()
+    for folder in (KERNEL, kernel):
+        out = tmp_path / f"out{len(facts)}"
+        assert rehearse(str(test_split), member, wheels, folder, "strip_ai", "new", out, lines.append)
+        facts.append(json.loads((out / "rehearsal.json").read_text()))
+    assert facts[0]["bundle_sha256"] == facts[1]["bundle_sha256"]
+    assert facts[1]["not_rehearsed"] == [NotRehearsed.IMAGE, NotRehearsed.ACCELERATOR]
+    assert any("not rehearsed: accelerator: NvidiaL4" in line for line in lines)
+
+
+@pytest.mark.slow
 def test_where_there_are_no_namespaces_the_guard_takes_over(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +275,7 @@ def rehearsal_error(kind: RehearsalKind) -> Iterator[None]:
         ("import pyvips\n", RehearsalKind.EXIT_CODE),
         ("import pytest\n", RehearsalKind.EXIT_CODE),
         ("pass\n", RehearsalKind.STATUS),
+        ("sys.exit(os.environ.get('CUDA_VISIBLE_DEVICES') != '-1')\n", RehearsalKind.STATUS),
         (STATUS.replace("'done'", "'started'"), RehearsalKind.STATUS),
         (STATUS.replace("'used'", "'absent'"), RehearsalKind.WHEELS),
         (STATUS + "(ROOT / 'working' / 'cache.bin').touch()\n", RehearsalKind.LEFT_BEHIND),
@@ -270,6 +289,7 @@ def rehearsal_error(kind: RehearsalKind) -> Iterator[None]:
         "a hidden package",
         "a developers' package",
         "no status",
+        "no status, where no GPU is seen",
         "a status that is not final",
         "no wheels",
         "output",

@@ -1,4 +1,4 @@
-"""Find the files that only a checkout has: kernels/, datasets_meta/ and requirements/.
+"""Find the files that only a checkout has: kernels/, datasets_meta/, models_meta/ and requirements/.
 
 They are no part of an installed package: a bundle is built, rehearsed and pushed from files that its author can edit.
 """

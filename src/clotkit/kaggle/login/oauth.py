@@ -30,7 +30,8 @@ class Login:
     @property
     def fresh(self) -> bool:
         """True if the access token can be used now."""
-        return bool(self.access_token) and self.expires is not None and self.expires > datetime.now(UTC) + MARGIN
+        sound = self.access_token.isascii() and self.access_token.isprintable() and bool(self.access_token)
+        return sound and self.expires is not None and self.expires > datetime.now(UTC) + MARGIN
 
     def renewed(self, answer: Mapping[str, Any]) -> "Login":
         """Return the login with the access token of Kaggle's answer {"token", "expiresIn", "userName"}."""
@@ -52,7 +53,7 @@ def parse_login(path: Path, text: str) -> Login:
         login = Login(path, refresh_token, str(raw.get("access_token") or ""), expires, str(raw.get("username") or ""))
     except (ValueError, AttributeError):
         login = Login(path, "")
-    if not login.refresh_token.isascii() or not login.refresh_token.strip():
+    if not (login.refresh_token.isascii() and login.refresh_token.strip()):
         raise RemoteError(f"{path}: it holds no login ({len(text)} characters): {LOGIN_AGAIN}", RemoteKind.CREDENTIALS)
     return login
 
@@ -75,6 +76,9 @@ def save_login(login: Login, log: Log) -> None:
 
 
 def _time(text: str) -> datetime | None:
-    """Return the time in an ISO text, UTC if it names no zone; None for an empty one."""
-    time = datetime.fromisoformat(text) if text else None
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+    """Return the time in an ISO text, UTC if it names no zone; None if there is none."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
