@@ -92,6 +92,25 @@ def test_a_kernel_without_wheels_uses_packages_that_are_installed(kernel_root: P
     assert valid(kernel_root, strip_ai)
 
 
+@pytest.mark.parametrize(
+    ("wheels", "prints", "codes"),
+    [
+        (Wheels.ABSENT, "print('4.0.0')", [Reason.OLD_OPENSLIDE]),
+        (Wheels.UNUSABLE, "print('3.4.1')", [Reason.OLD_OPENSLIDE]),
+        (Wheels.ABSENT, "print('4.0.1')", []),
+        (Wheels.ABSENT, "raise ImportError", []),
+        (Wheels.USED, "print('4.0.0')", []),
+    ],
+)
+def test_an_old_openslide_is_named_where_it_reads_the_slides(
+    wheels: Wheels, prints: str, codes: list[Reason], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "OPENSLIDE", prints)
+    status = Status("score", wheels=wheels)
+    supervise.note_openslide(status)
+    assert status.codes == codes
+
+
 def test_a_pipeline_that_is_killed_is_started_once_more(kernel_root: Path, strip_ai: Competition) -> None:
     """Send SIGKILL once to the child that holds TensorFlow, as soon as it lives: the slides are scored."""
     killed_at(kernel_root, ["until the deadline"])

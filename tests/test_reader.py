@@ -181,3 +181,23 @@ def test_real_slides_are_never_black(name: str, decoder: str) -> None:
     (tile,) = slide.tiles([centre], 32, 1, (255, 255, 255))
     around = view[centre[1] // 16 : centre[1] // 16 + 2, centre[0] // 16 : centre[0] // 16 + 2]
     assert np.abs(tile.mean(axis=(0, 1)) - around.mean(axis=(0, 1))).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [("3.4.1", True), ("4.0.0", True), ("4.0.0.13", True), ("4.0.1", False), ("4.0.1.2", False), ("4.1", False)],
+)
+def test_a_slide_that_an_old_openslide_reads_has_a_note(
+    version: str, old: bool, picture: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openslide.__library_version__", version)
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, picture, tile=(128, 128), compression="zstd", photometric="rgb")
+    slide = open_slide(path)
+    list(slide.tiles([(0, 0)], 32, 1, (255, 255, 255)))
+    assert slide.decoder == "openslide"
+    assert (Reason.OLD_OPENSLIDE in slide.facts.get("notes", ())) is old
+    tifffile.imwrite(path, picture, tile=(128, 128), compression="zlib", photometric="rgb")
+    slide = open_slide(path)
+    list(slide.tiles([(0, 0)], 32, 1, (255, 255, 255)))
+    assert (slide.decoder, slide.facts.get("notes", ())) == ("direct", ())

@@ -106,12 +106,14 @@ def run_child(competition: Any, split: Path, kit: Any, started: float, status: A
         find_weights,
         install_wheels,
         name_of,
+        note_openslide,
         say,
         unpack_tars,
     )
 
     datasets = datasets_beside(split)
     status.wheels = install_wheels(datasets, kit.wheels)
+    note_openslide(status)
     scratch = kit.wheels.parent
     weights = find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
     if weights is None:

@@ -109,10 +109,11 @@ def play_local_gateway(server: Any, split: Path, competition: Any, status: Any) 
 
 def members_command(split: Path, kit: Any, status: Any) -> list[str] | None:
     """Install the wheels, and return the command of the process that has the members; None without one."""
-    from clotkit.supervise import INPUT, datasets_beside, find_weights, install_wheels, say, unpack_tars
+    from clotkit.supervise import INPUT, datasets_beside, find_weights, install_wheels, note_openslide, say, unpack_tars
 
     datasets = datasets_beside(split)
     status.wheels = install_wheels(datasets, kit.wheels)
+    note_openslide(status)
     scratch = kit.wheels.parent
     weights = find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
     if weights is None:

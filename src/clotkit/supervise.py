@@ -24,6 +24,7 @@ from clotkit.competitions import Competition
 from clotkit.console import keep_going, unforeseen
 from clotkit.files import atomic_write_json
 from clotkit.reasons import Reason
+from clotkit.versions import is_old_openslide
 
 ROOT = Path(os.environ.get("CLOTKIT_KAGGLE_ROOT", "/kaggle"))  # a rehearsal has its own
 INPUT, WORKING = ROOT / "input", ROOT / "working"
@@ -52,6 +53,7 @@ place = os.path.dirname(os.path.dirname(pyvips.__file__))
 print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {place}")
 """
 PROBING = [sys.executable, "-I", "-c", PROBE]
+OPENSLIDE = "import openslide; print(openslide.__library_version__)"
 Folders = list[tuple[Path, list[str]]]  # with the names of their files
 
 
@@ -199,6 +201,20 @@ def _ended_well(command: list[str]) -> tuple[bool, str]:
     return not ended.returncode, "".join((ended.stdout + ended.stderr).strip().splitlines()[-1:])
 
 
+def note_openslide(status: Status) -> None:
+    """Say which OpenSlide reads slides where nothing better does, and add a code if it is an old one."""
+    if status.wheels not in {Wheels.ABSENT, Wheels.UNUSABLE}:
+        return
+    worked, last = _ended_well([sys.executable, "-I", "-c", OPENSLIDE])
+    if not worked:
+        say(f"OpenSlide cannot be imported: {last}")
+    elif is_old_openslide(last):
+        status.add(Reason.OLD_OPENSLIDE)
+        say(f"OpenSlide {last} may show uninitialised pixels (before 4.0.1): attach the wheels dataset")
+    else:
+        say(f"OpenSlide {last}")
+
+
 def packages_of(wheels: Iterable[str]) -> list[str]:
     """Return the packages of wheels, but for onnxruntime where the image has the one for GPUs."""
     better = {"onnxruntime"} if any(metadata.distributions(name="onnxruntime-gpu")) else set()
@@ -247,6 +263,7 @@ def prepare(split: Path | None, kit: Kit, scratch: Path, status: Status) -> Fold
     """Install the wheels, and return every folder of the datasets, unpacked tars included."""
     datasets = datasets_beside(split)
     status.wheels = install_wheels(datasets, kit.wheels)
+    note_openslide(status)
     return datasets + unpack_tars(datasets, scratch / "tars")
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,13 @@ CUTTING = (
     "imagecodecs", "simplejpeg",
 )  # fmt: skip
 SCORING = (*CUTTING, "keras", "tensorflow", "onnxruntime")
+SOUND_OPENSLIDE = (4, 0, 1)  # the first that cannot show uninitialised pixels (with libtiff 4.7.1: CVE-2026-54604)
+
+
+def is_old_openslide(version: str) -> bool:
+    """Return whether a version of the OpenSlide library is older than the first sound one."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(SOUND_OPENSLIDE)])
+    return numbers < SOUND_OPENSLIDE
 
 
 @dataclass(frozen=True)

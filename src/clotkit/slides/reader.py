@@ -34,6 +34,7 @@ from clotkit.slides.levels import AUTO, LevelFile, PyramidSlide, Slide
 from clotkit.slides.pictures import PictureSlide, check_interlacing
 from clotkit.slides.pixels import Colour, Pixels, downsampled_tile
 from clotkit.slides.segments import Segments, codecs
+from clotkit.versions import is_old_openslide
 
 __all__ = ["Slide", "open_slide"]
 
@@ -358,6 +359,8 @@ class OpenSlideSlide:
         except (ImportError, OSError) as error:
             raise CodecUnsupported("OpenSlide is not installed") from error
         self.table, self.facts = _one_plane(table), dict[str, Any]()
+        if is_old_openslide(openslide.__library_version__):
+            self.facts["notes"] = [Reason.OLD_OPENSLIDE]
         self._error: type[Exception] = openslide.OpenSlideError
         try:
             self._slide = openslide.OpenSlide(path)
