@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from clotkit.competitions import Competition
@@ -546,3 +547,22 @@ def test_a_read_that_fails_once_does_not_show(
     ref = submit(client, strip_ai, session)
     assert submissions.follow(client, strip_ai, ref, tmp_path, print) == "0.65432"
     assert (server.faults.pending, len(server.submissions)) == ([], 1)
+
+
+@pytest.mark.parametrize("change", [None, "cell", "bytes"])
+def test_a_gateways_parquet_is_checked_as_a_table(
+    change: str | None, client: Kaggle, test_split: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    sample, path = strip_ai.sample_path(test_split), tmp_path / "submission.parquet"
+    frame = pd.read_csv(sample, dtype={strip_ai.submission.id: str})
+    if change == "cell":
+        frame.iloc[0, 1] = float("nan")
+    frame.to_parquet(path, index=False)
+    if change == "bytes":
+        path.write_bytes(path.read_bytes()[:100])
+    if change is None:
+        submissions.check(client, strip_ai, path, sample, lambda _: None)
+    else:
+        with pytest.raises(SubmissionError):
+            submissions.check(client, strip_ai, path, sample, lambda _: None)

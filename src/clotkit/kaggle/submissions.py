@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.competitions import Competition
-from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError
+from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError, one_line
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.looks import Looks
@@ -65,13 +65,34 @@ def check(client: Kaggle, competition: Competition, submission: Path, sample: Pa
     if sample is None:
         download(client, competition.slug, competition.files.sample, submission.parent)
         sample = submission.parent / competition.files.sample
-    verdict = check_submission(submission, sample, competition)
+    table = _as_csv(submission, log)
+    if table is None:
+        return
+    verdict = check_submission(table, sample, competition)
     if not verdict.valid:
         raise SubmissionError(
             f"{submission}: {verdict.problems[0]} ({len(verdict.problems)} problems in all); it is not submitted"
         )
     for note in verdict.notes:
         log(note)
+
+
+def _as_csv(submission: Path, log: Log) -> Path | None:
+    """Return a submission as CSV; Parquet, which gateways write, is copied. None: nothing here reads Parquet."""
+    if submission.suffix != ".parquet":
+        return submission
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(submission)
+    except ImportError:
+        log(f"{submission}: not checked: pandas reads Parquet with pyarrow only, which is not installed")
+        return None
+    except (OSError, ValueError) as error:
+        raise SubmissionError(f"{submission}: cannot be read as Parquet: {one_line(error)}") from error
+    table = submission.with_suffix(".csv")
+    frame.to_csv(table, index=False)
+    return table
 
 
 def submit(

@@ -146,6 +146,10 @@ def _serve(
     for row in records.table(lines):
         log(row)
     _check(gateway, stage, before, name)
+    if server.peak_mb > (allowed_mb := competition.limits.kernel_memory_mb):
+        raise RehearsalError(
+            f"layout {name}: memory limit: {server.peak_mb:.0f} MB, {allowed_mb} allowed", RehearsalKind.MEMORY
+        )
     _check_submission(stage.root / SUBMISSION, split_dir, competition)
     facts = gateway.played.facts | {"slides": records.counts(lines), "up_s": server.up_s, "deadline_s": batch_s}
     log(
