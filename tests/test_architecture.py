@@ -101,6 +101,7 @@ HOMES: dict[str, set[str]] = {
     "resource": {"clotkit.workers"},
     "subprocess": {
         "clotkit.rehearsal.sandbox",
+        "clotkit.rehearsal.server",  # only an exception
         "clotkit.rehearsal.environment",
         "clotkit.rehearsal.execute_notebook",
         "clotkit.rehearsal.confined.container",

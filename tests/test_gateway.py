@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError
+from clotkit.kaggle.kernels import read_kernel
 from clotkit.reasons import Reason, RehearsalKind
 from clotkit.rehearsal.gateway import Failure, Gateway, GatewayFault
 from clotkit.rehearsal.server import Server
@@ -181,21 +182,20 @@ def test_frames_and_series_come_as_they_were_sent(library: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_kernel_serves_every_slide_in_both_layouts(
-    test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition
-) -> None:
+def test_the_kernel_serves_every_slide(test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition) -> None:
     out, lines = tmp_path / "out", list[str]()
-    assert rehearse_serving(str(test_split), member, WHEELS, KERNEL, "strip_ai", "both", out, lines.append)
+    assert rehearse_serving(str(test_split), member, WHEELS, KERNEL, "strip_ai", "old", out, lines.append)
     facts = json.loads((out / "rehearsal.json").read_text())
     assert (facts["state"], facts["codes"], facts["slides"]["done"]) == ("done", [], 4)
     assert "gateway" in facts["not_rehearsed"]
-    for played in facts["gateway"].values():
-        assert [played[failure] for failure in Failure] == [0] * len(Failure)
-        assert len(played["up_s"]) == 2
-    working = out / "new-rerun" / "kaggle" / "working"
+    played = facts["gateway"]["old"]
+    assert [played[failure] for failure in Failure] == [0] * len(Failure)
+    assert len(played["up_s"]) == 2
+    assert read_kernel(KERNEL, "strip_ai", out).source == (out / "script.py").read_text()  # it may be pushed
+    working = out / "old-rerun" / "kaggle" / "working"
     codes = {code for line in read_report(working / "report.jsonl") for code in line.codes}
     assert {Reason.BAD_ROW, Reason.DAMAGED, Reason.DEADLINE} <= codes
-    status = read_status(out / "new" / "kaggle" / "working")  # of the commit
+    status = read_status(out / "old" / "kaggle" / "working")  # of the commit
     assert status is not None
     assert (status.state, status.slides["done"]) == (State.DONE, 4)
 

@@ -1,6 +1,7 @@
 """Run the serving kernel in its sandbox, as a process that may be reset."""
 
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -52,8 +53,9 @@ class Server:
         self.shared.mkdir(exist_ok=True)
         more = {RERUN: "1", relay.ADDRESS: str(path), BATCH_S: str(self.batch_s)}
         self._process = launch(self.stage, self._sandbox, more)
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
-        threading.Thread(target=self._watch, args=(self._process.pid,), daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._watch)]
+        for thread in self._threads:
+            thread.start()
         self.client = relay.Client(str(path))
         try:
             self.client.wait(self._serving.startup_s)
@@ -85,6 +87,8 @@ class Server:
         self.client.close()
         kill_tree(self._process.pid)
         self._process.wait()
+        for thread in self._threads:
+            thread.join()
 
     def stop_members(self) -> None:
         """Stop the process that has the members with SIGSTOP."""
@@ -103,17 +107,21 @@ class Server:
 
     def _family(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self._process.pid).children(recursive=True)
+            first = psutil.Process(self._process.pid)
+            return [first, *first.children(recursive=True)]
         return []
 
-    def _read(self, lines: object) -> None:
-        for line in lines or ():  # type: ignore[attr-defined]
-            self._log(f"  | {line.rstrip()}")
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._log(f"  | {line.rstrip()}")
 
-    def _watch(self, pid: int) -> None:
-        while psutil.pid_exists(pid):
-            self.peak_mb = max(self.peak_mb, tree_mb(pid))
-            time.sleep(WATCH_S)
+    def _watch(self) -> None:
+        while self._process.poll() is None:
+            self.peak_mb = max(self.peak_mb, tree_mb(self._process.pid))
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(WATCH_S)
 
     def __enter__(self) -> Self:
         self.start()
