@@ -38,7 +38,7 @@ SERVING = "\n[serving]\ndeadline_s = {seconds}\n"
 
 
 def main() -> int:
-    """Draw the slides if they are missing, serve and score them, print the figures, and return the exit code."""
+    """Draw slides if they are missing, serve and score them, print the figures, return the exit code."""
     options = _options()
     options.folder.mkdir(parents=True, exist_ok=True)
     toml = options.folder / "served.toml"
@@ -84,7 +84,7 @@ def measured(split: Path, folder: Path, toml: Path, competition: Competition) ->
 def _serve(
     split: Path, out: Path, toml: Path, competition: Competition
 ) -> tuple[Gateway, Server, dict[str, SlideReport], float]:
-    """Play the gateway over a split; return it, the server, the last report line of each slide, and the seconds."""
+    """Play the gateway over a split; return it, the server, the last line of each slide, and the seconds."""
     sandbox = make_sandbox(KERNEL, str(toml), WHEELS, out, print)
     attached = datasets_of(KERNEL, competition, MEMBERS, WHEELS)
     data = lay_out_data(split, out / "data-hidden", competition, slides=False)

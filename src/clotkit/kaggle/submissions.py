@@ -78,7 +78,7 @@ def check(client: Kaggle, competition: Competition, submission: Path, sample: Pa
 
 
 def _as_csv(submission: Path, log: Log) -> Path | None:
-    """Return a submission as CSV; Parquet, which gateways write, is copied. None: nothing here reads Parquet."""
+    """Return a submission as CSV, Parquet as a copy beside it; None if nothing here reads Parquet."""
     if submission.suffix != ".parquet":
         return submission
     import pandas as pd
