@@ -256,7 +256,7 @@ test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, an
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_faults
 
 test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, the whole way on a small sample
-	$(BIN)/python -m pytest -q -m slow_recipes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_recipes
 
 test-browser: $(VENV)/.browser  ## the application in headless Chromium; screenshots in build/screenshots
 	@command -v chromium >/dev/null || { echo "test-browser: no chromium here; install it (Debian: apt-get install chromium)" >&2; exit 2; }
