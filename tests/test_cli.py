@@ -18,6 +18,7 @@ from clotkit import answer, options
 from clotkit.app.serve import AppSettings
 from clotkit.cli import main, parser
 from clotkit.competitions import Competition
+from clotkit.containers import config as containers
 from clotkit.ensembling.data import BlendSettings
 from clotkit.evaluation.evaluate import EvaluateSettings
 from clotkit.options import megabytes, options_of, seconds, verbs_of
@@ -127,7 +128,8 @@ def test_every_option_is_read(verb: str) -> None:
     function = PARSERS[verb].get_default("verb")
     while isinstance(function, partial):
         function = function.args[0]
-    source = "".join(inspect.getsource(module) for module in (sys.modules[function.__module__], options, answer))
+    readers = (sys.modules[function.__module__], options, answer, containers)
+    source = "".join(map(inspect.getsource, readers))
     assert [name for name in options_of(PARSERS[verb]) if f"arguments.{name}" not in source] == []
 
 

@@ -23,10 +23,17 @@ Clotkit = Callable[..., dict[str, Any]]
 
 def documented() -> dict[str, tuple[set[str], set[str]]]:
     """Return the fields of each section of the page: those always there, and those in italics."""
-    sections = re.findall(r"^## clotkit ([^\n]+)\n((?:\|[^\n]*\n)+)", PAGE.read_text(), re.MULTILINE)
+    found = re.findall(r"^## clotkit ([^\n]+)\n[^|#]*((?:\|[^\n]*\n)+)", PAGE.read_text(), re.MULTILINE)
+    sections = [(name, table) for names, table in found for name in _of_one_table(names)]
     cells = {name: "".join(row.split("|")[1] for row in table.splitlines()[2:]) for name, table in sections}
     italic = {name: set(re.findall(r"\*`(\w+)`\*", text)) for name, text in cells.items()}
     return {name: (set(re.findall(r"`(\w+)`", text)) - italic[name], italic[name]) for name, text in cells.items()}
+
+
+def _of_one_table(names: str) -> list[str]:
+    """Return the verbs of a heading: of "kaggle wait, logs" these are two."""
+    first, *others = names.split(", ")
+    return [first, *(f"{first.partition(' ')[0]} {other}" for other in others)]
 
 
 FIELDS = documented()
@@ -56,6 +63,19 @@ def test_every_verb_has_the_option() -> None:
     for words, verb in verbs_of(parser()).items():
         assert verb.get_default("words") == words
         assert "--json" in verb.format_help()
+    assert {section.partition(" --")[0] for section in FIELDS} == {*verbs_of(parser())}
+
+
+def test_the_page_for_agents_has_ten_commands_that_exist() -> None:
+    page = (ROOT / "docs" / "agents.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `clotkit ([^`]+)` \|[^|]*\| ([^|]+) \|$", page, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 11))
+    for command in [command for _, command, _ in rows] + re.findall(r"`clotkit ([^`]+ --json)`", page):
+        arguments = parser().parse_args(command.split())
+        assert arguments.json
+    for _, command, fields in rows:
+        words = parser().parse_args(command.split()).words
+        assert set(re.findall(r"`(\w+)`", fields)) <= FIELDS[words][0] | FIELDS[words][1]
 
 
 def test_small_verbs(clotkit: Clotkit, split: Path, tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def answer(arguments: argparse.Namespace, folder: Path | None) -> int:
     facts, errors = dict[str, Any](), list[BaseException]()
 
     def work() -> int:
-        made = arguments.verb(arguments)
-        result = made if isinstance(made, Result) else Result(made)
+        result: Result = arguments.verb(arguments)
         facts.update(result.facts)
         return result.code
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_kernel_type, add_verb
+from clotkit.options import DONE, Result, Verbs, add_kernel_type, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -21,7 +21,7 @@ def _add_bundle(verbs: Verbs) -> None:
     verb.set_defaults(verb=_bundle)
 
 
-def _bundle(arguments: argparse.Namespace) -> int:
+def _bundle(arguments: argparse.Namespace) -> Result:
     from clotkit.bundle.build import write_bundle
     from clotkit.bundle.checkout import in_checkout
     from clotkit.bundle.notebook import type_of
@@ -30,4 +30,4 @@ def _bundle(arguments: argparse.Namespace) -> int:
     kernel_type = type_of(kernel, arguments.kernel_type)
     out = arguments.out or Path("build/kernel") / kernel_type.file_name
     print(write_bundle(kernel, arguments.competition, out, kernel_type))
-    return DONE
+    return Result(DONE, {"file": out, "bytes": out.stat().st_size})

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Verbs, add_verb, megabytes, seconds
+from clotkit.options import DONE, Result, Verbs, add_verb, megabytes, seconds
 
 
 def register(verbs: Verbs) -> None:
@@ -58,7 +58,7 @@ def add_sockets(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _container(arguments: argparse.Namespace) -> int:
+def _container(arguments: argparse.Namespace) -> Result:
     from functools import partial
 
     from clotkit.containers.build import BASE, Image, write_container
@@ -66,4 +66,4 @@ def _container(arguments: argparse.Namespace) -> int:
 
     image = Image(arguments.tag, arguments.base or BASE, arguments.model == "image")
     write_container(arguments.weights, config_of(arguments), image, arguments.out, partial(print, flush=True))
-    return DONE
+    return Result(DONE, {"folder": arguments.out})

@@ -1,11 +1,12 @@
 """Register the verb `clotkit rehearse`."""
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
 from clotkit.containers.verbs import add_sockets
-from clotkit.options import DONE, FALLBACKS, Verbs, add_backbones_dir, add_inputs, add_kernel_type, add_verb
+from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_backbones_dir, add_inputs, add_kernel_type, add_verb
 
 
 def register(verbs: Verbs) -> None:
@@ -60,7 +61,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     verb.set_defaults(verb=_rehearse)
 
 
-def _rehearse_container(arguments: argparse.Namespace) -> int:
+def _rehearse_container(arguments: argparse.Namespace) -> Result:
     from clotkit.bundle.places import build_path, demo_weights
     from clotkit.containers.config import config_of
     from clotkit.rehearsal.grand_challenge import rehearse_container
@@ -70,10 +71,10 @@ def _rehearse_container(arguments: argparse.Namespace) -> int:
     weights = arguments.weights or demo_weights(competition)
     out = arguments.out or build_path("rehearsal-grand-challenge", competition)
     config, log = config_of(arguments), partial(print, flush=True)
-    return DONE if rehearse_container(split, weights, config, out, log, arguments.per_job) else FALLBACKS
+    return _result(rehearse_container(split, weights, config, out, log, arguments.per_job), out)
 
 
-def _rehearse(arguments: argparse.Namespace) -> int:
+def _rehearse(arguments: argparse.Namespace) -> Result:
     if arguments.arena == "grand-challenge":
         return _rehearse_container(arguments)
     from clotkit.bundle.build import read_settings, rehearsal_dir
@@ -101,4 +102,11 @@ def _rehearse(arguments: argparse.Namespace) -> int:
         split = arguments.split or str(build_path("phantom", competition))
         play = rehearse_serving if job == "serve" else rehearse
         clean = play(split, arguments.weights or demo_weights(competition), wheels, *common)
-    return DONE if clean else FALLBACKS
+    return _result(clean, out)
+
+
+def _result(clean: bool, out: Path) -> Result:
+    from clotkit.rehearsal.sandbox import REHEARSAL
+
+    passed = json.loads((out / REHEARSAL).read_text(encoding="utf-8"))
+    return Result(DONE if clean else FALLBACKS, {"out": out, "rehearsal": passed})
