@@ -15,6 +15,8 @@ from clotkit.answer import SCHEMA, stdout_is_stderr
 from clotkit.cli import main, parser
 from clotkit.options import verbs_of
 
+from .test_encoded_members import write_encoder
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "json.md"
 ALWAYS = ("schema", "verb", "exit_code")
@@ -96,6 +98,21 @@ def test_small_verbs(clotkit: Clotkit, split: Path, tmp_path: Path) -> None:
     refused = clotkit("check", short, "--sample", sample, code=2)
     assert (refused["valid"], refused["expected"]) == (False, None)
     assert refused["problems"][0]["code"] == "row_count"
+
+
+def test_verbs_that_package(clotkit: Clotkit, tmp_path: Path) -> None:
+    bundled = clotkit("bundle", "--kernel", ROOT / "kernels" / "infer", "--out", tmp_path / "script.py")
+    assert bundled["bytes"] == (tmp_path / "script.py").stat().st_size
+    clotkit("container", "--weights", ROOT / "weights" / "demo", "--out", tmp_path / "container")
+    assert (tmp_path / "container" / "Dockerfile").is_file()
+
+
+def test_features(clotkit: Clotkit, split: Path, recipe: Path, tmp_path: Path) -> None:
+    write_encoder(tmp_path / "tiny")
+    words = split, tmp_path / "features", "--recipe", recipe, "--encoder", tmp_path / "tiny", "--split-name", "test"
+    assert clotkit("features", *words)["slides"] == {"new": 4, "up_to_date": 0, "failed": 0}
+    assert clotkit("features --verify", *words, "--verify")["faults"] == []
+    assert clotkit("features --plan", *words, "--plan")["slides"] == 4
 
 
 @pytest.mark.parametrize(
