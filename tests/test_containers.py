@@ -214,11 +214,34 @@ def test_a_metaimage_is_scored(slides: list[Path], member: Path, tmp_path: Path)
     assert states[0][0] == pytest.approx(states[1][0], abs=1e-6)
 
 
+KILLED_ONCE = """
+import os, pathlib, sys
+mark = pathlib.Path(MARK)
+if "clotkit.containers.case" in sys.orig_argv and not mark.exists():
+    mark.touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_pipeline_that_is_killed_is_started_once_more(
+    test_split: Path, member: Path, strip_ai: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "killed"
+    (tmp_path / "sitecustomize.py").write_text(KILLED_ONCE.replace("MARK", repr(str(mark))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    places = places_of(tmp_path / "job", member)
+    write_input(places.input, Job("a", read_slides(test_split, "test", strip_ai)[:1]), "wsi")
+    assert run_job(places) == 0
+    assert mark.exists()
+    assert (answer_of(places)[2]["state"], answer_of(places)[2]["codes"]) == (State.DONE, [])
+
+
 @pytest.mark.parametrize(
     ("config", "spoil", "code"),
     [
         (CONFIG, lambda places: shutil.rmtree(places.input / "images"), Reason.NO_DATA),
-        (CONFIG, lambda places: shutil.rmtree(places.model / "tiny"), Reason.FAILED),
+        (CONFIG, lambda places: shutil.rmtree(places.model / "tiny"), Reason.NO_MEMBER),
+        (CONFIG, lambda places: shutil.rmtree(places.model), Reason.NO_MEMBER),
         (CONFIG, lambda places: (places.model / "tiny" / "model.weights.h5").write_bytes(b"x"), Reason.NO_MEMBER),
         (ContainerConfig("strip_ai", time_limit_s=0.5), lambda _: None, Reason.DEADLINE),
     ],

@@ -28,7 +28,7 @@ from clotkit.report.records import REPORT, SlideReport, counts, read_report
 from clotkit.supervise import ENDED_WELL, State, code_of, name_of, run_until, say
 
 APP = Path(__file__).resolve().parents[2]  # has the kit, the settings and perhaps the members
-FACTS = "clotkit.json"
+FACTS, RECIPE = "clotkit.json", "recipe.toml"
 RESERVE_SHARE, RESERVE_S = 0.1, 60.0  # of the time limit, kept for the container's start and the last writes
 PORT = 4743
 
@@ -96,10 +96,11 @@ def _score(
 ) -> None:
     """Score the images of the job, and write its answer."""
     images = find_images(places.input, config.images)
-    if not images:
+    missing = [Reason.NO_DATA] * (not images) + [Reason.NO_MEMBER] * (not any(places.weights.rglob(RECIPE)))
+    if missing:
         facts.state = State.FALLBACK
-        facts.add(Reason.NO_DATA)
-        say(f"no image of a socket in {places.input}: the answer is the fallback")
+        facts.add(*missing)
+        say(f"no image of a socket in {places.input}, or no member in {places.weights}: the answer is the fallback")
         return
     split, run_dir = scratch / "split", scratch / "run"
     write_split(split, images, competition)
