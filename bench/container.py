@@ -11,6 +11,8 @@ import json
 import shutil
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def main() -> int:
     rehearse_container(split, weights, config, out, lambda _: None, PER_JOB)
     seconds = time.monotonic() - started
     shutil.rmtree(options.folder / "run", ignore_errors=True)
-    clotkit(["run", str(split), "--weights", str(weights), "--out", str(options.folder / "run")])
+    with redirect_stdout(StringIO()):
+        clotkit(["run", str(split), "--weights", str(weights), "--out", str(options.folder / "run")])
     facts = figures_of(out, options.folder / "run", split) | {"seconds": round(seconds, 1)}
     atomic_write_json(ROOT / "build" / "container.json", facts)
     print(json.dumps(facts, indent=2))
