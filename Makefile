@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push models-push install-script kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-serving bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push models-push install-script kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -267,6 +267,9 @@ test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a spli
 
 full-set: build/.wheels $(MEMBER)  ## the kernel over as many synthetic slides as the hidden set has (280), one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set --weights "$(WEIGHTS)" $(FOR)
+
+bench-serving: $(VENV)/.dev build/.wheels  ## serve 280 slides through a gateway, with broken ones and resets, and compare with clotkit run
+	$(BIN)/python -m bench.serving
 
 bench-container: $(VENV)/.runtime  ## the same slides through a container's entry point, under the limits of Grand Challenge: build/container.json
 	$(BIN)/python -m bench.container
