@@ -268,11 +268,11 @@ test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a spli
 full-set: build/.wheels $(MEMBER)  ## the kernel over as many synthetic slides as the hidden set has (280), one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set --weights "$(WEIGHTS)" $(FOR)
 
-bench-serving: $(VENV)/.dev build/.wheels  ## serve 280 slides through a gateway, with broken ones and resets, and compare with clotkit run
-	$(BIN)/python -m bench.serving
-
 bench-container: $(VENV)/.runtime  ## the same slides through a container's entry point, under the limits of Grand Challenge: build/container.json
 	$(BIN)/python -m bench.container
+
+bench-serving: $(VENV)/.dev build/.wheels  ## serve 280 slides through a gateway, with broken ones and resets, and compare with clotkit run
+	$(BIN)/python -m bench.serving
 
 lint: style  ## check the code: ruff check, ruff format --check, mypy --strict, and style
 	$(BIN)/ruff check .

@@ -409,7 +409,10 @@ def test_other_forms_of_answers_are_served(
 
 
 def whole_answer(front: Front, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the answer of a batch, which must have all its rows; it comes at all only if the deadline is kept."""
+    """Return the answer of a batch, which must have all its rows.
+
+    Members that hang would keep a server without a deadline forever.
+    """
     answer: pd.DataFrame = front.predict(rows)
     assert len(answer) == len(rows)
     assert not answer.isna().any().any()
