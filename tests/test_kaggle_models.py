@@ -295,6 +295,26 @@ def test_a_model_that_kaggle_does_not_have_is_refused(
     assert not server.count("SaveKernel")
 
 
+@pytest.mark.usefixtures("attached")
+def test_a_model_of_somebody_else_is_taken_by_its_version_or_its_newest(
+    server: KaggleServer, client: Kaggle, rehearsal: Path, tmp_path: Path
+) -> None:
+    kernel = read_kernel(INFER, "strip_ai", rehearsal, inputs=AS_MODEL)
+    server.models.add("bob/a-model/keras/base/2")
+    mine = kernel.metadata["model_sources"]
+    sources = [*mine, "bob/a-model/keras/base/2"]
+    push_kernel(
+        client, replace(kernel, metadata={**kernel.metadata, "model_sources": sources}), tmp_path / "pushed.json"
+    )
+    assert server.kernels[KERNEL].versions[0].body["modelDataSources"] == [f"{REF}/1", "bob/a-model/keras/base/2"]
+    server.made_models["carol/more"] = server.made_models[MODEL]
+    sources = [*mine, "carol/more/keras/default"]
+    push_kernel(
+        client, replace(kernel, metadata={**kernel.metadata, "model_sources": sources}), tmp_path / "pushed.json"
+    )
+    assert server.kernels[KERNEL].versions[1].body["modelDataSources"] == [f"{REF}/1", "carol/more/keras/default/1"]
+
+
 def test_what_was_rehearsed_in_another_form_is_refused(rehearsal: Path) -> None:
     with pytest.raises(UsageError, match="WEIGHTS_AS=dataset"):
         read_kernel(INFER, "strip_ai", rehearsal)

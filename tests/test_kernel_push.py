@@ -314,7 +314,7 @@ def test_a_competition_of_another_platform_is_refused(tmp_path: Path) -> None:
         ({"dataset_sources": [3]}, "dataset_sources has 3"),
         ({"competition_sources": ["a/b"]}, "competition_sources"),
         ({"kernel_sources": ["a"]}, "kernel_sources"),
-        ({"model_sources": ["a/b/keras/base"]}, "model_sources"),
+        ({"model_sources": ["a/b/keras"]}, "model_sources"),
     ],
 )
 def test_metadata_with_a_trap_is_refused(

@@ -169,6 +169,16 @@ def test_what_is_not_rehearsed_has_a_code(kernel: str, missing: list[NotRehearse
         assert "NvidiaTeslaT4" in codes[NotRehearsed.ACCELERATOR]
 
 
+def test_a_model_of_somebody_else_is_not_rehearsed(tmp_path: Path) -> None:
+    kernel = Path(shutil.copytree(KERNEL, tmp_path / "infer"))
+    metadata = json.loads((kernel / "kernel-metadata.json").read_text())
+    metadata["model_sources"] = ["OWNER/clotkit-members/keras/default", "bob/a-model/keras/base/2"]
+    (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
+    codes = not_rehearsed(kernel, load_competition("strip_ai"))
+    assert list(codes) == [NotRehearsed.IMAGE, NotRehearsed.MODELS]
+    assert "bob/a-model" in codes[NotRehearsed.MODELS]
+
+
 @pytest.mark.slow
 def test_a_kernel_for_a_gpu_is_rehearsed_on_the_cpu_with_the_same_bundle(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path

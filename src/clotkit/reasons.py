@@ -134,6 +134,7 @@ class NotRehearsed(StrEnum):
     ACCELERATOR = "accelerator"  # the kernel asks for a GPU or a TPU: here the same bundle ran on the CPU
     RECIPES = "recipes"  # the kernel's own recipes: smaller ones stood in
     DATASETS = "datasets"  # a dataset of the kernel: files of the same form stood in
+    MODELS = "models"  # a model of somebody else that the kernel attaches: it was not there
     GATEWAY = "gateway"  # the competition's own gateway and its mounts: a stand-in played batches of linked files
 
 

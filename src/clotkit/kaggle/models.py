@@ -217,9 +217,13 @@ def place_of(source: str) -> tuple[Variation, int]:
 def check_model(client: Kaggle, source: str, wanted: Mapping[str, str] | None) -> int:
     """Return the version of a model that a kernel attaches: the one in `source`, or the newest.
 
-    Raises RemoteError if Kaggle has none, or if it has other files than the rehearsal; their sha256 are in `wanted`.
+    Raises RemoteError if Kaggle has none, or if it has other files than the rehearsal; their sha256 are in `wanted`. A
+    version of somebody else's model is taken as it is: the answer to the push says whether Kaggle accepts it.
     """
     place, version = place_of(source)
+    others = wanted is None and place.owner != client.username
+    if others and version:
+        return version
     newest = _version(client.variation(place))
     if not newest or version > newest:
         raise RemoteMissing(
@@ -227,7 +231,7 @@ def check_model(client: Kaggle, source: str, wanted: Mapping[str, str] | None) -
             "model_sources"
         )
     version = version or newest
-    if wanted is None and place.owner != client.username:
+    if others:
         return version
     files = remote_content(partial(client.model_file, place, version)).get("files", {})
     differing = differing_files(files, wanted) if wanted is not None else []

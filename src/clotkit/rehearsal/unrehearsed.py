@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clotkit.bundle.build import read_settings
 from clotkit.competitions import Competition
-from clotkit.kaggle.datasets import read_metadata
+from clotkit.kaggle.datasets import PLACEHOLDER, read_metadata
 from clotkit.kaggle.kernels import METADATA
 from clotkit.kaggle.metadata import accelerator_of
 from clotkit.reasons import NotRehearsed
@@ -28,4 +28,7 @@ def not_rehearsed(kernel: Path, competition: Competition) -> Mapping[NotRehearse
         missing[NotRehearsed.DATASETS] = "the tiles dataset; here the tiles of a rehearsal"
     if settings.job == "serve":
         missing[NotRehearsed.GATEWAY] = "the competition's own gateway, and its mounts; here a stand-in, and links"
+    others = [source for source in metadata.get("model_sources", ()) if not source.startswith(f"{PLACEHOLDER}/")]
+    if others:
+        missing[NotRehearsed.MODELS] = f"{', '.join(others)}; here it is not attached"
     return missing
