@@ -17,10 +17,11 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.containers.config import Api, ContainerConfig
 from clotkit.errors import RehearsalError
-from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
+from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.confined.cgroups import Groups, make_groups
 from clotkit.rehearsal.confined.container import (
+    ENGINES,
     JAIL,
     JOIN,
     NAMESPACES,
@@ -33,6 +34,7 @@ from clotkit.rehearsal.confined.container import (
 from clotkit.rehearsal.grand_challenge import read_output, rehearse_container
 
 from .conftest import ROOT
+from .onnx_members import write_onnx_member
 
 CONFIG = ContainerConfig("strip_ai")
 PROBE = """
@@ -192,10 +194,13 @@ def answers_of(run_dir: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.slow
-def test_jobs_have_the_answers_of_a_run(test_split: Path, member: Path, tmp_path: Path) -> None:
-    assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0
+def test_jobs_have_the_answers_of_a_run(test_split: Path, member: Path, strip_ai: Competition, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"  # a member of each kind
+    shutil.copytree(member, weights / "tiny")
+    write_onnx_member(weights / "onnx", strip_ai.classes.names)
+    assert main(["run", str(test_split), "--weights", str(weights), "--out", str(tmp_path / "run")]) == 0
     for api in Api:
-        clean, facts = rehearse(test_split, member, tmp_path / api, ContainerConfig("strip_ai", api=api))
+        clean, facts = rehearse(test_split, weights, tmp_path / api, ContainerConfig("strip_ai", api=api))
         assert (clean, facts["slides"], facts["codes"], facts["api"]) == (True, {"done": 4}, [], api)
         wanted = answers_of(tmp_path / "run")
         assert {job["job"] for job in facts["jobs"]} == set(wanted)
@@ -204,6 +209,8 @@ def test_jobs_have_the_answers_of_a_run(test_split: Path, member: Path, tmp_path
         assert 0 < facts["peaks"]["memory_mb"] < CONFIG.memory_mb
         assert facts["peaks"]["shared_mb"] <= 128
         assert 0 < facts["peaks"]["processes"] <= 256
+        assert facts["not_rehearsed"] == [NotRehearsed.IMAGE] * (facts["engine"] not in ENGINES)
+        assert {name for slide in facts["jobs"][0]["slides"] for name in slide["p"]} == {"tiny", "onnx"}
         if facts["engine"] == "namespaces":
             assert facts["limits"][JobLimit.NETWORK] == facts["limits"][JobLimit.READ_ONLY_ROOT] == "enforced"
 

@@ -130,7 +130,7 @@ class NotRehearsed(StrEnum):
     """A part of a run on Kaggle that a rehearsal could not try: `not_rehearsed` of rehearsal.json."""
 
     # What a rehearsal could not try.
-    IMAGE = "image"  # Kaggle's Docker image: here are the locked packages, in this machine's Python
+    IMAGE = "image"  # Kaggle's Docker image, or a container's: here are the locked packages, in this machine's Python
     ACCELERATOR = "accelerator"  # the kernel asks for a GPU or a TPU: here the same bundle ran on the CPU
     RECIPES = "recipes"  # the kernel's own recipes: smaller ones stood in
     DATASETS = "datasets"  # a dataset of the kernel: files of the same form stood in

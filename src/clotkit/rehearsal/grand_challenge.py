@@ -20,7 +20,7 @@ from clotkit.containers.jobs import SOCKET, Job, jobs_of, uuid_of, write_input
 from clotkit.errors import RehearsalError, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.progress import Log
-from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
+from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.confined.container import Container, Peaks, engine_here, jails_work, run_job
 from clotkit.rehearsal.sandbox import REHEARSAL
@@ -59,6 +59,8 @@ def rehearse_container(
     container = _container(out, config, log)
     results = [_job(container, job, out / "jobs" / job.name, competition, log) for job in jobs]
     facts = _facts(results, container, split, competition)
+    if facts["not_rehearsed"]:
+        log("not rehearsed: image: the container's own; here its locked packages, in this machine's Python")
     atomic_write_json(out / REHEARSAL, facts)
     for line in _summary(facts):
         log(line)
@@ -147,6 +149,7 @@ def _facts(
         "split": str(split),
         "engine": container.engine or ("namespaces" if container.jailed else "none"),
         "api": container.config.api,
+        "not_rehearsed": [] if container.engine else [NotRehearsed.IMAGE],
         "limits": _worst([result["limits"] for result in results]),
         "slides": dict(Counter(slide["state"] for slide in slides)),
         "codes": sorted({code for result in results for code in result["codes"]}),
