@@ -80,13 +80,12 @@ def serve(competition: Any, split: Path, kit: Any, started: float, status: Any) 
         else:
             play_local_gateway(server, split, competition, status)
     except Stopped:
+        status.add(Reason.STOPPED)
         say("SIGTERM: the server is stopped")
     finally:
         front.close()
         for temporary in WORKING.glob(".status.*"):  # of a write that a kill cut short
             temporary.unlink()
-    if not front.batches:
-        status.add(Reason.NO_DATA)
     status.write(front.state if front.batches else State.FAILED, started)
     return 0
 

@@ -5,10 +5,10 @@ that it needs. Standard library only.
 """
 
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from clotkit.competitions import Competition, Form
@@ -33,22 +33,22 @@ class Batch:
 def read_batch(values: Iterable[Any], image_column: str) -> Batch:
     """Return the batch in the arguments of a call: a frame, a series of image ids, or image ids and paths.
 
-    Of several frames, the first with the column of image ids has the rows; others, like a sample submission, do not
-    count. A call without any of these is a batch of one row without cells.
+    The first frame with the column of image ids has the rows. Frames without it, like a sample submission, count only
+    where there is nothing else. A call without any of these is a batch of one row without cells.
     """
     flat = list(_flat(values))
-    frames = [value for value in flat if hasattr(value, "columns") and hasattr(value, "to_dict")]
-    frames += [value for value in flat if hasattr(value, "columns") and not hasattr(value, "to_dict")]
-    texts = [os.fspath(value) for value in flat if isinstance(value, str | os.PathLike)]
-    paths = [str(text) for text in texts if "/" in str(text)]
-    frame = next((one for one in frames if image_column in one.columns), next(iter(frames), None))
-    if frame is not None:
-        return Batch(_records(frame), frame, paths)
+    frames = [value for value in flat if hasattr(value, "columns")]
+    texts = [str(value) for value in flat if isinstance(value, str | Integral) and not isinstance(value, bool)]
+    paths = [text for text in texts if "/" in text]
+    frame = next((one for one in frames if image_column in one.columns), None)
     series = next((value for value in flat if hasattr(value, "to_list") and hasattr(value, "dtype")), None)
-    if series is not None:
+    ids = [text for text in texts if "/" not in text] or paths
+    if frame is None and series is not None:
         return Batch([{image_column: cell} for cell in series.to_list()], series, paths)
-    ids = [value for value in flat if isinstance(value, str | int) and "/" not in str(value)]
-    return Batch([{image_column: cell} for cell in ids or paths] or [{}], None, paths)
+    if frame is None and ids:
+        return Batch([{image_column: cell} for cell in ids], next(iter(frames), None), paths)
+    frame = next(iter(frames), None) if frame is None else frame
+    return Batch([{}] if frame is None else _records(frame), frame, paths)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
