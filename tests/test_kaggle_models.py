@@ -65,7 +65,7 @@ def test_a_new_model_has_every_file_and_is_private(
     assert push(client, folder, clock) == PushedModel(REF, 1, new=True)
     assert sorted(versions(server)[0].files) == [CONTENT, "MANIFEST.json", "one.tar", "two.tar"]
     model = server.made_models[MODEL]
-    assert (model.private, model.title, model.variations[NAME].license) == (True, "clotkit members", "CC0 1.0")
+    assert (model.private, model.title, model.variations[NAME].license) == (True, "clotkit members", "Apache 2.0")
     assert {call["type"] for call in server.asked("StartBlobUpload")} == {"MODEL"}
     assert lines[-1].startswith(f"{REF}: version 1 ")
 

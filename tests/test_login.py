@@ -47,6 +47,7 @@ FORMS: dict[str, tuple[dict[str, str], dict[str, str], CredentialKind, str]] = {
     "token as the key in kaggle.json": (
         {".kaggle/kaggle.json": TOKEN_AS_KEY}, {}, CredentialKind.TOKEN, "/.kaggle/kaggle.json"
     ),
+    "token in KAGGLE_KEY alone": ({}, {"KAGGLE_KEY": TOKEN}, CredentialKind.TOKEN, "KAGGLE_KEY"),
     "legacy key in KAGGLE_CONFIG_DIR": (
         {"config/kaggle.json": KEY}, {"KAGGLE_CONFIG_DIR": "{home}/config"}, CredentialKind.KEY, "/config/kaggle.json"
     ),

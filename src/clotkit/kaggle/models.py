@@ -102,7 +102,7 @@ def _problems(raw: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]
     if not WORD.fullmatch(str(raw.get("instanceSlug", ""))):
         yield f"instanceSlug is {raw.get('instanceSlug')!r}; a word like default is needed"
     if not raw.get("licenseName"):
-        yield "licenseName is missing; a license like Apache 2.0 or CC0 1.0 is needed"
+        yield "licenseName is missing; a license like Apache 2.0 is needed"
     framework_name(str(raw.get("framework", "")))
 
 

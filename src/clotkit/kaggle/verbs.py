@@ -209,6 +209,8 @@ def _datasets_push(arguments: argparse.Namespace) -> Result:
             check_encoders(folder)
         check_files(stages[-1].files)  # of all datasets, before the first is pushed
         check_names(stages[-1], metadata.parent / "kernels", competition)
+    if not stages:
+        say("members and packages are not datasets here: nothing to push")
     client, pushed = _client(arguments), []
     for stage in stages:
         try:

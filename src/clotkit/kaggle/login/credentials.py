@@ -159,16 +159,16 @@ def _checked(where: str, text: str) -> str:
 
 
 def _legacy_key(log: Log) -> Credentials | None:
-    """Return the user name and key of the environment, or of kaggle.json; None if either is missing.
+    """Return the user name and key of the environment, or of kaggle.json; None if one is missing.
 
     An access token in place of the key is sent as the token that it is.
     """
     saved, where = _kaggle_json(log)
     username, key = _user_and_key(saved)
-    if not (username and key):
+    if not (key and (username or key.startswith(TOKEN_PREFIX))):
         return None
     in_environment = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)]
-    where = ", ".join([*in_environment, *[where] * (len(in_environment) < 2)])
+    where = ", ".join([*in_environment, *[where] * (len(in_environment) < 2 and bool(where))])
     if key.startswith(TOKEN_PREFIX):
         return Credentials(_checked(where, key), source=where)
     return Credentials(_checked(where, key), _checked(where, username), source=where)
