@@ -349,6 +349,11 @@ def test_batches_give_what_files_give(
         assert [answer.iloc[place].to_list() for place in (0, 1)] == [pytest.approx(fallback, abs=1e-6)] * 2
         assert answer.iloc[2].to_list() == answer.iloc[3].to_list() == answers[table["patient_id"].iloc[0]]
         assert len(front.predict(table.iloc[:0])) == 0
+        image_id, patient_id = table.iloc[0][["image_id", "patient_id"]]
+        (folder.parent / image_id).mkdir()
+        (folder.parent / image_id / "slide.tif").symlink_to(test_split / "test" / f"{image_id}.tif")
+        answer = front.predict(str(folder.parent / image_id))  # a folder with the slide
+        assert (answer.iloc[0].to_list(), status.slides["done"]) == (answers[patient_id], len(table))
     report = {line.image_id: line for line in read_report(folder / "report.jsonl")}
     for image_id, line in lines.items():
         assert report[image_id].p == {name: pytest.approx(p, abs=1e-6) for name, p in line.p.items()}
@@ -357,7 +362,7 @@ def test_batches_give_what_files_give(
     assert {Reason.BAD_ROW, Reason.DAMAGED} <= set(status.codes)
     written = read_status(folder)
     assert written is not None
-    assert (written.state, written.batches) == (State.PARTIAL, {"answered": 6, "late": 0})
+    assert (written.state, written.batches) == (State.PARTIAL, {"answered": 7, "late": 0})
 
 
 def test_a_server_that_starts_again_in_its_folder_goes_on(

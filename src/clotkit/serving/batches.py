@@ -25,6 +25,7 @@ from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.serving.backend import ANSWERS, END, LINE, READY
 from clotkit.splits import Sample, SlideRow
+from clotkit.splits.identity import SLIDE_SUFFIXES
 from clotkit.submission.answers import answer_cells
 from clotkit.supervise import ROOT, walk
 from clotkit.workers import Work, score_task
@@ -109,14 +110,20 @@ def placed(slides: Sequence[Request], answer_s: float, log: Log) -> list[SlideRo
     seen = look_at([(path, None) for _, path in paths], log, answer_s) if paths else {}
     found: dict[int, tuple[Path, list[int]]] = {}
     for number, (place, path) in enumerate(paths):
-        if any(seen.get(number, ())):
-            found.setdefault(place, (path, seen[number]))
+        if any(seen.get(number, ())) and place not in found:
+            found[place] = (only_slide(path), seen[number])
     lost = {
         Path(path).name: place for place, slide in enumerate(slides) if place not in found for path in slide["paths"]
     }
     for folder, names in walk(SHARED) if lost else ():
         found |= {lost[name]: (folder / name, []) for name in names if name in lost}
     return [_slide(slide, *found.get(place, (None, []))) for place, slide in enumerate(slides)]
+
+
+def only_slide(path: Path) -> Path:
+    """Return the slide in a folder that has one, as a gateway may share it; any other path as it is."""
+    inside = [one for one in path.iterdir() if one.suffix.casefold() in SLIDE_SUFFIXES] if path.is_dir() else []
+    return inside[0] if len(inside) == 1 else path
 
 
 def _slide(slide: Request, path: Path | None, state: Sequence[int]) -> SlideRow:
