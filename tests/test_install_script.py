@@ -102,6 +102,16 @@ def test_packages_that_are_installed_are_used(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "wheels").exists()
 
 
+def test_wheels_of_another_tool_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "other-wheels"
+    names = ["numpy-9.9-py3-none-any.whl", "pyvips_binary-8-py3-none-any.whl"]
+    assert install_wheels([(folder, names)], tmp_path / "wheels") is Wheels.INSTALLED
+    assert not (tmp_path / "wheels").exists()
+    ours = [*names, "pyvips-3-py3-none-any.whl"]  # that are not there: pip refuses them
+    assert install_wheels([(folder, ours)], tmp_path / "wheels") is Wheels.UNUSABLE
+    assert "could not be used" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("bare")
 def test_without_packages_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path / "none"))

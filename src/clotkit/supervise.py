@@ -6,6 +6,7 @@ kit and imports this module.
 
 import json
 import os
+import re
 import shutil
 import signal
 import site
@@ -52,6 +53,7 @@ codecs = f"imagecodecs {imagecodecs.__version__}, simplejpeg {simplejpeg.__versi
 place = os.path.dirname(os.path.dirname(pyvips.__file__))
 print(f"pyvips {pyvips.__version__} with libvips {libvips}, {codecs}: {place}")
 """
+PYVIPS = re.compile(r"pyvips-[^/]*\.whl$")  # of the wheels dataset
 PROBING = [sys.executable, "-I", "-c", PROBE]
 OPENSLIDE = "import openslide; print(openslide.__library_version__)"
 Folders = list[tuple[Path, list[str]]]  # with the names of their files
@@ -162,9 +164,11 @@ def datasets_beside(split: Path | None) -> Folders:
 def install_wheels(datasets: Folders, target: Path) -> Wheels:
     """Install the wheels of the datasets into `target`, offline, and check that they can be imported.
 
-    Without wheels, look whether the packages were installed before the run, for all users or for this one.
+    Wheels of another tool, in a folder without pyvips, are left alone: they would hide packages of the image. Without
+    wheels, look whether the packages were installed before the run, for all users or for this one.
     """
-    wheels = [(folder, name) for folder, names in datasets for name in sorted(names) if name.endswith(".whl")]
+    folders = [(folder, names) for folder, names in datasets if any(PYVIPS.match(name) for name in names)]
+    wheels = [(folder, name) for folder, names in folders for name in sorted(names) if name.endswith(".whl")]
     if not wheels:
         return _installed(target)
     packages = packages_of(name for _, name in wheels)
