@@ -91,7 +91,7 @@ def _serve(
     stage = Stage(out / "new-rerun", LAYOUTS["new"], competition.slug, attached, data, sandbox.namespace)
     slides = read_slides(split, "test", competition, lambda _: None)
     started = time.monotonic()
-    with Server(stage, sandbox, competition.serving, BATCH_S, print) as server:
+    with Server(stage, sandbox, competition.serving, print) as server:
         gateway = Gateway(server, slides, split, competition)
         batches = gateway.batches(SEED)
         resets = [(number + 1) * len(batches) // (RESETS + 1) for number in range(RESETS)]

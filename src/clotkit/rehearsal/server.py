@@ -28,17 +28,19 @@ BATCH_S = "CLOTKIT_BATCH_S"  # environment variable: the deadline of a batch in 
 class Server:
     """The kernel's process, and the connection to it."""
 
-    def __init__(self, stage: Stage, sandbox: Sandbox, serving: Serving, batch_s: float, log: Log) -> None:
+    def __init__(self, stage: Stage, sandbox: Sandbox, serving: Serving, log: Log) -> None:
         """Serve in the folders of `stage`.
 
         Args:
             stage: the folders of the run.
             sandbox: the bundle and its Python.
-            serving: within how long the server must be up, and how long the first batch may take.
-            batch_s: deadline of every other batch.
+            serving: within how long the server must be up, and the deadlines of batches.
             log: takes the lines of the kernel.
         """
-        self.stage, self.batch_s = stage, batch_s
+        self.stage = stage
+        self.batch_s = (
+            serving.deadline_s
+        )  # of all batches but the first after a start; a new one counts from a start on
         self.shared = stage.root / "shared"
         self.up_s: list[float] = []  # of every start
         self.peak_mb = 0.0
