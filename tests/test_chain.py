@@ -401,6 +401,7 @@ def wheels() -> Path:
     return WHEELS
 
 
+@pytest.mark.slow
 def test_what_is_rehearsed_is_what_may_be_pushed(train_split: Path, tiny: Path, wheels: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     tile, learn = (kernel_dir(name, tiny, tmp_path) for name in ("tile", "train"))
@@ -414,6 +415,7 @@ def test_what_is_rehearsed_is_what_may_be_pushed(train_split: Path, tiny: Path, 
         assert read_kernel(kernel, "strip_ai", out).source == (out / "script.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_slide_that_gives_no_shard_is_no_clean_rehearsal(
     train_split: Path, tiny: Path, wheels: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_cluster_and_a_store_give_the_same_bytes(
     data: Path, here: Path, cluster: Cluster, strip_ai: Competition
 ) -> None:
@@ -315,6 +316,7 @@ def test_wrong_words_are_one_line(data: Path, keys: None, strip_ai: Competition,
     assert main(["tile", split, out]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_scores_as_here(
     make_split: Callable[..., Path], strip_ai: Competition, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -401,6 +403,7 @@ def test_a_cluster_without_workers_is_given_up(tmp_path: Path) -> None:
         cluster.close()
 
 
+@pytest.mark.slow
 def test_workers_that_are_all_paused_are_said_and_given_up(tmp_path: Path) -> None:
     said: list[str] = []
     cluster = Cluster(tmp_path)

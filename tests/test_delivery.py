@@ -151,6 +151,7 @@ def test_submit_is_here_until_a_kernel_was_pushed_and_where_it_is_told_so(checko
     fails(make("submit"), "pushed.json")
 
 
+@pytest.mark.slow
 def test_another_competition_has_paths_and_names_of_its_own(
     server: KaggleServer, checkout: Path, make: Run, kaggle: Run
 ) -> None:
@@ -185,12 +186,14 @@ def test_a_kernel_that_was_not_rehearsed_stops_the_chain(server: KaggleServer, c
     assert "SaveKernel" not in changes(server)
 
 
+@pytest.mark.slow
 def test_other_weights_than_were_rehearsed_stop_the_chain(server: KaggleServer, checkout: Path, make: Run) -> None:
     (checkout / "weights" / "demo" / "README.md").write_text("changed since")
     fails(make(*CHAIN), "clotkit-weights", "1 files", "demo/README.md")
     assert "SaveKernel" not in changes(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -205,17 +208,20 @@ def test_a_no_stops_the_chain_with_one_line(server: KaggleServer, make: Run, fau
     fails(make(*CHAIN), str(fault.status), "not this")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_not_submitted(server: KaggleServer, make: Run) -> None:
     server.kernel_fate[REF] = "ERROR"
     fails(make(*CHAIN), "Your notebook threw an exception")
     assert server.submissions == []
 
 
+@pytest.mark.slow
 def test_a_scoring_error_is_translated(server: KaggleServer, make: Run) -> None:
     server.submission_error = "Notebook Timeout"
     fails(make(*CHAIN), MEANINGS[SubmissionFailure.TIMEOUT])
 
 
+@pytest.mark.slow
 def test_a_submission_that_is_not_valid_is_not_sent(server: KaggleServer, make: Run) -> None:
     def on_run(version: object) -> None:
         version.outputs = {"submission.csv": b"patient_id,CE,LAA\n006388,0.5,nan\n"}  # type: ignore[attr-defined]
@@ -311,6 +317,7 @@ def test_every_verb_of_the_chain_has_a_dry_run(server: KaggleServer, checkout: P
     assert changes(server) == []
 
 
+@pytest.mark.slow
 def test_one_step_at_a_time(server: KaggleServer, checkout: Path, kaggle: Run, make: Run) -> None:
     fails(kaggle("wait"), "pushed.json", "make kernel-push")
     fails(kaggle("wait", "--kernel", REF), "--version N")
@@ -390,6 +397,7 @@ def test_from_slides_to_weights_on_kaggle_alone(server: KaggleServer, checkout: 
     assert any("strip_ai" in name for name in files["weights"])
 
 
+@pytest.mark.slow
 def test_a_kernel_of_the_chain_asks_for_its_own_rehearsal_and_its_data(
     server: KaggleServer, checkout: Path, make: Run
 ) -> None:
@@ -410,6 +418,7 @@ def official(checkout: Path, environment: dict[str, str], *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kaggles_own_command_line_says_the_same_over_the_wire(
     server: KaggleServer, checkout: Path, environment: dict[str, str], make: Run
 ) -> None:

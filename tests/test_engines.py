@@ -70,6 +70,7 @@ def test_items_whose_worker_was_killed_are_done_again(tmp_path: Path) -> None:
     assert all(isinstance(pid, int) and pid != os.getpid() for pid in found.values())
 
 
+@pytest.mark.slow
 def test_an_item_that_kills_every_worker_is_given_up_alone() -> None:
     with engine(Backend(jobs=2), silent) as workers:
         found = dict(workers.unordered(killing, range(6)))

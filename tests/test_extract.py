@@ -247,6 +247,7 @@ def cut_shards(settings: FeatureSettings, out: Path, competition: Competition, p
     tile_split(TileSettings(settings.split_dir, out, settings.recipe, None, 2, 2048, preview), competition, quiet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_column", [False, True])
 def test_tile_shards_give_the_same_features(
     by_column: bool, settings: FeatureSettings, strip_ai: Competition, tmp_path: Path

@@ -108,6 +108,7 @@ def test_bags_are_pooled_in_training_as_in_prediction(output: str) -> None:
     assert bag == pytest.approx(pool_attention(np.asarray(network.model(tiles)), output), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ORDERED)
 def test_a_strategy_trains_as_keras_does(output: str, tmp_path: Path) -> None:
     import tensorflow as tf

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clotkit.answer import SCHEMA, stdout_is_stderr
 from clotkit.cli import main, parser
-from clotkit.options import verbs_of
+from clotkit.options import Result, verbs_of
 
 from .test_encoded_members import write_encoder
 
@@ -143,11 +144,27 @@ def test_an_error_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("clotkit.synthetic.phantom.write_split", fail)
     assert main(["phantom", str(tmp_path), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["error"] == {
-        "code": "unforeseen",
-        "type": "ZeroDivisionError",
-        "message": "x",
-    }
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["type"]) == ("unforeseen", "ZeroDivisionError")
+    assert str(tmp_path / "traceback.txt") in error["message"]
+
+
+def test_secrets_of_urls_are_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "http://user:s3cret@127.0.0.1:9/split?sig=TOPSECRET&X-Amz-Signature=HUSH&part=7"
+    assert main(["run", url, "--weights", "x", "--out", "y", "--json"]) == 2
+    printed = "".join(capsys.readouterr())
+    assert "127.0.0.1" in printed
+    assert not any(secret in printed for secret in ("s3cret", "TOPSECRET", "HUSH"))
+
+
+def test_a_fact_cannot_take_the_place_of_the_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    facts = {"verb": "x", "exit_code": 9, "count": np.int64(3), "path": tmp_path}
+    monkeypatch.setattr("clotkit.report.verbs._report", lambda _: Result(0, facts))
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"schema": SCHEMA, "verb": "report", "exit_code": 0, "count": 3, "path": str(tmp_path)}
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -111,6 +111,7 @@ def test_an_old_openslide_is_named_where_it_reads_the_slides(
     assert status.codes == codes
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_is_killed_is_started_once_more(kernel_root: Path, strip_ai: Competition) -> None:
     """Send SIGKILL once to the child that holds TensorFlow, as soon as it lives: the slides are scored."""
     killed_at(kernel_root, ["until the deadline"])
@@ -130,6 +131,7 @@ def test_the_second_pipeline_goes_on_where_the_first_was(kernel_root: Path, stri
     assert 4 <= len(lines) <= 5  # a slide that ended as the kill came may be logged twice
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_is_killed_twice_leaves_what_there_was(kernel_root: Path, strip_ai: Competition) -> None:
     killed_at(kernel_root, ["[1/4]", "resuming from"])
     status = status_of(kernel_root)

@@ -277,6 +277,7 @@ def redness(separation: float, out: Path) -> dict[str, float]:
     return {name: float(np.mean(per_slide)) for name, per_slide in values.items()}
 
 
+@pytest.mark.slow
 def test_separation_sets_the_difference_between_classes(tmp_path: Path) -> None:
     apart, alike = redness(2.0, tmp_path / "apart"), redness(0.0, tmp_path / "alike")
     assert apart["CE"] - apart["LAA"] > 0.08

@@ -183,6 +183,7 @@ def test_a_deadline_that_has_passed_leaves_the_fallback(
     assert set(map(tuple, submission_of(tmp_path / "submission.csv").values())) == {(0.5, 0.5)}
 
 
+@pytest.mark.slow
 def test_a_hard_kill_leaves_a_valid_submission(tmp_path: Path, member: Path, strip_ai: Competition) -> None:
     """Kill the run before the first slide is scored, and after it; no file is half-written either time."""
     images = ["good_0", "good_1", "hang_0", "hang_1"]

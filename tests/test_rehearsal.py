@@ -50,6 +50,7 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@pytest.mark.slow
 def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:

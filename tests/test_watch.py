@@ -72,6 +72,21 @@ def test_only_new_pictures_once(tmp_path: Path, clock: Clock) -> None:
     assert sorted(found) == ["c.png", "old.png"]  # that one's content is not known, and it may be another
 
 
+def test_odd_names_and_links_do_not_end_it(tmp_path: Path, clock: Clock) -> None:
+    new = NewPictures(tmp_path, now=clock)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "nowhere.png").symlink_to("absent.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(b"1")
+    assert [new.poll(), len(new.poll())] == [[], 1]
+    (tmp_path / "a.png").write_bytes(b"same")
+    assert [new.poll(), names(new.poll())] == [[], ["a.png"]]
+    (tmp_path / "a.png").unlink()
+    new.poll()
+    (tmp_path / "b.png").write_bytes(b"same")  # perhaps in the place of the other on the disk
+    assert [new.poll(), names(new.poll())] == [[], ["b.png"]]
+
+
 def test_a_file_that_is_written_to_is_not_complete(tmp_path: Path, clock: Clock) -> None:
     new, path = NewPictures(tmp_path, now=clock), tmp_path / "a.png"
     with path.open("wb") as file:
@@ -176,12 +191,16 @@ def test_the_verb_answers_until_it_is_interrupted(tmp_path: Path) -> None:
             first = json.loads(verb.stdout.readline())
             half.write(whole.read_bytes()[1000:])
         second = json.loads(verb.stdout.readline())
-        (folder / "bad.png").write_bytes(b"no picture")
+        Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff.png")).write_bytes(b"no picture")
         third = json.loads(verb.stdout.readline())
         verb.send_signal(signal.SIGINT)
         last = json.loads(verb.stdout.readline())
         assert verb.stdout.read() == ""
-    assert [Path(one["image"]).name for one in (first, second, third)] == ["next.png", "half.png", "bad.png"]
+    assert [Path(one["image"]).name for one in (first, second, third)] == [
+        "next.png",
+        "half.png",
+        os.fsdecode(b"bad\xff.png"),
+    ]
     assert first["probabilities"] == second["probabilities"]
     assert third["code"] == "damaged"
     assert (last["exit_code"], verb.returncode, last["counts"]) == (3, 3, {"predictions": 2, "failed": 1})

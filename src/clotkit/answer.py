@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn, TextIO
 
 from clotkit.console import guarded
-from clotkit.errors import ClotkitError
-from clotkit.options import INTERRUPTED, UNFORESEEN, WRONG, Result
+from clotkit.errors import ClotkitError, without_secrets
+from clotkit.files import ESCAPED
+from clotkit.options import WRONG, Result
 from clotkit.reasons import Reason
 
 SCHEMA = 1  # rises when a field is removed or means something else; new fields may come at any time
@@ -52,7 +53,7 @@ def answer(arguments: argparse.Namespace, folder: Path | None) -> int:
 
     `folder` is that of its output, where the traceback of an unforeseen error is kept.
     """
-    facts, errors = dict[str, Any](), list[BaseException]()
+    facts, errors = dict[str, Any](), list[dict[str, str]]()
 
     def work() -> int:
         result: Result = arguments.verb(arguments)
@@ -64,8 +65,8 @@ def answer(arguments: argparse.Namespace, folder: Path | None) -> int:
         return guarded(work, folder)
     with stdout_is_stderr() as write:
         arguments.emit = lambda found: write(_text(arguments.words, None, found))
-        code = guarded(work, folder, errors.append)
-    print(_text(arguments.words, code, {"error": error_facts(errors[0], code)} if errors else facts))
+        code = guarded(work, folder, lambda error, line: errors.append(error_facts(error, line)))
+    print(_text(arguments.words, code, {"error": errors[0]} if errors else facts))
     return code
 
 
@@ -76,17 +77,17 @@ def refused(usage: WrongUsage, argv: Sequence[str]) -> None:
         print(_text(usage.verb, WRONG, {"error": error}))
 
 
-def error_facts(error: BaseException, code: int) -> dict[str, str]:
+def error_facts(error: BaseException, line: str) -> dict[str, str]:
     """Return an error as the object has it: its code, its type, and the line for people."""
-    return {"code": _error_code(error, code), "type": type(error).__name__, "message": str(error)}
+    return {"code": _error_code(error), "type": type(error).__name__, "message": line}
 
 
-def _error_code(error: BaseException, code: int) -> str:
+def _error_code(error: BaseException) -> str:
     """Return a code: that of the error, or if it has none the name of its class: `split` of SplitError."""
-    if code in (UNFORESEEN, INTERRUPTED):
-        return "unforeseen" if code == UNFORESEEN else "interrupted"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
     if not isinstance(error, ClotkitError):
-        return str(Reason.NOT_WRITTEN)
+        return "file_system" if isinstance(error, OSError) else "unforeseen"
     known = getattr(error, "kind", error.reason)
     return type(error).__name__.removesuffix("Error").lower() if known is Reason.FAILED else str(known)
 
@@ -120,22 +121,25 @@ def _print_on(stdout: TextIO, copy: int, line: str) -> None:
     except (OSError, ValueError, AttributeError):  # a stream without a file, or no stream
         print(line, file=stdout, flush=True)
     else:
-        with open(copy, "w", encoding="utf-8", closefd=False) as file:
+        with open(copy, "w", encoding="utf-8", errors=ESCAPED, closefd=False) as file:
             print(line, file=file)
 
 
 def _text(verb: str, code: int | None, facts: Mapping[str, Any]) -> str:
     """Return the object of a verb as text; one of several, of a verb that goes on, has no exit code."""
     ended = {} if code is None else {"exit_code": code}
-    return json.dumps(_plain({"schema": SCHEMA, "verb": verb, **ended, **facts}), ensure_ascii=False)
+    frame = {"schema": SCHEMA, "verb": verb, **ended}
+    return json.dumps(_plain({**frame, **facts, **frame}), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: paths as text, NaN and infinity as null."""
+    """Return a value as JSON has it: paths as text, NaN and infinity as null, secrets of URLs left out."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
+    if hasattr(value, "item"):  # a number of numpy
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    return without_secrets(str(value)) if isinstance(value, str | PurePath) else value

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from clotkit.errors import ClotkitError, one_line
+from clotkit.errors import ClotkitError, one_line, without_secrets
 from clotkit.files import ESCAPED
 from clotkit.options import INTERRUPTED, UNFORESEEN, WRONG
 
@@ -116,33 +116,32 @@ def lost() -> str:
 
 
 def guarded(
-    work: Callable[[], int], folder: Path | None = None, tell: Callable[[BaseException], None] = lambda _: None
+    work: Callable[[], int], folder: Path | None = None, tell: Callable[[BaseException, str], None] = lambda *_: None
 ) -> int:
     """Do the work and return its exit code; end every error with one line on stderr.
 
     Args:
         work: Returns an exit code.
         folder: The folder of its output, where the traceback of an unforeseen error is kept.
-        tell: Called with the error.
+        tell: Called with the error and its line.
 
     Returns:
         The work's own code, WRONG for an error that the user can act on, UNFORESEEN for any other one, and INTERRUPTED
         after Ctrl-C.
     """
+    caught: BaseException
     try:
         return work()
     except ClotkitError as error:
-        tell(error)
-        print(f"clotkit: {error}", file=sys.stderr)
-        return WRONG
+        caught, line, code = error, str(error), WRONG
     except KeyboardInterrupt as error:
-        tell(error)
-        print("clotkit: interrupted; files that were already written are complete", file=sys.stderr)
-        return INTERRUPTED
+        caught, line, code = error, "interrupted; files that were already written are complete", INTERRUPTED
     except Exception as error:  # noqa: BLE001 - nothing ends with a traceback on the terminal
-        tell(error)
-        print(f"clotkit: {unforeseen(error, folder)}", file=sys.stderr)
-        return WRONG if isinstance(error, OSError) else UNFORESEEN
+        caught, line, code = error, unforeseen(error, folder), WRONG if isinstance(error, OSError) else UNFORESEEN
+    line = without_secrets(line)
+    print(f"clotkit: {line}", file=sys.stderr)
+    tell(caught, line)
+    return code
 
 
 def unforeseen(error: BaseException, folder: Path | None = None) -> str:

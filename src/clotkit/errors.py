@@ -21,6 +21,7 @@ ClotkitError                exit code 2, one line on stderr, no traceback
 A message is one line: what failed, where, the number seen, the number allowed, the next step.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from pathlib import Path
 from clotkit.reasons import Reason, RehearsalKind, RemoteKind
 
 MOST_CHARACTERS = 200  # of a library's error message
+USER_OF_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+SECRET_OF_QUERY = re.compile(r"([?&][\w-]*(?:sig|token|key|credential|secret|password)[\w-]*=)[^&\s]+", re.IGNORECASE)
 
 
 class ClotkitError(Exception):
@@ -152,6 +155,11 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise UsageError(
             f"{error.name} is not installed; in clotkit's checkout type: pip install '.[{extra}]'"
         ) from error
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the passwords, tokens and signatures in its URLs."""
+    return SECRET_OF_QUERY.sub(r"\1…", USER_OF_URL.sub(r"\1…@", text))
 
 
 def described(error: Exception) -> str:

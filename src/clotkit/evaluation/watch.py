@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,8 @@ class Waiting:
 class NewPictures:
     """The new pictures of a folder; files that are there when it is made are not new.
 
-    A file is complete when it has not changed between two polls and no process has it open for writing. One that is
-    renamed, or written again with the same content, is not new.
+    A file is complete when it has not changed between two polls and no process has it open for writing. One that was
+    returned is not returned again when it is renamed, or written again with the same content.
     """
 
     folder: Path
@@ -67,6 +68,9 @@ class NewPictures:
         """Return the files that have become complete. Raises OSError if the folder cannot be read."""
         files = dict(self._files())
         self.waiting = {path: one for path, one in self.waiting.items() if path in files}
+        inodes = {state.inode for state in files.values()}  # that of a file which is gone may be another's soon
+        self.answered = {inode: state for inode, state in self.answered.items() if inode in inodes}
+        self.digests = {inode: digest for inode, digest in self.digests.items() if inode in inodes}
         return [path for path, state in sorted(files.items()) if self._is_complete(path, state)]
 
     def failed(self, path: Path) -> bool:
@@ -83,12 +87,10 @@ class NewPictures:
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in self.suffixes:
-                    try:
+                    with suppress(OSError):  # it went while we looked, or is a link that leads nowhere
                         if entry.is_file():
                             status = entry.stat()
                             yield Path(entry.path), FileState(status.st_ino, status.st_size, status.st_mtime_ns)
-                    except FileNotFoundError:  # it went while we looked
-                        continue
 
     def _is_complete(self, path: Path, state: FileState) -> bool:
         if self.answered.get(state.inode) == state:
