@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from clotkit.cli import main
 from clotkit.competitions import FOLDER, Competition, load_competition
-from clotkit.containers.build import BASE, Image, kit_files, write_container
+from clotkit.containers.build import BASE, Image, check_out, kit_files, write_container
 from clotkit.containers.case import as_case, fallback_of, jobs_of, read_answer
 from clotkit.containers.config import Api, ContainerConfig, read_config, write_config
 from clotkit.containers.entry import Places, run_job
@@ -336,15 +336,56 @@ def test_options_reach_the_container(member: Path, tmp_path: Path) -> None:
         subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def test_a_folder_that_is_no_container_is_not_overwritten(member: Path, tmp_path: Path) -> None:
-    touch(tmp_path / "out", "thesis.tex")
+def contents(top: Path) -> dict[str, bytes]:
+    return {path.relative_to(top).as_posix(): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["Dockerfile", "src/mine.py", ".git/HEAD"], ["app/mine.py"]])
+def test_a_folder_that_is_no_container_is_not_overwritten(names: list[str], member: Path, tmp_path: Path) -> None:
+    touch(tmp_path / "out", *names)
     with pytest.raises(UsageError, match="out: not empty"):
         write_container(member, CONFIG, Image("a"), tmp_path / "out", print)
+    assert sorted(contents(tmp_path / "out")) == sorted(names)
+
+
+def test_a_container_is_written_anew_but_for_files_of_the_user(member: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'XX' is not a class"):
         write_container(member, ContainerConfig("strip_ai", number_of="XX"), Image("a"), tmp_path / "o", print)
     out = container_of(tmp_path / "mine", member)
     touch(out, "app/stale.py")
+    touch(out, "test/input/inputs.json", "mine.tar.gz")
     assert not (container_of(out, member) / "app" / "stale.py").exists()
+    assert (out / "test" / "input" / "inputs.json").is_file()
+    assert not (out / "mine.tar.gz").exists()
+    touch(out, "notes.txt")
+    with pytest.raises(UsageError, match=r"notes\.txt would be deleted"):
+        write_container(member, CONFIG, Image("a"), out, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_container_is_apart_from_its_members_and_no_file(member: Path, tmp_path: Path) -> None:
+    out = container_of(tmp_path / "out", member)
+    before = contents(out)
+    shutil.copytree(member, tmp_path / "weights" / "tiny")
+    for weights, place in ((out / "model", out), (out / "model", out / "model"), (tmp_path, tmp_path / "new")):
+        with pytest.raises(UsageError, match="folder of the members"):
+            check_out(place, weights)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match="file"):
+            write_container(member, CONFIG, Image("a"), place, print)
+    assert contents(out) == before
+
+
+def test_a_container_that_cannot_be_finished_leaves_the_earlier_one(member: Path, tmp_path: Path) -> None:
+    out = container_of(tmp_path / "out", member)
+    before = contents(out)
+    limits = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    code = f"{limits}; from clotkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "container", "--weights", str(member), "--out", str(out)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 2
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_image_has_every_package_that_the_kit_in_it_imports() -> None:

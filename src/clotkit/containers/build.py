@@ -1,7 +1,9 @@
 """Write the folder of a container, with all that its image is built from."""
 
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,12 @@ BASE = "python:3.12.13-slim-bookworm@sha256:d50fb7611f86d04a3b0471b46d7557818d88
 ROOTS = ("clotkit.containers.entry", "clotkit.containers.case")  # what the container runs
 PROCESSES, SHARED_MB = 256, 128  # the platform's limits on processes and threads, and on /dev/shm
 SCRIPTS = ("do_build.sh", "do_test_run.sh", "do_save.sh")
+TEST = "test"  # where do_test_run.sh has a job's input and output by default: the user's
+SAVED = ".tar.gz"  # what do_save.sh writes
 REQUIREMENTS = {"requirements.txt": "container.txt", "build-requirements.txt": "build.txt"}
+TEXTS = {
+    "Dockerfile": templates.DOCKERFILE, "README.md": templates.README, ".dockerignore": f"*{SAVED}\n{TEST}\n"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def write_container(weights: Path, config: ContainerConfig, image: Image, out: P
 
     Raises:
         ConfigError: A member, the competition or a class is wrong.
-        UsageError: This is no checkout, or `out` holds something else.
+        UsageError: This is no checkout, or `out` holds something else, is in `weights`, or cannot be made.
     """
     competition = load_competition(config.competition)
     check_members(weights, competition.slug)
@@ -51,18 +58,57 @@ def write_container(weights: Path, config: ContainerConfig, image: Image, out: P
     requirements = locks()
     if requirements is None:
         raise UsageError("the locked requirements are in a checkout of the repository: run this in one (git clone)")
-    if out.exists() and any(out.iterdir()) and not (out / "Dockerfile").is_file():
-        raise UsageError(f"{out}: not empty, and not a container's folder; give another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    for name, lock in REQUIREMENTS.items():
-        _copy({name: requirements / lock}, out)
-    _copy(kit_files(competition), out / "app")
-    _copy(weights_files(weights), out / "model")
-    inside = ContainerConfig(**{**vars(config), "competition": competition.source.stem})
-    write_config(out / "app" / CONFIG, inside)
-    _write_texts(out, inside, image, competition)
+    check_out(out, weights)
+    files = weights_files(weights)
+    with _in_place_of(out) as made:
+        _copy({name: requirements / lock for name, lock in REQUIREMENTS.items()}, made)
+        _copy(kit_files(competition), made / "app")
+        _copy(files, made / "model")
+        inside = ContainerConfig(**{**vars(config), "competition": competition.source.stem})
+        _write_texts(made, inside, image, competition)
+        write_config(made / "app" / CONFIG, inside)
     size = sum(path.stat().st_size for path in (out / "model").rglob("*") if path.is_file())
-    log(f"{out}: the kit, {len(weights_files(weights))} files of members ({size / MB:.1f} MB), {', '.join(SCRIPTS)}")
+    log(f"{out}: the kit, {len(files)} files of members ({size / MB:.1f} MB), {', '.join(SCRIPTS)}")
+
+
+def check_out(out: Path, weights: Path) -> None:
+    """Raise UsageError if writing `out` anew would cost the user a file."""
+    here, members = out.resolve(), weights.resolve()
+    if here == members or here in members.parents or members in here.parents:
+        raise UsageError(f"{out}: it is, has or is in the folder of the members, {weights}; give another --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "app" / CONFIG).is_file():
+        raise UsageError(f"{out}: not empty, and not a container's folder; give another --out")
+    ours = {*SCRIPTS, *REQUIREMENTS, *TEXTS, "app", "model", TEST}
+    if others := sorted(one.name for one in out.iterdir() if one.name not in ours and not one.name.endswith(SAVED)):
+        raise UsageError(f"{out}: {', '.join(others)} would be deleted; move it, or give another --out")
+
+
+@contextmanager
+def _in_place_of(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out`; on success it replaces `out`, whose test folder it takes over.
+
+    On an error `out` stays as it was. Raises UsageError if the file system refuses.
+    """
+    place = out.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as beside:
+            made, old = Path(beside) / "new", Path(beside) / "old"
+            made.mkdir()
+            yield made
+            if place.exists():
+                place.rename(old)
+            try:
+                made.rename(place)
+            except BaseException:
+                old.rename(place)
+                raise
+            if (old / TEST).exists():
+                (old / TEST).rename(place / TEST)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}; give another --out") from error
 
 
 def kit_files(competition: Competition) -> dict[str, Path]:
@@ -98,7 +144,7 @@ def _write_texts(out: Path, config: ContainerConfig, image: Image, competition: 
         "CLASSES": names,
     }
     texts = dict(zip(SCRIPTS, (templates.BUILD, templates.TEST_RUN, templates.SAVE), strict=True))
-    texts |= {"Dockerfile": templates.DOCKERFILE, "README.md": templates.README, ".dockerignore": "*.tar.gz\ntest\n"}
+    texts |= TEXTS
     texts |= {f"app/clotkit/competitions/{DEFAULT_FILE}": f"{config.competition}\n"}
     for name, text in texts.items():
         atomic_write_text(out / name, filled(text, values))
