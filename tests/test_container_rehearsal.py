@@ -16,7 +16,7 @@ import pytest
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.containers.config import Api, ContainerConfig
-from clotkit.errors import RehearsalError
+from clotkit.errors import RehearsalError, SplitError
 from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.confined.cgroups import Groups, make_groups
@@ -178,6 +178,34 @@ def test_an_answer_that_is_none_fails(probability: Any, label: Any, strip_ai: Co
     (tmp_path / "label.json").write_text(json.dumps(label))
     with rehearsal_error(RehearsalKind.OUTPUT):
         read_output(tmp_path, CONFIG, strip_ai, "a")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("--api invoke", "--api"),
+        ("--per-job 2", "--per-job"),
+        ("--image-socket wsi", "--image-socket"),
+        ("--label-socket x", "--label-socket"),
+        ("--arena grand-challenge --kernel kernels/serve", "--kernel"),
+        ("--arena grand-challenge --layout old", "--layout"),
+        ("--arena grand-challenge --weights-as model", "--weights-as"),
+        ("--arena grand-challenge --per-job -1", "--per-job"),
+    ],
+)
+def test_an_option_of_the_other_arena_is_refused(
+    words: str, option: str, test_split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rehearse", "--split", str(test_split), "--out", str(tmp_path / "out"), *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert option in line.split()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_has_no_job(member: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("image_id,center_id,patient_id,image_num\n")
+    with pytest.raises(SplitError):
+        rehearse(tmp_path, member, tmp_path / "out")
 
 
 # Whole rehearsals

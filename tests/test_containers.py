@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,8 @@ def touch(top: Path, *names: str) -> None:
         (listed("wsi", "wsi-1", "ct"), ("wsi",), ["a", "b"]),
         (listed("ct"), ("wsi",), []),
         (listed("gone"), (), []),
+        (listed("tissue-mask"), (), ["c"]),
+        (listed("tissue-mask", "age-mask"), (), []),
         (None, (), ["d", "a", "b"]),
         ("{", (), ["d", "a", "b"]),
         ("3", (), ["d", "a", "b"]),
@@ -82,10 +85,12 @@ def test_the_images_of_a_job_are_found(
     assert [image.name for image in find_images(tmp_path, wanted)] == found
 
 
-def test_two_images_of_one_name_are_two(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a/x.tif", "images/b/x.tif")
-    images = find_images(tmp_path, ())
-    assert len({image.name for image in images}) == len({image.path for image in images}) == 2
+@given(st.lists(st.sampled_from(["x", "x-1", "x-2", "x-1-1", "y"]), min_size=1, max_size=8))
+def test_images_of_one_name_have_names_of_their_own(stems: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        touch(Path(folder), *(f"images/{n}/{stem}.tif" for n, stem in enumerate(stems)))
+        images = find_images(Path(folder), ())
+    assert len({image.name for image in images}) == len({image.path for image in images}) == len(stems)
 
 
 # MetaImages
@@ -112,8 +117,6 @@ SHAPES = st.tuples(st.integers(1, 700), st.integers(1, 700), st.sampled_from([1,
     compressed=st.booleans(),
 )
 def test_a_metaimage_is_the_same_as_a_tiff(pixels: np.ndarray, compressed: bool) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "a.mha", Path(folder) / "a.tif"
         source.write_bytes(meta_image(pixels, compressed))
@@ -239,7 +242,9 @@ def test_a_pipeline_that_is_killed_is_started_once_more(
 @pytest.mark.parametrize(
     ("config", "spoil", "code"),
     [
-        (CONFIG, lambda places: shutil.rmtree(places.input / "images"), Reason.NO_DATA),
+        (CONFIG, lambda places: shutil.rmtree(places.input / "images"), Reason.NO_SOCKET),
+        (CONFIG, lambda places: shutil.rmtree(places.input), Reason.NO_DATA),
+        (ContainerConfig("strip_ai", ("other",)), lambda _: None, Reason.NO_SOCKET),
         (CONFIG, lambda places: shutil.rmtree(places.model / "tiny"), Reason.NO_MEMBER),
         (CONFIG, lambda places: shutil.rmtree(places.model), Reason.NO_MEMBER),
         (CONFIG, lambda places: (places.model / "tiny" / "model.weights.h5").write_bytes(b"x"), Reason.NO_MEMBER),
@@ -318,6 +323,30 @@ def test_a_container_has_a_pinned_base_locked_packages_and_no_root(member: Path,
         assert flag in (out / "do_test_run.sh").read_text()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tag", "Bad Tag"],
+        ["--tag", "a/b:v1"],
+        ["--tag", ""],
+        ["--tag", "a" * 101],
+        ["--base", ""],
+        ["--base", "a b"],
+        ["--probability-socket", "../../x"],
+        ["--probability-socket", ""],
+        ["--probability-socket", "clotkit"],
+        ["--label-socket", "probability"],
+        ["--label-socket", "a/b"],
+        ["--image-socket", ""],
+        ["--time-limit", "1s"],
+        ["--container-memory", "1MB"],
+    ],
+)
+def test_an_option_that_makes_no_container_is_refused(words: list[str], member: Path, tmp_path: Path) -> None:
+    assert main(["container", "--weights", str(member), "--out", str(tmp_path / "out"), *words]) == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_reach_the_container(member: Path, tmp_path: Path) -> None:
     words = (
         "--model tarball --api invoke --image-socket wsi --number-of LAA --probability-socket p-laa --time-limit 90m"
@@ -332,6 +361,7 @@ def test_options_reach_the_container(member: Path, tmp_path: Path) -> None:
     assert "/opt/ml/model:ro" in (out / "do_test_run.sh").read_text()
     assert "/invoke" in (out / "do_test_run.sh").read_text()
     assert "model.tar.gz" in (out / "do_save.sh").read_text()
+    assert re.findall(r"/output/(\S*)\.json", (out / "README.md").read_text()) == ["p-laa", "clotkit"]
     for script in out.glob("*.sh"):
         subprocess.run(["bash", "-n", str(script)], check=True)
 

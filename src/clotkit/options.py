@@ -157,6 +157,14 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> Non
             raise UsageError(f"--{name} {why}")
 
 
+def refuse_unused(verb: argparse.ArgumentParser, arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise UsageError if one of these options differs from its default; `why` follows the option in the message."""
+    options = options_of(verb)
+    for name in names:
+        if getattr(arguments, name) != verb.get_default(name):
+            raise UsageError(f"{options[name].option_strings[0]} {why}")
+
+
 def seconds(text: str) -> float:
     """Return the seconds of a time like 8h, 90m, 600s or 600. Raises ArgumentTypeError for anything else."""
     return _quantity(text, UNITS_S, "a time like 8h, 90m or 600s")

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     NO_DATA = "no_data"  # no competition data is attached to the kernel
     STOPPED = "stopped"  # SIGTERM came
     INVALID = "invalid"  # the submission was not valid, so the fallback replaced it
+    NO_SOCKET = "no_socket"  # a job has image sockets, but no image of one whose images are slides
     # The server of a competition with a gateway.
     BAD_ROW = "bad_row"  # a row of a batch has no image id that can be used
     NOT_READY = "not_ready"  # the members were not loaded by the deadline of a batch

@@ -1,5 +1,6 @@
 """Write the folder of a container, with all that its image is built from."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from clotkit.bundle.checkout import locks
 from clotkit.bundle.imports import PACKAGE, modules_needed
 from clotkit.competitions import DEFAULT_FILE, Competition, load_competition
 from clotkit.containers import templates
-from clotkit.containers.config import CONFIG, Api, ContainerConfig, write_config
+from clotkit.containers.config import CONFIG, PROCESSES, SHARED_MB, Api, ContainerConfig, write_config
 from clotkit.errors import ConfigError, UsageError
 from clotkit.files import atomic_write_text
 from clotkit.kaggle.datasets import weights_files
@@ -24,8 +25,8 @@ from clotkit.units import MB
 # A Python that every locked wheel supports. The digest is that of the image for several platforms.
 BASE = "python:3.12.13-slim-bookworm@sha256:d50fb7611f86d04a3b0471b46d7557818d88983fc3136726336b2a4c657aa30b"
 ROOTS = ("clotkit.containers.entry", "clotkit.containers.case")  # what the container runs
-PROCESSES, SHARED_MB = 256, 128  # the platform's limits on processes and threads, and on /dev/shm
 SCRIPTS = ("do_build.sh", "do_test_run.sh", "do_save.sh")
+TAG = re.compile(r"(?=.{1,100}$)[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")  # also names files and volumes
 TEST = "test"  # where do_test_run.sh has a job's input and output by default: the user's
 SAVED = ".tar.gz"  # what do_save.sh writes
 REQUIREMENTS = {"requirements.txt": "container.txt", "build-requirements.txt": "build.txt"}
@@ -36,11 +37,17 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class Image:
-    """Settings of the image itself."""
+    """Settings of the image itself. Raises UsageError for a name that no engine takes."""
 
     tag: str
     base: str = BASE
     model_in_image: bool = True  # else it is uploaded apart, and lies at /opt/ml/model
+
+    def __post_init__(self) -> None:
+        if not TAG.fullmatch(self.tag):
+            raise UsageError(f"--tag {self.tag!r}: at most 100 lower-case letters and digits, with . _ or - between")
+        if not re.fullmatch(r"\w\S*", self.base):
+            raise UsageError(f"--base {self.base!r}: the name of an image is needed")
 
 
 def write_container(weights: Path, config: ContainerConfig, image: Image, out: Path, log: Log) -> None:
@@ -137,7 +144,8 @@ def _write_texts(out: Path, config: ContainerConfig, image: Image, competition: 
         "TIME": f"{config.time_limit_s:.0f}",
         "IMAGES": ", ".join(config.images) or "every image socket without `mask` in its slug",
         "PROBABILITY": config.probability,
-        "LABEL": config.label or "(none)",
+        "LABELS": templates.LABEL if config.label else "",
+        "LABEL": config.label,
         "FORM": f"the probability of {config.number_of}"
         if config.number_of
         else f"an object: probabilities of {names}",

@@ -2,15 +2,20 @@
 
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.typed_toml import typed
 
 CONFIG = "container.json"
+FACTS = "clotkit.json"  # how a job ended, beside the values of the output sockets
+SLUG = re.compile(r"[A-Za-z0-9_-]+")
+PROCESSES, SHARED_MB = 256, 128  # the platform's limits on processes and threads, and on /dev/shm
+LEAST_S, LEAST_MB = 60, 1_024  # with less, TensorFlow and the members are not even loaded
 
 
 class Api(StrEnum):
@@ -22,7 +27,7 @@ class Api(StrEnum):
 
 @dataclass(frozen=True)
 class ContainerConfig:
-    """The settings of a container."""
+    """The settings of a container. Raises ConfigError for a socket that cannot be one."""
 
     competition: str  # the name of its TOML in the kit
     # Slugs of the sockets whose images are slides; empty: every image socket without "mask" in its slug.
@@ -34,9 +39,21 @@ class ContainerConfig:
     time_limit_s: float = 3_600  # of one job
     memory_mb: int = 16_384  # of the container
 
+    def __post_init__(self) -> None:
+        outputs = [self.probability, *([self.label] if self.label else [])]
+        for slug in (*self.images, *outputs):
+            if not SLUG.fullmatch(slug):
+                raise ConfigError(f"{slug!r} is not the slug of a socket: letters, digits, - and _ are needed")
+        if len({*outputs, Path(FACTS).stem}) <= len(outputs):
+            raise ConfigError(f"sockets {', '.join(outputs)}: two would be one file, or {FACTS}; name another")
+
 
 def config_of(arguments: argparse.Namespace) -> ContainerConfig:
-    """Return the settings that the options of the command line make."""
+    """Return the settings that the options of the command line make. Raises UsageError for too small a limit."""
+    if arguments.time_limit < LEAST_S:
+        raise UsageError(f"--time-limit: {arguments.time_limit:g} s; at least {LEAST_S} s are needed")
+    if arguments.container_memory < LEAST_MB:
+        raise UsageError(f"--container-memory: {arguments.container_memory} MB; at least {LEAST_MB} MB are needed")
     return ContainerConfig(
         competition=arguments.competition,
         images=tuple(arguments.image_socket),

@@ -19,8 +19,8 @@ from typing import Any
 from clotkit.competitions import Competition, load_competition
 from clotkit.console import unforeseen
 from clotkit.containers.case import MOST_THREADS, as_case, fallback_of, read_answer, write_split
-from clotkit.containers.config import CONFIG, Api, ContainerConfig, read_config
-from clotkit.containers.sockets import JobImage, find_images, write_answer
+from clotkit.containers.config import CONFIG, FACTS, Api, ContainerConfig, read_config
+from clotkit.containers.sockets import JobImage, find_images, image_sockets, write_answer
 from clotkit.errors import ClotkitError
 from clotkit.files import atomic_write_json
 from clotkit.reasons import Reason
@@ -28,7 +28,7 @@ from clotkit.report.records import REPORT, SlideReport, counts, read_report
 from clotkit.supervise import ENDED_WELL, State, code_of, name_of, run_until, say
 
 APP = Path(__file__).resolve().parents[2]  # has the kit, the settings and perhaps the members
-FACTS, RECIPE = "clotkit.json", "recipe.toml"
+RECIPE = "recipe.toml"
 RESERVE_SHARE, RESERVE_S = 0.1, 60.0  # of the time limit, kept for the container's start and the last writes
 PORT = 4743
 
@@ -96,11 +96,14 @@ def _score(
 ) -> None:
     """Score the images of the job, and write its answer."""
     images = find_images(places.input, config.images)
-    missing = [Reason.NO_DATA] * (not images) + [Reason.NO_MEMBER] * (not any(places.weights.rglob(RECIPE)))
+    sockets = image_sockets(places.input)
+    no_image = [Reason.NO_SOCKET if sockets else Reason.NO_DATA] * (not images)
+    missing = no_image + [Reason.NO_MEMBER] * (not any(places.weights.rglob(RECIPE)))
     if missing:
         facts.state = State.FALLBACK
         facts.add(*missing)
-        say(f"no image of a socket in {places.input}, or no member in {places.weights}: the answer is the fallback")
+        say(f"{', '.join(missing)}: the answer is the fallback; members are looked for in {places.weights}")
+        say(f"image sockets of the job: {', '.join(sockets) or 'none'}; wanted: {', '.join(config.images) or 'any'}")
         return
     split, run_dir = scratch / "split", scratch / "run"
     write_split(split, images, competition)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clotkit.containers.sockets import IMAGES, INPUTS
+from clotkit.errors import UsageError
 from clotkit.files import atomic_write_json
 from clotkit.splits import SlideRow
 
@@ -24,7 +25,9 @@ class Job:
 
 
 def jobs_of(slides: Sequence[SlideRow], per_job: int = 0) -> list[Job]:
-    """Return a job for each patient, or for every `per_job` slides."""
+    """Return a job for each patient, or for every `per_job` slides. Raises UsageError if that is negative."""
+    if per_job < 0:
+        raise UsageError(f"--per-job {per_job}: 1 or more is needed; 0 is a patient's slides")
     if per_job:
         starts = range(0, len(slides), per_job)
         return [Job(f"job-{start // per_job:03d}", slides[start : start + per_job]) for start in starts]

@@ -6,7 +6,7 @@ a socket an interface. Standard library only.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,24 @@ def find_images(top: Path, wanted: Sequence[str]) -> list[JobImage]:
     """Return the images of a job's sockets: those of `wanted` slugs, or all that may be slides.
 
     They are in the order of their sockets, then of their names. A case of several slides has numbered sockets: the slug
-    `a` also stands for a-1, a-2 and so on. Without an inputs.json that can be read, every folder of /input/images is a
-    socket.
+    `a` also stands for a-1, a-2 and so on. Without `wanted`, a socket with NO_SLIDE in its slug is left out unless it
+    is the only one. Without an inputs.json that can be read, every folder of /input/images is a socket.
     """
     found: list[JobImage] = []
-    for slug, folder in _sockets(top):
-        if not {slug, NUMBERED.sub("", slug)} & set(wanted) if wanted else NO_SLIDE in slug:
+    sockets = list(_sockets(top))
+    for slug, folder in sockets:
+        if not {slug, NUMBERED.sub("", slug)} & set(wanted) if wanted else NO_SLIDE in slug and len(sockets) > 1:
             continue
         files = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
         for path in files:
             if path.suffix.lower() in SUFFIXES:
-                taken = any(one.name == path.stem for one in found)
-                found.append(JobImage(f"{path.stem}-{len(found)}" if taken else path.stem, slug, path))
+                found.append(JobImage(_free_name(path.stem, {one.name for one in found}), slug, path))
     return found
+
+
+def image_sockets(top: Path) -> list[str]:
+    """Return the slugs of a job's image sockets, wanted or not."""
+    return [slug for slug, _ in _sockets(top)]
 
 
 def write_answer(
@@ -56,6 +61,11 @@ def write_answer(
     atomic_write_json(out / f"{config.probability}.json", by_class[config.number_of] if config.number_of else by_class)
     if config.label:
         atomic_write_json(out / f"{config.label}.json", label)
+
+
+def _free_name(stem: str, taken: Set[str]) -> str:
+    """Return a name that no image has: the stem, or the stem with the first free number."""
+    return next(name for name in (stem, *(f"{stem}-{n}" for n in range(1, len(taken) + 2))) if name not in taken)
 
 
 def _sockets(top: Path) -> Iterator[tuple[str, Path]]:

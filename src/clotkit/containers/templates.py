@@ -80,6 +80,8 @@ ${ENGINE:-docker} save "@TAG@" | gzip -c > "@TAG@.tar.gz"
 
 TARBALL = "tar -czf model.tar.gz -C model .\n"
 
+LABEL = "| `/output/@LABEL@.json` | the label, one of @CLASSES@ |\n"
+
 README = """\
 # @TAG@
 
@@ -89,8 +91,7 @@ Written by `clotkit container`. It answers one case a job: every image of the ca
 |---|---|
 | images: @IMAGES@ | slides, `.tif`, `.tiff` or `.mha` |
 | `/output/@PROBABILITY@.json` | @FORM@ |
-| `/output/@LABEL@.json` | the label, one of @CLASSES@ |
-| `/output/clotkit.json` | not a socket: state, reason codes and the probabilities of every slide |
+@LABELS@| `/output/clotkit.json` | not a socket: state, reason codes and the probabilities of every slide |
 
 ```
 ./do_build.sh                        # build the image

@@ -64,6 +64,7 @@ def _container(arguments: argparse.Namespace) -> Result:
     from clotkit.containers.build import BASE, Image, write_container
     from clotkit.containers.config import config_of
 
-    image = Image(arguments.tag, arguments.base or BASE, arguments.model == "image")
+    base = BASE if arguments.base is None else arguments.base
+    image = Image(arguments.tag, base, arguments.model == "image")
     write_container(arguments.weights, config_of(arguments), image, arguments.out, partial(print, flush=True))
     return Result(DONE, {"folder": arguments.out})

@@ -14,10 +14,9 @@ from typing import Any
 from clotkit.bundle.checkout import locks
 from clotkit.competitions import Competition, load_competition
 from clotkit.containers.build import Image, write_container
-from clotkit.containers.config import ContainerConfig
-from clotkit.containers.entry import FACTS
+from clotkit.containers.config import FACTS, ContainerConfig
 from clotkit.containers.jobs import SOCKET, Job, jobs_of, uuid_of, write_input
-from clotkit.errors import RehearsalError, UsageError
+from clotkit.errors import RehearsalError, SplitError, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.progress import Log
 from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
@@ -47,17 +46,22 @@ def rehearse_container(
 
     Raises:
         RehearsalError: A job fails, passes a limit, or leaves an answer that is not valid.
+        SplitError: The split has no slide.
         ClotkitError: The split, the weights or the settings are wrong.
     """
     started = time.monotonic()
     competition = load_competition(config.competition)
     jobs = jobs_of(read_slides(split, "test", competition), per_job)
+    if not jobs:
+        raise SplitError(f"{split}: no slide, so that there is no job")
     out.mkdir(parents=True, exist_ok=True)
     (out / REHEARSAL).unlink(missing_ok=True)
     shutil.rmtree(out / "jobs", ignore_errors=True)
     write_container(weights, config, Image(TAG), out / "container", log)
     container = _container(out, config, log)
-    results = [_job(container, job, out / "jobs" / job.name, competition, log) for job in jobs]
+    # A patient's id may be no name of a folder.
+    places = [out / "jobs" / f"{number:03d}" for number in range(len(jobs))]
+    results = [_job(container, job, place, competition, log) for job, place in zip(jobs, places, strict=True)]
     facts = _facts(results, container, split, competition)
     if facts["not_rehearsed"]:
         log("not rehearsed: image: the container's own; here its locked packages, in this machine's Python")

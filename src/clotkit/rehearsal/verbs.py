@@ -6,7 +6,25 @@ from functools import partial
 from pathlib import Path
 
 from clotkit.containers.verbs import add_sockets
-from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_backbones_dir, add_inputs, add_kernel_type, add_verb
+from clotkit.options import (
+    DONE,
+    FALLBACKS,
+    Result,
+    Verbs,
+    add_backbones_dir,
+    add_inputs,
+    add_kernel_type,
+    add_verb,
+    refuse_unused,
+)
+
+OPTIONS = {  # that one arena alone has, by their dest
+    "kaggle": ("wheels", "tiles", "backbones", "kernel", "kernel_type", "weights_as", "wheels_as", "layout"),
+    "grand-challenge": (
+        "image_socket", "probability_socket", "number_of", "label_socket", "api", "time_limit", "container_memory",
+        "per_job",
+    ),
+}  # fmt: skip
 
 
 def register(verbs: Verbs) -> None:
@@ -58,7 +76,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     verb.add_argument(
         "--per-job", type=int, default=0, metavar="N", help="slides in a job of a container (default: a patient's)"
     )
-    verb.set_defaults(verb=_rehearse)
+    verb.set_defaults(verb=partial(_rehearse, verb))
 
 
 def _rehearse_container(arguments: argparse.Namespace) -> Result:
@@ -74,7 +92,9 @@ def _rehearse_container(arguments: argparse.Namespace) -> Result:
     return _result(rehearse_container(split, weights, config, out, log, arguments.per_job), out)
 
 
-def _rehearse(arguments: argparse.Namespace) -> Result:
+def _rehearse(verb: argparse.ArgumentParser, arguments: argparse.Namespace) -> Result:
+    other = next(arena for arena in OPTIONS if arena != arguments.arena)
+    refuse_unused(verb, arguments, OPTIONS[other], f"needs --arena {other}")
     if arguments.arena == "grand-challenge":
         return _rehearse_container(arguments)
     from clotkit.bundle.build import read_settings, rehearsal_dir

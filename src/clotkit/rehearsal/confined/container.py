@@ -20,8 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from clotkit.containers.build import PROCESSES, SHARED_MB
-from clotkit.containers.config import Api, ContainerConfig
+from clotkit.containers.config import PROCESSES, SHARED_MB, Api, ContainerConfig
 from clotkit.errors import RehearsalError
 from clotkit.progress import Log
 from clotkit.reasons import Enforcement, JobLimit, RehearsalKind
