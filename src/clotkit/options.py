@@ -158,7 +158,7 @@ def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> Non
 
 
 def refuse_unused(verb: argparse.ArgumentParser, arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise UsageError if one of these options differs from its default; `why` follows the option in the message."""
+    """Raise UsageError if one of these options differs from its default; `why` follows its name."""
     options = options_of(verb)
     for name in names:
         if getattr(arguments, name) != verb.get_default(name):

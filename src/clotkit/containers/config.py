@@ -49,7 +49,10 @@ class ContainerConfig:
 
 
 def config_of(arguments: argparse.Namespace) -> ContainerConfig:
-    """Return the settings that the options of the command line make. Raises UsageError for too small a limit."""
+    """Return the settings that the options of the command line make.
+
+    Raises UsageError for too small a limit, ConfigError for a socket that cannot be one.
+    """
     if arguments.time_limit < LEAST_S:
         raise UsageError(f"--time-limit: {arguments.time_limit:g} s; at least {LEAST_S} s are needed")
     if arguments.container_memory < LEAST_MB:
