@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ from clotkit.serving.discovery import make_server, run_local_gateway
 from clotkit.serving.fallback import write_fallback
 from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
 from clotkit.serving.front import Front
+from clotkit.serving.locating import locate
 from clotkit.serving.rows import read_row
 from clotkit.splits import read_slides
 from clotkit.supervise import State, Status, read_status
@@ -153,6 +155,10 @@ def test_a_batch_of_a_frame_is_answered_by_a_frame_of_its_library(library: Any, 
         ([None], [None], []),
         ([], [None], []),
         ([pd.DataFrame({"image_id": []})], [], []),
+        ([np.array(["a", "b", "c"])], ["a", "b", "c"], []),
+        ([[{"image_id": one, "patient_id": "p", "x": 1} for one in "abc"]], ["a", "b", "c"], []),
+        ([{"image_id": "a", "patient_id": "p"}, "/shared/x"], ["a"], ["/shared/x"]),
+        ([{"image_id": ["a", "b"], "patient_id": np.array(["p", "q"])}], ["a", "b"], []),
     ],
 )
 def test_what_a_gateway_sends_is_read(values: list[Any], ids: list[Any], paths: list[str]) -> None:
@@ -192,33 +198,98 @@ def test_a_bare_value_is_a_number_or_a_label() -> None:
 
 
 def test_ids_never_have_a_gap(strip_ai: Competition) -> None:
-    for ids, seen in (([1, None, 3.0], [1, -1, 3]), (["a", None], ["a", ""]), ([None, float("nan")], ["", ""])):
+    for ids, seen in (
+        ([1, None, 3.0], [1, -1, 3]),
+        (["a", None], ["a", ""]),
+        ([None, float("nan")], ["", ""]),
+        ([True, 1], ["True", "1"]),
+        ([1.5, 2.0], ["1.5", "2"]),
+        ([math.inf, 2], ["inf", "2"]),
+        ([1e300], [str(int(1e300))]),
+    ):
         answer = answer_for(Batch(()), ids, [["0.1", "0.9"]] * len(ids), by(strip_ai, answer=AnswerForm.ROWS))
         assert answer["patient_id"].to_list() == seen
 
 
 def test_a_row_tells_its_slide_and_where_its_file_may_be(strip_ai: Competition) -> None:
-    cells = {"image_id": "006388_0", "patient_id": 6388, "center_id": 11, "where": "/mnt/x.tif"}
+    cells = {
+        "image_id": "006388_0",
+        "patient_id": 6388,
+        "center_id": 11,
+        "where": "/mnt/006388_0/x.tif",
+        "mask": "/mnt/x.png",
+    }
     batch = Batch([cells], None, ["/shared/006388_0.tif", "/shared/folder"])
     one = read_row(cells, 1, batch, strip_ai, [Path("/root")])
     assert one is not None
     assert (one.image_id, one.patient_id, one.row_id) == ("006388_0", "006388", "006388")
     assert one.facts["center_id"] == "11"
-    places = [one.paths.index(path) for path in ("/mnt/x.tif", "/shared/006388_0.tif", "/shared/folder/006388_0.tif")]
+    places = [one.paths.index(path) for path in ("/shared/006388_0.tif", "/shared/folder/006388_0.tif")]
     assert places == sorted(places)
     assert one.paths[-1] == "/root/test/006388_0.tif"
+    assert one.other_paths == ["/mnt/006388_0/x.tif"]
 
 
 def test_the_column_of_the_path_comes_first(strip_ai: Competition) -> None:
     cells = {"image_id": "006388_0", "patient_id": "006388", "a": "/a/x.tif", "b": "/b/x.tif"}
     one = read_row(cells, 1, Batch([cells]), by(strip_ai, path="b"), [])
     assert one is not None
-    assert [path for path in one.paths if path in {"/a/x.tif", "/b/x.tif"}] == ["/b/x.tif", "/a/x.tif"]
+    assert one.paths[:2] == ["/b/x.tif/006388_0.tif", "/b/x.tif"]
+    assert "/a/x.tif" not in one.paths
 
 
 @pytest.mark.parametrize("cell", [None, "", "nan", "..", "/", "a/..", float("nan")])
-def test_a_row_without_a_usable_id_is_nobodys(cell: Any, strip_ai: Competition) -> None:
+def test_a_row_without_a_usable_id_is_refused(cell: Any, strip_ai: Competition) -> None:
     assert read_row({"image_id": cell, "patient_id": None}, 1, Batch(()), strip_ai, []) is None
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the folder in which a gateway mounts the slides of a batch."""
+    monkeypatch.setattr("clotkit.serving.locating.SHARED", tmp_path)
+    for name in ("slides/a.tif", "thumbs/a.tif", "masks/a.png", "test/b.tif", "thumbs/b.tif", "one/c.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"II*\0")
+    for name in ("empty/a.tif", "test/d.tif", "test/e.tif"):  # unmounted
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("image", "paths", "others", "expected"),
+    [
+        ("a", ["empty/a.tif", "slides/a.tif"], ["masks/a.png"], "slides/a.tif"),  # the first with something in it
+        ("a", ["none/a.svs"], ["masks/a.png"], "masks/a.png"),
+        ("a", ["none/a.svs"], ["masks/a.png", "thumbs/a.tif"], None),
+        ("a", ["none/a.tif"], [], None),  # slides/a.tif or thumbs/a.tif
+        ("b", ["elsewhere/test/b.tif"], [], "test/b.tif"),  # that ends more like it than thumbs/b.tif
+        ("c", ["none/c.tif"], [], "one/c.tif"),
+        ("z", ["z/c.tif"], [], "z/c.tif"),  # one/c.tif may be another slide
+        ("d", ["test/d.tif", "none/d.tif"], [], "test/d.tif"),  # not there
+    ],
+)
+def test_a_slide_is_a_file_that_no_other_can_be(
+    image: str, paths: list[str], others: list[str], expected: str | None, shared: Path
+) -> None:
+    def below(names: list[str]) -> list[str]:
+        return [str(shared / name) for name in names]
+
+    request = {"image": image, "patient": "p", "facts": {}, "paths": below(paths), "other_paths": below(others)}
+    located, ambiguous = locate([request], LONG_S, lambda _: None)
+    assert [row.path for row in located] == ([] if expected is None else [shared / expected])
+    assert len(ambiguous) == (expected is None)
+
+
+def test_a_mask_in_the_row_is_not_the_slide(shared: Path, strip_ai: Competition) -> None:
+    (shared / "test" / "006388_0.tif").write_bytes(b"II*\0")
+    (shared / "masks" / "006388_0.tif").write_bytes(b"II*\0")
+    cells = {"image_id": "006388_0", "mask_path": str(shared / "masks" / "006388_0.tif")}
+    one = read_row(cells, 1, Batch([cells]), strip_ai, [shared])
+    assert one is not None
+    request = {"image": one.image_id, "patient": "p", "facts": {}}
+    located, _ = locate([request | {"paths": one.paths, "other_paths": one.other_paths}], LONG_S, lambda _: None)
+    assert [row.path for row in located] == [shared / "test" / "006388_0.tif"]
 
 
 CELLS = st.one_of(
@@ -385,6 +456,39 @@ def test_an_answer_by_id_has_a_row_for_each_id(
         answer = front.predict(pd.concat([table, table.iloc[:1], pd.DataFrame([dict.fromkeys(table.columns)])]))
         assert answer["patient_id"].to_list() == list(dict.fromkeys(table["patient_id"]))
         assert len(front.predict(pd.DataFrame([dict.fromkeys(table.columns)]))) == 1
+
+
+def test_a_row_without_an_image_keeps_the_row_of_its_id(
+    test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    competition = by(strip_ai, deadline_s=LONG_S, rows=BatchRows.ID, answer=AnswerForm.ROWS)
+    rows = pd.DataFrame({"patient_id": ["p", "q", "q"], "image_id": [None, None, "q_0"]})
+    with front_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (front, _, status):
+        answer = front.predict(rows)
+    assert answer["patient_id"].to_list() == ["p", "q"]
+    assert answer["CE"].to_list() == [pytest.approx(strip_ai.classes.fallback[0], abs=1e-6), 0.25]
+    assert status.codes == [Reason.BAD_ROW]
+
+
+class Unprintable:
+    """A cell that has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("form", AnswerForm)
+@pytest.mark.parametrize("cell", [True, math.inf, 1.5, Unprintable(), (1, 2), {"a": 1}])
+def test_whatever_an_id_is_the_batch_has_its_rows(
+    cell: Any, form: AnswerForm, test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    rows = [{"image_id": cell, "patient_id": cell}, {"image_id": "006388_0", "patient_id": "006388"}]
+    with front_of(
+        fake(tmp_path / "starts", "done"), by(strip_ai, deadline_s=LONG_S, answer=form), test_split, folder
+    ) as (front, _, _status):
+        answer = front.predict(pd.DataFrame(rows, dtype=object))
+    assert len(answer) == 2
+    assert answer["CE"].to_list()[1] == 0.25 or isinstance(cell, Unprintable)
 
 
 @pytest.mark.parametrize(

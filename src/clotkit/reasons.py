@@ -44,6 +44,7 @@ class Reason(StrEnum):
     NO_SOCKET = "no_socket"  # a job has image sockets, but no image of one whose images are slides
     # The server of a competition with a gateway.
     BAD_ROW = "bad_row"  # a row of a batch has no image id that can be used
+    AMBIGUOUS = "ambiguous"  # several files may be the slide of a row, and `serving.path` does not say which
     NOT_READY = "not_ready"  # the members were not loaded by the deadline of a batch
     # The application.
     ABOVE_LIMIT = "above_limit"  # an upload is larger than the application accepts

@@ -31,6 +31,7 @@ class GatewayFault(StrEnum):
     BROKEN_SLIDE = "broken_slide"  # a slide is damaged
     STUCK_MEMBERS = "stuck_members"  # the process with the members is stopped: the batch is not done by its deadline
     NULL_ROW = "null_row"  # a row without a cell
+    NULL_IMAGE = "null_image"  # a row with an id, but without an image id
     REPEATED_ROW = "repeated_row"  # a row comes twice
     NO_ROW = "no_row"  # a batch without rows
     NO_SLIDE = "no_slide"  # the files of a batch are not there
@@ -136,6 +137,8 @@ class Gateway:
             self.server.stop_members()
         elif fault is GatewayFault.NULL_ROW:
             batch = pd.concat([batch, pd.DataFrame([dict.fromkeys(batch.columns)])], ignore_index=True)
+        elif fault is GatewayFault.NULL_IMAGE:
+            batch = batch.assign(**{image: [None, *batch[image].iloc[1:]]})
         elif fault is GatewayFault.REPEATED_ROW:
             batch = pd.concat([batch, batch.iloc[:1]], ignore_index=True)
         elif fault is GatewayFault.NO_ROW:

@@ -7,13 +7,14 @@ Nothing of a batch is kept for the next one: a request has what counts of earlie
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clotkit.competitions import Competition
-from clotkit.looking import ANSWER_S, look_at
+from clotkit.looking import ANSWER_S
 from clotkit.members.folder import check_trained_for
 from clotkit.members.loading import Member
 from clotkit.progress import Log
@@ -24,15 +25,13 @@ from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
 from clotkit.serving.backend import ANSWERS, END, LINE, READY
+from clotkit.serving.locating import Request, locate, slide_row
 from clotkit.splits import Sample, SlideRow
-from clotkit.splits.identity import SLIDE_SUFFIXES
 from clotkit.submission.answers import answer_cells
-from clotkit.supervise import ROOT, walk
 from clotkit.workers import Work, score_task
 
 NO_MEMBER = Cause(Reason.NO_MEMBER, "no member could be loaded")
-SHARED = ROOT / "shared"  # where a gateway mounts the slides of a batch
-Request = Mapping[str, Any]
+AMBIGUOUS = Cause(Reason.AMBIGUOUS, "several files may be the slide: say which by serving.path or files.slide")
 Reply = dict[str, Any]
 
 
@@ -51,17 +50,17 @@ class BatchScorer:
         """Yield a reply for each slide of a request as it is scored, and a last one.
 
         The request has `left_s`, the seconds for it, and `slides`, each with `image`, `patient`, `row`,
-        `facts`, `paths` to try, and `earlier`: the other slides of its row, each with `image`, `facts` and `p`,
-        its probabilities by member.
+        `facts`, `paths` to try, `other_paths` for want of those, and `earlier`: the other slides of its row, each with
+        `image`, `facts` and `p`, its probabilities by member.
         """
         started, left_s = time.monotonic(), float(request["left_s"])
         asked = {slide["image"]: slide for slide in request["slides"]}
-        slides = placed(list(asked.values()), min(ANSWER_S, left_s / 10), self.log)
-        state = self._state(slides, asked)
+        slides, ambiguous = locate(list(asked.values()), min(ANSWER_S, left_s / 10), self.log)
+        state = self._state([*slides, *ambiguous], asked)
         scorer = Scorer(self.members, state.inputs.patient_of, self.competition.limits.min_tiles)
         settings = replace(self.settings, deadline_s=left_s)
         job = ScoringJob(slides, self.members, scorer, settings, self.competition, started, self.work)
-        for scored in self._scored(job):
+        for scored in chain(not_scored(scorer, ambiguous, AMBIGUOUS), self._scored(job)):
             line = scored.line
             if scored.means:
                 state.add(line, scored.means)
@@ -76,19 +75,20 @@ class BatchScorer:
 
     def _state(self, slides: Sequence[SlideRow], asked: Mapping[str, Any]) -> SubmissionState:
         """Return a submission of the rows that the slides count for, with their earlier slides scored."""
+        loaded = {member.name for member in self.members}  # those of a server before may have been others
         others = {
             other["image"]: (other, slide)
             for slide in asked.values()
             for other in slide.get("earlier", ())
             if other["image"] not in asked
         }
-        known = [_slide({**slide, **other}, None, ()) for other, slide in others.values()]
+        known = [slide_row({**slide, **other}, None, ()) for other, slide in others.values()]
         row_of = {image_id: slide["row"] for image_id, slide in asked.items()}
         row_of |= {image_id: slide["row"] for image_id, (_, slide) in others.items()}
         inputs = with_missing_facts(replace(self.inputs, slides=slides, row_of=row_of), self.members, self.log)
         inputs = replace(inputs, slides=[*inputs.slides, *known])
         scored = {
-            image_id: {member: np.array(p) for member, p in other["p"].items()}
+            image_id: {member: np.array(p) for member, p in other["p"].items() if member in loaded}
             for image_id, (other, _) in others.items()
         }
         return SubmissionState(Path(), self.competition, inputs, self.log, self.members, scored)
@@ -102,36 +102,6 @@ class BatchScorer:
         rows = replace(state, scored=scored).probabilities()
         labels = state.labels(rows)
         return {one: answer_cells(self.competition, p, labels.get(one)) for one, p in rows.items()}
-
-
-def placed(slides: Sequence[Request], answer_s: float, log: Log) -> list[SlideRow]:
-    """Return slides at the first of their paths that is there; at the first of all if none is."""
-    paths = [(place, Path(path)) for place, slide in enumerate(slides) for path in slide["paths"]]
-    seen = look_at([(path, None) for _, path in paths], log, answer_s) if paths else {}
-    found: dict[int, tuple[Path, list[int]]] = {}
-    for number, (place, path) in enumerate(paths):
-        if any(seen.get(number, ())) and place not in found:
-            found[place] = (only_slide(path), seen[number])
-    lost = {
-        Path(path).name: place for place, slide in enumerate(slides) if place not in found for path in slide["paths"]
-    }
-    for folder, names in walk(SHARED) if lost else ():
-        found |= {lost[name]: (folder / name, []) for name in names if name in lost}
-    return [_slide(slide, *found.get(place, (None, []))) for place, slide in enumerate(slides)]
-
-
-def only_slide(path: Path) -> Path:
-    """Return the slide in a folder that has one, as a gateway may share it; any other path as it is."""
-    inside = [one for one in path.iterdir() if one.suffix.casefold() in SLIDE_SUFFIXES] if path.is_dir() else []
-    return inside[0] if len(inside) == 1 else path
-
-
-def _slide(slide: Request, path: Path | None, state: Sequence[int]) -> SlideRow:
-    """Return a slide at its path, with the size and the time of change of its file if they are known."""
-    if path is None:
-        path = Path(slide["paths"][0] if slide["paths"] else slide["image"])
-    size = tuple(state) if state else ()
-    return SlideRow(slide["image"], slide["patient"], path, None, facts=slide["facts"], size_and_mtime=size)
 
 
 def load_scorer(settings: RunSettings, competition: Competition, log: Log) -> BatchScorer:

@@ -5,6 +5,7 @@ that it needs. Standard library only.
 """
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from clotkit.competitions import Competition, Form
 from clotkit.competitions.schema import AnswerForm
 
+WHOLE = re.compile("-?[0-9]{1,18}")
 NOTHING = frozenset({"<NA>", "NaT", "None"})  # what missing values of pandas are as text
 
 
@@ -33,33 +35,62 @@ class Batch:
 def read_batch(values: Iterable[Any], image_column: str) -> Batch:
     """Return the batch in the arguments of a call: a frame, a series of image ids, or image ids and paths.
 
-    The first frame with the column of image ids has the rows. Frames without it, like a sample submission, count only
-    where there is nothing else. A call without any of these is a batch of one row without cells.
+    The first frame with the column of image ids has the rows; a dict with it counts as a frame or as one row. Frames
+    without it, like a sample submission, count only where there is nothing else. A call without any of these is a batch
+    of one row without cells.
     """
-    flat = list(_flat(values))
+    flat = list(_flat(values, image_column))
     frames = [value for value in flat if hasattr(value, "columns")]
+    records = [row for value in flat if isinstance(value, dict) for row in _rows_of(value, image_column)]
     texts = [str(value) for value in flat if isinstance(value, str | Integral) and not isinstance(value, bool)]
     paths = [text for text in texts if "/" in text]
     frame = next((one for one in frames if image_column in one.columns), None)
-    series = next((value for value in flat if hasattr(value, "to_list") and hasattr(value, "dtype")), None)
+    series = next((value for value in flat if hasattr(value, "dtype") and _cells(value) is not None), None)
     ids = [text for text in texts if "/" not in text] or paths
+    if frame is None and records:
+        return Batch(records, next(iter(frames), None), paths)
     if frame is None and series is not None:
-        return Batch([{image_column: cell} for cell in series.to_list()], series, paths)
+        return Batch([{image_column: cell} for cell in _cells(series) or ()], series, paths)
     if frame is None and ids:
         return Batch([{image_column: cell} for cell in ids], next(iter(frames), None), paths)
     frame = next(iter(frames), None) if frame is None else frame
     return Batch([{}] if frame is None else _records(frame), frame, paths)
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the values, and those of lists, tuples and dicts among them."""
+def unread_batch(values: Iterable[Any]) -> Batch:
+    """Return a batch in which only the number of rows is known: that of the first frame, else 1."""
+    frame = next((value for value in values if hasattr(value, "columns")), None)
+    return Batch([{}] * (1 if frame is None else len(frame)), frame)
+
+
+def _flat(values: Iterable[Any], image_column: str) -> Iterator[Any]:
+    """Yield the values, and those of lists, tuples and dicts among them; a dict with image ids as it is."""
     for value in values:
         if isinstance(value, list | tuple):
-            yield from _flat(value)
-        elif isinstance(value, dict):
-            yield from _flat(value.values())
+            yield from _flat(value, image_column)
+        elif isinstance(value, dict) and image_column not in value:
+            yield from _flat(value.values(), image_column)
         else:
             yield value
+
+
+def _cells(value: Any) -> list[Any] | None:
+    """Return the cells of a list, a series or an array of one dimension; None for any other value."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if hasattr(value, "to_list"):
+        return list(value.to_list())
+    return list(value.tolist()) if getattr(value, "ndim", 0) == 1 else None
+
+
+def _rows_of(record: Mapping[str, Any], image_column: str) -> list[Mapping[str, Any]]:
+    """Return the rows of a dict: one, or as many as it has image ids if its values are columns."""
+    columns = {name: _cells(cells) for name, cells in record.items()}
+    ids = columns[image_column]
+    if ids is None:
+        return [record]
+    whole = {name: cells for name, cells in columns.items() if cells is not None and len(cells) == len(ids)}
+    return [{name: cells[place] for name, cells in whole.items()} for place in range(len(ids))]
 
 
 def _records(frame: Any) -> list[Mapping[str, Any]]:
@@ -108,7 +139,8 @@ def _value(text: str, competition: Competition) -> float | int | str:
 def _whole(ids: Sequence[Any]) -> list[Any]:
     """Return ids of one type; a gap, which no gateway accepts, is an empty text, or -1 among numbers."""
     texts = [text_of(one) for one in ids]
-    if all(isinstance(one, int | float) for one, text in zip(ids, texts, strict=True) if text) and any(texts):
+    numbers = [one for one, text in zip(ids, texts, strict=True) if text]
+    if numbers and all(isinstance(one, Integral | float) and WHOLE.fullmatch(text_of(one)) for one in numbers):
         return [int(text) if text else -1 for text in texts]
     return texts
 

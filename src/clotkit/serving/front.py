@@ -5,8 +5,9 @@ Standard library only.
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from clotkit.reasons import Cause, Reason
 from clotkit.report import records
 from clotkit.report.records import SlideReport
 from clotkit.serving.backend import ANSWERS, LINE, Backend
-from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
-from clotkit.serving.rows import Asked, read_row
+from clotkit.serving.frames import Batch, answer_for, read_batch, text_of, unread_batch
+from clotkit.serving.rows import RequestedSlide, read_row
 from clotkit.submission.answers import answer_cells
 from clotkit.supervise import ROOT, WORKING, State, Status, say
 
@@ -61,31 +62,47 @@ class Front:
         received = time.monotonic()
         with self._lock:
             self.batches += 1
-            batch = read_batch([*values, *named.values()], self.competition.columns.image)
-            rows: Sequence[Asked | None] = [None] * len(batch.rows)
             try:
-                rows = [self._read(cells, number, batch) for number, cells in enumerate(batch.rows, start=1)]
+                batch = read_batch([*values, *named.values()], self.competition.columns.image)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the gateway gets an answer
+                self._failed(error)
+                batch = unread_batch([*values, *named.values()])
+            rows = [self._read(cells, number, batch) for number, cells in enumerate(batch.rows, start=1)]
+            try:
                 self._score(rows, received)
             except Exception as error:  # noqa: BLE001 - whatever it is, the gateway gets its rows
-                self.status.add(Reason.FAILED)
-                say(f"batch {self.batches}: {unforeseen(error, WORKING)}")
+                self._failed(error)
             self._write_status()
-            return self._answer(batch, rows)
+            try:
+                return self._answer(batch, rows)
+            except Exception as error:  # noqa: BLE001 - cells that cannot even be written back
+                self._failed(error)
+                return self._answer(replace(batch, rows=[{}] * len(rows)), [None] * len(rows))
+
+    def _failed(self, error: Exception) -> None:
+        """Note that a batch could not be answered as it should be."""
+        self.status.add(Reason.FAILED)
+        say(f"batch {self.batches}: {unforeseen(error, WORKING)}")
 
     def close(self) -> None:
         """End the process that has the members, and close the report."""
         self.backend.close()
         self._report.close()
 
-    def _read(self, cells: Mapping[str, Any], number: int, batch: Batch) -> Asked | None:
-        return read_row(cells, number, batch, self.competition, self._roots)
+    def _read(self, cells: Mapping[str, Any], number: int, batch: Batch) -> RequestedSlide | None:
+        """Return the slide of a row; None, whatever is wrong with the row."""
+        try:
+            return read_row(cells, number, batch, self.competition, self._roots)
+        except Exception as error:  # noqa: BLE001 - the other rows are scored
+            self._failed(error)
+            return None
 
-    def _score(self, rows: Sequence[Asked | None], received: float) -> None:
+    def _score(self, rows: Sequence[RequestedSlide | None], received: float) -> None:
         """Score the slides of the rows, and keep the answers that there are by the deadline."""
         asked = {one.image_id: one for one in rows if one is not None}
         for number, one in enumerate(rows, start=1):
             if one is None:
-                self._fall_back(Asked(f"(batch {self.batches}, row {number})", "", "", {}, ()), BAD_ROW)
+                self._fall_back(RequestedSlide(f"(batch {self.batches}, row {number})", "", "", {}, ()), BAD_ROW)
         self._facts |= {image_id: one.facts for image_id, one in asked.items()}
         limit_s = self._first_s if self.batches == 1 else self._batch_s
         run_until = self.started + self.competition.limits.deadline_s
@@ -109,7 +126,7 @@ class Front:
             return Cause(self.backend.reason, "the members cannot be used")
         return NO_TIME if self.backend.was_asked else NOT_READY
 
-    def _request(self, one: Asked) -> dict[str, Any]:
+    def _request(self, one: RequestedSlide) -> dict[str, Any]:
         """Return the request to score a slide, with its row's earlier slides."""
         others = () if self.competition.by_image else self._lines.items()
         earlier = [
@@ -123,10 +140,11 @@ class Front:
             "row": one.row_id,
             "facts": dict(one.facts),
             "paths": list(one.paths),
+            "other_paths": list(one.other_paths),
             "earlier": earlier,
         }
 
-    def _fall_back(self, one: Asked, cause: Cause) -> None:
+    def _fall_back(self, one: RequestedSlide, cause: Cause) -> None:
         """Report a slide as fallback."""
         line = SlideReport(one.image_id, one.patient_id, "fallback", cause.sentence, 0, 0.0, 0.0, codes=[cause.code])
         self._add(line)
@@ -138,20 +156,27 @@ class Front:
         with suppress(OSError):
             self._report.add(line)
 
-    def _answer(self, batch: Batch, rows: Sequence[Asked | None]) -> Any:
-        """Return the answer to a batch, by what is known of its rows."""
-        places: Iterable[int] = range(len(rows))
+    def _answer(self, batch: Batch, rows: Sequence[RequestedSlide | None]) -> Any:
+        """Return the answer to a batch, by what is known of its rows.
+
+        Rows of one id are told by the batch's own cell, by which the gateway counts them; without it by their slides.
+        """
+        cells = batch.ids(self.competition.submission.id)
+        ids = [cell if text_of(cell) else one and one.row_id for cell, one in zip(cells, rows, strict=True)]
+        groups = [[place] for place in range(len(rows))]
         if self.competition.serving.rows is BatchRows.ID:
-            first = {one.row_id: place for place, one in reversed(list(enumerate(rows))) if one is not None}
-            places = sorted(first.values()) or list(places)[:1]
-        fallback = answer_cells(self.competition, None)
-        cells, ids = [], []
-        given = batch.ids(self.competition.submission.id)
-        for place in places:
-            one = rows[place]
-            cells.append(fallback if one is None else self._answers.get(one.row_id, fallback))
-            ids.append(given[place] if text_of(given[place]) else one and one.row_id)
-        return answer_for(batch, ids, cells, self.competition)
+            by_id: dict[str, list[int]] = {}
+            for place, one in enumerate(ids):
+                by_id.setdefault(text_of(one), []).append(place)
+            without_id = by_id.pop("", [])
+            groups = list(by_id.values()) or [without_id[:1]] * bool(without_id)
+        answers = [self._answer_of([rows[place] for place in group]) for group in groups]
+        return answer_for(batch, [ids[group[0]] for group in groups], answers, self.competition)
+
+    def _answer_of(self, rows: Sequence[RequestedSlide | None]) -> Sequence[str]:
+        """Return the cells of the answer to rows of one id: the first that is known, or the fallback."""
+        known = (self._answers[one.row_id] for one in rows if one is not None and one.row_id in self._answers)
+        return next(known, answer_cells(self.competition, None))
 
     def _write_status(self) -> None:
         """Write the state so far: nobody tells a server that the last batch was the last."""
