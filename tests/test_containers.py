@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from packaging.utils import canonicalize_name
 from clotkit.cli import main
 from clotkit.competitions import FOLDER, Competition, load_competition
 from clotkit.containers.build import BASE, Image, check_out, kit_files, write_container
-from clotkit.containers.case import as_case, fallback_of, jobs_of, read_answer
+from clotkit.containers.case import as_case, convert, fallback_of, jobs_of, read_answer
 from clotkit.containers.config import Api, ContainerConfig, read_config, write_config
 from clotkit.containers.entry import Places, run_job
 from clotkit.containers.jobs import Job, uuid_of, write_input
@@ -35,6 +36,7 @@ from clotkit.errors import ConfigError, UsageError
 from clotkit.reasons import Reason
 from clotkit.splits import read_slides
 from clotkit.supervise import State
+from clotkit.workers import Limits
 
 from .conftest import ROOT
 from .test_package import locked
@@ -215,6 +217,23 @@ def test_a_metaimage_is_scored(slides: list[Path], member: Path, tmp_path: Path)
         states.append(answer_of(places))
     assert [one[2]["state"] for one in states] == [State.DONE] * 2
     assert states[0][0] == pytest.approx(states[1][0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("left_s", "sound"), [(60.0, True), (-1.0, False)])
+def test_a_metaimage_beyond_a_slides_limits_costs_itself(left_s: float, sound: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.mha").write_bytes(meta_image(np.full((600, 700, 3), 9, np.uint8), True))
+    with (tmp_path / "b.mha").open("wb") as file:  # 512 rows take 2 GB, and are in the file
+        file.write(meta_image(BLACK[:0], DimSize="1400000 512"))
+        file.truncate(file.tell() + 1_400_000 * 512 * 3)
+    convert(tmp_path, Limits(60.0, 1_024, time.monotonic() + left_s), 1)
+    assert [(tmp_path / name).is_symlink() for name in ("a.tif", "b.tif")] == [not sound, True]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mha", ".tif"}
+
+
+def test_a_metaimage_that_fills_the_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mha").write_bytes(meta_image(BLACK[:0], DimSize="30000000 30000000"))
+    with pytest.raises(MetaImageError, match="allowed"):
+        mha_to_tiff(tmp_path / "a.mha", tmp_path / "a.tif")
 
 
 KILLED_ONCE = """

@@ -1,29 +1,35 @@
 """Score the images of one job as the slides of one patient, in a process of its own.
 
-The process is `python -m clotkit.containers.case CONFIG SPLIT WEIGHTS RUN_DIR DEADLINE_S [resume]`. It may die: the
-entry point starts it once more, and answers from what it left.
+The process is `python -m clotkit.containers.case CONFIG SPLIT WEIGHTS RUN_DIR DEADLINE [resume]`, the deadline by
+the system's monotonic clock. It may die: the entry point starts it once more, and answers from what it left.
 """
 
 import csv
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clotkit.competitions import Classes, Columns, Competition, Files, Form, Ids, Unit
 from clotkit.console import guarded
 from clotkit.containers.config import ContainerConfig
 from clotkit.containers.sockets import JobImage
-from clotkit.errors import SlideError, SplitError
+from clotkit.errors import SplitError
 from clotkit.splits import read_table
 from clotkit.submission.writing import read_probabilities
+
+if TYPE_CHECKING:
+    from clotkit.workers import Limits
 
 CASE, IMAGE, LABEL = "case", "image", "label"  # columns; the first is also the id of the only patient
 SPLIT_NAME = "test"
 SLIDES = ("{split}/{image_id}.tif", "{split}/{image_id}.tiff")
 BASE_MB = 4_096  # of a container's memory, for TensorFlow and the members
+LEAST_S = 0.1  # the deadline of a run that comes too late
 MOST_JOBS = 4  # slides at a time: more processes and threads than the platform allows would not start
 MOST_THREADS = 8  # of TensorFlow, whatever cores the machine has: they count as processes
 
@@ -87,24 +93,27 @@ def jobs_of(config: ContainerConfig, slide_mb: int) -> int:
     return max(1, min(cores, MOST_JOBS, (config.memory_mb - BASE_MB) // slide_mb))
 
 
-def main(config_path: str, split: str, weights: str, run_dir: str, deadline_s: str, *resume: str) -> int:
+def main(config_path: str, split: str, weights: str, run_dir: str, deadline: str, *resume: str) -> int:
     """Run the pipeline over the split of a job, and return 0."""
     from clotkit.competitions import load_competition
     from clotkit.containers.config import read_config
     from clotkit.scoring.pipeline import run
     from clotkit.scoring.settings import RunSettings
+    from clotkit.workers import Limits
 
     config = read_config(Path(config_path))
     competition = as_case(load_competition(config.competition))
-    convert(Path(split) / SPLIT_NAME)
-    limits = competition.limits
+    limits, jobs = competition.limits, jobs_of(config, competition.limits.slide_memory_mb)
+    now = time.monotonic()
+    half = now + (float(deadline) - now) / 2
+    convert(Path(split) / SPLIT_NAME, Limits(limits.slide_s, limits.slide_memory_mb, half), jobs)
     settings = RunSettings(
         split_dir=Path(split),
         weights_dir=Path(weights),
         run_dir=Path(run_dir),
-        deadline_s=float(deadline_s),
+        deadline_s=max(float(deadline) - time.monotonic(), LEAST_S),
         memory_mb=limits.slide_memory_mb,
-        jobs=jobs_of(config, limits.slide_memory_mb),
+        jobs=jobs,
         resume=bool(resume),
         without_missing=True,
     )
@@ -112,22 +121,22 @@ def main(config_path: str, split: str, weights: str, run_dir: str, deadline_s: s
     return 0
 
 
-def convert(folder: Path) -> None:
-    """Make a TIFF of each MetaImage; one that cannot be read gets its name, for the reader to refuse."""
-    from clotkit.containers.mha import mha_to_tiff
+def convert(folder: Path, limits: "Limits", jobs: int) -> None:
+    """Make a TIFF of each MetaImage, each in a process of its own under the limits of a slide.
 
-    for path in sorted(folder.glob("*.mha")):
-        target = path.with_suffix(".tif")
-        if target.is_symlink() or target.exists():
-            continue
-        made = target.with_suffix(".part")
-        try:
-            mha_to_tiff(path, made)
-            made.rename(target)
-        except (SlideError, OSError, ValueError) as error:
-            print(f"{path.name}: {error}", flush=True)
-            made.unlink(missing_ok=True)
-            target.symlink_to(path.resolve())
+    One that cannot be read within them gets its TIFF's name, for the reader to refuse.
+    """
+    from clotkit.containers.mha import PART, convert_task
+    from clotkit.workers import Ended, Task, stream
+
+    tasks = [Task(path.stem, path, ()) for path in sorted(folder.glob("*.mha"))]
+    waiting = [task for task in tasks if not os.path.lexists(task.path.with_suffix(".tif"))]
+    for end in stream(waiting, limits, jobs, convert_task):
+        if isinstance(end, Ended) and end.code is not None:
+            path = end.task.path
+            print(f"{path.name}: {end.code}: {end.reason}", flush=True)
+            path.with_suffix(PART).unlink(missing_ok=True)
+            path.with_suffix(".tif").symlink_to(path.resolve())
 
 
 def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -127,7 +127,13 @@ def _run(places: Places, config: ContainerConfig, split: Path, run_dir: Path, st
     command = [sys.executable, "-u", "-m", "clotkit.containers.case", *map(str, words)]
     for again in ([], ["resume"]):
         left_s = max(deadline - time.monotonic(), 0.1)
-        ended = run_until([*command, f"{left_s:.1f}", *again], left_s, "the pipeline", reserve_s / 4, split.parent)
+        ended = run_until(
+            [*command, f"{deadline:.1f}", *again],
+            left_s,
+            "the pipeline",
+            reserve_s / 4,
+            split.parent,
+        )
         if ended in ENDED_WELL:
             return True
         say(f"the pipeline ended with {name_of(ended)}; what it has published counts")

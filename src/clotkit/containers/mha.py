@@ -1,5 +1,6 @@
 """Write a MetaImage (.mha) as a tiled TIFF, which the slide reader takes, strip by strip."""
 
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from typing import BinaryIO
 import numpy as np
 
 from clotkit.errors import SlideUnreadable
+from clotkit.units import MB
+from clotkit.workers import Piece, Task
 
 TILE_PX = 512
 HEADER_BYTES = 65_536
 CHUNK_BYTES = 1 << 20
+MOST_OF_DISK = 0.5  # of what is free: one picture does not cost the others their place
+PART = ".part"  # suffix of a TIFF that is not whole
 
 
 class MetaImageError(SlideUnreadable):
@@ -31,12 +36,23 @@ class Header:
     data_at: int  # byte
 
 
+def convert_task(task: Task) -> Iterator[tuple[int, Piece]]:
+    """Write a TIFF beside a task's MetaImage, in a slide's process. Raises MetaImageError."""
+    part = task.path.with_suffix(PART)
+    mha_to_tiff(task.path, part)
+    part.rename(task.path.with_suffix(".tif"))
+    yield from ()
+
+
 def mha_to_tiff(source: Path, target: Path) -> None:
     """Write a MetaImage as a TIFF. Raises MetaImageError if it is damaged or of another kind."""
     import tifffile
 
     with source.open("rb") as file:
         header = read_header(file, source)
+        size_mb, free_mb = header.width_px * header.height_px * 3 / MB, shutil.disk_usage(target.parent).free / MB
+        if size_mb > MOST_OF_DISK * free_mb:
+            raise MetaImageError(f"{source}: {size_mb:.0f} MB as a TIFF; {MOST_OF_DISK * free_mb:.0f} MB are allowed")
         resolution = None if header.spacing_mm is None else tuple(10 / one for one in header.spacing_mm)
         tifffile.imwrite(
             target,
@@ -92,17 +108,17 @@ def _tiles(file: BinaryIO, header: Header, where: Path) -> Iterator[np.ndarray]:
 def _strips(file: BinaryIO, header: Header, where: Path) -> Iterator[np.ndarray]:
     """Yield the rows of the picture, TILE_PX at a time. Raises MetaImageError if they end early."""
     data = _data(file, header.compressed, where)
-    pending = bytearray()
-    row_bytes = header.width_px * header.channels
+    row_bytes, rest = header.width_px * header.channels, b""
     for top in range(0, header.height_px, TILE_PX):
         rows = min(TILE_PX, header.height_px - top)
-        while len(pending) < rows * row_bytes:
-            chunk = next(data, None)
+        strip, filled = np.empty(rows * row_bytes, np.uint8), 0
+        while filled < strip.size:
+            chunk = rest or next(data, None)
             if chunk is None:
                 raise MetaImageError(f"{where}: the pixels end at row {top} of {header.height_px}")
-            pending += chunk
-        strip = np.frombuffer(bytes(pending[: rows * row_bytes]), np.uint8)
-        del pending[: rows * row_bytes]
+            part, rest = chunk[: strip.size - filled], chunk[strip.size - filled :]
+            strip[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
         yield strip.reshape(rows, header.width_px, header.channels)
 
 
