@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from clotkit.serving.fallback import write_fallback
 from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
 from clotkit.serving.front import Front
 from clotkit.serving.locating import locate
+from clotkit.serving.requests import read_request
 from clotkit.serving.rows import read_row
 from clotkit.splits import read_slides
 from clotkit.supervise import State, Status, read_status
@@ -54,6 +55,9 @@ how = how[min(len(open(starts).read()), len(how)) - 1]
 if how == "unready":
     sys.exit(3)
 if how == "loading":
+    time.sleep(3600)
+if how == "deaf":
+    print(json.dumps({"ready": 0.1, "members": ["fake"]}), flush=True)
     time.sleep(3600)
 print(json.dumps({"ready": 0.1, "members": ["fake"]}), flush=True)
 for line in sys.stdin:
@@ -555,6 +559,21 @@ def test_whatever_members_do_a_batch_is_answered_in_time(
     assert answer.iloc[0].to_list() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("how", "scored"), [("deaf", 0), ("done", 1)])
+def test_a_request_of_any_length_has_the_batchs_deadline(how: str, scored: int, tmp_path: Path) -> None:
+    """A pipe holds 64 KiB: a process that does not read them must not stop the server."""
+    one = {"patient": "p", "row": "p", "facts": {"x": "y" * 2000}, "paths": []}
+    slides = [one | {"image": f"p_{number}"} for number in range(400)]
+    backend = Backend(lambda: fake(tmp_path / "starts", how), tmp_path)
+    try:
+        assert backend.is_ready(time.monotonic() + LONG_S)
+        until = time.monotonic() + (LONG_S if scored else SHORT_S)
+        assert len(list(backend.score(slides, until))) == scored * len(slides)
+        assert backend.starts == 2 - scored
+    finally:
+        backend.close()
+
+
 def test_without_members_every_answer_is_the_fallback_at_once(
     test_split: Path, folder: Path, strip_ai: Competition
 ) -> None:
@@ -623,6 +642,28 @@ def test_members_that_send_nonsense_cost_no_answer(
 # --- The verb, and the fallback of a commit
 
 
+KEYS = ["left_s", "slides", "image", "patient", "row", "facts", "paths", "other_paths", "earlier", "p"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=9),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_any_line_is_a_request_or_refused(value: Any) -> None:
+    slide = {"image": "a", "patient": "p", "row": "p", "facts": {}, "paths": []}
+    for whole in (value, {"left_s": 1, "slides": [value]}, {"left_s": 1, "slides": [slide | {"earlier": value}]}):
+        with suppress(ValueError):
+            assert float(read_request(json.dumps(whole).encode())["left_s"]) < math.inf
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"[" * 10**6, b"\xff\n", b"null\n", b'{"left_s": NaN, "slides": []}\n'])
+def test_a_line_that_is_no_request_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - that alone is promised
+        read_request(line)
+
+
 def test_the_verb_answers_requests_of_its_input(test_split: Path, member: Path) -> None:
     import subprocess
 
@@ -631,11 +672,11 @@ def test_the_verb_answers_requests_of_its_input(test_split: Path, member: Path) 
         {"image": slide.image_id, "patient": slide.patient_id, "row": slide.patient_id, "facts": {},
          "paths": ["/nowhere/x.tif", str(slide.path)]}
     ]}  # fmt: skip
-    ended = subprocess.run(
-        members(member), input=json.dumps(request) + "\n", capture_output=True, text=True, check=True, timeout=LONG_S
-    )
-    ready, scored, end = map(json.loads, ended.stdout.splitlines())
+    lines = b"not json\n\xff\n" + json.dumps(request).encode() + b"\n{}\n"
+    ended = subprocess.run(members(member), input=lines, capture_output=True, check=True, timeout=LONG_S)
+    ready, first, second, scored, end, last = map(json.loads, ended.stdout.splitlines())
     assert ready["members"] == ["tiny"]
+    assert [one["error"]["code"] for one in (first, second, last)] == [Reason.BAD_REQUEST] * 3
     assert (scored["line"]["state"], list(scored["answers"])) == ("done", [slide.patient_id])
     assert end == {"end": True}
 

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     # The server of a competition with a gateway.
     BAD_ROW = "bad_row"  # a row of a batch has no image id that can be used
     AMBIGUOUS = "ambiguous"  # several files may be the slide of a row, and `serving.path` does not say which
+    BAD_REQUEST = "bad_request"  # a line that `clotkit serve` got is no request
     NOT_READY = "not_ready"  # the members were not loaded by the deadline of a batch
     # The application.
     ABOVE_LIMIT = "above_limit"  # an upload is larger than the application accepts

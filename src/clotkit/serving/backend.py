@@ -5,7 +5,9 @@ end a batch in time, and started again if it dies. Standard library only.
 """
 
 import json
+import os
 import queue
+import select
 import subprocess
 import threading
 import time
@@ -24,7 +26,7 @@ MOST_TRIES = 2  # of a slide, if the process dies while it is read
 EXIT_S = 1.0  # the longest wait for the end of a process that has closed its output
 CLOSING_S, CLOSING_SHARE = 1.0, 0.05  # kept of the time for a batch, for its last message
 Message = dict[str, Any]
-READY, LINE, ANSWERS, END = "ready", "line", "answers", "end"  # keys of messages
+READY, LINE, ANSWERS, END, ERROR = "ready", "line", "answers", "end", "error"  # keys of messages
 
 
 class Backend:
@@ -51,9 +53,11 @@ class Backend:
         left = {slide["image"]: slide for slide in slides}
         self.was_asked = False
         for _ in range(MOST_TRIES):
-            if not left or not self.is_ready(until) or not self._send(list(left.values()), until):
+            if not left or not self.is_ready(until):
                 return
             try:
+                if not self._send(list(left.values()), until):
+                    return
                 while (message := self._next(until)) is not None and END not in message:
                     left.pop(message[LINE][IMAGE_ID], None)
                     yield message
@@ -112,6 +116,8 @@ class Backend:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=self._folder
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # a pipe holds 64 KiB, and the process may not read
         reader = threading.Thread(target=self._read, args=(self._process, self.starts), name="replies", daemon=True)
         reader.start()
 
@@ -124,15 +130,19 @@ class Backend:
         self._messages.put((start, None))
 
     def _send(self, slides: list[Message], until: float) -> bool:
-        """Ask for slides; return whether there was time for them. A process that has died is noticed later."""
+        """Ask for slides; return whether there was time for them.
+
+        A process that has died, or that has not read the whole request by `until`, is noticed later.
+        """
         left_s = until - time.monotonic()
         left_s -= min(CLOSING_S, CLOSING_SHARE * left_s)
         if left_s <= 0 or self._process is None or self._process.stdin is None:
             return False
         self.was_asked = True
         with suppress(OSError):
-            self._process.stdin.write(json.dumps({"left_s": left_s, "slides": slides}).encode() + b"\n")
-            self._process.stdin.flush()
+            write_until(
+                self._process.stdin.fileno(), json.dumps({"left_s": left_s, "slides": slides}).encode() + b"\n", until
+            )
         return True
 
     def _next(self, until: float) -> Message | None:
@@ -163,3 +173,16 @@ class Backend:
         else:
             self.reason = Reason.FAILED
             say(f"it did so {self._unready} times before they were loaded: every answer is the fallback")
+
+
+def write_until(pipe: int, content: bytes, until: float) -> None:
+    """Write to a pipe that does not block, as far as it is read by `until`.
+
+    Raises OSError if nobody can read it any more.
+    """
+    left, poll = memoryview(content), select.poll()
+    poll.register(pipe, select.POLLOUT)
+    while left and (left_s := until - time.monotonic()) > 0:
+        if poll.poll(left_s * 1000):
+            with suppress(BlockingIOError):
+                left = left[os.write(pipe, left) :]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.competitions import Competition
+from clotkit.errors import one_line
 from clotkit.looking import ANSWER_S
 from clotkit.members.folder import check_trained_for
 from clotkit.members.loading import Member
@@ -24,8 +25,9 @@ from clotkit.scoring.local import score_locally
 from clotkit.scoring.scorer import ScoredSlide, Scorer, ScoringJob, not_scored
 from clotkit.scoring.settings import RunSettings
 from clotkit.scoring.state import SubmissionState
-from clotkit.serving.backend import ANSWERS, END, LINE, READY
-from clotkit.serving.locating import Request, locate, slide_row
+from clotkit.serving.backend import ANSWERS, END, ERROR, LINE, READY
+from clotkit.serving.locating import locate, slide_row
+from clotkit.serving.requests import Request, read_request
 from clotkit.splits import Sample, SlideRow
 from clotkit.submission.answers import answer_cells
 from clotkit.workers import Work, score_task
@@ -117,12 +119,23 @@ def load_scorer(settings: RunSettings, competition: Competition, log: Log) -> Ba
     return BatchScorer(competition, settings, inputs, members, log)
 
 
-def serve(scorer: BatchScorer, requests: Iterable[Request], reply: Callable[[Reply], None], seconds: float) -> int:
-    """Say that the members are loaded, after `seconds`; answer every request, and return their number."""
+def serve(
+    scorer: BatchScorer, requests: Iterable[bytes], reply: Callable[[Reply], None], seconds: float
+) -> tuple[int, int]:
+    """Say that the members are loaded, after `seconds`, and answer every request, a line of JSON each.
+
+    Returns the number of requests that were answered, and of the lines that are none: they have an error as reply.
+    """
     reply({READY: round(seconds, 1), "members": [member.name for member in scorer.members]})
-    answered = 0
-    for request in requests:
+    answered = refused = 0
+    for line in requests:
+        try:
+            request = read_request(line)
+        except ValueError as error:
+            reply({ERROR: {"code": Reason.BAD_REQUEST, "message": one_line(error)}, END: True})
+            refused += 1
+            continue
         for one in scorer.replies(request):
             reply(one)
         answered += 1
-    return answered
+    return answered, refused

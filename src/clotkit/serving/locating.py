@@ -1,17 +1,16 @@
 """Find the files of a batch's slides among the paths that they may have; never guess between several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clotkit.looking import look_at
 from clotkit.progress import Log
+from clotkit.serving.requests import Request
 from clotkit.splits import SlideRow
 from clotkit.splits.identity import SLIDE_SUFFIXES
 from clotkit.supervise import ROOT, walk
 
 SHARED = ROOT / "shared"  # where a gateway mounts the slides of a batch
-Request = Mapping[str, Any]
 Found = tuple[Path, Sequence[int]]  # a file, and its size and time of change
 
 

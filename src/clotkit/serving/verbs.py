@@ -31,7 +31,7 @@ def _serve(arguments: argparse.Namespace) -> Result:
     started = time.monotonic()
     replies = os.dup(1)
     os.dup2(2, 1)  # the replies are all that the output has, whatever libraries print
-    requests = _Requests()
+    requests = _Lines()
     from clotkit import forking
     from clotkit.competitions import load_competition
     from clotkit.scoring.settings import RunSettings
@@ -52,29 +52,32 @@ def _serve(arguments: argparse.Namespace) -> Result:
     forking.prepare()  # while this process imports TensorFlow
     scorer = load_scorer(settings, competition, lambda text: print(text, file=sys.stderr, flush=True))
 
-    answered = 0
+    answered = refused = 0
     with os.fdopen(replies, "wb") as output, suppress(BrokenPipeError):  # whoever asked may have gone
 
         def reply(message: dict[str, Any]) -> None:
             output.write(json.dumps(message).encode() + b"\n")
             output.flush()
 
-        answered = serve(scorer, requests, arguments.emit if arguments.json else reply, time.monotonic() - started)
-    return Result(DONE, {"weights": str(arguments.weights), "requests": answered})
+        emit = arguments.emit if arguments.json else reply
+        answered, refused = serve(scorer, requests, emit, time.monotonic() - started)
+    return Result(DONE, {"weights": str(arguments.weights), "requests": answered, "refused": refused})
 
 
-class _Requests:
-    """The requests of the input, which a thread reads while members are loaded."""
+class _Lines:
+    """The lines of the input, which a thread reads while members are loaded."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="requests", daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin.buffer:
-            self._waiting.put(json.loads(line))
-        self._waiting.put(None)
+        try:
+            for line in sys.stdin.buffer:
+                self._waiting.put(line)
+        finally:  # whoever waits must not wait for a thread that has ended
+            self._waiting.put(None)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while (request := self._waiting.get()) is not None:
-            yield request
+    def __iter__(self) -> Iterator[bytes]:
+        while (line := self._waiting.get()) is not None:
+            yield line
