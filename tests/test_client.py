@@ -26,7 +26,7 @@ from clotkit.errors import RemoteError, RemoteMissing, RemoteUnclear, SplitError
 from clotkit.kaggle import client as module
 from clotkit.kaggle import failures
 from clotkit.kaggle.client import DryRun, Kaggle
-from clotkit.kaggle.login.credentials import NO_CREDENTIALS, Credentials, find_credentials
+from clotkit.kaggle.login.credentials import NO_CREDENTIALS, Credentials, candidates
 from clotkit.kaggle.public import download, fetch_public_split
 from clotkit.kaggle.uploads import ROUNDS, STARTS, upload
 from clotkit.reasons import RemoteKind
@@ -428,23 +428,23 @@ def test_credentials_are_found_in_kaggles_order(home: Path, monkeypatch: pytest.
     for folder, name in (("xdg/kaggle", "alice"), (".kaggle", "bob"), ("config", "carol")):
         (home / folder).mkdir(parents=True)
         (home / folder / "kaggle.json").write_text(saved[name])
-    assert find_credentials() == Credentials("key-carol", "carol")
+    assert next(candidates()) == Credentials("key-carol", "carol")
     monkeypatch.delenv("KAGGLE_CONFIG_DIR")
-    assert find_credentials() == Credentials("key-bob", "bob")
+    assert next(candidates()) == Credentials("key-bob", "bob")
     (home / ".kaggle" / "kaggle.json").unlink()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
-    assert find_credentials() == Credentials("key-alice", "alice")
+    assert next(candidates()) == Credentials("key-alice", "alice")
     monkeypatch.setenv("KAGGLE_USERNAME", "dave")
     monkeypatch.setenv("KAGGLE_KEY", "key-dave")
-    assert find_credentials() == Credentials("key-dave", "dave")
+    assert next(candidates()) == Credentials("key-dave", "dave")
     (home / ".kaggle" / "access_token").write_text("from-home\n")
-    assert find_credentials() == Credentials("from-home")
+    assert next(candidates()) == Credentials("from-home")
     (home / "elsewhere").write_text("from-file\n")
     monkeypatch.setenv("KAGGLE_API_TOKEN", str(home / "elsewhere"))
-    assert find_credentials() == Credentials("from-file")
+    assert next(candidates()) == Credentials("from-file")
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-    assert find_credentials() == Credentials(TOKEN)
-    assert TOKEN not in repr(find_credentials())
+    assert next(candidates()) == Credentials(TOKEN)
+    assert TOKEN not in repr(next(candidates()))
 
 
 def test_a_legacy_key_is_sent_as_such_whatever_the_environment_has(
@@ -506,14 +506,14 @@ def test_unusable_credentials_are_one_line_without_the_secret(home: Path, file: 
     (home / file).parent.mkdir()
     (home / file).write_bytes(content)
     with remote_error(RemoteKind.CREDENTIALS):
-        find_credentials()
+        next(candidates())
 
 
 def test_a_token_too_long_for_a_path_is_one_line_without_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN * 50)
     message = ""
     try:
-        find_credentials()
+        next(candidates())
     except RemoteError as error:  # depends on the Python: the library may or may not ask for such a path
         message = str(error)
     assert TOKEN not in message

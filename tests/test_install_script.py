@@ -128,3 +128,14 @@ def test_packages_of_this_user_are_found_too(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("site.getusersitepackages", lambda: str(own))
     assert install_wheels([], tmp_path / "wheels") is Wheels.INSTALLED
     assert (tmp_path / "wheels").resolve() == own
+
+
+@pytest.mark.usefixtures("bare")
+def test_packages_of_this_user_that_do_not_suffice_hide_none_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own" / "numpy").mkdir(parents=True)
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path / "own"))
+    assert install_wheels([], tmp_path / "wheels") is Wheels.ABSENT
+    assert not (tmp_path / "wheels").is_symlink()
+    assert list((tmp_path / "own").iterdir()) == [tmp_path / "own" / "numpy"]

@@ -23,6 +23,7 @@ from clotkit.kaggle.kernels import Kernel, push_kernel, read_kernel, read_record
 from clotkit.kaggle.login.credentials import Credentials
 from clotkit.kaggle.metadata import (
     GPU_SHAPES,
+    RESERVED,
     RETIRED,
     SAVED,
     SHAPES,
@@ -327,6 +328,12 @@ def test_metadata_with_a_trap_is_refused(
     assert name in one_line(caught)
 
 
+@pytest.mark.parametrize("shape", [*RETIRED, *RESERVED, "nvidiateslap100", "T4", 3])
+def test_a_machine_shape_that_cannot_be_had_is_one_problem(shape: Any) -> None:
+    assert list(metadata_problems(SOUND)) == []
+    assert len(list(metadata_problems(SOUND | GPU | {"machine_shape": shape}))) == 1
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, "none"])
 def test_each_machine_shape_goes_with_the_push(
     shape: str, server: KaggleServer, client: Kaggle, kernel: Kernel, record: Path, lines: list[str]
@@ -357,9 +364,8 @@ def test_tpu_hours_that_are_used_up_stop_a_push(
 
 def test_hours_that_are_reserved_are_not_left() -> None:
     quota = {"gpuQuota": {"timeUsed": "3600s", "timeReserved": "1800.5s", "totalTimeAllowed": "7200s"}}
-    left_h, allowed_h = Accelerator.GPU.left_h(quota)
-    assert (round(left_h, 2), allowed_h) == (0.5, 2.0)
-    assert Accelerator.TPU.left_h(quota) == (0.0, 0.0)
+    assert Accelerator.GPU.week(quota) == pytest.approx((0.5, 2.0), abs=0.01)
+    assert Accelerator.TPU.week(quota) is None
 
 
 @pytest.mark.parametrize("name", ["infer", "imagenet", "tile", "train"])

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import string
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from kagglesdk import KaggleCredentials
 from clotkit.cli import main
 from clotkit.errors import RemoteError
 from clotkit.kaggle.client import ENDPOINT, Kaggle, sign_in
-from clotkit.kaggle.login.credentials import CredentialKind, Credentials, candidates, find_credentials
+from clotkit.kaggle.login.credentials import CredentialKind, Credentials, candidates
 from clotkit.kaggle.login.oauth import Login, parse_login
 from clotkit.reasons import RemoteKind
 
@@ -25,6 +27,7 @@ from .kaggle_server import Fault, KaggleServer
 
 REFRESH, OLD = "a-login", "KGAT_of-yesterday"
 KEY = json.dumps({"username": "alice", "key": "0123456789abcdef0123456789abcdef"})
+DEEP = '{"a":' * 100_000  # json gives up
 TOKEN_AS_KEY = json.dumps({"username": "alice", "key": TOKEN})
 
 
@@ -108,7 +111,7 @@ def test_each_form_is_named_by_doctor_and_pushes(
     (checkout / "folder").mkdir()
     (checkout / "folder" / "a.h5").write_bytes(b"weights")
     monkeypatch.chdir(checkout)
-    assert find_credentials().kind is kind
+    assert next(candidates()).kind is kind
 
     assert main(["kaggle", "doctor"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("credentials:"))
@@ -203,6 +206,28 @@ def test_a_login_whose_token_kaggle_ends_early_is_renewed_in_the_middle(
         client.quota()
 
 
+@pytest.mark.parametrize("hours", [-3, 6])
+def test_a_login_without_a_user_name_is_renewed_before_it_is_called_expired(
+    hours: float, account: Callable[..., None], server: KaggleServer, home: Path
+) -> None:
+    account({".kaggle/credentials.json": a_login(hours, username="")})
+    server.expired_tokens = {OLD}
+    assert sign_in(lambda _: None).username == "alice"
+    assert (saved(home)["username"], saved(home)["access_token"]) == ("alice", server.granted[0])
+    assert sign_in(lambda _: None).username == "alice"
+    assert len(server.granted) == 1
+
+
+def test_a_login_without_a_user_name_whose_new_token_is_not_active_is_renewed_once(
+    account: Callable[..., None], server: KaggleServer
+) -> None:
+    account({".kaggle/credentials.json": a_login(username="")})
+    server.username, server.expired_tokens = "", {OLD, "KGAT_login0_of_"}
+    with remote_error(RemoteKind.INACTIVE, "credentials.json"):
+        _ = sign_in(lambda _: None).username
+    assert len(server.granted) == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_login_that_was_revoked_is_one_line_and_its_file_stays(
     status: int, account: Callable[..., None], server: KaggleServer, home: Path
@@ -256,7 +281,12 @@ def test_a_token_is_renewed_before_it_expires(text: str, fresh: bool, tmp_path: 
     assert parse_login(tmp_path, text).fresh is fresh
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"refresh_token": ""}', a_login(refresh_token="\u201d")])
+NO_LOGINS = [
+    "", "{", "[]", "3", "{}", DEEP, '{"refresh_token": ""}', '{"refresh_token": ["a"]}', a_login(refresh_token="\u201d")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_LOGINS)
 def test_a_file_without_a_login_is_one_line(text: str, tmp_path: Path) -> None:
     with remote_error(RemoteKind.CREDENTIALS, str(tmp_path), "kaggle auth login"):
         parse_login(tmp_path, text)
@@ -270,7 +300,8 @@ def test_a_file_without_a_login_is_one_line(text: str, tmp_path: Path) -> None:
 )
 def test_any_object_is_a_login_or_one_line(entries: dict[str, Any]) -> None:
     path, text = Path("credentials.json"), json.dumps(entries)
-    if str(entries.get("refresh_token") or "").strip().isascii() and str(entries.get("refresh_token") or "").strip():
+    token = entries.get("refresh_token")
+    if isinstance(token, str) and token.isascii() and token.strip():
         assert parse_login(path, text).fresh in (True, False)
     else:
         with remote_error(RemoteKind.CREDENTIALS, "credentials.json"):
@@ -281,6 +312,94 @@ def test_secrets_are_in_no_representation(tmp_path: Path) -> None:
     login = Login(tmp_path, REFRESH, OLD)
     shown = repr(Credentials(TOKEN, login=login)) + repr(login)
     assert not [secret for secret in (TOKEN, REFRESH, OLD) if secret in shown]
+
+
+BROKEN = ["", "{", TOKEN, f'"{TOKEN}"', "[1]", '{"username": ["a"], "key": 5}', '{"username": "a", "key": 5}', DEEP]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_kaggle_json_hides_no_other_credentials(
+    text: str, account: Callable[..., None], home: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account({".kaggle/kaggle.json": text})
+    with remote_error(RemoteKind.CREDENTIALS, str(home / ".kaggle" / "kaggle.json")):
+        sign_in(lines.append)
+    assert lines == []
+    account({".kaggle/credentials.json": a_login()})
+    assert sign_in(lines.append).credentials.kind is CredentialKind.LOGIN
+    assert [line.partition(":")[0] for line in lines] == [str(home / ".kaggle" / "kaggle.json")]
+    account({}, {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "k"})
+    assert sign_in(lines.append).credentials == Credentials("k", "alice")
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    account({}, {"KAGGLE_KEY": TOKEN})
+    assert sign_in(lines.append).credentials == Credentials(TOKEN)
+    assert len(lines) == 1
+
+
+@given(st.one_of(st.integers(), st.booleans(), st.lists(st.text()), st.just("alice")), st.text(string.ascii_letters))
+def test_only_strings_are_sent_as_a_legacy_key(username: Any, key: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("KAGGLE_CONFIG_DIR", folder)
+        patch.setenv("HOME", folder)
+        (Path(folder) / "kaggle.json").write_text(json.dumps({"username": username, "key": key}))
+        if key and username == "alice":
+            assert next(candidates()) == Credentials(key, "alice")
+        else:
+            with remote_error(RemoteKind.CREDENTIALS):
+                next(candidates())
+
+
+@pytest.mark.parametrize("name", [".kaggle/access_token", "KAGGLE_API_TOKEN"])
+def test_a_token_that_cannot_be_used_is_passed_over(
+    name: str, account: Callable[..., None], home: Path, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {".kaggle/kaggle.json": KEY} | ({name: "two words"} if "/" in name else {})
+    account(files, {} if "/" in name else {name: "~/no/such/file"})
+    assert sign_in(lines.append).credentials.kind is CredentialKind.KEY
+    assert [name in line for line in lines] == [True]
+    assert main(["kaggle", "doctor", "--json"]) == 0
+    unused = json.loads(capsys.readouterr().out)["credentials"]["not_used"]
+    assert [entry["error"]["code"] for entry in unused] == ["credentials"]
+
+
+@pytest.mark.parametrize("files", [{".kaggle/kaggle.json": KEY}, {".kaggle/credentials.json": a_login()}])
+def test_the_doctor_ends_with_2_if_kaggle_does_not_accept_the_credentials(
+    files: dict[str, str], account: Callable[..., None], server: KaggleServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account(files)
+    for method in ("GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"):
+        server.faults.add(Fault(method, "status", None, status=401))
+    assert main(["kaggle", "doctor", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "credentials"
+    assert next(iter(files)) in error["message"]
+    assert main(["kaggle", "doctor"]) == 2
+    assert sum("401" in line for text in capsys.readouterr() for line in text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("method", ["GetCompetition", "GetSubmissionLimits", "GetAcceleratorQuotaStatistics"])
+def test_the_doctor_ends_with_3_if_a_check_has_an_error(
+    method: str, account: Callable[..., None], server: KaggleServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account({".kaggle/kaggle.json": KEY})
+    server.faults.add(Fault(method, "status", None, status=403))
+    assert main(["kaggle", "doctor", "--json"]) == 3
+    facts = json.loads(capsys.readouterr().out)
+    assert ["error" in facts[name] for name in ("competition", "submissions", "quota")].count(True) == 1
+
+
+def test_the_doctor_ends_with_3_before_the_rules_are_accepted(
+    account: Callable[..., None], server: KaggleServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account({".kaggle/kaggle.json": KEY})
+    server.competition.entered = False
+    server.tpu_allowed_s = 0
+    assert main(["kaggle", "doctor", "--json"]) == 3
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["competition"]["entered"] is False
+    assert (facts["quota"]["tpu"], facts["quota"]["gpu"]["left_h"]) == (None, 29.0)
 
 
 def test_no_credentials_at_all_is_one_line(account: Callable[..., None]) -> None:

@@ -192,6 +192,8 @@ def _installed(target: Path) -> Wheels:
     if not worked and own.is_dir():
         target.symlink_to(own)
         worked, last = _ended_well([*PROBING, str(target)])
+        if not worked:
+            target.unlink()  # its packages would come before those of the image
     if worked:
         say(f"no wheels dataset; installed before the run: {last}")
         return Wheels.INSTALLED

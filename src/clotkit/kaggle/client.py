@@ -159,21 +159,37 @@ class Kaggle:
 
     @functools.cached_property
     def username(self) -> str:
-        """The user whom the credentials belong to; for a token, Kaggle is asked."""
-        known = self.credentials.username or (self._login.username if self._login else "")
-        if known:
-            return known
+        """The user whom the credentials belong to; for a token, Kaggle is asked.
+
+        The access token of a login is renewed first if it is about to expire, or once if Kaggle has ended it early.
+        """
+        if self._known_user:
+            return self._known_user
+        renewed = self._login is None or (not self._login.fresh and self._renew(self._login))
+        username = self._known_user or self._token_user()
+        if not username and self._login and not renewed:
+            self._renew(self._login)
+            username = self._known_user or self._token_user()
+        if not username:
+            where = self.credentials.source or "the access token"
+            raise RemoteError(f"{where}: expired or revoked, Kaggle does not know it: {NEW_TOKEN}", RemoteKind.INACTIVE)
+        return username
+
+    @property
+    def _known_user(self) -> str:
+        """The user name that the credentials hold, empty if they hold none."""
+        return self.credentials.username or (self._login.username if self._login else "")
+
+    def _token_user(self) -> str:
+        """Ask Kaggle for the user of the access token; empty for one that is not active."""
         # Kaggle answers 400, 403 or 404 for a token that it does not know, or that it is not active.
         try:
             answer = self._call(Subject("the token"), "security", "IntrospectToken", _as_is, token=self._token)
         except RemoteError as error:
             if error.kind not in NOT_ACCEPTED:
                 raise
-            answer = {}
-        if not (answer.get("active") and answer.get("username")):
-            where = self.credentials.source or "the access token"
-            raise RemoteError(f"{where}: expired or revoked, Kaggle does not know it: {NEW_TOKEN}", RemoteKind.INACTIVE)
-        return str(answer["username"])
+            return ""
+        return str(answer.get("username") or "") if answer.get("active") else ""
 
     @property
     def secrets(self) -> list[str]:

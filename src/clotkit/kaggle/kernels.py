@@ -29,6 +29,7 @@ from clotkit.kaggle.listing import WAITS_S, differing_files, listing_problem
 from clotkit.kaggle.metadata import (
     AS_DATASETS,
     INVALID,
+    NO_QUOTA,
     SOURCES,
     Accelerator,
     Inputs,
@@ -504,11 +505,11 @@ def _same_data(client: Kaggle, remote: Answer, known: PushedKernel | None, datas
 def _check_quota(client: Kaggle, kind: Accelerator, log: Log) -> None:
     """Log the accelerator's hours that are left this week. Raises RemoteError for none."""
     quota = client.quota()
-    left_h, allowed_h = kind.left_h(quota)
-    log(f"{kind.name} quota: {left_h:.1f} of {allowed_h:.0f} hours left this week")
-    if allowed_h and not left_h:
+    week = kind.week(quota)
+    log(f"{kind.name} quota: {week or NO_QUOTA}")
+    if week and not week.left_h:
         raise RemoteError(
-            f"{kind.name} quota: all of {allowed_h:.0f} hours are used; it is renewed at "
+            f"{kind.name} quota: all of {week.allowed_h:.0f} hours are used; it is renewed at "
             f"{quota.get('quotaRefreshTime')}",
             RemoteKind.NO_QUOTA,
         )

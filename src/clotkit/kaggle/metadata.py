@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from clotkit.bundle.checkout import in_checkout
 from clotkit.bundle.notebook import KernelType
@@ -27,6 +27,7 @@ SHAPES = (*GPU_SHAPES, *TPU_SHAPES)
 RETIRED = ("NvidiaTeslaP100", "TpuV38", "Tpu1VmV38", "TpuV232", "TpuV2256")
 RESERVED = ("NvidiaTeslaT4Highmem",)  # in the lists of older clients; for Kaggle's own staff
 NO_ACCELERATOR = "none"
+NO_QUOTA = "Kaggle names no quota"
 TITLE_LENGTHS = (5, 50)
 MODELS_META = Path("models_meta")
 SOURCES = {  # key of kernel-metadata.json: field of a push
@@ -97,20 +98,30 @@ def weights_model(competition: Competition) -> str:
     return read_model_stage(folder, {}, competition).source
 
 
+class Week(NamedTuple):
+    """Hours of an accelerator in this week."""
+
+    left_h: float
+    allowed_h: float
+
+    def __str__(self) -> str:
+        return f"{self.left_h:.1f} of {self.allowed_h:.0f} hours left this week"
+
+
 class Accelerator(StrEnum):
     """Kind of accelerator; the values are those of Kaggle's quota."""
 
     GPU = "gpu"
     TPU = "tpu"
 
-    def left_h(self, quota: Mapping[str, Any]) -> tuple[float, float]:
-        """Return the hours that are left this week, and those that are allowed, by Kaggle's answer."""
+    def week(self, quota: Mapping[str, Any]) -> Week | None:
+        """Return this week's hours by Kaggle's answer; None if it allows none or does not name them."""
         hours = quota.get(f"{self}Quota") or {}
         used, reserved, allowed = (
             float(str(hours.get(key) or "0s").rstrip("s")) / 3600
             for key in ("timeUsed", "timeReserved", "totalTimeAllowed")
         )
-        return max(allowed - used - reserved, 0.0), allowed
+        return Week(max(allowed - used - reserved, 0.0), allowed) if allowed else None
 
 
 def normalised(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +200,8 @@ def _machine_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
             yield f"machine_shape is {shape}, which Kaggle no longer has; one of {known}"
         elif plain in map(str.lower, RESERVED):
             yield f"machine_shape is {shape}, which only Kaggle's staff may use; one of {known}"
-        yield f"machine_shape is {shape!r}; one of {known}"
+        else:
+            yield f"machine_shape is {shape!r}; one of {known}"
     if (gpu or tpu) and not shape:
         yield f"an accelerator without machine_shape is any that Kaggle has; name one of {known}"
     if (gpu and (tpu or shape in TPU_SHAPES)) or (tpu and shape in GPU_SHAPES):

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clotkit.bundle.build import SCORING_KERNEL, rehearsal_dir
 from clotkit.bundle.checkout import in_checkout
+from clotkit.bundle.install import NAME as INSTALL_NAME
 from clotkit.bundle.places import competition_stem, demo_weights
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RemoteError, UsageError, one_line
-from clotkit.options import DONE, Result, Verbs, add_competition, add_inputs, add_kernel_type
+from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_competition, add_inputs, add_kernel_type
+from clotkit.reasons import RemoteKind
 
 if TYPE_CHECKING:
     from clotkit.kaggle.client import Kaggle
     from clotkit.kaggle.follow import KernelRun
 
 RECORDS = Path("build/kernel")
-INSTALL_SCRIPT = RECORDS / "install_requirements.sh"
+INSTALL_SCRIPT = RECORDS / INSTALL_NAME
 Verb: TypeAlias = Callable[[argparse.Namespace], Result]
 say = partial(print, flush=True)
 
@@ -93,10 +95,10 @@ def _doctor(arguments: argparse.Namespace) -> Result:
     for package, version in packages.items():
         say(f"{package} {version}")
     client = _client(arguments)
-    facts = {"packages": packages, "credentials": _say_credentials(client), "endpoint": client.endpoint}
+    facts: dict[str, Any] = {"packages": packages, "credentials": _say_credentials(client), "endpoint": client.endpoint}
     say(f"endpoint: {client.endpoint}")
     competition = load_competition(arguments.competition)
-    slug = competition.slug
+    slug, ready = competition.slug, True
     checks = {
         "competition": partial(_say_competition, client, slug),
         "submissions": partial(_say_limits, client, slug),
@@ -107,10 +109,20 @@ def _doctor(arguments: argparse.Namespace) -> Result:
             if name != "quota":
                 check_hosted(competition)
             facts[name] = check()
+            ready = ready and facts[name].get("entered", True)
         except RemoteError as error:
-            facts[name] = {"error": {"code": error.kind, "message": str(error)}}
+            if error.kind is RemoteKind.CREDENTIALS:  # the other checks would say the same
+                raise RemoteError(
+                    f"{client.credentials.source}: Kaggle does not accept it (401): {client.credentials.next_step}",
+                    error.kind,
+                ) from None
+            facts[name], ready = {"error": _error(error)}, False
             say(f"{name}: {error}")
-    return Result(DONE, facts)
+    return Result(DONE if ready else FALLBACKS, facts)
+
+
+def _error(error: RemoteError) -> dict[str, str]:
+    return {"code": error.kind, "message": str(error)}
 
 
 def _say_credentials(client: "Kaggle") -> dict[str, Any]:
@@ -120,11 +132,12 @@ def _say_credentials(client: "Kaggle") -> dict[str, Any]:
     names = {
         CredentialKind.TOKEN: "an access token", CredentialKind.KEY: "a legacy key", CredentialKind.LOGIN: "a login"
     }  # fmt: skip
-    used, others = client.credentials, []
+    used, others = client.credentials, list[dict[str, Any]]()
     say(f"credentials: {names[used.kind]} of {client.username}, from {used.source}")
     for entry in list_credentials():
         if not isinstance(entry, Credentials):
             say(f"credentials not used: {entry}")
+            others.append({"error": _error(entry)})
         elif entry.source != used.source:
             say(f"credentials not used: {names[entry.kind]}, from {entry.source}")
             others.append({"kind": entry.kind, "source": entry.source})
@@ -146,14 +159,14 @@ def _say_limits(client: "Kaggle", slug: str) -> dict[str, Any]:
 
 
 def _say_quota(client: "Kaggle") -> dict[str, Any]:
-    from clotkit.kaggle.metadata import Accelerator
+    from clotkit.kaggle.metadata import NO_QUOTA, Accelerator
 
     quota, hours = client.quota(), {}
     for kind in Accelerator:
-        left_h, allowed_h = kind.left_h(quota)
-        renewed = f", renewed {quota['quotaRefreshTime']}" if quota.get("quotaRefreshTime") else ""
-        say(f"{kind.name}: {left_h:.1f} of {allowed_h:.0f} hours left this week{renewed}")
-        hours[str(kind)] = {"left_h": left_h, "allowed_h": allowed_h}
+        week = kind.week(quota)
+        renewed = f", renewed {quota['quotaRefreshTime']}" if week and quota.get("quotaRefreshTime") else ""
+        say(f"{kind.name}: {week or NO_QUOTA}{renewed}")
+        hours[str(kind)] = week and week._asdict()
     return hours | {"renewed": quota.get("quotaRefreshTime")}
 
 

@@ -26,7 +26,7 @@ from clotkit.kaggle.client import ENDPOINT, Kaggle, sign_in
 from clotkit.kaggle.datasets import PushedDataset, Stage, push_dataset, read_stage
 from clotkit.kaggle.follow import KernelRun
 from clotkit.kaggle.kernels import Kernel, push_kernel
-from clotkit.kaggle.login.credentials import Credentials, find_credentials
+from clotkit.kaggle.login.credentials import Credentials, candidates
 from clotkit.kaggle.metadata import metadata_problems
 from clotkit.reasons import RemoteKind
 
@@ -466,20 +466,20 @@ def credentials(files: dict[str, bytes], environment: dict[str, str], words: tup
         patch.delenv("KAGGLE_CONFIG_DIR")
         for name, text in environment.items():
             patch.setenv(name, text)
-        return refused(RemoteKind.CREDENTIALS, find_credentials, *words)
+        return refused(RemoteKind.CREDENTIALS, lambda: next(candidates()), *words)
 
 
 def unreadable(folder: Path) -> str:
     with isolated(folder / "home"):
         path = folder / "home" / ".kaggle" / "access_token"
         path.mkdir(parents=True)  # a folder: root, too, cannot read it as a file
-        refused(RemoteKind.CREDENTIALS, find_credentials, str(path))
+        refused(RemoteKind.CREDENTIALS, lambda: next(candidates()), str(path))
         path.rmdir()
         path.write_text(TOKEN)
         path.chmod(0)
         if os.geteuid() == 0:
             return "exit code 2, credentials (a folder in its place)"
-        return refused(RemoteKind.CREDENTIALS, find_credentials, str(path), "chmod")
+        return refused(RemoteKind.CREDENTIALS, lambda: next(candidates()), str(path), "chmod")
 
 
 def readable_by_others(folder: Path) -> str:
@@ -488,10 +488,10 @@ def readable_by_others(folder: Path) -> str:
         path.parent.mkdir()
         path.write_text(TOKEN)
         path.chmod(0o644)
-        assert find_credentials(lines.append) == Credentials(TOKEN)
+        assert next(candidates(lines.append)) == Credentials(TOKEN)
         assert ["0644" in line and "chmod 600" in line for line in lines] == [True]
         path.chmod(0o600)
-        find_credentials(lines.append)
+        next(candidates(lines.append))
         assert len(lines) == 1
         return "used, and said"
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.errors import RemoteError
-from clotkit.kaggle.login.oauth import Login, parse_login
+from clotkit.kaggle.login.oauth import LOGIN_AGAIN, Login, parse_login
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 
+NEW_KEY = "create a new one (kaggle.com/settings/api, Create Legacy API Key)"
 NO_CREDENTIALS = (
     "no Kaggle credentials: run kaggle auth login; or save a token as ~/.kaggle/access_token (kaggle.com/settings/api, "
     "Generate New Token) or kaggle.json in ~/.kaggle (there, Create Legacy API Key); accept the competition's rules "
@@ -24,6 +25,7 @@ NEW_TOKEN = (
     "run kaggle auth login, or save a new token (kaggle.com/settings/api, Generate New Token) as ~/.kaggle/access_token"
 )
 TOKEN, TOKEN_FILES, OAUTH = "KAGGLE_API_TOKEN", ("access_token", "access_token.txt"), "credentials.json"
+VARIABLES, NAMES = ("KAGGLE_USERNAME", "KAGGLE_KEY"), ("username", "key")  # of a legacy key; in kaggle.json
 TOKEN_PREFIX = "KGAT_"  # of access tokens; Kaggle does not take one as a legacy key
 
 
@@ -51,38 +53,54 @@ class Credentials:
             return CredentialKind.LOGIN
         return CredentialKind.KEY if self.username else CredentialKind.TOKEN
 
-
-def find_credentials(log: Log = lambda _: None) -> Credentials:
-    """Return the first of the user's credentials. Raises RemoteError without any that can be used."""
-    return next(candidates(log))
+    @property
+    def next_step(self) -> str:
+        """What to do if Kaggle does not accept them."""
+        if self.login is not None:
+            return LOGIN_AGAIN
+        return NEW_KEY if self.username else NEW_TOKEN
 
 
 def candidates(log: Log = lambda _: None) -> Iterator[Credentials]:
     """Yield the user's credentials in the order in which Kaggle's own client tries them.
 
-    A file that other users of this machine can read is logged. Raises RemoteError, whose message contains nothing of
-    the secret, if there are none, or at those that cannot be used.
+    Those that cannot be used are passed over, with a line in the log if there are others; a file that other users of
+    this machine can read has a line too. Raises RemoteError, whose message contains nothing of the secret, if there are
+    none that can be used.
     """
-    found = False
-    for place in _places(log):
-        credentials = place()
-        if credentials is not None:
-            found = True
-            yield credentials
+    unusable, found = list[RemoteError](), False
+    for entry in _entries(log):
+        if isinstance(entry, RemoteError):
+            unusable.append(entry)
+            continue
+        _log_passed_over(unusable, log)
+        unusable, found = [], True
+        yield entry
     if not found:
-        raise _unusable(_why_none())
+        raise next(iter(unusable), None) or _unusable(_why_none())
+    _log_passed_over(unusable, log)
 
 
 def list_credentials() -> list[Credentials | RemoteError]:
     """Return all credentials in the same order, with the error of those that cannot be used."""
+    return list(_entries(lambda _: None))
 
-    def read(place: Callable[[], Credentials | None]) -> Credentials | RemoteError | None:
+
+def _entries(log: Log) -> Iterator[Credentials | RemoteError]:
+    """Yield the credentials of every place that has some, or the error of those that cannot be used."""
+    for place in _places(log):
         try:
-            return place()
+            credentials = place()
         except RemoteError as error:
-            return error
+            yield error
+            continue
+        if credentials is not None:
+            yield credentials
 
-    return [entry for entry in map(read, _places(lambda _: None)) if entry is not None]
+
+def _log_passed_over(unusable: list[RemoteError], log: Log) -> None:
+    for error in unusable:
+        log(f"{error}; passed over")
 
 
 def _places(log: Log) -> Iterator[Callable[[], Credentials | None]]:
@@ -161,23 +179,30 @@ def _checked(where: str, text: str) -> str:
 def _legacy_key(log: Log) -> Credentials | None:
     """Return the user name and key of the environment, or of kaggle.json; None if one is missing.
 
-    An access token in place of the key is sent as the token that it is.
+    An access token in place of the key is sent as the token that it is. kaggle.json is read only for what the
+    environment lacks: a broken one does not matter otherwise.
     """
-    saved, where = _kaggle_json(log)
-    username, key = _user_and_key(saved)
+    username, key = _user_and_key({}, "")
+    needed = not (key and (username or key.startswith(TOKEN_PREFIX)))
+    saved, where = _kaggle_json(log) if needed else ({}, "")
+    username, key = _user_and_key(saved, where)
     if not (key and (username or key.startswith(TOKEN_PREFIX))):
         return None
-    in_environment = [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)]
-    where = ", ".join([*in_environment, *[where] * (len(in_environment) < 2 and bool(where))])
+    in_environment = [name for name in VARIABLES if os.environ.get(name)]
+    where = ", ".join([*in_environment, *[where] * bool(where)])
     if key.startswith(TOKEN_PREFIX):
         return Credentials(_checked(where, key), source=where)
     return Credentials(_checked(where, key), _checked(where, username), source=where)
 
 
-def _user_and_key(saved: dict[str, Any]) -> tuple[str, str]:
+def _user_and_key(saved: dict[str, Any], where: str) -> tuple[str, str]:
     """Return the user name and the key, each from the environment or else from what is in kaggle.json."""
-    username = os.environ.get("KAGGLE_USERNAME") or saved.get("username") or ""
-    return str(username).strip(), str(os.environ.get("KAGGLE_KEY") or saved.get("key") or "").strip()
+    username, key = (
+        os.environ.get(variable) or saved.get(name) or "" for variable, name in zip(VARIABLES, NAMES, strict=True)
+    )
+    if not (isinstance(username, str) and isinstance(key, str)):
+        raise _unusable(f"{where}: its user name and its key are not both strings: {NEW_KEY}")
+    return username.strip(), key.strip()
 
 
 def _kaggle_json(log: Log) -> tuple[dict[str, Any], str]:
@@ -196,15 +221,15 @@ def _saved(path: Path, log: Log) -> dict[str, Any]:
     text = _read(path, log).removeprefix("\ufeff").strip()
     try:
         saved = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if text and len(text.split()) == 1 and not text.startswith(("{", "[")):
             raise _unusable(f"{path}: it holds a bare token, not JSON: save it as ~/.kaggle/access_token") from None
-        at = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nowhere"
-        raise _unusable(f"{path}: {len(text)} characters, and no JSON ({at}): download it again") from None
+        at = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise _unusable(f"{path}: {len(text)} characters that are not valid JSON{at}: {NEW_KEY}") from None
     if isinstance(saved, str):
         raise _unusable(f"{path}: it holds a token in quotation marks: save it without as ~/.kaggle/access_token")
     if not isinstance(saved, dict):
-        raise _unusable(f'{path}: it holds no JSON object like {{"username": …, "key": …}}: download it again')
+        raise _unusable(f'{path}: it is not a JSON object like {{"username": …, "key": …}}: {NEW_KEY}')
     return saved
 
 
@@ -220,7 +245,7 @@ def _login(log: Log) -> Credentials | None:
 def _why_none() -> str:
     """Return why there are no credentials, and what to do."""
     saved, where = _kaggle_json(lambda _: None)
-    lacking = [name for name, text in zip(("username", "key"), _user_and_key(saved), strict=True) if not text]
+    lacking = [name for name, text in zip(NAMES, _user_and_key(saved, where), strict=True) if not text]
     if where:
         return f"{where}: it holds settings, but no {' and no '.join(lacking)}: {NEW_TOKEN}"
     if len(lacking) == 1:

@@ -48,11 +48,16 @@ def parse_login(path: Path, text: str) -> Login:
     """Return the login in the text of credentials.json. Raises RemoteError if it holds none."""
     try:
         raw = json.loads(text)
-        refresh_token = str(raw.get("refresh_token") or "")
-        expires = _time(str(raw.get("access_token_expiration") or ""))
-        login = Login(path, refresh_token, str(raw.get("access_token") or ""), expires, str(raw.get("username") or ""))
-    except (ValueError, AttributeError):
-        login = Login(path, "")
+    except (ValueError, RecursionError):
+        raw = None
+    entries = {name: value for name, value in raw.items() if isinstance(value, str)} if isinstance(raw, dict) else {}
+    login = Login(
+        path,
+        entries.get("refresh_token", ""),
+        entries.get("access_token", ""),
+        _time(entries.get("access_token_expiration", "")),
+        entries.get("username", ""),
+    )
     if not (login.refresh_token.isascii() and login.refresh_token.strip()):
         raise RemoteError(f"{path}: it holds no login ({len(text)} characters): {LOGIN_AGAIN}", RemoteKind.CREDENTIALS)
     return login
