@@ -55,7 +55,7 @@ class Credentials:
 
     @property
     def next_step(self) -> str:
-        """What to do if Kaggle does not accept them."""
+        """The next step if Kaggle does not accept them."""
         if self.login is not None:
             return LOGIN_AGAIN
         return NEW_KEY if self.username else NEW_TOKEN
