@@ -10,6 +10,7 @@ import pytest
 
 from clotkit import options
 from clotkit.config import load_recipe
+from clotkit.reasons import NotRehearsed
 from clotkit.report.records import FILES, SlideReport
 from clotkit.shards.table import FILE_COLUMNS
 from tools import reference
@@ -44,6 +45,25 @@ def test_generated_pages_are_current(name: str) -> None:
 
 def test_every_verb_has_a_page_and_no_other() -> None:
     assert {path.stem for path in (reference.REFERENCE / "verbs").glob("*.md")} == set(VERBS) | {"index"}
+
+
+def test_every_module_is_on_the_page_of_modules() -> None:
+    package = ROOT / "src" / "clotkit"
+    modules = {path.relative_to(package).with_suffix("") for path in package.rglob("*.py")}
+    listed, folder = set(), Path()
+    for line in (reference.REFERENCE / "modules.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            folder = Path() if line == "## Top level" else Path(line.removeprefix("## "))
+            listed.add(folder / "__init__")
+        elif name := re.match(r"\| `([a-z0-9_]+)` \|", line):
+            listed.add(folder / name[1])
+    assert listed == modules
+
+
+def test_every_code_of_what_was_not_rehearsed_is_in_the_guide() -> None:
+    table = (DOCS / "guides" / "rehearse.md").read_text(encoding="utf-8").partition("\n## What is not rehearsed\n")[2]
+    codes = re.findall(r"^\| `([a-z_]+)` \|", table.partition("\n## ")[0], flags=re.MULTILINE)
+    assert codes == list(NotRehearsed)
 
 
 def code(text: str) -> str:

@@ -174,13 +174,13 @@ def modules_page() -> str:
         f"{NOTE}# Modules\n",
         "[Architecture](../explanation/architecture.md) says how the packages depend on each other.\n",
     ]
-    folders = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
+    folders = sorted(path.parent for path in package.rglob("__init__.py"))
     for folder in folders:
         files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
         if folder == package:
             parts.append("## Top level\n")
         else:
-            parts += [f"## {folder.name}\n", f"{first_sentence(folder / '__init__.py')}\n"]
+            parts += [f"## {folder.relative_to(package).as_posix()}\n", f"{first_sentence(folder / '__init__.py')}\n"]
         rows = ((f"`{path.stem}`", first_sentence(path)) for path in files)
         parts.append(table(("module", "what it is"), rows) if files else "")
     return "\n".join(filter(None, parts))

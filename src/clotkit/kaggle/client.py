@@ -68,8 +68,8 @@ class Variation(NamedTuple):
         return "/".join(filter(None, self))
 
     @property
-    def unowned(self) -> str:
-        """It without its owner, as rehearsal.json has it."""
+    def without_owner(self) -> str:
+        """The variation as model/framework/variation, as rehearsal.json has it."""
         return "/".join(self[1:])
 
     @property

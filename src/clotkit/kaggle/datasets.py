@@ -16,7 +16,7 @@ from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write_json, sha256, write_tar
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.listing import CONTENT, listing_problem, upload_name
-from clotkit.kaggle.looks import Looks
+from clotkit.kaggle.polling import Poller
 from clotkit.kaggle.public import unzip_in_place
 from clotkit.kaggle.states import DatasetState
 from clotkit.kaggle.uploads import upload
@@ -269,7 +269,7 @@ def push_dataset(
     check_files(stage.files, client.secrets)
     owner, slug = owner_of(client, stage.owner), stage.slug
     ref, content = f"{owner}/{slug}", content_of(stage)
-    poller = _Poller(client, owner, slug, clock, limit_s)
+    poller = _DatasetPoller(client, owner, slug, clock, limit_s)
     state = poller.settled()
     record = {} if state is DatasetState.ABSENT else client.dataset(owner, slug)
     before = _version_number(record)
@@ -298,7 +298,7 @@ def push_dataset(
 
 
 def _difference(client: Kaggle, owner: str, slug: str, content: Mapping[str, Any]) -> str:
-    """Return in what a dataset's newest version differs from the content to push, empty if in nothing."""
+    """Return how a dataset's newest version differs from the content to push; empty if it does not."""
     if remote_content(partial(client.dataset_file, owner, slug)).get("hash") != content["hash"]:
         return f"the content in {CONTENT} is another"
     return listing_problem(partial(client.dataset_files, owner, slug), content["files"], client.wait)
@@ -367,7 +367,7 @@ def _publish(
     stage: Stage,
     tokens: list[Answer],
     content: Mapping[str, Any],
-    poller: "_Poller",
+    poller: "_DatasetPoller",
     before: int,
     exists: bool,
 ) -> Answer:
@@ -399,7 +399,7 @@ def _check_answer(answer: Answer, ref: str) -> None:
         )
 
 
-class _Poller:
+class _DatasetPoller:
     """One dataset, polled until it is in the wanted state."""
 
     def __init__(self, client: Kaggle, owner: str, slug: str, clock: Callable[[], float], limit_s: float) -> None:
@@ -440,9 +440,9 @@ class _Poller:
     def _ref(self) -> str:
         return f"{self.owner}/{self.slug}"
 
-    def _states(self) -> Looks[DatasetState]:
-        """Return the states at looks of growing distance. Iterating raises RemoteError after the limit."""
-        return Looks(
+    def _states(self) -> Poller[DatasetState]:
+        """Return the dataset's poller. Iterating raises RemoteError after the limit."""
+        return Poller(
             lambda: self.client.dataset_status(self.owner, self.slug),
             f"dataset {self._ref}",
             self.client.log,

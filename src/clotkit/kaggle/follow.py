@@ -8,7 +8,7 @@ from typing import TypeVar
 from clotkit.errors import RemoteError, RemoteMissing, UsageError
 from clotkit.files import atomic_write
 from clotkit.kaggle.client import Kaggle
-from clotkit.kaggle.looks import Looks
+from clotkit.kaggle.polling import Poller
 from clotkit.kaggle.public import check_name
 from clotkit.kaggle.states import RunState
 from clotkit.progress import Log
@@ -69,7 +69,7 @@ class KernelRun:
     def _to_the_end(self, queue_limit_s: float, run_limit_s: float) -> RunState:
         """Wait until the run is over, show its log, and return its last state."""
         self.note_newer()
-        looks = Looks(
+        poller = Poller(
             self._look,
             self._name,
             self.log,
@@ -79,16 +79,16 @@ class KernelRun:
             POLL_S,
             self.clock,
         )
-        for state in looks:
+        for state in poller:
             if state.over:
                 self.show_log()
                 return state
             if state is RunState.RUNNING:
-                self._follow_between(looks)
+                self._follow_between(poller)
         raise AssertionError
 
-    def _follow_between(self, looks: Looks[RunState]) -> None:
-        """Show the log between two looks at a run, and say when the next one is due."""
+    def _follow_between(self, poller: Poller[RunState]) -> None:
+        """Show the log between two polls of a run, and say when the next one is due."""
         if self._log_ended:
             if not self._said_complete:
                 self.log(f"{self._name}: its log is complete, but Kaggle says RUNNING; waiting, with ever rarer looks")
@@ -97,9 +97,9 @@ class KernelRun:
         shown_before = self._shown_characters
         if self._follow_log():
             self._log_ended = True
-            looks.soon(POLL_AFTER_LOG_S)
+            poller.soon(POLL_AFTER_LOG_S)
         elif self._shown_characters > shown_before:
-            looks.soon()
+            poller.soon()
 
     def _look(self) -> RunState:
         state, self._failure = self.status()

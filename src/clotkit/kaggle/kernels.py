@@ -134,7 +134,7 @@ def models_attached(kernel_dir: Path, competition: Competition, inputs: Inputs =
     """Return the models of the user's own in a kernel's metadata, as model/framework/variation/version."""
     metadata = read_metadata(kernel_dir / METADATA, competition, "a kernel folder has it beside main.py")
     places = map(place_of, inputs.applied(metadata, competition)["model_sources"])
-    return [f"{place.unowned}/{version or 1}" for place, version in places if place.owner == PLACEHOLDER]
+    return [f"{place.without_owner}/{version or 1}" for place, version in places if place.owner == PLACEHOLDER]
 
 
 def _check_inputs(passed: Mapping[str, Any], inputs: Inputs, rehearsal_dir: Path) -> None:
@@ -418,7 +418,7 @@ def _check_attached(metadata: Mapping[str, Any], rehearsal: Mapping[str, Any], c
             raise RemoteMissing(f"kernel {source}: Kaggle has no such kernel, or it is private; see kernel_sources")
     for source in metadata["model_sources"]:
         place = place_of(source)[0]
-        versions[str(place)] = check_model(client, source, rehearsal.get("models", {}).get(place.unowned))
+        versions[str(place)] = check_model(client, source, rehearsal.get("models", {}).get(place.without_owner))
     return versions
 
 

@@ -19,7 +19,7 @@ def upload_name(name: str) -> str:
 def listing_problem(
     list_files: Callable[[], Collection[tuple[str, int]]], files: Mapping[str, Any], wait: Callable[[float], None]
 ) -> str:
-    """Return in what Kaggle's list differs from `files` {name: {"bytes": …}}, empty if in nothing.
+    """Return how Kaggle's list differs from `files` {name: {"bytes": …}}; empty if it does not.
 
     `list_files` asks for the names and sizes. A difference that disappears within some seconds is none.
     """

@@ -25,7 +25,7 @@ from clotkit.kaggle.datasets import (
     remote_content,
 )
 from clotkit.kaggle.listing import CONTENT, WAITS_S, differing_files, listing_problem
-from clotkit.kaggle.looks import Looks
+from clotkit.kaggle.polling import Poller
 from clotkit.kaggle.uploads import upload
 from clotkit.reasons import RemoteKind
 
@@ -146,7 +146,7 @@ def push_model(
 
 
 def _difference(client: Kaggle, place: Variation, version: int, content: Mapping[str, Any]) -> str:
-    """Return in what a version differs from the content to push, empty if in nothing."""
+    """Return how a version differs from the content to push; empty if it does not."""
     remote = remote_content(partial(client.model_file, place, version))
     for pause_s in WAITS_S if not remote else ():  # Kaggle may not have the files of a new version yet
         client.wait(pause_s)
@@ -187,7 +187,7 @@ def _publish(client: Kaggle, stage: ModelStage, body: Answer, before: int) -> No
 
 
 def _check_answer(answer: Answer, ref: str) -> None:
-    """Raise RemoteError for an error in the answer to a push; of a lost answer it is empty."""
+    """Raise RemoteError for an error in the answer to a push; an answer that was lost is empty."""
     if answer.get("error"):
         text = " ".join(str(answer["error"]).split())[:200]
         raise RemoteError(f"model {ref}: Kaggle refused it: {text}", RemoteKind.REFUSED)
@@ -200,8 +200,8 @@ def _shown(client: Kaggle, place: Variation, before: int, clock: Callable[[], fl
         version = _version(client.variation(place))
         return f"version {version}" if version > before else ""
 
-    looks = Looks(look, f"model {place}", client.log, client.wait, lambda _: limit_s, "its page", clock=clock)
-    return int(next(filter(None, looks)).removeprefix("version "))
+    poller = Poller(look, f"model {place}", client.log, client.wait, lambda _: limit_s, "its page", clock=clock)
+    return int(next(filter(None, poller)).removeprefix("version "))
 
 
 def _version(variation: Answer) -> int:

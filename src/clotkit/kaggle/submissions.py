@@ -11,7 +11,7 @@ from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, RemoteError, RemoteMissing, SubmissionError, one_line
 from clotkit.kaggle.client import Answer, Kaggle
 from clotkit.kaggle.follow import KernelRun
-from clotkit.kaggle.looks import Looks
+from clotkit.kaggle.polling import Poller
 from clotkit.kaggle.public import download
 from clotkit.kaggle.states import SubmissionFailure, SubmissionState
 from clotkit.metric import METRICS
@@ -161,7 +161,7 @@ def follow(
         return SubmissionState.read(str(answer.get("status") or ""))
 
     name = f"submission {ref}"
-    for state in Looks(look, name, log, client.wait, lambda _: limit_s, "the competition's page", POLL_S, clock):
+    for state in Poller(look, name, log, client.wait, lambda _: limit_s, "the competition's page", POLL_S, clock):
         if state is SubmissionState.COMPLETE:
             score = str(answer.get("publicScore") or "")
             metric = competition.metric.name

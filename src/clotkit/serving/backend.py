@@ -124,7 +124,7 @@ class Backend:
     def _read(self, process: "subprocess.Popen[bytes]", start: int) -> None:
         """Queue the messages of a process, and None at its end."""
         assert process.stdout is not None
-        with process.stdout as lines, suppress(ValueError):  # what is no message ends it, too
+        with process.stdout as lines, suppress(ValueError):  # a line that is not JSON ends it too
             for line in lines:
                 self._messages.put((start, json.loads(line)))
         self._messages.put((start, None))

@@ -1,4 +1,4 @@
-"""Look at something on Kaggle until it has changed: ever more rarely, and not without end."""
+"""Poll something on Kaggle until its state changes: ever more rarely, and not without end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,19 +9,19 @@ from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 
 State = TypeVar("State")
-GROWTH, LONGEST_PAUSE_S = 1.5, 120.0  # of the pause between two looks
+GROWTH, LONGEST_PAUSE_S = 1.5, 120.0  # of the pause between two polls
 SAID_FIRST_S = 1_200.0  # in one state: a line then, and whenever that time has doubled
 
 
-class Looks(Generic[State]):
-    """Looks at something that has a state: iterating yields the state at each look.
+class Poller(Generic[State]):
+    """Poller of something that has a state: iterating yields the state at each poll.
 
-    A look that finds another state logs it. The pauses start at `first_s` and grow while the state stays the same. A
+    A poll that finds another state logs it. The pauses start at `first_s` and grow while the state stays the same. A
     state that stays for long is logged again, and raises RemoteError after its limit.
 
     Args:
         look: Asks Kaggle for the state.
-        name: What is looked at, in messages.
+        name: The thing's name, in messages.
         log: Takes the lines.
         wait: Sleeps, in seconds.
         clock: Gives the time in seconds.
@@ -46,7 +46,7 @@ class Looks(Generic[State]):
         self._pause_s = first_s
 
     def soon(self, pause_s: float | None = None) -> None:
-        """Look again after `pause_s` (default: the first pause), because something went on."""
+        """Poll again after `pause_s` (default: the first pause), because something went on."""
         self._pause_s = self._first_s if pause_s is None else pause_s
 
     def __iter__(self) -> Iterator[State]:
