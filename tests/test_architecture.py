@@ -115,7 +115,7 @@ HOMES: dict[str, set[str]] = {
     "nbclient": {"clotkit.rehearsal.execute_notebook"},
     "psutil": {"clotkit.rehearsal.confined.trees", "clotkit.rehearsal.server", "clotkit.rehearsal.confined.container"},
     "grpc": {"clotkit.rehearsal.standin.relay"},
-    "polars": set(),  # frames of a gateway are told by their methods
+    "polars": {"clotkit.submission.parquet"},  # frames of a gateway are told by their methods
     "kagglesdk": {"clotkit.kaggle.client"},
     "kaggle": set(),
     "requests": {"clotkit.kaggle.client", "clotkit.kaggle.failures"},  # the second: only the exceptions

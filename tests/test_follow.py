@@ -1,11 +1,13 @@
 """Test a kernel's version on Kaggle: its log, its end, its files, its submission and its score."""
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+import polars as pl
 import pytest
 
 from clotkit.competitions import Competition
@@ -549,16 +551,23 @@ def test_a_read_that_fails_once_does_not_show(
     assert (server.faults.pending, len(server.submissions)) == ([], 1)
 
 
-@pytest.mark.parametrize("change", [None, "cell", "bytes"])
+@pytest.mark.parametrize("change", [None, "cell", "bytes", "polars"])
 def test_a_gateways_parquet_is_checked_as_a_table(
-    change: str | None, client: Kaggle, test_split: Path, strip_ai: Competition, tmp_path: Path
+    change: str | None,
+    client: Kaggle,
+    test_split: Path,
+    strip_ai: Competition,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("pyarrow")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # polars reads Parquet alone
+    if change == "polars":
+        monkeypatch.setitem(sys.modules, "polars", None)
     sample, path = strip_ai.sample_path(test_split), tmp_path / "submission.parquet"
     frame = pd.read_csv(sample, dtype={strip_ai.submission.id: str})
     if change == "cell":
         frame.iloc[0, 1] = float("nan")
-    frame.to_parquet(path, index=False)
+    pl.DataFrame(frame.to_dict("list")).write_parquet(path)
     if change == "bytes":
         path.write_bytes(path.read_bytes()[:100])
     if change is None:
@@ -566,3 +575,4 @@ def test_a_gateways_parquet_is_checked_as_a_table(
     else:
         with pytest.raises(SubmissionError):
             submissions.check(client, strip_ai, path, sample, lambda _: None)
+    assert not path.with_suffix(".csv").exists()

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit import supervise
+from clotkit.bundle.build import build_bundle
 from clotkit.cli import main
 from clotkit.competitions import Competition, load_competition
 from clotkit.competitions.schema import AnswerForm, BatchRows, Serving
@@ -38,8 +39,10 @@ from clotkit.serving.locating import locate
 from clotkit.serving.requests import read_request
 from clotkit.serving.rows import read_row
 from clotkit.splits import read_slides
+from clotkit.submission.checking import check_submission
 from clotkit.supervise import State, Status, read_status
 
+from .conftest import ROOT
 from .stuck import stuck_file
 
 LONG_S = 120.0  # more than any batch takes
@@ -681,13 +684,40 @@ def test_the_verb_answers_requests_of_its_input(test_split: Path, member: Path) 
     assert end == {"end": True}
 
 
-def test_a_commit_whose_gateway_fails_leaves_the_fallback(
-    test_split: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+def test_a_run_writes_csv_whatever_the_gateway_writes(
+    test_split: Path, member: Path, strip_ai: Competition, tmp_path: Path
 ) -> None:
-    pytest.importorskip("pyarrow")
+    toml = tmp_path / "strip_ai.toml"
+    toml.write_text(strip_ai.source.read_text().replace('"submission.csv"', '"submission.parquet"'))
+    competition, out = load_competition(str(toml)), tmp_path / "out"
+    assert competition.files.submission == "submission.parquet"
+    run = ["run", str(test_split), "--weights", str(member), "--out", str(out), "--competition", str(toml)]
+    assert main(run) == 0
+    assert [path.name for path in out.glob("submission.*")] == ["submission.csv"]
+    assert check_submission(out / "submission.csv", competition.sample_path(test_split), competition).valid
+    assert build_bundle(ROOT / "kernels" / "serve", str(toml))
+    with pytest.raises(ConfigError):  # Kaggle would find no file of that name
+        build_bundle(ROOT / "kernels" / "infer", str(toml))
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "submission.parquet"])
+def test_a_commit_whose_gateway_fails_leaves_the_fallback(
+    name: str, test_split: Path, tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("clotkit.serving.fallback.WORKING", tmp_path)
-    write_fallback(test_split, strip_ai)
-    frame = pd.read_parquet(tmp_path / "submission.parquet")
+    competition = replace(strip_ai, files=replace(strip_ai.files, submission=name))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # polars writes Parquet alone
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "polars", None)
+        write_fallback(test_split, competition)
+        assert [path.name for path in tmp_path.iterdir()] == [name] * name.endswith("csv")
+    write_fallback(test_split, competition)
+    path = tmp_path / name
+    frame = (
+        pd.DataFrame(pl.read_parquet(path).to_dict(as_series=False))
+        if name.endswith("parquet")
+        else pd.read_csv(path, dtype=str)
+    )
     assert list(frame.columns) == list(strip_ai.header)
     assert (
         frame["patient_id"].to_list()

@@ -76,6 +76,7 @@ def test_a_commit_whose_gateway_fails_ends_well(kernel_root: Path) -> None:
     server.write_text(f"{FAILING}    pass\n")  # it has no gateway
     code, status = ended(start(kernel_root), kernel_root)
     assert (code, status.state, Reason.FAILED in status.codes) == (0, State.FAILED, True)
+    assert len(pd.read_csv(kernel_root / "working" / "submission.csv")) > 0
 
 
 def test_a_server_that_is_told_to_stop_leaves_its_status(kernel_root: Path, test_split: Path, tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def build_bundle(kernel_dir: Path, competition: str, kernel_type: KernelType = K
     body = _read_main(kernel_dir / "main.py").replace(UNPACK_LINE, _unpack_source())
     known = load_competition(competition)
     toml, settings = known.source, read_settings(kernel_dir, known)
+    if settings.job == "score" and known.submission_csv != known.files.submission:
+        raise ConfigError(
+            f"{toml}: files.submission is {known.files.submission}, which a gateway writes: the kernel for it is "
+            f"kernels/serve; {kernel_dir.name} writes CSV"
+        )
     files = module_files(settings.job, body)
     files |= {f"clotkit/competitions/{toml.name}": toml} | _recipe_files(kernel_dir, settings)
     texts = {name: _carried(name, path) for name, path in files.items()}

@@ -54,7 +54,9 @@ class Files:
     """File names in a split folder."""
 
     sample: str  # sample submission
-    submission: str  # submission that a kernel writes
+    # Submission that a kernel leaves: CSV, or the .parquet that the gateway of a serving kernel writes. Runs here write
+    # CSV, under the name with .csv.
+    submission: str
     # Table of a split's slides; {split} stands for train or test. Where there is none for the test split, its slides
     # are those of the sample submission.
     table: str
@@ -249,6 +251,12 @@ class Competition:
     def by_image(self) -> bool:
         """Return True if a row of the submission stands for one slide."""
         return self.unit is Unit.IMAGE
+
+    @property
+    def submission_csv(self) -> str:
+        """Return the name of the submission of a run: clotkit writes CSV, whatever a gateway writes on Kaggle."""
+        name = self.files.submission
+        return f"{name.removesuffix('.parquet')}.csv" if name.endswith(".parquet") else name
 
     def sample_path(self, split_dir: Path) -> Path:
         """Return the path of the sample submission in a split folder."""

@@ -73,7 +73,7 @@ def likeliest(probabilities: Sequence[float], classes: Classes) -> str:
 
 def read_answer(run_dir: Path, competition: Competition) -> tuple[Sequence[float], str]:
     """Return the probabilities and the label that a run has left so far, or the fallback."""
-    path, names = run_dir / competition.files.submission, competition.classes.names
+    path, names = run_dir / competition.submission_csv, competition.classes.names
     fallback = fallback_of(competition)
     with suppress(SplitError, ValueError, StopIteration):
         row = next(iter(read_table(path, list(competition.header))))

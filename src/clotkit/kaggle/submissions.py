@@ -1,6 +1,7 @@
 """Submit a kernel's version, after checks here, and follow it to its score."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
 from clotkit.report import records
 from clotkit.submission.checking import check_submission
+from clotkit.submission.parquet import SUFFIX, parquet_to_csv
 from clotkit.submission.writing import PROBABILITIES
 from clotkit.supervise import STATUS, read_status
 
@@ -65,10 +67,8 @@ def check(client: Kaggle, competition: Competition, submission: Path, sample: Pa
     if sample is None:
         download(client, competition.slug, competition.files.sample, submission.parent)
         sample = submission.parent / competition.files.sample
-    table = _as_csv(submission, log)
-    if table is None:
-        return
-    verdict = check_submission(table, sample, competition)
+    with tempfile.TemporaryDirectory(prefix="clotkit-") as scratch:
+        verdict = check_submission(_as_csv(submission, Path(scratch)), sample, competition)
     if not verdict.valid:
         raise SubmissionError(
             f"{submission}: {verdict.problems[0]} ({len(verdict.problems)} problems in all); it is not submitted"
@@ -77,21 +77,22 @@ def check(client: Kaggle, competition: Competition, submission: Path, sample: Pa
         log(note)
 
 
-def _as_csv(submission: Path, log: Log) -> Path | None:
-    """Return a submission as CSV, Parquet as a copy beside it; None if nothing here reads Parquet."""
-    if submission.suffix != ".parquet":
-        return submission
-    import pandas as pd
+def _as_csv(submission: Path, scratch: Path) -> Path:
+    """Return a submission as CSV, Parquet as a copy in `scratch`.
 
+    Raises SubmissionError if it cannot be read.
+    """
+    if submission.suffix != SUFFIX:
+        return submission
+    table = scratch / "submission.csv"
     try:
-        frame = pd.read_parquet(submission)
-    except ImportError:
-        log(f"{submission}: not checked: pandas reads Parquet with pyarrow only, which is not installed")
-        return None
-    except (OSError, ValueError) as error:
+        parquet_to_csv(submission, table)
+    except ImportError as error:
+        raise SubmissionError(
+            f"{submission}: nothing here reads Parquet: it is not checked, and not submitted; pip install pyarrow"
+        ) from error
+    except ValueError as error:
         raise SubmissionError(f"{submission}: cannot be read as Parquet: {one_line(error)}") from error
-    table = submission.with_suffix(".csv")
-    frame.to_csv(table, index=False)
     return table
 
 

@@ -95,7 +95,7 @@ def _scoring_facts(competition: Competition) -> dict[str, Any]:
     classes, submission, metric = competition.classes, competition.submission, competition.metric
     return {
         "title": competition.title,
-        "submission": competition.files.submission,
+        "submission": competition.submission_csv,
         "classes": list(classes.names),
         "weights": list(classes.weights),
         "fallback": list(classes.fallback),

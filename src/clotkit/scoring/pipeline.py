@@ -64,7 +64,7 @@ def _run(
 ) -> dict[str, int]:
     """Score a test split in a run folder that no other run uses; see `run`."""
     earlier = read_earlier(settings, inputs, log)
-    path = settings.run_dir / competition.files.submission
+    path = settings.run_dir / competition.submission_csv
     state = SubmissionState(path, competition, inputs, log)
     make_run_folder(settings.run_dir, state, resume=bool(earlier.lines))
     set_oom_score(500)

@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         )
         counts = run(settings, competition)
     slides = {state: counts.pop(state) for state in records.STATES}
-    facts = {"run_dir": arguments.out, "submission": arguments.out / competition.files.submission, "slides": slides}
+    facts = {"run_dir": arguments.out, "submission": arguments.out / competition.submission_csv, "slides": slides}
     incomplete = counts or slides["done"] != sum(slides.values())
     return Result(FALLBACKS if incomplete else DONE, {**facts, "shortfalls": counts})
 

@@ -1,28 +1,28 @@
-"""Write the fallback as submission.parquet, the file that a gateway writes otherwise."""
+"""Write the fallback as the submission, which a gateway writes otherwise."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from clotkit.competitions import Competition
-from clotkit.competitions.schema import AnswerForm
 from clotkit.errors import ClotkitError
-from clotkit.serving.frames import Batch, answer_for
+from clotkit.serving.frames import answer_columns
 from clotkit.splits import read_sample
 from clotkit.submission.answers import answer_cells
+from clotkit.submission.parquet import SUFFIX, write_parquet
+from clotkit.submission.writing import write_submission
 from clotkit.supervise import WORKING, say
-
-SUBMISSION = "submission.parquet"
 
 
 def write_fallback(split: Path, competition: Competition) -> None:
     """Write the fallback for every id of the sample submission, unless there is a submission or no sample."""
-    path = WORKING / SUBMISSION
+    path = WORKING / competition.files.submission
     if path.exists():
         return
     try:
-        ids = read_sample(competition.sample_path(split), competition).texts
-        whole = replace(competition, serving=replace(competition.serving, answer=AnswerForm.ROWS))
-        frame = answer_for(Batch(()), ids, [answer_cells(competition, None)] * len(ids), whole)
-        frame.to_parquet(path, index=False)
+        sample = read_sample(competition.sample_path(split), competition)
+        if path.suffix != SUFFIX:
+            write_submission(path, competition, sample, {})
+            return
+        columns = answer_columns([answer_cells(competition, None)] * len(sample.ids), competition, sample.texts)
+        write_parquet(path, columns)
     except (ClotkitError, ImportError, OSError, ValueError) as error:
         say(f"{path.name}: not written: {error}")

@@ -117,15 +117,20 @@ def answer_for(batch: Batch, ids: Sequence[Any], cells: Sequence[Sequence[str]],
         cells: of each row, the texts of the answer's columns, as a submission has them.
         competition: says the columns and the form.
     """
-    columns = {
-        name: [_value(row[place], competition) for row in cells]
-        for place, name in enumerate(competition.submission.columns)
-    }
     if competition.serving.answer is AnswerForm.VALUE and len(cells) == 1:
-        return columns[competition.submission.columns[0]][0]
-    if competition.serving.answer is AnswerForm.ROWS:
-        columns = {competition.submission.id: _whole(ids)} | columns
-    return _frame_type(batch.frame)(columns)
+        return _value(cells[0][0], competition)
+    with_ids = competition.serving.answer is AnswerForm.ROWS
+    return _frame_type(batch.frame)(answer_columns(cells, competition, ids if with_ids else None))
+
+
+def answer_columns(
+    cells: Sequence[Sequence[str]], competition: Competition, ids: Sequence[Any] | None = None
+) -> dict[str, list[Any]]:
+    """Return the columns of answers by name, after that of their ids if those are wanted."""
+    columns: dict[str, list[Any]] = {} if ids is None else {competition.submission.id: _whole(ids)}
+    for place, name in enumerate(competition.submission.columns):
+        columns[name] = [_value(row[place], competition) for row in cells]
+    return columns
 
 
 def _value(text: str, competition: Competition) -> float | int | str:
