@@ -11,12 +11,12 @@ from typing import Any
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clotkit import __version__
 from clotkit.bundle import build, checkout
-from clotkit.bundle.notebook import as_notebook, code_of, without_outputs
+from clotkit.bundle.notebook import KernelType, as_notebook, code_of, type_of, without_outputs
 from clotkit.cli import main
 from clotkit.competitions import FOLDER as COMPETITIONS
 from clotkit.competitions import Competition
@@ -74,6 +74,63 @@ def test_a_notebook_is_one_cell_with_the_script(kernel: Path, tmp_path: Path) ->
 def test_a_notebook_gives_its_script_back(text: str) -> None:
     assert code_of(as_notebook(text)) == text
     assert json.loads(without_outputs(as_notebook(text))) == json.loads(as_notebook(text))
+    assert code_of("\ufeff" + as_notebook(text)) == text
+    assert without_outputs("\ufeff" + as_notebook(text)) == without_outputs(as_notebook(text))
+
+
+CELL_KEYS = st.sampled_from(["cell_type", "source", "outputs"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CELL_KEYS | st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON | st.dictionaries(CELL_KEYS, JSON), max_size=3))
+@example([1])
+@example([{"cell_type": "code", "source": None}])
+@example([{"cell_type": "code", "source": [1]}])
+def test_a_file_that_is_no_notebook_is_a_value_error(cells: list[Any]) -> None:
+    text = json.dumps({"cells": cells})
+    try:
+        without_outputs(text)
+    except ValueError:
+        assert code_of(text) == text
+    else:
+        assert isinstance(code_of(text), str)
+
+
+def test_a_notebook_nested_too_deeply_is_a_value_error() -> None:
+    text = '{"cells": ' + "[" * 200_000
+    with pytest.raises(ValueError, match="nested"):
+        without_outputs(text)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kernel_type"),
+    [
+        (None, KernelType.SCRIPT),
+        (b"{}", KernelType.SCRIPT),
+        (b'{"kernel_type": "notebook"}', KernelType.NOTEBOOK),
+        (b'\xef\xbb\xbf{"kernel_type": "notebook"}', KernelType.NOTEBOOK),
+        (b'{"kernel_type": "notebook"', None),
+        (b'{"kernel_type": "colab"}', None),
+        (b'{"kernel_type": ["script"]}', None),
+        (b"[]", None),
+        (b"\xff", None),
+    ],
+)
+def test_the_type_of_a_kernel_is_that_of_its_metadata(
+    metadata: bytes | None, kernel_type: KernelType | None, tmp_path: Path
+) -> None:
+    if metadata is not None:
+        (tmp_path / "kernel-metadata.json").write_bytes(metadata)
+    assert type_of(tmp_path, "script") is KernelType.SCRIPT
+    if kernel_type is None:
+        with pytest.raises(ConfigError):
+            type_of(tmp_path, None)
+    else:
+        assert type_of(tmp_path, None) is kernel_type
 
 
 @pytest.mark.parametrize("main_py", sorted(ROOT.glob("kernels/*/main.py")), ids=lambda path: path.parent.name)

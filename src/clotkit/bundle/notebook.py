@@ -8,10 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, described
 
 KERNEL_METADATA = "kernel-metadata.json"
 CELL_ID = "bundle"
+BOM = "\ufeff"  # some editors begin a file with it
 # Without a kernelspec Kaggle's run ends at once.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -38,16 +39,23 @@ class KernelType(StrEnum):
 def type_of(kernel_dir: Path, chosen: str | None) -> KernelType:
     """Return the chosen type, or that of the kernel's metadata; a kernel without metadata is a script.
 
-    Raises ConfigError for a type that Kaggle does not have.
+    Raises ConfigError for a type that Kaggle does not have, and for metadata that cannot be read.
     """
     path, known = kernel_dir / KERNEL_METADATA, ", ".join(KernelType)
-    try:
-        name = chosen or json.loads(path.read_text(encoding="utf-8"))["kernel_type"]
-    except (OSError, ValueError, TypeError, KeyError):
+    name: object = chosen
+    if not chosen and path.is_file():
+        try:
+            metadata = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not JSON: {described(error)}") from error
+        if not isinstance(metadata, dict):
+            raise ConfigError(f"{path}: {type(metadata).__name__}; an object is needed")
+        name = metadata.get("kernel_type")
+    if name is None:
         return KernelType.SCRIPT
     if name not in list(KernelType):
         raise ConfigError(f"{path}: kernel_type is {name!r}; allowed: {known}")
-    return KernelType(name)
+    return KernelType(str(name))
 
 
 def as_notebook(script: str) -> str:
@@ -69,7 +77,8 @@ def without_outputs(notebook: str) -> str:
 
 def code_of(source: str) -> str:
     """Return the code of a kernel's source: of a notebook that of its cells, one after the other."""
-    if not source.startswith("{"):
+    source = source.removeprefix(BOM)
+    if not source.lstrip().startswith("{"):
         return source
     try:
         cells = _parsed(source)["cells"]
@@ -79,9 +88,17 @@ def code_of(source: str) -> str:
 
 
 def _parsed(notebook: str) -> dict[str, Any]:
-    content = json.loads(notebook)
+    """Return a notebook whose cells are objects with text. Raises ValueError if it is none."""
+    try:
+        content = json.loads(notebook.removeprefix(BOM))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply for a notebook") from error
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
         raise ValueError("a notebook is an object with a list of cells")
+    for number, cell in enumerate(content["cells"]):
+        lines = cell.get("source", "") if isinstance(cell, dict) else None
+        if not isinstance(lines, str | list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"cell {number} is not an object whose source is text or a list of lines")
     return content
 
 

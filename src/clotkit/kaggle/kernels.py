@@ -218,7 +218,7 @@ def _plain_source(code: Path, metadata: Path, kernel_type: KernelType) -> str:
     Raises UsageError if it is missing, or neither Python nor, for a kernel of that type, a notebook.
     """
     try:
-        source = code.read_text(encoding="utf-8")
+        source = code.read_text(encoding="utf-8-sig")
         if kernel_type is KernelType.NOTEBOOK and code.suffix == ".ipynb":
             return without_outputs(source)
         compile(source, str(code), "exec")
