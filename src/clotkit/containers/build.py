@@ -1,5 +1,6 @@
 """Write the folder of a container, with all that its image is built from."""
 
+import math
 import re
 import shutil
 import tempfile
@@ -135,13 +136,14 @@ def _write_texts(out: Path, config: ContainerConfig, image: Image, competition: 
         "MOUNT": "" if image.model_in_image else ' --volume "$here/model":/opt/ml/model:ro',
         "TARBALL": "" if image.model_in_image else templates.TARBALL,
         "RUN": templates.RUN_INVOKE if invoke else templates.RUN_EXEC,
+        "LOGS": '"$engine" logs "$name" || true\n  ' if invoke else "",
         "BASE": image.base,
         "TAG": image.tag,
         "API": config.api,
         "MEMORY": str(config.memory_mb),
         "SHM": str(SHARED_MB),
         "PIDS": str(PROCESSES),
-        "TIME": f"{config.time_limit_s:.0f}",
+        "TIME": str(math.ceil(config.time_limit_s)),
         "IMAGES": ", ".join(config.images) or "every image socket without `mask` in its slug",
         "PROBABILITY": config.probability,
         "LABELS": templates.LABEL if config.label else "",

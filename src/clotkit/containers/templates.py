@@ -44,29 +44,38 @@ engine="${ENGINE:-docker}"
 mkdir -p "$output" && output="$(realpath "$output")" && chmod o+rwx "$output"
 [ -n "${BUILT:-}" ] || "$here/do_build.sh"
 
-scratch="@TAG@-scratch-$$"
+# Python as process 1 ignores SIGTERM: the container is removed however this script ends.
+export engine name="@TAG@-$$"
+scratch="$name-scratch"
+end() {
+  @LOGS@"$engine" rm -f "$name" >/dev/null 2>&1 || true
+  "$engine" volume rm -f "$scratch" >/dev/null 2>&1 || true
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 "$engine" volume create "$scratch" >/dev/null
-trap '"$engine" volume rm -f "$scratch" >/dev/null' EXIT
 limits=(--platform=linux/amd64 --network none --cap-drop ALL --security-opt no-new-privileges --read-only
   --memory @MEMORY@m --memory-swap @MEMORY@m --shm-size @SHM@m --pids-limit @PIDS@
   --volume "$input":/input:ro --volume "$output":/output --volume "$scratch":/tmp@MOUNT@)
 @RUN@"""
 
+# In the background, as bash runs no trap before a program in the foreground has ended.
 RUN_EXEC = """\
-timeout @TIME@ "$engine" run --rm "${limits[@]}" "@TAG@"
+timeout -k 10 @TIME@ "$engine" run --rm --name "$name" "${limits[@]}" "@TAG@" &
+wait $!
 """
 
 RUN_INVOKE = """\
 # The requests come from inside, as the network is off.
-export engine name="@TAG@-$$"
 ask() { "$engine" exec "$name" python -c "import urllib.request as r
 print(r.urlopen(r.Request('http://127.0.0.1:4743$2', method='$1')).status)"; }
 export -f ask
-end() { "$engine" logs "$name"; "$engine" rm -f "$name" >/dev/null; "$engine" volume rm -f "$scratch" >/dev/null; }
 "$engine" run --rm --detach --name "$name" "${limits[@]}" "@TAG@" >/dev/null
-trap end EXIT
 for _ in $(seq 30); do [ "$(ask GET /health 2>/dev/null)" = 200 ] && break; sleep 1; done
-[ "$(timeout @TIME@ bash -c 'ask POST /invoke')" = 201 ]
+exec 3< <(timeout -k 10 @TIME@ bash -c 'ask POST /invoke')
+wait $!
+[ "$(cat <&3)" = 201 ]
 """
 
 SAVE = """\

@@ -146,7 +146,6 @@ def _facts(
 ) -> dict[str, Any]:
     """Return the content of rehearsal.json."""
     slides = [slide for result in results for slide in result["slides"]]
-    peaks = {name: max(result["peaks"][name] for result in results) for name in asdict(Peaks())}
     return {
         "arena": "grand-challenge",
         "competition": competition.source.stem,
@@ -157,9 +156,15 @@ def _facts(
         "limits": _worst([result["limits"] for result in results]),
         "slides": dict(Counter(slide["state"] for slide in slides)),
         "codes": sorted({code for result in results for code in result["codes"]}),
-        "peaks": {name: round(value, 1) for name, value in peaks.items()},
+        "peaks": {name: _most([result["peaks"][name] for result in results]) for name in asdict(Peaks())},
         "jobs": list(results),
     }
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    """Return the largest value of all jobs; None if one of them was not measured."""
+    known = [value for value in values if value is not None]
+    return round(max(known), 1) if len(known) == len(values) else None
 
 
 def _worst(limits: Sequence[dict[JobLimit, Enforcement]]) -> dict[JobLimit, Enforcement]:
@@ -174,8 +179,14 @@ def _summary(facts: dict[str, Any]) -> list[str]:
     for limit, how in facts["limits"].items():
         held.setdefault(how, []).append(limit)
     peaks = facts["peaks"]
+    forms = {
+        "memory_mb": "{:.0f} MB",
+        "group_mb": "{:.0f} MB with page cache",
+        "processes": "{:.0f} processes and threads",
+        "shared_mb": "{:.1f} MB in /dev/shm",
+    }
+    used = ", ".join(form.format(peaks[name]) for name, form in forms.items() if peaks[name] is not None)
     return [
         *(f"limits {how}: {', '.join(names)}" for how, names in held.items()),
-        f"most of one job: {peaks['memory_mb']:.0f} MB ({peaks['group_mb']:.0f} with page cache), "
-        f"{peaks['processes']} processes and threads, {peaks['shared_mb']:.1f} MB in /dev/shm",
+        f"most of one job: {used or 'not measured'}",
     ]

@@ -37,17 +37,18 @@ SYSTEM = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 ENTRY = ("-m", "clotkit.containers.entry")
 APP = "/opt/app"
 WATCH_S = 0.2
+REMOVE_S = 60.0  # the longest wait for an engine to remove a container
 ENGINES = ("docker", "podman")
 
 
 @dataclass
 class Peaks:
-    """The most that one job used."""
+    """The most that one job used; None: not measured, as nothing is of an engine's container."""
 
-    memory_mb: float = 0.0  # of all processes, shared pages counted once
-    group_mb: float = 0.0  # as the control group counts it, page cache included; 0: not counted
-    processes: int = 0  # and threads
-    shared_mb: float = 0.0  # in /dev/shm
+    memory_mb: float | None = None  # of all processes, shared pages counted once
+    group_mb: float | None = None  # as the control group counts it, page cache included
+    processes: int | None = None  # and threads
+    shared_mb: float | None = None  # in /dev/shm
     seconds: float = 0.0
 
 
@@ -139,7 +140,9 @@ def run_job(container: Container, name: str, place: Path, log: Log) -> tuple[Pea
     if oom:
         log(f"{name}: the memory limit has killed a process of this job")
     if status:
-        raise RehearsalError(f"job {name}: it ended with {status}, 0 is needed", RehearsalKind.EXIT_CODE)
+        late = peaks.seconds > container.config.time_limit_s  # the script may notice it before the watch
+        kind = RehearsalKind.WALL if late else RehearsalKind.EXIT_CODE
+        raise RehearsalError(f"job {name}: it ended with {status} after {peaks.seconds:.0f} s, 0 is needed", kind)
     return peaks, container.limits(groups)
 
 
@@ -153,19 +156,28 @@ def _watched(container: Container, place: Path, groups: Groups, log: Log) -> tup
     )  # fmt: skip
     watch = Watch(process, container, groups)
     with process:
-        watch.start()
         try:
+            watch.start()
             for line in process.stdout or ():
                 log(f"  | {line.rstrip()}")
-        finally:
-            if sys.exc_info()[0] is not None:
-                process.kill()  # nothing of an interrupted rehearsal goes on
-    watch.join()
+            watch.join()
+        except BaseException:
+            end_job(process, container.engine)  # nothing of an interrupted rehearsal goes on
+            raise
     watch.peaks.seconds = time.monotonic() - started
-    watch.peaks.group_mb = groups.peak_mb() or 0.0
+    watch.peaks.group_mb = groups.peak_mb()
     if watch.broken is not None:
         raise RehearsalError(f"job {place.name}: {watch.message}", watch.broken)
     return watch.peaks, process.returncode
+
+
+def end_job(process: "subprocess.Popen[str]", engine: str) -> None:
+    """End a job with all its processes; the script of an engine's job first removes the container."""
+    if engine:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            process.terminate()
+            process.wait(REMOVE_S)
+    kill_tree(process.pid)
 
 
 def _command(container: Container, place: Path, groups: Groups) -> tuple[list[str], dict[str, str]]:
@@ -202,7 +214,7 @@ class Watch(threading.Thread):
     def __init__(self, process: "subprocess.Popen[str]", container: Container, groups: Groups) -> None:
         super().__init__(daemon=True)
         self.process, self.config, self.groups = process, container.config, groups
-        self.local, self.jailed = not container.engine, container.jailed
+        self.engine, self.jailed = container.engine, container.jailed
         self.peaks, self.started = Peaks(), time.monotonic()
         self.broken: RehearsalKind | None = None
         self.message = ""
@@ -216,26 +228,26 @@ class Watch(threading.Thread):
             except subprocess.TimeoutExpired:
                 self._check()
             if self.broken is not None:
-                kill_tree(self.process.pid)
+                end_job(self.process, self.engine)
 
     def _measure(self) -> None:
-        if not self.local:
+        if self.engine:
             return
         peaks, family = self.peaks, _family(self.process.pid)
-        peaks.memory_mb = max(peaks.memory_mb, tree_mb(self.process.pid))
+        peaks.memory_mb = max(peaks.memory_mb or 0.0, tree_mb(self.process.pid))
         counted = self.groups.process_count()
-        peaks.processes = max(peaks.processes, _threads(family) if counted is None else counted)
+        peaks.processes = max(peaks.processes or 0, _threads(family) if counted is None else counted)
         if self.jailed:
-            peaks.shared_mb = max([peaks.shared_mb, *map(_shared_mb, family)])
+            peaks.shared_mb = max([peaks.shared_mb or 0.0, *map(_shared_mb, family)])
 
     def _check(self) -> None:
         peaks, limit_s = self.peaks, self.config.time_limit_s
         if time.monotonic() - self.started > limit_s:
             self.broken, self.message = RehearsalKind.WALL, f"time limit: {limit_s:.0f} s allowed"
-        elif self.groups.memory is None and peaks.memory_mb > self.config.memory_mb:
+        elif self.groups.memory is None and (peaks.memory_mb or 0) > self.config.memory_mb:
             self.broken = RehearsalKind.MEMORY
             self.message = f"memory limit: {peaks.memory_mb:.0f} MB, {self.config.memory_mb} allowed"
-        elif self.groups.processes is None and peaks.processes > PROCESSES:
+        elif self.groups.processes is None and (peaks.processes or 0) > PROCESSES:
             self.broken = RehearsalKind.PROCESSES
             self.message = f"{peaks.processes} processes and threads, {PROCESSES} allowed"
 
