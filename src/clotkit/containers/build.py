@@ -144,7 +144,7 @@ def _write_texts(out: Path, config: ContainerConfig, image: Image, competition: 
         "SHM": str(SHARED_MB),
         "PIDS": str(PROCESSES),
         "TIME": str(math.ceil(config.time_limit_s)),
-        "IMAGES": ", ".join(config.images) or "every image socket without `mask` in its slug",
+        "IMAGES": ", ".join(config.images) or "every image socket without `mask` in its slug, or the only one",
         "PROBABILITY": config.probability,
         "LABELS": templates.LABEL if config.label else "",
         "LABEL": config.label,

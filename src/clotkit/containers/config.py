@@ -30,7 +30,7 @@ class ContainerConfig:
     """The settings of a container. Raises ConfigError for a socket that cannot be one."""
 
     competition: str  # the name of its TOML in the kit
-    # Slugs of the sockets whose images are slides; empty: every image socket without "mask" in its slug.
+    # Slugs of the sockets whose images are slides; empty: every one without "mask" in its slug, or the only one.
     images: tuple[str, ...] = ()
     probability: str = "probability"  # slug of the socket that gets the probabilities
     number_of: str = ""  # its value is the probability of this class; empty: an object with that of every class

@@ -30,7 +30,8 @@ def add_sockets(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SLUG",
-        help="a socket whose images are slides; may be given several times (default: all without mask in their slug)",
+        help="a socket whose images are slides; may be given several times (default: all without mask in their slug, "
+        "or the only one)",
     )
     verb.add_argument(
         "--probability-socket", default="probability", metavar="SLUG", help="gets the answer (default: probability)"
