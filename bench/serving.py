@@ -112,22 +112,22 @@ def facts_of(
 
     `served` and `in_files` are the lines of the two reports by slide, `submission` the answers of file mode by id.
     """
-    played = gateway.played
+    results = gateway.results
     farthest = max(
         abs(one - other)
         for key, answers in submission.items()
-        for one, other in zip(played.answers.get(key, answers), answers, strict=True)
+        for one, other in zip(results.answers.get(key, answers), answers, strict=True)
     )
-    facts = played.facts | {
+    facts = results.facts | {
         "resets": len(up_s) - 1,
         "up_s": list(up_s),
-        "ids_without_answer": len(submission.keys() - played.answers.keys()),
+        "ids_without_answer": len(submission.keys() - results.answers.keys()),
         "slides": counts(list(served.values())),
         "slides_in_file_mode": counts(list(in_files.values())),
         "other_state": sum(served[one].state != line.state for one, line in in_files.items()),
         "farthest_from_file_mode": farthest,
     }
-    held = not played.failures and farthest <= CLOSE and max(up_s) < UP_S and played.count(Failure.HELD) == 0
+    held = not results.failures and farthest <= CLOSE and max(up_s) < UP_S and results.count(Failure.HELD) == 0
     return facts | {"holds": held and not facts["ids_without_answer"] and not facts["other_state"]}
 
 

@@ -26,7 +26,7 @@ LIGHT = [
 ]  # fmt: skip
 SUPERVISOR = [
     "clotkit.submission.writing", "clotkit.competitions", "clotkit.report.records", "clotkit.splits",
-    "clotkit.supervise", "clotkit.serving.front", "clotkit.serving.discovery",
+    "clotkit.supervise", "clotkit.serving.predictor", "clotkit.serving.discovery",
 ]  # fmt: skip
 ONLY_IN_ITS_TOML = ["strip_ai", "strip-ai", "mayo", '"CE"', "LAA", '"image_id"', '"patient_id"', "006388"]
 MAY_KNOW = {

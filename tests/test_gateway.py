@@ -91,7 +91,7 @@ def test_every_slide_is_sent_once_with_its_file(
     images = [list(batch["image_id"]) for batch in batches]
     assert sorted(image for batch in images for image in batch) == sorted(gateway.slides)
     assert server.seen == [sorted(f"{image}.tif" for image in batch) for batch in images]
-    assert (server.resets, gateway.played.failures, gateway.played.rows) == (1, [], 4)
+    assert (server.resets, gateway.results.failures, gateway.results.rows) == (1, [], 4)
     assert not any(path.stat().st_size for path in server.shared.rglob("*.tif"))
     gateway.write_submission(tmp_path / "submission.csv")
     sample = strip_ai.sample_path(test_split)
@@ -115,8 +115,8 @@ def test_wrong_answers_are_noticed(
 ) -> None:
     gateway, _ = playing(answer)
     gateway.play(gateway.batches(seed=1, batch_rows=4))
-    assert [kind for kind, _ in gateway.played.failures] == [failure]
-    assert (gateway.played.facts[failure], gateway.played.answers) == (1, {})
+    assert [kind for kind, _ in gateway.results.failures] == [failure]
+    assert (gateway.results.facts[failure], gateway.results.answers) == (1, {})
 
 
 def test_late_answers_and_servers_that_are_gone_are_noticed(playing: Callable[..., tuple[Gateway, Here]]) -> None:
@@ -132,7 +132,7 @@ def test_late_answers_and_servers_that_are_gone_are_noticed(playing: Callable[..
     over.set()
     server.inference.server.stop(0).wait()
     assert gateway.send(batch) is None
-    assert [kind for kind, _ in gateway.played.failures] == [Failure.MISSED, Failure.GONE]
+    assert [kind for kind, _ in gateway.results.failures] == [Failure.MISSED, Failure.GONE]
 
 
 @pytest.mark.parametrize("fault", GatewayFault)

@@ -29,13 +29,13 @@ from clotkit.errors import ConfigError
 from clotkit.reasons import Reason
 from clotkit.rehearsal.standin.layout import write_package
 from clotkit.report.records import read_report
-from clotkit.serving import front as front_module
+from clotkit.serving import predictor as predictor_module
 from clotkit.serving.backend import Backend
 from clotkit.serving.discovery import make_server, run_local_gateway
 from clotkit.serving.fallback import write_fallback
 from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
-from clotkit.serving.front import Front
 from clotkit.serving.locating import locate
+from clotkit.serving.predictor import Predictor
 from clotkit.serving.requests import read_request
 from clotkit.serving.rows import read_row
 from clotkit.splits import read_slides
@@ -89,24 +89,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a kernel's working folder, which the modules know."""
     working = tmp_path / "working"
     working.mkdir()
-    for module in (supervise, front_module):
+    for module in (supervise, predictor_module):
         monkeypatch.setattr(module, "WORKING", working)
-    monkeypatch.setattr(front_module, "ROOT", tmp_path)
+    monkeypatch.setattr(predictor_module, "ROOT", tmp_path)
     return working
 
 
 @contextmanager
-def front_of(
+def predictor_of(
     command: Sequence[str] | None, competition: Competition, split: Path, folder: Path
-) -> Iterator[tuple[Front, Backend, Status]]:
+) -> Iterator[tuple[Predictor, Backend, Status]]:
     """Make a server whose members are those of a command."""
     status = Status("serve")
     backend = Backend(lambda: None if command is None else list(command), folder)
-    front = Front(competition, backend, split, status, time.monotonic())
+    predictor = Predictor(competition, backend, split, status, time.monotonic())
     try:
-        yield front, backend, status
+        yield predictor, backend, status
     finally:
-        front.close()
+        predictor.close()
 
 
 def members(weights: Path, *more: str) -> list[str]:
@@ -410,27 +410,27 @@ def test_batches_give_what_files_give(
     expected = submission_of(in_files / "submission.csv")
     table = table_of(test_split).sample(frac=1, random_state=3)
     lines = {line.image_id: line for line in read_report(in_files / "report.jsonl")}
-    with front_of(members(member), by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, _, status):
+    with predictor_of(members(member), by(strip_ai, deadline_s=LONG_S), test_split, folder) as (predictor, _, status):
         answers = {}
         for number in range(len(table)):
             row = table.iloc[[number]]
             library = pl.DataFrame(row.to_dict("list")) if number % 2 else row
-            answer = front.predict(library)
+            answer = predictor.predict(library)
             answers[row["patient_id"].iloc[0]] = [
                 answer[name][0 if number % 2 else answer.index[0]] for name in answer.columns
             ]
         for one, values in expected.items():
             assert answers[one] == pytest.approx(values, abs=1e-6)
         odd = pd.DataFrame({"image_id": [None, "999999_0", table["image_id"].iloc[0], table["image_id"].iloc[0]]})
-        answer = front.predict(odd)
+        answer = predictor.predict(odd)
         fallback = list(strip_ai.classes.fallback)
         assert [answer.iloc[place].to_list() for place in (0, 1)] == [pytest.approx(fallback, abs=1e-6)] * 2
         assert answer.iloc[2].to_list() == answer.iloc[3].to_list() == answers[table["patient_id"].iloc[0]]
-        assert len(front.predict(table.iloc[:0])) == 0
+        assert len(predictor.predict(table.iloc[:0])) == 0
         image_id, patient_id = table.iloc[0][["image_id", "patient_id"]]
         (folder.parent / image_id).mkdir()
         (folder.parent / image_id / "slide.tif").symlink_to(test_split / "test" / f"{image_id}.tif")
-        answer = front.predict(str(folder.parent / image_id))  # a folder with the slide
+        answer = predictor.predict(str(folder.parent / image_id))  # a folder with the slide
         assert (answer.iloc[0].to_list(), status.slides["done"]) == (answers[patient_id], len(table))
     report = {line.image_id: line for line in read_report(folder / "report.jsonl")}
     for image_id, line in lines.items():
@@ -448,8 +448,8 @@ def test_a_server_that_starts_again_in_its_folder_goes_on(
 ) -> None:
     table, command = table_of(test_split), fake(tmp_path / "starts", "done")
     for rows in (table.iloc[:2], table.iloc[2:]):
-        with front_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, _, status):
-            front.predict(rows)
+        with predictor_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (predictor, _, status):
+            predictor.predict(rows)
     assert status.slides == {"done": 4, "partial": 0, "fallback": 0}
     assert len(read_report(folder / "report.jsonl")) == 4
 
@@ -459,10 +459,10 @@ def test_an_answer_by_id_has_a_row_for_each_id(
 ) -> None:
     competition = by(strip_ai, deadline_s=LONG_S, rows=BatchRows.ID, answer=AnswerForm.ROWS)
     table = table_of(test_split)
-    with front_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (front, _, _status):
-        answer = front.predict(pd.concat([table, table.iloc[:1], pd.DataFrame([dict.fromkeys(table.columns)])]))
+    with predictor_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (predictor, _, _status):
+        answer = predictor.predict(pd.concat([table, table.iloc[:1], pd.DataFrame([dict.fromkeys(table.columns)])]))
         assert answer["patient_id"].to_list() == list(dict.fromkeys(table["patient_id"]))
-        assert len(front.predict(pd.DataFrame([dict.fromkeys(table.columns)]))) == 1
+        assert len(predictor.predict(pd.DataFrame([dict.fromkeys(table.columns)]))) == 1
 
 
 def test_a_row_without_an_image_keeps_the_row_of_its_id(
@@ -470,8 +470,8 @@ def test_a_row_without_an_image_keeps_the_row_of_its_id(
 ) -> None:
     competition = by(strip_ai, deadline_s=LONG_S, rows=BatchRows.ID, answer=AnswerForm.ROWS)
     rows = pd.DataFrame({"patient_id": ["p", "q", "q"], "image_id": [None, None, "q_0"]})
-    with front_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (front, _, status):
-        answer = front.predict(rows)
+    with predictor_of(fake(tmp_path / "starts", "done"), competition, test_split, folder) as (predictor, _, status):
+        answer = predictor.predict(rows)
     assert answer["patient_id"].to_list() == ["p", "q"]
     assert answer["CE"].to_list() == [pytest.approx(strip_ai.classes.fallback[0], abs=1e-6), 0.25]
     assert status.codes == [Reason.BAD_ROW]
@@ -490,10 +490,10 @@ def test_whatever_an_id_is_the_batch_has_its_rows(
     cell: Any, form: AnswerForm, test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
 ) -> None:
     rows = [{"image_id": cell, "patient_id": cell}, {"image_id": "006388_0", "patient_id": "006388"}]
-    with front_of(
+    with predictor_of(
         fake(tmp_path / "starts", "done"), by(strip_ai, deadline_s=LONG_S, answer=form), test_split, folder
-    ) as (front, _, _status):
-        answer = front.predict(pd.DataFrame(rows, dtype=object))
+    ) as (predictor, _, _status):
+        answer = predictor.predict(pd.DataFrame(rows, dtype=object))
     assert len(answer) == 2
     assert answer["CE"].to_list()[1] == 0.25 or isinstance(cell, Unprintable)
 
@@ -512,8 +512,8 @@ def test_other_forms_of_answers_are_served(
     expected = pd.read_csv(tmp_path / "run" / competition.files.submission)
     slides = read_slides(split, "test", competition, lambda _: None)
     frame = pd.DataFrame([dict(slide.facts) for slide in slides])
-    with front_of(members(weights, "--competition", name), competition, split, folder) as (front, _, _status):
-        answer = front.predict(frame)
+    with predictor_of(members(weights, "--competition", name), competition, split, folder) as (predictor, _, _status):
+        answer = predictor.predict(frame)
     assert list(answer.columns) == list(competition.submission.columns)
     ids = expected[competition.submission.id].astype(str).to_list()
     cells = frame[competition.columns.image].to_list()
@@ -527,12 +527,12 @@ def test_other_forms_of_answers_are_served(
 # --- Deadlines, and members that die
 
 
-def whole_answer(front: Front, rows: pd.DataFrame) -> pd.DataFrame:
+def whole_answer(predictor: Predictor, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the answer of a batch, which must have all its rows.
 
     Members that hang would keep a server without a deadline forever.
     """
-    answer: pd.DataFrame = front.predict(rows)
+    answer: pd.DataFrame = predictor.predict(rows)
     assert len(answer) == len(rows)
     assert not answer.isna().any().any()
     return answer
@@ -555,8 +555,8 @@ def test_whatever_members_do_a_batch_is_answered_in_time(
     strip_ai: Competition,
 ) -> None:  # fmt: skip
     competition = by(strip_ai, deadline_s=SHORT_S)
-    with front_of(fake(tmp_path / "starts", *how), competition, test_split, folder) as (front, backend, status):
-        answer = whole_answer(front, table_of(test_split))
+    with predictor_of(fake(tmp_path / "starts", *how), competition, test_split, folder) as (predictor, backend, status):
+        answer = whole_answer(predictor, table_of(test_split))
         assert (status.codes, status.batches["late"], backend.starts) == (codes, late, starts)
     expected = list(strip_ai.classes.fallback) if late else [0.25, 0.75]
     assert answer.iloc[0].to_list() == pytest.approx(expected, abs=1e-6)
@@ -580,15 +580,16 @@ def test_a_request_of_any_length_has_the_batchs_deadline(how: str, scored: int, 
 def test_without_members_every_answer_is_the_fallback_at_once(
     test_split: Path, folder: Path, strip_ai: Competition
 ) -> None:
-    with front_of(None, by(strip_ai, deadline_s=3600), test_split, folder) as (front, _, status):
-        whole_answer(front, table_of(test_split))
-    assert (front.state, status.codes) == (State.FALLBACK, [Reason.NO_MEMBER])
+    with predictor_of(None, by(strip_ai, deadline_s=3600), test_split, folder) as (predictor, _, status):
+        whole_answer(predictor, table_of(test_split))
+    assert (predictor.state, status.codes) == (State.FALLBACK, [Reason.NO_MEMBER])
 
 
 def test_after_the_runs_deadline_answers_come_at_once(test_split: Path, folder: Path, strip_ai: Competition) -> None:
     competition = replace(strip_ai, limits=replace(strip_ai.limits, deadline_s=0.01))
-    with front_of(["sleep", "3600"], by(competition, deadline_s=3600), test_split, folder) as (front, _, status):
-        whole_answer(front, table_of(test_split))
+    competition = by(competition, deadline_s=3600)
+    with predictor_of(["sleep", "3600"], competition, test_split, folder) as (predictor, _, status):
+        whole_answer(predictor, table_of(test_split))
     assert status.codes == [Reason.DEADLINE]
 
 
@@ -600,12 +601,12 @@ def test_a_slide_whose_disk_does_not_answer_costs_its_own_row(
     table = table_of(split)
     stuck = split / "test" / f"{table['image_id'].iloc[0]}.tif"
     competition = by(strip_ai, deadline_s=12, first_deadline_s=LONG_S)
-    with front_of(members(member), competition, split, folder) as (front, _, status):
-        front.predict(table.iloc[1:2])
+    with predictor_of(members(member), competition, split, folder) as (predictor, _, status):
+        predictor.predict(table.iloc[1:2])
         with stuck_file(stuck):
-            whole_answer(front, table.iloc[:3])
+            whole_answer(predictor, table.iloc[:3])
         assert status.batches["late"] == 0
-        whole_answer(front, table.iloc[3:])
+        whole_answer(predictor, table.iloc[3:])
     lines = {line.image_id: line for line in read_report(folder / "report.jsonl")}
     assert lines[table["image_id"].iloc[0]].state == "fallback"
     assert [lines[one].state for one in table["image_id"].iloc[1:]] == ["done"] * 3
@@ -616,16 +617,16 @@ def test_members_that_are_stopped_are_killed_and_loaded_again(
     test_split: Path, member: Path, folder: Path, strip_ai: Competition
 ) -> None:
     table = table_of(test_split)
-    with front_of(members(member), by(strip_ai, deadline_s=6, first_deadline_s=LONG_S), test_split, folder) as made:
-        front, backend, status = made
-        front.predict(table.iloc[:1])
+    with predictor_of(members(member), by(strip_ai, deadline_s=6, first_deadline_s=LONG_S), test_split, folder) as made:
+        predictor, backend, status = made
+        predictor.predict(table.iloc[:1])
         (process,) = running_members(backend)
         process.send_signal(signal.SIGSTOP)
-        whole_answer(front, table.iloc[1:])
+        whole_answer(predictor, table.iloc[1:])
         assert not process.is_running()
         assert (backend.starts, status.codes) == (2, [Reason.DEADLINE])
         assert backend.is_ready(time.monotonic() + LONG_S)
-        whole_answer(front, table.iloc[1:])
+        whole_answer(predictor, table.iloc[1:])
         assert status.slides["done"] == len(table)
 
 
@@ -634,11 +635,11 @@ def test_members_that_send_nonsense_cost_no_answer(
 ) -> None:
     command = fake(tmp_path / "starts", "nonsense", "nonsense", "done")
     table = table_of(test_split)
-    with front_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (front, backend, status):
+    with predictor_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (predictor, backend, status):
         second = table[table["image_id"].str.endswith("_1")]
-        whole_answer(front, second)  # a message that is none of ours
+        whole_answer(predictor, second)  # a message that is none of ours
         assert status.codes == [Reason.FAILED]
-        whole_answer(front, table)  # a line that is no message: the slides are given again
+        whole_answer(predictor, table)  # a line that is no message: the slides are given again
         assert (backend.starts, status.slides["done"]) == (3, len(table))
 
 

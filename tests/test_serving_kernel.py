@@ -14,7 +14,7 @@ from clotkit.competitions import Competition
 from clotkit.reasons import Reason
 from clotkit.rehearsal.standin import relay
 from clotkit.rehearsal.standin.layout import write_package
-from clotkit.supervise import State, Status, read_status
+from clotkit.supervise import RERUN, State, Status, read_status
 
 from .conftest import ROOT
 
@@ -81,7 +81,7 @@ def test_a_commit_whose_gateway_fails_ends_well(kernel_root: Path) -> None:
 
 def test_a_server_that_is_told_to_stop_leaves_its_status(kernel_root: Path, test_split: Path, tmp_path: Path) -> None:
     socket = tmp_path / "relay"
-    kernel = start(kernel_root, KAGGLE_IS_COMPETITION_RERUN="1", **{relay.ADDRESS: str(socket)})
+    kernel = start(kernel_root, **{RERUN: "1", relay.ADDRESS: str(socket)})
     client = relay.Client(str(socket))
     client.wait(FOREVER_S)
     rows = pd.read_csv(test_split / "test.csv", dtype=str).iloc[:2]

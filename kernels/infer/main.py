@@ -6,7 +6,6 @@ writes a fallback submission first, runs the pipeline as a child under the deadl
 status.json says how the run ended, for programs.
 """
 
-import os
 import signal
 import sys
 import tempfile
@@ -30,10 +29,10 @@ def main() -> int:
         from clotkit.competitions import load_competition
         from clotkit.console import unforeseen
         from clotkit.reasons import Reason
-        from clotkit.supervise import WORKING, Kit, State, Status, find_split, say, supervised
+        from clotkit.supervise import WORKING, Kit, State, Status, find_split, is_rerun, say, supervised
 
         competition, status = load_competition(SETTINGS["competition"]), Status("score")
-        say(f"clotkit kernel on Python {sys.version.split()[0]}, rerun: {rerun()}")
+        say(f"clotkit kernel on Python {sys.version.split()[0]}, rerun: {'yes' if is_rerun() else 'no'}")
         split = find_split(competition, competition.sample_path)
         if split is None:
             status.add(Reason.NO_DATA)
@@ -67,11 +66,6 @@ class Stopped(BaseException):
 
 def _stop(_number: int, _frame: object) -> None:
     raise Stopped
-
-
-def rerun() -> str:
-    """Return which run this is: Kaggle sets a variable in the scoring re-run only."""
-    return "yes (scoring)" if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else "no (commit or rehearsal)"
 
 
 def write_fallback(competition: Any, split: Path, submission: Path) -> int:

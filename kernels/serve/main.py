@@ -29,7 +29,7 @@ def main() -> int:
         from clotkit.competitions import load_competition
         from clotkit.reasons import Reason
         from clotkit.serving.discovery import marker
-        from clotkit.supervise import Kit, State, Status, find_split, say, supervised
+        from clotkit.supervise import Kit, State, Status, find_split, is_rerun, say, supervised
 
         competition, status = load_competition(SETTINGS["competition"]), Status("serve")
         say(f"clotkit serving kernel on Python {sys.version.split()[0]}, rerun: {'yes' if is_rerun() else 'no'}")
@@ -51,26 +51,21 @@ def _stop(_number: int, _frame: object) -> None:
     raise Stopped
 
 
-def is_rerun() -> bool:
-    """Return whether this is the scoring re-run: Kaggle sets a variable in it only."""
-    return os.environ.get("KAGGLE_IS_COMPETITION_RERUN") is not None
-
-
 def serve(competition: Any, split: Path, kit: Any, started: float, status: Any) -> int:
     """Start the inference server, load the members beside it, and answer until the gateway has all."""
     from clotkit.reasons import Reason
     from clotkit.serving.backend import Backend
     from clotkit.serving.discovery import make_server
-    from clotkit.serving.front import Front
-    from clotkit.supervise import WORKING, State, say
+    from clotkit.serving.predictor import Predictor
+    from clotkit.supervise import BATCH_S, WORKING, State, is_rerun, say
 
     signal.signal(signal.SIGTERM, _stop)
     backend = Backend(lambda: members_command(split, kit, status))
-    batch_s = float(os.environ.get("CLOTKIT_BATCH_S", "0"))  # in a rehearsal
-    front = Front(competition, backend, split, status, started, batch_s)
+    batch_s = float(os.environ.get(BATCH_S, "0"))  # in a rehearsal
+    predictor = Predictor(competition, backend, split, status, started, batch_s)
 
     def predict(*values: Any, **named: Any) -> Any:
-        return front.predict(*values, **named)
+        return predictor.predict(*values, **named)
 
     try:
         server = make_server(split, competition, predict)
@@ -83,10 +78,10 @@ def serve(competition: Any, split: Path, kit: Any, started: float, status: Any) 
         status.add(Reason.STOPPED)
         say("SIGTERM: the server is stopped")
     finally:
-        front.close()
+        predictor.close()
         for temporary in WORKING.glob(".status.*"):  # of a write that a kill cut short
             temporary.unlink()
-    status.write(front.state if front.batches else State.FAILED, started)
+    status.write(predictor.state if predictor.batches else State.FAILED, started)
     return 0
 
 

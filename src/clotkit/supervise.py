@@ -29,6 +29,8 @@ from clotkit.versions import is_old_openslide
 
 ROOT = Path(os.environ.get("CLOTKIT_KAGGLE_ROOT", "/kaggle"))  # a rehearsal has its own
 INPUT, WORKING = ROOT / "input", ROOT / "working"
+RERUN = "KAGGLE_IS_COMPETITION_RERUN"  # environment variable that Kaggle sets in the scoring re-run only
+BATCH_S = "CLOTKIT_BATCH_S"  # environment variable of a rehearsal: a gateway's deadline for a batch
 STATUS, SUMMARY = "status.json", "summary.json"  # in the working folder
 WALK_DEPTH = 8  # input/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, and a member in two folders
 PIP_LIMIT_S = 600
@@ -124,6 +126,11 @@ class Kit:
     def command(self, verb: str, *arguments: str) -> list[str]:
         """Return the command line of a verb of the kit."""
         return [sys.executable, "-I", "-u", "-c", CHILD, f"{self.code}:{self.wheels}", verb, *arguments]
+
+
+def is_rerun() -> bool:
+    """Return whether this is the scoring re-run."""
+    return RERUN in os.environ
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[str]]]:

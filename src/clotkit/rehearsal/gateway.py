@@ -49,7 +49,7 @@ class Failure(StrEnum):
 
 
 @dataclass
-class Played:
+class GatewayResults:
     """The outcome of the batches so far."""
 
     batches: int = 0
@@ -81,7 +81,7 @@ class Gateway:
         self._id = competition.submission.id
         if self._id not in self.frame.columns:  # the patient is in the image id only
             self.frame[self._id] = [row_id(slide, competition) for slide in slides]
-        self.played = Played()
+        self.results = GatewayResults()
 
     def batches(self, seed: int, batch_rows: int = BATCH_ROWS) -> list[pd.DataFrame]:
         """Return the slides in batches, in random order."""
@@ -94,7 +94,7 @@ class Gateway:
 
         `instead` has other files for some image ids, None for none.
         """
-        name = f"batch {self.played.batches + 1}"
+        name = f"batch {self.results.batches + 1}"
         ids = [one for one in batch[self.competition.columns.image].to_list() if isinstance(one, str)]
         shared = self._share([one for one in ids if one in self.slides], instead or {})
         started = time.monotonic()
@@ -103,13 +103,13 @@ class Gateway:
             columns = rows_of(answer, self._rows(batch))
         except (TimeoutError, RuntimeError, ConnectionError, InvalidAnswerError) as error:
             kinds = {TimeoutError: Failure.MISSED, InvalidAnswerError: Failure.INVALID, RuntimeError: Failure.RAISED}
-            self.played.failures.append((kinds.get(type(error), Failure.GONE), f"{name}: {error}"))
+            self.results.failures.append((kinds.get(type(error), Failure.GONE), f"{name}: {error}"))
             columns = None
-        self.played.slowest_s = max(self.played.slowest_s, time.monotonic() - started)
-        self.played.batches += 1
-        self.played.rows += len(batch)
+        self.results.slowest_s = max(self.results.slowest_s, time.monotonic() - started)
+        self.results.batches += 1
+        self.results.rows += len(batch)
         if columns is not None and (held := self.server.held(shared)):
-            self.played.failures.append((Failure.HELD, f"{name}: {', '.join(held)}"))
+            self.results.failures.append((Failure.HELD, f"{name}: {', '.join(held)}"))
         self._unshare(shared)
         return columns
 
@@ -155,7 +155,7 @@ class Gateway:
         fallback = answer_cells(self.competition, None)
         rows = {
             one: [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in self.answers_of(one)]
-            for one in self.played.answers
+            for one in self.results.answers
         }
         cells = [
             dict(zip(self.competition.submission.columns, rows.get(one, fallback), strict=True)) for one in sample.ids
@@ -165,7 +165,7 @@ class Gateway:
 
     def answers_of(self, one: str) -> list[Any]:
         """Return the latest answer of an id."""
-        return self.played.answers[one]
+        return self.results.answers[one]
 
     def _rows(self, batch: Any) -> int:
         """Return the number of rows that the answer to a batch must have."""
@@ -181,7 +181,7 @@ class Gateway:
         if self.competition.serving.answer is AnswerForm.VALUE and len(ids) == 1 and len(columns) == 1:
             columns = {names[0]: next(iter(columns.values()))}
         for place, one in enumerate(ids):
-            self.played.answers[one] = [columns[name][place] for name in names]
+            self.results.answers[one] = [columns[name][place] for name in names]
 
     def _share(self, ids: Sequence[str], instead: Mapping[str, Path | None]) -> list[Path]:
         """Put the files of slides where the server sees them, and return their paths there."""

@@ -19,10 +19,9 @@ from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
 from clotkit.rehearsal.sandbox import Sandbox, Stage, launch
 from clotkit.rehearsal.standin import relay
+from clotkit.supervise import BATCH_S, RERUN
 
 WATCH_S = 0.5
-RERUN = "KAGGLE_IS_COMPETITION_RERUN"
-BATCH_S = "CLOTKIT_BATCH_S"  # environment variable: the deadline of a batch in a rehearsal
 
 
 class Server:

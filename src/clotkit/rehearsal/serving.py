@@ -34,6 +34,7 @@ from clotkit.rehearsal.server import Server
 from clotkit.rehearsal.standin.gateway import SUBMISSION
 from clotkit.rehearsal.standin.layout import write_package
 from clotkit.report import records
+from clotkit.serving.discovery import PACKAGE
 from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
 from clotkit.supervise import STATUS
@@ -110,7 +111,7 @@ def lay_out_data(split_dir: Path, folder: Path, competition: Competition, slides
     folder.mkdir(parents=True)
     sample, table = competition.sample_path(split_dir), competition.table_path(split_dir, "test")
     for path in split_dir.resolve().iterdir():
-        if path.name != "kaggle_evaluation" and (slides or path.name in {sample.name, table.name}):
+        if path.name != PACKAGE and (slides or path.name in {sample.name, table.name}):
             (folder / path.name).symlink_to(path)
     write_package(folder, table.name if table.is_file() else sample.name, competition)
     return folder
@@ -139,7 +140,7 @@ def _serve(
             read_final_status(stage, name, sandbox.wheels),
         )
         gateway.write_submission(stage.root / SUBMISSION)
-        slowest_s, server.batch_s = gateway.played.slowest_s, min(server.batch_s, FAULT_S)
+        slowest_s, server.batch_s = gateway.results.slowest_s, min(server.batch_s, FAULT_S)
         for fault in GatewayFault:  # the first is a reset
             log(f"layout {name}: gateway fault {fault}")
             gateway.play_fault(fault, batches[0], folder)
@@ -151,13 +152,13 @@ def _serve(
             f"layout {name}: memory limit: {server.peak_mb:.0f} MB, {allowed_mb} allowed", RehearsalKind.MEMORY
         )
     _check_submission(stage.root / SUBMISSION, split_dir, competition)
-    facts = gateway.played.facts | {
+    facts = gateway.results.facts | {
         "slides": records.counts(lines),
         "up_s": server.up_s,
         "slowest_s": round(slowest_s, 1),
     }
     log(
-        f"layout {name}: {gateway.played.batches} batches, the slowest {slowest_s:.1f} s of "
+        f"layout {name}: {gateway.results.batches} batches, the slowest {slowest_s:.1f} s of "
         f"{competition.serving.deadline_s:.0f} s; up after {', '.join(f'{one:.1f}' for one in server.up_s)} s"
     )
     return Outcome(name, stage.working, time.monotonic() - started, server.peak_mb, status), facts
@@ -165,11 +166,11 @@ def _serve(
 
 def _check(gateway: Gateway, stage: Stage, before: object, name: str) -> None:
     """Raise RehearsalError if a batch failed, an input changed, or a file was left behind."""
-    if gateway.played.failures:
-        kind, what = gateway.played.failures[0]
-        count = len(gateway.played.failures)
+    if gateway.results.failures:
+        kind, what = gateway.results.failures[0]
+        count = len(gateway.results.failures)
         raise RehearsalError(
-            f"layout {name}: {count} of {gateway.played.batches} batches failed, 0 are allowed; {kind}: {what}",
+            f"layout {name}: {count} of {gateway.results.batches} batches failed, 0 are allowed; {kind}: {what}",
             RehearsalKind.SERVER,
         )
     if stage.fingerprint() != before:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from clotkit.competitions import Competition
 from clotkit.competitions.schema import BatchRows
+from clotkit.serving.discovery import PACKAGE
 
-PACKAGE, OURS, THEIRS = "kaggle_evaluation", "clotkit.rehearsal.standin", "kaggle_evaluation.core"
+OURS, THEIRS = "clotkit.rehearsal.standin", f"{PACKAGE}.core"
 CORE = ("relay", "gateway", "templates")
 SERVER = """from pathlib import Path
 

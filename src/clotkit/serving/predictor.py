@@ -32,8 +32,8 @@ RUN_OVER = Cause(Reason.DEADLINE, "the run's deadline has passed")
 ANSWERED, LATE = "answered", "late"  # keys of Status.batches
 
 
-class Front:
-    """The server's side that talks to the gateway."""
+class Predictor:
+    """Answers the batches of a gateway with a process that has the members."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Front:
         return next(known, answer_cells(self.competition, None))
 
     def _write_status(self) -> None:
-        """Write the state so far: nobody tells a server that the last batch was the last."""
+        """Write the state so far: the gateway does not announce its last batch."""
         self.status.slides = records.counts(list(self._lines.values()))
         self.status.write(self.state, self.started)
 
