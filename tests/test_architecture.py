@@ -79,7 +79,7 @@ HOMES: dict[str, set[str]] = {
     "optuna": {"clotkit.tuning.objective", "clotkit.tuning.study", "clotkit.tuning.tune", "clotkit.tuning.verbs"},
     "imblearn": {"clotkit.training.resampling"},
     "imagehash": {"clotkit.data.near_duplicates"},
-    "jinja2": {"clotkit.evaluation.errors_page", "clotkit.report.page"},
+    "jinja2": {"clotkit.evaluation.errors_page", "clotkit.report.page", "clotkit.app.markup"},
     "streamlit": {
         "clotkit.app.pages.common",
         "clotkit.app.pages.navigation",
@@ -89,7 +89,14 @@ HOMES: dict[str, set[str]] = {
         "clotkit.app.pages.training",
         "clotkit.app.serve",
     },
-    "multiprocessing": {"clotkit.workers", "clotkit.forking"},
+    "starlette": {
+        "clotkit.app.security",
+        "clotkit.app.markup",
+        "clotkit.app.deepzoom.page",
+        "clotkit.app.deepzoom.routes",
+    },
+    "anyio": {"clotkit.app.deepzoom.routes"},
+    "multiprocessing": {"clotkit.workers", "clotkit.forking", "clotkit.app.deepzoom.process"},
     "signal": {
         "clotkit.forking",
         "clotkit.locks",

@@ -21,6 +21,21 @@ def send(pipe: int, message: Any) -> None:
             left = left[os.write(pipe, left) :]
 
 
+def receive(pipe: int) -> Any:
+    """Wait for a message from a trusted sender, and return it. Raises EOFError."""
+    return pickle.loads(_whole(pipe, HEADER.unpack(_whole(pipe, HEADER.size))[0]))
+
+
+def _whole(pipe: int, size_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < size_bytes:
+        part = os.read(pipe, size_bytes - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
 class Inbox:
     """The messages that come through a pipe."""
 

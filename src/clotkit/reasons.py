@@ -72,6 +72,22 @@ class Cause(NamedTuple):
     sentence: str
 
 
+class Refusal(StrEnum):
+    """Why the application refused a request: `code` of its JSON, where a slide's error has a Reason."""
+
+    # A request to the application.
+    HOST = "host"  # its Host header does not name this server
+    ORIGIN = "origin"  # it comes from a page of another origin or site
+    TOKEN = "token"  # it lacks the token of this session
+    METHOD = "method"  # a method that is not served here
+    TOO_LARGE = "too_large"  # a longer address, more headers or a larger body than is accepted
+    BAD_REQUEST = "bad_request"  # a parameter is unknown or no number
+    NOT_FOUND = "not_found"  # no such page, slide, level or tile
+    BUSY = "busy"  # too many requests are waiting
+    GONE = "gone"  # whoever asked has gone
+    FAILED = "failed"  # an error of the application itself
+
+
 class LevelFault(StrEnum):
     """Why a level of a pyramid is not used: `code` of a row of `levels_refused`."""
 

@@ -339,24 +339,24 @@ class _Child:
 
 def _child_main(work: Work, task: Task, memory_mb: int, writer: int) -> None:
     """Run a slide's process: set the limits, do the work, send one last message with the peak memory."""
-    _give_up_shared_files()
-    _limit(memory_mb)
-    last: tuple[str, tuple[str, Reason | None, float]]
+    confine(memory_mb)
+    reason, code = "", None
     try:
         for index, piece in work(task):
             send(writer, _message(index, piece))
-        last = (END, ("", None, peak_mb()))
-    except MemoryError:
-        last = _failed("", Reason.OUT_OF_MEMORY, memory_mb)
-    except ClotkitError as error:
-        last = _failed(str(error), error.reason, memory_mb)
     except BrokenPipeError:
         return  # the parent has abandoned this slide
     except Exception as error:  # noqa: BLE001 - any error affects this slide only, and the report names it
-        last = _failed(f"{type(error).__name__}: {error}".splitlines()[0], Reason.FAILED, memory_mb)
-    send(writer, last)
+        code, reason = cause_of(error, memory_mb)
+    send(writer, (END, (reason, code, peak_mb())))
     os.close(writer)
     os._exit(0)  # native libraries may hang or crash in their clean-up, and everything is sent
+
+
+def confine(memory_mb: int) -> None:
+    """Set the limits of this process, a slide's, and let go of what it shares with the run."""
+    _give_up_shared_files()
+    _limit(memory_mb)
 
 
 def _give_up_shared_files() -> None:
@@ -380,12 +380,17 @@ def _message(index: int, piece: Piece) -> tuple[str, Any]:
     return (THUMBNAIL if isinstance(piece, Thumbnail) else FACTS), piece
 
 
-def _failed(reason: str, code: Reason, memory_mb: int) -> tuple[str, tuple[str, Reason, float]]:
-    """Return the last message for an error; a failed allocation is reported as the memory limit."""
+def cause_of(error: Exception, memory_mb: int) -> Cause:
+    """Return why a slide's process failed; a failed allocation is reported as the memory limit."""
+    reason, code = f"{type(error).__name__}: {error}".splitlines()[0], Reason.FAILED
+    if isinstance(error, MemoryError):
+        reason, code = "", Reason.OUT_OF_MEMORY
+    elif isinstance(error, ClotkitError):
+        reason, code = str(error), error.reason
     if code is Reason.OUT_OF_MEMORY or any(word in reason.lower() for word in ALLOCATION_WORDS):
         why = f" ({reason})" if reason else ""
-        return END, (f"memory limit: {memory_mb} MB were not enough{why}", Reason.OUT_OF_MEMORY, peak_mb())
-    return END, (reason, code, peak_mb())
+        return Cause(Reason.OUT_OF_MEMORY, f"memory limit: {memory_mb} MB were not enough{why}")
+    return Cause(code, reason)
 
 
 def _limit(memory_mb: int) -> None:

@@ -1,0 +1,179 @@
+"""Answer requests for a slide's facts, tiles and overlays, and for the page that shows them."""
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from clotkit import forking
+from clotkit.app.deepzoom.grid import Grid
+from clotkit.app.deepzoom.ids import path_of
+from clotkit.app.deepzoom.overlay import OVERLAY, overlay
+from clotkit.app.deepzoom.page import view_page
+from clotkit.app.deepzoom.picture import Tile
+from clotkit.app.deepzoom.readers import OPEN_SLIDES, ReaderLimits, Readers, SlideFile
+from clotkit.app.markup import STATIC
+from clotkit.app.processes import run_one, slide_limits
+from clotkit.app.roots import Roots
+from clotkit.app.security import RequestRefused
+from clotkit.competitions import Competition
+from clotkit.errors import UsageError
+from clotkit.reasons import Refusal
+from clotkit.workers import Task
+
+MOST_WAITING = 256  # requests that wait for slides; a page asks for at most 6 at a time
+MOST_GRIDS = 1024  # slides whose size is remembered
+NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+VERSION = re.compile(r"[0-9a-f.]{1,40}", re.ASCII)  # of a tile's address: it changes with the slide's file
+KEPT = "private, max-age=3600, immutable"
+Value = TypeVar("Value")
+
+
+class DeepZoom:
+    """The slides below the roots, for a viewer."""
+
+    def __init__(self, roots: Roots, competition: Competition) -> None:
+        """Open nothing yet."""
+        self.roots, self._competition = roots, competition
+        self.readers = Readers(ReaderLimits(competition.limits.slide_memory_mb))
+        # Processes of slides end with the thread that started them, so threads of our own that stay.
+        self._threads = ThreadPoolExecutor(OPEN_SLIDES, "slides")
+        self._threads.submit(forking.prepare)  # so that the first slide does not wait for it
+        self._turns: WeakValueDictionary[SlideFile, asyncio.Lock] = WeakValueDictionary()
+        self._grids: OrderedDict[SlideFile, Grid] = OrderedDict()
+        self._waiting = 0
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes of slides, of the viewer page, and of what it loads."""
+        return [
+            Route("/slides/{id}/info.json", self._info),
+            Route("/slides/{id}/overview.jpg", self._overview),
+            Route("/slides/{id}/overlay.json", self._overlay),
+            Route("/slides/{id}/tiles/{level}/{column}_{row}.jpg", self._tile),
+            Route("/view/{id}", self._view),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ]
+
+    def close(self) -> None:
+        """End all processes of slides."""
+        self.readers.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    async def _info(self, request: Request) -> Response:
+        _check_query(request)
+        file = await self._file(request)
+        facts = await self._in_turn(request, file, partial(self.readers.info, file))
+        self._remember(file, facts)
+        return JSONResponse({"name": file.path.name, "version": file.version, **facts})
+
+    async def _tile(self, request: Request) -> Response:
+        _check_query(request, v=VERSION)
+        level, column, row = (_number(request, name) for name in ("level", "column", "row"))
+        file = await self._file(request)
+        if not (await self._grid(request, file)).has(level, column, row):
+            raise _not_found("the slide has no such tile")
+        return _jpeg(await self._read_tile(request, file, level, column, row), "v" in request.query_params)
+
+    async def _overview(self, request: Request) -> Response:
+        _check_query(request, v=VERSION)
+        file = await self._file(request)
+        first = (await self._grid(request, file)).first
+        return _jpeg(await self._read_tile(request, file, first, 0, 0), "v" in request.query_params)
+
+    async def _overlay(self, request: Request) -> Response:
+        """Answer with what a run says of a slide, or with the tissue of the slide itself."""
+        _check_query(request, run=None, image=None)
+        file = await self._file(request)
+        run, image = request.query_params.get("run"), request.query_params.get("image")
+        if run is None or image is None:
+            tissue = await self._in_turn(request, file, partial(self.readers.tissue, file))
+            return JSONResponse({"slide_px": None, "tissue": tissue, "tiles": [], "legend": None})
+        folder = await self._path(run)
+        task, work = Task(image, folder, ()), partial(overlay, image_id=image)
+        result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
+        return JSONResponse(result.facts[OVERLAY])
+
+    async def _view(self, request: Request) -> Response:
+        return await to_thread.run_sync(view_page, request, self.roots)
+
+    async def _file(self, request: Request) -> SlideFile:
+        path = await self._path(request.path_params["id"])
+        try:
+            return await to_thread.run_sync(SlideFile.of, path)
+        except UsageError as error:
+            raise _not_found(str(error)) from error
+
+    async def _path(self, text: str) -> Path:
+        try:
+            return await to_thread.run_sync(path_of, text, self.roots)
+        except UsageError as error:
+            raise _not_found(str(error)) from error
+
+    async def _grid(self, request: Request, file: SlideFile) -> Grid:
+        if file not in self._grids:
+            self._remember(file, await self._in_turn(request, file, partial(self.readers.info, file)))
+        return self._grids[file]
+
+    def _remember(self, file: SlideFile, facts: dict[str, Any]) -> None:
+        self._grids[file] = Grid(facts["width_px"], facts["height_px"])
+        self._grids.move_to_end(file)
+        while len(self._grids) > MOST_GRIDS:
+            self._grids.popitem(last=False)
+
+    async def _read_tile(self, request: Request, file: SlideFile, level: int, column: int, row: int) -> Tile:
+        known = self.readers.known_tile(file, level, column, row)
+        if known is not None:
+            return known
+        return await self._in_turn(request, file, partial(self.readers.tile, file, level, column, row))
+
+    async def _in_turn(self, request: Request, file: SlideFile, work: Callable[[], Value]) -> Value:
+        """Read from a slide, one request after the other: a slide that is slow keeps one thread, not all."""
+        if self._waiting >= MOST_WAITING:
+            raise RequestRefused(Refusal.BUSY, "too many requests are waiting; try again", 503)
+        self._waiting += 1
+        try:
+            turn = self._turns.setdefault(file, asyncio.Lock())
+            async with turn:
+                if await request.is_disconnected():  # the viewer has moved on while this waited
+                    raise RequestRefused(Refusal.GONE, "the request was given up", 408)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1
+
+
+def _jpeg(tile: Tile, is_named: bool) -> Response:
+    kept = KEPT if tile.sharp and is_named else "no-store"
+    headers = {"cache-control": kept, "x-clotkit-sharp": str(int(tile.sharp))}
+    return Response(tile.jpeg, media_type="image/jpeg", headers=headers)
+
+
+def _number(request: Request, name: str) -> int:
+    text = request.path_params[name]
+    if not NUMBER.fullmatch(text):
+        raise RequestRefused(Refusal.BAD_REQUEST, f"{name} is not a number of at most 9 digits", 400)
+    return int(text)
+
+
+def _check_query(request: Request, **known: re.Pattern[str] | None) -> None:
+    """Raise RequestRefused for a parameter that is unknown, repeated, or of another form than its pattern."""
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    forms = [pattern for name, value in given if (pattern := known.get(name)) and not pattern.fullmatch(value)]
+    if not set(names) <= known.keys() or len(names) != len(set(names)) or forms:
+        allowed = ", ".join(known) or "none"
+        raise RequestRefused(Refusal.BAD_REQUEST, f"wrong parameters; allowed: {allowed}, each once", 400)
+
+
+def _not_found(sentence: str) -> RequestRefused:
+    return RequestRefused(Refusal.NOT_FOUND, sentence, 404)
