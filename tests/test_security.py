@@ -120,7 +120,8 @@ def test_every_answer_limits_what_a_page_may_do(server: AppServer) -> None:
         found = server.ask(path, headers).headers
         policy = dict(part.split(" ", 1) for part in found["content-security-policy"].split("; "))
         assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
-        assert policy["script-src"] == policy["style-src"] == "'self'"
+        assert policy["script-src"] == "'self'"
+        assert "unsafe" not in found["content-security-policy"]
         assert found["x-content-type-options"] == "nosniff"
         assert found["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in found

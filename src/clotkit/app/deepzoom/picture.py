@@ -20,7 +20,7 @@ from clotkit.tissue.rules import sample_background
 
 COSTLY_PX = 20_000_000  # pixels to decode for one tile: 0.1 to 0.3 s; tiles that need more come from the overview
 MOST_OVERVIEW_PX = 24_000_000  # of an overview: 72 MB
-TISSUE_PX = 512  # long side, at most, of the picture on which tissue is found
+TISSUE_PX = 1024  # long side, at most, of the picture on which tissue is found
 OUTLINE_BYTES = 200_000  # of the path of an outline
 NEIGHBOURS = 8  # tiles on either side of one in strips, which cost little more
 QUALITY = 85
