@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import os
+import select
 import shutil
+import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from clotkit.app.deepzoom.ids import id_of, path_of
 from clotkit.app.deepzoom.overview import Overview, read_sketch
 from clotkit.app.deepzoom.process import INFO, SlideProcess
 from clotkit.app.deepzoom.readers import OPEN_SLIDES, ReaderLimits, Readers, SlideFile
+from clotkit.app.deepzoom.routes import MOST_WAITING
 from clotkit.app.roots import Roots
 from clotkit.competitions import Competition
 from clotkit.config import TilingConfig
@@ -432,3 +435,38 @@ def test_a_thousand_hostile_requests_leave_the_server_as_it_was(server: AppServe
     assert rss_mb() - before < 24
     assert psutil.Process().num_threads() <= threads + 8
     assert json_of(server, f"/slides/{slide}/info.json") == wanted
+
+
+def test_a_crowd_at_a_slide_that_hangs_is_turned_away_and_the_rest_is_answered(
+    server: AppServer,
+) -> None:
+    root = server.deepzoom.roots.folders[0]
+    path = root / "hanging.tif"
+    shutil.copy(min((root / "split" / "test").glob("*.tif")), path)
+    slide, other = id_of(path, server.deepzoom.roots), slide_ids(server)[1]
+    wanted = json_of(server, f"/slides/{slide}/info.json")
+    hanging = newest_process()
+    hanging.suspend()
+    request = f"GET /slides/{slide}/info.json HTTP/1.1\r\nHost: 127.0.0.1:{server.door.port}\r\n"
+    request += f"Cookie: {server.own_headers()['Cookie']}\r\n\r\n"
+    crowd = [socket.create_connection((server.door.address, server.door.port)) for _ in range(MOST_WAITING + 20)]
+    for one in crowd:
+        one.sendall(request.encode())
+    turned_away = 0
+    while turned_away < 20:
+        turned_away += sum(one.recv(16).startswith(b"HTTP/1.1 503") for one in select.select(crowd, [], [], 60)[0])
+    assert server.ask(f"/slides/{other}/info.json").status == 503, "all places are taken"
+    for one in crowd:
+        one.close()
+    hanging.resume()
+    assert retried(server, f"/slides/{slide}/info.json") == wanted
+    assert server.ask(f"/slides/{other}/info.json").status == 200
+    path.unlink()
+
+
+def retried(server: AppServer, path: str) -> dict[str, Any]:
+    """Return the answer once the crowd has gone."""
+    while (answer := server.ask(path)).status == 503:
+        pass
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
