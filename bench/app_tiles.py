@@ -121,9 +121,10 @@ def first_views(session: Session, slide: str) -> dict[str, float]:
     while not info["sharp"] and time.perf_counter() < start + SHARP_S:
         time.sleep(0.2)
         info = session.info(slide)
-    if full > 0 and info["sharp"]:
+    if info["sharp"]:
         session.load(slide, whole(grid))
-    return {"first_s": first, "window_s": full, "sharp_s": time.perf_counter() - start}
+    took = {"first_s": first, "window_s": full, "sharp_s": time.perf_counter() - start}
+    return {"width_px": grid.width_px, "height_px": grid.height_px, **took}
 
 
 def wander(session: Session, slide: str, until: float, seed: int) -> None:
@@ -170,7 +171,8 @@ def pan(sessions: Sequence[Session], slides: Sequence[str], minutes: float, serv
     for thread in threads:
         thread.join()
     took = [latency for session in sessions for latency in session.latencies_ms]
-    cuts = quantiles(took, n=20)
+    cuts, every = quantiles(took, n=20), max(1, round(len(samples) / max(1.0, minutes)))
+    minutes_of = samples[every - 1 :: every]
     return {
         "sessions": len(sessions),
         "minutes": minutes,
@@ -178,8 +180,8 @@ def pan(sessions: Sequence[Session], slides: Sequence[str], minutes: float, serv
         "failures": sum(session.failures for session in sessions),
         "p50_ms": median(took),
         "p95_ms": cuts[18],
-        "server_mb": [sample["server"] for sample in (samples[len(samples) // 10], samples[-1])],
-        "all_mb": [samples[len(samples) // 10]["all"], samples[-1]["all"], max(one["all"] for one in samples)],
+        "server_mb": [round(sample["server"], 1) for sample in minutes_of],  # one a minute
+        "all_mb": [round(sample["all"], 1) for sample in minutes_of],
         "load": os.getloadavg()[0],
     }
 
@@ -227,10 +229,10 @@ def main() -> int:
     roots = Roots.of(folders)
     slides = {id_of(path, roots): path for path in files}
     with serving(folders) as (session, server):
-        views = {}
+        views = []
         for slide, path in slides.items():
-            views[path.name] = first_views(session, slide)
-            print(path.name, {name: round(value, 2) for name, value in views[path.name].items()}, flush=True)
+            views.append({"file": path.name, "mb": path.stat().st_size / MB} | first_views(session, slide))
+            print(views[-1], flush=True)
         sessions = [Session(session.port, session.cookie) for _ in range(options.sessions)]
         panned = pan(sessions, list(slides), options.minutes, server)
     print(json.dumps(panned, indent=1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
 from clotkit.app.deepzoom.routes import DeepZoom
 from clotkit.app.roots import Roots
@@ -57,8 +58,10 @@ class AppServer:
 
 
 @contextmanager
-def app_server(folders: Sequence[Path], competition: Competition) -> Iterator[AppServer]:
-    """Serve slides below folders until the block ends."""
+def app_server(
+    folders: Sequence[Path], competition: Competition, more: Sequence[BaseRoute] = ()
+) -> Iterator[AppServer]:
+    """Serve slides below folders, and `more` routes, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         door = Door("127.0.0.1", listening.getsockname()[1])
         deepzoom = DeepZoom(Roots.of(folders), competition)
@@ -68,7 +71,9 @@ def app_server(folders: Sequence[Path], competition: Competition) -> Iterator[Ap
             yield
             deepzoom.close()
 
-        server = uvicorn.Server(uvicorn.Config(guarded(deepzoom.routes(), door, lifespan), log_level="critical"))
+        server = uvicorn.Server(
+            uvicorn.Config(guarded([*deepzoom.routes(), *more], door, lifespan), log_level="critical")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -345,6 +345,16 @@ def test_a_changed_file_is_another_slide(server: AppServer) -> None:
     assert json_of(server, f"/slides/{slide}/info.json", 404)["code"] == Refusal.NOT_FOUND
 
 
+def test_a_name_that_is_no_unicode_is_served(server: AppServer) -> None:
+    root = server.deepzoom.roots.folders[0]
+    path = root / os.fsdecode(b"\xff.tif")
+    shutil.copy(min((root / "split" / "test").glob("*.tif")), path)
+    slide = id_of(path, server.deepzoom.roots)
+    assert json_of(server, f"/slides/{slide}/info.json")["name"].endswith(".tif")
+    assert server.ask(f"/view/{slide}").status == 200
+    path.unlink()
+
+
 def test_what_is_no_regular_file_is_not_opened(server: AppServer) -> None:
     root = server.deepzoom.roots.folders[0]
     os.mkfifo(root / "pipe.tif")

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from clotkit.app.security import MOST_BODY_BYTES, TOKEN, Door
 from clotkit.competitions import Competition
@@ -21,8 +24,16 @@ PATH = "/slides/x/info.json"  # of no slide: 404 for whoever may ask
 
 @pytest.fixture(scope="module")
 def server(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
-    """Serve an empty folder."""
-    with app_server([tmp_path_factory.mktemp("root")], strip_ai) as server:
+    """Serve an empty folder, and a route that takes what is sent and one that fails."""
+
+    async def length(request: Request) -> Response:
+        return Response(str(len(await request.body())))
+
+    async def broken(_: Request) -> Response:
+        raise RuntimeError("a secret")
+
+    more = [Route("/length", length, methods=["POST"]), Route("/broken", broken)]
+    with app_server([tmp_path_factory.mktemp("root")], strip_ai, more) as server:
         yield server
 
 
@@ -106,6 +117,25 @@ def test_a_large_body_is_refused_unread(server: AppServer, length: str) -> None:
         host = f"{server.door.address}:{server.door.port}"
         connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode())
         assert connection.recv(16).split()[1] in {b"413", b"400"}
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_body_is_counted_whatever_its_header_says(server: AppServer, extra: int) -> None:
+    with socket.create_connection((server.door.address, server.door.port)) as connection:
+        headers = {"Host": f"{server.door.address}:{server.door.port}", "Transfer-Encoding": "chunked"}
+        headers |= {"Origin": server.url} | server.own_headers()
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        connection.sendall("\r\n".join(["POST /length HTTP/1.1", *lines, "", ""]).encode())
+        for _ in range(16):
+            connection.sendall(b"%x\r\n%s\r\n" % (MOST_BODY_BYTES // 16, bytes(MOST_BODY_BYTES // 16)))
+        connection.sendall(b"1\r\nx\r\n" * extra + b"0\r\n\r\n")
+        assert connection.recv(16).split()[1] == (b"413" if extra else b"200")
+
+
+def test_an_error_of_the_program_tells_nothing(server: AppServer) -> None:
+    answer = server.ask("/broken")
+    assert (answer.status, json.loads(answer.body)["code"]) == (500, Refusal.FAILED)
+    assert b"secret" not in answer.body
 
 
 def test_two_hosts_are_refused(server: AppServer) -> None:

@@ -11,6 +11,7 @@ from clotkit.app.deepzoom.grid import TILE_PX, Grid
 from clotkit.app.deepzoom.overview import Overview
 from clotkit.errors import NoTissue
 from clotkit.report.drawing import outline_path
+from clotkit.slides.fallback import WHITE
 from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels, blank
@@ -43,7 +44,8 @@ class SlidePicture:
         """Open the slide. Raises SlideError."""
         self.slide = open_slide(path, microns=True)
         self.grid = Grid(self.slide.width_px, self.slide.height_px)
-        self.background = sample_background(self.slide)
+        # Samples of a slide that is decoded from top to bottom cost its whole height.
+        self.background = WHITE if self.slide.sequential else sample_background(self.slide)
         coarsest = self.grid.downsamples[-1]
         costly = self._first_costly()
         self.overview = None if costly is None else Overview(self.slide, self.background, costly, coarsest)

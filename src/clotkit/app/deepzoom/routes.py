@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -23,6 +22,7 @@ from clotkit.app.deepzoom.overlay import OVERLAY, overlay
 from clotkit.app.deepzoom.page import view_page
 from clotkit.app.deepzoom.picture import Tile
 from clotkit.app.deepzoom.readers import OPEN_SLIDES, ReaderLimits, Readers, SlideFile
+from clotkit.app.escaping import printable
 from clotkit.app.markup import STATIC
 from clotkit.app.processes import run_one, slide_limits
 from clotkit.app.roots import Roots
@@ -75,7 +75,7 @@ class DeepZoom:
         file = await self._file(request)
         facts = await self._in_turn(request, file, partial(self.readers.info, file))
         self._remember(file, facts)
-        return JSONResponse({"name": file.path.name, "version": file.version, **facts})
+        return JSONResponse({"name": printable(file.path.name), "version": file.version, **facts})
 
     async def _tile(self, request: Request) -> Response:
         _check_query(request, v=VERSION)
@@ -99,7 +99,7 @@ class DeepZoom:
         if run is None or image is None:
             tissue = await self._in_turn(request, file, partial(self.readers.tissue, file))
             return JSONResponse({"slide_px": None, "tissue": tissue, "tiles": [], "legend": None})
-        folder = await self._path(run)
+        folder = await _found(partial(path_of, roots=self.roots), run)
         task, work = Task(image, folder, ()), partial(overlay, image_id=image)
         result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
         return JSONResponse(result.facts[OVERLAY])
@@ -108,17 +108,10 @@ class DeepZoom:
         return await to_thread.run_sync(view_page, request, self.roots)
 
     async def _file(self, request: Request) -> SlideFile:
-        path = await self._path(request.path_params["id"])
-        try:
-            return await to_thread.run_sync(SlideFile.of, path)
-        except UsageError as error:
-            raise _not_found(str(error)) from error
+        def opened(text: str) -> SlideFile:
+            return SlideFile.of(path_of(text, self.roots))
 
-    async def _path(self, text: str) -> Path:
-        try:
-            return await to_thread.run_sync(path_of, text, self.roots)
-        except UsageError as error:
-            raise _not_found(str(error)) from error
+        return await _found(opened, request.path_params["id"])
 
     async def _grid(self, request: Request, file: SlideFile) -> Grid:
         if file not in self._grids:
@@ -150,6 +143,14 @@ class DeepZoom:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._waiting -= 1
+
+
+async def _found(find: Callable[[str], Value], text: str) -> Value:
+    """Return what an id names; a disk that does not answer delays this request alone."""
+    try:
+        return await to_thread.run_sync(find, text)
+    except UsageError as error:
+        raise _not_found(str(error)) from error
 
 
 def _jpeg(tile: Tile, is_named: bool) -> Response:
