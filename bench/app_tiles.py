@@ -110,7 +110,7 @@ def whole(grid: Grid) -> Box:
 
 
 def first_views(session: Session, slide: str) -> dict[str, float]:
-    """Return the seconds until the whole slide is seen, and until it is sharp; the slide was not open before."""
+    """Return the seconds until a slide that was not open is seen, and until it is sharp."""
     start = time.perf_counter()
     info = session.info(slide)
     grid = Grid(info["width_px"], info["height_px"])
@@ -142,7 +142,7 @@ def wander(session: Session, slide: str, until: float, seed: int) -> None:
 
 
 def memory_mb(server: psutil.Process) -> dict[str, float]:
-    """Return the memory of the server alone, and of it and all of its processes, shared pages counted once."""
+    """Return the memory of the server, and of it with all of its processes: shared pages count once."""
     processes = [server, *server.children(recursive=True)]
     total = 0.0
     for process in processes:

@@ -1,4 +1,4 @@
-"""A headless Chromium, and pages in it that may ask nothing but loopback and whose scripts may not fail."""
+"""A headless Chromium, whose pages may ask nothing but loopback and whose scripts may not fail."""
 
 import shutil
 from collections.abc import Iterator
