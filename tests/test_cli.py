@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clotkit import answer, options
-from clotkit.app.serve import AppSettings
+from clotkit.app.web.server import AppSettings
 from clotkit.cli import main, parser
 from clotkit.competitions import Competition
 from clotkit.containers import config as containers

@@ -85,7 +85,7 @@ def test_what_is_locked_by_name_is_declared(lock: str) -> None:
 def test_every_import_is_declared() -> None:
     declared = names([*PROJECT["dependencies"], *(line for name in USED for line in EXTRAS[name])])
     owners = packages_distributions()
-    for name in third_party_imports() - {"streamlit"}:  # only installed by make app
+    for name in third_party_imports():
         assert {canonicalize_name(one) for one in owners[name]} & declared, name
 
 

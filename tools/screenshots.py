@@ -1,8 +1,7 @@
 """Take the pictures of the README and the site again: a run's report, and the application.
 
 The run is real: 12 synthetic slides, one of them broken, scored by the member in weights/demo. Chromium draws the
-report without a window. The picture of the application is the one that `make test-browser` left in build/screenshots;
-app-slides.png is taken by hand, of a larger slide than the tests have.
+report without a window. The pictures of the application are those that `make test-browser` left in build/screenshots.
 """
 
 import shutil
@@ -19,7 +18,11 @@ SHOTS, IMAGES = ROOT / "build" / "screenshots", ROOT / "docs" / "images"
 WIDTH_PX, HEIGHT_PX = 1280, 1350
 MAX_BYTES = 300_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-APPLICATION = {"classify-sample.png": "app-classify.png"}
+APPLICATION = {
+    "classify-sample.png": "app-classify.png",
+    "home-desk-light.png": "app-home.png",
+    "runs-compared.png": "app-compare.png",
+}
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ VERBS = (
     "bundle.verbs",
     "rehearsal.verbs",
     "containers.verbs",
-    "app.verbs",
+    "app.web.verbs",
     "kaggle.verbs",
 )
 PRINTED = ("plan", "predict", "check", "list")  # verbs whose work is what they print

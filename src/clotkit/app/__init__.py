@@ -1,4 +1,4 @@
 """The application in a browser, `clotkit app`.
 
-`pages/` draws with Streamlit; the other modules work without it.
+`web/` draws the pages and serves them, `deepzoom/` gives the tiles of slides; the other modules work without a server.
 """

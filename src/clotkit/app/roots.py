@@ -45,8 +45,14 @@ class Roots:
 
         Symlinks are not followed.
         """
-        searched = islice((folder for root in self.folders for folder in _folders(root, DEPTH)), MOST_FOLDERS)
-        return sorted({folder for folder in searched if any((folder / name).is_file() for name in names)})
+        return sorted({folder for folder in self._all() if any((folder / name).is_file() for name in names)})
+
+    def with_tables(self) -> list[Path]:
+        """Return the folders below the roots that have a CSV file, sorted. Symlinks are not followed."""
+        return sorted({folder for folder in self._all() if any(folder.glob("*.csv"))})
+
+    def _all(self) -> Iterator[Path]:
+        return islice((folder for root in self.folders for folder in _folders(root, DEPTH)), MOST_FOLDERS)
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:

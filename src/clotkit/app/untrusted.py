@@ -7,17 +7,17 @@ TILES are tiles and facts about them; pieces with index SHOWN are a picture to s
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image, resized
-from clotkit.errors import SlideUnreadable
-from clotkit.slides.pixels import Colour, Pixels, blank
-from clotkit.slides.reader import Slide, open_slide
+from clotkit.errors import ClotkitError, SlideUnreadable
+from clotkit.slides.pixels import Pixels
+from clotkit.slides.reader import open_slide
 from clotkit.splits import read_table
 from clotkit.submission.answers import answer_cells
 from clotkit.submission.checking import check_submission
@@ -31,8 +31,7 @@ TILES, SHOWN = 0, 1
 LEAST_SIDE_PX = 8  # of an uploaded picture
 MOST_PICTURE_PX = 25_000_000  # of an uploaded picture: 75 MB as RGB
 SHOWN_PX = 448  # long side of the picture shown beside its answer
-VIEW_PX = (768, 512)  # width and height of the window on a slide
-BLOCK_PX = 1024  # side, in full-resolution pixels, of the blocks that a window is read in
+VIEW_PX = (768, 512)  # greatest width and height of an overview
 SUBMISSION, SAMPLE, OTHER = "submission.csv", "sample.csv", "other.csv"
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8")
 ACCEPTED = "PNG, JPEG, TIFF, WebP, BMP and GIF are accepted"
@@ -47,15 +46,6 @@ OTHERS = {
     b"<": "HTML, SVG or XML",
 }
 Pieces = Iterator[tuple[int, dict[str, Any] | Batch]]
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a slide, VIEW_PX large on the screen."""
-
-    x_px: int  # left edge, in full-resolution pixels
-    y_px: int  # top edge, in full-resolution pixels
-    downsample: int  # full-resolution pixels per pixel on the screen
 
 
 def picture(task: Task) -> Pieces:
@@ -95,12 +85,6 @@ def overview(task: Task) -> Pieces:
     yield SHOWN, _batch(read_overview(opened, downsample, background)[None])
 
 
-def window(task: Task, at: Window) -> Pieces:
-    """Yield a window on a slide, always VIEW_PX large: beyond the slide's edge it shows the background."""
-    opened = open_slide(task.path)
-    yield SHOWN, _batch(_read_window(opened, at, sample_background(opened))[None])
-
-
 def tissue(task: Task) -> Pieces:
     """Yield the number of tiles of a slide, then its overview with tissue outlined and tiles marked."""
     tiling = task.tilings[0]
@@ -122,6 +106,30 @@ def submission(task: Task, competition: Competition) -> Pieces:
             verdict = check_submission(task.path / name, sample, competition)
             parts = {"problems": verdict.problems, "notes": verdict.notes, "rows": verdict.rows}
             yield TILES, {name: parts | {"labels": verdict.labels}}
+
+
+def draft(task: Task) -> Pieces:
+    """Yield the draft of a competition's TOML from the data folder `task.path`: its text and its lines."""
+    from clotkit.drafting.draft import HEADING, draft_competition
+    from clotkit.drafting.toml_text import toml_text
+
+    lines = draft_competition(task.path)
+    yield TILES, {"text": toml_text(lines, HEADING.format(folder=task.path.name)), "lines": lines}
+
+
+def fits(task: Task, text: str) -> Pieces:
+    """Yield what of a competition's TOML does not fit itself and the data folder `task.path`."""
+    from clotkit.competitions import load_competition
+    from clotkit.drafting.check import check_competition
+
+    with TemporaryDirectory(prefix="clotkit-app-") as folder:
+        path = Path(folder) / "competition.toml"
+        path.write_text(text.replace("\r\n", "\n"), encoding="utf-8")
+        try:
+            checked = check_competition(load_competition(str(path)), task.path)
+        except ClotkitError as error:
+            raise SlideUnreadable(str(error).replace(f"{folder}/", "")) from error
+    yield TILES, {"findings": list(checked.findings), "summary": checked.summary, "fits": checked.fits}
 
 
 def check_signature(path: Path) -> None:
@@ -159,24 +167,6 @@ def fitting_downsample(width_px: int, height_px: int) -> int:
     """Return the least power of 2 at which the whole slide fits into VIEW_PX."""
     times = max(-(-width_px // VIEW_PX[0]), -(-height_px // VIEW_PX[1]), 1)
     return 1 << (times - 1).bit_length()
-
-
-def _read_window(opened: Slide, at: Window, background: Colour) -> Pixels:
-    """Read a window block by block, so that at most one block is in memory at full resolution."""
-    cells = max(1, BLOCK_PX // at.downsample)
-    view = blank(VIEW_PX[0], VIEW_PX[1], background)
-    places = [(x, y) for y in range(0, VIEW_PX[1], cells) for x in range(0, VIEW_PX[0], cells)]
-    inside = [(x, y) for x, y in places if _is_on_slide(opened, at, x, y)]
-    corners = [(at.x_px + x * at.downsample, at.y_px + y * at.downsample) for x, y in inside]
-    tiles = opened.tiles(corners, cells, at.downsample, background) if corners else iter(())
-    for (x, y), tile in zip(inside, tiles, strict=True):
-        part = view[y : y + cells, x : x + cells]
-        part[:] = tile[: part.shape[0], : part.shape[1]]
-    return view
-
-
-def _is_on_slide(opened: Slide, at: Window, x: int, y: int) -> bool:
-    return at.x_px + x * at.downsample < opened.width_px and at.y_px + y * at.downsample < opened.height_px
 
 
 def _thumbnail(pixels: Pixels) -> Pixels:

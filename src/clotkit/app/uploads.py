@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +26,17 @@ MOST_UPLOAD_MB = 64  # size of one file; larger slides are opened from a folder
 MOST_BATCH_MB = 256  # size of all files of a batch
 PICTURE_LIMITS = Limits(slide_s=20.0, memory_mb=1024)
 BATCH_S = 300.0  # time limit of a batch: files that have not started by then are refused
+NEAR = 0.2  # lead of the likeliest class, in probability, below which an answer is unsure
 STRETCHED = 1.25  # ratio of the sides from which a picture that is made square looks different
+
+
+class Doubt(StrEnum):
+    """Why an answer is unsure, beside its sentence."""
+
+    NEAR_THRESHOLD = "near_threshold"  # another class is nearly as likely
+    UNLIKE_TRAINING = "unlike_training"  # the picture is unlike those that the member was trained on
+    SMALL = "small"  # the picture was enlarged
+    SQUEEZED = "squeezed"  # the picture was made square
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Answer:
     probabilities: dict[str, float] = field(default_factory=dict)  # calibrated, by class
     picture: Pixels | None = None  # the picture itself, reduced
     heat: Pixels | None = None  # the tile with the highest probability, under its Grad-CAM
-    notes: tuple[str, ...] = ()  # doubts about the answer, a sentence each
+    doubts: dict[Doubt, str] = field(default_factory=dict)  # a sentence for each
     seconds: float = 0.0  # to read the file
     unlike_training: bool | None = None  # as a Prediction's
     peak_mb: float = 0.0  # peak memory of the process that read it, in MB (2**20 bytes)
@@ -129,7 +140,7 @@ def _answer(member: LoadedMember, name: str, ended: Ended, result: Result, compe
             probabilities=probabilities,
             picture=result.picture(),
             heat=heat,
-            notes=tuple(filter(None, [*_notes(member, ended), unlike_note(*unlike)])),
+            doubts=dict(_doubts(member, ended, probabilities, unlike_note(*unlike))),
             seconds=ended.seconds,
             unlike_training=unlike[0],
             peak_mb=ended.peak_mb,
@@ -149,13 +160,22 @@ def _sentence(ended: Ended) -> str:
     return printable(sentence.removeprefix("the file: "), LONGEST_REASON)
 
 
-def _notes(member: LoadedMember, ended: Ended) -> Iterator[str]:
-    """Yield a sentence for each property of the picture's size that makes its answer doubtful."""
+def _doubts(
+    member: LoadedMember, ended: Ended, probabilities: dict[str, float], unlike: str
+) -> Iterator[tuple[Doubt, str]]:
+    """Yield what makes an answer unsure: near another one, unlike the training pictures, of another size."""
+    (first, most), (second, next_most) = sorted(probabilities.items(), key=lambda one: -one[1])[:2]
+    if most - next_most < NEAR:
+        yield Doubt.NEAR_THRESHOLD, f"{first} at {most:.1%} is hardly likelier than {second} at {next_most:.1%}"
+    if unlike:
+        yield Doubt.UNLIKE_TRAINING, unlike
     tiling, facts = member.recipe.tiling, ended.facts
     width, height = int(facts["width_px"]), int(facts["height_px"])
     if tiling.name != "whole":
         return
     if min(width, height) * 2 < tiling.tile_px:
-        yield f"{width} x {height} px is small: the picture was enlarged to {tiling.tile_px} x {tiling.tile_px} px"
+        side = tiling.tile_px
+        yield Doubt.SMALL, f"{width} x {height} px is small: the picture was enlarged to {side} x {side} px"
     if max(width, height) > STRETCHED * min(width, height):
-        yield f"{width} x {height} px was squeezed to a square; crop the picture as the member's training data are"
+        hint = "crop the picture as the member's training data are"
+        yield Doubt.SQUEEZED, f"{width} x {height} px was squeezed to a square; {hint}"

@@ -1,10 +1,9 @@
-"""View slides: splits and runs in the allowed folders, windows on a slide, and live scoring."""
+"""List splits and runs in the allowed folders, find tissue and tiles, and score a slide live."""
 
 import json
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from clotkit.app import untrusted
 from clotkit.app.prediction import decide, predict_tiles
 from clotkit.app.processes import Result, events, run_one, slide_limits, without_path
 from clotkit.app.roots import Roots
-from clotkit.app.untrusted import VIEW_PX, Window
 from clotkit.competitions import FOLDER, Competition, load_competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
@@ -104,46 +102,9 @@ def slide_path(opened: SlideFolder, image_id: str, roots: Roots) -> Path:
     return roots.inside(opened.rows[image_id].path)
 
 
-def read_overview(path: Path, competition: Competition) -> Result:
-    """Return an overview of a slide, with its width_px, height_px and downsample. Raises SlideUnreadable."""
-    return run_one(Task(path.name, path, ()), untrusted.overview, slide_limits(competition))
-
-
-def read_window(path: Path, at: Window, competition: Competition) -> Pixels:
-    """Return a part of a slide, uint8[512, 768, 3]. Raises SlideUnreadable."""
-    return run_one(Task(path.name, path, ()), partial(untrusted.window, at=at), slide_limits(competition)).picture()
-
-
 def read_tissue(path: Path, tiling: TilingConfig, competition: Competition) -> Result:
     """Return an overview with tissue and tiles marked, and the number of tiles. Raises SlideUnreadable."""
     return run_one(Task(path.name, path, (tiling,)), untrusted.tissue, slide_limits(competition))
-
-
-def zoom_levels(width_px: int, height_px: int) -> list[int]:
-    """Return the downsamples that a slide is viewed with: powers of 2, from the whole slide down to 1."""
-    most = untrusted.fitting_downsample(width_px, height_px)
-    return [1 << step for step in range(most.bit_length() - 1, -1, -1)]
-
-
-def moved(at: Window, right: float, down: float, width_px: int, height_px: int) -> Window:
-    """Return the window moved by a number of its own sides, but kept on the slide.
-
-    Its corner is a multiple of its downsample.
-    """
-    return Window(
-        _clamped(at.x_px + right * VIEW_PX[0] * at.downsample, VIEW_PX[0], at.downsample, width_px),
-        _clamped(at.y_px + down * VIEW_PX[1] * at.downsample, VIEW_PX[1], at.downsample, height_px),
-        at.downsample,
-    )
-
-
-def zoomed(at: Window, downsample: int, width_px: int, height_px: int) -> Window:
-    """Return the window at another downsample with the same centre, kept on the slide."""
-    centre = [
-        corner + side * at.downsample / 2 for corner, side in zip((at.x_px, at.y_px), VIEW_PX, strict=True)
-    ]  # full-resolution px
-    x, y = (int(place - side * downsample / 2) for place, side in zip(centre, VIEW_PX, strict=True))
-    return moved(Window(x, y, downsample), 0, 0, width_px, height_px)
 
 
 def score_live(member: LoadedMember, path: Path, competition: Competition) -> Generator[LiveScore, None, None]:
@@ -265,9 +226,3 @@ def _competition_of_run(facts: dict[str, Any], competition: Competition) -> Comp
     if found is None:
         raise SplitError(f"the run is of {slug}, the application of {competition.slug}; give clotkit app --competition")
     return found
-
-
-def _clamped(corner_px: float, side: int, downsample: int, length_px: int) -> int:
-    """Return a corner moved back onto the slide and rounded down to a multiple of the downsample."""
-    last = max(0, length_px - side * downsample)
-    return int(min(max(corner_px, 0), last)) // downsample * downsample

@@ -28,6 +28,7 @@ from clotkit.report.shown import Shown
 from clotkit.units import many
 
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
+THEME = "theme.css"  # sizes and colours, which the application and the site have too
 CARE = "Not for clinical use."
 PICTURES_BYTES, OUTLINES_BYTES, BOXES = 6_500_000, 1_200_000, 12_000  # limits of a page, which stays below 10 MB
 OUTLINE_BYTES, SLIDE_BOXES = 6_000, 400  # limits of one slide
@@ -60,11 +61,18 @@ def write_page(run_dir: Path) -> Path:
 
     Raises UsageError if there is no run, or jinja2 is not installed.
     """
-    run, template = read_run(run_dir), _template()
+    pieces = page_pieces(run_dir)
     path = run_dir / records.PAGE
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:
-        file.writelines(template.generate(_context(run)))
+        file.writelines(pieces)
     return path
+
+
+def page_pieces(run_dir: Path) -> Iterator[str]:
+    """Return the text of the page of a run in pieces; raises as write_page before the first one."""
+    run, template = read_run(run_dir), _template()
+    pieces: Iterator[str] = template.generate(_context(run))
+    return pieces
 
 
 def _template() -> Any:
@@ -93,7 +101,7 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "title": f"Run report: {name}",
-        "style": _text(STYLE),
+        "style": _text(THEME) + _text(STYLE),
         "script": script,
         "care": CARE,
         "counted": f"{many(len(run.lines), 'slide')}, {many(len(answers.ids), 'row' if run.by_image else unit)}",

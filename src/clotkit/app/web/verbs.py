@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from clotkit.errors import needs_extra
 from clotkit.options import DONE, Result, Verbs, add_verb
 
 
@@ -13,7 +14,9 @@ def register(verbs: Verbs) -> None:
 
 def _add_app(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "app", "serve pages to classify pictures, view slides, check submissions and review trainings"
+        verbs,
+        "app",
+        "serve pages to classify pictures, view slides, start and compare runs, check submissions and review trainings",
     )
     verb.add_argument("--port", type=int, default=8501, help="port to listen on, 1024 to 65535 (default: 8501)")
     verb.add_argument(
@@ -38,7 +41,8 @@ def _add_app(verbs: Verbs) -> None:
 
 
 def _app(arguments: argparse.Namespace) -> Result:
-    from clotkit.app.serve import AppSettings, serve
+    with needs_extra("app"):
+        from clotkit.app.web.server import AppSettings, serve
 
     serve(
         AppSettings(arguments.weights, tuple(arguments.root), arguments.competition, arguments.port, arguments.address)

@@ -1,0 +1,153 @@
+"""Say what stands here: members with their figures, splits, runs, the last rehearsal and push."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from clotkit.app.roots import Roots
+from clotkit.app.viewer import SPLITS, list_folders, open_folder
+from clotkit.competitions import Competition
+from clotkit.errors import ClotkitError
+from clotkit.members.folder import METRICS
+from clotkit.report.records import REPORT, RUN, STATES, counts, read_report
+from clotkit.report.run import mapping
+from clotkit.splits import split_of
+
+REHEARSAL, PUSHED = "rehearsal.json", "pushed.json"  # as clotkit rehearse and clotkit kaggle kernel-push leave them
+FIGURES = {"accuracy": "accuracy", "auc": "AUC", "weighted_log_loss": "weighted log loss"}
+
+
+class RunState(StrEnum):
+    """The progress of a run."""
+
+    RUNNING = "running"  # or killed: a run that is killed cannot say so
+    ENDED = "ended"
+    UNKNOWN = "unknown"  # its files cannot be read
+
+
+@dataclass(frozen=True)
+class StandingMember:
+    """A member and its main figures."""
+
+    name: str
+    figures: dict[str, float]
+    estimate: str  # how they were estimated
+    data: str
+
+
+@dataclass(frozen=True)
+class StandingSplit:
+    """A split below the roots."""
+
+    folder: Path
+    kind: str  # train or test
+    slides: int
+
+
+@dataclass(frozen=True)
+class StandingRun:
+    """A run below the roots."""
+
+    folder: Path
+    state: RunState
+    slides: dict[str, int]  # by their state
+    changed: datetime
+    facts: dict[str, Any]  # run.json
+
+    @property
+    def done(self) -> int:
+        """The number of slides that the report has."""
+        return sum(self.slides.values())
+
+    @property
+    def members(self) -> list[str]:
+        """The names of its members."""
+        return list(mapping(self.facts.get("members")))
+
+
+@dataclass(frozen=True)
+class LastFile:
+    """The newest file of a name, and what it says."""
+
+    path: Path
+    changed: datetime
+    facts: dict[str, Any]
+
+
+def standing_members(members: dict[str, Path]) -> list[StandingMember]:
+    """Return all members with their figures."""
+    return [_member(name, _facts(folder / METRICS)) for name, folder in members.items()]
+
+
+def standing_folders(roots: Roots, competition: Competition) -> tuple[list[StandingSplit], list[StandingRun]]:
+    """Return the splits and the runs below the roots, the newest run first.
+
+    What cannot be read is left out.
+    """
+    splits, runs = list[StandingSplit](), list[StandingRun]()
+    for folder in list_folders(roots, competition):
+        with suppress(ClotkitError, OSError):
+            if (folder / REPORT).is_file():
+                runs.append(standing_run(folder, roots))
+            else:
+                slides = open_folder(folder, roots, competition).rows
+                splits.append(StandingSplit(folder, split_of(folder, competition, SPLITS), len(slides)))
+    return splits, sorted(runs, key=lambda run: run.changed, reverse=True)
+
+
+def standing_run(folder: Path, roots: Roots) -> StandingRun:
+    """Return how far a run is. Raises UsageError or OSError if its report is missing or outside the roots."""
+    report = roots.inside(folder / REPORT)
+    facts = _facts(roots.inside(folder / RUN)) if (folder / RUN).exists() else {}
+    try:
+        slides = counts(read_report(report))
+        state = RunState.RUNNING if facts.get("state") == "running" else RunState.ENDED
+    except (ValueError, TypeError):
+        slides, state = dict.fromkeys(STATES, 0), RunState.UNKNOWN
+    return StandingRun(folder, state, slides, _changed(report), facts)
+
+
+def last_rehearsal(roots: Roots) -> LastFile | None:
+    """Return the newest rehearsal below the roots; None without one."""
+    return _last(roots, [REHEARSAL])
+
+
+def last_push(roots: Roots) -> LastFile | None:
+    """Return the newest push of a kernel to Kaggle that is recorded below the roots; None without one."""
+    return _last(roots, [PUSHED])
+
+
+def _last(roots: Roots, names: Sequence[str]) -> LastFile | None:
+    found = [one for folder in roots.below(names) for one in _files(folder, names, roots)]
+    return max(found, key=lambda one: one.changed, default=None)
+
+
+def _files(folder: Path, names: Sequence[str], roots: Roots) -> Iterator[LastFile]:
+    for name in names:
+        with suppress(ClotkitError, OSError):
+            path = roots.inside(folder / name)
+            yield LastFile(path, _changed(path), _facts(path))
+
+
+def _member(name: str, metrics: dict[str, Any]) -> StandingMember:
+    figures = {
+        shown: float(metrics[key]) for key, shown in FIGURES.items() if isinstance(metrics.get(key), int | float)
+    }
+    return StandingMember(name, figures, str(metrics.get("estimate", "")), str(metrics.get("data", "")))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if it cannot be read."""
+    try:
+        return dict(mapping(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _changed(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime).astimezone()

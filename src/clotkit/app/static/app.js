@@ -1,0 +1,65 @@
+"use strict";
+// The switch of the theme, uploads with progress, and parts of a page that follow work on the server.
+
+const EVERY_MS = 400;
+const root = document.documentElement;
+
+function setTheme(name) {
+  root.dataset.theme = name;
+  localStorage.setItem("theme", name);
+  for (const button of document.querySelectorAll("[data-theme-switch]"))
+    button.textContent = `Theme: ${name || "as the system"}`;
+}
+
+function followTheme() {
+  setTheme(localStorage.getItem("theme") || "");
+  const next = { "": "dark", dark: "light", light: "" };
+  for (const button of document.querySelectorAll("[data-theme-switch]"))
+    button.addEventListener("click", () => setTheme(next[localStorage.getItem("theme") || ""]));
+}
+
+// A part with data-live="running" is fetched again, with its page, until the server no longer says so.
+async function follow(part) {
+  while (part.dataset.live === "running") {
+    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    try {
+      const answer = await fetch(part.dataset.from || location.href, { headers: { "X-Part": part.id } });
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const newer = page.getElementById(part.id);
+      if (!newer) return;
+      if (newer.innerHTML !== part.innerHTML) part.replaceChildren(...newer.childNodes);
+      part.dataset.live = newer.dataset.live;
+      if (newer.dataset.to) location.replace(newer.dataset.to);
+    } catch { /* the server is busy or gone: asked again */ }
+  }
+}
+
+function uploads(form) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const button = form.querySelector("button[type=submit]"), status = form.querySelector("[role=status]");
+    const request = new XMLHttpRequest(), bar = document.createElement("progress");
+    button.disabled = true;
+    bar.setAttribute("aria-label", "Uploaded");
+    request.upload.addEventListener("progress", (step) => { bar.max = step.total; bar.value = step.loaded; });
+    request.addEventListener("load", () => {
+      if (request.status < 300) { location.assign(request.responseURL); return; }
+      const page = new DOMParser().parseFromString(request.responseText, "text/html");
+      status.textContent = (page.querySelector(".note") || { textContent: `Error ${request.status}` }).textContent;
+      button.disabled = false;
+    });
+    request.addEventListener("error", () => { status.textContent = "The server does not answer."; button.disabled = false; });
+    request.open("POST", form.action);
+    request.send(new FormData(form));
+    status.replaceChildren("Uploading … ", bar);
+  });
+}
+
+root.dataset.theme = localStorage.getItem("theme") || "";  // before the page is drawn
+document.addEventListener("DOMContentLoaded", () => {
+  followTheme();
+  document.querySelectorAll("form[data-upload]").forEach(uploads);
+  for (const one of document.querySelectorAll("select[data-go]"))
+    one.addEventListener("change", () => one.form.requestSubmit());
+  document.querySelectorAll("[data-live]").forEach(follow);
+});

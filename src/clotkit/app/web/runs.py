@@ -1,0 +1,191 @@
+"""Page Runs: the runs below the roots; one's report, two compared, one followed, one started."""
+
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from clotkit.app.deepzoom.ids import id_of, path_of
+from clotkit.app.security import CONTENT_POLICY
+from clotkit.app.standing import RunState, standing_folders, standing_run
+from clotkit.app.starting import Running, Start, is_success, out_folder, started
+from clotkit.app.web.jobs import Job, State
+from clotkit.app.web.rendering import page
+from clotkit.app.web.shared import Shared, job_of, shared_of
+from clotkit.app.web.slides import short
+from clotkit.errors import UsageError
+from clotkit.files import ESCAPED
+from clotkit.planning.plan import Plan
+from clotkit.planning.text import plan_lines
+from clotkit.report.comparing import compare
+from clotkit.report.page import page_pieces
+from clotkit.report.records import REPORT, SlideReport, read_report
+from clotkit.report.run import read_run
+from clotkit.splits import read_slides
+
+HERE = "/runs"
+NEWEST = 12  # slides of a run that is followed
+MOST_MOVED = 200  # patients that are shown
+REPORT_POLICY = (  # of a report, whose own script is in it and has its hash in the page's policy
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'"
+)
+
+
+def show(request: Request) -> Response:
+    """Draw the list of runs, and the forms that compare two and start one."""
+    shared = shared_of(request)
+    splits, runs = standing_folders(shared.roots, shared.competition)
+    tests = {id_of(one.folder, shared.roots): short(one.folder, shared) for one in splits if one.kind == "test"}
+    names = {id_of(one.folder, shared.roots): short(one.folder, shared) for one in runs}
+    members = {} if not tests else shared.slide_members()
+    return page(
+        request,
+        "runs",
+        "Runs",
+        runs=list(zip(names, runs, strict=True)),
+        names=names,
+        tests=tests,
+        members=members,
+        name=f"run-{datetime.now():%Y%m%d-%H%M%S}",
+    )
+
+
+def one(request: Request) -> Response:
+    """Draw one run: how far it is while it goes on, its report once it has ended."""
+    shared, text = shared_of(request), request.query_params["run"]
+    folder = path_of(text, shared.roots)
+    run = standing_run(folder, shared.roots)
+    lines = [] if run.state is RunState.UNKNOWN else read_report(shared.roots.inside(folder / REPORT))
+    job = _job_of(shared, folder)
+    live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
+    total = _slides_of(run.facts, shared) if live else run.done
+    response = page(
+        request,
+        "run",
+        short(folder, shared),
+        run=run,
+        key=text,
+        live=live,
+        job=job,
+        total=max(total, run.done),
+        newest=[_row(line) for line in lines[-NEWEST:][::-1]],
+        printed=list(cast(Running, job.result).lines) if job is not None and job.result is not None else [],
+    )
+    response.headers["content-security-policy"] = f"{CONTENT_POLICY}; frame-src 'self'"
+    return response
+
+
+def report(request: Request) -> Response:
+    """Return the report of a run, made again from its files: a file that lies there is not trusted."""
+    shared = shared_of(request)
+    folder = path_of(request.query_params["run"], shared.roots)
+    shared.roots.inside(folder / REPORT)
+    pieces = (piece.encode("utf-8", ESCAPED) for piece in page_pieces(folder))
+    headers = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
+    return StreamingResponse(pieces, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def compared(request: Request) -> Response:
+    """Draw the difference of two runs."""
+    shared = shared_of(request)
+    texts = [request.query_params[name] for name in ("first", "second")]
+    folders = [path_of(text, shared.roots) for text in texts]
+    if folders[0] == folders[1]:
+        raise UsageError("these are one run; choose two")
+    first, second = (read_run(shared.roots.inside(folder / REPORT).parent) for folder in folders)
+    names = [short(folder, shared) for folder in folders]
+    found = compare(first, second)
+    return page(request, "compared", "Two runs compared", texts=texts, names=names, found=found, most=MOST_MOVED)
+
+
+async def start_plan(request: Request) -> Response:
+    """Predict a run that a form describes, and lead to its plan."""
+    shared = shared_of(request)
+    async with request.form() as form:
+        split, member, name = (str(form.get(key, "")) for key in ("split", "member", "name"))
+    start = await run_in_threadpool(_start, shared, split, member, name)
+    about = {"split": split, "member": member, "name": name, "words": shlex.join(["clotkit", *start.words()])}
+    job = shared.jobs.start(f"Plan of {name}", lambda _: start.plan(), about)
+    return RedirectResponse(f"/runs/plan/{job.key}", 303)
+
+
+def plan(request: Request) -> Response:
+    """Draw the plan of a run, with the button that starts it."""
+    job = job_of(request)
+    found = cast(Plan | None, job.result)
+    lines = [] if found is None else list(plan_lines(found))
+    return page(request, "plan", job.title, here=HERE, job=job, plan=found, lines=lines)
+
+
+async def start_run(request: Request) -> Response:
+    """Start a run whose plan was shown, and lead to its page."""
+    shared = shared_of(request)
+    async with request.form() as form:
+        split, member, name = (str(form.get(key, "")) for key in ("split", "member", "name"))
+    start = await run_in_threadpool(_start, shared, split, member, name)
+    job = shared.jobs.start(name, lambda job: _run(start, job), {"out": str(start.out)})
+    return RedirectResponse(f"/runs/started/{job.key}", 303)
+
+
+def begun(request: Request) -> Response:
+    """Draw what a started run prints until its report begins, then lead to the run's page."""
+    shared, job = shared_of(request), job_of(request)
+    out = Path(job.about["out"])
+    running = cast(Running | None, job.result)
+    where = f"/runs/one?run={id_of(out, shared.roots)}" if (out / REPORT).is_file() else ""
+    lines = [] if running is None else list(running.lines)
+    return page(request, "begun", job.title, here=HERE, job=job, where=where, printed=lines)
+
+
+def stop(request: Request) -> Response:
+    """End a run that was started here."""
+    job = job_of(request)
+    running = cast(Running | None, job.result)
+    if running is not None:
+        running.end()
+    return RedirectResponse(f"/runs/started/{job.key}", 303)
+
+
+def _start(shared: Shared, split: str, member: str, name: str) -> Start:
+    folder = path_of(split, shared.roots)
+    weights = shared.members[shared.chosen(member)]
+    return Start(folder, weights, out_folder(shared.roots, folder, name), shared.competition)
+
+
+def _run(start: Start, job: Job) -> Running:
+    """Run until the end. Raises UsageError, with the last line printed, if there is no submission."""
+    with started(start) as running:
+        job.result = running
+        code = running.follow()
+    if not is_success(code):
+        last = next((line for line in reversed(running.lines) if line), "nothing was printed")
+        raise UsageError(f"the run ended with exit code {code}: {last}")
+    return running
+
+
+def _job_of(shared: Shared, folder: Path) -> Job | None:
+    return next((job for job in shared.jobs.all() if job.about.get("out") == str(folder)), None)
+
+
+def _slides_of(facts: dict[str, object], shared: Shared) -> int:
+    """Return how many slides a run that goes on has; 0 if its split cannot be read."""
+    try:
+        arguments = cast(dict[str, str], facts["arguments"])
+        split = shared.roots.inside(Path(arguments["split"]).absolute())
+        return len(read_slides(split, "test", shared.competition, log=lambda _: None))
+    except (LookupError, TypeError, UsageError):
+        return 0
+
+
+def _row(line: SlideReport) -> dict[str, str | int | float]:
+    return {
+        "slide": line.image_id,
+        "state": line.state,
+        "tiles": line.tiles,
+        "seconds": f"{line.seconds:.1f}",
+        "reason": line.reason,
+    }
