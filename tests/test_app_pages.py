@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,34 @@ def test_files_and_samples_are_answered_and_a_bad_file_costs_itself(client: Clie
     doubts = [code for row in rows for code in row["doubts"].split()]
     assert sorted([*doubts, Reason.DAMAGED]) == sorted(page.codes())
     assert set(doubts) <= set(Doubt)
+
+
+def test_each_new_picture_of_a_watched_folder_is_answered_once(client: Client, root: Path) -> None:
+    folder = root / "incoming"
+    folder.mkdir()
+    (folder / "old.png").write_bytes(png(96, 96))
+    begun = client.post("/watch", data={"member": "double_contour", "folder": "incoming"})
+    path = begun.url.removeprefix(client.base)
+    job = client.app.state.shared.jobs.find(path.rpartition("/")[2])
+    until(lambda: job.result is not None)
+    (folder / "part.tmp").write_bytes(png(96, 96))
+    (folder / "part.tmp").rename(folder / "new.png")
+    until(lambda: job.result.count == 1)
+    (folder / "new.png").rename(folder / "renamed.png")
+    (folder / "other.png").write_bytes(png(97, 96))
+    until(lambda: job.result.count == 2)
+    page = Elements(client.post(path).text)
+    assert page.all("div", id="watch")[0]["data-live"] == "ended"
+    assert [answer.name for _, answer in job.result.answers] == ["other.png", "new.png"]
+    assert client.post("/watch", data={"member": "double_contour", "folder": "../.."}).status_code == 400
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, for a minute at most."""
+    pause, end = threading.Event(), time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        pause.wait(0.02)
 
 
 def test_names_that_a_spreadsheet_would_calculate_are_text_in_the_table(client: Client) -> None:

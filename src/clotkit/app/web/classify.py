@@ -38,6 +38,7 @@ def show(request: Request) -> Response:
         card_text=card_of(shared.members[name]),
         samples=list(shared.samples(name)),
         is_slides=shared.source(name) == "slides",
+        has_roots=bool(shared.roots.folders),
         limits=(MOST_UPLOADS, MOST_UPLOAD_MB, MOST_BATCH_MB),
     )
 

@@ -35,6 +35,7 @@ class Job:
     result: object = None
     cause: Cause | None = None  # why it failed
     about: dict[str, str] = field(default_factory=dict)  # what the page needs to draw it
+    stop: threading.Event = field(default_factory=threading.Event)  # set by who wants it to end
     over: threading.Event = field(default_factory=threading.Event)  # set when it has ended or failed
 
     def advance(self, done: int, total: int) -> None:
@@ -67,6 +68,11 @@ class Jobs:
         with self._lock:
             return self._jobs[key]
 
+    def stop(self) -> None:
+        """Ask all jobs to end."""
+        for job in self.all():
+            job.stop.set()
+
     def all(self) -> list[Job]:
         """Return all jobs that are kept, the newest first."""
         with self._lock:
@@ -83,4 +89,5 @@ def _run(job: Job, work: Callable[[Job], object]) -> None:
         traceback.print_exc()
         job.cause, job.state = Cause(Reason.FAILED, described(error)), State.FAILED
     finally:
+        job.stop.set()
         job.over.set()

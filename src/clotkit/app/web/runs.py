@@ -1,6 +1,7 @@
 """Page Runs: the runs below the roots; one's report, two compared, one followed, one started."""
 
 import shlex
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import cast
@@ -144,9 +145,7 @@ def begun(request: Request) -> Response:
 def stop(request: Request) -> Response:
     """End a run that was started here."""
     job = job_of(request)
-    running = cast(Running | None, job.result)
-    if running is not None:
-        running.end()
+    job.stop.set()
     return RedirectResponse(f"/runs/started/{job.key}", 303)
 
 
@@ -160,11 +159,17 @@ def _run(start: Start, job: Job) -> Running:
     """Run until the end. Raises UsageError, with the last line printed, if there is no submission."""
     with started(start) as running:
         job.result = running
+        threading.Thread(target=_end_with, args=(job, running), daemon=True).start()
         code = running.follow()
     if not is_success(code):
         last = next((line for line in reversed(running.lines) if line), "nothing was printed")
         raise UsageError(f"the run ended with exit code {code}: {last}")
     return running
+
+
+def _end_with(job: Job, running: Running) -> None:
+    job.stop.wait()
+    running.end()
 
 
 def _job_of(shared: Shared, folder: Path) -> Job | None:

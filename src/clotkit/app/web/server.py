@@ -18,11 +18,12 @@ from clotkit.app.roots import Roots
 from clotkit.app.security import Door, guarded
 from clotkit.app.submissions import MOST_MB
 from clotkit.app.uploads import MOST_BATCH_MB
-from clotkit.app.web import classify, competition, home, runs, slides, submission, training
+from clotkit.app.web import classify, competition, home, runs, slides, submission, training, watching
 from clotkit.app.web.rendering import error_page, theme
 from clotkit.app.web.shared import Shared, ordered
 from clotkit.competitions import load_competition
 from clotkit.errors import UsageError
+from clotkit.locks import ignore_lease_breaks
 from clotkit.members.folder import find_members
 from clotkit.units import MB
 
@@ -49,17 +50,19 @@ def build_app(settings: AppSettings) -> Starlette:
     members = {folder.name: folder for folder in find_members(settings.weights)}
     roots, competition = Roots.of(settings.roots), load_competition(settings.competition)
     deepzoom = DeepZoom(roots, competition)
+    ignore_lease_breaks()  # of watched folders
+    shared = Shared(ordered(members), roots, competition)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        shared.jobs.stop()
         deepzoom.close()
 
     door = Door(settings.address, settings.port, body_bytes=BODIES)
     app = guarded([*deepzoom.routes(), *_routes()], door, lifespan)
     app.exception_handlers |= {kind: _page_of(handler) for kind, handler in app.exception_handlers.items()}
-    app.state.shared = Shared(ordered(members), roots, competition)
-    app.state.door = door
+    app.state.shared, app.state.door = shared, door
     return app
 
 
@@ -111,6 +114,9 @@ def _routes() -> list[BaseRoute]:
         Route("/classify/{job}", classify.answers),
         Route("/classify/{job}/answers.csv", classify.table),
         Route("/classify/{job}/{number:int}/{kind}.png", classify.picture),
+        Route("/watch", watching.start, methods=post),
+        Route("/watch/{job}", watching.show),
+        Route("/watch/{job}", watching.stop, methods=post),
         Route("/slides", slides.show),
         Route("/slide", slides.one_slide),
         Route("/slide/tissue.png", slides.tissue),
