@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,10 @@ import pytest
 import requests
 from PIL import Image
 
+from clotkit.app.deepzoom.ids import id_of
 from clotkit.app.samples import samples_for
 from clotkit.app.uploads import Doubt
+from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
 from clotkit.app.web.rendering import card
 from clotkit.app.web.server import AppSettings, build_app, serve
 from clotkit.competitions import Competition
@@ -79,14 +82,18 @@ def test_members_are_listed_by_title_the_first_two_first(client: Client) -> None
 
 
 def test_a_first_sample_is_worked_and_each_member_answers_once(client: Client) -> None:
-    client.get("/classify?member=double_contour")
-    shared = client.app.state.shared
-    job = shared.worked.get(("worked", "double_contour"), lambda: None)
+    def worked() -> list[Job]:
+        client.get("/classify?member=double_contour")
+        return [job for job in client.app.state.shared.jobs.all() if job.only == "sample of double_contour"]
+
+    (job,) = worked()
     assert job.over.wait(120)
     page = elements(client, "/classify?member=double_contour")
     assert page.all("div", id="worked")[0]["data-live"] == "ended"
     assert len(page.all("rect")) == 2
-    assert shared.worked.get(("worked", "double_contour"), lambda: None) is job
+    assert worked() == [job]
+    job.state = State.FAILED
+    assert worked()[0] is not job
 
 
 def test_files_and_samples_are_answered_and_a_bad_file_costs_itself(client: Client, strip_ai: Competition) -> None:
@@ -127,6 +134,7 @@ def test_each_new_picture_of_a_watched_folder_is_answered_once(client: Client, r
     job = client.app.state.shared.jobs.find(path.rpartition("/")[2])
     until(lambda: job.result is not None)
     (folder / "part.tmp").write_bytes(png(96, 96))
+    (folder / "outside.png").symlink_to(ROOT / "pyproject.toml")
     (folder / "part.tmp").rename(folder / "new.png")
     until(lambda: job.result.count == 1)
     (folder / "new.png").rename(folder / "renamed.png")
@@ -157,13 +165,121 @@ def test_names_that_a_spreadsheet_would_calculate_are_text_in_the_table(client: 
     ("path", "status"),
     [("/none", 404), ("/classify/none", 400), ("/classify?member=none", 400), ("/training?member=../..", 400),
      ("/training/demo/99.png", 404), ("/slides?folder=none", 400), ("/slides?folder=../../etc", 400),
-     ("/slide?folder=x&slide=y", 400), ("/static/../server.py", 404), ("/slide/score/none", 400)],
+     ("/slide?folder=x&slide=y", 400), ("/static/../server.py", 404), ("/slide/score/none", 400),
+     ("/slide", 400), ("/slide?folder=x", 400), ("/slide/tissue.png", 400), ("/runs/one", 400), ("/runs/report", 400),
+     ("/runs/compare?first=x", 400), ("/training/bloodmnist/" + "9" * 5000 + ".png", 404)],
 )  # fmt: skip
 def test_a_wrong_address_gets_one_line(path: str, status: int, client: Client) -> None:
     response = client.get(path)
     assert response.status_code == status
     assert len(Elements(response.text).codes()) == 1
     assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_job_of_another_kind_gets_one_line(kind: Kind, client: Client) -> None:
+    pages = {Kind.CLASSIFY: "/classify/", Kind.WATCH: "/watch/", Kind.SCORE: "/slide/score/"}
+    pages |= {Kind.PLAN: "/runs/plan/", Kind.RUN: "/runs/started/"}
+    job = client.app.state.shared.jobs.start(kind, "work", lambda _: 1, {})
+    assert job.over.wait(60)
+    for path in (page for one, page in pages.items() if one is not kind):
+        assert client.get(f"{path}{job.key}").status_code == 400
+
+
+def test_watched_folders_leave_room_for_the_pages(client: Client) -> None:
+    jobs = client.app.state.shared.jobs
+    held = [jobs.start(Kind.WATCH, "work", lambda job: job.stop.wait(), {}) for _ in range(AT_ONCE)]
+    with pytest.raises(UsageError):
+        jobs.start(Kind.RUN, "work", lambda _: 1, {})
+    assert client.job(client.post("/classify", data={"member": "demo"}, files=[("files", ("a.png", b""))]))
+    held += [jobs.start(Kind.PLAN, "work", lambda job: job.stop.wait(), {}) for _ in range(AT_ONCE)]
+    page = elements(client, "/classify?member=breastmnist")
+    assert page.all("form") and not page.all("div", id="worked")
+    for job in held:
+        job.stop.set()
+        assert job.over.wait(60)
+
+
+def test_kept_results_are_bounded_in_bytes() -> None:
+    def work(job: Job) -> None:
+        job.result_bytes = KEPT_BYTES // 2 + 1
+
+    jobs, started = Jobs(), list[Job]()
+    for _ in range(3):
+        started.append(jobs.start(Kind.CLASSIFY, "work", work, {}))
+        assert started[-1].over.wait(60)
+    assert jobs.all() == started[2:]
+
+
+def outside(tmp_path: Path, name: str) -> Path:
+    """Write a file that no page may show."""
+    (tmp_path / name).write_text("secret\n")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", [REPORT, RUN, "slides.jsonl", "submission.csv"])
+def test_a_link_in_a_run_that_leads_out_of_the_roots_is_refused(
+    name: str, client: Client, root: Path, tmp_path: Path
+) -> None:
+    folder = root / f"linked-{name}"
+    shutil.copytree(root / "run", folder)
+    key = id_of(folder, client.app.state.shared.roots)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside(tmp_path, name))
+    other = id_of(root / "run", client.app.state.shared.roots)
+    for path in ("/runs/report?run=", f"/runs/compare?first={other}&second=", "/slide?slide=a&folder="):
+        response = client.get(f"{path}{key}")
+        assert response.status_code == 400
+        assert "secret" not in response.text
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["test.csv", "sample_submission.csv"])
+def test_a_link_in_a_split_that_leads_out_of_the_roots_is_refused(
+    name: str, client: Client, root: Path, tmp_path: Path
+) -> None:
+    folder = root / f"linked-{name}"
+    shutil.copytree(root / "split", folder)
+    shutil.copy(folder / name, tmp_path / name)
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / name)
+    page = elements(client, f"/slides?folder={id_of(folder, client.app.state.shared.roots)}")
+    assert page.all("p", **{"class": "note bad"})
+    assert page.all("select", id="folder")
+    shutil.rmtree(folder)
+
+
+def test_a_toml_reads_no_file_outside_its_folder(client: Client, root: Path, tmp_path: Path) -> None:
+    shared = client.app.state.shared
+    folder, source = root / "data", shared.competition.source.read_text()
+    shutil.copytree(root / "split", folder)
+    secret = outside(tmp_path, "secret.csv")
+    (folder / "linked.csv").symlink_to(secret)
+    for name in (str(secret), f"../../{secret.name}", "linked.csv"):
+        for key, old in (("sample", "sample_submission.csv"), ("table", "{split}.csv")):
+            text = source.replace(f'{key} = "{old}"', f'{key} = "{name}"')
+            assert text != source
+            form = {"folder": id_of(folder, shared.roots), "text": text, "action": "check"}
+            response = client.post("/competition", data=form)
+            assert (len(Elements(response.text).codes()), "secret\n" in response.text) == (1, False)
+            assert response.status_code in {400, 422}
+    shutil.rmtree(folder)
+
+
+def test_a_hostile_report_costs_only_its_run(client: Client, root: Path) -> None:
+    folder = root / "deep"
+    folder.mkdir()
+    (folder / REPORT).write_text("[" * 100_000 + "\n")
+    key = id_of(folder, client.app.state.shared.roots)
+    for path in ("/", "/runs", f"/slides?folder={key}", f"/runs/one?run={key}"):
+        assert client.get(path).status_code == 200
+    (folder / REPORT).write_text("")
+    with (folder / "slides.jsonl").open("wb") as file:
+        file.truncate(3 * 2**30)
+    report = client.get(f"/runs/report?run={key}")
+    assert report.status_code == 422
+    assert Elements(report.text).codes() == [Reason.OUT_OF_MEMORY]
+    shutil.rmtree(folder)
 
 
 def test_a_form_without_a_file_gets_one_line(client: Client) -> None:
@@ -235,17 +351,21 @@ def test_a_run_is_planned_started_followed_and_reported(client: Client) -> None:
     plan = Elements(client.after(planned).text)
     assert plan.codes() == [Reason.DAMAGED]
     hidden = {str(one["name"]): str(one["value"]) for one in plan.all("input", type="hidden")}
-    assert hidden == form
-    job = client.job(client.post("/runs/start", data=hidden))
+    assert hidden == {"plan": client.job(planned).key}
+    again = client.after(client.post("/runs/plan", data=form))  # before the run begins, it can be planned twice
+    first, second = (client.post("/runs/start", data=hidden) for _ in range(2))
+    assert first.url == second.url
+    other = {"plan": again.url.rpartition("/")[2]}
+    assert client.post("/runs/start", data=other).status_code == 400
+    job = client.job(first)
     assert job.cause is None
     key = run_id(client, "second")
     shown = elements(client, f"/runs/one?run={key}")
     assert shown.all("div", id="run")[0]["data-live"] == "ended"
     report = client.get(str(shown.all("iframe")[0]["src"]))
-    assert "script-src" in report.headers["content-security-policy"]
+    assert "sandbox allow-scripts;" in report.headers["content-security-policy"]
     assert Elements(report.text).all("section")
-    again = client.post("/runs/plan", data=form)
-    assert again.status_code == 400
+    assert client.post("/runs/plan", data=form).status_code == 400
 
 
 def test_two_runs_are_compared_and_each_move_has_its_reason(client: Client, root: Path) -> None:
@@ -367,6 +487,11 @@ def test_a_card_is_text_with_few_marks_and_fetches_nothing() -> None:
         "td",
         "td",
     ]
+
+
+@pytest.mark.parametrize("text", ["|---|", "|", "", "# ", "**"])
+def test_a_card_that_is_hardly_one_is_drawn(text: str) -> None:
+    assert "<script" not in card(text)
 
 
 def test_the_verb_prints_an_address_that_opens_the_application_once(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Confine the application to the folders that it was started with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,6 +39,17 @@ class Roots:
             if any(found.is_relative_to(folder) for folder in self.folders):
                 return found
         raise UsageError("no such file or folder below --root; choose one of the list")
+
+    def holding(self, folder: Path, names: Iterable[str]) -> Path:
+        """Return a folder. Raises UsageError if one of these files in it is a link that leads out of the roots."""
+        for name in names:
+            if (folder / name).is_symlink() or (folder / name).exists():
+                self.inside(folder / name)
+        return folder
+
+    def closed(self, folder: Path) -> Path:
+        """Return a folder. Raises UsageError if any link that lies in it leads out of the roots."""
+        return self.holding(folder, [path.name for path in folder.iterdir() if path.is_symlink()])
 
     def below(self, names: Sequence[str]) -> list[Path]:
         """Return the folders below the roots that have a file of one of these names, sorted.

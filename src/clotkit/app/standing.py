@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.app.roots import Roots
-from clotkit.app.viewer import SPLITS, list_folders, open_folder
+from clotkit.app.viewer import SPLITS, list_folders, open_folder, report_lines
 from clotkit.competitions import Competition
-from clotkit.errors import ClotkitError
+from clotkit.errors import ClotkitError, SplitError
 from clotkit.members.folder import METRICS
-from clotkit.report.records import REPORT, RUN, STATES, counts, read_report
+from clotkit.report.records import REPORT, RUN, STATES, counts
 from clotkit.report.run import mapping
 from clotkit.splits import split_of
 
@@ -37,7 +37,6 @@ class StandingMember:
     name: str
     figures: dict[str, float]
     estimate: str  # how they were estimated
-    data: str
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ def standing_run(folder: Path, roots: Roots) -> StandingRun:
     report = roots.inside(folder / REPORT)
     facts = _facts(roots.inside(folder / RUN)) if (folder / RUN).exists() else {}
     try:
-        slides = counts(read_report(report))
+        slides = counts(report_lines(report))
         state = RunState.RUNNING if facts.get("state") == "running" else RunState.ENDED
-    except (ValueError, TypeError):
+    except (SplitError, ValueError, TypeError):
         slides, state = dict.fromkeys(STATES, 0), RunState.UNKNOWN
     return StandingRun(folder, state, slides, _changed(report), facts)
 
@@ -138,7 +137,7 @@ def _member(name: str, metrics: dict[str, Any]) -> StandingMember:
     figures = {
         shown: float(metrics[key]) for key, shown in FIGURES.items() if isinstance(metrics.get(key), int | float)
     }
-    return StandingMember(name, figures, str(metrics.get("estimate", "")), str(metrics.get("data", "")))
+    return StandingMember(name, figures, str(metrics.get("estimate", "")))
 
 
 def _facts(path: Path) -> dict[str, Any]:

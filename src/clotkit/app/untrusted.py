@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from clotkit.app.roots import Roots
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image, resized
 from clotkit.errors import ClotkitError, SlideUnreadable
+from clotkit.report.comparing import compare
+from clotkit.report.page import page_pieces
+from clotkit.report.run import read_run
 from clotkit.slides.pixels import Pixels
 from clotkit.slides.reader import open_slide
 from clotkit.splits import read_table
@@ -117,8 +121,8 @@ def draft(task: Task) -> Pieces:
     yield TILES, {"text": toml_text(lines, HEADING.format(folder=task.path.name)), "lines": lines}
 
 
-def fits(task: Task, text: str) -> Pieces:
-    """Yield what of a competition's TOML does not fit itself and the data folder `task.path`."""
+def fits(task: Task, text: str, roots: Roots) -> Pieces:
+    """Yield what of a competition's TOML does not fit itself and the data folder `task.path`, inside the roots."""
     from clotkit.competitions import load_competition
     from clotkit.drafting.check import check_competition
 
@@ -126,10 +130,21 @@ def fits(task: Task, text: str) -> Pieces:
         path = Path(folder) / "competition.toml"
         path.write_text(text.replace("\r\n", "\n"), encoding="utf-8")
         try:
-            checked = check_competition(load_competition(str(path)), task.path)
+            competition = load_competition(str(path))
+            checked = check_competition(competition, roots.holding(task.path, competition.tables()))
         except ClotkitError as error:
             raise SlideUnreadable(str(error).replace(f"{folder}/", "")) from error
     yield TILES, {"findings": list(checked.findings), "summary": checked.summary, "fits": checked.fits}
+
+
+def report(task: Task) -> Pieces:
+    """Yield the page of the run in the folder `task.path`, made again from its files."""
+    yield TILES, {"page": "".join(page_pieces(task.path))}
+
+
+def compared(task: Task, second: Path) -> Pieces:
+    """Yield the difference of the runs in two folders."""
+    yield TILES, {"found": compare(read_run(task.path), read_run(second))}
 
 
 def check_signature(path: Path) -> None:

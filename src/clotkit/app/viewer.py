@@ -25,10 +25,12 @@ from clotkit.report.shown import Kind, Shown
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides, split_of
 from clotkit.tiling.preview import kept_size_px
+from clotkit.units import MB
 from clotkit.workers import Ended, Task
 
 OPACITY = 0.55  # of a tile's colour over the slide
 SPLITS = ("test", "train")
+MOST_REPORT_MB = 64  # of a report.jsonl, which the server reads itself
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ def open_folder(path: str | Path, roots: Roots, competition: Competition) -> Sli
     if not folder.is_dir():
         raise UsageError("that is a file; give the folder of a split or of a run")
     if not (folder / REPORT).is_file():
-        return SlideFolder(folder, competition, _slides(folder, competition))
-    roots.inside(folder / REPORT)
-    lines = {line.image_id: line for line in _lines(folder / REPORT)}
+        return SlideFolder(folder, competition, _slides(folder, competition, roots))
+    roots.closed(folder)
+    lines = {line.image_id: line for line in report_lines(folder / REPORT)}
     try:
         facts = _facts_of_run(folder, roots)
-        competition = _competition_of_run(facts, competition)
+        competition = competition_of_run(facts, competition)
         split = roots.inside(Path(facts["arguments"]["split"]).absolute())
-        return SlideFolder(folder, competition, _slides(split, competition), lines)
+        return SlideFolder(folder, competition, _slides(split, competition, roots), lines)
     except ClotkitError as error:
         return SlideFolder(folder, competition, {}, lines, error)
 
@@ -191,12 +193,16 @@ def _last(
     return LiveScore(len(rows), member.recipe.tiling.max_tiles, label, probabilities, picture, cut_short)
 
 
-def _slides(folder: Path, competition: Competition) -> dict[str, SlideRow]:
+def _slides(folder: Path, competition: Competition, roots: Roots) -> dict[str, SlideRow]:
+    roots.holding(folder, competition.tables())
     split = split_of(folder, competition, SPLITS)
     return {row.image_id: row for row in read_slides(folder, split, competition, log=lambda _: None)}
 
 
-def _lines(path: Path) -> list[SlideReport]:
+def report_lines(path: Path) -> list[SlideReport]:
+    """Return the lines of a run's report. Raises SplitError if it is too large or no report."""
+    if path.stat().st_size > MOST_REPORT_MB * MB:
+        raise SplitError(f"{path.name}: above {MOST_REPORT_MB} MB; clotkit report reads larger ones")
     try:
         return read_report(path)
     except (TypeError, ValueError) as error:
@@ -208,12 +214,12 @@ def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(roots.inside(folder / RUN).read_text(encoding="utf-8"))
         Path(facts["arguments"]["split"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SplitError(f"{RUN} does not name the run's split; the run has not ended") from error
     return facts
 
 
-def _competition_of_run(facts: dict[str, Any], competition: Competition) -> Competition:
+def competition_of_run(facts: dict[str, Any], competition: Competition) -> Competition:
     """Return the competition of a run: that of the application, or one that ships with the kit.
 
     Raises SplitError for another one.

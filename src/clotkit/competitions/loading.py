@@ -156,9 +156,11 @@ def _check_placeholders(competition: Competition, path: Path) -> None:
             _check_pattern(pattern, f"{path}: {key}", *PLACEHOLDERS.get(key, (None, ())))
     if not files.slide:
         raise ConfigError(f"{path}: files.slide has 0 names; at least 1 is needed, like {{split}}/{{image_id}}.tif")
-    for pattern in files.slide:
-        if pattern.startswith("/") or ".." in pattern.split("/"):
-            raise ConfigError(f"{path}: files.slide has {pattern!r}; a name inside the split's folder is needed")
+    inside = {key: [getattr(files, key)] for key in ("sample", "submission", "table", "labels")}
+    for key, patterns in {**inside, "slide": files.slide}.items():
+        for pattern in patterns:
+            if pattern.startswith("/") or ".." in pattern.split("/"):
+                raise ConfigError(f"{path}: files.{key} has {pattern!r}; a name inside the split's folder is needed")
     if any("{" not in pattern.replace("{split}", "") for pattern in files.slide):
         raise ConfigError(f"{path}: files.slide is {list(files.slide)}; each needs {{image_id}} or another placeholder")
 

@@ -266,6 +266,11 @@ class Competition:
         """Return the path of the table of `split` (train or test) in a split folder."""
         return split_dir / self.files.table.format(split=split)
 
+    def tables(self) -> list[str]:
+        """Return the names of all files that reading a split opens beside its slides, in its folder."""
+        names = [self.files.table.format(split=split) for split in ("test", "train")]
+        return [*names, self.files.sample, *filter(None, [self.files.labels])]
+
     def slide_path(
         self, split_dir: Path, split: str, image_id: str, patient_id: str = "", facts: Mapping[str, str] | None = None
     ) -> Path:

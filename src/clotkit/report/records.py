@@ -111,7 +111,10 @@ def read_report(path: Path) -> list[SlideReport]:
     except OSError as error:
         raise SplitError(f"{path}: cannot be read: {error.strerror}; clotkit run writes it") from error
     complete = text[: text.rfind("\n") + 1]
-    return [SlideReport(**json.loads(line)) for line in complete.split("\n")[:-1]]
+    try:
+        return [SlideReport(**json.loads(line)) for line in complete.split("\n")[:-1]]
+    except RecursionError as error:
+        raise SplitError(f"{path}: a line is nested too deeply; clotkit run writes it") from error
 
 
 def table(lines: Sequence[SlideReport]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 from starlette.datastructures import UploadFile
@@ -14,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from clotkit.app.escaping import printable
 from clotkit.app.training import card_of
 from clotkit.app.uploads import MOST_BATCH_MB, MOST_UPLOAD_MB, MOST_UPLOADS, Answer, Upload, classify
-from clotkit.app.web.jobs import Job
+from clotkit.app.web.jobs import Job, Kind
 from clotkit.app.web.rendering import page, png
 from clotkit.app.web.shared import Shared, job_of, shared_of
 from clotkit.errors import UsageError
@@ -48,25 +47,21 @@ async def start(request: Request) -> Response:
     shared = shared_of(request)
     async with request.form(max_files=MOST_FILES, max_fields=MOST_FILES) as form:
         name = shared.chosen(str(form.get("member", "")))
-        uploads = [
-            Upload(one.filename or "a file", await _content(one))
-            for one in form.getlist("files")
-            if isinstance(one, UploadFile) and one.filename
-        ]
+        uploads = await _uploads([one for one in form.getlist("files") if isinstance(one, UploadFile) and one.filename])
         chosen = [str(one) for one in form.getlist("samples")]
     return _started(shared, name, uploads, chosen)
 
 
 def answers(request: Request) -> Response:
     """Draw the answers of a batch, or how far it is."""
-    job = job_of(request)
+    job = job_of(request, Kind.CLASSIFY)
     shown, refused = _counted(job)
     return page(request, "answers", "Answers", job=job, answers=_answers(job), answered=shown, refused=refused)
 
 
 def picture(request: Request) -> Response:
     """Return a picture of an answer: the upload itself, or its heat map."""
-    found = _answers(job_of(request))
+    found = _answers(job_of(request, Kind.CLASSIFY))
     number = request.path_params["number"]
     if number >= len(found):
         raise HTTPException(404)
@@ -78,7 +73,7 @@ def picture(request: Request) -> Response:
 
 def table(request: Request) -> Response:
     """Return the answers of a batch as a CSV file."""
-    job = job_of(request)
+    job = job_of(request, Kind.CLASSIFY)
     text = csv_of(_answers(job))
     headers = {"Content-Disposition": 'attachment; filename="answers.csv"'}
     return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
@@ -103,10 +98,15 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-async def _content(file: UploadFile) -> bytes | memoryview:
-    """Return an upload's bytes; of one above the limit as many zeros: it is refused unread."""
-    size = file.size or 0
-    return memoryview(bytes(size)) if size > MOST_UPLOAD_MB * MB else await file.read()
+async def _uploads(files: Sequence[UploadFile]) -> list[Upload]:
+    """Return uploads with their bytes; one above a limit with as many zeros: it is refused unread."""
+    found, total = list[Upload](), 0
+    for number, file in enumerate(files):
+        size = file.size or 0
+        is_read = number < MOST_UPLOADS and size <= MOST_UPLOAD_MB * MB and total + size <= MOST_BATCH_MB * MB
+        total += size if is_read else 0
+        found.append(Upload(file.filename or "a file", await file.read() if is_read else memoryview(bytes(size))))
+    return found
 
 
 def _started(shared: Shared, name: str, uploads: Sequence[Upload], chosen: Sequence[str]) -> Response:
@@ -118,21 +118,27 @@ def _started(shared: Shared, name: str, uploads: Sequence[Upload], chosen: Seque
     return RedirectResponse(f"/classify/{job.key}", 303)
 
 
-def _start(shared: Shared, name: str, uploads: Sequence[Upload]) -> Job:
+def _start(shared: Shared, name: str, uploads: Sequence[Upload], only: str = "") -> Job:
     def work(job: Job) -> list[Answer]:
         job.advance(0, len(uploads))
-        return classify(shared.member(name), uploads, shared.competition, job.advance)
+        found = classify(shared.member(name), uploads, shared.competition, job.advance)
+        pictures = [picture for one in found for picture in (one.picture, one.heat) if picture is not None]
+        job.result_bytes = sum(picture.nbytes for picture in pictures)
+        return found
 
-    return shared.jobs.start(shared.title(name), work, {"member": name})
+    return shared.jobs.start(Kind.CLASSIFY, shared.title(name), work, {"member": name}, only)
 
 
 def _worked(shared: Shared, name: str) -> Job | None:
-    """Return the job that answers a member's first sample; None of a member without one."""
+    """Return the job that answers a member's first sample; None of a member without one, or where too much runs."""
     samples = shared.samples(name)
     if not samples:
         return None
-    make = partial(_start, shared, name, [Upload(*next(iter(samples.items())))])
-    return shared.worked.get(("worked", name), make)
+    upload = Upload(*next(iter(samples.items())))
+    try:
+        return _start(shared, name, [upload], only=f"sample of {name}")
+    except UsageError:
+        return None
 
 
 def _answers(job: Job) -> list[Answer]:

@@ -47,11 +47,11 @@ def _page(request: Request, shared: Shared, **context: object) -> Response:
 
 
 def _drafted(shared: Shared, folder: str, _: str) -> dict[str, object]:
-    data = path_of(folder, shared.roots)
+    data = shared.roots.closed(path_of(folder, shared.roots))
     return run_one(Task("draft", data, ()), untrusted.draft, LIMITS).facts
 
 
 def _checked(shared: Shared, folder: str, text: str) -> dict[str, object]:
     data = path_of(folder, shared.roots)
-    result = run_one(Task("check", data, ()), partial(untrusted.fits, text=text), LIMITS)
+    result = run_one(Task("check", data, ()), partial(untrusted.fits, text=text, roots=shared.roots), LIMITS)
     return {**result.facts, "text": text}

@@ -10,9 +10,11 @@ from enum import StrEnum
 
 from clotkit.errors import ClotkitError, UsageError, described
 from clotkit.reasons import Cause, Reason
+from clotkit.units import MB
 
-KEPT = 24  # jobs whose results are kept; a batch of 64 pictures has at most 80 MB
-AT_ONCE = 8  # jobs that are not ended; more are refused
+KEPT = 24  # jobs whose results are kept
+KEPT_BYTES = 256 * MB  # of their results; a batch of 64 pictures has at most 80 MB
+AT_ONCE = 8  # jobs that are not ended, of the short kinds and again of the long ones; more are refused
 
 
 class State(StrEnum):
@@ -23,18 +25,34 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+class Kind(StrEnum):
+    """The pages that a job is for; what it results in differs."""
+
+    CLASSIFY = "classify"
+    WATCH = "watch"
+    SCORE = "score"
+    PLAN = "plan"
+    RUN = "run"
+
+
+LONG = (Kind.WATCH, Kind.RUN)  # they go on until somebody ends them, or for hours
+
+
 @dataclass
 class Job:
     """One piece of work; `key` is unguessable, so that nobody sees another visitor's."""
 
     title: str
+    kind: Kind
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = State.RUNNING
     done: int = 0
     total: int = 0  # 0: not known yet
     result: object = None
+    result_bytes: int = 0  # of its pictures
     cause: Cause | None = None  # why it failed
     about: dict[str, str] = field(default_factory=dict)  # what the page needs to draw it
+    only: str = ""  # of two jobs with the same one, the second is not started
     stop: threading.Event = field(default_factory=threading.Event)  # set by who wants it to end
     over: threading.Event = field(default_factory=threading.Event)  # set when it has ended or failed
 
@@ -50,17 +68,24 @@ class Jobs:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, title: str, work: Callable[[Job], object], about: dict[str, str]) -> Job:
-        """Start work in a thread. Raises UsageError if too many jobs run."""
-        job = Job(title, about=about)
+    def start(
+        self, kind: Kind, title: str, work: Callable[[Job], object], about: dict[str, str], only: str = ""
+    ) -> Job:
+        """Start work in a thread, or return the job with the same `only` that runs or has ended well.
+
+        Raises UsageError if too many jobs run.
+        """
+        job = Job(title, kind, about=about, only=only)
         with self._lock:
-            if sum(one.state is State.RUNNING for one in self._jobs.values()) >= AT_ONCE:
+            for one in self._jobs.values():
+                if only and one.only == only and one.state is not State.FAILED:
+                    return one
+            running = [one for one in self._jobs.values() if one.state is State.RUNNING]
+            if sum((one.kind in LONG) is (kind in LONG) for one in running) >= AT_ONCE:
                 raise UsageError(f"{AT_ONCE} pieces of work run already; wait until one has ended, then try again")
             self._jobs[job.key] = job
-            for key in [key for key, one in self._jobs.items() if one.state is not State.RUNNING]:
-                if len(self._jobs) > KEPT:
-                    del self._jobs[key]
-        threading.Thread(target=_run, args=(job, work), daemon=True).start()
+            self._forget()
+        threading.Thread(target=self._run, args=(job, work), daemon=True).start()
         return job
 
     def find(self, key: str) -> Job:
@@ -78,16 +103,24 @@ class Jobs:
         with self._lock:
             return list(reversed(self._jobs.values()))
 
+    def _run(self, job: Job, work: Callable[[Job], object]) -> None:
+        try:
+            job.result = work(job)
+            job.state = State.ENDED
+        except ClotkitError as error:
+            job.cause, job.state = Cause(error.reason, str(error)), State.FAILED
+        except Exception as error:  # noqa: BLE001 - whatever a library raises ends this job alone, its page shows it
+            traceback.print_exc()
+            job.cause, job.state = Cause(Reason.FAILED, described(error)), State.FAILED
+        finally:
+            with self._lock:
+                self._forget()
+            job.stop.set()
+            job.over.set()
 
-def _run(job: Job, work: Callable[[Job], object]) -> None:
-    try:
-        job.result = work(job)
-        job.state = State.ENDED
-    except ClotkitError as error:
-        job.cause, job.state = Cause(error.reason, str(error)), State.FAILED
-    except Exception as error:  # noqa: BLE001 - whatever a library raises ends this job alone, and is shown on its page
-        traceback.print_exc()
-        job.cause, job.state = Cause(Reason.FAILED, described(error)), State.FAILED
-    finally:
-        job.stop.set()
-        job.over.set()
+    def _forget(self) -> None:
+        """Forget the oldest jobs that do not run, above the number and the bytes that are kept; never the newest."""
+        for key in [key for key, one in self._jobs.items() if one.state is not State.RUNNING]:
+            kept_bytes = sum(one.result_bytes for one in self._jobs.values())
+            if len(self._jobs) > KEPT or (kept_bytes > KEPT_BYTES and key != next(reversed(self._jobs))):
+                del self._jobs[key]

@@ -99,7 +99,10 @@ def _blocks(blocks: list[str]) -> Iterator[str]:
 
 
 def _table(rows: list[list[str]]) -> str:
-    head, *body = [row for row in rows if not all(re.fullmatch(r":?-+:?", part) for part in row)]
+    rows = [row for row in rows if not all(re.fullmatch(r":?-+:?", part) for part in row)]
+    if not rows:
+        return ""
+    head, *body = rows
     drawn = _row("th", head) + "".join(_row("td", row) for row in body)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Figures"><table>{drawn}</table></div>'
 

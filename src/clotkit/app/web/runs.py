@@ -3,36 +3,40 @@
 import shlex
 import threading
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
+from clotkit.app import untrusted
 from clotkit.app.deepzoom.ids import id_of, path_of
+from clotkit.app.processes import run_one
 from clotkit.app.security import CONTENT_POLICY
 from clotkit.app.standing import RunState, standing_folders, standing_run
 from clotkit.app.starting import Running, Start, is_success, out_folder, started
-from clotkit.app.web.jobs import Job, State
+from clotkit.app.viewer import competition_of_run, report_lines
+from clotkit.app.web.jobs import Job, Kind, State
 from clotkit.app.web.rendering import page
-from clotkit.app.web.shared import Shared, job_of, shared_of
+from clotkit.app.web.shared import Shared, found_job, job_of, needed, shared_of
 from clotkit.app.web.slides import short
-from clotkit.errors import UsageError
+from clotkit.errors import ClotkitError, UsageError
 from clotkit.files import ESCAPED
 from clotkit.planning.plan import Plan
 from clotkit.planning.text import plan_lines
-from clotkit.report.comparing import compare
-from clotkit.report.page import page_pieces
-from clotkit.report.records import REPORT, SlideReport, read_report
-from clotkit.report.run import read_run
+from clotkit.report.records import REPORT, SlideReport
 from clotkit.splits import read_slides
+from clotkit.workers import Limits, Task
 
 HERE = "/runs"
+LIMITS = Limits(slide_s=60.0, memory_mb=1536)  # of reading runs
 NEWEST = 12  # slides of a run that is followed
 MOST_MOVED = 200  # patients that are shown
 REPORT_POLICY = (  # of a report, whose own script is in it and has its hash in the page's policy
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'"
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'; "
+    "sandbox allow-scripts; form-action 'none'; base-uri 'none'"
 )
 
 
@@ -57,10 +61,10 @@ def show(request: Request) -> Response:
 
 def one(request: Request) -> Response:
     """Draw one run: how far it is while it goes on, its report once it has ended."""
-    shared, text = shared_of(request), request.query_params["run"]
+    shared, text = shared_of(request), needed(request, "run")
     folder = path_of(text, shared.roots)
     run = standing_run(folder, shared.roots)
-    lines = [] if run.state is RunState.UNKNOWN else read_report(shared.roots.inside(folder / REPORT))
+    lines = [] if run.state is RunState.UNKNOWN else report_lines(shared.roots.inside(folder / REPORT))
     job = _job_of(shared, folder)
     live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
     total = _slides_of(run.facts, shared) if live else run.done
@@ -83,23 +87,24 @@ def one(request: Request) -> Response:
 def report(request: Request) -> Response:
     """Return the report of a run, made again from its files: a file that lies there is not trusted."""
     shared = shared_of(request)
-    folder = path_of(request.query_params["run"], shared.roots)
+    folder = path_of(needed(request, "run"), shared.roots)
     shared.roots.inside(folder / REPORT)
-    pieces = (piece.encode("utf-8", ESCAPED) for piece in page_pieces(folder))
+    found = run_one(Task("report", shared.roots.closed(folder), ()), untrusted.report, LIMITS).facts
     headers = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
-    return StreamingResponse(pieces, media_type="text/html; charset=utf-8", headers=headers)
+    text = cast(str, found["page"]).encode("utf-8", ESCAPED)
+    return Response(text, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def compared(request: Request) -> Response:
     """Draw the difference of two runs."""
     shared = shared_of(request)
-    texts = [request.query_params[name] for name in ("first", "second")]
+    texts = [needed(request, name) for name in ("first", "second")]
     folders = [path_of(text, shared.roots) for text in texts]
     if folders[0] == folders[1]:
         raise UsageError("these are one run; choose two")
-    first, second = (read_run(shared.roots.inside(folder / REPORT).parent) for folder in folders)
+    first, second = (shared.roots.closed(shared.roots.inside(folder / REPORT).parent) for folder in folders)
     names = [short(folder, shared) for folder in folders]
-    found = compare(first, second)
+    found = run_one(Task("compare", first, ()), partial(untrusted.compared, second=second), LIMITS).facts["found"]
     return page(request, "compared", "Two runs compared", texts=texts, names=names, found=found, most=MOST_MOVED)
 
 
@@ -109,15 +114,15 @@ async def start_plan(request: Request) -> Response:
     async with request.form() as form:
         split, member, name = (str(form.get(key, "")) for key in ("split", "member", "name"))
     start = await run_in_threadpool(_start, shared, split, member, name)
-    about = {"split": split, "member": member, "name": name, "words": shlex.join(["clotkit", *start.words()])}
-    job = shared.jobs.start(f"Plan of {name}", lambda _: start.plan(), about)
+    about = {"name": name, "words": shlex.join(["clotkit", *start.words()])}
+    job = shared.jobs.start(Kind.PLAN, f"Plan of {name}", lambda _: (start, start.plan()), about)
     return RedirectResponse(f"/runs/plan/{job.key}", 303)
 
 
 def plan(request: Request) -> Response:
     """Draw the plan of a run, with the button that starts it."""
-    job = job_of(request)
-    found = cast(Plan | None, job.result)
+    job = job_of(request, Kind.PLAN)
+    found = None if job.result is None else cast(tuple[Start, Plan], job.result)[1]
     lines = [] if found is None else list(plan_lines(found))
     return page(request, "plan", job.title, here=HERE, job=job, plan=found, lines=lines)
 
@@ -126,15 +131,20 @@ async def start_run(request: Request) -> Response:
     """Start a run whose plan was shown, and lead to its page."""
     shared = shared_of(request)
     async with request.form() as form:
-        split, member, name = (str(form.get(key, "")) for key in ("split", "member", "name"))
-    start = await run_in_threadpool(_start, shared, split, member, name)
-    job = shared.jobs.start(name, lambda job: _run(start, job), {"out": str(start.out)})
+        planned = found_job(shared, str(form.get("plan", "")), Kind.PLAN)
+    if planned.state is not State.ENDED:
+        raise UsageError("this run has no plan; plan it first")
+    start, name = cast(tuple[Start, Plan], planned.result)[0], planned.about["name"]
+    about = {"out": str(start.out), "plan": planned.key}
+    job = shared.jobs.start(Kind.RUN, name, lambda job: _run(start, job), about, only=str(start.out))
+    if job.about["plan"] != planned.key:  # a second click has the same plan, and leads to the run that it started
+        raise UsageError(f"{name}: exists already; choose another name")
     return RedirectResponse(f"/runs/started/{job.key}", 303)
 
 
 def begun(request: Request) -> Response:
     """Draw what a started run prints until its report begins, then lead to the run's page."""
-    shared, job = shared_of(request), job_of(request)
+    shared, job = shared_of(request), job_of(request, Kind.RUN)
     out = Path(job.about["out"])
     running = cast(Running | None, job.result)
     where = f"/runs/one?run={id_of(out, shared.roots)}" if (out / REPORT).is_file() else ""
@@ -144,7 +154,7 @@ def begun(request: Request) -> Response:
 
 def stop(request: Request) -> Response:
     """End a run that was started here."""
-    job = job_of(request)
+    job = job_of(request, Kind.RUN)
     job.stop.set()
     return RedirectResponse(f"/runs/started/{job.key}", 303)
 
@@ -157,6 +167,8 @@ def _start(shared: Shared, split: str, member: str, name: str) -> Start:
 
 def _run(start: Start, job: Job) -> Running:
     """Run until the end. Raises UsageError, with the last line printed, if there is no submission."""
+    if start.out.exists() or start.out.is_symlink():
+        raise UsageError(f"{start.out.name}: exists already; choose another name")
     with started(start) as running:
         job.result = running
         threading.Thread(target=_end_with, args=(job, running), daemon=True).start()
@@ -173,7 +185,9 @@ def _end_with(job: Job, running: Running) -> None:
 
 
 def _job_of(shared: Shared, folder: Path) -> Job | None:
-    return next((job for job in shared.jobs.all() if job.about.get("out") == str(folder)), None)
+    """Return the newest job of a run that was started here, a failed one last."""
+    jobs = [job for job in shared.jobs.all() if job.about.get("out") == str(folder)]
+    return min(jobs, key=lambda job: job.state is State.FAILED, default=None)
 
 
 def _slides_of(facts: dict[str, object], shared: Shared) -> int:
@@ -181,8 +195,10 @@ def _slides_of(facts: dict[str, object], shared: Shared) -> int:
     try:
         arguments = cast(dict[str, str], facts["arguments"])
         split = shared.roots.inside(Path(arguments["split"]).absolute())
-        return len(read_slides(split, "test", shared.competition, log=lambda _: None))
-    except (LookupError, TypeError, UsageError):
+        competition = competition_of_run(facts, shared.competition)
+        shared.roots.holding(split, competition.tables())
+        return len(read_slides(split, "test", competition, log=lambda _: None))
+    except (LookupError, TypeError, ValueError, OSError, ClotkitError):
         return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -104,6 +105,15 @@ class Announced(uvicorn.Server):
             print(f"clotkit app: open {self._url} (Ctrl-C ends it)", flush=True)
 
 
+class Count(IntegerConvertor):
+    """A number in a path, of few digits: int() raises for one of thousands."""
+
+    regex = "[0-9]{1,6}"
+
+
+register_url_convertor("count", Count())
+
+
 def _routes() -> list[BaseRoute]:
     post = ["POST"]
     return [
@@ -113,7 +123,7 @@ def _routes() -> list[BaseRoute]:
         Route("/classify", classify.start, methods=post),
         Route("/classify/{job}", classify.answers),
         Route("/classify/{job}/answers.csv", classify.table),
-        Route("/classify/{job}/{number:int}/{kind}.png", classify.picture),
+        Route("/classify/{job}/{number:count}/{kind}.png", classify.picture),
         Route("/watch", watching.start, methods=post),
         Route("/watch/{job}", watching.show),
         Route("/watch/{job}", watching.stop, methods=post),
@@ -137,7 +147,7 @@ def _routes() -> list[BaseRoute]:
         Route("/training", training.show),
         Route("/competition", competition.show),
         Route("/competition", competition.checked, methods=post),
-        Route("/training/{member}/{number:int}.png", training.plot),
+        Route("/training/{member}/{number:count}.png", training.plot),
     ]
 
 

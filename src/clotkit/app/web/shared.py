@@ -4,6 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -14,7 +15,7 @@ from clotkit.app.prediction import load
 from clotkit.app.roots import Roots
 from clotkit.app.samples import samples_for
 from clotkit.app.training import Training, training_of
-from clotkit.app.web.jobs import Job, Jobs
+from clotkit.app.web.jobs import Job, Jobs, Kind
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.errors import ConfigError, UsageError
@@ -66,7 +67,6 @@ class Shared:
     jobs: Jobs = field(default_factory=Jobs)
     loaded: Cache = field(default_factory=lambda: Cache(16))  # members, trainings and samples
     read: Cache = field(default_factory=lambda: Cache(CACHED))  # of slides
-    worked: Cache = field(default_factory=lambda: Cache(64))  # the jobs of members' first samples
 
     def title(self, name: str) -> str:
         """Return a member's title for people: its own, or its name and the number of its classes."""
@@ -115,12 +115,26 @@ def shared_of(request: Request) -> Shared:
     return shared
 
 
-def job_of(request: Request) -> Job:
-    """Return the job that a request's path names. Raises UsageError if it is no longer kept."""
-    try:
-        return shared_of(request).jobs.find(request.path_params["job"])
-    except LookupError as error:
-        raise UsageError("these results are no longer kept; start again") from error
+def job_of(request: Request, kind: Kind) -> Job:
+    """Return the job of a kind that a request's path names. Raises UsageError if it is no longer kept."""
+    return found_job(shared_of(request), request.path_params["job"], kind)
+
+
+def found_job(shared: Shared, key: str, kind: Kind) -> Job:
+    """Return the job of a kind with a key. Raises UsageError if it is no longer kept."""
+    with suppress(LookupError):
+        job = shared.jobs.find(key)
+        if job.kind is kind:
+            return job
+    raise UsageError("these results are no longer kept; start again")
+
+
+def needed(request: Request, name: str) -> str:
+    """Return a value of a request's address. Raises UsageError if it has none of that name."""
+    value = request.query_params.get(name)
+    if not value:
+        raise UsageError(f"the address lacks {name}; follow a link of the application")
+    return value
 
 
 def ordered(members: dict[str, Path]) -> dict[str, Path]:

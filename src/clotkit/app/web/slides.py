@@ -11,11 +11,12 @@ from starlette.responses import RedirectResponse, Response
 
 from clotkit.app.deepzoom.ids import id_of, path_of
 from clotkit.app.prediction import for_slide
+from clotkit.app.processes import without_path
 from clotkit.app.viewer import LiveScore, SlideFolder, list_folders, open_folder, read_tissue, score_live, shown_by
 from clotkit.app.viewer import slide_path as file_of
-from clotkit.app.web.jobs import Job
+from clotkit.app.web.jobs import Job, Kind
 from clotkit.app.web.rendering import page, png
-from clotkit.app.web.shared import Shared, job_of, shared_of
+from clotkit.app.web.shared import Shared, job_of, needed, shared_of
 from clotkit.config import load_recipe, tiling_for
 from clotkit.errors import ClotkitError
 from clotkit.members.folder import RECIPE
@@ -43,7 +44,13 @@ def show(request: Request) -> Response:
     shared = shared_of(request)
     folders = {id_of(folder, shared.roots): short(folder, shared) for folder in _folders(shared)}
     chosen = request.query_params.get("folder") or next(iter(folders), "")
-    opened = _opened(shared, chosen) if chosen else None
+    opened, why = None, ""
+    if chosen:
+        folder = path_of(chosen, shared.roots)
+        try:
+            opened = open_folder(folder, shared.roots, shared.competition)
+        except ClotkitError as error:
+            why = without_path(str(error), folder)
     return page(
         request,
         "slides",
@@ -52,6 +59,7 @@ def show(request: Request) -> Response:
         folders=folders,
         chosen=chosen,
         opened=opened,
+        why=why,
         rows=_rows(opened) if opened else [],
         viewers={} if opened is None else _viewers(shared, opened),
     )
@@ -59,7 +67,7 @@ def show(request: Request) -> Response:
 
 def one_slide(request: Request) -> Response:
     """Draw one slide: its line of the report, the way to the viewer, tissue and tiles, the score."""
-    shared, folder, image_id = shared_of(request), request.query_params["folder"], request.query_params["slide"]
+    shared, folder, image_id = shared_of(request), needed(request, "folder"), needed(request, "slide")
     opened = _opened(shared, folder)
     if image_id not in opened.ids():
         raise HTTPException(404)
@@ -86,8 +94,8 @@ def one_slide(request: Request) -> Response:
 
 def tissue(request: Request) -> Response:
     """Return a picture of a slide with its tissue and tiles marked."""
-    shared, name = shared_of(request), request.query_params["member"]
-    chosen = _chosen(shared, request.query_params["folder"], request.query_params["slide"])
+    shared, name = shared_of(request), needed(request, "member")
+    chosen = _chosen(shared, needed(request, "folder"), needed(request, "slide"))
     tiling = tiling_for(load_recipe(shared.members[shared.chosen(name)] / RECIPE).tiling, chosen.facts)
     result = shared.read.get(
         ("tissue", chosen.path, _stamp(chosen.path), name),
@@ -105,20 +113,20 @@ async def start_score(request: Request) -> Response:
         folder, image_id, name = (str(form.get(key, "")) for key in ("folder", "slide", "member"))
     chosen = _chosen(shared, folder, image_id)
     about = {"folder": folder, "slide": image_id, "member": name, "title": shared.title(shared.chosen(name))}
-    job = shared.jobs.start(image_id, lambda job: _score(shared, name, chosen, job), about)
+    job = shared.jobs.start(Kind.SCORE, image_id, lambda job: _score(shared, name, chosen, job), about)
     return RedirectResponse(f"/slide/score/{job.key}", 303)
 
 
 def score(request: Request) -> Response:
     """Draw the score of a slide, or how far it is."""
-    job = job_of(request)
+    job = job_of(request, Kind.SCORE)
     found = cast(tuple[LiveScore, str, float] | None, job.result)
     return page(request, "score", f"Score of {job.title}", here=HERE, job=job, found=found)
 
 
 def score_picture(request: Request) -> Response:
     """Return the overview of a scored slide, each tile coloured by its number."""
-    found = cast(tuple[LiveScore, str, float] | None, job_of(request).result)
+    found = cast(tuple[LiveScore, str, float] | None, job_of(request, Kind.SCORE).result)
     if found is None or found[0].picture is None:
         raise HTTPException(404)
     return png(found[0].picture)

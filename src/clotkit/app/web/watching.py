@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from clotkit.app.uploads import MOST_UPLOAD_MB, Answer, Upload, classify
-from clotkit.app.web.jobs import Job
+from clotkit.app.web.jobs import Job, Kind
 from clotkit.app.web.rendering import page
 from clotkit.app.web.shared import Shared, job_of, shared_of
 from clotkit.data.pictures import SUFFIXES
@@ -45,19 +45,19 @@ async def start(request: Request) -> Response:
     if not path.is_dir():
         raise UsageError("that is a file; give a folder below --root")
     about = {"member": name, "folder": folder}
-    job = shared.jobs.start(shared.title(name), lambda job: _watch(shared, name, path, job), about)
+    job = shared.jobs.start(Kind.WATCH, shared.title(name), lambda job: _watch(shared, name, path, job), about)
     return RedirectResponse(f"/watch/{job.key}", 303)
 
 
 def show(request: Request) -> Response:
     """Draw the answers so far."""
-    job = job_of(request)
+    job = job_of(request, Kind.WATCH)
     return page(request, "watch", "Watched folder", here=HERE, job=job, watched=cast(Watched | None, job.result))
 
 
 def stop(request: Request) -> Response:
     """End the watch."""
-    job = job_of(request)
+    job = job_of(request, Kind.WATCH)
     job.stop.set()
     job.over.wait()
     return RedirectResponse(f"/watch/{job.key}", 303)
@@ -72,10 +72,9 @@ def _watch(shared: Shared, name: str, folder: Path, job: Job) -> Watched:
         warm_up(member)
         job.result = watched
         while not job.stop.wait(POLL_S):
-            complete = new.poll()
-            uploads = [_upload(shared, path) for path in complete]
-            answers = classify(member, uploads, shared.competition) if uploads else []
-            for path, one in zip(complete, answers, strict=True):
+            found = {path: upload for path in new.poll() if (upload := _upload(shared, path)) is not None}
+            answers = classify(member, list(found.values()), shared.competition) if found else []
+            for path, one in zip(found, answers, strict=True):
                 if one.refused is None or new.failed(path):
                     watched.add(one)
     except OSError as error:
@@ -83,8 +82,14 @@ def _watch(shared: Shared, name: str, folder: Path, job: Job) -> Watched:
     return watched
 
 
-def _upload(shared: Shared, path: Path) -> Upload:
-    """Return a file as an upload; one that is too large as many zeros: it is refused unread."""
-    path = shared.roots.inside(path)
-    size = path.stat().st_size
-    return Upload(path.name, memoryview(bytes(size)) if size > MOST_UPLOAD_MB * MB else path.read_bytes())
+def _upload(shared: Shared, path: Path) -> Upload | None:
+    """Return a file as an upload; one that is too large as many zeros: it is refused unread.
+
+    None of one that went meanwhile, cannot be read, or is a link that leads out of the roots.
+    """
+    try:
+        inside = shared.roots.inside(path)
+        size = inside.stat().st_size
+        return Upload(path.name, memoryview(bytes(size)) if size > MOST_UPLOAD_MB * MB else inside.read_bytes())
+    except (OSError, UsageError):
+        return None
