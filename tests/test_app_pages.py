@@ -194,7 +194,8 @@ def test_watched_folders_leave_room_for_the_pages(client: Client) -> None:
     assert client.job(client.post("/classify", data={"member": "demo"}, files=[("files", ("a.png", b""))]))
     held += [jobs.start(Kind.PLAN, "work", lambda job: job.stop.wait(), {}) for _ in range(AT_ONCE)]
     page = elements(client, "/classify?member=breastmnist")
-    assert page.all("form") and not page.all("div", id="worked")
+    assert page.all("form")
+    assert not page.all("div", id="worked")
     for job in held:
         job.stop.set()
         assert job.over.wait(60)
