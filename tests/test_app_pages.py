@@ -24,7 +24,7 @@ from clotkit.app.uploads import Doubt
 from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
 from clotkit.app.web.rendering import card
 from clotkit.app.web.server import AppSettings, build_app, serve
-from clotkit.competitions import Competition
+from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.reasons import Reason
 from clotkit.report.comparing import Change
@@ -408,6 +408,24 @@ def test_a_run_that_goes_on_is_followed(client: Client, root: Path) -> None:
     assert (page.all("progress")[0]["value"], page.all("progress")[0]["max"]) == ("1", "3")
     (root / "live" / RUN).write_text(json.dumps(facts | {"state": "ended"}))
     assert elements(client, f"/runs/one?run={key}").all("div", id="run")[0]["data-live"] == "ended"
+
+
+def test_a_run_of_another_competition_or_with_a_damaged_split_is_followed(client: Client, root: Path) -> None:
+    other, folder = load_competition("ubc_ocean"), root / "live-other"
+    split = root / "other"
+    write_split(split, "test", 2, 3, other, size="640x640", log=lambda _: None)
+    folder.mkdir()
+    with ReportFile(folder / REPORT) as file:
+        file.add(SlideReport("a", "a", "done", "", 4, 1.0, 40.0))
+    facts = {"state": "running", "competition": other.slug, "arguments": {"split": str(split)}}
+    (folder / RUN).write_text(json.dumps(facts))
+    key = id_of(folder, client.app.state.shared.roots)
+    bar = elements(client, f"/runs/one?run={key}").all("progress")[0]
+    assert (bar["value"], bar["max"]) == ("1", "2")
+    other.table_path(split, "test").write_text("damaged\n")
+    bar = elements(client, f"/runs/one?run={key}").all("progress")[0]
+    assert (bar["value"], bar["max"]) == ("1", "1")
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "split", "x" * 65, "a\nb"])

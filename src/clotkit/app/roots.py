@@ -41,7 +41,7 @@ class Roots:
         raise UsageError("no such file or folder below --root; choose one of the list")
 
     def holding(self, folder: Path, names: Iterable[str]) -> Path:
-        """Return a folder. Raises UsageError if one of these files in it is a link that leads out of the roots."""
+        """Return a folder. Raises UsageError if one of these files of it is outside the roots."""
         for name in names:
             if (folder / name).is_symlink() or (folder / name).exists():
                 self.inside(folder / name)

@@ -122,7 +122,7 @@ def draft(task: Task) -> Pieces:
 
 
 def fits(task: Task, text: str, roots: Roots) -> Pieces:
-    """Yield what of a competition's TOML does not fit itself and the data folder `task.path`, inside the roots."""
+    """Yield what of a competition's TOML does not fit itself and the data folder `task.path`."""
     from clotkit.competitions import load_competition
     from clotkit.drafting.check import check_competition
 

@@ -119,7 +119,7 @@ class Jobs:
             job.over.set()
 
     def _forget(self) -> None:
-        """Forget the oldest jobs that do not run, above the number and the bytes that are kept; never the newest."""
+        """Forget the oldest jobs that do not run and are above what is kept; never the newest."""
         for key in [key for key, one in self._jobs.items() if one.state is not State.RUNNING]:
             kept_bytes = sum(one.result_bytes for one in self._jobs.values())
             if len(self._jobs) > KEPT or (kept_bytes > KEPT_BYTES and key != next(reversed(self._jobs))):
