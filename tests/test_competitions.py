@@ -393,7 +393,9 @@ FAULTS: dict[str, dict[str, list[str]]] = {
             '"{image_id!r}.tif"', '"{image_id.stem}.tif"', '"{image_id[0]}.tif"', '"all.tif"', '"{split}.tif"',
         ],
     },
-    "files.table": {'"{split}.csv"': ['"{image_id}.csv"', '"{split}/{x}.csv"', '""', '"/{split}.csv"', '"../{split}.csv"']},
+    "files.table": {
+        '"{split}.csv"': ['"{image_id}.csv"', '"{split}/{x}.csv"', '""', '"/{split}.csv"', '"../{split}.csv"'],
+    },
     "table": {'"{split}.csv"': ["3", '["{split}.csv"]']},
     "sample": {'"s.csv"': ["3", '""', '"/s.csv"', '"a/../../s.csv"']},
     "files.labels": {'"s.csv"': ['"s.csv", labels = "../s.csv"']},

@@ -17,9 +17,6 @@ from clotkit.app.roots import Roots
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image, resized
 from clotkit.errors import ClotkitError, SlideUnreadable
-from clotkit.report.comparing import compare
-from clotkit.report.page import page_pieces
-from clotkit.report.run import read_run
 from clotkit.slides.pixels import Pixels
 from clotkit.slides.reader import open_slide
 from clotkit.splits import read_table
@@ -139,11 +136,16 @@ def fits(task: Task, text: str, roots: Roots) -> Pieces:
 
 def report(task: Task) -> Pieces:
     """Yield the page of the run in the folder `task.path`, made again from its files."""
+    from clotkit.report.page import page_pieces
+
     yield TILES, {"page": "".join(page_pieces(task.path))}
 
 
 def compared(task: Task, second: Path) -> Pieces:
     """Yield the difference of the runs in two folders."""
+    from clotkit.report.comparing import compare
+    from clotkit.report.run import read_run
+
     yield TILES, {"found": compare(read_run(task.path), read_run(second))}
 
 
