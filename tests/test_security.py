@@ -146,7 +146,7 @@ def test_two_hosts_are_refused(server: AppServer) -> None:
 
 
 def test_every_answer_limits_what_a_page_may_do(server: AppServer) -> None:
-    for path, headers in ((PATH, None), ("/none", None), (PATH, {})):
+    for path, headers in ((PATH, None), ("/none", None), (PATH, {}), ("/broken", None)):
         found = server.ask(path, headers).headers
         policy = dict(part.split(" ", 1) for part in found["content-security-policy"].split("; "))
         assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"

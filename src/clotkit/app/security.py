@@ -153,7 +153,24 @@ class Guard:
         if entry is not None:
             await entry(scope, receive, guarded_send)
             return
-        await self._app(scope, _limited(receive, self._door.body_limit(scope["path"])), guarded_send)
+        await self._served(scope, _limited(receive, self._door.body_limit(scope["path"])), guarded_send)
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; for an error of the program, the page of Starlette would lack the headers."""
+        is_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if not is_begun:
+                handler = scope["app"].exception_handlers[Exception]
+                await (await handler(Request(scope), error))(scope, receive, send)
+            raise  # for the log
 
     def _check(self, scope: Scope, headers: Headers, method: str) -> None:
         """Raise RequestRefused for what no browser of ours sends, whoever asks."""
