@@ -11,11 +11,14 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from clotkit.app.deepzoom.routes import DeepZoom
 from clotkit.app.roots import Roots
 from clotkit.app.security import Door, guarded
+from clotkit.app.web import view
+from clotkit.app.web.rendering import theme
+from clotkit.app.web.shared import Shared
 from clotkit.competitions import Competition
 
 
@@ -71,9 +74,10 @@ def app_server(
             yield
             deepzoom.close()
 
-        server = uvicorn.Server(
-            uvicorn.Config(guarded([*deepzoom.routes(), *more], door, lifespan), log_level="critical")
-        )
+        pages = [Route("/theme.css", theme), Route("/view/{id}", view.show)]
+        app = guarded([*deepzoom.routes(), *pages, *more], door, lifespan)
+        app.state.shared = Shared({}, deepzoom.roots, competition)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

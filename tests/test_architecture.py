@@ -82,15 +82,12 @@ HOMES: dict[str, set[str]] = {
     "jinja2": {
         "clotkit.evaluation.errors_page",
         "clotkit.report.page",
-        "clotkit.app.markup",
         "clotkit.app.web.rendering",
     },
     "uvicorn": {"clotkit.app.web.server"},
     "anyio": {"clotkit.app.deepzoom.routes"},
     "starlette": {
         "clotkit.app.security",
-        "clotkit.app.markup",
-        "clotkit.app.deepzoom.page",
         "clotkit.app.deepzoom.routes",
         "clotkit.app.web.shared",
         "clotkit.app.web.rendering",
@@ -103,6 +100,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.app.web.training",
         "clotkit.app.web.competition",
         "clotkit.app.web.watching",
+        "clotkit.app.web.view",
     },
     "multiprocessing": {"clotkit.workers", "clotkit.forking", "clotkit.app.deepzoom.process"},
     "signal": {

@@ -106,7 +106,7 @@ def test_a_slide_is_drawn_moved_and_zoomed_with_the_keyboard_alone(page: Any, se
     assert server.door.token not in page.url
     assert length(page).endswith("mm") or length(page).endswith("µm")
     picture = page.get_by_role("application")
-    for _ in range(20):
+    for _ in range(40):
         page.keyboard.press("Tab")
         if picture.evaluate("one => one === document.activeElement"):
             break
@@ -230,6 +230,16 @@ def test_a_name_is_text_and_never_markup(page: Any, server: AppServer) -> None:
     assert page.locator("b").count() == 0
 
 
+def test_the_switch_of_the_theme_is_followed(page: Any, server: AppServer) -> None:
+    page.emulate_media(color_scheme="light")
+    opened(page, server, "large.tif")
+    colours = set[str]()
+    for _ in range(3):  # as the system, dark, light
+        colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.get_by_role("button", name="Theme").press("Enter")
+    assert len(colours) == 2
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_fits_and_everything_has_a_name(page: Any, server: AppServer, width: str, scheme: str) -> None:
@@ -237,6 +247,9 @@ def test_the_page_fits_and_everything_has_a_name(page: Any, server: AppServer, w
     opened(page, server, "large.tif", f"&run={identity(server, 'run')}&image=large", width)
     wait_for_picture(page)
     page.get_by_text(re.compile("probability of")).wait_for()
+    api.expect(page.get_by_role("navigation").get_by_role("link", name="Slides")).to_have_attribute(
+        "aria-current", "page"
+    )
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
     api.expect(page.get_by_text("Not for clinical use.")).to_be_visible()

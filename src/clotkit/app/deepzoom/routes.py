@@ -1,4 +1,4 @@
-"""Answer requests for a slide's facts, tiles and overlays, and for the page that shows them."""
+"""Answer requests for a slide's facts, tiles and overlays."""
 
 import asyncio
 import re
@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,11 +20,9 @@ from clotkit import forking
 from clotkit.app.deepzoom.grid import Grid
 from clotkit.app.deepzoom.ids import path_of
 from clotkit.app.deepzoom.overlay import OVERLAY, overlay
-from clotkit.app.deepzoom.page import view_page
 from clotkit.app.deepzoom.picture import Tile
 from clotkit.app.deepzoom.readers import OPEN_SLIDES, ReaderLimits, Readers, SlideFile
 from clotkit.app.escaping import printable
-from clotkit.app.markup import STATIC
 from clotkit.app.processes import run_one, slide_limits
 from clotkit.app.roots import Roots
 from clotkit.app.security import RequestRefused
@@ -32,6 +31,7 @@ from clotkit.errors import UsageError
 from clotkit.reasons import Refusal
 from clotkit.workers import Task
 
+STATIC = Path(__file__).parents[1] / "static"  # what pages load: scripts, styles, pictures
 MOST_WAITING = 256  # requests that wait for slides; a page asks for at most 6 at a time
 MOST_GRIDS = 1024  # slides whose size is remembered
 NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -55,13 +55,12 @@ class DeepZoom:
         self._waiting = 0
 
     def routes(self) -> list[BaseRoute]:
-        """Return the routes of slides, of the viewer page, and of what it loads."""
+        """Return the routes of slides, and of what pages load."""
         return [
             Route("/slides/{id}/info.json", self._info),
             Route("/slides/{id}/overview.jpg", self._overview),
             Route("/slides/{id}/overlay.json", self._overlay),
             Route("/slides/{id}/tiles/{level}/{column}_{row}.jpg", self._tile),
-            Route("/view/{id}", self._view),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
 
@@ -103,9 +102,6 @@ class DeepZoom:
         task, work = Task(image, folder, ()), partial(overlay, image_id=image)
         result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
         return JSONResponse(result.facts[OVERLAY])
-
-    async def _view(self, request: Request) -> Response:
-        return await to_thread.run_sync(view_page, request, self.roots)
 
     async def _file(self, request: Request) -> SlideFile:
         def opened(text: str) -> SlideFile:

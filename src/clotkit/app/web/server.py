@@ -19,7 +19,7 @@ from clotkit.app.roots import Roots
 from clotkit.app.security import Door, guarded
 from clotkit.app.submissions import MOST_MB
 from clotkit.app.uploads import MOST_BATCH_MB
-from clotkit.app.web import classify, competition, home, runs, slides, submission, training, watching
+from clotkit.app.web import classify, competition, home, runs, slides, submission, training, view, watching
 from clotkit.app.web.rendering import error_page, theme
 from clotkit.app.web.shared import Shared, ordered
 from clotkit.competitions import load_competition
@@ -128,6 +128,7 @@ def _routes() -> list[BaseRoute]:
         Route("/watch/{job}", watching.show),
         Route("/watch/{job}", watching.stop, methods=post),
         Route("/slides", slides.show),
+        Route("/view/{id}", view.show),
         Route("/slide", slides.one_slide),
         Route("/slide/tissue.png", slides.tissue),
         Route("/slide/score", slides.start_score, methods=post),
