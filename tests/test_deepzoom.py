@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -380,6 +381,15 @@ def test_the_tiles_of_a_run_are_drawn(server: AppServer) -> None:
     assert plain["tissue"]["outline"]
     json_of(server, f"/slides/{slide}/overlay.json?run={run}&image=none", 422)
     json_of(server, f"/slides/{slide}/overlay.json?run={other}&image={image}", 422)
+
+
+def test_the_second_of_two_slides_has_its_own_tiles_of_the_run(server: AppServer) -> None:
+    slide, other = slide_ids(server)[:2]
+    roots = server.deepzoom.roots
+    run, image = id_of(roots.folders[0] / "run", roots), path_of(slide, roots).stem
+    for first, second, wanted in ((other, slide, image), (slide, other, "")):
+        body = server.ask(f"/view/{first}?run={run}&image=x&beside={second}").body.decode()
+        assert re.findall(r'data-image="([^"]*)"', body) == ["x", wanted]
 
 
 @pytest.mark.parametrize(

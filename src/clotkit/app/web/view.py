@@ -10,9 +10,10 @@ from starlette.responses import Response
 from clotkit.app.deepzoom.ids import id_of, path_of
 from clotkit.app.escaping import printable
 from clotkit.app.roots import Roots
+from clotkit.app.viewer import open_folder
 from clotkit.app.web.rendering import page
-from clotkit.app.web.shared import shared_of
-from clotkit.errors import UsageError
+from clotkit.app.web.shared import Shared, shared_of
+from clotkit.errors import ClotkitError, UsageError
 
 HERE = "/slides"  # in the navigation
 SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".png", ".jpg", ".jpeg"}
@@ -22,14 +23,16 @@ MOST_OTHERS = 500  # slides of the same folder to choose a second one from
 def show(request: Request) -> Response:
     """Draw the page of a slide; `beside` in the query is the id of a second one.
 
-    `run` and `image`, for the second one `beside_image`, name a run's folder and the slide in it: its tiles are drawn.
+    `run` is the id of a run's folder, whose tiles are drawn, and `image` the name of the slide in it.
     """
-    query, identity, roots = request.query_params, request.path_params["id"], shared_of(request).roots
+    shared, query = shared_of(request), request.query_params
+    roots, run = shared.roots, query.get("run", "")
     try:
-        path = path_of(identity, roots)
-        panes = [_pane(path, roots, query.get("run"), query.get("image"))]
+        path = path_of(request.path_params["id"], roots)
+        panes = [_pane(path, roots, run, query.get("image", ""))]
         if query.get("beside"):
-            panes.append(_pane(path_of(query["beside"], roots), roots, query.get("run"), query.get("beside_image")))
+            beside = path_of(query["beside"], roots)
+            panes.append(_pane(beside, roots, run, _image_of(beside, run, shared) if run else ""))
     except UsageError as error:
         return _page(request, "No slide", 404, panes=[], others=[], error=str(error))
     others = [{"id": id_of(one, roots), "name": printable(one.name)} for one in _others(path)]
@@ -40,8 +43,17 @@ def _page(request: Request, title: str, status: int = 200, **values: Any) -> Res
     return page(request, "viewer", title, status, here=HERE, **values)
 
 
-def _pane(path: Path, roots: Roots, run: str | None, image: str | None) -> dict[str, Any]:
-    return {"id": id_of(path, roots), "name": printable(path.name), "run": run or "", "image": image or ""}
+def _pane(path: Path, roots: Roots, run: str, image: str) -> dict[str, Any]:
+    return {"id": id_of(path, roots), "name": printable(path.name), "run": run, "image": image}
+
+
+def _image_of(path: Path, run: str, shared: Shared) -> str:
+    """Return the name of a slide in a run; empty if the run has no line of it."""
+    try:
+        opened = open_folder(path_of(run, shared.roots), shared.roots, shared.competition)
+    except ClotkitError:
+        return ""  # the slide is shown all the same
+    return next((one for one in opened.lines if one in opened.rows and opened.rows[one].path.resolve() == path), "")
 
 
 def _others(path: Path) -> list[Path]:
