@@ -392,6 +392,16 @@ def test_the_second_of_two_slides_has_its_own_tiles_of_the_run(server: AppServer
         assert re.findall(r'data-image="([^"]*)"', body) == ["x", wanted]
 
 
+def test_a_tile_is_kept_under_the_address_of_its_own_file_alone(server: AppServer) -> None:
+    slide = slide_ids(server)[0]
+    info = json_of(server, f"/slides/{slide}/info.json")
+    tile = f"/slides/{slide}/tiles/{info['last_level']}/0_0.jpg"
+    for version, is_kept in ((info["version"], True), (f"{info['version']}.3", True), ("abc", False), ("", False)):
+        answer = server.ask(f"{tile}?v={version}" if version else tile)
+        assert answer.headers["x-clotkit-sharp"] == "1"
+        assert ("immutable" in answer.headers["cache-control"]) == is_kept
+
+
 @pytest.mark.parametrize(
     "change",
     [

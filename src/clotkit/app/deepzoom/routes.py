@@ -82,13 +82,13 @@ class DeepZoom:
         file = await self._file(request)
         if not (await self._grid(request, file)).has(level, column, row):
             raise _not_found("the slide has no such tile")
-        return _jpeg(await self._read_tile(request, file, level, column, row), "v" in request.query_params)
+        return _jpeg(await self._read_tile(request, file, level, column, row), _is_of(request, file))
 
     async def _overview(self, request: Request) -> Response:
         _check_query(request, v=VERSION)
         file = await self._file(request)
         first = (await self._grid(request, file)).first
-        return _jpeg(await self._read_tile(request, file, first, 0, 0), "v" in request.query_params)
+        return _jpeg(await self._read_tile(request, file, first, 0, 0), _is_of(request, file))
 
     async def _overlay(self, request: Request) -> Response:
         """Answer with what a run says of a slide, or with the tissue of the slide itself."""
@@ -147,6 +147,11 @@ async def _found(find: Callable[[str], Value], text: str) -> Value:
         return await to_thread.run_sync(find, text)
     except UsageError as error:
         raise _not_found(str(error)) from error
+
+
+def _is_of(request: Request, file: SlideFile) -> bool:
+    """Return whether an address is that of the file as it is now; the viewer adds a dot and a number to a version."""
+    return request.query_params.get("v", "").partition(".")[0] == file.version
 
 
 def _jpeg(tile: Tile, is_named: bool) -> Response:
