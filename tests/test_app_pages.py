@@ -165,7 +165,7 @@ def test_names_that_a_spreadsheet_would_calculate_are_text_in_the_table(client: 
     ("path", "status"),
     [("/none", 404), ("/classify/none", 400), ("/classify?member=none", 400), ("/training?member=../..", 400),
      ("/training/demo/99.png", 404), ("/slides?folder=none", 400), ("/slides?folder=../../etc", 400),
-     ("/slide?folder=x&slide=y", 400), ("/static/../server.py", 404), ("/slide/score/none", 400),
+     ("/slide?folder=x&slide=y", 400), ("/slide/score/none", 400),
      ("/slide", 400), ("/slide?folder=x", 400), ("/slide/tissue.png", 400), ("/runs/one", 400), ("/runs/report", 400),
      ("/runs/compare?first=x", 400), ("/training/bloodmnist/" + "9" * 5000 + ".png", 404)],
 )  # fmt: skip

@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -98,7 +99,8 @@ def test_the_printed_address_gives_the_cookie_and_the_page_without_the_token(ser
 @pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example/", "///evil.example"])
 def test_the_printed_address_leads_to_this_server_alone(server: AppServer, path: str) -> None:
     answer = server.ask(f"{path}?{TOKEN}={server.door.token}", {})
-    assert all(re.fullmatch(rb"/[^/\\].*", url) for url in re.findall(rb'url=([^"]*)"', answer.body))
+    (url,) = re.findall(rb'url=([^"]*)"', answer.body)
+    assert re.fullmatch(rb"/([^/\\].*)?", url)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
@@ -161,13 +163,29 @@ def test_every_answer_limits_what_a_page_may_do(server: AppServer) -> None:
 @given(st.text(max_size=40), st.integers(0, 99_999))
 def test_no_name_is_a_host_of_loopback_but_its_three(name: str, port: int) -> None:
     door = Door("127.0.0.1", 8501)
-    assert not door.is_host(f"{name}:{port}") or (name in {"127.0.0.1", "localhost", "[::1]"} and port == 8501)
+    assert not door.is_host(f"{name}:{port}") or (name.lower() in {"127.0.0.1", "localhost", "[::1]"} and port == 8501)
 
 
 def test_on_another_address_numbers_are_hosts_and_names_are_not() -> None:
     door = Door("0.0.0.0", 8501)
     assert all(door.is_host(f"{name}:8501") for name in ("10.1.2.3", "[fe80::1]", "localhost"))
     assert not any(door.is_host(host) for host in ("evil.example:8501", "10.1.2.3:80", "10.1.2.3.evil.example:8501"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "LOCALHOST", "::1", "0.0.0.0", "::", "fe80::1", "Lab-7.example"])
+def test_the_printed_address_names_a_host_that_is_answered(address: str) -> None:
+    door = Door(address, 8501)
+    parts = urlsplit(door.url)
+    assert parts.port == 8501
+    assert door.is_host(parts.netloc)
+    assert door.is_host(parts.netloc.lower())  # as browsers send it
+    assert not door.is_host("evil.example:8501")
+
+
+@pytest.mark.parametrize("path", ["/static/../security.py", "/static/../web/server.py", "/static/%2e%2e/security.py"])
+def test_no_file_but_those_of_pages_is_served(server: AppServer, path: str) -> None:
+    assert server.ask(path).status == 404
+    assert server.ask("/static/app.js").status == 200
 
 
 def test_each_session_has_a_token_of_its_own(tmp_path: Path) -> None:

@@ -79,16 +79,18 @@ class Door:
     @property
     def url(self) -> str:
         """The address that opens the application."""
-        return f"http://{self.address}:{self.port}/?{TOKEN}={self.token}"
+        address = f"[{self.address}]" if ":" in self.address else self.address  # of the sixth version
+        return f"http://{address}:{self.port}/?{TOKEN}={self.token}"
 
     def is_host(self, host: str) -> bool:
         """Return whether a Host header names this server, and no name that somebody else may point here."""
-        name, _, port = host.rpartition(":")
+        name, _, port = host.lower().rpartition(":")
         if port != str(self.port):
             return False
-        if self.address in ("127.0.0.1", "localhost", "::1"):
+        own = self.address.lower()
+        if own in LOOPBACKS or own == "::1":
             return name in LOOPBACKS
-        return name in ("localhost", platform.node()) or _is_number(name)
+        return name in ("localhost", platform.node().lower(), own) or _is_number(name)
 
     def body_limit(self, path: str) -> int:
         """Return how many bytes a request to a path may send."""
@@ -201,7 +203,7 @@ class Guard:
             )
 
     def _is_own(self, origin: str, headers: Headers) -> bool:
-        return origin == f"http://{headers['host']}"
+        return origin.lower() == f"http://{headers['host']}".lower()
 
 
 def _entry(scope: Scope, door: Door) -> Response | None:
