@@ -150,7 +150,10 @@ async def _found(find: Callable[[str], Value], text: str) -> Value:
 
 
 def _is_of(request: Request, file: SlideFile) -> bool:
-    """Return whether an address is that of the file as it is now; the viewer adds a dot and a number to a version."""
+    """Return whether an address is that of the file as it is now.
+
+    The viewer adds a dot and a number to a version, to load blurred tiles anew.
+    """
     return request.query_params.get("v", "").partition(".")[0] == file.version
 
 
