@@ -1,4 +1,4 @@
-"""Measure the viewer's server: `python -m bench.app_tiles FILE ...`.
+"""Measure the viewer's server: `python -m bench.app_tiles [FILE ...]`.
 
 For each slide: seconds to the first view and to the sharp one, of a window of 1,440 x 900 px with six connections, as a
 browser has them. Then several sessions pan and zoom by a script for some minutes: latency of a tile, memory of the
@@ -31,6 +31,7 @@ from clotkit.competitions import load_competition
 from clotkit.units import MB
 
 ROOT = Path(__file__).resolve().parents[1]
+SIDE_PX, LAYOUTS = 30_000, ["deflate", "jpeg", "strips", "svs"]  # of the slides that are drawn
 WINDOW_PX = (1440, 900)
 CONNECTIONS = 6  # that a browser opens to one server
 START_S = 3.0  # after the server's start, what a person needs at least to reach a slide
@@ -224,7 +225,7 @@ def main() -> int:
     if options.serve:
         serve(options.files)
         return 0
-    files = [path.resolve() for path in options.files]
+    files = [path.resolve() for path in options.files or _drawn(options.folder)]
     folders = sorted({path.parent for path in files})
     roots = Roots.of(folders)
     slides = {id_of(path, roots): path for path in files}
@@ -241,9 +242,20 @@ def main() -> int:
     return 0
 
 
+def _drawn(folder: Path) -> list[Path]:
+    from bench.layouts import slides
+
+    return list(slides(folder, SIDE_PX, LAYOUTS, lambda line: print(line, file=sys.stderr)).values())
+
+
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.app_tiles", description=__doc__)
-    line.add_argument("files", type=Path, nargs="+", metavar="FILE", help="slides")
+    line.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="slides (default: drawn ones, 30,000 px a side)"
+    )
+    line.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench", help="folder of drawn slides, kept for the next run"
+    )
     line.add_argument("--minutes", type=float, default=10.0, help="of panning (default: 10; 1: a short measurement)")
     line.add_argument("--sessions", type=int, default=5, help="that pan at a time (default: 5)")
     line.add_argument("--out", type=Path, default=ROOT / "build" / "app_tiles.json", help="the JSON file to write")

@@ -34,9 +34,12 @@ class Overview:
         self.sketch = read_sketch(slide, background)
         side = max(BLOCK_PX * slide.level(downsample).downsample, downsample, coarsest)
         self._block_px, self._cells = side, side // downsample  # powers of 2
-        self._pixels = np.empty((-(-slide.height_px // downsample), -(-slide.width_px // downsample), 3), np.uint8)
+        steps = [downsample << number for number in range((coarsest // downsample).bit_length())]
+        self._levels = {  # by downsample; the coarser ones are kept, as averaging them for each tile takes longer
+            step: np.empty((-(-slide.height_px // step), -(-slide.width_px // step), 3), np.uint8) for step in steps
+        }
         self._known = np.zeros((-(-slide.height_px // side), -(-slide.width_px // side)), bool)
-        self._order = _block_order(slide, self._known.shape, side)
+        self._order: list[tuple[int, int]] | None = None  # blocks to read, the last one first
         self._wanted: list[tuple[int, int]] = []  # blocks that somebody looks at, the last one first
         self._pass = self._in_one_pass() if slide.sequential else None
         self.damaged = 0  # blocks that cannot be read: they show the background
@@ -56,6 +59,8 @@ class Overview:
         if self._pass is not None:
             next(self._pass, None)
             return
+        if self._order is None:
+            self._order = _block_order(self._slide, self._known.shape, self._block_px)
         while self._wanted or self._order:
             row, column = (self._wanted or self._order).pop()
             if not self._known[row, column]:
@@ -72,11 +77,12 @@ class Overview:
             downsample: full-resolution pixels per pixel of the part, a multiple of the overview's.
         """
         width, height = size_px
-        times = downsample // self.downsample
+        level = max(step for step in self._levels if step <= downsample)
+        times = downsample // level
         rows = (np.arange(top, top + height) * downsample // self._block_px).clip(0, self._known.shape[0] - 1)
         columns = (np.arange(left, left + width) * downsample // self._block_px).clip(0, self._known.shape[1] - 1)
         known = self._known[np.ix_(rows, columns)]  # [height, width]
-        part = self._pixels[top * times : (top + height) * times, left * times : (left + width) * times]
+        part = self._levels[level][top * times : (top + height) * times, left * times : (left + width) * times]
         shown = blank(width, height, self._background)
         if known.any():
             means = box_mean(np.ascontiguousarray(padded(part, times, self._background)), times)[:height, :width]
@@ -117,9 +123,12 @@ class Overview:
         self._put(row, column, tile)
 
     def _put(self, row: int, column: int, tile: Pixels) -> None:
-        top, left = row * self._cells, column * self._cells
-        part = self._pixels[top : top + self._cells, left : left + self._cells]
-        part[:] = tile[: part.shape[0], : part.shape[1]]
+        for step, pixels in self._levels.items():
+            times = step // self.downsample
+            cells = self._cells // times
+            top, left = row * cells, column * cells
+            part = pixels[top : top + cells, left : left + cells]
+            part[:] = box_mean(tile, times)[: part.shape[0], : part.shape[1]]
         self._known[row, column] = True
 
     def _in_one_pass(self) -> Iterator[None]:
