@@ -383,6 +383,16 @@ def test_the_tiles_of_a_run_are_drawn(server: AppServer) -> None:
     json_of(server, f"/slides/{slide}/overlay.json?run={other}&image={image}", 422)
 
 
+def test_a_run_with_a_link_out_of_the_roots_is_refused(server: AppServer, tmp_path: Path) -> None:
+    slide, roots = slide_ids(server)[0], server.deepzoom.roots
+    folder = roots.folders[0] / "linked"
+    shutil.copytree(roots.folders[0] / "run", folder)
+    (folder / SLIDES).rename(tmp_path / SLIDES)
+    (folder / SLIDES).symlink_to(tmp_path / SLIDES)
+    image = path_of(slide, roots).stem
+    json_of(server, f"/slides/{slide}/overlay.json?run={id_of(folder, roots)}&image={image}", 404)
+
+
 def test_the_second_of_two_slides_has_its_own_tiles_of_the_run(server: AppServer) -> None:
     slide, other = slide_ids(server)[:2]
     roots = server.deepzoom.roots

@@ -98,10 +98,15 @@ class DeepZoom:
         if run is None or image is None:
             tissue = await self._in_turn(request, file, partial(self.readers.tissue, file))
             return JSONResponse({"slide_px": None, "tissue": tissue, "tiles": [], "legend": None})
-        folder = await _found(partial(path_of, roots=self.roots), run)
+        folder = await _found(self._run_folder, run)
         task, work = Task(image, folder, ()), partial(overlay, image_id=image)
         result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
         return JSONResponse(result.facts[OVERLAY])
+
+    def _run_folder(self, text: str) -> Path:
+        """Return the folder of a run's id. Raises UsageError if a link in it leads out of the roots."""
+        path = path_of(text, self.roots)
+        return self.roots.closed(path) if path.is_dir() else path
 
     async def _file(self, request: Request) -> SlideFile:
         def opened(text: str) -> SlideFile:
