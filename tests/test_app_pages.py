@@ -472,6 +472,7 @@ def test_a_training_is_shown_with_its_plots(client: Client) -> None:
         assert client.get(str(one["src"])).content.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_worst_errors_of_slides_open_in_the_viewer(client: Client, root: Path, strip_ai: Competition) -> None:
     worst = [str(row["image"]) for row in client.app.state.shared.training("demo").worst]
     write_split(root / "train", "train", 96, 2022, strip_ai, size="640x640", log=lambda _: None)

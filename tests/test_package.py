@@ -20,13 +20,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SRC = ROOT / "src" / "clotkit"
-USED = ("cluster", "tune", "onnx", "app", "notebook")  # extras whose packages src/ imports
+USED = ("cluster", "tune", "onnx", "app", "notebook", "gateway")  # extras whose packages src/ imports
 # {lock file: the lists of pyproject.toml that it locks}
 LOCKS = {
     "runtime": [*PROJECT["dependencies"], *EXTRAS["cluster"], *EXTRAS["tune"]],
     "app": EXTRAS["app"],
     "notebook": EXTRAS["notebook"],
-    "dev": EXTRAS["dev"],
+    "dev": [*EXTRAS["dev"], *EXTRAS["gateway"]],
     "docs": EXTRAS["docs"],
 }
 DATA_SUFFIXES = {".toml", ".j2", ".css", ".js"}
