@@ -127,7 +127,7 @@ def test_options_and_settings_have_the_same_names_and_defaults(filled: Filled) -
 def test_every_option_is_read(verb: str) -> None:
     function = PARSERS[verb].get_default("verb")
     while isinstance(function, partial):
-        function = function.args[0]
+        function = function.args[0] if callable(function.args[0]) else function.func
     readers = (sys.modules[function.__module__], options, answer, containers)
     source = "".join(map(inspect.getsource, readers))
     assert [name for name in options_of(PARSERS[verb]) if f"arguments.{name}" not in source] == []
