@@ -22,6 +22,7 @@ APPLICATION = {
     "classify-sample.png": "app-classify.png",
     "home-desk-light.png": "app-home.png",
     "runs-compared.png": "app-compare.png",
+    "viewer-two.png": "app-viewer.png",
 }
 
 

@@ -13,6 +13,7 @@ from ..app_pages import Client, make_root, serving
 from ..conftest import ROOT
 from ..test_app import HOSTILE, ROWS, bomb, png, table
 from ..test_app_pages import PAGES, make_runs
+from .axe import AXE, SERIOUS
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser installs it")
@@ -20,10 +21,6 @@ api = pytest.importorskip("playwright.sync_api", reason="playwright is not insta
 WIDTHS = {"phone": (375, 812), "desk": (1440, 900)}
 WAIT_MS = 120_000  # for work on a busy machine
 SHOTS = ROOT / "build" / "screenshots"
-AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
-SERIOUS = """async () => (await axe.run(document, {iframes: false, resultTypes: ['violations']})).violations
-    .filter(one => ['serious', 'critical'].includes(one.impact))
-    .map(one => one.id + ': ' + one.nodes.map(node => node.target.join(' ')).join('; '))"""
 NUMBERED = """all => all.filter(one => one.checkVisibility())
     .map((one, at) => { one.dataset.at = at }).length"""
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -3,7 +3,10 @@
 import io
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from clotkit.synthetic.phantom import write_split
 from ..app_server import AppServer, app_server
 from ..conftest import ROOT
 from ..test_deepzoom import write_run
+from .axe import AXE, SERIOUS
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser installs it")
@@ -40,9 +44,36 @@ def server(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> I
         (slides / name).write_bytes(source.read_bytes())
     save_pyramid(source, slides / "pyramid.svs", "svs", False)
     (slides / "broken.tif").write_bytes(source.read_bytes()[:3000])
+    write_largest(slides / "largest.tif")
     write_run(root / "run", slides / "large.tif", strip_ai)
     with app_server([root], strip_ai) as server:
         yield server
+
+
+def write_largest(path: Path) -> None:
+    """Write a slide as large as the largest of STRIP AI, in tiles of which those off the middle are absent."""
+    width, height, side = 48_284, 101_408, 512
+    columns, rows = -(-width // side), -(-height // side)
+    bits, near, places = 8, 12, {}  # 8: of the samples' sizes, with the tiles of each row behind them
+    data = struct.pack("<3H", 8, 8, 8)
+    for number in range(2 * near):
+        tile = zlib.compress(np.full((side, side, 3), (90 + 6 * number, 80, 230 - 6 * number), np.uint8).tobytes())
+        places[rows // 2 - near + number] = bits + len(data), len(tile)
+        data += tile + b"\0" * (len(tile) % 2)
+    placed = np.zeros((2, rows, columns), "<u4")
+    for row, place in places.items():
+        placed[:, row, columns // 2 - near : columns // 2 + near] = np.array(place)[:, None]
+    arrays, size = bits + len(data), rows * columns
+    directory = arrays + 8 * size
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
+        (322, 4, 1, side), (323, 4, 1, side), (324, 4, size, arrays),
+        (325, 4, size, arrays + 4 * size),
+    ]  # fmt: skip
+    with path.open("wb") as file:
+        file.write(struct.pack("<2sHI", b"II", 42, directory) + data + placed.tobytes())
+        file.write(struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0" * 4)
+        file.truncate(8 * 2**20)  # a file that would expand more than 2,000-fold is refused
 
 
 def identity(server: AppServer, name: str) -> str:
@@ -57,7 +88,7 @@ def opened(page: Any, server: AppServer, name: str, query: str = "", width: str 
     page.locator(".pane").first.wait_for()  # the printed address shows another page first
     for pane in page.locator(".pane").all():
         pane.locator(".length").wait_for()
-        api.expect(pane).to_have_attribute("data-sharp", "1")
+        api.expect(pane).to_have_attribute("data-sharp", "1", timeout=120_000)
 
 
 def shown(page: Any, number: int = 0) -> Any:
@@ -137,6 +168,25 @@ def test_wheel_and_buttons_zoom(page: Any, server: AppServer) -> None:
     api.expect(page.locator(".length")).not_to_have_text(whole)
     page.get_by_role("button", name="Zoom out").press("Enter")
     api.expect(page.locator(".length")).to_have_text(whole)
+
+
+def test_the_largest_slide_is_seen_and_zoomed(page: Any, server: AppServer) -> None:
+    opened(page, server, "largest.tif")
+    wait_for_picture(page)
+    before = length(page)
+    turn_wheel(page)
+    assert length(page) != before
+    wait_for_picture(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Any, server: AppServer, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    beside = f"&beside={identity(server, 'split/slides/pyramid.svs')}"
+    opened(page, server, "large.tif", f"&run={identity(server, 'run')}&image=large{beside}")
+    wait_for_picture(page)
+    page.evaluate(AXE)
+    assert page.evaluate(SERIOUS) == []
 
 
 def test_two_fingers_zoom(page: Any, server: AppServer) -> None:
