@@ -51,7 +51,7 @@ def server(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def write_largest(path: Path) -> None:
-    """Write a slide as large as the largest of STRIP AI, in tiles of which those off the middle are absent."""
+    """Write a slide as large as the largest of STRIP AI; tiles off its middle are absent."""
     width, height, side = 48_284, 101_408, 512
     columns, rows = -(-width // side), -(-height // side)
     bits, near, places = 8, 12, {}  # 8: of the samples' sizes, with the tiles of each row behind them
