@@ -102,6 +102,15 @@ def test_a_slow_reader_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines[0]) == 200_001
 
 
+def test_a_library_cannot_close_the_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.kept_going():
+        sys.stdout.close()
+        sys.stderr.close()
+        print("still open")
+    print("and afterwards")
+    assert capsys.readouterr().out == "still open\nand afterwards\n"
+
+
 def raises(error: BaseException) -> Any:
     """Return work that raises an error."""
 

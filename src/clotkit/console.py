@@ -68,6 +68,10 @@ class Output:
             except Exception as error:  # noqa: BLE001 - as above
                 self._give_up(error)
 
+    def close(self) -> None:
+        """Leave the stream open, as it is the process's own: absl's log handler closes what it was given."""
+        self.flush()
+
     def isatty(self) -> bool:
         """Return whether somebody sees the text on a terminal."""
         return self.error is None and bool(getattr(self.stream, "isatty", bool)())
