@@ -16,8 +16,10 @@ from clotkit.stores import Folder
 
 from .conftest import RECIPE, ROOT
 
+# dask-jobqueue deletes the script as soon as sbatch returns, so it is copied first, as SLURM's own does.
 SBATCH = """#!/usr/bin/env bash
-setsid bash "${@: -1}" >/dev/null 2>&1 &
+cp "${@: -1}" "$JOBS.$$.sh"
+setsid bash "$JOBS.$$.sh" >"$JOBS.$$.log" 2>&1 &
 echo $! >> "$JOBS"
 echo "Submitted batch job $!"
 """
