@@ -18,6 +18,7 @@ from clotkit.bundle.notebook import KernelType
 from clotkit.bundle.places import demo_weights
 from clotkit.competitions import DEFAULT
 from clotkit.files import atomic_write_json
+from clotkit.rehearsal.sandbox import Rehearsal
 from clotkit.rehearsal.scoring import rehearse
 
 ROUNDS = 3
@@ -54,7 +55,8 @@ def rehearsed(kind: KernelType, split: Path, out: Path) -> dict[str, Any]:
     """Rehearse the kernel as this type, and return what it cost and left."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wheels, kernel = ROOT / "build" / "wheels", ROOT / "kernels" / "infer"
-    rehearse(str(split), ROOT / demo_weights(DEFAULT), wheels, kernel, DEFAULT, "new", out, lambda _: None, kind)
+    how = Rehearsal(kernel, DEFAULT, wheels, "new", out, lambda _: None, kind)
+    rehearse(str(split), ROOT / demo_weights(DEFAULT), how)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     layouts = json.loads((out / "rehearsal.json").read_text(encoding="utf-8"))["layouts"]

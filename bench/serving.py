@@ -22,7 +22,7 @@ from bench.processes import run
 from clotkit.competitions import Competition, load_competition
 from clotkit.files import atomic_write_json
 from clotkit.rehearsal.gateway import Failure, Gateway
-from clotkit.rehearsal.sandbox import LAYOUTS, Stage, make_sandbox
+from clotkit.rehearsal.sandbox import LAYOUTS, Rehearsal, Stage, make_sandbox
 from clotkit.rehearsal.scoring import datasets_of
 from clotkit.rehearsal.server import Server
 from clotkit.rehearsal.serving import lay_out_data
@@ -85,8 +85,8 @@ def _serve(
     split: Path, out: Path, toml: Path, competition: Competition
 ) -> tuple[Gateway, Server, dict[str, SlideReport], float]:
     """Play the gateway over a split; return it, the server, the last line of each slide, and the seconds."""
-    sandbox = make_sandbox(KERNEL, str(toml), WHEELS, out, print)
-    attached = datasets_of(KERNEL, competition, MEMBERS, WHEELS)
+    rehearsal = Rehearsal(KERNEL, str(toml), WHEELS, "new", out, print)
+    sandbox, attached = make_sandbox(rehearsal), datasets_of(rehearsal, MEMBERS)
     data = lay_out_data(split, out / "data-hidden", competition, slides=False)
     stage = Stage(out / "new-rerun", LAYOUTS["new"], competition.slug, attached, data, sandbox.namespace)
     slides = read_slides(split, "test", competition, lambda _: None)

@@ -122,3 +122,13 @@ def rehearsed(
     facts |= {"competition": competition_stem(competition), "kernel_type": kernel_type}
     atomic_write_json(out / "rehearsal.json", facts)
     return script
+
+
+def write_members(folder: Path) -> Path:
+    """Write two members with a manifest, and return their folder."""
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "recipe.toml").write_text(f'name = "{name}"\n')
+        (folder / name / "model.weights.h5").write_bytes(bytes(range(256)) * 40 + name.encode())
+    (folder / "MANIFEST.json").write_text("{}\n")
+    return folder

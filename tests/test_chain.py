@@ -25,6 +25,7 @@ from clotkit.kaggle.datasets import read_metadata
 from clotkit.kaggle.kernels import read_kernel
 from clotkit.members.loading import load_member
 from clotkit.reasons import Reason
+from clotkit.rehearsal.sandbox import Rehearsal
 from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
 from clotkit.shards.shard import read_shard
 from clotkit.shards.table import read_shard_rows
@@ -405,9 +406,9 @@ def wheels() -> Path:
 def test_what_is_rehearsed_is_what_may_be_pushed(train_split: Path, tiny: Path, wheels: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     tile, learn = (kernel_dir(name, tiny, tmp_path) for name in ("tile", "train"))
-    assert rehearse_tiling(train_split, wheels, tile, "strip_ai", "new", tmp_path / "t", lines.append)
+    assert rehearse_tiling(train_split, Rehearsal(tile, "strip_ai", wheels, "new", tmp_path / "t", lines.append))
     tiles, empty = tmp_path / "t" / "tiles", tmp_path / "none"
-    assert rehearse_training(tiles, empty, wheels, learn, "strip_ai", "old", tmp_path / "w", lines.append)
+    assert rehearse_training(tiles, empty, Rehearsal(learn, "strip_ai", wheels, "old", tmp_path / "w", lines.append))
     for kernel, out in ((tile, tmp_path / "t"), (learn, tmp_path / "w")):
         facts = json.loads((out / "rehearsal.json").read_text())
         assert (facts["state"], facts["slides"]["done"]) == ("done", SLIDES)
@@ -422,7 +423,7 @@ def test_a_slide_that_gives_no_shard_is_no_clean_rehearsal(
     split = Path(shutil.copytree(train_split, tmp_path / "split"))
     sorted((split / "train").glob("*.tif"))[0].write_bytes(b"no slide")
     tile, lines = kernel_dir("tile", tiny, tmp_path), list[str]()
-    assert not rehearse_tiling(split, wheels, tile, "strip_ai", "old", tmp_path / "out", lines.append)
+    assert not rehearse_tiling(split, Rehearsal(tile, "strip_ai", wheels, "old", tmp_path / "out", lines.append))
     facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert (facts["state"], facts["slides"]) == ("partial", {"done": SLIDES - 1, "failed": 1})
 

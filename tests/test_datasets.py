@@ -33,7 +33,7 @@ from clotkit.kaggle.login.credentials import Credentials
 from clotkit.reasons import RemoteKind
 
 from .conftest import ROOT
-from .delivery import TOKEN, Clock, one_line, remote_error
+from .delivery import TOKEN, Clock, one_line, remote_error, write_members
 from .kaggle_server import Fault, KaggleServer, Version
 
 REF = "alice/clotkit-weights"
@@ -41,14 +41,8 @@ REF = "alice/clotkit-weights"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two members with a manifest."""
-    folder = tmp_path / "weights"
-    for name in ("one", "two"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "recipe.toml").write_text(f'name = "{name}"\n')
-        (folder / name / "model.weights.h5").write_bytes(bytes(range(256)) * 40 + name.encode())
-    (folder / "MANIFEST.json").write_text("{}\n")
-    return folder
+    """Make two members with a manifest."""
+    return write_members(tmp_path / "weights")
 
 
 def stage_of(folder: Path) -> Stage:

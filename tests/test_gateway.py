@@ -19,6 +19,7 @@ from clotkit.errors import RehearsalError
 from clotkit.kaggle.kernels import read_kernel
 from clotkit.reasons import Reason, RehearsalKind
 from clotkit.rehearsal.gateway import Failure, Gateway, GatewayFault
+from clotkit.rehearsal.sandbox import Rehearsal
 from clotkit.rehearsal.server import Server
 from clotkit.rehearsal.serving import rehearse_serving
 from clotkit.rehearsal.standin import relay
@@ -184,7 +185,7 @@ def test_frames_and_series_come_as_they_were_sent(library: Any) -> None:
 @pytest.mark.slow
 def test_the_kernel_serves_every_slide(test_split: Path, member: Path, tmp_path: Path, strip_ai: Competition) -> None:
     out, lines = tmp_path / "out", list[str]()
-    assert rehearse_serving(str(test_split), member, WHEELS, KERNEL, "strip_ai", "old", out, lines.append)
+    assert rehearse_serving(str(test_split), member, Rehearsal(KERNEL, "strip_ai", WHEELS, "old", out, lines.append))
     facts = json.loads((out / "rehearsal.json").read_text())
     assert (facts["state"], facts["codes"], facts["slides"]["done"]) == ("done", [], 4)
     assert "gateway" in facts["not_rehearsed"]
@@ -247,5 +248,5 @@ def test_a_server_that_answers_wrongly_does_not_pass(
     (kernel / "main.py").write_text(MAIN.replace("BAD", bad))
     out = tmp_path / "out"
     with pytest.raises(RehearsalError, match=failure) as caught:
-        rehearse_serving(str(test_split), member, WHEELS, kernel, "strip_ai", "new", out, lambda _: None)
+        rehearse_serving(str(test_split), member, Rehearsal(kernel, "strip_ai", WHEELS, "new", out, lambda _: None))
     assert caught.value.kind is RehearsalKind.SERVER

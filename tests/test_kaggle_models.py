@@ -23,7 +23,7 @@ from clotkit.kaggle.models import VARIATION_METADATA, ModelStage, PushedModel, p
 from clotkit.reasons import RehearsalKind, RemoteKind
 
 from .conftest import ROOT
-from .delivery import TOKEN, Clock, one_line, rehearsed, remote_error
+from .delivery import TOKEN, Clock, one_line, rehearsed, remote_error, write_members
 from .kaggle_server import Fault, KaggleServer, Version
 
 INFER, META = ROOT / "kernels" / "infer", ROOT / "models_meta" / "weights"
@@ -34,14 +34,8 @@ AS_MODEL = Inputs(weights="model")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two members with a manifest."""
-    folder = tmp_path / "weights"
-    for name in ("one", "two"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "recipe.toml").write_text(f'name = "{name}"\n')
-        (folder / name / "model.weights.h5").write_bytes(bytes(range(256)) * 40 + name.encode())
-    (folder / "MANIFEST.json").write_text("{}\n")
-    return folder
+    """Make two members with a manifest."""
+    return write_members(tmp_path / "weights")
 
 
 def stage_of(folder: Path) -> ModelStage:

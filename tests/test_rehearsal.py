@@ -22,7 +22,7 @@ from clotkit.kaggle.kernels import read_kernel
 from clotkit.kaggle.metadata import Inputs
 from clotkit.reasons import NotRehearsed, RehearsalKind
 from clotkit.rehearsal import environment
-from clotkit.rehearsal.sandbox import MOUNTS, NAMESPACE, namespaces_work
+from clotkit.rehearsal.sandbox import MOUNTS, NAMESPACE, Rehearsal, namespaces_work
 from clotkit.rehearsal.scoring import rehearse
 from clotkit.rehearsal.unrehearsed import not_rehearsed
 from clotkit.supervise import State, Wheels, read_status
@@ -55,7 +55,9 @@ def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", tmp_path / "out", lines.append)
+    assert rehearse(
+        str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "both", tmp_path / "out", lines.append)
+    )
     facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
     assert (facts["state"], facts["codes"], facts["not_rehearsed"]) == ("done", [], [NotRehearsed.IMAGE])
@@ -81,9 +83,13 @@ def test_members_as_a_model_give_the_submission_that_they_give_as_a_dataset(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
     as_dataset, as_model = tmp_path / "dataset", tmp_path / "model"
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", as_dataset, lambda _: None)
+    assert rehearse(str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", as_dataset, lambda _: None))
     inputs, lines = Inputs(weights="model"), list[str]()
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "both", as_model, lines.append, inputs=inputs)
+    assert rehearse(
+        str(test_split),
+        member,
+        Rehearsal(KERNEL, "strip_ai", wheels, "both", as_model, lines.append, chosen_inputs=inputs),
+    )
     mounted = [line.partition("weights: ")[2].partition(";")[0] for line in lines if "weights: " in line]
     assert [path.partition("/kaggle/input/")[2] for path in mounted] == [
         "models/rehearsal/clotkit-members/keras/default/1/tiny", "clotkit-members/keras/default/1/tiny"
@@ -123,7 +129,9 @@ def test_packages_by_the_install_script_give_the_same_submission(
     if guarded:
         monkeypatch.setattr("clotkit.rehearsal.sandbox.namespaces_work", lambda _: False)
     out, inputs, lines = tmp_path / "out", Inputs(wheels="script"), list[str]()
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", out, lines.append, inputs=inputs)
+    assert rehearse(
+        str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", out, lines.append, chosen_inputs=inputs)
+    )
     status = read_status(out / "new" / "kaggle" / "working")
     assert status is not None
     assert (status.state, status.wheels) == (State.DONE, Wheels.INSTALLED)
@@ -131,7 +139,7 @@ def test_packages_by_the_install_script_give_the_same_submission(
     facts = json.loads((out / "rehearsal.json").read_text())
     assert (list(facts["datasets"]), facts["inputs"]["wheels"]) == (["clotkit-weights"], "script")
     other = tmp_path / "other"
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", other, lines.append)
+    assert rehearse(str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", other, lines.append))
     assert (out / "submission.csv").read_bytes() == (other / "submission.csv").read_bytes()
 
 
@@ -139,11 +147,10 @@ def test_an_install_script_that_fails_fails_the_rehearsal(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clotkit.rehearsal.sandbox.install_script", lambda: "echo no such package >&2; exit 3\n")
+    inputs = Inputs(wheels="script")
+    how = Rehearsal(KERNEL, "strip_ai", wheels, "new", tmp_path / "out", lambda _: None, chosen_inputs=inputs)
     with pytest.raises(RehearsalError, match="no such package") as caught:
-        rehearse(
-            str(test_split), member, wheels, KERNEL, "strip_ai", "new", tmp_path / "out", lambda _: None,
-            inputs=Inputs(wheels="script"),
-        )  # fmt: skip
+        rehearse(str(test_split), member, how)
     assert caught.value.kind is RehearsalKind.WHEELS
 
 
@@ -191,7 +198,7 @@ def test_a_kernel_for_a_gpu_is_rehearsed_on_the_cpu_with_the_same_bundle(
     lines, facts = list[str](), list[dict[str, object]]()
     for folder in (KERNEL, kernel):
         out = tmp_path / f"out{len(facts)}"
-        assert rehearse(str(test_split), member, wheels, folder, "strip_ai", "new", out, lines.append)
+        assert rehearse(str(test_split), member, Rehearsal(folder, "strip_ai", wheels, "new", out, lines.append))
         facts.append(json.loads((out / "rehearsal.json").read_text()))
     assert facts[0]["bundle_sha256"] == facts[1]["bundle_sha256"]
     assert facts[1]["not_rehearsed"] == [NotRehearsed.IMAGE, NotRehearsed.ACCELERATOR]
@@ -204,7 +211,9 @@ def test_where_there_are_no_namespaces_the_guard_takes_over(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
     lines: list[str] = []
-    assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "old", tmp_path / "out", lines.append)
+    assert rehearse(
+        str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "old", tmp_path / "out", lines.append)
+    )
     assert any("socket guard" in line for line in lines)
     assert json.loads((tmp_path / "out" / "rehearsal.json").read_text())["network"] == "socket guard"
 
@@ -219,7 +228,9 @@ def test_another_competition_is_rehearsed_too(
     broken = sorted((split / "test_pictures").glob("*.tif"))[0]
     broken.write_bytes(b"II*\0" + bytes(100))
     lines: list[str] = []
-    clean = rehearse(str(split), weights, wheels, KERNEL, str(other_toml), "new", tmp_path / "out", lines.append)
+    clean = rehearse(
+        str(split), weights, Rehearsal(KERNEL, str(other_toml), wheels, "new", tmp_path / "out", lines.append)
+    )
     assert not clean
     assert rows_of(tmp_path / "out" / "answer.csv")[0] == ["person", "blue", "green", "white"]
     status = read_status(tmp_path / "out" / "new" / "kaggle" / "working")
@@ -236,7 +247,9 @@ def test_a_notebook_gives_the_submission_of_the_script(
         monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
     for kind in KernelType:
         out = tmp_path / kind
-        assert rehearse(str(test_split), member, wheels, KERNEL, "strip_ai", "new", out, lambda _: None, kind)
+        assert rehearse(
+            str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", out, lambda _: None, kind)
+        )
     script, notebook = (tmp_path / kind for kind in KernelType)
     assert (notebook / "submission.csv").read_bytes() == (script / "submission.csv").read_bytes()
     facts = [json.loads((out / "rehearsal.json").read_text()) for out in (script, notebook)]
@@ -267,7 +280,9 @@ def rehearse_main(
         "FILES: dict[str, str] = {}\nSETTINGS: dict[str, Any] = {}\n"
         "ROOT = Path(os.environ['CLOTKIT_KAGGLE_ROOT'])\n" + body
     )
-    return rehearse(str(split), member, wheels, kernel, "strip_ai", "new", out / "out", lambda _: None, kernel_type)
+    return rehearse(
+        str(split), member, Rehearsal(kernel, "strip_ai", wheels, "new", out / "out", lambda _: None, kernel_type)
+    )
 
 
 @contextmanager
@@ -324,7 +339,11 @@ def test_wheels_that_pip_refuses_fail_the_rehearsal(test_split: Path, member: Pa
     (tmp_path / "wheels" / "pyvips-3.2.0-py3-none-any.whl").write_bytes(b"no wheel")
     lines: list[str] = []
     with rehearsal_error(RehearsalKind.WHEELS):
-        rehearse(str(test_split), member, tmp_path / "wheels", KERNEL, "strip_ai", "new", tmp_path / "o", lines.append)
+        rehearse(
+            str(test_split),
+            member,
+            Rehearsal(KERNEL, "strip_ai", tmp_path / "wheels", "new", tmp_path / "o", lines.append),
+        )
     status = read_status(tmp_path / "o" / "new" / "kaggle" / "working")
     assert status is not None
     assert (status.wheels, status.slides["done"]) == (Wheels.UNUSABLE, 4)
@@ -387,16 +406,26 @@ def test_the_memory_and_wall_limits_hold(
             f"{body}time.sleep({FOREVER_S})\n"
         )
         with rehearsal_error(kind):
-            rehearse(str(test_split), member, wheels, kernel, str(toml), "new", tmp_path / f"o{kind}", lambda _: None)
+            rehearse(
+                str(test_split),
+                member,
+                Rehearsal(kernel, str(toml), wheels, "new", tmp_path / f"o{kind}", lambda _: None),
+            )
 
 
 def test_what_is_missing_is_said_with_the_command_to_type(
     test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=str(tmp_path / "no")):
-        rehearse(str(test_split), tmp_path / "no", wheels, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
+        rehearse(
+            str(test_split),
+            tmp_path / "no",
+            Rehearsal(KERNEL, "strip_ai", wheels, "new", tmp_path / "o", lambda _: None),
+        )
     with pytest.raises(UsageError, match="make wheels"):
-        rehearse(str(test_split), member, tmp_path, KERNEL, "strip_ai", "new", tmp_path / "o", lambda _: None)
+        rehearse(
+            str(test_split), member, Rehearsal(KERNEL, "strip_ai", tmp_path, "new", tmp_path / "o", lambda _: None)
+        )
 
 
 def test_read_only_mounts_are_read_only(tmp_path: Path) -> None:

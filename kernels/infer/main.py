@@ -96,20 +96,12 @@ def run_child(competition: Any, split: Path, kit: Any, started: float, status: A
         INPUT,
         WORKING,
         code_of,
-        datasets_beside,
-        find_weights,
-        install_wheels,
         name_of,
-        note_openslide,
+        prepare_weights,
         say,
-        unpack_tars,
     )
 
-    datasets = datasets_beside(split)
-    status.wheels = install_wheels(datasets, kit.wheels)
-    note_openslide(status)
-    scratch = kit.wheels.parent
-    weights = find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
+    weights = prepare_weights(split, kit, status)
     if weights is None:
         status.add(Reason.NO_MEMBER)
         say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; the fallback submission stays")

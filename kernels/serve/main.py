@@ -103,13 +103,9 @@ def play_local_gateway(server: Any, split: Path, competition: Any, status: Any) 
 
 def members_command(split: Path, kit: Any, status: Any) -> list[str] | None:
     """Install the wheels, and return the command of the process that has the members; None without one."""
-    from clotkit.supervise import INPUT, datasets_beside, find_weights, install_wheels, note_openslide, say, unpack_tars
+    from clotkit.supervise import INPUT, prepare_weights, say
 
-    datasets = datasets_beside(split)
-    status.wheels = install_wheels(datasets, kit.wheels)
-    note_openslide(status)
-    scratch = kit.wheels.parent
-    weights = find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
+    weights = prepare_weights(split, kit, status)
     if weights is None:
         say(f"no member (recipe.toml) under {INPUT}: attach the weights dataset; every answer is the fallback")
         return None

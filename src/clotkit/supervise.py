@@ -274,10 +274,22 @@ def find_weights(datasets: Folders, scratch: Path) -> Path | None:
 
 def prepare(split: Path | None, kit: Kit, scratch: Path, status: Status) -> Folders:
     """Install the wheels, and return every folder of the datasets, unpacked tars included."""
+    datasets = _with_packages(split, kit, status)
+    return datasets + unpack_tars(datasets, scratch / "tars")
+
+
+def prepare_weights(split: Path, kit: Kit, status: Status) -> Path | None:
+    """Install the wheels, and return the folder of the member, or of all; None without one."""
+    datasets, scratch = _with_packages(split, kit, status), kit.wheels.parent
+    return find_weights(datasets, scratch) or find_weights(unpack_tars(datasets, scratch / "tars"), scratch)
+
+
+def _with_packages(split: Path | None, kit: Kit, status: Status) -> Folders:
+    """Install the wheels, note it in the status, and return every folder of the datasets."""
     datasets = datasets_beside(split)
     status.wheels = install_wheels(datasets, kit.wheels)
     note_openslide(status)
-    return datasets + unpack_tars(datasets, scratch / "tars")
+    return datasets
 
 
 def run_until(command: list[str], left_s: float, name: str, grace_s: float = GRACE_S, folder: Path = WORKING) -> int:

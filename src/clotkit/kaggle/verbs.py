@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
@@ -195,7 +195,6 @@ def _add_datasets_push(verbs: Verbs) -> None:
 
 
 def _datasets_push(arguments: argparse.Namespace) -> Result:
-    from clotkit.kaggle.client import DryRun
     from clotkit.kaggle.datasets import (
         check_files,
         check_names,
@@ -224,13 +223,7 @@ def _datasets_push(arguments: argparse.Namespace) -> Result:
         check_names(stages[-1], metadata.parent / "kernels", competition)
     if not stages:
         say("members and packages are not datasets here: nothing to push")
-    client, pushed = _client(arguments), []
-    for stage in stages:
-        try:
-            pushed.append(asdict(push_dataset(client, stage)))
-        except DryRun:
-            say(f"{stage.slug}: dry run, not pushed")
-    return Result(DONE, {"datasets": pushed})
+    return Result(DONE, {"datasets": _pushed(arguments, push_dataset, [(stage.slug, stage) for stage in stages])})
 
 
 def _add_models_push(verbs: Verbs) -> None:
@@ -253,7 +246,6 @@ def _add_models_push(verbs: Verbs) -> None:
 
 
 def _models_push(arguments: argparse.Namespace) -> Result:
-    from clotkit.kaggle.client import DryRun
     from clotkit.kaggle.datasets import check_files, files_in, weights_files
     from clotkit.kaggle.models import push_model, read_model_stage
     from clotkit.members.encoders.folder import check_encoders
@@ -269,13 +261,22 @@ def _models_push(arguments: argparse.Namespace) -> Result:
             check_members(weights, competition.slug)
             check_encoders(weights)
         check_files(files)  # of all models, before the first is pushed
-    client, pushed = _client(arguments), []
-    for stage in stages:
+    return Result(DONE, {"models": _pushed(arguments, push_model, [(stage.source, stage) for stage in stages])})
+
+
+def _pushed(
+    arguments: argparse.Namespace, push: Callable[["Kaggle", Any], Any], stages: Iterable[tuple[str, Any]]
+) -> list[dict[str, Any]]:
+    """Push each stage and return the facts of what Kaggle has then, without those of a dry run."""
+    from clotkit.kaggle.client import DryRun
+
+    client, pushed = _client(arguments), list[dict[str, Any]]()
+    for name, stage in stages:
         try:
-            pushed.append(asdict(push_model(client, stage)))
+            pushed.append(asdict(push(client, stage)))
         except DryRun:
-            say(f"{stage.source}: dry run, not pushed")
-    return Result(DONE, {"models": pushed})
+            say(f"{name}: dry run, not pushed")
+    return pushed
 
 
 def _add_install_script(verbs: Verbs) -> None:

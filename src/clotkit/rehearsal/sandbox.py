@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,35 @@ while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; 
 shift
 exec "$@"
 """
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A kernel to rehearse, and how: what the rehearsals of all jobs are given."""
+
+    kernel: Path  # its folder
+    competition_name: str  # that ships with the kit, or the path of a .toml
+    wheels: Path  # the folder of the wheels
+    layout: str  # "new", "old" or "both"
+    out: Path  # the folder for everything that the rehearsal writes
+    log: Log  # takes the lines of the rehearsal and of the kernel
+    chosen_type: str | None = None  # "script" or "notebook"; None: as the kernel's metadata has it
+    chosen_inputs: Inputs | None = None  # the forms of members and packages; None: the competition's
+
+    @cached_property
+    def competition(self) -> Competition:
+        """The competition."""
+        return load_competition(self.competition_name)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The forms of members and packages."""
+        return self.chosen_inputs or Inputs.of(self.competition)
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The names of the layouts to run in, in order."""
+        return tuple(LAYOUTS) if self.layout == "both" else (self.layout,)
 
 
 @dataclass(frozen=True)
@@ -107,29 +137,22 @@ class Sandbox:
         return [str(self.python), "-I", str(source)]
 
 
-def make_sandbox(
-    kernel: Path,
-    competition_name: str,
-    wheels: Path,
-    out: Path,
-    log: Log,
-    chosen_type: str | None = None,
-    inputs: Inputs = AS_DATASETS,
-) -> Sandbox:
-    """Build the bundle and the Python that runs it in `out`, and remove an earlier rehearsal.json.
+def make_sandbox(rehearsal: Rehearsal) -> Sandbox:
+    """Build the bundle and the Python that runs it, and remove an earlier rehearsal.json.
 
-    If `inputs` has the packages as a script, that script installs them here, with the network on. Raises UsageError
+    If the inputs have the packages as a script, that script installs them here, with the network on. Raises UsageError
     without wheels, RehearsalError if the bundle or the Python cannot be made.
     """
+    kernel, wheels, out, log = rehearsal.kernel, rehearsal.wheels, rehearsal.out, rehearsal.log
     if not any(wheels.glob("*.whl")):
         raise UsageError(f"{wheels}: no wheel here; run make wheels, which collects them")
     out.mkdir(parents=True, exist_ok=True)
-    kernel_type = type_of(kernel, chosen_type)
+    kernel_type = type_of(kernel, rehearsal.chosen_type)
     source = out / kernel_type.file_name
     (out / REHEARSAL).unlink(missing_ok=True)  # an earlier rehearsal says nothing about this bundle
-    log(write_bundle(kernel, competition_name, source, kernel_type))
+    log(write_bundle(kernel, rehearsal.competition_name, source, kernel_type))
     namespace = namespaces_work(out)
-    script = install_script() if inputs.wheels == "script" else ""
+    script = install_script() if rehearsal.inputs.wheels == "script" else ""
     python = environment.make(out / "env", wheels, guard=not namespace, script=script)
     if kernel_type is KernelType.NOTEBOOK:
         environment.check_notebooks(python)
@@ -139,29 +162,29 @@ def make_sandbox(
         if namespace
         else "network: off, by a socket guard (no network namespace here); inputs: linked, compared after the run"
     )
-    missing = not_rehearsed(kernel, load_competition(competition_name))
+    missing = not_rehearsed(kernel, rehearsal.competition)
     for code, sentence in missing.items():
         log(f"not rehearsed: {code}: {sentence}")
-    stem = competition_stem(competition_name)
-    return Sandbox(out, source, kernel_type, python, namespace, stem, tuple(missing), inputs)
+    stem = competition_stem(rehearsal.competition_name)
+    return Sandbox(out, source, kernel_type, python, namespace, stem, tuple(missing), rehearsal.inputs)
 
 
 def run_layouts(
     sandbox: Sandbox,
-    layout: str,
+    layouts: Sequence[str],
     attached: Attached,
     split_dir: Path | None,
     competition: Competition,
     allowed: set[str],
     log: Log,
 ) -> list[Outcome]:
-    """Run the bundle in one layout, or in "both"; `split_dir` None attaches no competition.
+    """Run the bundle in each layout; `split_dir` None attaches no competition.
 
     `allowed` are the names, beside status.json, that it may leave in its working folder. Raises RehearsalError if it
     fails, leaves another file, changes its inputs, does not use the wheels, or passes a limit.
     """
     outcomes = []
-    for name in LAYOUTS if layout == "both" else (layout,):
+    for name in layouts:
         log(f"layout: {name}")
         stage = Stage(sandbox.out / name, LAYOUTS[name], competition.slug, attached, split_dir, sandbox.namespace)
         outcomes.append(_run(stage, name, sandbox, competition, log))

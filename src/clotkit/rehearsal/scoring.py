@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.bundle.places import build_path
-from clotkit.competitions import Competition, load_competition
+from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import weights_files, wheels_files
 from clotkit.kaggle.kernels import datasets_attached, models_attached
-from clotkit.kaggle.metadata import AS_DATASETS, Inputs
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
-from clotkit.rehearsal.sandbox import REHEARSAL, Outcome, attached_facts, cost_line, costs_of, make_sandbox, run_layouts
+from clotkit.rehearsal.sandbox import (
+    REHEARSAL,
+    Outcome,
+    Rehearsal,
+    attached_facts,
+    cost_line,
+    costs_of,
+    make_sandbox,
+    run_layouts,
+)
 from clotkit.report import records
 from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
@@ -27,49 +35,30 @@ from clotkit.submission.writing import PROBABILITIES
 TOLERANCE = 1e-6  # of a probability, between the layouts
 
 
-def rehearse(
-    split: str,
-    weights: Path,
-    wheels: Path,
-    kernel: Path,
-    competition_name: str,
-    layout: str,
-    out: Path,
-    log: Log,
-    chosen_type: str | None = None,
-    inputs: Inputs | None = None,
-) -> bool:
+def rehearse(split: str, weights: Path, rehearsal: Rehearsal) -> bool:
     """Build the bundle, run it in one or both layouts, and return whether every slide is done.
 
-    Leaves the submission, rehearsal.json and the working folders in `out`.
+    Leaves the submission, rehearsal.json and the working folders in the rehearsal's folder.
 
     Args:
         split: A split folder, or "public" for the competition's public test slides.
         weights: A member, or a folder of members.
-        wheels: The folder of the wheels.
-        kernel: The kernel's folder.
-        competition_name: A name that ships with the kit, or the path of a .toml.
-        layout: "new", "old" or "both".
-        out: The folder for everything that the rehearsal writes.
-        log: Takes the lines of the rehearsal and of the kernel.
-        chosen_type: "script" or "notebook"; None: as the kernel's metadata has it.
-        inputs: The forms of members and packages; None: the competition's.
+        rehearsal: The kernel, and how to rehearse it.
 
     Raises:
         RehearsalError: The kernel fails, leaves other files, changes its inputs, passes a limit, or the layouts differ.
         ClotkitError: The split, the weights or the wheels are wrong.
     """
     started = time.monotonic()
-    competition = load_competition(competition_name)
+    competition, out, log = rehearsal.competition, rehearsal.out, rehearsal.log
     split_dir = split_folder(split, competition, log)
     read_slides(split_dir, "test", competition)
     check_members(weights, competition.slug)  # raises if the kernel would not find one, or leave one out
     check_encoders(weights)
-    inputs = inputs or Inputs.of(competition)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
+    sandbox = make_sandbox(rehearsal)
     allowed = {competition.files.submission, PROBABILITIES, *records.FILES}
-    attached = datasets_of(kernel, competition, weights, wheels, inputs)
-    outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, allowed, log)
+    attached = datasets_of(rehearsal, weights)
+    outcomes = run_layouts(sandbox, rehearsal.layouts, attached, split_dir, competition, allowed, log)
     check_agreement([outcome.working / competition.files.submission for outcome in outcomes])
     facts = sandbox.facts | attached_facts(attached)
     return _conclude(outcomes, competition, split_dir, facts, out, time.monotonic() - started, log)
@@ -84,11 +73,10 @@ def split_folder(split: str, competition: Competition, log: Log) -> Path:
     return fetch_public_split(competition, build_path("public", str(competition.source)), log=log)
 
 
-def datasets_of(
-    kernel: Path, competition: Competition, weights: Path, wheels: Path, inputs: Inputs = AS_DATASETS
-) -> dict[str, dict[str, Path]]:
+def datasets_of(rehearsal: Rehearsal, weights: Path) -> dict[str, dict[str, Path]]:
     """Return the datasets and models of a kernel's metadata, with the files that a push would give them."""
-    names = [*datasets_attached(kernel, competition, inputs), *models_attached(kernel, competition, inputs)]
+    where = rehearsal.kernel, rehearsal.competition, rehearsal.inputs
+    names, wheels = [*datasets_attached(*where), *models_attached(*where)], rehearsal.wheels
     return {name: wheels_files(wheels) if name.endswith("wheels") else weights_files(weights) for name in names}
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clotkit.competitions import Competition, load_competition
+from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError
 from clotkit.files import atomic_write_json
 from clotkit.kaggle.datasets import Attached
-from clotkit.kaggle.metadata import Inputs
 from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
@@ -20,6 +19,7 @@ from clotkit.rehearsal.sandbox import (
     LAYOUTS,
     REHEARSAL,
     Outcome,
+    Rehearsal,
     Sandbox,
     Stage,
     attached_facts,
@@ -43,23 +43,12 @@ FAULT_S = 15.0  # the longest deadline of a batch with a fault: a rehearsal wait
 SEED = 2022
 
 
-def rehearse_serving(
-    split: str,
-    weights: Path,
-    wheels: Path,
-    kernel: Path,
-    competition_name: str,
-    layout: str,
-    out: Path,
-    log: Log,
-    chosen_type: str | None = None,
-    inputs: Inputs | None = None,
-) -> bool:
+def rehearse_serving(split: str, weights: Path, rehearsal: Rehearsal) -> bool:
     """Build the bundle, and in one or both layouts commit it, serve a split, and play faults.
 
     The commit plays the competition's local gateway. The scoring re-run serves every slide of the split in random
-    order, then a batch for each fault. Leaves the submission, rehearsal.json and the working folders in `out`. The
-    arguments are those of clotkit.rehearsal.scoring.rehearse. Returns whether every slide is done.
+    order, then a batch for each fault. Leaves the submission, rehearsal.json and the working folders in the rehearsal's
+    folder. The arguments are those of clotkit.rehearsal.scoring.rehearse. Returns whether every slide is done.
 
     Raises:
         RehearsalError: The kernel fails, its server is not up in time, misses a deadline or answers wrongly, it changes
@@ -67,19 +56,18 @@ def rehearse_serving(
         ClotkitError: The split, the weights or the wheels are wrong.
     """
     started = time.monotonic()
-    competition = load_competition(competition_name)
+    competition, out, log = rehearsal.competition, rehearsal.out, rehearsal.log
     split_dir = split_folder(split, competition, log)
     slides = len(read_slides(split_dir, "test", competition))
     check_members(weights, competition.slug)
     check_encoders(weights)
-    inputs = inputs or Inputs.of(competition)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
-    attached = datasets_of(kernel, competition, weights, wheels, inputs)
+    sandbox = make_sandbox(rehearsal)
+    attached = datasets_of(rehearsal, weights)
     public = lay_out_data(split_dir, out / "data-public", competition, slides=True)
     hidden = lay_out_data(split_dir, out / "data-hidden", competition, slides=False)
     reruns, played = list[Outcome](), dict[str, dict[str, Any]]()
-    for name in LAYOUTS if layout == "both" else (layout,):
-        commit = run_layouts(sandbox, name, attached, public, competition, {SUBMISSION, records.REPORT}, log)[0]
+    for name in rehearsal.layouts:
+        commit = run_layouts(sandbox, [name], attached, public, competition, {SUBMISSION, records.REPORT}, log)[0]
         _check_submission(commit.working / SUBMISSION, split_dir, competition)
         rerun, played[name] = _serve(sandbox, name, attached, hidden, split_dir, competition, log)
         reruns.append(rerun)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.bundle.build import read_settings
-from clotkit.competitions import Competition, load_competition
+from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, RehearsalError, UsageError
 from clotkit.files import atomic_write_json, sha256
 from clotkit.kaggle.datasets import Attached, files_in, wheels_files
 from clotkit.kaggle.kernels import datasets_attached
-from clotkit.kaggle.metadata import Inputs
 from clotkit.members.encoders.loading import load_member
 from clotkit.members.folder import MANIFEST, METRICS
 from clotkit.progress import Log
@@ -22,6 +21,7 @@ from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.sandbox import (
     REHEARSAL,
     Outcome,
+    Rehearsal,
     Sandbox,
     attached_facts,
     cost_line,
@@ -38,17 +38,7 @@ from clotkit.supervise import SUMMARY
 TILES, WEIGHTS = "tiles", "weights"
 
 
-def rehearse_tiling(
-    split_dir: Path,
-    wheels: Path,
-    kernel: Path,
-    competition_name: str,
-    layout: str,
-    out: Path,
-    log: Log,
-    chosen_type: str | None = None,
-    inputs: Inputs | None = None,
-) -> bool:
+def rehearse_tiling(split_dir: Path, rehearsal: Rehearsal) -> bool:
     """Run the tiling kernel's bundle over a train split; return whether every slide gave a shard.
 
     Leaves rehearsal.json, and in `out`/tiles the tiles that the rehearsal of the training kernel needs.
@@ -58,13 +48,12 @@ def rehearse_tiling(
         ClotkitError: The split or the wheels are wrong.
     """
     started = time.monotonic()
-    competition = load_competition(competition_name)
-    recipes = read_settings(kernel, competition).bundled["rehearse"]
+    competition, out, log = rehearsal.competition, rehearsal.out, rehearsal.log
+    recipes = read_settings(rehearsal.kernel, competition).bundled["rehearse"]
     slides = len(read_slides(split_dir, "train", competition))
-    inputs = inputs or Inputs.of(competition)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
-    attached = _attached(kernel, competition, {"wheels": wheels_files(wheels)}, inputs)
-    outcomes = run_layouts(sandbox, layout, attached, split_dir, competition, {TILES, SUMMARY}, log)
+    sandbox = make_sandbox(rehearsal)
+    attached = _attached(rehearsal, {"wheels": wheels_files(rehearsal.wheels)})
+    outcomes = run_layouts(sandbox, rehearsal.layouts, attached, split_dir, competition, {TILES, SUMMARY}, log)
     counts = [_check_tiles(outcome, recipes, competition, out / TILES) for outcome in outcomes]
     _check_alike(outcomes, [f"{TILES}/{recipe}.tar" for recipe in recipes])
     done = min(counts[-1].values())
@@ -76,18 +65,7 @@ def rehearse_tiling(
     return done == slides
 
 
-def rehearse_training(
-    tiles: Path,
-    backbones: Path,
-    wheels: Path,
-    kernel: Path,
-    competition_name: str,
-    layout: str,
-    out: Path,
-    log: Log,
-    chosen_type: str | None = None,
-    inputs: Inputs | None = None,
-) -> bool:
+def rehearse_training(tiles: Path, backbones: Path, rehearsal: Rehearsal) -> bool:
     """Run the training kernel's bundle on the tiles of a tiling rehearsal, load its members, return True.
 
     Leaves rehearsal.json, and the members in `out`/weights. `backbones` is the folder of the imagenet dataset, which
@@ -98,16 +76,15 @@ def rehearse_training(
         ClotkitError: The tiles or the wheels are wrong.
     """
     started = time.monotonic()
-    competition = load_competition(competition_name)
-    recipes = read_settings(kernel, competition).bundled["rehearse"]
+    competition, out, log = rehearsal.competition, rehearsal.out, rehearsal.log
+    recipes = read_settings(rehearsal.kernel, competition).bundled["rehearse"]
     if not any(tiles.glob(f"*/{TABLE}")):
         raise UsageError(f"{tiles}: 0 folders of shards here, at least 1 is needed; run make dry-run KERNEL=tile")
-    inputs = inputs or Inputs.of(competition)
-    sandbox = make_sandbox(kernel, competition_name, wheels, out, log, chosen_type, inputs)
+    sandbox = make_sandbox(rehearsal)
     imagenet = {path.name: path for path in sorted(backbones.glob("*.h5"))}
-    known = {"wheels": wheels_files(wheels), "tiles": files_in(tiles), "imagenet": imagenet}
-    attached = _attached(kernel, competition, known, inputs)
-    outcomes = run_layouts(sandbox, layout, attached, None, competition, {WEIGHTS, SUMMARY}, log)
+    known = {"wheels": wheels_files(rehearsal.wheels), "tiles": files_in(tiles), "imagenet": imagenet}
+    attached = _attached(rehearsal, known)
+    outcomes = run_layouts(sandbox, rehearsal.layouts, attached, None, competition, {WEIGHTS, SUMMARY}, log)
     for outcome in outcomes:
         _check_members(outcome, recipes, competition, log)
     shutil.rmtree(out / WEIGHTS, ignore_errors=True)
@@ -120,11 +97,10 @@ def rehearse_training(
     return True
 
 
-def _attached(
-    kernel: Path, competition: Competition, known: Mapping[str, Mapping[str, Path]], inputs: Inputs
-) -> Attached:
+def _attached(rehearsal: Rehearsal, known: Mapping[str, Mapping[str, Path]]) -> Attached:
     """Return the datasets of a kernel's metadata, with the `known` files for the last word of their names."""
-    return {name: known.get(name.rpartition("-")[2], {}) for name in datasets_attached(kernel, competition, inputs)}
+    names = datasets_attached(rehearsal.kernel, rehearsal.competition, rehearsal.inputs)
+    return {name: known.get(name.rpartition("-")[2], {}) for name in names}
 
 
 def _check_tiles(outcome: Outcome, recipes: Sequence[str], competition: Competition, out: Path) -> dict[str, int]:

@@ -102,26 +102,27 @@ def _rehearse(verb: argparse.ArgumentParser, arguments: argparse.Namespace) -> R
     from clotkit.bundle.places import build_path, demo_weights
     from clotkit.competitions import load_competition
     from clotkit.kaggle.metadata import Inputs
+    from clotkit.rehearsal.sandbox import Rehearsal
     from clotkit.rehearsal.scoring import rehearse
     from clotkit.rehearsal.serving import rehearse_serving
     from clotkit.rehearsal.training import rehearse_tiling, rehearse_training
 
     log = partial(print, flush=True)
-    kernel, wheels = in_checkout(arguments.kernel, "--kernel DIR"), arguments.wheels
+    kernel = in_checkout(arguments.kernel, "--kernel DIR")
     competition: str = arguments.competition
     job = read_settings(kernel, load_competition(competition)).job
     out = arguments.out or rehearsal_dir(kernel.name, competition)
     inputs = Inputs.of(load_competition(competition), arguments.weights_as, arguments.wheels_as)
-    common = kernel, competition, arguments.layout, out, log, arguments.kernel_type, inputs
+    how = Rehearsal(kernel, competition, arguments.wheels, arguments.layout, out, log, arguments.kernel_type, inputs)
     if job == "tile":
-        clean = rehearse_tiling(Path(arguments.split or build_path("phantom-tile", competition)), wheels, *common)
+        clean = rehearse_tiling(Path(arguments.split or build_path("phantom-tile", competition)), how)
     elif job == "train":
         tiles = arguments.tiles or rehearsal_dir("tile", competition) / "tiles"
-        clean = rehearse_training(tiles, arguments.backbones, wheels, *common)
+        clean = rehearse_training(tiles, arguments.backbones, how)
     else:
         split = arguments.split or str(build_path("phantom", competition))
         play = rehearse_serving if job == "serve" else rehearse
-        clean = play(split, arguments.weights or demo_weights(competition), wheels, *common)
+        clean = play(split, arguments.weights or demo_weights(competition), how)
     return _result(clean, out)
 
 

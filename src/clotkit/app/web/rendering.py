@@ -17,7 +17,6 @@ from clotkit.report.page import THEME
 from clotkit.slides.pixels import Pixels
 from clotkit.units import many
 
-HEADERS = {"referrer-policy": "same-origin"}  # without a referrer, browsers post forms with the origin "null"
 BOLD, CODE = re.compile(r"\*\*(.+?)\*\*"), re.compile(r"`(.+?)`")  # in a model card
 
 
@@ -39,7 +38,7 @@ def page(request: Request, template: str, title: str, status: int = 200, **conte
     here = "/" + request.url.path.split("/")[1]
     shared = {"title": printable(title), "here": here}
     text = _environment().get_template(f"{template}.html.j2").render(shared | context)
-    return HTMLResponse(text, status, headers=HEADERS)
+    return HTMLResponse(text, status)
 
 
 def theme(_: Request) -> Response:
