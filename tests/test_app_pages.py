@@ -19,10 +19,10 @@ import requests
 from PIL import Image
 
 from clotkit.app.deepzoom.ids import id_of
+from clotkit.app.model_card import card
 from clotkit.app.samples import samples_for
 from clotkit.app.uploads import Doubt
 from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
-from clotkit.app.web.rendering import card
 from clotkit.app.web.server import AppSettings, build_app, serve
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, UsageError
@@ -500,9 +500,11 @@ def test_a_card_is_text_with_few_marks_and_fetches_nothing() -> None:
         "code",
         "div",
         "table",
+        "thead",
         "tr",
         "th",
         "th",
+        "tbody",
         "tr",
         "td",
         "td",

@@ -19,8 +19,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -31,7 +31,9 @@ from clotkit.spawning import without_main
 
 METHOD = "CLOTKIT_START"  # the environment variable that may choose SPAWN
 SPAWN = "spawn"
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}  # other slides use the other cores
+# Libraries read them when they are loaded. OpenBLAS starts its threads while numpy is imported: with them, two slides
+# that began at once took 1.7 times as long. They are set in the children alone: other threads read this environment.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}
 READY_S = 20.0  # the longest wait for the server's imports
 FORK_S = 30.0  # the longest wait for a fork, which takes milliseconds
 END_S = 1.0  # the longest wait for its end
@@ -49,7 +51,7 @@ PREPARED = (
     "imagecodecs._zlib",
     "simplejpeg",
 )
-_LOCK = threading.Lock()  # the environment and the server belong to the whole process
+_LOCK = threading.Lock()  # the main module and the server belong to the whole process
 _servers: list["_Server"] = []  # all that this process has started
 
 
@@ -86,7 +88,7 @@ def start(target: Callable[..., None], arguments: Sequence[object], pipe: Connec
         arguments: are pickled.
         pipe: stays open here.
     """
-    with _LOCK, _one_thread(), without_main():
+    with _LOCK, without_main():
         while server := _server():
             try:
                 process = server.fork(target, arguments, pipe)
@@ -97,7 +99,8 @@ def start(target: Callable[..., None], arguments: Sequence[object], pipe: Connec
                 break
             return process
         context = multiprocessing.get_context("spawn")
-        spawned = context.Process(target=_spawned, args=(os.getpid(), target, arguments, pipe), daemon=True)
+        call = pickle.dumps((target, arguments))
+        spawned = context.Process(target=_spawned, args=(os.getpid(), call, pipe), daemon=True)
         spawned.start()
         return spawned
 
@@ -116,7 +119,7 @@ def wait_for_exit(process: Child, until: float) -> None:
 
 def prepare() -> None:
     """Start the server, which imports what slides need while this process does something else."""
-    with _LOCK, _one_thread(), without_main():
+    with _LOCK, without_main():
         _server()
 
 
@@ -173,7 +176,7 @@ class _Server:
 
     def fork(self, target: Callable[..., None], arguments: Sequence[object], pipe: Connection) -> "Forked | None":
         """Return a new process of the server; None if the system has no room for one. Raises _ServerLostError."""
-        call = pickle.dumps((dict(os.environ), _folder(), sys.path, pickle.dumps((target, arguments))))
+        call = pickle.dumps((_environment(), _folder(), sys.path, pickle.dumps((target, arguments))))
         status, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
         order = os.memfd_create("clotkit-call")
         try:
@@ -257,33 +260,23 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit children started here to one thread each, through environment variables.
+def _environment() -> dict[str, str]:
+    """Return the environment of a process of a slide; another thread may change this process's meanwhile."""
+    known = ((name, os.environ.get(name)) for name in list(os.environ))
+    return {name: value for name, value in known if value is not None} | ONE_THREAD
 
-    Libraries read them when they are loaded. OpenBLAS starts its threads while numpy is imported: with them, two slides
-    that began at once took 1.7 times as long.
-    """
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
+
+def _spawned(parent: int, call: bytes, pipe: Connection) -> None:
+    """Run a spawned process; its call is pickled apart, because it imports what reads ONE_THREAD."""
     os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _spawned(parent: int, target: Callable[..., None], arguments: Sequence[object], pipe: Connection) -> None:
-    """Run a spawned process."""
     die_with(parent)
+    target, arguments = pickle.loads(call)
     target(*arguments, pipe.fileno())
 
 
 def _serve(line: socket.socket) -> NoReturn:
     """Run the server: import what slides need, then fork a process for each order until the run has gone."""
+    os.environ.update(ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C
     for name in PREPARED:
         with suppress(ImportError):  # then slides do without it, or say so

@@ -87,13 +87,16 @@ def test_one_bad_slide_affects_no_other(kind: str, code: Reason, detail: str) ->
 
 @pytest.mark.parametrize("own", [None, "7"])
 def test_a_slide_has_one_core_and_the_run_what_it_had(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to the run's environment meanwhile: a thread that copies it would fail."""
     for name in ("OPENBLAS_NUM_THREADS", "VIPS_CONCURRENCY"):
         monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
-    before = dict(os.environ)
+    before, written = dict(os.environ), list[object]()
+    monkeypatch.setattr(os, "putenv", lambda name, _: written.append(name))
+    monkeypatch.setattr(os, "unsetenv", written.append)
     [ended] = stream(tasks("a"), PATIENT, 1, limited)
     assert isinstance(ended, Ended)
     assert ended.reason == "1 of libvips, 1 in all"
-    assert dict(os.environ) == before
+    assert (dict(os.environ), written) == (before, [])
 
 
 def test_tiles_sent_before_a_crash_have_arrived() -> None:
