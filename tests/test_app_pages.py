@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -21,15 +22,19 @@ from PIL import Image
 from clotkit.app.deepzoom.ids import id_of
 from clotkit.app.model_card import card
 from clotkit.app.samples import samples_for
+from clotkit.app.standing import QUIET_S
 from clotkit.app.uploads import Doubt
+from clotkit.app.viewer import MOST_FACTS_MB
 from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
 from clotkit.app.web.server import AppSettings, build_app, serve
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, UsageError
+from clotkit.locks import exclusive_folder
 from clotkit.reasons import Reason
 from clotkit.report.comparing import Change
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.synthetic.phantom import write_split
+from clotkit.units import MB
 
 from .app_pages import Client, Elements, make_root, serving
 from .conftest import ROOT
@@ -408,6 +413,33 @@ def test_a_run_that_goes_on_is_followed(client: Client, root: Path) -> None:
     assert (page.all("progress")[0]["value"], page.all("progress")[0]["max"]) == ("1", "3")
     (root / "live" / RUN).write_text(json.dumps(facts | {"state": "ended"}))
     assert elements(client, f"/runs/one?run={key}").all("div", id="run")[0]["data-live"] == "ended"
+
+
+def test_a_run_that_was_killed_has_stopped_unless_a_process_holds_it(client: Client, root: Path) -> None:
+    """The run's lock counts where this machine has one; elsewhere, that nothing was written for long."""
+    folder = root / "killed"
+    folder.mkdir()
+    with ReportFile(folder / REPORT) as file:
+        file.add(SlideReport("a", "a", "done", "", 4, 1.0, 40.0))
+    (folder / RUN).write_text(json.dumps({"state": "running", "arguments": {"split": str(root / "split")}}))
+    key, long_ago = run_id(client, "killed"), time.time() - 2 * QUIET_S
+    os.utime(folder / REPORT, (long_ago, long_ago))
+    page = elements(client, f"/runs/one?run={key}")
+    assert (page.all("div", id="run")[0]["data-live"], page.codes()) == ("ended", ["stopped"])
+    with exclusive_folder(folder, "clotkit run"):
+        assert elements(client, f"/runs/one?run={key}").all("div", id="run")[0]["data-live"] == "running"
+    shutil.rmtree(folder)
+
+
+def test_a_run_json_above_its_limit_is_not_read(client: Client, root: Path) -> None:
+    folder = root / "large"
+    folder.mkdir()
+    with ReportFile(folder / REPORT) as file:
+        file.add(SlideReport("a", "a", "done", "", 4, 1.0, 40.0))
+    (folder / RUN).write_text('{"state": "running"}' + " " * MOST_FACTS_MB * MB)
+    key = run_id(client, "large")
+    assert elements(client, f"/runs/one?run={key}").all("div", id="run")[0]["data-live"] == "ended"
+    shutil.rmtree(folder)
 
 
 def test_a_run_of_another_competition_or_with_a_damaged_split_is_followed(client: Client, root: Path) -> None:

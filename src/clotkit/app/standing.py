@@ -1,6 +1,6 @@
 """Say what stands here: members with their figures, splits, runs, the last rehearsal and push."""
 
-import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.app.roots import Roots
-from clotkit.app.viewer import SPLITS, list_folders, open_folder, report_lines
+from clotkit.app.viewer import SPLITS, list_folders, open_folder, read_facts, report_lines
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SplitError
+from clotkit.locks import is_held
 from clotkit.members.folder import METRICS
 from clotkit.report.records import REPORT, RUN, STATES, counts
 from clotkit.report.run import mapping
 from clotkit.splits import split_of
 
 REHEARSAL, PUSHED = "rehearsal.json", "pushed.json"  # as clotkit rehearse and clotkit kaggle kernel-push leave them
+QUIET_S = 300.0  # without a slide, after which a run that no process here holds has stopped
 FIGURES = {"accuracy": "accuracy", "auc": "AUC", "weighted_log_loss": "weighted log loss"}
 
 
 class RunState(StrEnum):
     """The progress of a run."""
 
-    RUNNING = "running"  # or killed: a run that is killed cannot say so
+    RUNNING = "running"
+    STOPPED = "stopped"  # before its end; a run that is killed cannot say so
     ENDED = "ended"
     UNKNOWN = "unknown"  # its files cannot be read
 
@@ -105,10 +108,16 @@ def standing_run(folder: Path, roots: Roots) -> StandingRun:
     facts = _facts(roots.inside(folder / RUN)) if (folder / RUN).exists() else {}
     try:
         slides = counts(report_lines(report))
-        state = RunState.RUNNING if facts.get("state") == "running" else RunState.ENDED
+        state = _state(folder, report) if facts.get("state") == "running" else RunState.ENDED
     except (SplitError, ValueError, TypeError):
         slides, state = dict.fromkeys(STATES, 0), RunState.UNKNOWN
     return StandingRun(folder, state, slides, _changed(report), facts)
+
+
+def _state(folder: Path, report: Path) -> RunState:
+    """Return whether a run that has not ended still goes on, here or on a machine that writes to the same disk."""
+    is_quiet = time.time() - report.stat().st_mtime > QUIET_S
+    return RunState.STOPPED if is_quiet and not is_held(folder) else RunState.RUNNING
 
 
 def last_rehearsal(roots: Roots) -> LastFile | None:
@@ -143,8 +152,8 @@ def _member(name: str, metrics: dict[str, Any]) -> StandingMember:
 def _facts(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one if it cannot be read."""
     try:
-        return dict(mapping(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, RecursionError):
+        return read_facts(path)
+    except (OSError, ValueError):
         return {}
 
 

@@ -21,6 +21,7 @@ from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.reasons import Cause
 from clotkit.report.records import REPORT, RUN, SlideReport, read_report
+from clotkit.report.run import mapping
 from clotkit.report.shown import Kind, Shown
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides, split_of
@@ -31,6 +32,7 @@ from clotkit.workers import Ended, Task
 OPACITY = 0.55  # of a tile's colour over the slide
 SPLITS = ("test", "train")
 MOST_REPORT_MB = 64  # of a report.jsonl, which the server reads itself
+MOST_FACTS_MB = 4  # of a file with one JSON object, such as run.json
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,25 @@ def report_lines(path: Path) -> list[SlideReport]:
         raise SplitError(f"{path.name}: not the report of a run; clotkit run writes one") from error
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if it holds another value.
+
+    Raises OSError if the file cannot be read, ValueError if it is no JSON or too large.
+    """
+    if path.stat().st_size > MOST_FACTS_MB * MB:
+        raise ValueError(f"{path.name}: above {MOST_FACTS_MB} MB")
+    try:
+        return dict(mapping(json.loads(path.read_text(encoding="utf-8"))))
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: nested too deeply") from error
+
+
 def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any]:
     """Return the contents of run.json. Raises SplitError if it does not name the run's split."""
     try:
-        facts: dict[str, Any] = json.loads(roots.inside(folder / RUN).read_text(encoding="utf-8"))
+        facts = read_facts(roots.inside(folder / RUN))
         Path(facts["arguments"]["split"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise SplitError(f"{RUN} does not name the run's split; the run has not ended") from error
     return facts
 
