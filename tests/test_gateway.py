@@ -3,9 +3,13 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pandas as pd
@@ -18,13 +22,15 @@ from clotkit.competitions import Competition
 from clotkit.errors import RehearsalError
 from clotkit.kaggle.kernels import read_kernel
 from clotkit.reasons import Reason, RehearsalKind
-from clotkit.rehearsal.gateway import Failure, Gateway, GatewayFault
+from clotkit.rehearsal import server as server_module
+from clotkit.rehearsal.gateway import Failure, Gateway
+from clotkit.rehearsal.gateway_faults import GatewayFault
 from clotkit.rehearsal.sandbox import Rehearsal
 from clotkit.rehearsal.server import Server
 from clotkit.rehearsal.serving import rehearse_serving
 from clotkit.rehearsal.standin import relay
 from clotkit.rehearsal.standin.templates import InferenceServer
-from clotkit.report.records import read_report
+from clotkit.report.records import SlideReport, read_report
 from clotkit.serving.frames import text_of
 from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
@@ -153,6 +159,65 @@ def test_faults_are_played(fault: GatewayFault, playing: Callable[..., tuple[Gat
     assert server.resets == (fault is GatewayFault.RESET)
     files = 0 if fault in {GatewayFault.NO_ROW, GatewayFault.NO_SLIDE} else batch["image_id"].nunique()
     assert len(server.seen[0]) == files - (fault is GatewayFault.NULL_IMAGE)
+
+
+FALLEN: dict[GatewayFault, list[bool | None]] = {  # of a batch of three slides, the last of which falls back anyway
+    GatewayFault.BROKEN_SLIDE: [True, False, True],
+    GatewayFault.STUCK_MEMBERS: [True, True, True],
+    GatewayFault.NO_SLIDE: [True, True, True],
+    GatewayFault.NULL_IMAGE: [None, False, True],
+    GatewayFault.NO_ROW: [None, None, None],
+}
+
+
+@pytest.mark.parametrize("fault", GatewayFault)
+def test_the_slides_of_a_batch_with_a_fault_are_checked(
+    fault: GatewayFault, playing: Callable[..., tuple[Gateway, Here]]
+) -> None:
+    """Each other state of a slide is noticed, and a slide that is not in the report."""
+    gateway, _ = playing(even)
+    batch = pd.DataFrame({"image_id": ["a", "b", "c"]})
+    fallen = FALLEN.get(fault, [False, False, True])
+    states = {one: "fallback" if falls else "done" for one, falls in zip("abc", fallen, strict=True)}
+
+    def failures(states: dict[str, str]) -> list[Failure]:
+        gateway.results.failures.clear()
+        lines = [SlideReport(one, one, cast("Any", state), "", 1, 1.0, 1.0) for one, state in states.items()]
+        gateway.check_states(fault, batch, {"a": False, "b": False, "c": True}, lines)
+        return [kind for kind, _ in gateway.results.failures]
+
+    assert failures(states) == []
+    for one, falls in zip("abc", fallen, strict=True):
+        wrong = [Failure.STATES] * (falls is not None)
+        assert failures(states | {one: "done" if falls else "fallback"}) == wrong
+        assert failures({other: state for other, state in states.items() if other != one}) == wrong
+
+
+def test_a_kernel_that_ends_or_is_given_up_before_its_server_is_up_leaves_nothing(
+    strip_ai: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = list[subprocess.Popen[str]]()
+    codes = iter(["raise SystemExit(3)", "import time; time.sleep(600)"])
+
+    def launch(*_: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", next(codes)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server_module, "launch", launch)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stage = cast("Any", SimpleNamespace(root=tmp_path, working=tmp_path))
+    with pytest.raises(RehearsalError) as caught, Server(stage, cast("Any", None), strip_ai.serving, lambda _: None):
+        pass
+    assert caught.value.kind is RehearsalKind.SERVER
+    monkeypatch.setattr(relay.Client, "is_up", interrupted)
+    with pytest.raises(KeyboardInterrupt), Server(stage, cast("Any", None), strip_ai.serving, lambda _: None):
+        pass
+    assert [process.poll() is not None for process in started] == [True, True]
+    assert not list(tmp_path.glob("clotkit-*"))
 
 
 VALUES = st.recursive(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from clotkit.rehearsal.standin.layout import write_package
 from clotkit.report.records import read_report
 from clotkit.serving import predictor as predictor_module
 from clotkit.serving.backend import Backend
+from clotkit.serving.batches import BatchScorer, serve
 from clotkit.serving.discovery import make_server, run_local_gateway
 from clotkit.serving.fallback import write_fallback
 from clotkit.serving.frames import Batch, answer_for, read_batch, text_of
@@ -68,12 +69,16 @@ for line in sys.stdin:
         sys.exit(4)
     if how == "hang":
         time.sleep(3600)
+    if how == "refuse":
+        print(json.dumps({"error": {"code": "bad_request", "message": ""}, "end": True}), flush=True)
+        continue
     if how == "nonsense":
         print("[" if line.count("_0") else json.dumps({"line": {"image_id": "x"}, "answers": {}}), flush=True)
         continue
     for slide in json.loads(line)["slides"]:
         line = dict(image_id=slide["image"], patient_id=slide["patient"], state="done", codes=[], reason="",
-                    tiles=1, seconds=0.1, peak_mb=1.0, p={"fake": [0.25, 0.75]}, facts={})
+                    tiles=1, seconds=0.1, peak_mb=1.0, p={"fake": [0.25, 0.75]},
+                    facts={"earlier": slide.get("earlier", [])})
         print(json.dumps({"line": line, "answers": {slide["row"]: ["0.250000", "0.750000"]}}), flush=True)
     print(json.dumps({"end": True}), flush=True)
 """
@@ -454,6 +459,46 @@ def test_a_server_that_starts_again_in_its_folder_goes_on(
     assert len(read_report(folder / "report.jsonl")) == 4
 
 
+def test_a_server_that_starts_again_knows_the_cells_of_earlier_rows(
+    test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
+) -> None:
+    """A blend with columns of the table weighs a patient's earlier slides by them."""
+    table, command = table_of(test_split), fake(tmp_path / "starts", "done")
+    (patient,) = table["patient_id"][table["image_id"].str.endswith("_1")].unique()[:1]
+    rows = table[table["patient_id"] == patient]
+    for number in range(2):
+        with predictor_of(command, by(strip_ai, deadline_s=LONG_S), test_split, folder) as (predictor, _, _status):
+            predictor.predict(rows.iloc[[number]])
+    line = next(one for one in read_report(folder / "report.jsonl") if one.image_id == rows["image_id"].iloc[1])
+    (earlier,) = line.facts["earlier"]
+    assert earlier["image"] == rows["image_id"].iloc[0]
+    assert earlier["facts"]["center_id"] == str(rows["center_id"].iloc[0])
+
+
+def test_the_first_batch_of_a_server_that_goes_on_has_no_longer_deadline(
+    test_split: Path, folder: Path, strip_ai: Competition
+) -> None:
+    class Asked:
+        """Members that note how long they have."""
+
+        reason, why_left, left_s = None, Reason.DEADLINE, list[float]()
+
+        def score(self, _slides: Any, until: float) -> Iterator[Any]:
+            self.left_s.append(until - time.monotonic())
+            return iter(())
+
+        def close(self) -> None:
+            pass
+
+    competition, backend = by(strip_ai, deadline_s=10, first_deadline_s=900), Asked()
+    for _ in range(2):
+        made = Predictor(competition, cast("Backend", backend), test_split, Status("serve"), time.monotonic())
+        for number in range(2):
+            made.predict(table_of(test_split).iloc[[number]])
+        made.close()
+    assert [left_s > 10 for left_s in backend.left_s] == [True, False, False, False]
+
+
 def test_an_answer_by_id_has_a_row_for_each_id(
     test_split: Path, folder: Path, strip_ai: Competition, tmp_path: Path
 ) -> None:
@@ -544,7 +589,8 @@ def whole_answer(predictor: Predictor, rows: pd.DataFrame) -> pd.DataFrame:
         (["done"], 1, [], 0),
         (["die", "done"], 2, [], 0),  # the slides are given again
         (["unready", "done"], 2, [], 0),
-        (["die", "die", "done"], 3, [Reason.DEADLINE], 1),
+        (["die", "die", "done"], 3, [Reason.LOST], 1),
+        (["refuse"], 1, [Reason.BAD_REQUEST], 1),
         (["hang", "loading"], 2, [Reason.DEADLINE], 1),
         (["loading"], 1, [Reason.NOT_READY], 1),
         (["unready"], 3, [Reason.FAILED], 1),
@@ -577,12 +623,13 @@ def test_a_request_of_any_length_has_the_batchs_deadline(how: str, scored: int, 
         backend.close()
 
 
+@pytest.mark.parametrize(("command", "code"), [(None, Reason.NO_MEMBER), (["/nowhere/python"], Reason.NOT_STARTED)])
 def test_without_members_every_answer_is_the_fallback_at_once(
-    test_split: Path, folder: Path, strip_ai: Competition
+    command: list[str] | None, code: Reason, test_split: Path, folder: Path, strip_ai: Competition
 ) -> None:
-    with predictor_of(None, by(strip_ai, deadline_s=3600), test_split, folder) as (predictor, _, status):
+    with predictor_of(command, by(strip_ai, deadline_s=3600), test_split, folder) as (predictor, _, status):
         whole_answer(predictor, table_of(test_split))
-    assert (predictor.state, status.codes) == (State.FALLBACK, [Reason.NO_MEMBER])
+    assert (predictor.state, status.codes) == (State.FALLBACK, [code])
 
 
 def test_after_the_runs_deadline_answers_come_at_once(test_split: Path, folder: Path, strip_ai: Competition) -> None:
@@ -659,13 +706,40 @@ def test_any_line_is_a_request_or_refused(value: Any) -> None:
     slide = {"image": "a", "patient": "p", "row": "p", "facts": {}, "paths": []}
     for whole in (value, {"left_s": 1, "slides": [value]}, {"left_s": 1, "slides": [slide | {"earlier": value}]}):
         with suppress(ValueError):
-            assert float(read_request(json.dumps(whole).encode())["left_s"]) < math.inf
+            assert float(read_request(json.dumps(whole).encode(), 2)["left_s"]) < math.inf
+
+
+@pytest.mark.parametrize("p", [[], [0.5], [0.25, 0.5, 0.25], [0.5, None], 0.5])
+def test_an_earlier_slide_has_a_number_for_each_class(p: Any) -> None:
+    slide = {"image": "a", "patient": "p", "row": "p", "facts": {}, "paths": []}
+    earlier = [{"image": "b", "facts": {}, "p": {"m": p}}]
+    with pytest.raises(ValueError):  # noqa: PT011 - that alone is promised
+        read_request(json.dumps({"left_s": 1, "slides": [slide | {"earlier": earlier}]}).encode(), 2)
+
+
+def test_a_request_that_cannot_be_answered_does_not_end_the_server(strip_ai: Competition) -> None:
+    class Failing:
+        competition, members = strip_ai, ()
+
+        def replies(self, request: Any) -> Iterator[Any]:
+            yield {"line": request["left_s"]}
+            if request["left_s"] == 1:
+                raise ZeroDivisionError
+            yield {"end": True}
+
+    replies = list[Any]()
+    lines = [json.dumps({"left_s": left_s, "slides": []}).encode() for left_s in (1, 2, 0, -3)]
+    assert serve(cast("BatchScorer", Failing()), lines, replies.append, 0.1) == (1, 3)
+    codes = [one["error"]["code"] for one in replies if "error" in one]
+    assert codes == [Reason.FAILED, Reason.BAD_REQUEST, Reason.BAD_REQUEST]
+    assert [one["line"] for one in replies if "line" in one] == [1, 2]
+    assert sum("end" in one for one in replies) == 4
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"[" * 10**6, b"\xff\n", b"null\n", b'{"left_s": NaN, "slides": []}\n'])
 def test_a_line_that_is_no_request_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - that alone is promised
-        read_request(line)
+        read_request(line, 2)
 
 
 def test_the_verb_answers_requests_of_its_input(test_split: Path, member: Path) -> None:

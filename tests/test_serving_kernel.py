@@ -83,7 +83,7 @@ def test_a_server_that_is_told_to_stop_leaves_its_status(kernel_root: Path, test
     socket = tmp_path / "relay"
     kernel = start(kernel_root, **{RERUN: "1", relay.ADDRESS: str(socket)})
     client = relay.Client(str(socket))
-    client.wait(FOREVER_S)
+    assert client.is_up(FOREVER_S)
     rows = pd.read_csv(test_split / "test.csv", dtype=str).iloc[:2]
     assert len(client.send("predict", rows, limit_s=FOREVER_S)) == 2
     client.close()

@@ -115,7 +115,7 @@ def standing_run(folder: Path, roots: Roots) -> StandingRun:
 
 
 def _state(folder: Path, report: Path) -> RunState:
-    """Return whether a run that has not ended still goes on, here or on a machine that writes to the same disk."""
+    """Return whether a run that has not ended goes on, here or on a machine that shares the disk."""
     is_quiet = time.time() - report.stat().st_mtime > QUIET_S
     return RunState.STOPPED if is_quiet and not is_held(folder) else RunState.RUNNING
 

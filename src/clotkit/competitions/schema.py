@@ -184,7 +184,7 @@ class Serving:
     module: str = ""
     server: str = ""  # class in it; empty: the only subclass of InferenceServer
     deadline_s: float = 300  # seconds that the gateway waits for the answer to a batch
-    # Seconds for the first batch after the server has started, while members are loaded; 0: as for any other.
+    # Seconds for the gateway's very first batch, while members are loaded; 0: as for any other.
     first_deadline_s: float = 0
     startup_s: float = 900  # seconds within which the gateway wants the server to be up
     rows: BatchRows = BatchRows.SLIDE  # rows of the answer to a batch: `slide` or `id`

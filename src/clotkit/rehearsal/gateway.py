@@ -15,27 +15,15 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.competitions.schema import AnswerForm, BatchRows
+from clotkit.rehearsal.gateway_faults import GatewayFault, fallbacks
 from clotkit.rehearsal.server import Server
 from clotkit.rehearsal.standin.gateway import InvalidAnswerError, batches_of, rows_of
+from clotkit.report.records import SlideReport
 from clotkit.splits import SlideRow, read_sample, row_id
 from clotkit.submission.answers import answer_cells
 
 BATCH_ROWS = 4
 BROKEN_BYTES = b"II*\0" + bytes(100)
-
-
-class GatewayFault(StrEnum):
-    """A fault that a gateway has, or that its batches have."""
-
-    RESET = "reset"  # the server is killed, and started again in an empty working folder
-    BROKEN_SLIDE = "broken_slide"  # a slide is damaged
-    STUCK_MEMBERS = "stuck_members"  # the process with the members is stopped: the batch is not done by its deadline
-    NULL_ROW = "null_row"  # a row without a cell
-    NULL_IMAGE = "null_image"  # a row with an id, but without an image id
-    REPEATED_ROW = "repeated_row"  # a row comes twice
-    NO_ROW = "no_row"  # a batch without rows
-    NO_SLIDE = "no_slide"  # the files of a batch are not there
-    SECOND_FRAME = "second_frame"  # the batch comes with a sample submission of other rows
 
 
 class Failure(StrEnum):
@@ -46,6 +34,7 @@ class Failure(StrEnum):
     GONE = "gone"  # the server is not there
     INVALID = "invalid"  # the answer lacks rows, or has a gap
     HELD = "held"  # a process has a slide of the batch open after the answer
+    STATES = "states"  # slides of a batch with a fault fall back that should be scored, or the other way round
 
 
 @dataclass
@@ -148,6 +137,23 @@ class Gateway:
         elif fault is GatewayFault.SECOND_FRAME:
             more = [pd.DataFrame({self._id: ["another"] * (len(batch) + 2)})]
         self.send(batch, *more, instead=instead)
+
+    def check_states(
+        self, fault: GatewayFault, batch: pd.DataFrame, before: Mapping[str, bool], lines: Sequence[SlideReport]
+    ) -> None:
+        """Note a failure if the report's lines of a batch with a fault are not as they should be.
+
+        `before` says which slides fell back without a fault.
+        """
+        expected = fallbacks(fault, [str(one) for one in batch[self.competition.columns.image]], before)
+        fallen = {line.image_id: line.state == "fallback" for line in lines}
+        wrong = sorted(one for one, falls in expected.items() if fallen.get(one) is not falls)
+        if wrong:
+            name = "fallback" if expected[wrong[0]] else "scored"
+            failure = (
+                f"fault {fault}: {len(wrong)} of {len(expected)} slides, 0 are allowed; {wrong[0]} should be {name}"
+            )
+            self.results.failures.append((Failure.STATES, failure))
 
     def write_submission(self, path: Path) -> None:
         """Write the answers as a submission in the order of the sample."""

@@ -19,7 +19,7 @@ from clotkit.reasons import RehearsalKind
 from clotkit.rehearsal.confined.trees import kill_tree, tree_mb
 from clotkit.rehearsal.sandbox import Sandbox, Stage, launch
 from clotkit.rehearsal.standin import relay
-from clotkit.supervise import BATCH_S, RERUN
+from clotkit.supervise import BATCH_S, RERUN, name_of
 
 WATCH_S = 0.5
 
@@ -37,9 +37,8 @@ class Server:
             log: takes the lines of the kernel.
         """
         self.stage = stage
-        self.batch_s = (
-            serving.deadline_s
-        )  # of all batches but the first after a start; a new one counts from a start on
+        self.batch_s = serving.deadline_s  # of all batches but the first after a start; it counts from a start on
+        self._next_s: float | None = serving.first_deadline_s or serving.deadline_s  # of the next batch, if not batch_s
         self.shared = stage.root / "shared"
         self.up_s: list[float] = []  # of every start
         self.peak_mb = 0.0
@@ -48,7 +47,7 @@ class Server:
         self._sockets = Path(tempfile.mkdtemp(prefix="clotkit-"))  # a socket's path has at most 107 bytes
 
     def start(self) -> None:
-        """Start the kernel and wait until its server is up. Raises RehearsalError if it is not in time."""
+        """Start the kernel, wait until its server is up. Raises RehearsalError if it ends or is late."""
         path, started = self._sockets / "relay", time.monotonic()
         path.unlink(missing_ok=True)
         self.shared.mkdir(exist_ok=True)
@@ -59,22 +58,34 @@ class Server:
             thread.start()
         self.client = relay.Client(str(path))
         try:
-            self.client.wait(self._serving.startup_s)
-        except TimeoutError as error:
+            self._wait(started + self._serving.startup_s)
+        except BaseException:  # Ctrl-C too: nothing else would stop the kernel
             self.stop()
-            raise RehearsalError(str(error), RehearsalKind.SERVER) from error
-        self._is_new = True
+            raise
         self.up_s.append(round(time.monotonic() - started, 1))
+
+    def _wait(self, until: float) -> None:
+        while not self.client.is_up(min(WATCH_S, max(0.0, until - time.monotonic()))):
+            if self._process.poll() is not None:
+                raise RehearsalError(
+                    f"the kernel ended with {name_of(self._process.returncode)} before its server was up",
+                    RehearsalKind.SERVER,
+                )
+            if time.monotonic() >= until:
+                raise RehearsalError(
+                    f"the server is not up after {self._serving.startup_s:.0f} s", RehearsalKind.SERVER
+                )
 
     def send(self, *values: Any) -> Any:
         """Return the server's answer to a batch. Raises as relay.Client.send does."""
-        first_s = self._serving.first_deadline_s or self._serving.deadline_s
-        limit_s = first_s if self._is_new else self.batch_s
-        self._is_new = False
+        limit_s, self._next_s = self._next_s or self.batch_s, None
         return self.client.send("predict", *values, limit_s=limit_s)
 
     def reset(self) -> None:
-        """Kill the kernel and start it again in an empty working folder, as a container that is made anew."""
+        """Kill the kernel and start it again in an empty working folder, as a container that is made anew.
+
+        Its gateway goes on: a longer deadline of the first batch does not come back.
+        """
         self.stop()
         kept = self.stage.root / f"working-{len(self.workings) + 1}"
         shutil.rmtree(kept, ignore_errors=True)
@@ -82,6 +93,7 @@ class Server:
         self.workings.append(kept)
         self.stage.working.mkdir()
         self.start()
+        self._next_s = self._serving.deadline_s
 
     def stop(self) -> None:
         """Kill the kernel, as the platform does at the end."""
@@ -125,7 +137,11 @@ class Server:
                 self._process.wait(WATCH_S)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            raise
         return self
 
     def __exit__(

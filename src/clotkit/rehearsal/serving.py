@@ -14,7 +14,8 @@ from clotkit.members.encoders.folder import check_encoders
 from clotkit.members.folder import check_members
 from clotkit.progress import Log
 from clotkit.reasons import RehearsalKind
-from clotkit.rehearsal.gateway import Gateway, GatewayFault
+from clotkit.rehearsal.gateway import Gateway
+from clotkit.rehearsal.gateway_faults import GatewayFault
 from clotkit.rehearsal.sandbox import (
     LAYOUTS,
     REHEARSAL,
@@ -39,7 +40,9 @@ from clotkit.splits import read_slides
 from clotkit.submission.checking import check_submission
 from clotkit.supervise import STATUS
 
-FAULT_S = 15.0  # the longest deadline of a batch with a fault: a rehearsal waits for one
+# The deadline of a batch with a fault, as a rehearsal waits for one: that of the slowest batch before, in which members
+# were loaded, this many times, or the seconds if those are more.
+FAULT_S, FAULT_TIMES = 15.0, 3
 SEED = 2022
 
 
@@ -128,10 +131,9 @@ def _serve(
             read_final_status(stage, name, sandbox.wheels),
         )
         gateway.write_submission(stage.root / SUBMISSION)
-        slowest_s, server.batch_s = gateway.results.slowest_s, min(server.batch_s, FAULT_S)
-        for fault in GatewayFault:  # the first is a reset
-            log(f"layout {name}: gateway fault {fault}")
-            gateway.play_fault(fault, batches[0], folder)
+        slowest_s = gateway.results.slowest_s
+        server.batch_s = min(server.batch_s, max(FAULT_S, FAULT_TIMES * slowest_s))
+        _play_faults(gateway, batches, stage, lines, log)
     for row in records.table(lines):
         log(row)
     _check(gateway, stage, before, name)
@@ -150,6 +152,21 @@ def _serve(
         f"{competition.serving.deadline_s:.0f} s; up after {', '.join(f'{one:.1f}' for one in server.up_s)} s"
     )
     return Outcome(name, stage.working, time.monotonic() - started, server.peak_mb, status), facts
+
+
+def _play_faults(
+    gateway: Gateway, batches: Sequence[Any], stage: Stage, lines: Sequence[records.SlideReport], log: Log
+) -> None:
+    """Send a batch for each fault, and compare its slides with `lines`, the report of the run without one."""
+    before = {line.image_id: line.state == "fallback" for line in lines}
+    known = 0  # lines of the report; a reset, which comes first, begins another
+    for number, fault in enumerate(GatewayFault):
+        log(f"gateway fault {fault}")
+        batch = batches[number % len(batches)]
+        gateway.play_fault(fault, batch, stage.root)
+        report = records.read_report(stage.working / records.REPORT)
+        gateway.check_states(fault, batch, before, report[known:])
+        known = len(report)
 
 
 def _check(gateway: Gateway, stage: Stage, before: object, name: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.console import unforeseen
+from clotkit.errors import one_line
 from clotkit.reasons import Reason
 from clotkit.report.records import IMAGE_ID
 from clotkit.supervise import WORKING, kill_group, name_of, say
@@ -36,7 +37,7 @@ class Backend:
         """Start the process in the background by the command that `prepare` returns; None: there is no member."""
         self.reason: Reason | None = None  # why it will never answer
         self.starts = 0
-        self.was_asked = False  # whether the last slides were sent to it: it was ready in time
+        self.why_left = Reason.NOT_READY  # why slides of the last batch have no message
         self._prepare, self._folder = prepare, folder
         self._command: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,10 +49,10 @@ class Backend:
         """Yield a message for each slide as it is scored, until `until`, a time.monotonic() value.
 
         Its keys are LINE, the slide's line of the report, and ANSWERS, the cells of the answer by id of the submission.
-        Then no process reads a slide of this batch any more.
+        Then no process reads a slide of this batch any more. `why_left` says why slides have none.
         """
         left = {slide["image"]: slide for slide in slides}
-        self.was_asked = False
+        self.why_left = Reason.NOT_READY
         for _ in range(MOST_TRIES):
             if not left or not self.is_ready(until):
                 return
@@ -65,11 +66,13 @@ class Backend:
                 self._start()
                 raise
             if message is not None:
+                self.why_left = _code_of(message)
                 return
             if self._is_ready:  # it is alive, and late
                 say("the members' process did not end a batch in time: killed, and started again")
                 self._start()
                 return
+            self.why_left = Reason.LOST
 
     def is_ready(self, until: float) -> bool:
         """Wait for the members, at most until `until`; return whether they are loaded."""
@@ -97,14 +100,19 @@ class Backend:
         try:
             command = self._prepare()
         except Exception as error:  # noqa: BLE001 - the server goes on without members
-            say(f"the members could not be prepared: {unforeseen(error, self._folder)}")
-            command, self.reason = None, Reason.FAILED
+            self._give_up(Reason.FAILED, f"the members could not be prepared: {unforeseen(error, self._folder)}")
+            return
         if command is None:
-            self.reason = self.reason or Reason.NO_MEMBER
-            self._messages.put((self.starts, {}))  # whoever waits looks again
+            self._give_up(Reason.NO_MEMBER, "no member: every answer is the fallback")
             return
         self._command = command
         self._start()
+
+    def _give_up(self, reason: Reason, sentence: str) -> None:
+        """Note that no process will answer; whoever waits for one looks again."""
+        self.reason = self.reason or reason
+        say(sentence)
+        self._messages.put((self.starts, {}))
 
     def _start(self) -> None:
         """Start the process, and kill the one before; not after the end."""
@@ -113,9 +121,13 @@ class Backend:
         if self.reason is not None:
             return
         self.starts += 1
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=self._folder
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=self._folder
+            )
+        except OSError as error:
+            self._give_up(Reason.NOT_STARTED, f"the members' process cannot be started: {one_line(error)}")
+            return
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)  # a pipe holds 64 KiB, and the process may not read
         reader = threading.Thread(target=self._read, args=(self._process, self.starts), name="replies", daemon=True)
@@ -138,7 +150,7 @@ class Backend:
         left_s -= min(CLOSING_S, CLOSING_SHARE * left_s)
         if left_s <= 0 or self._process is None or self._process.stdin is None:
             return False
-        self.was_asked = True
+        self.why_left = Reason.DEADLINE
         with suppress(OSError):
             write_until(
                 self._process.stdin.fileno(), json.dumps({"left_s": left_s, "slides": slides}).encode() + b"\n", until
@@ -171,8 +183,16 @@ class Backend:
         if self._unready < MOST_STARTS:
             self._start()
         else:
-            self.reason = Reason.FAILED
-            say(f"it did so {self._unready} times before they were loaded: every answer is the fallback")
+            self._give_up(
+                Reason.FAILED, f"it did so {self._unready} times before they were loaded: every answer is the fallback"
+            )
+
+
+def _code_of(message: Message) -> Reason:
+    """Return the code of the error in a last message; FAILED for none, or none of the kit's."""
+    with suppress(KeyError, TypeError, ValueError):
+        return Reason(message[ERROR]["code"])
+    return Reason.FAILED
 
 
 def write_until(pipe: int, content: bytes, until: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.competitions import Competition
+from clotkit.console import unforeseen
 from clotkit.errors import one_line
 from clotkit.looking import ANSWER_S
 from clotkit.members.folder import check_trained_for
@@ -124,18 +125,37 @@ def serve(
 ) -> tuple[int, int]:
     """Say that the members are loaded, after `seconds`, and answer every request, a line of JSON each.
 
-    Returns the number of requests that were answered, and of the lines that are none: they have an error as reply.
+    Returns the number of requests that were answered, and of the lines that are none or could not be answered. Those
+    have an error as reply, and the next line is read.
     """
     reply({READY: round(seconds, 1), "members": [member.name for member in scorer.members]})
     answered = refused = 0
     for line in requests:
         try:
-            request = read_request(line)
-        except ValueError as error:
-            reply({ERROR: {"code": Reason.BAD_REQUEST, "message": one_line(error)}, END: True})
+            for one in _replies(scorer, line):
+                reply(one)
+            answered += 1
+        except _RefusedError as error:
+            reply({ERROR: {"code": error.code, "message": str(error)}, END: True})
             refused += 1
-            continue
-        for one in scorer.replies(request):
-            reply(one)
-        answered += 1
     return answered, refused
+
+
+class _RefusedError(Exception):
+    """A request that has no answer."""
+
+    def __init__(self, code: Reason, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _replies(scorer: BatchScorer, line: bytes) -> Iterator[Reply]:
+    """Yield the replies to a line. Raises _RefusedError."""
+    try:
+        request = read_request(line, len(scorer.competition.classes.names))
+    except ValueError as error:
+        raise _RefusedError(Reason.BAD_REQUEST, one_line(error)) from error
+    try:
+        yield from scorer.replies(request)
+    except Exception as error:
+        raise _RefusedError(Reason.FAILED, unforeseen(error)) from error

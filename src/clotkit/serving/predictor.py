@@ -26,10 +26,15 @@ from clotkit.supervise import ROOT, WORKING, State, Status, say
 
 MARGIN_S, MARGIN_SHARE = 5.0, 0.1  # kept of a deadline: seconds, or a share of it if that is less
 BAD_ROW = Cause(Reason.BAD_ROW, "the batch's row has no image id that can be used")
-NOT_READY = Cause(Reason.NOT_READY, "the members were not loaded by the batch's deadline")
-NO_TIME = Cause(Reason.DEADLINE, "the batch's deadline came before it was done")
+WHY_LEFT = {  # by the reason why slides of a batch were left
+    Reason.NOT_READY: "the members were not loaded by the batch's deadline",
+    Reason.DEADLINE: "the batch's deadline came before it was done",
+    Reason.LOST: "the process with the members died while it was read, and again",
+    Reason.BAD_REQUEST: "the process with the members refused the batch",
+}
 RUN_OVER = Cause(Reason.DEADLINE, "the run's deadline has passed")
 ANSWERED, LATE = "answered", "late"  # keys of Status.batches
+CELLS = "cells"  # among a slide's facts in the report: the cells of its row, for its patient's later rows
 
 
 class Predictor:
@@ -44,7 +49,10 @@ class Predictor:
         started: float,
         batch_s: float = 0,
     ) -> None:
-        """Answer with `backend`; `batch_s` replaces the deadline of batches but the first if it is not 0."""
+        """Answer with `backend`; `batch_s` replaces the deadline of batches but the first if it is not 0.
+
+        A server that goes on from the report of one before has had its first batch.
+        """
         self.competition, self.backend, self.status, self.started = competition, backend, status, started
         serving = competition.serving
         self._batch_s = batch_s or serving.deadline_s
@@ -52,7 +60,8 @@ class Predictor:
         self._roots = [*shared_places(split, competition), split]
         self._lock = threading.Lock()
         self._lines = {line.image_id: line for line in _earlier_lines()}  # a server that is started again goes on
-        self._facts: dict[str, Mapping[str, str]] = {}  # by image id
+        self._facts = {image_id: _cells(line) for image_id, line in self._lines.items()}
+        self._waits_for_first = not self._lines
         self._answers: dict[str, list[str]] = {}  # by id of the submission, the latest
         self._report = records.ReportFile(WORKING / records.REPORT, list(self._lines.values()))
         self.batches = 0
@@ -104,12 +113,13 @@ class Predictor:
             if one is None:
                 self._fall_back(RequestedSlide(f"(batch {self.batches}, row {number})", "", "", {}, ()), BAD_ROW)
         self._facts |= {image_id: one.facts for image_id, one in asked.items()}
-        limit_s = self._first_s if self.batches == 1 else self._batch_s
+        limit_s = self._first_s if self._waits_for_first else self._batch_s
+        self._waits_for_first = False
         run_until = self.started + self.competition.limits.deadline_s
         until = min(received + limit_s - min(MARGIN_S, MARGIN_SHARE * limit_s), run_until)
         waiting = dict(asked)
         for message in self.backend.score([self._request(one) for one in asked.values()], until) if asked else ():
-            line = SlideReport(**message[LINE])
+            line = self._with_cells(SlideReport(**message[LINE]))
             waiting.pop(line.image_id, None)
             self._answers |= message[ANSWERS]
             self._add(line)
@@ -124,7 +134,12 @@ class Predictor:
     def _why_late(self) -> Cause:
         if self.backend.reason is not None:
             return Cause(self.backend.reason, "the members cannot be used")
-        return NO_TIME if self.backend.was_asked else NOT_READY
+        return Cause(self.backend.why_left, WHY_LEFT.get(self.backend.why_left, "the members could not score it"))
+
+    def _with_cells(self, line: SlideReport) -> SlideReport:
+        """Return a slide's line with the cells of its row, if its patient may have later rows."""
+        cells = {} if self.competition.by_image else dict(self._facts.get(line.image_id, {}))
+        return replace(line, facts=line.facts | {CELLS: cells}) if cells else line
 
     def _request(self, one: RequestedSlide) -> dict[str, Any]:
         """Return the request to score a slide, with its row's earlier slides."""
@@ -197,6 +212,12 @@ def shared_places(split: Path, competition: Competition) -> list[Path]:
     shared = ROOT / "shared"
     inputs = [f"kaggle/input/{place}{competition.slug}" for place in ("competitions/", "")]
     return [shared / split.relative_to("/"), *(shared / name for name in inputs), shared]
+
+
+def _cells(line: SlideReport) -> Mapping[str, str]:
+    """Return the cells of a slide's row, as a server before has noted them."""
+    cells = line.facts.get(CELLS)
+    return cells if isinstance(cells, dict) else {}
 
 
 def _earlier_lines() -> list[SlideReport]:

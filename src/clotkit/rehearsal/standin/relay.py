@@ -26,12 +26,13 @@ class Client:
         self._channel = grpc.insecure_channel(f"unix:{path}", options=OPTIONS)
         self._send = self._channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
 
-    def wait(self, limit_s: float) -> None:
-        """Wait until the server is up. Raises TimeoutError."""
+    def is_up(self, limit_s: float) -> bool:
+        """Wait for the server, at most so long; return whether it is up."""
         try:
             grpc.channel_ready_future(self._channel).result(timeout=limit_s)
-        except grpc.FutureTimeoutError as error:
-            raise TimeoutError(f"the server is not up after {limit_s:.0f} s") from error
+        except grpc.FutureTimeoutError:
+            return False
+        return True
 
     def send(self, name: str, *values: Any, limit_s: float | None = None) -> Any:
         """Call a function of the server, and return what it returns.
