@@ -224,7 +224,7 @@ def test_an_empty_split_has_no_job(member: Path, tmp_path: Path) -> None:
 
 
 def rehearse(split: Path, member: Path, out: Path, config: ContainerConfig = CONFIG) -> tuple[bool, dict[str, Any]]:
-    clean = rehearse_container(split, member, config, out, lambda _: None)
+    clean = rehearse_container(split, member, config, out, print)
     return clean, json.loads((out / "rehearsal.json").read_text())
 
 
