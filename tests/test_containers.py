@@ -95,6 +95,24 @@ def test_images_of_one_name_have_names_of_their_own(stems: list[str]) -> None:
     assert len({image.name for image in images}) == len({image.path for image in images}) == len(stems)
 
 
+@pytest.mark.parametrize(
+    ("names", "carried", "others"),
+    [
+        (["a.svs"], [], ["a"]),
+        (["a.tif", "a.PNG", "b.mha", "c.ndpi"], ["a", "b"], ["a-1", "c"]),
+        (["a.mhd", "a.raw"], [], ["a", "a-1"]),
+        (["a.tiff", "a.json", "a.XML", "notes.txt", ".hidden.png", "folder.dcm/1.txt", "t.csv", "LICENSE"], ["a"], []),
+    ],
+)  # fmt: skip
+def test_images_that_no_socket_carries_are_known(
+    names: list[str], carried: list[str], others: list[str], tmp_path: Path
+) -> None:
+    touch(tmp_path, *(f"images/wsi/{name}" for name in names), "images/tissue-mask/m.png")
+    images = find_images(tmp_path, ())
+    assert [image.name for image in images if image.is_carried] == carried
+    assert [image.name for image in images if not image.is_carried] == others
+
+
 # MetaImages
 
 
@@ -282,6 +300,35 @@ def test_a_job_that_cannot_be_scored_has_the_fallback(
     assert (facts["state"], code in facts["codes"]) == (State.FALLBACK, True)
     assert probability == {"CE": 0.5, "LAA": 0.5}
     assert label in probability
+
+
+@pytest.mark.parametrize(
+    ("scored", "suffix", "spoil", "state", "codes", "by_slide"),
+    [
+        (0, ".png", False, State.FALLBACK, ["unsupported"], [["unsupported"]]),
+        (0, ".svs", True, State.FALLBACK, ["no_member", "unsupported"], [["unsupported"]]),
+        (1, ".jpeg", False, State.PARTIAL, ["unsupported"], [[], ["unsupported"]]),
+        (2, "", True, State.FALLBACK, ["no_member"], [["no_member"], ["no_member"]]),
+    ],
+)
+def test_each_image_of_a_job_is_listed(
+    scored: int, suffix: str, spoil: bool, state: State, codes: list[str], by_slide: list[list[str]],
+    slides: list[Path], member: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    places = places_of(tmp_path, member)
+    folder = places.input / "images" / "wsi"
+    folder.mkdir(parents=True)
+    for number in range(scored):
+        shutil.copyfile(slides[0], folder / f"{number}.tif")
+    if suffix:
+        shutil.copyfile(slides[0], folder / f"other{suffix}")
+    if spoil:
+        shutil.rmtree(places.model)
+    assert run_job(places) == 0
+    _, _, facts = answer_of(places)
+    assert (facts["state"], facts["codes"]) == (state, codes)
+    assert [slide["codes"] for slide in facts["slides"]] == by_slide
+    assert [slide["state"] for slide in facts["slides"]] == ["fallback" if own else "done" for own in by_slide]
 
 
 def test_without_settings_or_an_output_folder_a_job_fails(member: Path, tmp_path: Path) -> None:
