@@ -449,14 +449,51 @@ def test_a_container_is_written_anew_but_for_files_of_the_user(member: Path, tmp
         write_container(member, ContainerConfig("strip_ai", number_of="XX"), Image("a"), tmp_path / "o", print)
     out = container_of(tmp_path / "mine", member)
     touch(out, "app/stale.py")
-    touch(out, "test/input/inputs.json", "mine.tar.gz")
+    touch(out, "test/input/inputs.json", "clotkit-algorithm.tar.gz")
     assert not (container_of(out, member) / "app" / "stale.py").exists()
     assert (out / "test" / "input" / "inputs.json").is_file()
-    assert not (out / "mine.tar.gz").exists()
+    assert not (out / "clotkit-algorithm.tar.gz").exists()
     touch(out, "notes.txt")
     with pytest.raises(UsageError, match=r"notes\.txt would be deleted"):
         write_container(member, CONFIG, Image("a"), out, print)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("first", "mine", "theirs"),
+    [
+        ("", "clotkit-algorithm.tar.gz", ["data.tar.gz"]),
+        ("--tag a.b-c", "a.b-c.tar.gz", ["clotkit-algorithm.tar.gz", "aXb-c.tar.gz"]),
+        ("--tag x --model tarball", "model.tar.gz", ["clotkit-algorithm.tar.gz", "my-model.tar.gz"]),
+        ("--tag x --model tarball", "x.tar.gz", ["x.tar.gz.bak", "old/x.tar.gz"]),
+        ("", "clotkit-algorithm.tar.gz", ["model.tar.gz"]),
+    ],
+)
+def test_only_the_archives_of_a_containers_own_script_are_replaced(
+    first: str, mine: str, theirs: list[str], member: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = container_of(tmp_path / "out", member, *first.split())
+    for name in theirs:
+        touch(out, mine, name)
+        before = contents(out)
+        capsys.readouterr()
+        assert main(["container", "--weights", str(member), "--out", str(out), "--tag", "new"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert Path(name).parts[0] in re.split(r"[\s,]+", line)
+        assert mine not in re.split(r"[\s,]+", line)
+        assert contents(out) == before
+        (out / name).unlink()
+        if (out / name).parent != out:
+            (out / name).parent.rmdir()
+    assert not (container_of(out, member, "--tag", "new") / mine).exists()
+
+
+def test_without_its_script_a_container_has_no_archive(member: Path, tmp_path: Path) -> None:
+    out = container_of(tmp_path / "out", member)
+    touch(out, "clotkit-algorithm.tar.gz")
+    (out / "do_save.sh").write_bytes(b"\xff")
+    assert main(["container", "--weights", str(member), "--out", str(out)]) == 2
+    assert (out / "clotkit-algorithm.tar.gz").is_file()
 
 
 def test_a_container_is_apart_from_its_members_and_no_file(member: Path, tmp_path: Path) -> None:
