@@ -154,6 +154,53 @@ def test_a_traceback_without_a_folder(
     assert str(kept) in capsys.readouterr().err
 
 
+SECRETS = {
+    "user of a URL": "https://user:hunter2@example.org/a: refused",
+    "signature of a query": "GET https://example.org/a?X-Amz-Signature=hunter2&part=1",
+    "token of a query": "https://example.org/a?access_token=hunter2",
+    "where the line is cut": "x" * 182 + " s3://user:hunter2@bucket/a",
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["output folder", "temporary folder"])
+@pytest.mark.parametrize("text", SECRETS.values(), ids=SECRETS)
+def test_a_traceback_and_its_line_are_without_secrets(
+    text: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        try:
+            raise ConnectionError(text)
+        except ConnectionError as first:
+            raise ValueError(text) from first
+    except ValueError as error:
+        line = console.unforeseen(error, tmp_path if inside else None)
+    (kept,) = tmp_path.iterdir()
+    assert line.endswith(str(kept))
+    assert "ConnectionError" in kept.read_text()
+    assert not [part for part in (line, kept.read_text()) if "hunter" in part]
+
+
+def test_a_traceback_in_the_temporary_folder_is_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / f"clotkit-{os.getpid()}-{console.TRACEBACK}").symlink_to(tmp_path / "theirs")
+    for _ in range(2):
+        console.unforeseen(ValueError("x"))
+    kept = [path for path in tmp_path.glob(f"*{console.TRACEBACK}") if not path.is_symlink()]
+    assert [path.stat().st_mode & 0o777 for path in kept] == [0o600, 0o600]
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_a_traceback_that_cannot_be_kept_is_still_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    line = console.unforeseen(ValueError("https://user:hunter2@example.org"))
+    assert "ValueError" in line
+    assert "hunter2" not in line
+
+
 def test_an_error_in_a_thread_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.containers.build import Image, write_container
 from clotkit.containers.config import Api, ContainerConfig
-from clotkit.errors import RehearsalError, SplitError
+from clotkit.containers.jobs import Job, write_input
+from clotkit.containers.sockets import find_images
+from clotkit.errors import RehearsalError, SplitError, UsageError
+from clotkit.progress import Log
 from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
-from clotkit.rehearsal import environment
+from clotkit.rehearsal import environment, grand_challenge
 from clotkit.rehearsal.confined.cgroups import Groups, make_groups
 from clotkit.rehearsal.confined.container import (
     ENGINES,
@@ -28,13 +31,15 @@ from clotkit.rehearsal.confined.container import (
     JOIN,
     NAMESPACES,
     Container,
+    Peaks,
     Watch,
     engine_here,
     jails_work,
     run_job,
     spec_of,
 )
-from clotkit.rehearsal.grand_challenge import read_output, rehearse_container
+from clotkit.rehearsal.grand_challenge import check_suffixes, read_output, rehearse_container
+from clotkit.splits import SlideRow
 
 from .conftest import ROOT
 from .onnx_members import write_onnx_member
@@ -218,6 +223,77 @@ def test_an_empty_split_has_no_job(member: Path, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("image_id,center_id,patient_id,image_num\n")
     with pytest.raises(SplitError):
         rehearse(tmp_path, member, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (["a.png", "b.PNG"], True),
+        (["a.tif", "b.svs"], True),
+        (["a.MHA", "b.ndpi", "c.jp2"], True),
+        (["a.tif", "b.TIFF", "c.mha", "missing.png"], False),
+    ],
+)
+def test_slides_that_no_socket_carries_are_refused(names: list[str], refused: bool, tmp_path: Path) -> None:
+    slides = [SlideRow(name, name, tmp_path / name, None) for name in names]
+    for slide in slides:
+        if slide.image_id != "missing.png":
+            slide.path.touch()
+    jobs = [Job(slide.patient_id, [slide]) for slide in slides]
+    with pytest.raises(UsageError) if refused else nullcontext():
+        check_suffixes(tmp_path, jobs)
+
+
+def test_a_missing_slide_is_an_empty_image_that_a_socket_carries(tmp_path: Path) -> None:
+    write_input(tmp_path, Job("a", [SlideRow("a", "a", tmp_path / "missing.png", None)]), "wsi")
+    (image,) = find_images(tmp_path, ("wsi",))
+    assert image.is_carried
+    assert image.path.stat().st_size == 0
+
+
+def test_a_split_that_no_socket_carries_is_one_line_before_the_first_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split, out = tmp_path / "split", tmp_path / "out"
+    (split / "test_images").mkdir(parents=True)
+    (split / "test.csv").write_text("image_id,image_width,image_height\n41,9,9\n5,9,9\n")
+    for name in ("41.png", "5.png"):
+        (split / "test_images" / name).touch()
+    words = f"--arena grand-challenge --competition ubc_ocean --split {split} --weights {tmp_path} --out {out}"
+    assert main(["rehearse", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert {"2", ".png;"} <= set(line.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "listed", "by_slide"),
+    [(["no_socket"], 0, ["no_socket"]), (["no_member"], 0, ["no_member"]), ([], 0, ["lost"]), ([], 1, ["lost"])],
+)
+def test_a_slide_without_an_answer_is_a_fallback(
+    codes: list[str], listed: int, by_slide: list[str],
+    test_split: Path, member: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def run(container: Container, name: str, place: Path, log: Log) -> tuple[Peaks, dict[JobLimit, Enforcement]]:
+        images = [image.name for image in find_images(place / "input", ())]
+        slides = [{"image": one, "socket": "a", "state": "done", "codes": [], "p": {}} for one in images[:listed]]
+        facts = {"state": "fallback", "codes": codes, "slides": slides}
+        answers = {"probability": {"CE": 0.5, "LAA": 0.5}, "label": "CE", "clotkit": facts}
+        (place / "output").mkdir()
+        for socket_name, value in answers.items():
+            (place / "output" / f"{socket_name}.json").write_text(json.dumps(value))
+        return Peaks(), dict.fromkeys(JobLimit, Enforcement.ABSENT)
+
+    monkeypatch.setattr(grand_challenge, "run_job", run)
+    monkeypatch.setattr(grand_challenge, "engine_here", str)
+    monkeypatch.setattr(environment, "make_of", lambda *_: Path(sys.executable))
+    out = tmp_path / "out"
+    assert not rehearse_container(test_split, member, CONFIG, out, lambda _: None, per_job=2)
+    facts = json.loads((out / "rehearsal.json").read_text())
+    assert facts["slides"] == ({"done": 2, "fallback": 2} if listed else {"fallback": 4})
+    slides = [slide for job in facts["jobs"] for slide in job["slides"]]
+    assert len({slide["image_id"] for slide in slides}) == 4
+    assert all(slide["codes"] == by_slide for slide in slides if slide["state"] == "fallback")
 
 
 # Whole rehearsals

@@ -95,6 +95,24 @@ def test_images_of_one_name_have_names_of_their_own(stems: list[str]) -> None:
     assert len({image.name for image in images}) == len({image.path for image in images}) == len(stems)
 
 
+@pytest.mark.parametrize(
+    ("names", "carried", "others"),
+    [
+        (["a.svs"], [], ["a"]),
+        (["a.tif", "a.PNG", "b.mha", "c.ndpi"], ["a", "b"], ["a-1", "c"]),
+        (["a.mhd", "a.raw"], [], ["a", "a-1"]),
+        (["a.tiff", "a.json", "a.XML", "notes.txt", ".hidden.png", "folder.dcm/1.txt", "t.csv", "LICENSE"], ["a"], []),
+    ],
+)  # fmt: skip
+def test_images_that_no_socket_carries_are_known(
+    names: list[str], carried: list[str], others: list[str], tmp_path: Path
+) -> None:
+    touch(tmp_path, *(f"images/wsi/{name}" for name in names), "images/tissue-mask/m.png")
+    images = find_images(tmp_path, ())
+    assert [image.name for image in images if image.is_carried] == carried
+    assert [image.name for image in images if not image.is_carried] == others
+
+
 # MetaImages
 
 
@@ -284,6 +302,35 @@ def test_a_job_that_cannot_be_scored_has_the_fallback(
     assert label in probability
 
 
+@pytest.mark.parametrize(
+    ("scored", "suffix", "spoil", "state", "codes", "by_slide"),
+    [
+        (0, ".png", False, State.FALLBACK, ["unsupported"], [["unsupported"]]),
+        (0, ".svs", True, State.FALLBACK, ["no_member", "unsupported"], [["unsupported"]]),
+        (1, ".jpeg", False, State.PARTIAL, ["unsupported"], [[], ["unsupported"]]),
+        (2, "", True, State.FALLBACK, ["no_member"], [["no_member"], ["no_member"]]),
+    ],
+)
+def test_each_image_of_a_job_is_listed(
+    scored: int, suffix: str, spoil: bool, state: State, codes: list[str], by_slide: list[list[str]],
+    slides: list[Path], member: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    places = places_of(tmp_path, member)
+    folder = places.input / "images" / "wsi"
+    folder.mkdir(parents=True)
+    for number in range(scored):
+        shutil.copyfile(slides[0], folder / f"{number}.tif")
+    if suffix:
+        shutil.copyfile(slides[0], folder / f"other{suffix}")
+    if spoil:
+        shutil.rmtree(places.model)
+    assert run_job(places) == 0
+    _, _, facts = answer_of(places)
+    assert (facts["state"], facts["codes"]) == (state, codes)
+    assert [slide["codes"] for slide in facts["slides"]] == by_slide
+    assert [slide["state"] for slide in facts["slides"]] == ["fallback" if own else "done" for own in by_slide]
+
+
 def test_without_settings_or_an_output_folder_a_job_fails(member: Path, tmp_path: Path) -> None:
     places = places_of(tmp_path, member)
     places.output.rmdir()
@@ -402,14 +449,51 @@ def test_a_container_is_written_anew_but_for_files_of_the_user(member: Path, tmp
         write_container(member, ContainerConfig("strip_ai", number_of="XX"), Image("a"), tmp_path / "o", print)
     out = container_of(tmp_path / "mine", member)
     touch(out, "app/stale.py")
-    touch(out, "test/input/inputs.json", "mine.tar.gz")
+    touch(out, "test/input/inputs.json", "clotkit-algorithm.tar.gz")
     assert not (container_of(out, member) / "app" / "stale.py").exists()
     assert (out / "test" / "input" / "inputs.json").is_file()
-    assert not (out / "mine.tar.gz").exists()
+    assert not (out / "clotkit-algorithm.tar.gz").exists()
     touch(out, "notes.txt")
     with pytest.raises(UsageError, match=r"notes\.txt would be deleted"):
         write_container(member, CONFIG, Image("a"), out, print)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("first", "mine", "theirs"),
+    [
+        ("", "clotkit-algorithm.tar.gz", ["data.tar.gz"]),
+        ("--tag a.b-c", "a.b-c.tar.gz", ["clotkit-algorithm.tar.gz", "aXb-c.tar.gz"]),
+        ("--tag x --model tarball", "model.tar.gz", ["clotkit-algorithm.tar.gz", "my-model.tar.gz"]),
+        ("--tag x --model tarball", "x.tar.gz", ["x.tar.gz.bak", "old/x.tar.gz"]),
+        ("", "clotkit-algorithm.tar.gz", ["model.tar.gz"]),
+    ],
+)
+def test_only_the_archives_of_a_containers_own_script_are_replaced(
+    first: str, mine: str, theirs: list[str], member: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = container_of(tmp_path / "out", member, *first.split())
+    for name in theirs:
+        touch(out, mine, name)
+        before = contents(out)
+        capsys.readouterr()
+        assert main(["container", "--weights", str(member), "--out", str(out), "--tag", "new"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert Path(name).parts[0] in re.split(r"[\s,]+", line)
+        assert mine not in re.split(r"[\s,]+", line)
+        assert contents(out) == before
+        (out / name).unlink()
+        if (out / name).parent != out:
+            (out / name).parent.rmdir()
+    assert not (container_of(out, member, "--tag", "new") / mine).exists()
+
+
+def test_without_its_script_a_container_has_no_archive(member: Path, tmp_path: Path) -> None:
+    out = container_of(tmp_path / "out", member)
+    touch(out, "clotkit-algorithm.tar.gz")
+    (out / "do_save.sh").write_bytes(b"\xff")
+    assert main(["container", "--weights", str(member), "--out", str(out)]) == 2
+    assert (out / "clotkit-algorithm.tar.gz").is_file()
 
 
 def test_a_container_is_apart_from_its_members_and_no_file(member: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Test every form of Kaggle credentials in a clean home: by doctor, and by a push."""
 
 import json
+import os
+import pwd
 import shutil
 import string
 from collections.abc import Callable
@@ -334,6 +336,76 @@ def test_a_broken_kaggle_json_hides_no_other_credentials(
     account({}, {"KAGGLE_KEY": TOKEN})
     assert sign_in(lines.append).credentials == Credentials(TOKEN)
     assert len(lines) == 1
+
+
+def in_a_loop(home: Path) -> str:
+    (home / "loop").symlink_to(home / "loop")
+    return str(home / "loop" / "config")
+
+
+def without_permission(home: Path) -> str:
+    folder = home / "closed"
+    folder.mkdir(mode=0)
+    if os.access(folder, os.X_OK):
+        pytest.skip("this user may look into every folder")
+    return str(folder)
+
+
+UNUSABLE: dict[str, Callable[[Path], str]] = {
+    "a user that is not known": lambda _: "~nobody-of-this-name/config",
+    "a name that is too long": lambda home: f"{home}/{'n' * 300}",
+    "a path that is too long": lambda home: str(home) + "/deep" * 2_000,
+    "an unknown user's name that is too long": lambda _: "~" + "n" * 5_000,
+    "a loop of links": in_a_loop,
+    "no permission": without_permission,
+}
+
+
+@pytest.mark.parametrize("variable", ["KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])
+@pytest.mark.parametrize("place", UNUSABLE)
+def test_a_folder_that_cannot_be_used_hides_no_other_credentials(
+    place: str, variable: str, account: Callable[..., None], home: Path, lines: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, UNUSABLE[place](home))
+    with remote_error(RemoteKind.CREDENTIALS, variable):
+        sign_in(lines.append)
+    assert main(["kaggle", "doctor"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert lines == []
+    account({".kaggle/credentials.json": a_login()})
+    assert sign_in(lines.append).credentials.kind is CredentialKind.LOGIN
+    assert [(variable in line, len(line) < 500) for line in lines] == [(True, True)]
+    assert main(["kaggle", "doctor", "--json"]) == 0
+    unused = json.loads(capsys.readouterr().out)["credentials"]["not_used"]
+    assert [entry["error"]["code"] for entry in unused] == ["credentials"]
+
+
+@pytest.mark.parametrize("home_variable", [None, "long"])
+def test_without_a_home_other_credentials_are_used(
+    home_variable: str | None,
+    account: Callable[..., None],
+    home: Path,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    if home_variable is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", str(home) + "/deep" * 2_000)
+    with remote_error(RemoteKind.CREDENTIALS, "HOME"):
+        sign_in(lines.append)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    account({"config/kaggle/kaggle.json": KEY})
+    assert sign_in(lines.append).credentials.kind is CredentialKind.KEY
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    account({}, {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "k"})
+    assert sign_in(lines.append).credentials == Credentials("k", "alice")
+    assert all("HOME" in line for line in lines)
 
 
 @given(st.one_of(st.integers(), st.booleans(), st.lists(st.text()), st.just("alice")), st.text(string.ascii_letters))

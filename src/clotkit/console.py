@@ -149,14 +149,25 @@ def guarded(
 
 
 def unforeseen(error: BaseException, folder: Path | None = None) -> str:
-    """Keep an error's traceback in a file, and return a line with the error's kind and the file's name."""
-    own = folder is not None and folder.is_dir()
-    path = folder / TRACEBACK if folder and own else Path(tempfile.gettempdir()) / f"clotkit-{os.getpid()}-{TRACEBACK}"
+    """Keep an error's traceback in a file, and return a line with the error's kind and the file's name.
+
+    Both are without the secrets of URLs. In the temporary folder, which others use too, the file has a name that nobody
+    can foresee, and only its owner can read it.
+    """
+    line = f"{type(error).__name__}: {one_line(error)}"
+    text = without_secrets("".join(traceback.format_exception(error)))
     try:
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors=ESCAPED)
+        if folder is not None and folder.is_dir():
+            path = folder / TRACEBACK
+            path.write_text(text, encoding="utf-8", errors=ESCAPED)
+        else:
+            descriptor, name = tempfile.mkstemp(f"-{TRACEBACK}", f"clotkit-{os.getpid()}-")
+            path = Path(name)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors=ESCAPED) as file:
+                file.write(text)
     except OSError as refused:
-        return f"{type(error).__name__}: {one_line(error)}; its traceback could not be kept: {refused.strerror}"
-    return f"{type(error).__name__}: {one_line(error)}; the traceback is in {path}"
+        return without_secrets(f"{line}; its traceback could not be kept: {refused.strerror}")
+    return without_secrets(f"{line}; the traceback is in {path}")
 
 
 @contextmanager

@@ -137,11 +137,12 @@ class NoTissue(SlideError):  # noqa: N818
 
 
 def one_line(error: BaseException, path: Path | None = None) -> str:
-    """Return a library's error message on one line, at most MOST_CHARACTERS long.
+    """Return a library's error message on one line without secrets, at most MOST_CHARACTERS long.
 
     `path` is replaced by "slide": reports name the file elsewhere.
     """
     text = str(error) if path is None else str(error).replace(str(path), "slide")
+    text = without_secrets(text)  # before it is cut: half a secret is no longer known as one
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return ("; ".join(dict.fromkeys(lines)) or type(error).__name__)[:MOST_CHARACTERS]
 

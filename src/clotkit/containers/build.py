@@ -26,10 +26,12 @@ from clotkit.units import MB
 # A Python that every locked wheel supports. The digest is that of the image for several platforms.
 BASE = "python:3.12.13-slim-bookworm@sha256:d50fb7611f86d04a3b0471b46d7557818d88983fc3136726336b2a4c657aa30b"
 ROOTS = ("clotkit.containers.entry", "clotkit.containers.case")  # what the container runs
-SCRIPTS = ("do_build.sh", "do_test_run.sh", "do_save.sh")
+SAVE_SCRIPT = "do_save.sh"
+SCRIPTS = ("do_build.sh", "do_test_run.sh", SAVE_SCRIPT)
 TAG = re.compile(r"(?=.{1,100}$)[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")  # also names files and volumes
 TEST = "test"  # where do_test_run.sh has a job's input and output by default: the user's
 SAVED = ".tar.gz"  # what do_save.sh writes
+SAVES = re.compile(rf"""> "(\S+{re.escape(SAVED)})"|tar -czf (\S+{re.escape(SAVED)})""")  # in do_save.sh
 REQUIREMENTS = {"requirements.txt": "container.txt", "build-requirements.txt": "build.txt"}
 TEXTS = {
     "Dockerfile": templates.DOCKERFILE, "README.md": templates.README, ".dockerignore": f"*{SAVED}\n{TEST}\n"
@@ -88,9 +90,18 @@ def check_out(out: Path, weights: Path) -> None:
         return
     if not (out / "app" / CONFIG).is_file():
         raise UsageError(f"{out}: not empty, and not a container's folder; give another --out")
-    ours = {*SCRIPTS, *REQUIREMENTS, *TEXTS, "app", "model", TEST}
-    if others := sorted(one.name for one in out.iterdir() if one.name not in ours and not one.name.endswith(SAVED)):
+    ours = {*SCRIPTS, *REQUIREMENTS, *TEXTS, "app", "model", TEST, *saved_by(out)}
+    if others := sorted(one.name for one in out.iterdir() if one.name not in ours):
         raise UsageError(f"{out}: {', '.join(others)} would be deleted; move it, or give another --out")
+
+
+def saved_by(folder: Path) -> set[str]:
+    """Return the archives that do_save.sh of a folder has written; none if it cannot be read."""
+    try:
+        text = (folder / SAVE_SCRIPT).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    return {name for names in SAVES.findall(text) for name in names if name and (folder / name).is_file()}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.console import unforeseen
 from clotkit.containers.case import MOST_THREADS, as_case, fallback_of, read_answer, write_split
 from clotkit.containers.config import CONFIG, FACTS, Api, ContainerConfig, read_config
-from clotkit.containers.sockets import JobImage, find_images, image_sockets, write_answer
+from clotkit.containers.sockets import SUFFIXES, JobImage, find_images, image_sockets, write_answer
 from clotkit.errors import ClotkitError
 from clotkit.files import atomic_write_json
 from clotkit.reasons import Reason
@@ -29,6 +30,7 @@ from clotkit.supervise import ENDED_WELL, State, code_of, name_of, run_until, sa
 
 APP = Path(__file__).resolve().parents[2]  # has the kit, the settings and perhaps the members
 RECIPE = "recipe.toml"
+UNREAD = [Reason.UNSUPPORTED]  # codes of an image that no socket carries
 RESERVE_SHARE, RESERVE_S = 0.1, 60.0  # of the time limit, kept for the container's start and the last writes
 PORT = 4743
 
@@ -95,15 +97,15 @@ def _score(
     places: Places, config: ContainerConfig, competition: Competition, scratch: Path, started: float, facts: JobFacts
 ) -> None:
     """Score the images of the job, and write its answer."""
-    images = find_images(places.input, config.images)
-    sockets = image_sockets(places.input)
-    no_image = [Reason.NO_SOCKET if sockets else Reason.NO_DATA] * (not images)
-    missing = no_image + [Reason.NO_MEMBER] * (not any(places.weights.rglob(RECIPE)))
-    if missing:
+    found = find_images(places.input, config.images)
+    images = [image for image in found if image.is_carried]
+    missing = _missing(places, config, found)
+    # Whatever ends the job from here, each of its images is listed.
+    facts.slides = [_slide(image, {}, missing) for image in found]
+    facts.add(*missing, *UNREAD * (len(images) < len(found)))
+    if missing or not images:
         facts.state = State.FALLBACK
-        facts.add(*missing)
-        say(f"{', '.join(missing)}: the answer is the fallback; members are looked for in {places.weights}")
-        say(f"image sockets of the job: {', '.join(sockets) or 'none'}; wanted: {', '.join(config.images) or 'any'}")
+        say(f"{', '.join(facts.codes)}: the answer is the fallback")
         return
     split, run_dir = scratch / "split", scratch / "run"
     write_split(split, images, competition)
@@ -111,12 +113,26 @@ def _score(
     lines = _lines(run_dir)
     probabilities, label = read_answer(run_dir, competition)
     write_answer(places.output, config, competition.classes.names, probabilities, label)
-    facts.slides = [_slide(image, lines) for image in images]
+    facts.slides = [_slide(image, lines) for image in found]
     facts.add(*(code for line in lines.values() for code in line.codes))
     states = counts(list(lines.values()))
-    facts.state = State.DONE if ended_well and states["done"] == len(images) else State.PARTIAL
+    facts.state = State.DONE if ended_well and states["done"] == len(found) else State.PARTIAL
     if not states["done"] + states["partial"]:
         facts.state = State.FALLBACK
+
+
+def _missing(places: Places, config: ContainerConfig, found: Sequence[JobImage]) -> list[Reason]:
+    """Return the codes of what a job lacks to be scored, and log which of its images are not read."""
+    sockets = image_sockets(places.input)
+    for image in found:
+        if not image.is_carried:
+            say(f"{image.socket}: {image.path.name} is not read: it is none of {', '.join(SUFFIXES)}")
+    if not found:
+        say(f"image sockets of the job: {', '.join(sockets) or 'none'}; wanted: {', '.join(config.images) or 'any'}")
+    no_member = not any(places.weights.rglob(RECIPE))
+    if no_member:
+        say(f"no member in {places.weights}")
+    return [Reason.NO_SOCKET if sockets else Reason.NO_DATA] * (not found) + [Reason.NO_MEMBER] * no_member
 
 
 def _run(places: Places, config: ContainerConfig, split: Path, run_dir: Path, started: float, facts: JobFacts) -> bool:
@@ -151,12 +167,14 @@ def _lines(run_dir: Path) -> dict[str, SlideReport]:
         return {}
 
 
-def _slide(image: JobImage, lines: dict[str, SlideReport]) -> dict[str, Any]:
-    """Return the facts of one image."""
+def _slide(image: JobImage, lines: dict[str, SlideReport], codes: Sequence[Reason] = ()) -> dict[str, Any]:
+    """Return the facts of one image; `codes` say why the report has no line of it: LOST by default."""
     line = lines.get(image.name)
     facts: dict[str, Any] = {"image": image.name, "socket": image.socket}
+    if not image.is_carried:
+        return facts | {"state": "fallback", "codes": UNREAD, "p": {}}
     if line is None:
-        return facts | {"state": "fallback", "codes": [Reason.LOST], "p": {}}
+        return facts | {"state": "fallback", "codes": list(codes) or [Reason.LOST], "p": {}}
     return facts | {"state": line.state, "codes": line.codes, "p": line.p}
 
 

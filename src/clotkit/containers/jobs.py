@@ -44,13 +44,14 @@ def write_input(folder: Path, job: Job, socket: str) -> None:
     """Write a job's input folder: inputs.json, and its images, hard links where the file system allows it.
 
     Each image of a case has a socket of its own, SOCKET, SOCKET-1 and so on. A slide whose file is missing leaves an
-    empty one: the platform always provides a file.
+    empty one, of a kind that the platform carries: it always provides a file.
     """
     listed = []
     for number, slide in enumerate(job.slides):
         slug = f"{socket}-{number}" if number else socket
         relative = f"{IMAGES}/{slug}"
-        target = folder / relative / f"{uuid_of(slide)}{slide.path.suffix or '.tif'}"
+        suffix = slide.path.suffix if slide.path.is_file() else ".tif"
+        target = folder / relative / f"{uuid_of(slide)}{suffix or '.tif'}"
         target.parent.mkdir(parents=True)
         _link(slide.path, target)
         image = {"pk": uuid_of(slide), "name": slide.path.name}

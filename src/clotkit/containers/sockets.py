@@ -15,7 +15,8 @@ from clotkit.containers.config import ContainerConfig
 from clotkit.files import atomic_write_json
 
 INPUTS, IMAGES = "inputs.json", "images"
-SUFFIXES = (".tif", ".tiff", ".mha")
+SUFFIXES = (".tif", ".tiff", ".mha")  # of the images that the platform's sockets carry
+NO_IMAGE = ("", ".json", ".xml", ".txt", ".csv")  # of files that may lie beside an image
 NUMBERED = re.compile(r"-[0-9]{1,3}$")
 NO_SLIDE = "mask"  # in the slug of an image socket that is no slide
 
@@ -28,13 +29,19 @@ class JobImage:
     socket: str  # the slug
     path: Path
 
+    @property
+    def is_carried(self) -> bool:
+        """Whether the platform's image sockets carry files of its suffix: the others are not read."""
+        return self.path.suffix.lower() in SUFFIXES
+
 
 def find_images(top: Path, wanted: Sequence[str]) -> list[JobImage]:
     """Return the images of a job's sockets: those of `wanted` slugs, or all that may be slides.
 
-    They are in the order of their sockets, then of their names. A case of several slides has numbered sockets: the slug
-    `a` also stands for a-1, a-2 and so on. Without `wanted`, a socket with NO_SLIDE in its slug is left out unless it
-    is the only one. Without an inputs.json that can be read, every folder of /input/images is a socket.
+    They are in the order of their sockets, then of their names; those of a suffix that no socket carries come after the
+    others of their socket. A case of several slides has numbered sockets: the slug `a` also stands for a-1, a-2 and so
+    on. Without `wanted`, a socket with NO_SLIDE in its slug is left out unless it is the only one. Without an
+    inputs.json that can be read, every folder of /input/images is a socket.
     """
     found: list[JobImage] = []
     sockets = list(_sockets(top))
@@ -42,10 +49,18 @@ def find_images(top: Path, wanted: Sequence[str]) -> list[JobImage]:
         if not {slug, NUMBERED.sub("", slug)} & set(wanted) if wanted else NO_SLIDE in slug and len(sockets) > 1:
             continue
         files = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
-        for path in files:
-            if path.suffix.lower() in SUFFIXES:
+        # The others come last, so that an image that is read has the name of its file.
+        for path in sorted(files, key=lambda path: path.suffix.lower() not in SUFFIXES):
+            if _is_image(path):
                 found.append(JobImage(_free_name(path.stem, {one.name for one in found}), slug, path))
     return found
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file of an image socket is an image, of whatever kind."""
+    suffix = path.suffix.lower()
+    other = suffix not in NO_IMAGE and not path.name.startswith(".") and path.is_file()
+    return suffix in SUFFIXES or other
 
 
 def image_sockets(top: Path) -> list[str]:

@@ -16,10 +16,11 @@ from clotkit.competitions import Competition, load_competition
 from clotkit.containers.build import Image, write_container
 from clotkit.containers.config import FACTS, ContainerConfig
 from clotkit.containers.jobs import SOCKET, Job, jobs_of, uuid_of, write_input
+from clotkit.containers.sockets import SUFFIXES
 from clotkit.errors import RehearsalError, SplitError, UsageError
 from clotkit.files import atomic_write_json
 from clotkit.progress import Log
-from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, RehearsalKind
+from clotkit.reasons import Enforcement, JobLimit, NotRehearsed, Reason, RehearsalKind
 from clotkit.rehearsal import environment
 from clotkit.rehearsal.confined.container import Container, Peaks, engine_here, jails_work, run_job
 from clotkit.rehearsal.sandbox import REHEARSAL
@@ -47,6 +48,7 @@ def rehearse_container(
     Raises:
         RehearsalError: A job fails, passes a limit, or leaves an answer that is not valid.
         SplitError: The split has no slide.
+        UsageError: A slide is of a kind that the platform's image sockets do not carry.
         ClotkitError: The split, the weights or the settings are wrong.
     """
     started = time.monotonic()
@@ -54,6 +56,7 @@ def rehearse_container(
     jobs = jobs_of(read_slides(split, "test", competition), per_job)
     if not jobs:
         raise SplitError(f"{split}: no slide, so that there is no job")
+    check_suffixes(split, jobs)
     out.mkdir(parents=True, exist_ok=True)
     (out / REHEARSAL).unlink(missing_ok=True)
     shutil.rmtree(out / "jobs", ignore_errors=True)
@@ -68,10 +71,22 @@ def rehearse_container(
     atomic_write_json(out / REHEARSAL, facts)
     for line in _summary(facts):
         log(line)
-    done, slides = facts["slides"].get("done", 0), sum(facts["slides"].values())
+    done, slides = facts["slides"].get("done", 0), sum(len(job.slides) for job in jobs)
     words = "passed" if done == slides else "passed with fallbacks"
     log(f"rehearsal {words}: {done} of {slides} slides done in {len(jobs)} jobs, {time.monotonic() - started:.0f} s")
     return bool(done == slides)
+
+
+def check_suffixes(split: Path, jobs: Sequence[Job]) -> None:
+    """Raise UsageError if slides of a split are of a kind that no image socket carries."""
+    slides = [slide for job in jobs for slide in job.slides]
+    kinds = [slide.path.suffix.lower() for slide in slides if slide.path.suffix and slide.path.is_file()]
+    others = [kind for kind in kinds if kind not in SUFFIXES]
+    if others:
+        raise UsageError(
+            f"{split}: {len(others)} of {len(slides)} slides are {', '.join(sorted(set(others)))}; an image socket of "
+            f"Grand Challenge carries {', '.join(SUFFIXES)}: convert them, or give another --split"
+        )
 
 
 def _container(out: Path, config: ContainerConfig, log: Log) -> Container:
@@ -99,9 +114,19 @@ def _job(container: Container, job: Job, place: Path, competition: Competition, 
     write_input(place / "input", job, (container.config.images or (SOCKET,))[0])
     peaks, limits = run_job(container, job.name, place, log)
     answer = read_output(place / "output", container.config, competition, job.name)
-    named = {uuid_of(slide): slide.image_id for slide in job.slides}
-    slides = [one | {IMAGE_ID: named[one["image"]]} for one in answer.pop("slides")]
+    slides = slides_of(job, answer.pop("slides"), answer["codes"])
     return {"job": job.name, "peaks": asdict(peaks), "limits": limits, "slides": slides} | answer
+
+
+def slides_of(job: Job, answered: Sequence[dict[str, Any]], codes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the facts of each slide of a job.
+
+    One that the job's answer does not list is a fallback, with the job's codes.
+    """
+    listed = {one["image"]: one for one in answered}
+    unlisted = {"state": "fallback", "codes": list(codes) or [Reason.LOST], "p": {}}
+    names = [(uuid_of(slide), slide.image_id) for slide in job.slides]
+    return [listed.get(name, {"image": name, "socket": ""} | unlisted) | {IMAGE_ID: image} for name, image in names]
 
 
 def read_output(folder: Path, config: ContainerConfig, competition: Competition, name: str) -> dict[str, Any]:

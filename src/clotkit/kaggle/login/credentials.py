@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clotkit.errors import RemoteError
+from clotkit.errors import MOST_CHARACTERS, RemoteError
 from clotkit.kaggle.login.oauth import LOGIN_AGAIN, Login, parse_login
 from clotkit.progress import Log
 from clotkit.reasons import RemoteKind
@@ -108,8 +108,8 @@ def _places(log: Log) -> Iterator[Callable[[], Credentials | None]]:
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         yield partial(_token_file, os.environ.get("KAGGLE_API_V1_TOKEN", ""), lambda _: None)
     yield partial(_token_variable, log)
-    for path in map(_home, TOKEN_FILES):
-        yield partial(_token_file, str(path), log)
+    for name in TOKEN_FILES:
+        yield partial(_home_token, name, log)
     yield partial(_legacy_key, log)
     yield partial(_login, log)
 
@@ -129,6 +129,11 @@ def _token_file(name: str, log: Log) -> Credentials | None:
     return Credentials(_checked(name, text), source=name) if text else None
 
 
+def _home_token(name: str, log: Log) -> Credentials | None:
+    path = _home(name)
+    return _token_file(str(path), log) if _exists(path) else None
+
+
 def _is_there(text: str) -> bool:
     """Return whether a text is the path of something; a token may be too long to be one."""
     with contextlib.suppress(OSError, ValueError):
@@ -137,7 +142,31 @@ def _is_there(text: str) -> bool:
 
 
 def _home(name: str) -> Path:
-    return Path("~/.kaggle", name).expanduser()
+    return _expanded(f"~/.kaggle/{name}", "HOME")
+
+
+def _expanded(text: str, variable: str) -> Path:
+    """Return the path of a variable's text. Raises RemoteError if it begins with an unknown home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        unknown = text.partition("/")[0][:MOST_CHARACTERS]
+        raise _unusable(f"{variable}: no home folder is known for {unknown}: correct {variable}") from None
+
+
+def _exists(path: Path, variable: str = "HOME") -> bool:
+    """Return whether there is a file below a variable's folder.
+
+    Raises RemoteError if the system does not say.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        shown = str(path)[:MOST_CHARACTERS]
+        raise _unusable(f"{shown}: {error.strerror}: make it a file that you can read, or correct {variable}") from None
+    return True
 
 
 def _unusable(message: str) -> RemoteError:
@@ -207,13 +236,27 @@ def _user_and_key(saved: dict[str, Any], where: str) -> tuple[str, str]:
 
 def _kaggle_json(log: Log) -> tuple[dict[str, Any], str]:
     """Return the object in kaggle.json, and its path; both empty if there is none."""
-    folder, config = os.environ.get("KAGGLE_CONFIG_DIR"), os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    saved, where = dict[str, Any](), ""
-    for place in [folder] if folder else ["~/.kaggle", f"{config}/kaggle"]:
-        path = Path(place, "kaggle.json").expanduser()
-        if not saved and path.exists():
-            saved, where = _saved(path, log), str(path)
+    saved, where, unusable = dict[str, Any](), "", list[RemoteError]()
+    for variable, folder in _config_folders():
+        try:
+            path = _expanded(f"{folder}/kaggle.json", variable)
+            if not saved and _exists(path, variable):
+                saved, where = _saved(path, log), str(path)
+        except RemoteError as error:
+            unusable.append(error)
+    if unusable and not saved:
+        raise unusable[0]
+    _log_passed_over(unusable, log)
     return saved, where
+
+
+def _config_folders() -> list[tuple[str, str]]:
+    """Return the folders that may have a kaggle.json, each after the variable that moves it."""
+    folder, config = os.environ.get("KAGGLE_CONFIG_DIR"), os.environ.get("XDG_CONFIG_HOME")
+    if folder:
+        return [("KAGGLE_CONFIG_DIR", folder)]
+    own = ("XDG_CONFIG_HOME", f"{config}/kaggle") if config else ("HOME", "~/.config/kaggle")
+    return [("HOME", "~/.kaggle"), own]
 
 
 def _saved(path: Path, log: Log) -> dict[str, Any]:
@@ -236,7 +279,7 @@ def _saved(path: Path, log: Log) -> dict[str, Any]:
 def _login(log: Log) -> Credentials | None:
     """Return the login of `kaggle auth login`; None without its file."""
     path = _home(OAUTH)
-    if not path.exists():
+    if not _exists(path):
         return None
     login = parse_login(path, _read(path, log))
     return Credentials(login.access_token, login=login, source=str(path))
@@ -250,7 +293,7 @@ def _why_none() -> str:
         return f"{where}: it holds settings, but no {' and no '.join(lacking)}: {NEW_TOKEN}"
     if len(lacking) == 1:
         return f"KAGGLE_{lacking[0].upper()} is not set, but its counterpart is: set both, or unset both"
-    empty = [TOKEN, *(str(path) for path in map(_home, TOKEN_FILES) if path.exists())]
+    empty = [TOKEN, *(str(path) for path in map(_home, TOKEN_FILES) if _exists(path))]
     if TOKEN in os.environ or len(empty) > 1:
         return f"{empty[-1]} is there, but empty: put your token into it (kaggle.com/settings/api), or remove it"
     return NO_CREDENTIALS
