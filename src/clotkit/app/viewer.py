@@ -1,6 +1,7 @@
 """List splits and runs in the allowed folders, find tissue and tiles, and score a slide live."""
 
 import json
+import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ def open_folder(path: str | Path, roots: Roots, competition: Competition) -> Sli
     """
     folder = roots.inside(path)
     if not folder.is_dir():
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError("the folder may not be read; check its permissions")
         raise UsageError("that is a file; give the folder of a split or of a run")
     if not (folder / REPORT).is_file():
         return SlideFolder(folder, competition, _slides(folder, competition, roots))
@@ -202,12 +205,15 @@ def _slides(folder: Path, competition: Competition, roots: Roots) -> dict[str, S
 
 
 def report_lines(path: Path) -> list[SlideReport]:
-    """Return the lines of a run's report. Raises SplitError if it is too large or no report."""
-    if path.stat().st_size > MOST_REPORT_MB * MB:
-        raise SplitError(f"{path.name}: above {MOST_REPORT_MB} MB; clotkit report reads larger ones")
+    """Return the lines of a run's report.
+
+    Raises SplitError if it is too large, cannot be read or is no report.
+    """
     try:
         return read_report(path)
     except (TypeError, ValueError) as error:
+    except OSError as error:
+        raise SplitError(f"{path.name}: cannot be read: {error.strerror}; check its permissions") from error
         raise SplitError(f"{path.name}: not the report of a run; clotkit run writes one") from error
 
 
