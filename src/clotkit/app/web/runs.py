@@ -64,7 +64,6 @@ def one(request: Request) -> Response:
     shared, text = shared_of(request), needed(request, "run")
     folder = path_of(text, shared.roots)
     run = standing_run(folder, shared.roots)
-    lines = [] if run.state is RunState.UNKNOWN else report_lines(shared.roots.inside(folder / REPORT))
     job = _job_of(shared, folder)
     live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
     total = _slides_of(run.facts, shared) if live else run.done
@@ -72,6 +71,7 @@ def one(request: Request) -> Response:
         request,
         "run",
         short(folder, shared),
+    lines = report_lines(shared.roots.inside(folder / REPORT)) if live else []  # no newest slides are shown of others
         run=run,
         key=text,
         live=live,
