@@ -139,7 +139,6 @@ def test_each_new_picture_of_a_watched_folder_is_answered_once(client: Client, r
     job = client.app.state.shared.jobs.find(path.rpartition("/")[2])
     until(lambda: job.result is not None)
     (folder / "part.tmp").write_bytes(png(96, 96))
-    (folder / "outside.png").symlink_to(ROOT / "pyproject.toml")
     (folder / "part.tmp").rename(folder / "new.png")
     until(lambda: job.result.count == 1)
     (folder / "new.png").rename(folder / "renamed.png")
@@ -440,6 +439,39 @@ def test_a_run_json_above_its_limit_is_not_read(client: Client, root: Path) -> N
     key = run_id(client, "large")
     assert elements(client, f"/runs/one?run={key}").all("div", id="run")[0]["data-live"] == "ended"
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("content", ['{"state": "ended", "arg', "", "[" * 100_000, None])
+def test_a_run_without_sound_facts_keeps_its_page_and_its_frame(
+    content: str | None, client: Client, root: Path
+) -> None:
+    """The frame of the run's page shows the report, or why there is none."""
+    folder = root / "unsound"
+    folder.mkdir()
+    with ReportFile(folder / REPORT) as file:
+        file.add(SlideReport("a", "a", "done", "", 4, 1.0, 40.0))
+    (folder / "submission.csv").write_text("patient_id,CE,LAA\na,0.5,0.5\n")
+    if content is not None:
+        (folder / RUN).write_text(content)
+    key = run_id(client, "unsound")
+    page = elements(client, f"/runs/one?run={key}")
+    assert page.all("div", id="run")[0]["data-live"] == "ended"
+    assert "done 1" in page.text
+    report = client.get(str(page.all("iframe")[0]["src"]))
+    assert report.status_code == (200 if content is None else 422)
+    assert len(Elements(report.text).codes()) == (0 if content is None else 1)
+    assert_framed(report)
+    line = client.get(f"/runs/report?run={key}", headers={"Accept": "application/json"})
+    assert line.headers["x-frame-options"] == ("SAMEORIGIN" if content is None else "DENY")
+    shutil.rmtree(folder)
+
+
+def assert_framed(report: requests.Response) -> None:
+    """Check that pages of the application may show an answer in a frame, where it may do nothing."""
+    assert report.headers["x-frame-options"] == "SAMEORIGIN"
+    assert report.headers["cross-origin-opener-policy"] == "unsafe-none"
+    policy = report.headers["content-security-policy"].split("; ")
+    assert {"frame-ancestors 'self'", "sandbox allow-scripts", "default-src 'none'"} <= set(policy)
 
 
 def test_a_run_of_another_competition_or_with_a_damaged_split_is_followed(client: Client, root: Path) -> None:

@@ -379,8 +379,46 @@ def test_the_tiles_of_a_run_are_drawn(server: AppServer) -> None:
     plain = json_of(server, f"/slides/{other}/overlay.json")
     assert plain["tiles"] == []
     assert plain["tissue"]["outline"]
-    json_of(server, f"/slides/{slide}/overlay.json?run={run}&image=none", 422)
     json_of(server, f"/slides/{slide}/overlay.json?run={other}&image={image}", 422)
+
+
+@pytest.mark.parametrize("has_sidecar", [True, False])
+def test_a_slide_of_which_a_run_has_no_tiles_has_its_own_tissue(server: AppServer, has_sidecar: bool) -> None:
+    slide, roots = slide_ids(server)[0], server.deepzoom.roots
+    folder = roots.folders[0] / "without"
+    shutil.copytree(roots.folders[0] / "run", folder)
+    if not has_sidecar:
+        (folder / SLIDES).unlink()
+    image = "none" if has_sidecar else path_of(slide, roots).stem
+    found = json_of(server, f"/slides/{slide}/overlay.json?run={id_of(folder, roots)}&image={image}")
+    plain = json_of(server, f"/slides/{slide}/overlay.json")
+    assert (found["missing"]["code"], plain["missing"]) == (Reason.MISSING, None)
+    assert str(folder) not in found["missing"]["error"]
+    assert found | {"missing": None} == plain
+    shutil.rmtree(folder)
+
+
+def test_no_page_lists_what_lies_beside_a_root(server: AppServer) -> None:
+    slide, roots = slide_ids(server)[0], server.deepzoom.roots
+    (beside := roots.folders[0].parent / "beside.tif").write_bytes(b"II*\0")
+    for folder in (roots.folders[0], roots.folders[0] / "split"):
+        for address in (f"/view/{id_of(folder, roots)}", f"/view/{slide}?beside={id_of(folder, roots)}"):
+            answer = server.ask(address)
+            assert (answer.status, beside.name.encode() in answer.body) == (404, False)
+    beside.unlink()
+
+
+def test_a_folder_beside_a_root_is_not_even_listed(server: AppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, real = list[str](), os.listdir
+
+    def noted(path: Any = ".") -> list[Any]:
+        listed.append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", noted)
+    roots = server.deepzoom.roots
+    assert server.ask(f"/view/{id_of(roots.folders[0], roots)}").status == 404
+    assert str(roots.folders[0].parent) not in listed
 
 
 def test_a_run_with_a_link_out_of_the_roots_is_refused(server: AppServer, tmp_path: Path) -> None:

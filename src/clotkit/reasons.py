@@ -35,7 +35,7 @@ class Reason(StrEnum):
     NOT_STARTED = "not_started"  # a worker could not start it
     OUTPUT_FULL = "output_full"  # the output has reached its size limit
     NOT_WRITTEN = "not_written"  # the file system refused a write
-    MISSING = "missing"  # a member's folder is not there
+    MISSING = "missing"  # a member's folder, or what a run drew of a slide, is not there
     BAD_WEIGHTS = "bad_weights"  # a member's weights or calibration: damaged, not finite, or not those of its recipe
     # The kernel.
     NO_DATA = "no_data"  # no competition data is attached to the kernel

@@ -1,6 +1,6 @@
 """Confine the application to the folders that it was started with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ class Roots:
     def of(cls, paths: Sequence[Path]) -> "Roots":
         """Return the roots with these paths. Raises UsageError for a path that is not a folder."""
         for path in paths:
-            if not path.is_dir():
+            if not allowed(path.is_dir):
                 raise UsageError(f"--root {path}: not a folder; name a folder of splits or runs")
         return cls(tuple(path.resolve() for path in paths))
 
@@ -43,36 +43,54 @@ class Roots:
     def holding(self, folder: Path, names: Iterable[str]) -> Path:
         """Return a folder. Raises UsageError if one of these files of it is outside the roots."""
         for name in names:
-            if (folder / name).is_symlink() or (folder / name).exists():
+            if allowed((folder / name).is_symlink) or allowed((folder / name).exists):
                 self.inside(folder / name)
         return folder
 
     def closed(self, folder: Path) -> Path:
-        """Return a folder. Raises UsageError if any link that lies in it leads out of the roots."""
-        return self.holding(folder, [path.name for path in folder.iterdir() if path.is_symlink()])
+        """Return a folder. Raises UsageError if it cannot be listed, or a link in it leads out of the roots."""
+        try:
+            names = [path.name for path in folder.iterdir() if path.is_symlink()]
+        except OSError as error:
+            raise UsageError(f"the folder cannot be listed: {error.strerror}; check its permissions") from error
+        return self.holding(folder, names)
 
     def below(self, names: Sequence[str]) -> list[Path]:
         """Return the folders below the roots that have a file of one of these names, sorted.
 
-        Symlinks are not followed.
+        Symlinks are not followed, and what the system does not let us read is left out.
         """
-        return sorted({folder for folder in self._all() if any((folder / name).is_file() for name in names)})
+        return sorted({folder for folder in self._all() if any(allowed((folder / name).is_file) for name in names)})
 
     def with_tables(self) -> list[Path]:
         """Return the folders below the roots that have a CSV file, sorted. Symlinks are not followed."""
-        return sorted({folder for folder in self._all() if any(folder.glob("*.csv"))})
+        return sorted({folder for folder in self._all() if any(one.suffix == ".csv" for one in children(folder))})
 
     def _all(self) -> Iterator[Path]:
         return islice((folder for root in self.folders for folder in _folders(root, DEPTH)), MOST_FOLDERS)
 
 
+def allowed(test: Callable[[], bool]) -> bool:
+    """Return what a test of a path says; False if the system does not let us look.
+
+    Path.is_file, is_dir, exists and is_symlink raise PermissionError then.
+    """
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def children(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted; nothing of one that cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
     yield folder
-    if depth:
-        try:
-            children = sorted(folder.iterdir())
-        except OSError:
-            return
-        for child in children:
-            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-                yield from _folders(child, depth - 1)
+    for child in children(folder) if depth else ():
+        if not child.name.startswith(".") and allowed(child.is_dir) and not allowed(child.is_symlink):
+            yield from _folders(child, depth - 1)

@@ -128,6 +128,11 @@ def answer(code: str, sentence: str, status: int) -> Response:
     return JSONResponse(body, status, headers={"cache-control": "no-store"})
 
 
+def status_of(error: ClotkitError) -> int:
+    """Return the status of the answer to an error: 422 for one of a file, 400 for one of the request."""
+    return 422 if isinstance(error, SlideError) else 400
+
+
 class Guard:
     """Middleware that checks each request at the door, and adds the headers that limit what a page may do."""
 
@@ -276,8 +281,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     assert isinstance(error, ClotkitError)
-    status = 422 if isinstance(error, SlideError) else 400
-    return answer(error.reason, str(error), status)
+    return answer(error.reason, str(error), status_of(error))
 
 
 async def _not_served(_: Request, error: Exception) -> Response:

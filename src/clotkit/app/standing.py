@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from clotkit.app.roots import Roots
+from clotkit.app.roots import Roots, allowed
 from clotkit.app.viewer import SPLITS, list_folders, open_folder, read_facts, report_lines
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, SplitError
@@ -30,7 +30,7 @@ class RunState(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"  # before its end; a run that is killed cannot say so
     ENDED = "ended"
-    UNKNOWN = "unknown"  # its files cannot be read
+    UNKNOWN = "unknown"  # its report or its run.json cannot be read
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,48 @@ def standing_folders(roots: Roots, competition: Competition) -> tuple[list[Stand
 
 
 def standing_run(folder: Path, roots: Roots) -> StandingRun:
-    """Return how far a run is. Raises UsageError or OSError if its report is missing or outside the roots."""
+    """Return how far a run is.
+
+    Raises UsageError or OSError if its report is missing, or its report or run.json is outside the roots.
+    """
     report = roots.inside(folder / REPORT)
-    facts = _facts(roots.inside(folder / RUN)) if (folder / RUN).exists() else {}
+    facts = _facts_of_run(folder, roots)
     try:
-        slides = counts(report_lines(report))
-        state = _state(folder, report) if facts.get("state") == "running" else RunState.ENDED
+        slides, state = counts(report_lines(report)), _state(folder, report, facts)
     except (SplitError, ValueError, TypeError):
         slides, state = dict.fromkeys(STATES, 0), RunState.UNKNOWN
-    return StandingRun(folder, state, slides, _changed(report), facts)
+    return StandingRun(folder, state, slides, _changed(report), facts or {})
 
 
-def _state(folder: Path, report: Path) -> RunState:
+def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any] | None:
+    """Return run.json, or None if it is missing or cannot be read.
+
+    Raises UsageError if it is outside the roots.
+    """
+    if not allowed((folder / RUN).exists):
+        return None
+    path = roots.inside(folder / RUN)
+    try:
+        return read_facts(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _state(folder: Path, report: Path, facts: dict[str, Any] | None) -> RunState:
+    """Return the state of a run, of whose run.json nothing is concluded unless it can be read.
+
+    A run writes run.json before its report, so one without it is no run of today that has ended: either it lost the
+    file, or its disk was full. A run of an older kit wrote run.json without a state, at its end.
+    """
+    if facts is None:
+        return RunState.RUNNING if is_held(folder) else RunState.UNKNOWN
+    state = facts.get("state", RunState.ENDED)
+    if state == RunState.RUNNING:
+        return _progress(folder, report)
+    return RunState.ENDED if state == RunState.ENDED else RunState.UNKNOWN
+
+
+def _progress(folder: Path, report: Path) -> RunState:
     """Return whether a run that has not ended goes on, here or on a machine that shares the disk."""
     is_quiet = time.time() - report.stat().st_mtime > QUIET_S
     return RunState.STOPPED if is_quiet and not is_held(folder) else RunState.RUNNING

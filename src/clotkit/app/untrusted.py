@@ -150,9 +150,12 @@ def compared(task: Task, second: Path) -> Pieces:
 
 
 def check_signature(path: Path) -> None:
-    """Raise SlideUnreadable for a file that does not begin like a picture, whatever its name is."""
-    with path.open("rb") as file:
-        head = file.read(16)
+    """Raise SlideUnreadable for a file that cannot be read or does not begin like a picture."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise SlideUnreadable(f"the file cannot be read: {error.strerror}; check its permissions") from error
     if not head:
         raise SlideUnreadable("the file is empty: 0 bytes")
     if head.startswith(PICTURES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):

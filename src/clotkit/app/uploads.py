@@ -1,7 +1,7 @@
-"""Classify uploaded files: each is read in a process of its own, and a bad one costs only itself."""
+"""Classify uploads and files of a folder, each in a process of its own: a bad one costs only itself."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -82,18 +82,54 @@ def classify(
     refused = _above_limits(uploads)
     answers = {number: Answer(uploads[number].name, cause) for number, cause in refused.items()}
     with TemporaryDirectory(prefix="clotkit-app-") as folder:
-        tasks = [
-            Task(str(number), _written(Path(folder), number, upload), (member.recipe.tiling,))
+        files = {
+            number: (upload.name, _written(Path(folder), number, upload))
             for number, upload in enumerate(uploads)
             if number not in refused
-        ]
-        work, limits = _work_for(member, competition)
-        with closing(results(tasks, work, replace(limits, deadline=time.monotonic() + BATCH_S))) as running:
-            for ended, result in running:
-                number = int(ended.image_id)
-                answers[number] = _answer(member, uploads[number].name, ended, result, competition)
+        }
+        with closing(_each(member, files, competition, time.monotonic() + BATCH_S)) as running:
+            for number, answer in running:
+                answers[number] = answer
                 advance(len(answers), len(uploads))
     return [answers[number] for number in range(len(uploads))]
+
+
+def classify_files(
+    member: LoadedMember, files: Mapping[Path, Path], competition: Competition
+) -> Generator[tuple[Path, Answer], None, None]:
+    """Yield the answer for each file of a folder, as they come.
+
+    The processes read the files where they lie, so the limits of uploads do not apply: those of one file's process do.
+    Closing the generator ends the processes.
+
+    Args:
+        member: the member that predicts.
+        files: by the path that an answer is named after and yielded with, the file to read.
+        competition: has the limits of a slide's process, and the labels.
+    """
+    named = list(files)
+    numbered = {number: (path.name, files[path]) for number, path in enumerate(named)}
+    with closing(_each(member, numbered, competition)) as running:
+        for number, answer in running:
+            yield named[number], answer
+
+
+def _each(
+    member: LoadedMember,
+    files: Mapping[int, tuple[str, Path]],
+    competition: Competition,
+    deadline: float = float("inf"),
+) -> Generator[tuple[int, Answer], None, None]:
+    """Yield the number and the answer of each file, which has a name and a path.
+
+    `deadline` is of all together, a time.monotonic() value.
+    """
+    tasks = [Task(str(number), path, (member.recipe.tiling,)) for number, (_, path) in files.items()]
+    work, limits = _work_for(member, competition)
+    with closing(results(tasks, work, replace(limits, deadline=deadline))) as running:
+        for ended, result in running:
+            number = int(ended.image_id)
+            yield number, _answer(member, files[number][0], ended, result, competition)
 
 
 def _work_for(member: LoadedMember, competition: Competition) -> tuple[Work, Limits]:

@@ -1,6 +1,7 @@
 """List splits and runs in the allowed folders, find tissue and tiles, and score a slide live."""
 
 import json
+import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.reasons import Cause
 from clotkit.report.records import REPORT, RUN, SlideReport, read_report
-from clotkit.report.run import mapping
 from clotkit.report.shown import Kind, Shown
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow, read_slides, split_of
@@ -86,6 +86,8 @@ def open_folder(path: str | Path, roots: Roots, competition: Competition) -> Sli
     folder = roots.inside(path)
     if not folder.is_dir():
         raise UsageError("that is a file; give the folder of a split or of a run")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError("the folder may not be read; check its permissions")
     if not (folder / REPORT).is_file():
         return SlideFolder(folder, competition, _slides(folder, competition, roots))
     roots.closed(folder)
@@ -202,26 +204,37 @@ def _slides(folder: Path, competition: Competition, roots: Roots) -> dict[str, S
 
 
 def report_lines(path: Path) -> list[SlideReport]:
-    """Return the lines of a run's report. Raises SplitError if it is too large or no report."""
-    if path.stat().st_size > MOST_REPORT_MB * MB:
-        raise SplitError(f"{path.name}: above {MOST_REPORT_MB} MB; clotkit report reads larger ones")
+    """Return the lines of a run's report.
+
+    Raises SplitError if it is too large, cannot be read or is no report.
+    """
     try:
+        if path.stat().st_size > MOST_REPORT_MB * MB:
+            raise SplitError(f"{path.name}: above {MOST_REPORT_MB} MB; clotkit report reads larger ones")
         return read_report(path)
+    except OSError as error:
+        raise SplitError(f"{path.name}: cannot be read: {error.strerror}; check its permissions") from error
     except (TypeError, ValueError) as error:
         raise SplitError(f"{path.name}: not the report of a run; clotkit run writes one") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty if it holds another value.
+    """Return the object in a JSON file.
 
-    Raises OSError if the file cannot be read, ValueError if it is no JSON or too large.
+    Raises OSError if the file cannot be read, ValueError if it holds no JSON object, is too large or is no file.
     """
+    if not path.is_file():
+        path.stat()  # raises for one that is missing
+        raise ValueError(f"{path.name}: not a file")  # a pipe would be waited for
     if path.stat().st_size > MOST_FACTS_MB * MB:
         raise ValueError(f"{path.name}: above {MOST_FACTS_MB} MB")
     try:
-        return dict(mapping(json.loads(path.read_text(encoding="utf-8"))))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError(f"{path.name}: nested too deeply") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path.name}: not an object")
+    return facts
 
 
 def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any]:

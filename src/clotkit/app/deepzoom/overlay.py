@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from clotkit.errors import SplitError
 from clotkit.members.heat import RAMP, RAMP_AT
+from clotkit.reasons import Reason
 from clotkit.report.drawing import outline_path, unpacked
-from clotkit.report.records import SLIDES
+from clotkit.report.records import REPORT, SLIDES
 from clotkit.report.run import read_run
 from clotkit.report.shown import Shown
 from clotkit.workers import Task
@@ -20,16 +21,25 @@ OUTLINE_BYTES = 200_000
 OVERLAY = "overlay"  # the fact that has the overlay
 
 
+class NothingDrawn(SplitError):  # noqa: N818 - named for the state
+    """A run that has no tiles of a slide, though it is sound."""
+
+    reason = Reason.MISSING
+
+
 def overlay(task: Task, image_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the overlay of a slide, from the run in the folder `task.path`.
 
-    Raises SplitError if the run has nothing to draw of it, or its files are damaged.
+    Raises NothingDrawn if the run has nothing to draw of it, SplitError or UsageError if its files are damaged.
     """
-    if (task.path / SLIDES).stat().st_size > MOST_SIDECAR_BYTES:
+    run_file, sidecar = task.path / REPORT, task.path / SLIDES
+    if sidecar.is_file() and sidecar.stat().st_size > MOST_SIDECAR_BYTES:
         raise SplitError(f"{SLIDES} is too large to be drawn: at most {MOST_SIDECAR_BYTES:,} bytes are read")
+    if run_file.is_file() and not sidecar.is_file():
+        raise NothingDrawn(f"the run has no {SLIDES}, which has the tiles of its slides; run again for them")
     run = read_run(task.path)
     if image_id not in run.places:
-        raise SplitError(f"{SLIDES} has no line of this slide; the run has not reached it")
+        raise NothingDrawn(f"{SLIDES} has no line of this slide; the run has not reached it")
     try:
         yield 0, {OVERLAY: _drawn(run.sidecar_line(image_id), run.shown)}
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:

@@ -27,8 +27,8 @@ from clotkit.app.processes import run_one, slide_limits
 from clotkit.app.roots import Roots
 from clotkit.app.security import RequestRefused
 from clotkit.competitions import Competition
-from clotkit.errors import UsageError
-from clotkit.reasons import Refusal
+from clotkit.errors import SlideUnreadable, UsageError
+from clotkit.reasons import Reason, Refusal
 from clotkit.workers import Task
 
 STATIC = Path(__file__).parents[1] / "static"  # what pages load: scripts, styles, pictures
@@ -91,17 +91,26 @@ class DeepZoom:
         return _jpeg(await self._read_tile(request, file, first, 0, 0), _is_of(request, file))
 
     async def _overlay(self, request: Request) -> Response:
-        """Answer with what a run says of a slide, or with the tissue of the slide itself."""
+        """Answer with what a run says of a slide, or with the tissue of the slide itself.
+
+        The answer has `missing`, a code and a sentence, if a run is named that has nothing of the slide.
+        """
         _check_query(request, run=None, image=None)
         file = await self._file(request)
         run, image = request.query_params.get("run"), request.query_params.get("image")
-        if run is None or image is None:
-            tissue = await self._in_turn(request, file, partial(self.readers.tissue, file))
-            return JSONResponse({"slide_px": None, "tissue": tissue, "tiles": [], "legend": None})
-        folder = await _found(self._run_folder, run)
-        task, work = Task(image, folder, ()), partial(overlay, image_id=image)
-        result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
-        return JSONResponse(result.facts[OVERLAY])
+        missing: dict[str, str] | None = None
+        if run is not None and image is not None:
+            folder = await _found(self._run_folder, run)
+            task, work = Task(image, folder, ()), partial(overlay, image_id=image)
+            try:
+                result = await to_thread.run_sync(run_one, task, work, slide_limits(self._competition))
+                return JSONResponse(result.facts[OVERLAY])
+            except SlideUnreadable as error:
+                if error.reason is not Reason.MISSING:
+                    raise
+                missing = {"code": error.reason, "error": str(error)}
+        tissue = await self._in_turn(request, file, partial(self.readers.tissue, file))
+        return JSONResponse({"slide_px": None, "tissue": tissue, "tiles": [], "legend": None, "missing": missing})
 
     def _run_folder(self, text: str) -> Path:
         """Return the folder of a run's id. Raises UsageError if a link in it leads out of the roots."""

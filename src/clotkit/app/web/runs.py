@@ -14,12 +14,12 @@ from starlette.responses import RedirectResponse, Response
 from clotkit.app import untrusted
 from clotkit.app.deepzoom.ids import id_of, path_of
 from clotkit.app.processes import run_one
-from clotkit.app.security import CONTENT_POLICY
+from clotkit.app.security import CONTENT_POLICY, status_of
 from clotkit.app.standing import RunState, standing_folders, standing_run
 from clotkit.app.starting import Running, Start, is_success, out_folder, started
 from clotkit.app.viewer import competition_of_run, report_lines
 from clotkit.app.web.jobs import Job, Kind, State
-from clotkit.app.web.rendering import page
+from clotkit.app.web.rendering import error_page, page
 from clotkit.app.web.shared import Shared, found_job, job_of, needed, shared_of
 from clotkit.app.web.slides import short
 from clotkit.errors import ClotkitError, UsageError
@@ -38,6 +38,11 @@ REPORT_POLICY = (  # of a report, whose own script is in it and has its hash in 
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'; "
     "sandbox allow-scripts; form-action 'none'; base-uri 'none'"
 )
+REPORT_HEADERS = {
+    "content-security-policy": REPORT_POLICY,
+    "x-frame-options": "SAMEORIGIN",
+    "cross-origin-opener-policy": "unsafe-none",  # a browser may refuse a sandboxed page that isolates its opener
+}
 
 
 def show(request: Request) -> Response:
@@ -64,9 +69,9 @@ def one(request: Request) -> Response:
     shared, text = shared_of(request), needed(request, "run")
     folder = path_of(text, shared.roots)
     run = standing_run(folder, shared.roots)
-    lines = [] if run.state is RunState.UNKNOWN else report_lines(shared.roots.inside(folder / REPORT))
     job = _job_of(shared, folder)
     live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
+    lines = report_lines(shared.roots.inside(folder / REPORT)) if live else []  # no newest slides are shown of others
     total = _slides_of(run.facts, shared) if live else run.done
     response = page(
         request,
@@ -85,14 +90,23 @@ def one(request: Request) -> Response:
 
 
 def report(request: Request) -> Response:
-    """Return the report of a run, made again from its files: a file that lies there is not trusted."""
+    """Return the report of a run, made again from its files: a file that lies there is not trusted.
+
+    If it cannot be made, the page that says why may be shown where the report would be, in the frame of the run's page.
+    """
     shared = shared_of(request)
-    folder = path_of(needed(request, "run"), shared.roots)
-    shared.roots.inside(folder / REPORT)
-    found = run_one(Task("report", shared.roots.closed(folder), ()), untrusted.report, LIMITS).facts
-    headers = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
+    try:
+        folder = path_of(needed(request, "run"), shared.roots)
+        shared.roots.inside(folder / REPORT)
+        found = run_one(Task("report", shared.roots.closed(folder), ()), untrusted.report, LIMITS).facts
+    except ClotkitError as error:
+        if "text/html" not in request.headers.get("accept", ""):
+            raise  # whoever asks is no browser, and gets the line that all errors have
+        response = error_page(request, str(error), error.reason, status_of(error))
+        response.headers.update(REPORT_HEADERS)
+        return response
     text = cast(str, found["page"]).encode("utf-8", ESCAPED)
-    return Response(text, media_type="text/html; charset=utf-8", headers=headers)
+    return Response(text, media_type="text/html; charset=utf-8", headers=REPORT_HEADERS)
 
 
 def compared(request: Request) -> Response:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,23 +39,38 @@ T = TypeVar("T")
 class Cache:
     """Results by key, made once however many ask, and the least recently used forgotten."""
 
-    most: int
-    _kept: OrderedDict[Hashable, object] = field(default_factory=OrderedDict)
-    _locks: dict[Hashable, threading.Lock] = field(default_factory=dict)
+    most: int  # results that are kept; those that are being made are not counted
+    _kept: OrderedDict[Hashable, Future[object]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what is kept of `key`, or make it. An error is not kept."""
+        """Return what is kept of `key`, or make it; who asks meanwhile waits for it.
+
+        An error is not kept: it is raised to all who have waited, and the next who asks makes it again.
+        """
         with self._lock:
-            own = self._locks.setdefault(key, threading.Lock())
-        with own:
-            value = self._kept[key] if key in self._kept else make()
+            future = self._kept.get(key)
+            is_first = future is None
+            if future is None:
+                future = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        return self._made(key, future, make) if is_first else cast(T, future.result())
+
+    def _made(self, key: Hashable, future: Future[object], make: Callable[[], T]) -> T:
+        try:
+            value = make()
+        except BaseException as error:  # whatever it is, nobody may wait for ever
             with self._lock:
-                self._kept[key] = value
-                self._kept.move_to_end(key)
-                while len(self._kept) > self.most:
-                    self._locks.pop(self._kept.popitem(last=False)[0], None)
-            return cast(T, value)
+                del self._kept[key]
+            future.set_exception(error)
+            raise
+        with self._lock:
+            future.set_result(value)
+            self._kept.move_to_end(key)
+            made = [one for one, other in self._kept.items() if other.done()]
+            for one in made[: -self.most]:
+                del self._kept[one]
+        return value
 
 
 @dataclass

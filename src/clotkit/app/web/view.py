@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from clotkit.app.deepzoom.ids import id_of, path_of
 from clotkit.app.escaping import printable
-from clotkit.app.roots import Roots
+from clotkit.app.roots import Roots, allowed, children
 from clotkit.app.viewer import open_folder
 from clotkit.app.web.rendering import page
 from clotkit.app.web.shared import Shared, shared_of
@@ -28,10 +28,10 @@ def show(request: Request) -> Response:
     shared, query = shared_of(request), request.query_params
     roots, run = shared.roots, query.get("run", "")
     try:
-        path = path_of(request.path_params["id"], roots)
+        path = _slide_of(request.path_params["id"], roots)
         panes = [_pane(path, roots, run, query.get("image", ""))]
         if query.get("beside"):
-            beside = path_of(query["beside"], roots)
+            beside = _slide_of(query["beside"], roots)
             panes.append(_pane(beside, roots, run, _image_of(beside, run, shared) if run else ""))
     except UsageError as error:
         return _page(request, "No slide", 404, panes=[], others=[], error=str(error))
@@ -47,6 +47,17 @@ def _pane(path: Path, roots: Roots, run: str, image: str) -> dict[str, Any]:
     return {"id": id_of(path, roots), "name": printable(path.name), "run": run, "image": image}
 
 
+def _slide_of(text: str, roots: Roots) -> Path:
+    """Return the file of an id.
+
+    Raises UsageError for a folder: files beside a root, which would be listed as its neighbours, are outside the roots.
+    """
+    path = path_of(text, roots)
+    if not allowed(path.is_file):
+        raise UsageError("that is no file; choose a slide of the list")
+    return path
+
+
 def _image_of(path: Path, run: str, shared: Shared) -> str:
     """Return the name of a slide in a run; empty if the run has no line of it."""
     try:
@@ -58,5 +69,5 @@ def _image_of(path: Path, run: str, shared: Shared) -> str:
 
 def _others(path: Path) -> list[Path]:
     """Return the slides in the folder of a slide, without links: they may lead out of the roots."""
-    slides = (one for one in sorted(path.parent.iterdir()) if one.suffix.lower() in SUFFIXES)
-    return list(islice((one for one in slides if one.is_file() and not one.is_symlink()), MOST_OTHERS))
+    slides = (one for one in children(path.parent) if one.suffix.lower() in SUFFIXES)
+    return list(islice((one for one in slides if allowed(one.is_file) and not one.is_symlink()), MOST_OTHERS))

@@ -1,6 +1,9 @@
 """A switch of the page Classify: answer each new picture of a folder once it is complete."""
 
+import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -9,18 +12,21 @@ from typing import cast
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from clotkit.app.uploads import MOST_UPLOAD_MB, Answer, Upload, classify
+from clotkit.app.uploads import Answer, classify_files
 from clotkit.app.web.jobs import Job, Kind
 from clotkit.app.web.rendering import page
 from clotkit.app.web.shared import Shared, job_of, shared_of
 from clotkit.data.pictures import SUFFIXES
 from clotkit.errors import UsageError
+from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.evaluation.watch import POLL_S, NewPictures, warm_up
+from clotkit.reasons import Cause, Reason
 from clotkit.splits.identity import SLIDE_SUFFIXES
-from clotkit.units import MB
 
 KEPT = 100  # answers that are shown, the newest first
+AT_A_TIME = 8  # files that are answered before other visitors get a turn
 HERE = "/classify"
+OUT_OF_REACH = Cause(Reason.DAMAGED, "the file is gone, or a link that leads out of the folders of --root")
 
 
 @dataclass
@@ -72,9 +78,7 @@ def _watch(shared: Shared, name: str, folder: Path, job: Job) -> Watched:
         warm_up(member)
         job.result = watched
         while not job.stop.wait(POLL_S):
-            found = {path: upload for path in new.poll() if (upload := _upload(shared, path)) is not None}
-            answers = classify(member, list(found.values()), shared.competition) if found else []
-            for path, one in zip(found, answers, strict=True):
+            for path, one in _answers(shared, member, new.poll(), job.stop):
                 if one.refused is None or new.failed(path):
                     watched.add(one)
     except OSError as error:
@@ -82,14 +86,24 @@ def _watch(shared: Shared, name: str, folder: Path, job: Job) -> Watched:
     return watched
 
 
-def _upload(shared: Shared, path: Path) -> Upload | None:
-    """Return a file as an upload; one that is too large as many zeros: it is refused unread.
+def _answers(
+    shared: Shared, member: LoadedMember, paths: Sequence[Path], stop: threading.Event
+) -> Iterator[tuple[Path, Answer]]:
+    """Yield the answer for each file until `stop` is set.
 
-    None of one that went meanwhile, cannot be read, or is a link that leads out of the roots.
+    A file's path is resolved, and must be inside the roots, when its turn comes.
     """
-    try:
-        inside = shared.roots.inside(path)
-        size = inside.stat().st_size
-        return Upload(path.name, memoryview(bytes(size)) if size > MOST_UPLOAD_MB * MB else inside.read_bytes())
-    except (OSError, UsageError):
-        return None
+    for start in range(0, len(paths), AT_A_TIME):
+        inside = dict[Path, Path]()
+        for path in paths[start : start + AT_A_TIME]:
+            try:
+                inside[path] = shared.roots.inside(path)
+            except UsageError:
+                yield path, Answer(path.name, OUT_OF_REACH)
+        with closing(classify_files(member, inside, shared.competition)) as running:
+            for one in running:
+                if stop.is_set():
+                    return
+                yield one
+        if stop.is_set():
+            return
