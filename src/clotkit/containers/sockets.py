@@ -31,7 +31,7 @@ class JobImage:
 
     @property
     def is_carried(self) -> bool:
-        """Whether the platform's image sockets carry files of its suffix: the others are not read."""
+        """True if the platform's image sockets carry its kind; other kinds are not read."""
         return self.path.suffix.lower() in SUFFIXES
 
 
