@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from clotkit.app.samples import samples_for
+from clotkit.app.web.jobs import AT_ONCE, Job, Kind
+from clotkit.app.web.server import BODIES
 from clotkit.competitions import Competition
+from clotkit.reasons import Reason, Refusal
+from clotkit.units import MB
 
 from ..app_pages import Client, make_root, serving
 from ..conftest import ROOT
@@ -23,6 +27,7 @@ WAIT_MS = 120_000  # for work on a busy machine
 SHOTS = ROOT / "build" / "screenshots"
 NUMBERED = """all => all.filter(one => one.checkVisibility())
     .map((one, at) => { one.dataset.at = at }).length"""
+FOCUSED = "one => one === document.activeElement"
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -43,10 +48,15 @@ def client(root: Path) -> Iterator[Client]:
 
 def opened(page: Any, client: Client, path: str, width: str = "desk") -> None:
     """Go to a page as the printed address does, and wait until nothing on it goes on."""
+    begun(page, client, path, width)
+    settled(page)
+
+
+def begun(page: Any, client: Client, path: str, width: str = "desk") -> None:
+    """Go to a page as the printed address does; what goes on there may go on."""
     page.set_viewport_size(dict(zip(("width", "height"), WIDTHS[width], strict=True)))
     page.goto(f"{client.base}{path}{'&' if '?' in path else '?'}token={client.door.token}")
     page.locator("main h1").wait_for()  # the printed address shows another page first
-    settled(page)
 
 
 def settled(page: Any) -> None:
@@ -212,3 +222,61 @@ def test_a_competition_is_drafted(page: Any, client: Client) -> None:
     page.get_by_role("button", name="Check against the data").press("Enter")
     page.get_by_role("status").first.wait_for()
     checked(page, "competition-drafted")
+
+
+@pytest.fixture
+def held(client: Client) -> Iterator[list[Job]]:
+    """Start as many short jobs as may run at once; they wait until the end of the test."""
+    jobs = client.app.state.shared.jobs
+    held = [jobs.start(Kind.PLAN, "work", wait, {}) for _ in range(AT_ONCE)]
+    yield held
+    for job in held:
+        job.stop.set()
+        assert job.over.wait(60)
+
+
+def refused(page: Any, code: str) -> Any:
+    """Press Classify, check that the form says why it is refused and keeps the focus, and return the line."""
+    button = page.get_by_role("button", name="Classify")
+    button.press("Enter")
+    line = page.locator("form [role=status] [data-code]")
+    api.expect(line).to_have_attribute("data-code", code)
+    assert line.inner_text().strip()
+    assert button.evaluate(FOCUSED)
+    return line
+
+
+def test_a_form_with_nothing_chosen_says_so_and_then_takes_a_file(page: Any, client: Client) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    for width in WIDTHS.values():
+        page.set_viewport_size(dict(zip(("width", "height"), width, strict=True)))
+        refused(page, Reason.FAILED)
+        checked(page, f"classify-refused-{width[0]}")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    page.get_by_role("button", name="Classify").press("Enter")
+    page.get_by_text("1 classified, 0 refused").wait_for()
+
+
+def test_a_form_says_that_too_much_work_goes_on(page: Any, client: Client, held: list[Job]) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    assert str(len(held)) in refused(page, Reason.FAILED).inner_text()
+
+
+def test_a_form_says_why_the_door_refuses_it(page: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": bytes(MB // 2)}))
+    with monkeypatch.context() as changed:
+        changed.setitem(BODIES, "/classify", MB // 8)
+        refused(page, Refusal.TOO_LARGE)
+    page.context.clear_cookies()
+    refused(page, Refusal.TOKEN)
+    page.route("**/classify", lambda route: route.fulfill(status=502, body="<p>Bad gateway</p>"))
+    assert "502" in refused(page, Refusal.FAILED).inner_text()
+    page.route("**/classify", lambda route: route.abort())
+    refused(page, "no_answer")
+
+
+def wait(job: Job) -> None:
+    """Work until the job is stopped, without a result."""
+    job.stop.wait()

@@ -18,6 +18,25 @@ function followTheme() {
     button.addEventListener("click", () => setTheme(next[localStorage.getItem("theme") || ""]));
 }
 
+// What the server says in place of an answer; `text` is one line of JSON, unless the answer is of something else.
+function refusal(status, text) {
+  try {
+    const { code, error } = JSON.parse(text);
+    if (error) return { code, sentence: error };
+  } catch { /* not of this application */ }
+  return { code: "failed", sentence: `The server answered with error ${status}; try again.` };
+}
+
+const NO_ANSWER = { code: "no_answer", sentence: "The server does not answer. Start clotkit app again if it has ended." };
+
+function note({ code, sentence }) {
+  const line = document.createElement("p");
+  line.className = "note bad";
+  line.dataset.code = code;
+  line.textContent = sentence;
+  return line;
+}
+
 // A part with data-live="running" is fetched again, with its page, until the server no longer says so.
 async function follow(part) {
   while (part.dataset.live === "running") {
@@ -38,20 +57,28 @@ async function follow(part) {
 }
 
 function uploads(form) {
+  const button = form.querySelector("button[type=submit]"), status = form.querySelector("[role=status]");
+  let isBusy = false;
+  const setBusy = (busy) => { // a button that is disabled would lose the focus
+    isBusy = busy;
+    button.setAttribute("aria-disabled", String(busy));
+  };
+  const fail = (why) => {
+    status.replaceChildren(note(why));
+    setBusy(false);
+  };
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const button = form.querySelector("button[type=submit]"), status = form.querySelector("[role=status]");
+    if (isBusy) return;
     const request = new XMLHttpRequest(), bar = document.createElement("progress");
-    button.disabled = true;
+    setBusy(true);
     bar.setAttribute("aria-label", "Uploaded");
     request.upload.addEventListener("progress", (step) => { bar.max = step.total; bar.value = step.loaded; });
     request.addEventListener("load", () => {
-      if (request.status < 300) { location.assign(request.responseURL); return; }
-      const page = new DOMParser().parseFromString(request.responseText, "text/html");
-      status.textContent = (page.querySelector(".note") || { textContent: `Error ${request.status}` }).textContent;
-      button.disabled = false;
+      if (request.status < 300) location.assign(request.responseURL);
+      else fail(refusal(request.status, request.responseText));
     });
-    request.addEventListener("error", () => { status.textContent = "The server does not answer."; button.disabled = false; });
+    request.addEventListener("error", () => fail(NO_ANSWER));
     request.open("POST", form.action);
     request.send(new FormData(form));
     status.replaceChildren("Uploading … ", bar);
