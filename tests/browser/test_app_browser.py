@@ -1,16 +1,19 @@
 """The pages of the application in headless Chromium, against a server on loopback: make test-browser."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clotkit.app.deepzoom.ids import id_of
 from clotkit.app.samples import samples_for
 from clotkit.app.web.jobs import AT_ONCE, Job, Kind
 from clotkit.app.web.server import BODIES
 from clotkit.competitions import Competition
 from clotkit.reasons import Reason, Refusal
+from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.units import MB
 
 from ..app_pages import Client, make_root, serving
@@ -280,3 +283,108 @@ def test_a_form_says_why_the_door_refuses_it(page: Any, client: Client, monkeypa
 def wait(job: Job) -> None:
     """Work until the job is stopped, without a result."""
     job.stop.wait()
+
+
+class Going:
+    """A run that goes on, started here; its slides are reported one by one."""
+
+    def __init__(self, root: Path, client: Client, name: str) -> None:
+        """Begin the run."""
+        self.folder, self.root = root / name, root
+        self.folder.mkdir()
+        self.file = ReportFile(self.folder / REPORT)
+        self.done = 0
+        self.state("running")
+        about = {"out": str(self.folder), "plan": ""}
+        self.job = client.app.state.shared.jobs.start(Kind.RUN, name, wait, about)
+        self.path = f"/runs/one?run={id_of(self.folder, client.app.state.shared.roots)}"
+
+    def state(self, state: str) -> None:
+        """Write the state of the run."""
+        facts = {"state": state, "arguments": {"split": str(self.root / "split")}}
+        (self.folder / RUN).write_text(json.dumps(facts))
+
+    def add(self) -> str:
+        """Report a slide, and return what the page says then."""
+        self.done += 1
+        self.file.add(SlideReport(f"slide-{self.done}-{'long' * 40}", "a", "done", "", 4, 1.0, 40.0))
+        return f"{self.done} of 3 slides"
+
+    def end(self) -> None:
+        """End the run."""
+        self.state("ended")
+        self.file.close()
+        self.job.stop.set()
+        assert self.job.over.wait(60)
+
+
+@pytest.fixture
+def going(request: pytest.FixtureRequest, root: Path, client: Client) -> Iterator[Going]:
+    """Start a run that goes on until the end of the test."""
+    run = Going(root, client, f"going-{request.node.name[-20:].strip('[]')}")
+    yield run
+    run.end()
+
+
+def test_a_page_that_follows_a_run_keeps_focus_scroll_and_status(page: Any, client: Client, going: Going) -> None:
+    begun(page, client, going.path, "phone")
+    status, button = page.get_by_role("status"), page.get_by_role("button", name="End the run")
+    first, pressed = status.element_handle(), button.element_handle()
+    button.focus()
+    api.expect(status).to_have_text(going.add())
+    region = page.get_by_role("region", name="Newest slides")
+    region.evaluate("one => { one.scrollLeft = 60 }")
+    checked(page, "run-followed")
+    api.expect(status).to_have_text(going.add())
+    api.expect(region.get_by_role("row")).to_have_count(3)
+    assert page.get_by_role("progressbar").get_attribute("value") == "2"
+    assert region.evaluate("one => one.scrollLeft") == 60
+    assert pressed.evaluate(FOCUSED)
+    region.focus()
+    api.expect(status).to_have_text(going.add())
+    assert region.evaluate(FOCUSED)
+    button.focus()
+    going.end()
+    page.locator("iframe.report").wait_for()
+    assert first.evaluate(FOCUSED)
+    assert first.evaluate("one => one === document.querySelector('[role=status]')")
+    checked(page, "run-followed-to-its-end")
+
+
+def test_a_page_whose_server_does_not_answer_says_so_and_goes_on_when_it_does(
+    page: Any, client: Client, going: Going
+) -> None:
+    begun(page, client, going.path)
+    line = page.get_by_role("alert")
+    api.expect(line).to_have_count(0)
+    page.route("**/runs/one**", lambda route: route.abort())
+    api.expect(line).to_have_attribute("data-code", "no_answer")
+    checked(page, "run-unanswered")
+    page.unroute("**/runs/one**")
+    page.context.clear_cookies()
+    api.expect(line).to_have_attribute("data-code", Refusal.TOKEN)
+    entered = page.context.new_page()
+    begun(entered, client, "/runs")
+    entered.close()
+    api.expect(page.get_by_role("status")).to_have_text(going.add())
+    api.expect(line).to_have_count(0)
+
+
+def test_a_page_that_watches_a_folder_keeps_the_focus(page: Any, client: Client, root: Path) -> None:
+    (root / "incoming").mkdir()
+    opened(page, client, "/classify?member=double_contour")
+    page.get_by_text("Watch a folder").click()
+    page.get_by_label("Folder below --root").fill("incoming")
+    page.get_by_role("button", name="Watch").press("Enter")
+    status, button = page.get_by_role("status"), page.get_by_role("button", name="Stop watching")
+    button.focus()
+    api.expect(status).to_contain_text("0 pictures", timeout=WAIT_MS)
+    for number in (1, 2):
+        (root / "incoming" / f"{number}.png").write_bytes(png(96 + number, 96))
+        api.expect(page.get_by_role("region", name="Answers").get_by_role("row")).to_have_count(1 + number)
+        assert button.evaluate(FOCUSED)
+    page.set_viewport_size(dict(zip(("width", "height"), WIDTHS["phone"], strict=True)))
+    checked(page, "watch")
+    button.press("Enter")
+    settled(page)
+    api.expect(button).to_have_count(0)
