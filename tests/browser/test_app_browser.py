@@ -171,6 +171,7 @@ def test_twenty_uploads_at_once_one_a_bomb(page: Any, client: Client) -> None:
 def test_slides_are_listed_seen_and_scored(page: Any, client: Client) -> None:
     opened(page, client, "/slides")
     chosen(page, "Split or run", "/run")
+    page.get_by_role("button", name="Open").press("Enter")
     page.get_by_text("3 slides, 1 of them partial or fallback").wait_for()
     row = page.get_by_role("row").filter(has_text="done")
     row.get_by_role("link").last.click()
@@ -388,3 +389,37 @@ def test_a_page_that_watches_a_folder_keeps_the_focus(page: Any, client: Client,
     button.press("Enter")
     settled(page)
     api.expect(button).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "button"),
+    [("/classify", "Classifier", "Choose"), ("/slides", "Split or run", "Open"), ("/training", "Member", "Choose")],
+)
+def test_a_list_is_gone_through_by_its_keys_and_the_button_opens(
+    path: str, label: str, button: str, page: Any, client: Client
+) -> None:
+    opened(page, client, path)
+    box, address = page.get_by_label(label, exact=True), page.url
+    values = box.locator("option").evaluate_all("all => all.map(one => one.value)")
+    box.focus()
+    for value in values[1:4]:
+        page.keyboard.press("ArrowDown")
+        api.expect(box).to_have_value(value)
+        assert page.url == address
+        assert box.evaluate(FOCUSED)
+    page.keyboard.press("Tab")
+    assert page.get_by_role("button", name=button).evaluate(FOCUSED)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    api.expect(page.get_by_label(label, exact=True)).to_have_value(values[3])
+
+
+def test_files_go_to_the_classifier_that_is_shown(page: Any, client: Client) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.get_by_label("Classifier", exact=True).select_option("breastmnist")
+    assert all(one.is_disabled() for one in page.get_by_role("checkbox").all())
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    page.get_by_role("button", name="Classify").press("Enter")
+    page.get_by_text("1 classified, 0 refused").wait_for()
+    job = client.app.state.shared.jobs.find(page.url.rpartition("/")[2])
+    assert job.about["member"] == "breastmnist"

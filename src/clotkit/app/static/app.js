@@ -166,11 +166,18 @@ function uploads(form) {
   });
 }
 
+// Files go to what a list shows, also before its button is pressed; the samples on the page are of what it showed first.
+function shows(list) {
+  list.addEventListener("change", () => {
+    for (const one of document.querySelectorAll(`input[type=hidden][name="${list.name}"]`)) one.value = list.value;
+    for (const one of document.querySelectorAll("fieldset[data-of]")) one.disabled = list.value !== one.dataset.of;
+  });
+}
+
 root.dataset.theme = localStorage.getItem("theme") || "";  // before the page is drawn
 document.addEventListener("DOMContentLoaded", () => {
   followTheme();
   document.querySelectorAll("form[data-upload]").forEach(uploads);
-  for (const one of document.querySelectorAll("select[data-go]"))
-    one.addEventListener("change", () => one.form.requestSubmit());
+  document.querySelectorAll("form[data-shows] select").forEach(shows);
   document.querySelectorAll("[data-live]").forEach(follow);
 });
