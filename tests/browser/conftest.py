@@ -29,6 +29,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             profile, executable_path=CHROMIUM, args=ARGUMENTS, has_touch=True
         )
         context.set_default_timeout(WAIT_MS)
+        api.expect.set_options(timeout=WAIT_MS)
         yield context
         context.close()
 

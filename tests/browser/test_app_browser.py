@@ -1,13 +1,20 @@
 """The pages of the application in headless Chromium, against a server on loopback: make test-browser."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clotkit.app.deepzoom.ids import id_of
 from clotkit.app.samples import samples_for
+from clotkit.app.web.jobs import AT_ONCE, Job, Kind
+from clotkit.app.web.server import BODIES
 from clotkit.competitions import Competition
+from clotkit.reasons import Reason, Refusal
+from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
+from clotkit.units import MB
 
 from ..app_pages import Client, make_root, serving
 from ..conftest import ROOT
@@ -23,6 +30,7 @@ WAIT_MS = 120_000  # for work on a busy machine
 SHOTS = ROOT / "build" / "screenshots"
 NUMBERED = """all => all.filter(one => one.checkVisibility())
     .map((one, at) => { one.dataset.at = at }).length"""
+FOCUSED = "one => one === document.activeElement"
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -43,10 +51,15 @@ def client(root: Path) -> Iterator[Client]:
 
 def opened(page: Any, client: Client, path: str, width: str = "desk") -> None:
     """Go to a page as the printed address does, and wait until nothing on it goes on."""
+    begun(page, client, path, width)
+    settled(page)
+
+
+def begun(page: Any, client: Client, path: str, width: str = "desk") -> None:
+    """Go to a page as the printed address does; what goes on there may go on."""
     page.set_viewport_size(dict(zip(("width", "height"), WIDTHS[width], strict=True)))
     page.goto(f"{client.base}{path}{'&' if '?' in path else '?'}token={client.door.token}")
     page.locator("main h1").wait_for()  # the printed address shows another page first
-    settled(page)
 
 
 def settled(page: Any) -> None:
@@ -158,6 +171,7 @@ def test_twenty_uploads_at_once_one_a_bomb(page: Any, client: Client) -> None:
 def test_slides_are_listed_seen_and_scored(page: Any, client: Client) -> None:
     opened(page, client, "/slides")
     chosen(page, "Split or run", "/run")
+    page.get_by_role("button", name="Open").press("Enter")
     page.get_by_text("3 slides, 1 of them partial or fallback").wait_for()
     row = page.get_by_role("row").filter(has_text="done")
     row.get_by_role("link").last.click()
@@ -212,3 +226,200 @@ def test_a_competition_is_drafted(page: Any, client: Client) -> None:
     page.get_by_role("button", name="Check against the data").press("Enter")
     page.get_by_role("status").first.wait_for()
     checked(page, "competition-drafted")
+
+
+@pytest.fixture
+def held(client: Client) -> Iterator[list[Job]]:
+    """Start as many short jobs as may run at once; they wait until the end of the test."""
+    jobs = client.app.state.shared.jobs
+    held = [jobs.start(Kind.PLAN, "work", wait, {}) for _ in range(AT_ONCE)]
+    yield held
+    for job in held:
+        job.stop.set()
+        assert job.over.wait(60)
+
+
+def refused(page: Any, code: str) -> Any:
+    """Press Classify, check that the form says why it is refused and keeps the focus, and return the line."""
+    button = page.get_by_role("button", name="Classify")
+    button.press("Enter")
+    line = page.locator("form [role=status] [data-code]")
+    api.expect(line).to_have_attribute("data-code", code)
+    assert line.inner_text().strip()
+    assert button.evaluate(FOCUSED)
+    return line
+
+
+def test_a_form_with_nothing_chosen_says_so_and_then_takes_a_file(page: Any, client: Client) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    for width in WIDTHS.values():
+        page.set_viewport_size(dict(zip(("width", "height"), width, strict=True)))
+        refused(page, Reason.FAILED)
+        checked(page, f"classify-refused-{width[0]}")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    page.get_by_role("button", name="Classify").press("Enter")
+    page.get_by_text("1 classified, 0 refused").wait_for()
+
+
+def test_a_form_says_that_too_much_work_goes_on(page: Any, client: Client, held: list[Job]) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    assert str(len(held)) in refused(page, Reason.FAILED).inner_text()
+
+
+def test_a_form_says_why_the_door_refuses_it(page: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": bytes(MB // 2)}))
+    with monkeypatch.context() as changed:
+        changed.setitem(BODIES, "/classify", MB // 8)
+        refused(page, Refusal.TOO_LARGE)
+    page.context.clear_cookies()
+    refused(page, Refusal.TOKEN)
+    page.route("**/classify", lambda route: route.fulfill(status=502, body="<p>Bad gateway</p>"))
+    assert "502" in refused(page, Refusal.FAILED).inner_text()
+    page.route("**/classify", lambda route: route.abort())
+    refused(page, "no_answer")
+
+
+def wait(job: Job) -> None:
+    """Work until the job is stopped, without a result."""
+    job.stop.wait()
+
+
+class Going:
+    """A run that goes on, started here; its slides are reported one by one."""
+
+    def __init__(self, root: Path, client: Client, name: str) -> None:
+        """Begin the run."""
+        self.folder, self.root = root / name, root
+        self.folder.mkdir()
+        self.file = ReportFile(self.folder / REPORT)
+        self.done = 0
+        self.state("running")
+        about = {"out": str(self.folder), "plan": ""}
+        self.job = client.app.state.shared.jobs.start(Kind.RUN, name, wait, about)
+        self.path = f"/runs/one?run={id_of(self.folder, client.app.state.shared.roots)}"
+
+    def state(self, state: str) -> None:
+        """Write the state of the run."""
+        facts = {"state": state, "arguments": {"split": str(self.root / "split")}}
+        (self.folder / RUN).write_text(json.dumps(facts))
+
+    def add(self) -> str:
+        """Report a slide, and return what the page says then."""
+        self.done += 1
+        self.file.add(SlideReport(f"slide-{self.done}-{'long' * 40}", "a", "done", "", 4, 1.0, 40.0))
+        return f"{self.done} of 3 slides"
+
+    def end(self) -> None:
+        """End the run."""
+        self.state("ended")
+        self.file.close()
+        self.job.stop.set()
+        assert self.job.over.wait(60)
+
+
+@pytest.fixture
+def going(request: pytest.FixtureRequest, root: Path, client: Client) -> Iterator[Going]:
+    """Start a run that goes on until the end of the test."""
+    run = Going(root, client, f"going-{request.node.name[-20:].strip('[]')}")
+    yield run
+    run.end()
+
+
+def test_a_page_that_follows_a_run_keeps_focus_scroll_and_status(page: Any, client: Client, going: Going) -> None:
+    begun(page, client, going.path, "phone")
+    status, button = page.get_by_role("status"), page.get_by_role("button", name="End the run")
+    first, pressed = status.element_handle(), button.element_handle()
+    button.focus()
+    api.expect(status).to_have_text(going.add())
+    region = page.get_by_role("region", name="Newest slides")
+    region.evaluate("one => { one.scrollLeft = 60 }")
+    checked(page, "run-followed")
+    api.expect(status).to_have_text(going.add())
+    api.expect(region.get_by_role("row")).to_have_count(3)
+    assert page.get_by_role("progressbar").get_attribute("value") == "2"
+    assert region.evaluate("one => one.scrollLeft") == 60
+    assert pressed.evaluate(FOCUSED)
+    region.focus()
+    api.expect(status).to_have_text(going.add())
+    assert region.evaluate(FOCUSED)
+    button.focus()
+    going.end()
+    page.locator("iframe.report").wait_for()
+    assert first.evaluate(FOCUSED)
+    assert first.evaluate("one => one === document.querySelector('[role=status]')")
+    checked(page, "run-followed-to-its-end")
+
+
+def test_a_page_whose_server_does_not_answer_says_so_and_goes_on_when_it_does(
+    page: Any, client: Client, going: Going
+) -> None:
+    begun(page, client, going.path)
+    line = page.get_by_role("alert")
+    api.expect(line).to_have_count(0)
+    page.route("**/runs/one**", lambda route: route.abort())
+    api.expect(line).to_have_attribute("data-code", "no_answer")
+    checked(page, "run-unanswered")
+    page.unroute("**/runs/one**")
+    page.context.clear_cookies()
+    api.expect(line).to_have_attribute("data-code", Refusal.TOKEN)
+    entered = page.context.new_page()
+    begun(entered, client, "/runs")
+    entered.close()
+    api.expect(page.get_by_role("status")).to_have_text(going.add())
+    api.expect(line).to_have_count(0)
+
+
+def test_a_page_that_watches_a_folder_keeps_the_focus(page: Any, client: Client, root: Path) -> None:
+    (root / "incoming").mkdir()
+    opened(page, client, "/classify?member=double_contour")
+    page.get_by_text("Watch a folder").click()
+    page.get_by_label("Folder below --root").fill("incoming")
+    page.get_by_role("button", name="Watch").press("Enter")
+    status, button = page.get_by_role("status"), page.get_by_role("button", name="Stop watching")
+    button.focus()
+    api.expect(status).to_contain_text("0 pictures", timeout=WAIT_MS)
+    for number in (1, 2):
+        (root / "incoming" / f"{number}.png").write_bytes(png(96 + number, 96))
+        api.expect(page.get_by_role("region", name="Answers").get_by_role("row")).to_have_count(1 + number)
+        assert button.evaluate(FOCUSED)
+    page.set_viewport_size(dict(zip(("width", "height"), WIDTHS["phone"], strict=True)))
+    checked(page, "watch")
+    button.press("Enter")
+    settled(page)
+    api.expect(button).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "button"),
+    [("/classify", "Classifier", "Choose"), ("/slides", "Split or run", "Open"), ("/training", "Member", "Choose")],
+)
+def test_a_list_is_gone_through_by_its_keys_and_the_button_opens(
+    path: str, label: str, button: str, page: Any, client: Client
+) -> None:
+    opened(page, client, path)
+    box, address = page.get_by_label(label, exact=True), page.url
+    values = box.locator("option").evaluate_all("all => all.map(one => one.value)")
+    box.focus()
+    for value in values[1:4]:
+        page.keyboard.press("ArrowDown")
+        api.expect(box).to_have_value(value)
+        assert page.url == address
+        assert box.evaluate(FOCUSED)
+    page.keyboard.press("Tab")
+    assert page.get_by_role("button", name=button).evaluate(FOCUSED)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    api.expect(page.get_by_label(label, exact=True)).to_have_value(values[3])
+
+
+def test_files_go_to_the_classifier_that_is_shown(page: Any, client: Client) -> None:
+    opened(page, client, "/classify?member=double_contour")
+    page.get_by_label("Classifier", exact=True).select_option("breastmnist")
+    assert all(one.is_disabled() for one in page.get_by_role("checkbox").all())
+    page.locator('input[type="file"]').set_input_files(files_of({"a.png": png(96, 96)}))
+    page.get_by_role("button", name="Classify").press("Enter")
+    page.get_by_text("1 classified, 0 refused").wait_for()
+    job = client.app.state.shared.jobs.find(page.url.rpartition("/")[2])
+    assert job.about["member"] == "breastmnist"

@@ -1,5 +1,6 @@
 """The viewer page in headless Chromium: move, zoom, overlays, two slides, errors."""
 
+import base64
 import io
 import json
 import re
@@ -231,6 +232,14 @@ def test_the_tiles_of_a_run_are_coloured_explained_and_read_out(page: Any, serve
     screenshot(page, "viewer-run")
 
 
+def test_a_run_without_tiles_of_the_slide_says_so(page: Any, server: AppServer) -> None:
+    opened(page, server, "pyramid.svs", f"&run={identity(server, 'run')}&image=another")
+    wait_for_picture(page)
+    line = page.locator(".error")
+    line.wait_for()
+    assert line.get_attribute("data-code") == "missing"
+
+
 def test_two_slides_side_by_side_move_together(page: Any, server: AppServer) -> None:
     opened(page, server, "pyramid.svs")
     page.get_by_label("Beside").select_option(label="pyramid.svs")
@@ -252,6 +261,54 @@ def test_two_slides_side_by_side_move_together(page: Any, server: AppServer) -> 
     page.get_by_role("button", name="Whole slide").first.press("Enter")
     api.expect(page.locator(".length").first).to_have_text(before)
     assert length(page, 1) == alone
+
+
+def apart(first: Any, second: Any) -> float:
+    """Return the mean difference of two drawn slides, in levels."""
+    return float(np.abs(first.astype(int) - second).mean())
+
+
+URL = "number => document.querySelectorAll('.picture')[number].querySelector('canvas:not(.overlay)').toDataURL()"
+
+
+def drawn(page: Any, number: int) -> Any:
+    """Return what a pane has drawn of its slide once both stand still, without overlays: uint8[h, w, 3]."""
+    page.wait_for_function("() => [...document.querySelectorAll('.pane')].every(one => one.dataset.still === '1')")
+    data = base64.b64decode(page.evaluate(URL, number).partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def press(page: Any, key: str, number: int) -> None:
+    """Press a key, and wait until a pane moves."""
+    before = page.evaluate(URL, number)
+    page.keyboard.press(key)
+    page.wait_for_function(f"([number, before]) => ({URL})(number) !== before", arg=[number, before])
+
+
+def test_two_slides_stay_together_whichever_of_them_the_pointer_is_over(page: Any, server: AppServer) -> None:
+    opened(page, server, "pyramid.svs", f"&beside={identity(server, 'split/slides/pyramid.svs')}")
+    first, second = page.locator(".picture").nth(0), page.locator(".picture").nth(1)
+    for number in (0, 1):
+        wait_for_picture(page, number)
+    turn_wheel(page)
+    first.click()
+    second.hover()
+    before = drawn(page, 1)
+    press(page, "ArrowRight", 0)  # of the first, which has the focus
+    moved = apart(before, drawn(page, 1))
+    assert moved > 4 * apart(drawn(page, 0), drawn(page, 1))
+    page.mouse.wheel(0, 100)
+    page.mouse.wheel(0, -100)
+    assert moved > 4 * apart(drawn(page, 0), drawn(page, 1))
+    first.click()
+    first.hover()
+    press(page, "ArrowLeft", 0)
+    second.hover()  # while the first glides
+    assert moved > 4 * apart(drawn(page, 0), drawn(page, 1))
+    press(page, "ArrowDown", 0)
+    second.click()  # while the first glides
+    press(page, "ArrowDown", 1)
+    assert moved > 4 * apart(drawn(page, 0), drawn(page, 1))
 
 
 def test_a_slide_that_cannot_be_read_is_one_line(page: Any, server: AppServer) -> None:

@@ -175,6 +175,7 @@ class Pane {
         throw new Error("the run is of another file: its slide has another size");
       }
       this.overlay.take(facts);
+      if (facts.missing) this.fail(Object.assign(new Error(facts.missing.error), { code: facts.missing.code }));
     } catch (error) {
       this.fail(error);
     }
@@ -209,24 +210,30 @@ class Pane {
   }
 }
 
+const LEADING = ["pointerdown", "wheel", "keydown", "focusin"]; // what moves a pane, or is about to; pointing at it is not
+
 /* Lets two panes show the same part: in micrometres where both are known, else in parts of the slides' widths. */
 function link(panes, isOn) {
   let leader = null;
   const width = ({ info }) => info.width_px * info.mpp; // micrometres
+  const middle = ({ info }) => new OpenSeadragon.Point(0.5, info.height_px / info.width_px / 2);
+  /* Puts a pane where the other one is, or where that one is gliding to. */
+  const follow = (pane, other, isNow) => {
+    const [from, to] = [other.viewer.viewport, pane.viewer.viewport];
+    const ratio = pane.info.mpp && other.info.mpp ? width(pane) / width(other) : 1;
+    const offset = from.getCenter(isNow).minus(middle(other)).divide(ratio);
+    to.zoomTo(from.getZoom(isNow) * ratio, null, true);
+    to.panTo(middle(pane).plus(offset), true);
+  };
   panes.forEach((pane, number) => {
     const other = panes[1 - number];
     const lead = () => {
+      if (leader === other && isOn() && other.section.dataset.still === "0") follow(pane, other, false);
       leader = pane;
     };
-    for (const kind of ["pointerenter", "pointerdown", "focusin", "wheel"]) pane.section.addEventListener(kind, lead);
+    for (const kind of LEADING) pane.section.addEventListener(kind, lead, { capture: true });
     pane.viewer.addHandler("viewport-change", () => {
-      if (!isOn() || leader !== pane) return;
-      const [from, to] = [pane.viewer.viewport, other.viewer.viewport];
-      const ratio = pane.info.mpp && other.info.mpp ? width(other) / width(pane) : 1;
-      const middle = ({ info }) => new OpenSeadragon.Point(0.5, info.height_px / info.width_px / 2);
-      const offset = from.getCenter(true).minus(middle(pane)).divide(ratio);
-      to.zoomTo(from.getZoom(true) * ratio, null, true);
-      to.panTo(middle(other).plus(offset), true);
+      if (isOn() && leader === pane) follow(other, pane, true);
     });
   });
 }
