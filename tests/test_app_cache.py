@@ -1,6 +1,9 @@
 """Results that pages share: each is made once however many ask, and few are kept."""
 
+import gc
 import threading
+import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -55,40 +58,43 @@ def test_who_asks_while_it_is_made_waits_for_it_though_others_fill_the_cache() -
     assert id(cache.get("slow", never)) in found
 
 
+class Key:
+    """A key that notes the threads that have looked it up."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    def __hash__(self) -> int:
+        """Note the thread."""
+        self.threads.add(threading.get_ident())
+        return 1
+
+
 @pytest.mark.parametrize("error", [ValueError("damaged"), SystemExit(2), KeyboardInterrupt()], ids=type)
 def test_an_error_reaches_all_who_waited_and_is_made_again(error: BaseException) -> None:
-    cache, failing = Cache(4), Maker(error)
-    caught = list[BaseException]()
+    cache, key, failing, caught = Cache(4), Key(), Maker(error), list[BaseException]()
 
     def ask() -> None:
         try:
-            cache.get("key", failing)
+            cache.get(key, failing)
         except BaseException as one:  # noqa: BLE001 - it is what the test looks for
             caught.append(one)
 
-    threads = [threading.Thread(target=ask) for _ in range(5)]
-    threads[0].start()
-    assert failing.begun.wait(WAIT_S)
-    for one in threads[1:]:
+    threads, pause, end = [threading.Thread(target=ask) for _ in range(5)], threading.Event(), time.monotonic() + WAIT_S
+    for one in threads:
         one.start()
-    waiting = threading.Event()
-    waiting.wait(0.1)  # those that begin to ask only after the error make it again, and get it as well
+    while len(key.threads) < len(threads):
+        assert time.monotonic() < end
+        pause.wait(0.01)
     failing.gate.set()
     for one in threads:
         one.join(WAIT_S)
-    assert caught == [error] * 5
-    assert failing.calls < 5 or not waiting.is_set()
-    assert cache.get("key", lambda: 7) == 7
-    assert cache.get("key", never) == 7
+    assert (caught, failing.calls) == ([error] * 5, 1)
+    assert cache.get(key, lambda: 7) == 7
+    assert cache.get(key, never) == 7
 
 
 def test_many_errors_leave_nothing_behind() -> None:
-    import gc
-    import weakref
-
-    class Key:
-        """A key that can be watched."""
-
     cache, keys = Cache(2), [Key() for _ in range(50)]
     for key in keys:
         with pytest.raises(LookupError):

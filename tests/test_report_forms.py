@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clotkit.cli import main
 from clotkit.competitions import load_competition
 from clotkit.report.answers import read_answers
 from clotkit.report.page import write_page
-from clotkit.report.records import SlideReport
+from clotkit.report.records import PAGE, REPORT, ReportFile, SlideReport
 from clotkit.report.shown import Kind, Shown
 
 from .test_errors_page import Page
@@ -115,6 +116,13 @@ def test_a_submission_that_cannot_be_read_has_no_answers(text: str, tmp_path: Pa
     path.write_text(text)
     assert not read_answers(path, {"form": "of another kit", "unit": 3}).ids
     assert not read_answers(tmp_path / "missing.csv", {}).ids
+
+
+def test_a_run_that_has_lost_all_but_its_lines_has_a_report(tmp_path: Path) -> None:
+    with ReportFile(tmp_path / REPORT) as file:
+        file.add(SlideReport("a", "a", "done", "", 4, 1.0, 40.0, {"m": [0.25, 0.75]}))
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / PAGE).is_file()
 
 
 def test_what_is_shown_of_each_shipped_competition() -> None:

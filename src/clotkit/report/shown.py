@@ -55,10 +55,10 @@ class Shown:
     @property
     def text(self) -> str:
         """The name within a sentence."""
-        last = self.classes[-1] if self.classes else "the last class"
+        first, last = (self.classes[0], self.classes[-1]) if self.classes else ("the first class", "the last class")
         return {
             Kind.LAST: f"probability of {last}",
-            Kind.EXPECTED: f"expected class number, from 0 ({self.classes[0]}) to {self.top:g} ({last})",
+            Kind.EXPECTED: f"expected class number, from 0 ({first}) to {self.top:g} ({last})",
             Kind.LIKELIEST: "probability of the likeliest class",
         }[self.kind]
 
