@@ -26,7 +26,7 @@ from clotkit.cli import main
 from clotkit.competitions import FOLDER, Competition, load_competition
 from clotkit.containers.build import BASE, Image, check_out, kit_files, write_container
 from clotkit.containers.case import as_case, convert, fallback_of, jobs_of, read_answer
-from clotkit.containers.config import Api, ContainerConfig, read_config, write_config
+from clotkit.containers.config import FACTS, Api, ContainerConfig, read_config, write_config
 from clotkit.containers.entry import Places, run_job
 from clotkit.containers.jobs import Job, uuid_of, write_input
 from clotkit.containers.jobs import jobs_of as split_jobs
@@ -222,6 +222,14 @@ def test_a_job_has_the_answer_of_a_run_and_a_broken_slide_costs_nothing(
     assert scored["tiny"] == pytest.approx(wanted["tiny"], abs=1e-6)
     assert sum(probability.values()) == pytest.approx(1, abs=1e-5)
     assert label == max(probability, key=lambda name: probability[name])
+
+
+def test_a_job_whose_last_file_cannot_be_written_has_its_answer(member: Path, tmp_path: Path) -> None:
+    places = places_of(tmp_path, member)
+    (places.input / "inputs.json").write_text("[]")
+    (places.output / FACTS / "x").mkdir(parents=True)
+    assert run_job(places) == 0
+    assert sum(json.loads((places.output / f"{CONFIG.probability}.json").read_text()).values()) == pytest.approx(1)
 
 
 def test_a_metaimage_is_scored(slides: list[Path], member: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from clotkit.console import unforeseen
 from clotkit.containers.case import MOST_THREADS, as_case, fallback_of, read_answer, write_split
 from clotkit.containers.config import CONFIG, FACTS, Api, ContainerConfig, read_config
 from clotkit.containers.sockets import SUFFIXES, JobImage, find_images, image_sockets, write_answer
-from clotkit.errors import ClotkitError
+from clotkit.errors import ClotkitError, one_line
 from clotkit.files import atomic_write_json
 from clotkit.reasons import Reason
 from clotkit.report.records import REPORT, SlideReport, counts, read_report
@@ -89,7 +89,10 @@ def run_job(places: Places) -> int:
         say(unforeseen(error))
     facts.seconds = round(time.monotonic() - started, 1)
     say(f"{facts.state}: {len(facts.slides)} slides, codes {', '.join(facts.codes) or 'none'}, {facts.seconds} s")
-    atomic_write_json(places.output / FACTS, asdict(facts))
+    try:
+        atomic_write_json(places.output / FACTS, asdict(facts))
+    except (ClotkitError, OSError) as error:  # the answer is there: at the memory limit, even a write can fail
+        say(f"{FACTS} cannot be written: {one_line(error)}")
     return 0
 
 
