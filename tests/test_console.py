@@ -158,6 +158,8 @@ SECRETS = {
     "user of a URL": "https://user:hunter2@example.org/a: refused",
     "signature of a query": "GET https://example.org/a?X-Amz-Signature=hunter2&part=1",
     "token of a query": "https://example.org/a?access_token=hunter2",
+    "token of Kaggle": "401 for KGAT_hunter2hunter2: unknown",
+    "header": "{'Authorization': 'Bearer hunter2hunter2.x=='}",
     "where the line is cut": "x" * 182 + " s3://user:hunter2@bucket/a",
 }
 

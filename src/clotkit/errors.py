@@ -31,6 +31,8 @@ from clotkit.reasons import Reason, RehearsalKind, RemoteKind
 MOST_CHARACTERS = 200  # of a library's error message
 USER_OF_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 SECRET_OF_QUERY = re.compile(r"([?&][\w-]*(?:sig|token|key|credential|secret|password)[\w-]*=)[^&\s]+", re.IGNORECASE)
+# Of Kaggle and GitHub, and in a header.
+TOKEN = re.compile(r"\b(KGAT_|gh[pousr]_)[\w-]{8,}|((?i:authorization)\W+(?:Bearer|Basic)\s+)[\w.~+/=-]+")
 
 
 class ClotkitError(Exception):
@@ -159,8 +161,8 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without the passwords, tokens and signatures in its URLs."""
-    return SECRET_OF_QUERY.sub(r"\1…", USER_OF_URL.sub(r"\1…@", text))
+    """Return a text without tokens, and without the passwords and signatures in its URLs."""
+    return TOKEN.sub(r"\1\2…", SECRET_OF_QUERY.sub(r"\1…", USER_OF_URL.sub(r"\1…@", text)))
 
 
 def described(error: Exception) -> str:
