@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -104,6 +105,22 @@ def test_the_same_batches_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_features(tmp_path / name, FEATURES, XY, FACTS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_when_datasets_are_closed_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread, or the garbage collector, may hold one longer."""
+    create, held = h5py.File.create_dataset, list[h5py.Dataset]()
+
+    def hold(*arguments: Any, **named: Any) -> h5py.Dataset:
+        held.append(create(*arguments, **named))
+        return held[-1]
+
+    features, corners = np.ones((6, 12)), np.arange(12).reshape(6, 2)
+    write_features(tmp_path / "a.h5", features, corners, {"patch_size_level0": 256, "key": "k" * 64})
+    monkeypatch.setattr(h5py.File, "create_dataset", hold)
+    write_features(tmp_path / "b.h5", features, corners, {"patch_size_level0": 256, "key": "k" * 64})
+    assert len(held) == 2
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -70000.0])

@@ -232,12 +232,15 @@ class FeatureWriter:
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             name = FEATS if self.layout is Layout.STAMP else FEATURES
-            _create(file, name, (len(corners), self.features[0].shape[1]), np.float16)
+            features = _create(file, name, (len(corners), self.features[0].shape[1]), np.float16)
             end = 0
             for batch in self.features:
                 start, end = end, end + len(batch)
-                file[name][start:end] = batch
-            _create(file, COORDS, (len(corners), 2), corners.dtype)[:] = corners
+                features[start:end] = batch
+            features.flush()  # chunks get their places now: when they are closed, the order is not always the same
+            places = _create(file, COORDS, (len(corners), 2), corners.dtype)
+            places[:] = corners
+            places.flush()
             for key in sorted(facts):
                 file[COORDS if key in OF_COORDS else "/"].attrs[key] = facts[key]
         with path.open("wb") as written:
