@@ -151,7 +151,7 @@ def guarded(
 def unforeseen(error: BaseException, folder: Path | None = None) -> str:
     """Keep an error's traceback in a file, and return a line with the error's kind and the file's name.
 
-    Both are without the secrets of URLs. In the temporary folder, which others use too, the file has a name that nobody
+    Both are without secrets. In the temporary folder, which others use too, the file has a name that nobody
     can foresee, and only its owner can read it.
     """
     line = f"{type(error).__name__}: {one_line(error)}"
@@ -166,8 +166,8 @@ def unforeseen(error: BaseException, folder: Path | None = None) -> str:
             with os.fdopen(descriptor, "w", encoding="utf-8", errors=ESCAPED) as file:
                 file.write(text)
     except OSError as refused:
-        return without_secrets(f"{line}; its traceback could not be kept: {refused.strerror}")
-    return without_secrets(f"{line}; the traceback is in {path}")
+        return f"{line}; its traceback could not be kept: {refused.strerror}"
+    return f"{line}; the traceback is in {path}"
 
 
 @contextmanager

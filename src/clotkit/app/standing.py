@@ -83,7 +83,7 @@ class LastFile:
 
 def standing_members(members: dict[str, Path]) -> list[StandingMember]:
     """Return all members with their figures."""
-    return [_member(name, _facts(folder / METRICS)) for name, folder in members.items()]
+    return [_member(name, _facts(folder / METRICS) or {}) for name, folder in members.items()]
 
 
 def standing_folders(roots: Roots, competition: Competition) -> tuple[list[StandingSplit], list[StandingRun]]:
@@ -108,26 +108,12 @@ def standing_run(folder: Path, roots: Roots) -> StandingRun:
     Raises UsageError or OSError if its report is missing, or its report or run.json is outside the roots.
     """
     report = roots.inside(folder / REPORT)
-    facts = _facts_of_run(folder, roots)
+    facts = _facts(roots.inside(folder / RUN)) if allowed((folder / RUN).exists) else None
     try:
         slides, state = counts(report_lines(report)), _state(folder, report, facts)
     except (SplitError, ValueError, TypeError):
         slides, state = dict.fromkeys(STATES, 0), RunState.UNKNOWN
     return StandingRun(folder, state, slides, _changed(report), facts or {})
-
-
-def _facts_of_run(folder: Path, roots: Roots) -> dict[str, Any] | None:
-    """Return run.json, or None if it is missing or cannot be read.
-
-    Raises UsageError if it is outside the roots.
-    """
-    if not allowed((folder / RUN).exists):
-        return None
-    path = roots.inside(folder / RUN)
-    try:
-        return read_facts(path)
-    except (OSError, ValueError):
-        return None
 
 
 def _state(folder: Path, report: Path, facts: dict[str, Any] | None) -> RunState:
@@ -169,7 +155,7 @@ def _files(folder: Path, names: Sequence[str], roots: Roots) -> Iterator[LastFil
     for name in names:
         with suppress(ClotkitError, OSError):
             path = roots.inside(folder / name)
-            yield LastFile(path, _changed(path), _facts(path))
+            yield LastFile(path, _changed(path), _facts(path) or {})
 
 
 def _member(name: str, metrics: dict[str, Any]) -> StandingMember:
@@ -179,12 +165,12 @@ def _member(name: str, metrics: dict[str, Any]) -> StandingMember:
     return StandingMember(name, figures, str(metrics.get("estimate", "")))
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if it cannot be read."""
+def _facts(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if it cannot be read."""
     try:
         return read_facts(path)
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def _changed(path: Path) -> datetime:

@@ -10,7 +10,7 @@ from clotkit.errors import SplitError
 from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.reasons import Reason
 from clotkit.report.drawing import outline_path, unpacked
-from clotkit.report.records import REPORT, SLIDES
+from clotkit.report.records import SLIDES
 from clotkit.report.run import read_run
 from clotkit.report.shown import Shown
 from clotkit.workers import Task
@@ -32,14 +32,12 @@ def overlay(task: Task, image_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises NothingDrawn if the run has nothing to draw of it, SplitError or UsageError if its files are damaged.
     """
-    run_file, sidecar = task.path / REPORT, task.path / SLIDES
+    sidecar = task.path / SLIDES
     if sidecar.is_file() and sidecar.stat().st_size > MOST_SIDECAR_BYTES:
         raise SplitError(f"{SLIDES} is too large to be drawn: at most {MOST_SIDECAR_BYTES:,} bytes are read")
-    if run_file.is_file() and not sidecar.is_file():
-        raise NothingDrawn(f"the run has no {SLIDES}, which has the tiles of its slides; run again for them")
     run = read_run(task.path)
     if image_id not in run.places:
-        raise NothingDrawn(f"{SLIDES} has no line of this slide; the run has not reached it")
+        raise NothingDrawn(f"{SLIDES} has no line of this slide: the run has not reached it, or has lost that file")
     try:
         yield 0, {OVERLAY: _drawn(run.sidecar_line(image_id), run.shown)}
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
