@@ -160,8 +160,18 @@ def make_member() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def member(make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an untrained member for the default competition."""
+def member(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make an untrained member for the default competition, in ONNX: a process that runs it starts without Keras."""
+    from .onnx_members import write_onnx_member
+
+    return write_onnx_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)
+
+
+@pytest.fixture(scope="session")
+def keras_member(
+    make_member: Callable[..., Path], strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Make an untrained member of Keras for the default competition."""
     return make_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)
 
 

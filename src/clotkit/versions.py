@@ -84,8 +84,12 @@ def code_version(folders: tuple[Path, ...] = PACKAGES, version: str = __version_
     return digest.hexdigest()
 
 
+@cache
 def without_docstrings(source: str) -> str:
-    """Return a module's source with blank lines in place of its docstrings: all others keep their number."""
+    """Return a module's source with blank lines in place of its docstrings: all others keep their number.
+
+    Answers are kept: a push builds the bundle, of the same modules, several times.
+    """
     lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
