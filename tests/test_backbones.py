@@ -146,7 +146,7 @@ OF_KERAS = sorted(name for name, wanted in BACKBONES.items() if wanted.by == "md
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "vgg16" else [pytest.mark.slow_recipes]) for name in OF_KERAS]
+    "name", [pytest.param(name, marks=[] if name == "vgg16" else [pytest.mark.soak]) for name in OF_KERAS]
 )
 def test_a_network_starts_from_the_file_of_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a file as keras.applications has it into a dataset's folder, and expect its weights."""

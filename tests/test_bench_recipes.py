@@ -105,7 +105,7 @@ DONE = {
 }  # fmt: skip
 
 
-@pytest.mark.slow_recipes
+@pytest.mark.soak
 def test_a_row_goes_the_whole_way(
     tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -186,17 +186,17 @@ def test_what_a_child_prints_goes_to_standard_error(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_from_slides_to_a_score(clotkit: Clotkit, tmp_path: Path) -> None:
+def test_from_slides_to_a_score(clotkit: Clotkit, recipe: Path, tmp_path: Path) -> None:
     train, test, members = tmp_path / "train", tmp_path / "test", tmp_path / "members"
-    clotkit("phantom", train, "--split", "train", "--slides", 48, "--size", "500x640")
-    clotkit("phantom", test, "--slides", 4, "--size", "500x640")
+    clotkit("phantom", train, "--split", "train", "--slides", 48, "--size", "500x512")
+    clotkit("phantom", test, "--slides", 4, "--size", "500x512")
     assert clotkit("plan", test, "--weights", ROOT / "weights" / "demo")["failing"] == []
     assert len(clotkit("plan --cluster", train, "--cluster", 2, "--startup", "1s")["outcomes"]) >= 1
-    cut = clotkit("tile", train, tmp_path / "tiles", "--recipe", "demo")
+    cut = clotkit("tile", train, tmp_path / "tiles", "--recipe", recipe)
     assert cut["slides"] == {"new": 48, "up_to_date": 0, "failed": 0}
     assert clotkit("tile --verify", train, tmp_path / "tiles", "--verify")["faults"] == []
     for name in ("a", "b"):
-        trained = clotkit("train", "demo", "--data", tmp_path / "tiles", "--out", members / name, "--folds", 2)
+        trained = clotkit("train", recipe, "--data", tmp_path / "tiles", "--out", members / name)
         assert (trained["member"], trained["metrics"]["n"] > 20) == (str(members / name), True)
     assert clotkit("manifest", members)["members"] == 2
     found = clotkit("evaluate", members / "a", "--data", tmp_path / "tiles", "--out", tmp_path / "evaluated")

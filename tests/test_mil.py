@@ -179,7 +179,7 @@ def test_attention_finds_the_planted_tile(
 
 
 @pytest.mark.parametrize(
-    ("name", "copies", "count"), [("mean_pool", 1, 24), pytest.param("abmil", 2, 96, marks=pytest.mark.slow)]
+    ("name", "copies", "count"), [("mean_pool", 1, 24), pytest.param("abmil", 2, 96, marks=pytest.mark.soak)]
 )
 def test_a_member_is_trained_on_folds(
     strip_ai: Competition, tmp_path: Path, name: str, copies: int, count: int
@@ -206,7 +206,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clam", "transformer"])
+@pytest.mark.parametrize("name", ["clam", pytest.param("transformer", marks=pytest.mark.soak)])
 def test_a_killed_fit_resumes_as_if_it_had_not_been(
     slides: Path, strip_ai: Competition, tmp_path: Path, name: str
 ) -> None:

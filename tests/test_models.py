@@ -120,8 +120,8 @@ def test_devices_share_the_tiles_and_reduce_the_batch_together() -> None:
     assert re.findall("[0-9]+", " ".join(predict.notes)) == ["4", "2"]
 
 
-def test_the_probabilities_of_a_tile_do_not_depend_on_other_tiles(member: Path, strip_ai: Competition) -> None:
-    loaded = load_member(member, strip_ai.classes.names)
+def test_the_probabilities_of_a_tile_do_not_depend_on_other_tiles(keras_member: Path, strip_ai: Competition) -> None:
+    loaded = load_member(keras_member, strip_ai.classes.names)
     assert loaded.notes == []
     tiles = noise(32, 10)
     together = loaded.predict(tiles)
@@ -140,11 +140,13 @@ def test_a_member_needs_no_notes() -> None:
     assert member.notes == []
 
 
-def test_half_precision_is_chosen_when_it_is_exact_enough(member: Path, strip_ai: Competition) -> None:
+def test_half_precision_is_chosen_when_it_is_exact_enough(keras_member: Path, strip_ai: Competition) -> None:
     from clotkit.config import load_recipe
 
-    recipe = load_recipe(member / "recipe.toml")
-    full, half = (load_on_device(member, recipe, 2, 1, "cpu:0", precision) for precision in (FLOAT32, MIXED_FLOAT16))
+    recipe = load_recipe(keras_member / "recipe.toml")
+    full, half = (
+        load_on_device(keras_member, recipe, 2, 1, "cpu:0", precision) for precision in (FLOAT32, MIXED_FLOAT16)
+    )
     sample = noise(32, 4)
     assert np.abs(np.asarray(half(sample)) - np.asarray(full(sample))).max() > 0  # it did compute in float16
     assert np.asarray(half(sample)).sum(axis=1) == pytest.approx(1, abs=1e-6)
@@ -181,10 +183,10 @@ print("memory growth:", os.environ["TF_FORCE_GPU_ALLOW_GROWTH"])
 """
 
 
-def test_two_devices_both_compute(member: Path, tmp_path: Path, strip_ai: Competition) -> None:
+def test_two_devices_both_compute(keras_member: Path, tmp_path: Path, strip_ai: Competition) -> None:
     """Use two logical CPUs as two GPUs; TensorFlow's log names the device of each convolution."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    command = [sys.executable, "-c", TWO, str(member), str(tmp_path / "p.npy")]
+    command = [sys.executable, "-c", TWO, str(keras_member), str(tmp_path / "p.npy")]
     ended = subprocess.run(
         command, cwd=ROOT, env=environment | {"TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True, check=True
     )
@@ -192,5 +194,5 @@ def test_two_devices_both_compute(member: Path, tmp_path: Path, strip_ai: Compet
     for device in ("CPU:0", "CPU:1"):
         assert any(line.endswith(device) for line in convolutions), device
     assert "memory growth: true" in ended.stdout
-    expected = load_member(member, strip_ai.classes.names).predict(noise(32, 7))
+    expected = load_member(keras_member, strip_ai.classes.names).predict(noise(32, 7))
     assert np.load(tmp_path / "p.npy") == pytest.approx(expected, abs=1e-6)

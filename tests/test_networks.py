@@ -209,7 +209,14 @@ def test_training_changes_the_statistics_when_nothing_is_frozen() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cnn", "inceptionv3", "efficientnetb0", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cnn",
+        *(pytest.param(one, marks=pytest.mark.soak) for one in ("inceptionv3", "efficientnetb0")),
+        "efficientnet_lite0",
+    ],
+)
 def test_two_builds_have_the_same_names_and_load_each_other_s_weights(name: str, tmp_path: Path) -> None:
     side = SIDES.get(name, 32)
     one, two = (build_network(config(name, head=(8,)), side, 2) for _ in range(2))

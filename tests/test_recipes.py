@@ -58,16 +58,14 @@ def pictures(folder: Path, recipe: Recipe) -> Path:
 
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml") if path.stem != "mil")  # of features, see test_mil
-HEAVY = {  # large networks, or much the same as another here
-    "strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16", "strip_ai", "breakhis", "phantom",
-    "panda", "visiomel", "camelyon16", "folders",
+SOAK = {  # large networks, or much the same as another recipe
+    "strip_ai_chunks", "strip_ai_patches", "clot_binary", "bloodmnist_vgg16", "breakhis", "phantom", "panda",
+    "visiomel", "camelyon16", "folders", "brain", "brain_cnn", "breastmnist",
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow_recipes] if name in HEAVY else []) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in SOAK)) for name in NAMES])
 def test_a_recipe_trains_evaluates_and_predicts(
     name: str, slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,58 +52,73 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """A rehearsal in both layouts, with the members and the wheels as datasets: its folder and its lines."""
+
+    out: Path
+    lines: list[str]
+
+    @property
+    def submission(self) -> bytes:
+        return (self.out / "submission.csv").read_bytes()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.out / "rehearsal.json").read_text())
+        return facts
+
+
+@pytest.fixture(scope="module")
+def rehearsed(test_split: Path, member: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    made = Rehearsed(tmp_path_factory.mktemp("rehearsed"), [])
+    how = Rehearsal(KERNEL, "strip_ai", wheels, "both", made.out, made.lines.append)
+    assert rehearse(str(test_split), member, how)
+    return made
+
+
 @pytest.mark.slow
 def test_the_kernel_gives_what_a_run_gives_in_both_layouts(
-    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+    rehearsed: Rehearsed, test_split: Path, member: Path, tmp_path: Path
 ) -> None:
-    lines: list[str] = []
-    assert rehearse(
-        str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "both", tmp_path / "out", lines.append)
-    )
-    facts = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
+    facts = rehearsed.facts
     assert facts["slides"] == {"done": 4, "partial": 0, "fallback": 0}
     assert (facts["state"], facts["codes"], facts["not_rehearsed"]) == ("done", [], [NotRehearsed.IMAGE])
     assert sorted(facts["layouts"]) == ["new", "old"]
     assert sorted(facts["datasets"]) == ["clotkit-weights", "clotkit-wheels"]
     assert facts["datasets"]["clotkit-weights"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
-    kernel = read_kernel(KERNEL, "strip_ai", tmp_path / "out")  # the rehearsed script may be pushed
-    assert kernel.source == (tmp_path / "out" / "script.py").read_text()
-    assert any("network: off" in line for line in lines)
-    status = read_status(tmp_path / "out" / "new" / "kaggle" / "working")
+    kernel = read_kernel(KERNEL, "strip_ai", rehearsed.out)  # the rehearsed script may be pushed
+    assert kernel.source == (rehearsed.out / "script.py").read_text()
+    assert any("network: off" in line for line in rehearsed.lines)
+    status = read_status(rehearsed.out / "new" / "kaggle" / "working")
     assert status is not None
     assert (status.state, status.wheels, status.slides["done"]) == (State.DONE, Wheels.USED, 4)
     assert main(["run", str(test_split), "--weights", str(member), "--out", str(tmp_path / "run")]) == 0
-    for rehearsed, ran in zip(
-        rows_of(tmp_path / "out" / "submission.csv"), rows_of(tmp_path / "run" / "submission.csv"), strict=True
+    for in_rehearsal, ran in zip(
+        rows_of(rehearsed.out / "submission.csv"), rows_of(tmp_path / "run" / "submission.csv"), strict=True
     ):
-        assert rehearsed[0] == ran[0]
-        if rehearsed[0] != "patient_id":
-            assert list(map(float, rehearsed[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
+        assert in_rehearsal[0] == ran[0]
+        if in_rehearsal[0] != "patient_id":
+            assert list(map(float, in_rehearsal[1:])) == pytest.approx(list(map(float, ran[1:])), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_members_as_a_model_give_the_submission_that_they_give_as_a_dataset(
-    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+    rehearsed: Rehearsed, test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
-    as_dataset, as_model = tmp_path / "dataset", tmp_path / "model"
-    assert rehearse(str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", as_dataset, lambda _: None))
-    inputs, lines = Inputs(weights="model"), list[str]()
-    assert rehearse(
-        str(test_split),
-        member,
-        Rehearsal(KERNEL, "strip_ai", wheels, "both", as_model, lines.append, chosen_inputs=inputs),
-    )
+    out, inputs, lines = tmp_path / "model", Inputs(weights="model"), list[str]()
+    how = Rehearsal(KERNEL, "strip_ai", wheels, "both", out, lines.append, chosen_inputs=inputs)
+    assert rehearse(str(test_split), member, how)
     mounted = [line.partition("weights: ")[2].partition(";")[0] for line in lines if "weights: " in line]
     assert [path.partition("/kaggle/input/")[2] for path in mounted] == [
         "models/rehearsal/clotkit-members/keras/default/1/tiny", "clotkit-members/keras/default/1/tiny"
     ]  # fmt: skip
-    assert (as_model / "submission.csv").read_bytes() == (as_dataset / "submission.csv").read_bytes()
-    facts = json.loads((as_model / "rehearsal.json").read_text())
+    assert (out / "submission.csv").read_bytes() == rehearsed.submission
+    facts = json.loads((out / "rehearsal.json").read_text())
     assert (list(facts["datasets"]), list(facts["models"])) == (["clotkit-wheels"], ["clotkit-members/keras/default"])
     assert facts["inputs"] == {"weights": "model", "wheels": "dataset"}
     assert facts["models"]["clotkit-members/keras/default"]["tiny/recipe.toml"] == sha256(member / "recipe.toml")
-    assert read_kernel(KERNEL, "strip_ai", as_model, inputs=inputs).metadata["dataset_sources"] == [
-        "OWNER/clotkit-wheels"
-    ]
+    assert read_kernel(KERNEL, "strip_ai", out, inputs=inputs).metadata["dataset_sources"] == ["OWNER/clotkit-wheels"]
 
 
 def locked(wheels: Path, folder: Path) -> Path:
@@ -118,11 +135,17 @@ def locked(wheels: Path, folder: Path) -> Path:
     return folder
 
 
+BY_NETWORK = pytest.mark.parametrize(
+    "guarded", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["namespace", "socket guard"]
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("guarded", [False, True], ids=["namespace", "socket guard"])
+@BY_NETWORK
 def test_packages_by_the_install_script_give_the_same_submission(
-    guarded: bool, test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    guarded: bool, rehearsed: Rehearsed, test_split: Path, member: Path, wheels: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setattr("clotkit.bundle.install.locks", partial(locked, wheels, tmp_path / "locks"))
@@ -138,9 +161,7 @@ def test_packages_by_the_install_script_give_the_same_submission(
     assert any("installed before the run" in line and f"{out}/env" in line for line in lines)
     facts = json.loads((out / "rehearsal.json").read_text())
     assert (list(facts["datasets"]), facts["inputs"]["wheels"]) == (["clotkit-weights"], "script")
-    other = tmp_path / "other"
-    assert rehearse(str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", other, lines.append))
-    assert (out / "submission.csv").read_bytes() == (other / "submission.csv").read_bytes()
+    assert (out / "submission.csv").read_bytes() == rehearsed.submission
 
 
 def test_an_install_script_that_fails_fails_the_rehearsal(
@@ -189,19 +210,17 @@ def test_a_model_of_somebody_else_is_not_rehearsed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_kernel_for_a_gpu_is_rehearsed_on_the_cpu_with_the_same_bundle(
-    test_split: Path, member: Path, wheels: Path, tmp_path: Path
+    rehearsed: Rehearsed, test_split: Path, member: Path, wheels: Path, tmp_path: Path
 ) -> None:
     kernel = Path(shutil.copytree(KERNEL, tmp_path / "gpu" / "infer"))
     metadata = json.loads((kernel / "kernel-metadata.json").read_text())
     metadata |= {"enable_gpu": True, "machine_shape": "NvidiaL4"}
     (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
-    lines, facts = list[str](), list[dict[str, object]]()
-    for folder in (KERNEL, kernel):
-        out = tmp_path / f"out{len(facts)}"
-        assert rehearse(str(test_split), member, Rehearsal(folder, "strip_ai", wheels, "new", out, lines.append))
-        facts.append(json.loads((out / "rehearsal.json").read_text()))
-    assert facts[0]["bundle_sha256"] == facts[1]["bundle_sha256"]
-    assert facts[1]["not_rehearsed"] == [NotRehearsed.IMAGE, NotRehearsed.ACCELERATOR]
+    out, lines = tmp_path / "out", list[str]()
+    assert rehearse(str(test_split), member, Rehearsal(kernel, "strip_ai", wheels, "new", out, lines.append))
+    facts = json.loads((out / "rehearsal.json").read_text())
+    assert facts["bundle_sha256"] == rehearsed.facts["bundle_sha256"]
+    assert facts["not_rehearsed"] == [NotRehearsed.IMAGE, NotRehearsed.ACCELERATOR]
     assert any("not rehearsed: accelerator: NvidiaL4" in line for line in lines)
 
 
@@ -239,22 +258,20 @@ def test_another_competition_is_rehearsed_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guarded", [False, True], ids=["namespace", "socket guard"])
+@BY_NETWORK
 def test_a_notebook_gives_the_submission_of_the_script(
-    guarded: bool, test_split: Path, member: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    guarded: bool, rehearsed: Rehearsed, test_split: Path, member: Path, wheels: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     if guarded:
         monkeypatch.setenv("PATH", str(tmp_path))  # no unshare there
-    for kind in KernelType:
-        out = tmp_path / kind
-        assert rehearse(
-            str(test_split), member, Rehearsal(KERNEL, "strip_ai", wheels, "new", out, lambda _: None, kind)
-        )
-    script, notebook = (tmp_path / kind for kind in KernelType)
-    assert (notebook / "submission.csv").read_bytes() == (script / "submission.csv").read_bytes()
-    facts = [json.loads((out / "rehearsal.json").read_text()) for out in (script, notebook)]
-    assert [one["kernel_type"] for one in facts] == list(KernelType)
-    assert facts[0]["bundle_sha256"] == facts[1]["bundle_sha256"]
+    notebook, kind = tmp_path / "notebook", KernelType.NOTEBOOK
+    how = Rehearsal(KERNEL, "strip_ai", wheels, "new", notebook, lambda _: None, kind)
+    assert rehearse(str(test_split), member, how)
+    assert (notebook / "submission.csv").read_bytes() == rehearsed.submission
+    facts = json.loads((notebook / "rehearsal.json").read_text())
+    assert [facts["kernel_type"], rehearsed.facts["kernel_type"]] == [kind, KernelType.SCRIPT]
+    assert facts["bundle_sha256"] == rehearsed.facts["bundle_sha256"]
     outputs = json.loads((notebook / "new" / "executed.ipynb").read_text())["cells"][0]["outputs"]
     assert {one["output_type"] for one in outputs} == {"stream"}
     assert read_kernel(KERNEL, "strip_ai", notebook, "notebook").source == (notebook / "script.ipynb").read_text()

@@ -213,8 +213,8 @@ def test_evaluating_on_training_slides_is_reported_as_in_sample(
     ("split", "training"),
     [
         ("given", ""),
-        ("holdout", 'schedule = "plateau"\nvalidation_share = 0.2'),
-        ("folds", 'final = "folds"\nbalance = "oversample"'),
+        pytest.param("holdout", 'schedule = "plateau"\nvalidation_share = 0.2', marks=pytest.mark.soak),
+        pytest.param("folds", 'final = "folds"\nbalance = "oversample"', marks=pytest.mark.soak),
         (
             "folds",
             'final = "folds"\nbalance = "synthetic"\nlabel_smoothing = 0.1\npatience = 2\nvalidation_share = 0.2',
@@ -345,7 +345,7 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tmp_path: Path, strip_ai:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["attention", "logits"])
+@pytest.mark.parametrize("pool", ["attention", pytest.param("logits", marks=pytest.mark.soak)])
 def test_a_head_that_pools_whole_slides_is_trained_and_runs(
     pool: str, made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
 ) -> None:

@@ -115,7 +115,7 @@ def test_evaluating_a_member_trained_from_shards_gives_its_metrics(
     assert losses.iloc[3] < losses.iloc[0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_virtual_devices_learn_as_one(folder: Path, tmp_path: Path, strip_ai: Competition) -> None:
     shards = folder / "shards"
     settings = TrainSettings(str(folder / "memory.toml"), shards, tmp_path / "memory")
@@ -288,7 +288,7 @@ def fall_behind(one: Path, other: Path) -> None:
         one.write_text("".join(lines[:-1]))
 
 
-@pytest.mark.slow_recipes
+@pytest.mark.soak
 @pytest.mark.parametrize("killed", [0, 1])
 def test_workers_resume_after_one_was_killed(folder: Path, tmp_path: Path, killed: int) -> None:
     text = SHARDED.replace("epochs = 4", "epochs = 30")

@@ -418,9 +418,9 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(test_split: Path, member: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def lab(test_split: Path, keras_member: Path, strip_ai: Competition, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Make the lab for the runs of this module."""
-    made = Lab(tmp_path_factory.mktemp("faults"), test_split, member, strip_ai)
+    made = Lab(tmp_path_factory.mktemp("faults"), test_split, keras_member, strip_ai)
     made.refer()
     return made
 

@@ -24,7 +24,7 @@ def test_every_seed_is_read_as_a_second_decoder_reads_it() -> None:
             assert not answer["codes"], (seed.name, answer)
 
 
-@pytest.mark.parametrize("number", [SHORT, pytest.param(FULL, marks=pytest.mark.slow_faults)])
+@pytest.mark.parametrize("number", [SHORT, pytest.param(FULL, marks=pytest.mark.soak)])
 def test_no_mutation_hangs_crashes_or_is_silently_wrong(number: int, tmp_path: Path) -> None:
     outcome = fuzz(number, tmp_path)
     assert outcome.counts.total() >= number * 0.9
