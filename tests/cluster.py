@@ -121,12 +121,16 @@ def free_port(host: str = "127.0.0.1") -> int:
 def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[str]:
     """Run an S3 server with one bucket in this process, and yield its address."""
     import boto3
+    import requests
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
     server.start()
     try:
         url = f"http://{host}:{server.get_host_and_port()[1]}"
+        requests.post(
+            f"{url}/moto-api/reset", timeout=60
+        ).raise_for_status()  # an earlier server's objects are still there
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
         clear_filesystems()

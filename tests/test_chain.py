@@ -428,14 +428,13 @@ def test_a_slide_that_gives_no_shard_is_no_clean_rehearsal(
     assert (facts["state"], facts["slides"]) == ("partial", {"done": SLIDES - 1, "failed": 1})
 
 
-@pytest.mark.slow_recipes
-@pytest.mark.parametrize("layout", ["new", pytest.param("both", marks=pytest.mark.soak)])
-def test_the_kernels_that_ship_pass_their_rehearsals(
-    layout: str, strip_ai: Competition, wheels: Path, make_split: Callable[..., Path], tmp_path: Path
+@pytest.mark.soak
+def test_the_kernels_that_ship_pass_their_rehearsals_in_both_layouts(
+    strip_ai: Competition, wheels: Path, make_split: Callable[..., Path], tmp_path: Path
 ) -> None:
     split = make_split(tmp_path / "split", strip_ai, split="train", slides=24, seed=2022)
     out = tmp_path / "tile"
-    words = ["rehearse", "--wheels", str(wheels), "--layout", layout]
+    words = ["rehearse", "--wheels", str(wheels), "--layout", "both"]
     tile = [*words, "--kernel", str(ROOT / "kernels" / "tile"), "--split", str(split), "--out", str(out)]
     assert main(tile) == 0
     tiles = ["--tiles", str(out / "tiles"), "--backbones", str(tmp_path)]

@@ -348,12 +348,14 @@ def test_where_there_are_no_namespaces_limits_are_watched(
 
 
 @pytest.mark.slow
-def test_a_job_beyond_its_memory_has_the_fallback(test_split: Path, member: Path, python: Path, tmp_path: Path) -> None:
+def test_a_job_beyond_its_memory_has_the_fallback(
+    test_split: Path, keras_member: Path, python: Path, tmp_path: Path
+) -> None:
     groups = make_groups(f"clotkit-test-{os.getpid()}", 300, 64)
     groups.remove()
     if groups.memory is None:
         pytest.skip("no control group can be made here")
-    clean, facts = rehearse(test_split, member, tmp_path / "out", ContainerConfig("strip_ai", memory_mb=150))
+    clean, facts = rehearse(test_split, keras_member, tmp_path / "out", ContainerConfig("strip_ai", memory_mb=150))
     assert (clean, facts["slides"], facts["codes"]) == (False, {"fallback": 4}, ["crashed"])
 
 

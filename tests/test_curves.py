@@ -48,7 +48,7 @@ def first_slides(split: Path, count: int, out: Path) -> Path:
     return out
 
 
-@pytest.mark.slow_recipes
+@pytest.mark.soak
 def test_a_tiny_run_measures_as_clotkit_train_and_resumes(recipe: Path, tmp_path: Path, strip_ai: Competition) -> None:
     tiny = ["--slides", "14", "--test-slides", "8", "--ablation-slides", "14", "--size", "640x640", "--seeds", "1"]
     tiny += ["--parts", "curve", "phantom", "--only", "no weight decay", "--phantom", str(recipe)]

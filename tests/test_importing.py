@@ -224,10 +224,10 @@ def test_a_file_that_changed_after_the_import_is_refused(inputs: Files, capfd: p
 
 
 @pytest.mark.slow
-def test_an_exported_member_answers_as_the_member(member: Path, tmp_path: Path) -> None:
-    assert main(["member", "export", str(member), "--out", str(tmp_path / "out")]) == DONE
+def test_an_exported_member_answers_as_the_member(keras_member: Path, tmp_path: Path) -> None:
+    assert main(["member", "export", str(keras_member), "--out", str(tmp_path / "out")]) == DONE
     tiles = noise(32, 9)
-    one, other = load_member(member, CLASSES), load_member(tmp_path / "out", CLASSES)
+    one, other = load_member(keras_member, CLASSES), load_member(tmp_path / "out", CLASSES)
     np.testing.assert_allclose(one.predict(tiles), other.predict(tiles), atol=1e-5)
     assert load_recipe(tmp_path / "out" / "recipe.toml").tiling == one.recipe.tiling
 

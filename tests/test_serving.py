@@ -134,7 +134,12 @@ def submission_of(path: Path) -> dict[str, list[float]]:
 
 def running_members(backend: Backend) -> list[psutil.Process]:
     """Return the processes of the command line that has the members."""
-    return [one for one in psutil.Process().children() if "--weights" in one.cmdline()]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # one that has ended meanwhile
+            if "--weights" in one.cmdline():
+                found.append(one)
+    return found
 
 
 # --- Frames and rows

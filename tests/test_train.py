@@ -345,7 +345,7 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tmp_path: Path, strip_ai:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["attention", pytest.param("logits", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("pool", [pytest.param("attention", marks=pytest.mark.soak), "logits"])
 def test_a_head_that_pools_whole_slides_is_trained_and_runs(
     pool: str, made: tuple[Path, Path, list[str]], tmp_path: Path, strip_ai: Competition, test_split: Path
 ) -> None:

@@ -320,7 +320,7 @@ def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp
     assert set(trials["state"]) <= {"complete", "pruned"}
 
 
-@pytest.mark.slow_recipes
+@pytest.mark.soak
 def test_workers_of_a_cluster_run_trials_and_one_that_dies_loses_none(tmp_path: Path) -> None:
     colours(tmp_path, epochs=2)
     write_search(tmp_path)
