@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clotkit.config import TilingConfig
+from clotkit.planning.forecast import forecast
 from clotkit.reasons import LevelFault, Reason
 from clotkit.slides.header.pages import level_downsample
 from clotkit.slides.levels import AUTO, CLOSE, FULL
 from clotkit.slides.pixels import Pixels, box_mean
 from clotkit.slides.reader import open_slide
 from clotkit.tiling.tilers import Batch, cut_slide
-from tests.pyramids import TILE_PX, sound_levels, tissue_picture, write_pyramid
+from tests.pyramids import GLASS, TILE_PX, sound_levels, tissue_picture, write_pyramid
 
 SIZE = (3001, 2203)  # no multiple of any downsample
 DOWNSAMPLES = (2, 4, 8, 16)
@@ -127,6 +128,48 @@ def test_an_aperio_file_has_its_levels_and_no_thumbnail_among_them(
     slide = open_slide(path)
     assert [slide.level(downsample).downsample for downsample in (2, 4, 8, 16)] == [1, 4, 4, 16]
     assert "levels_refused" not in slide.facts
+
+
+def test_a_level_that_is_wrong_in_one_ninth_of_the_slide_is_refused(tmp_path: Path, picture: Pixels) -> None:
+    """A shift by 40 px of pale tissue differs little on average over the whole slide."""
+    glass = np.array(GLASS, float)
+    pale = np.rint(glass * (picture / glass) ** 0.55).astype(np.uint8)
+    level = sound_levels(pale, (4,))[4]
+    height, width = level.shape[0] // 3, level.shape[1] // 3
+    part = level[height : 2 * height, :width]
+    part[:] = np.roll(part, 10, axis=1)
+    path = write_pyramid(tmp_path / "slide.tif", pale, {4: level})
+    difference, facts = beside_level_0(path, config())
+    assert difference == 0
+    assert [(row["downsample"], row["code"]) for row in facts["levels_refused"]] == [(4, LevelFault.DIFFERS)]
+    assert facts["levels_refused"][0]["averaged"] < 3 < facts["levels_refused"][0]["worst"]
+    sound = write_pyramid(tmp_path / "sound.tif", pale, sound_levels(pale, (4,)))
+    assert open_slide(sound).level(4).downsample == 4
+
+
+def test_a_level_in_rows_that_cannot_be_compared_to_its_end_is_not_used(tmp_path: Path) -> None:
+    picture = np.tile(tissue_picture(1024, 768), (12, 4, 1))
+    level = sound_levels(picture, (4,))[4]
+    level[len(level) * 3 // 4 :] = 0
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        for pixels in (picture, level):
+            file.write(pixels, rowsperstrip=64, photometric="rgb", compression="zlib", subfiletype=int(pixels is level))
+    difference, facts = beside_level_0(tmp_path / "slide.tif", config())
+    assert difference == 0
+    assert [row["code"] for row in facts["levels_refused"]] == [LevelFault.UNPROVEN]
+
+
+def test_each_tiling_is_forecast_with_its_own_levels(pyramid: Path) -> None:
+    tilings = [replace(config(downsample=8, levels=levels), max_tiles=10_000) for levels in (AUTO, FULL)]
+
+    def squares(*some: TilingConfig) -> list[int]:
+        (found,) = [facts["forecasts"] for facts in forecast(pyramid, some) if "forecasts" in facts]
+        return [one["squares"] for one in found]
+
+    alone = [squares(one)[0] for one in tilings]
+    assert alone[0] != alone[1]
+    assert squares(*tilings) == alone
+    assert squares(*tilings[::-1]) == alone[::-1]
 
 
 def black(level: Pixels) -> Pixels:

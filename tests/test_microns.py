@@ -10,13 +10,13 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clotkit.config import Recipe, TilingConfig, read_recipe, recipe_of
-from clotkit.errors import ConfigError, ResolutionUnknown
+from clotkit.config import BOUNDS, Recipe, TilingConfig, read_recipe, recipe_of
+from clotkit.errors import ConfigError, ResolutionUnfit, ResolutionUnknown
 from clotkit.planning.forecast import forecast
 from clotkit.reasons import Reason
 from clotkit.slides.header.tiff import read_layout
 from clotkit.slides.pixels import Pixels, box_mean
-from clotkit.tiling.microns import TOLERANCE, Mpp, scale_of
+from clotkit.tiling.microns import MOST_ENLARGED, TOLERANCE, Mpp, scale_of
 from clotkit.tiling.preview import draw_preview
 from clotkit.tiling.tilers import Batch, tile_slide
 from tests.pyramids import tissue_picture, write_pyramid
@@ -103,7 +103,7 @@ def test_aperio_states_microns_in_its_description(tmp_path: Path, picture: Pixel
     text = "Aperio Image Library v11.2.1\n1500x1100 (128x128) RGB|AppMag = 20|MPP = 0.4990|Left = 25"
     layout = read_layout(saved(tmp_path / "slide.svs", picture, None, description=text))
     assert layout is not None
-    assert layout.mpp == 0.499
+    assert layout.mpp == (0.499,)
 
 
 def test_ome_states_microns_in_its_xml(tmp_path: Path, picture: Pixels) -> None:
@@ -112,7 +112,38 @@ def test_ome_states_microns_in_its_xml(tmp_path: Path, picture: Pixels) -> None:
         file.write(picture, tile=(128, 128), photometric="rgb", metadata=options)
     layout = read_layout(tmp_path / "slide.ome.tif")
     assert layout is not None
-    assert layout.mpp == 0.25
+    assert layout.mpp[0] == 0.25
+
+
+def test_the_microns_are_those_of_the_slide_and_not_of_its_macro(tmp_path: Path, picture: Pixels) -> None:
+    """The file's first image is a photograph of the glass, in OME's XML and by the tags."""
+    macro = picture[:200, :300]
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True) as file:
+        for pixels, mpp in ((macro, 10.0), (picture, 0.5)):
+            options = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+            file.write(pixels, tile=(128, 128), photometric="rgb", metadata=options)
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        for pixels, per_cm in ((macro, 1000), (picture, 20_000)):
+            file.write(
+                pixels, tile=(128, 128), photometric="rgb", resolution=(per_cm, per_cm), resolutionunit="CENTIMETER"
+            )
+    for name in ("slide.ome.tif", "slide.tif"):
+        _, facts = tiled(tmp_path / name, config(0.5))
+        assert (facts["mpp"], facts["side_px"], facts["notes"]) == (0.5, SIDE, [Reason.OTHER_PAGE]), name
+
+
+def test_a_description_and_tags_that_differ_are_noted(tmp_path: Path, picture: Pixels) -> None:
+    text = "Aperio Image Library v11.2.1\n1500x1100|AppMag = 40|MPP = 0.2500|Left = 25"
+    _, facts = tiled(saved(tmp_path / "slide.svs", picture, (0.5, 0.5), description=text), config(0.5))
+    assert (facts["mpp"], facts["notes"]) == (0.25, [Reason.MPP_DISAGREES])
+
+
+@pytest.mark.parametrize("stated", ["2.5e-1", "0.25x", "0.2.5", "1,5"])
+def test_a_number_that_is_not_understood_is_none(tmp_path: Path, picture: Pixels, stated: str) -> None:
+    text = f"Aperio Image Library v11.2.1\n1500x1100|AppMag = 40|MPP = {stated}|Left = 25"
+    layout = read_layout(saved(tmp_path / "slide.svs", picture, (0.5, 0.5), description=text))
+    assert layout is not None
+    assert layout.mpp == (0.5,)
 
 
 def test_a_slide_that_contradicts_itself_is_noted(tmp_path: Path, picture: Pixels) -> None:
@@ -144,6 +175,10 @@ def test_preview_and_forecast_know_the_scale(tmp_path: Path, picture: Pixels) ->
 @given(st.floats(0.05, 20), st.floats(0.05, 20), st.sampled_from([16, 96, 224, 1024]))
 def test_tiles_have_the_wanted_resolution(wanted: float, stated: float, tile_px: int) -> None:
     tiling = TilingConfig("patches", tile_px, downsample=1, max_tiles=9, batch_tiles=4, mpp=wanted)
+    if not 1 / MOST_ENLARGED <= wanted / stated <= BOUNDS["downsample"][1]:
+        with pytest.raises(ResolutionUnfit):
+            scale_of(tiling, Mpp(stated))
+        return
     scale = scale_of(tiling, Mpp(stated))
     assert scale.tile_px == tile_px
     read_px = tile_px * wanted / stated / scale.tiling.downsample  # before it is rounded
@@ -160,6 +195,7 @@ def tables(**tiling: Any) -> dict[str, Any]:
 def test_a_recipe_gives_microns_or_a_downsample() -> None:
     recipe: Recipe = recipe_of(tables(mpp=0.5), "recipe")
     assert recipe.tiling.mpp == 0.5
-    for wrong in ({}, {"mpp": 0.5, "downsample": 4}, {"mpp": -1.0}, {"mpp": 0.5, "name": "chunks"}, {"mpp": "0.5"}):
+    for wrong in ({}, {"mpp": 0.5, "downsample": 4}, {"mpp": -1.0}, {"mpp": 0.5, "name": "chunks"}, {"mpp": "0.5"},
+                  {"mpp": 1e-4}, {"mpp": 0.5, "mpp_default": 1e-300}):  # fmt: skip
         with pytest.raises(ConfigError):
             recipe_of(tables(**wrong), "recipe")

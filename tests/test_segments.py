@@ -7,7 +7,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clotkit.errors import SlideUnreadable
@@ -26,6 +26,10 @@ SIDE = 64
     high=st.sampled_from([1, 2, 256]),
     seed=st.integers(0, 9),
 )
+@example(downsample=256, rows=1, columns=2, high=1, seed=0)  # all 255: the sums are the largest that there are
+@example(downsample=258, rows=1, columns=2, high=1, seed=0)
+@example(downsample=512, rows=2, columns=1, high=256, seed=0)
+@example(downsample=4112, rows=1, columns=1, high=1, seed=0)
 @settings(deadline=None)
 def test_box_means_are_rounded_half_up(downsample: int, rows: int, columns: int, high: int, seed: int) -> None:
     shape = (rows * downsample, columns * downsample, 3)

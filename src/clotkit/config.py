@@ -40,9 +40,12 @@ class TilingConfig:
     # `close` (by less than 3 grey levels, noise included) or `full` (none: level 0 alone).
     levels: str = "auto"
     # Micrometres per tile pixel, in the place of `downsample`; 0: not set. A slide whose own resolution does not divide
-    # it, to 5 %, is read finer and resized.
+    # it, to 5 %, is read finer and resized. At least 0.05. A slide whose own is less than 1/256 of it or more than 16
+    # times as much is not scored.
     mpp: float = 0.0
-    mpp_default: float = 0.0  # micrometres per pixel of slides that do not state theirs; 0: they are refused
+    mpp_default: float = (
+        0.0  # micrometres per pixel of slides that do not state theirs; 0: they are refused; at least 0.05
+    )
     # Downsamples of some slides, as "column = value: downsample" with a column of the slides' table or a fact of the
     # competition: the first entry whose value is the slide's, whatever its capitals, replaces `downsample`.
     downsample_if: tuple[str, ...] = ()
@@ -295,6 +298,7 @@ class Recipe:
 ONNX = "onnx"  # model.name of a network in an ONNX file
 HEADS = ("abmil", "clam", "transformer", "mean_pool")  # model.name of a head over the features of an encoder
 OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
+LEAST_MPP = 0.05  # micrometres per pixel; no microscope resolves less
 # {key of a recipe's table, or table.key: its least and greatest value}; a list's bounds hold for each entry.
 BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
@@ -611,6 +615,12 @@ def check_onnx_table(onnx: OnnxConfig, where: str) -> None:
 def _check_downsample_rules(recipe: Recipe, where: str) -> None:
     """Raise ConfigError for a downsample_if or mpp that is malformed, or that the tiler would not heed."""
     tiling = recipe.tiling
+    for key, value in (("mpp", tiling.mpp), ("mpp_default", tiling.mpp_default)):
+        if 0 < value < LEAST_MPP:
+            raise ConfigError(
+                f"{where}: tiling.{key} is {value} micrometres per pixel; allowed: 0, which is none, or {LEAST_MPP} to "
+                f"{BOUNDS[key][1]}"
+            )
     if tiling.mpp and (recipe.data.source != "slides" or tiling.name in OWN_DOWNSAMPLE or tiling.downsample_if):
         raise ConfigError(
             f"{where}: tiling.mpp is {tiling.mpp}, data.source {recipe.data.source!r}, tiling.name {tiling.name!r}; it "

@@ -132,6 +132,12 @@ class ResolutionUnknown(SlideError):  # noqa: N818
     reason = Reason.NO_RESOLUTION
 
 
+class ResolutionUnfit(SlideError):  # noqa: N818
+    """A sound slide whose pixels are far too small or too large for the micrometres that a recipe asks for."""
+
+    reason = Reason.UNFIT_RESOLUTION
+
+
 class NoTissue(SlideError):  # noqa: N818
     """A sound slide on which nothing differs from the background."""
 

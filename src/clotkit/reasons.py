@@ -23,6 +23,7 @@ class Reason(StrEnum):
     NO_TISSUE = "no_tissue"  # sound, but nothing differs from the background
     BAD_FEATURES = "bad_features"  # an encoder gave NaN, infinity or numbers that float16 cannot hold
     NO_RESOLUTION = "no_resolution"  # the recipe asks for micrometres, and the file does not say how large a pixel is
+    UNFIT_RESOLUTION = "unfit_resolution"  # its pixels are far too small or too large for the recipe's micrometres
     STORE = "store"  # it could not be read from an object store
     SPARSE = "sparse"  # tiles or strips are absent from the file: they show the background
     TABLE_COMPLETED = "table_completed"  # sizes of tiles or strips were missing or wrong, and follow from their places
@@ -59,7 +60,8 @@ class Reason(StrEnum):
     SEVERAL_PAGES = "several_pages"  # another page may be the slide, or a part of it, as well: one was chosen
     PAGES_UNREAD = "pages_unread"  # a directory beside that of the slide cannot be read
     MPP_DEFAULT = "mpp_default"  # it does not say how large a pixel is: the recipe's `mpp_default` stands in
-    MPP_DISAGREES = "mpp_disagrees"  # its header and OpenSlide state different sizes of a pixel: OpenSlide's is taken
+    # Its description, its tags and OpenSlide state different sizes of a pixel: OpenSlide's is taken, else the first.
+    MPP_DISAGREES = "mpp_disagrees"
     ENLARGED = "enlarged"  # its pixels are larger than those of the tiles that the recipe asks for
     OLD_OPENSLIDE = "old_openslide"  # read by an OpenSlide before 4.0.1, which may show uninitialised pixels
     LEVEL_REFUSED = "level_refused"  # a smaller level of the file is not used; `levels_refused` says which and why

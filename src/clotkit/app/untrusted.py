@@ -73,17 +73,10 @@ def overview(task: Task) -> Pieces:
     """Yield the size, downsample and decoder of a slide, then a picture of the whole slide within VIEW_PX."""
     opened = open_slide(task.path)
     background, downsample = sample_background(opened), fitting_downsample(opened.width_px, opened.height_px)
-    yield (
-        SHOWN,
-        {
-            "width_px": opened.width_px,
-            "height_px": opened.height_px,
-            "downsample": downsample,
-            "decoder": opened.decoder,
-            **opened.facts,
-        },
-    )
-    yield SHOWN, _batch(read_overview(opened, downsample, background)[None])
+    size = {"width_px": opened.width_px, "height_px": opened.height_px, "downsample": downsample}
+    picture = read_overview(opened, downsample, background)  # after it, the facts have what was found on the way
+    yield SHOWN, size | {"decoder": opened.decoder, **opened.facts}
+    yield SHOWN, _batch(picture[None])
 
 
 def tissue(task: Task) -> Pieces:

@@ -90,7 +90,8 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
     """
     if path.is_file() and path.stat().st_size:
         yield _header(read_layout(path))
-    slide, opened_s = _timed(lambda: open_slide(path, tilings[0].levels, any(one.mpp for one in tilings)))
+    microns = any(one.mpp for one in tilings)
+    slide, opened_s = _timed(lambda: open_slide(path, tilings[0].levels, microns))
     tilings = [scale_of(one, slide.facts.get("mpp")).tiling if one.mpp else one for one in tilings]
     yield {
         "decoder": slide.decoder,
@@ -101,13 +102,20 @@ def forecast(path: Path, tilings: Sequence[TilingConfig]) -> Iterator[dict[str, 
         probe = _probe_rows(slide, opened_s)
         yield {"forecasts": [asdict(_forecast(slide, tiling, probe)) for tiling in tilings]}
         return
-    context, background_s = _timed(lambda: slide_context(slide))
-    probes, forecasts = dict[int, Probe](), list[Forecast]()
+    contexts, probes = dict[str, tuple[Slide, SlideContext, float]](), dict[tuple[str, int], Probe]()
+    forecasts = list[Forecast]()
     for tiling in tilings:
-        level, judged_s = _timed(partial(slide.level, _downsample(slide, tiling)))
-        if level.downsample not in probes:
-            probes[level.downsample] = _probe_cells(context, level.downsample, opened_s + background_s + judged_s)
-        forecasts.append(_forecast(slide, tiling, probes[level.downsample]))
+        levels = tiling.levels
+        if levels not in contexts:  # a run opens the slide once more for a recipe with other levels
+            if contexts:
+                slide, opened_s = _timed(partial(open_slide, path, levels, microns))
+            context, background_s = _timed(partial(slide_context, slide))
+            contexts[levels] = (slide, context, opened_s + background_s)
+        own, context, opening_s = contexts[levels]
+        level, judged_s = _timed(partial(own.level, _downsample(own, tiling)))
+        if (levels, level.downsample) not in probes:
+            probes[levels, level.downsample] = _probe_cells(context, level.downsample, opening_s + judged_s)
+        forecasts.append(_forecast(own, tiling, probes[levels, level.downsample]))
     index = next(iter(probes.values())).index
     yield {"wanted_share": 1.0 if index is None else round(index.wanted_share, 4)}
     yield {"forecasts": [asdict(one) for one in forecasts]}

@@ -24,7 +24,7 @@ AUTO, CLOSE, FULL = "auto", "close", "full"  # which levels may be used; see `co
 # The mean difference of the squares from level 0, in grey levels: at most this after 2 x 2 px are averaged, which takes
 # out most of a codec's noise (on tissue, pixel by pixel: JPEG 1 to 2 at quality 90, 3 to 5 at 75). CLOSE levels differ
 # by no more pixel by pixel. Both by no more than this part of the contrast within the squares: without contrast they
-# tell nothing of a shift, and the level is not used.
+# tell nothing of a shift, and the level is not used. A single square may differ more, within that part of its contrast.
 MAX_DIFFERENCE, MAX_PART, MIN_CONTRAST = 3.0, 0.5, 1.5
 
 
@@ -60,10 +60,11 @@ class Comparison:
     difference: float  # pixel by pixel
     averaged: float  # of means of 2 x 2 px
     contrast: float  # of level 0, within the squares
+    worst: float  # of `averaged`: the largest of one square, of those where it is above MAX_PART of their contrast
 
     def fault(self, allowed: str) -> LevelFault | None:
         """Return why the level is not used if `allowed` ones may be; None: it is."""
-        if (self.difference if allowed == CLOSE else self.averaged) > MAX_DIFFERENCE:
+        if max(self.difference if allowed == CLOSE else self.averaged, self.worst) > MAX_DIFFERENCE:
             return LevelFault.DIFFERS
         if self.contrast < MIN_CONTRAST:
             return LevelFault.UNPROVEN
@@ -170,25 +171,28 @@ class PyramidSlide:
         side = factor * max(LEVEL_PX, SQUARE_PX // factor // 2 * 2)  # of the level, an even number of pixels
         xy = self._squares(side)
         if not xy:
-            return Comparison(0.0, 0.0, 0.0)
+            return Comparison(0.0, 0.0, 0.0, 0.0)
         pixels = side // factor
         expected = np.stack(list(self._tiles(xy, pixels, (factor, factor // REFERENCE_TIMES), WHITE)))  # [n, px, px, 3]
         shown = np.stack(list(slide.tiles([(x // factor, y // factor) for x, y in xy], pixels, 1, WHITE)))
         differences = expected.astype(np.float32) - shown
-        contrast = np.abs(expected - expected.mean(axis=(1, 2), keepdims=True)).mean()
+        contrast = np.abs(expected - expected.mean(axis=(1, 2), keepdims=True)).mean(axis=(1, 2, 3))  # [n]
         pairs = differences.reshape(len(xy), pixels // 2, 2, pixels // 2, 2, 3).mean(axis=(2, 4))
-        return Comparison(float(np.abs(differences).mean()), float(np.abs(pairs).mean()), float(contrast))
+        averaged = np.abs(pairs).mean(axis=(1, 2, 3))  # [n]
+        worst = averaged[averaged > MAX_PART * contrast].max(initial=0.0)
+        return Comparison(
+            float(np.abs(differences).mean()), float(averaged.mean()), float(contrast.mean()), float(worst)
+        )
 
     def _squares(self, side_px: int) -> list[tuple[int, int]]:
         """Return the corners of squares to compare, multiples of their side, sorted by row.
 
-        In each part of the slide, it is the one whose weight is nearest to that of typical tissue.
+        In each part of the slide, it is the one whose weight is nearest to that of typical tissue. None of a slide that
+        is too small, or of one in rows that is too large.
         """
-        rows_px = self.height_px
-        if self.sequential:  # squares at the top: those below cost every row above them
-            rows_px = min(rows_px, max(MAX_ROWS_PX // self.width_px, side_px))
-        shape = (rows_px // side_px, self.width_px // side_px)
-        if 0 in shape:
+        shape = (self.height_px // side_px, self.width_px // side_px)
+        # In rows, each square costs every row above it: no comparison of a large slide, so that its levels are unproven.
+        if 0 in shape or (self.sequential and self.height_px * self.width_px > MAX_ROWS_PX):
             return []
         off = self._untypical(side_px, shape)
         corners = []

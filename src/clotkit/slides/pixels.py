@@ -39,17 +39,22 @@ def box_mean(pixels: Pixels, downsample: int) -> Pixels:
 
 def _mean_of_rows(boxes: npt.NDArray[np.uint8], downsample: int, out: Pixels) -> None:
     """Write box means of uint8[n, downsample, w * downsample * 3] into `out`, uint8[n, w, 3]."""
-    sums = _sum(boxes, np.uint16)  # [n, w * downsample * 3]; 256 * 255 fits uint16
+    sums = _sum(boxes, _holding(255 * downsample))  # [n, w * downsample * 3]
     if downsample in PACKED_SHIFTS and sums.flags.c_contiguous:
         _mean_of_columns(sums.view(np.uint64).reshape(len(boxes) * out.shape[1], -1, 3), downsample, out)
         return
     columns = sums.reshape(len(boxes), -1, downsample, 3)  # [n, w, columns of a box, 3]
-    wide: type[np.unsignedinteger[Any]] = np.uint16 if downsample <= MAX_UNROLLED else np.uint32
     area = downsample * downsample
+    wide = _holding(255 * area + area // 2)
     for channel in range(3):
         total = _sum(columns[..., channel].swapaxes(1, 2), wide)  # [n, columns of a box, w] -> [n, w]
         total += wide(area // 2)
         out[:, :, channel] = total >> wide(area.bit_length() - 1) if area & (area - 1) == 0 else total // wide(area)
+
+
+def _holding(most: int) -> type[np.unsignedinteger[Any]]:
+    """Return the smallest unsigned type, of 16 bits or more, that holds numbers up to `most`."""
+    return next(wide for wide in (np.uint16, np.uint32, np.uint64) if most <= np.iinfo(wide).max)
 
 
 def _mean_of_columns(groups: npt.NDArray[np.uint64], downsample: int, out: Pixels) -> None:

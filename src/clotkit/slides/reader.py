@@ -70,7 +70,7 @@ def open_slide(path: Path, levels: str = AUTO, microns: bool = False) -> Slide:
     upright = layout.orientation == 1
     slide = PyramidSlide(_open_page(path, layout), _levels_of_a_tiff(path, layout) if upright else (), levels)
     if microns:
-        _add_mpp(slide, path)
+        _add_mpp(slide, path, layout.mpp)
     return slide
 
 
@@ -85,17 +85,19 @@ def _open_for_openslide(path: Path, levels: str) -> PyramidSlide:
     return PyramidSlide(slide, _levels_of_openslide(path, slide), levels)
 
 
-def _add_mpp(slide: PyramidSlide, path: Path) -> None:
-    """Add OpenSlide's size of a pixel to the facts of a slide, if it has a plausible one."""
+def _add_mpp(slide: PyramidSlide, path: Path, stated: tuple[float, ...]) -> None:
+    """Add OpenSlide's size of a pixel to the facts of a slide, if it has a plausible one, and compare it with others."""
     try:
-        mpp = OpenSlideSlide(path).mpp
+        other = OpenSlideSlide(path)
     except SlideError:  # not installed, or it does not read the file: the header has the only word
-        return
-    if mpp is None:
-        return
-    if "mpp" in slide.facts and unlike(slide.facts["mpp"], mpp):
+        other = None
+    # OpenSlide may show another page of the file.
+    if other is not None and (other.width_px, other.height_px) == (slide.width_px, slide.height_px) and other.mpp:
+        stated = (other.mpp, *stated)
+    if stated:
+        slide.facts["mpp"] = stated[0]
+    if any(unlike(stated[0], mpp) for mpp in stated[1:]):
         slide.facts["notes"] = [*slide.facts.get("notes", ()), Reason.MPP_DISAGREES]
-    slide.facts["mpp"] = mpp
 
 
 def _open_page(path: Path, layout: Layout) -> FallbackSlide:

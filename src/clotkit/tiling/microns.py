@@ -9,8 +9,8 @@ from typing import Any, NewType
 
 import numpy as np
 
-from clotkit.config import TilingConfig
-from clotkit.errors import ResolutionUnknown
+from clotkit.config import BOUNDS, TilingConfig
+from clotkit.errors import ResolutionUnfit, ResolutionUnknown
 from clotkit.reasons import Reason
 from clotkit.slides.pixels import Pixels
 from clotkit.tiling.grid_tilers import TileStream
@@ -20,6 +20,7 @@ SlidePx = NewType("SlidePx", int)  # pixels of level 0
 TilePx = NewType("TilePx", int)  # pixels of a tile as the network sees it
 
 TOLERANCE = 0.05  # a whole downsample within this part of the wanted one is taken, and nothing is resampled
+MOST_ENLARGED = 16  # times, along a side
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def scale_of(config: TilingConfig, slide_mpp: Mpp | None) -> Scale:
 
     Raises:
         ResolutionUnknown: The slide states no resolution, and the recipe has no `mpp_default`.
+        ResolutionUnfit: The wanted ratio is above the largest downsample of a recipe, or below 1 / MOST_ENLARGED.
     """
     codes = list[Reason]()
     if slide_mpp is None:
@@ -72,7 +74,12 @@ def scale_of(config: TilingConfig, slide_mpp: Mpp | None) -> Scale:
             )
         slide_mpp = Mpp(config.mpp_default)
         codes.append(Reason.MPP_DEFAULT)
-    ratio = config.mpp / slide_mpp
+    ratio, most = config.mpp / slide_mpp, BOUNDS["downsample"][1]
+    if not 1 / MOST_ENLARGED <= ratio <= most:
+        raise ResolutionUnfit(
+            f"tiling.mpp is {config.mpp}, {ratio:.4g} times the slide's {slide_mpp}; "
+            f"allowed: 1/{MOST_ENLARGED} to {most} times"
+        )
     whole = max(1, round(ratio))
     if abs(whole - ratio) <= TOLERANCE * ratio:
         tiling = replace(config, downsample=whole, mpp=0.0)

@@ -50,7 +50,7 @@ NAMED = re.compile(
 )
 APERIO_REDUCED = re.compile(r"Aperio[^\n]*\n[^\n]*->")  # "4443x3567 (256x256) -> 2221x1783"
 LEVEL = re.compile(r"(?:^|[\s|;])level=(\d{1,6})")  # Ventana: "level=0 mag=40"
-OME_FILES = re.compile(r"""<(?:\w+:)?UUID\b[^>]*\bFileName=["']([^"']*)""")
+OME_FILES = re.compile(r"""<(?:\w+:)?UUID\b[^<>]*\bFileName=["']([^"']*)""")
 OME_ELSEWHERE = re.compile(r"<(?:\w+:)?BinaryOnly\b")
 OME_PIXELS, OME_SIZE = re.compile(r"<(?:\w+:)?Pixels\b[^>]*"), re.compile(r"""\bSize([XYCZT])=["'](\d{1,9})["']""")
 IMAGEJ_PLANES = re.compile(r"ImageJ=.*\nimages=(\d{1,9})\b")

@@ -90,7 +90,7 @@ class Layout:
     subifd: tuple[int, ...] = ()  # its numbers in the SubIFDs below that page, one a level; empty: the page itself
     notes: tuple[Reason, ...] = ()  # what the report says about the choice of the page
     levels: tuple[Copy, ...] = ()  # of a pyramid, the finest first
-    mpp: float | None = None  # micrometres per pixel; None: not stated, or not plausible
+    mpp: tuple[float, ...] = ()  # plausible micrometres per pixel, as the description and the tags state them
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Layout:
             where
             | ({"subifd": list(self.subifd)} if self.subifd else {})
             | ({"notes": [*self.notes]} if self.notes else {})
-            | ({"mpp": self.mpp} if self.mpp else {})
+            | ({"mpp": self.mpp[0]} if self.mpp else {})
         )
 
 
