@@ -148,6 +148,28 @@ def random() -> Any:
     return model(extra=[noise, helper.make_node("Add", ["logits", "noise"], ["out"])])
 
 
+def sigmoids(classes: int) -> Any:
+    """Return a model of independent probabilities."""
+    return model(classes=classes, extra=[helper.make_node("Sigmoid", ["logits"], ["out"])])
+
+
+def sequence() -> Any:
+    """Return a model whose output is a sequence of tensors; that of scikit-learn's ZipMap is one too."""
+    made = model(extra=[helper.make_node("SequenceConstruct", ["logits"], ["out"])])
+    del made.graph.output[:]
+    row = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    made.graph.output.append(helper.make_value_info("out", helper.make_sequence_type_proto(row)))
+    return made
+
+
+def no_columns() -> Any:
+    """Return a model whose rows are empty."""
+    made = model(extra=[helper.make_node("Slice", ["logits", "zero", "zero", "one"], ["out"])])
+    for name, value in (("zero", 0), ("one", 1)):
+        made.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    return made
+
+
 def blind() -> Any:
     """Return a model with the same logits for every tile."""
     made = model(extra=[helper.make_node("Mul", ["logits", "zero"], ["out"])])

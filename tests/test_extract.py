@@ -45,7 +45,7 @@ from clotkit.workers import Task
 
 from .cluster import KEYS, Cluster, copy_in, object_store
 from .conftest import RECIPE
-from .feature_files import read_stamp, read_trident
+from .feature_files import read_stamp, read_trident, write_trident
 
 WIDTH = 12
 
@@ -233,6 +233,23 @@ def test_a_broken_slide_costs_itself(settings: FeatureSettings, strip_ai: Compet
     assert (rows[junk.stem]["code"], rows[doomed.stem]["code"]) == (Reason.DAMAGED, Reason.CRASHED)
     assert {path.stem for path in settings.out.glob("*.h5")} == set(rows) - {junk.stem, doomed.stem}
     assert not list(settings.out.glob(".*"))
+
+
+def test_files_of_another_program_are_not_touched(
+    settings: FeatureSettings, strip_ai: Competition, tmp_path: Path
+) -> None:
+    """That of a sound slide would be replaced, that of a broken one removed."""
+    split, out = Path(shutil.copytree(settings.split_dir, tmp_path / "split")), tmp_path / "theirs"
+    slides = sorted((split / "test").glob("*.tif"))
+    slides[0].write_bytes(b"II*\0" + bytes(500))
+    for slide in slides[:2]:
+        out.mkdir(exist_ok=True)
+        write_trident(out / f"{slide.stem}.h5", np.ones((5, 8), np.float32), np.zeros((5, 2), np.int64))
+        before = hashes(out)
+        with pytest.raises(UsageError, match=slide.stem):
+            extract_split(replace(settings, split_dir=split, out=out), strip_ai, quiet)
+        assert hashes(out) == before
+        shutil.rmtree(out)
 
 
 def test_numbers_beyond_float16_cost_the_slide(settings: FeatureSettings, strip_ai: Competition) -> None:

@@ -252,6 +252,32 @@ def test_linear_solutions_are_minima() -> None:
             assert nearby > least
 
 
+def test_bags_with_fewer_tiles_than_the_instance_loss_takes_are_trained_on(
+    strip_ai: Competition, tmp_path: Path
+) -> None:
+    """The folds differ in their largest bag, and share a compiled model."""
+    rows = ["image_id,center_id,patient_id,image_num,label"]
+    for number in range(12):
+        count = 7 if number == 0 else 5
+        features, corners = np.random.default_rng(number).normal(size=(count, 8)), np.zeros((count, 2))
+        write_features(tmp_path / f"s{number:03}.h5", features, corners, {"encoder": "x", "encoder_sha256": "1"})
+        rows.append(f"s{number:03},1,p{number:03},0,{'CE' if number % 2 else 'LAA'}")
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    recipe = write_recipe(tmp_path / "r.toml", "clam", epochs=2)
+    metrics = train_any(TrainSettings(str(recipe), tmp_path, tmp_path / "m"), strip_ai, lambda _: None)
+    assert metrics["material"]["images"] == 12
+
+
+def test_a_file_with_a_bad_row_costs_its_slide(strip_ai: Competition, tmp_path: Path) -> None:
+    slides, lines = write_slides(tmp_path / "features", facts={"encoder": "uni"}), list[str]()
+    bad = np.ones((6, 8), np.float32)
+    bad[3, 2] = np.inf
+    write_trident(slides / "s005.h5", bad, np.zeros((6, 2), np.int64))
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml", "abmil"))
+    assert len(read_features(recipe, slides, None, strip_ai, None, tmp_path, lines.append)) == 23
+    assert [line for line in lines if line.startswith("s005 ")]
+
+
 def test_wrong_features_are_refused(slides: Path, strip_ai: Competition, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path / "r.toml", "abmil"))
     bare = tmp_path / "bare"

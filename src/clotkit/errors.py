@@ -133,7 +133,7 @@ class ResolutionUnknown(SlideError):  # noqa: N818
 
 
 class ResolutionUnfit(SlideError):  # noqa: N818
-    """A sound slide whose pixels are far too small or too large for the micrometres that a recipe asks for."""
+    """A sound slide whose pixels are far too small or too large for the micrometres of a recipe."""
 
     reason = Reason.UNFIT_RESOLUTION
 

@@ -203,7 +203,7 @@ def test_a_run_is_planned_started_followed_and_compared(page: Any, client: Clien
     chosen(page, "Before", "/before")
     chosen(page, "After", "/after")
     page.get_by_role("button", name="Compare").press("Enter")
-    assert page.locator("[data-code=state]").count() == 1
+    page.locator("[data-code=state]").wait_for()  # of one patient alone
     checked(page, "runs-compared")
 
 

@@ -283,6 +283,8 @@ def _shape(path: Path, name: str, data: Any) -> tuple[int, int]:
             f"{path}: {name} is {getattr(data, 'dtype', 'a group')}{list(shape or ())}; "
             f"{'float' if name != COORDS else 'numbers'}[tiles, {'features' if name != COORDS else 2}] is needed"
         )
+    if not shape[-1]:
+        raise SlideUnreadable(f"{path}: {name} has no columns; at least 1 is needed")
     return int(shape[-2]), int(shape[-1])
 
 
@@ -300,4 +302,6 @@ def _plain(value: Any) -> Any:
     """Return an attribute as a number, a string or a list."""
     with suppress(AttributeError):
         value = value.tolist()
+    if isinstance(value, list) and len(value) == 1:
+        return _plain(value[0])
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -10,6 +10,7 @@ from clotkit.members.onnx.network import OnnxNetwork
 from clotkit.members.weights import SUM_TOLERANCE, check_outputs
 
 SAME = 1e-3  # values of a tile that differ by less, relative to the largest, are equal
+SQUASHING = {"Sigmoid", "Softmax"}  # operators whose values are probabilities
 EVALUATION = "export it in evaluation mode, for PyTorch after model.eval()"
 
 
@@ -22,12 +23,13 @@ def check_network(network: OnnxNetwork, tiles: npt.NDArray[np.uint8], path: Path
     values, rows = network.model(tiles), network.predict_on_batch(tiles)
     config = network.model.config
     if problem := check_outputs(rows, not network.pools_logits):
-        advice = ' or set onnx.output = "logits"' if np.isfinite(values).all() else ""
+        squashed = network.model.operator in SQUASHING
+        advice = "" if squashed or not np.isfinite(values).all() else ' or set onnx.output = "logits"'
         raise WeightsError(f"{path}: {problem}; check onnx.scale, mean and std,{advice or ' or the export'}")
-    if config.output == "logits" and _are_probabilities(values):
-        raise WeightsError(
-            f'{path}: its logits are probabilities: each row sums to 1; set onnx.output = "probabilities"'
-        )
+    if config.output == "logits" and (_are_probabilities(values) or network.model.operator in SQUASHING):
+        sums = values.shape[1] == 1 or _are_probabilities(values)
+        advice = 'set onnx.output = "probabilities"' if sums else "export the values before the sigmoid"
+        raise WeightsError(f"{path}: its logits are probabilities, of {network.model.operator or 'softmax'}; {advice}")
     if not _equal(network.model(tiles), values):
         raise WeightsError(f"{path}: answers differently when asked again, as with dropout; {EVALUATION}")
     if not _equal(network.model(tiles[:1]), values[:1]):

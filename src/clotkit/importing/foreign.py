@@ -93,6 +93,11 @@ def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competiti
     table["fold"] = _folds(oof, table, read.groups, recipe, competition)
     target = target_of(recipe, table["label"].to_numpy(np.int64), classes, competition)
     fit = fit_by_fold(rows_to_score(table, target), int(table["fold"].max()) + 1, target)
+    if fit.calibration.slope <= 0:
+        raise ConfigError(
+            f"{oof}: its predictions are no better than the constant, however they are calibrated; are the columns of "
+            "the classes exchanged?"
+        )
     return ForeignPredictions(target, table, fit)
 
 

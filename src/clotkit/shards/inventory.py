@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 from clotkit.competitions import Competition
+from clotkit.errors import UsageError
 from clotkit.shards.cut import CutResult, ShardTask, is_current_preview
 from clotkit.shards.folder import PREVIEWS
 from clotkit.shards.shard import metadata_in
@@ -117,6 +118,8 @@ def take_inventory(
     """Compare the shards in a store with the tasks of the slides, which are by image id.
 
     `table` is the name of their table, and `metadata` reads the metadata of one, for files that are no shards.
+
+    Raises UsageError for a file that another program has written where a shard would go.
     """
     previous, listed = previous_rows(store, competition, table), store.entries()
 
@@ -149,6 +152,11 @@ def _up_to_date_row(
     tiles = previous.tiles if previous and known and previous.sha256 else 0
     if not tiles or isinstance(task.store, Folder):
         metadata = read_metadata(task.store, task.shard)
+        if metadata is not None and not metadata.key:
+            raise UsageError(
+                f"{task.store.url(task.shard)}: a sound file of another program, which would be replaced; give another "
+                "folder for the output"
+            )
         if metadata is None or metadata.key != task.key:
             return None
         tiles = metadata.count

@@ -191,7 +191,7 @@ class PyramidSlide:
         is too small, or of one in rows that is too large.
         """
         shape = (self.height_px // side_px, self.width_px // side_px)
-        # In rows, each square costs every row above it: no comparison of a large slide, so that its levels are unproven.
+        # In rows, each square costs all rows above it: a large slide is not compared, and its levels are unproven.
         if 0 in shape or (self.sequential and self.height_px * self.width_px > MAX_ROWS_PX):
             return []
         off = self._untypical(side_px, shape)

@@ -86,7 +86,7 @@ def _open_for_openslide(path: Path, levels: str) -> PyramidSlide:
 
 
 def _add_mpp(slide: PyramidSlide, path: Path, stated: tuple[float, ...]) -> None:
-    """Add OpenSlide's size of a pixel to the facts of a slide, if it has a plausible one, and compare it with others."""
+    """Add the size of a pixel to a slide's facts: OpenSlide's, else the header's; note that they differ."""
     try:
         other = OpenSlideSlide(path)
     except SlideError:  # not installed, or it does not read the file: the header has the only word

@@ -23,11 +23,12 @@ MODEL_IR, MODEL_PRODUCER, MODEL_PRODUCER_VERSION, MODEL_GRAPH, MODEL_OPSET, MODE
 FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
-NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 4, 5, 7
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 SPARSE_TENSORS = (1, 2)
 TENSOR_EXTERNAL, TENSOR_LOCATION = 13, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
+PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}  # operators that leave values as they are
 
 
 @dataclass
@@ -40,7 +41,17 @@ class OnnxHeader:
     operators: set[tuple[str, str]] = field(default_factory=set)  # (domain, operator)
     functions: set[str] = field(default_factory=set)  # domains of the functions that the file itself defines
     locations: set[str] = field(default_factory=set)  # of external data, as they stand in the file
+    makers: dict[str, tuple[str, str]] = field(default_factory=dict)  # operator and its first input, by its output
     has_graph: bool = False
+
+    def operator_of(self, output: str) -> str:
+        """Return the operator that makes the values of an output; "" if it is not known."""
+        for _ in self.makers:
+            operator, first = self.makers.get(output, ("", ""))
+            if operator not in PASSING:
+                return operator
+            output = first
+        return ""
 
     @property
     def opset(self) -> int:
@@ -162,7 +173,11 @@ def _messages(data: memoryview, *numbers: int) -> Iterator[memoryview]:
 
 
 def _text(data: memoryview, number: int) -> str:
-    return "".join(bytes(value).decode("utf-8", "replace") for value in _messages(data, number))
+    return "".join(map(_decoded, _messages(data, number)))
+
+
+def _decoded(value: memoryview) -> str:
+    return bytes(value).decode("utf-8", "replace")
 
 
 def _number(data: memoryview, number: int) -> int:
@@ -177,6 +192,10 @@ def _read_model(data: memoryview, header: OnnxHeader) -> None:
     for graph in _messages(data, MODEL_GRAPH):
         header.has_graph = True
         _read_graph(graph, header)
+        for node in _messages(graph, GRAPH_NODE):
+            first = next((_decoded(name) for name in _messages(node, NODE_INPUT)), "")
+            for output in _messages(node, NODE_OUTPUT):
+                header.makers[_decoded(output)] = (_text(node, NODE_OPERATOR), first)
     for function in _messages(data, MODEL_FUNCTION):
         header.functions.add(_text(function, FUNCTION_DOMAIN))
         for node in _messages(function, FUNCTION_NODE):

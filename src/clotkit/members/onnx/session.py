@@ -21,6 +21,7 @@ BATCH_TILES = 32  # default number of tiles of a batch
 PROBE_TILES = 2  # of the first run: a batch of 1 would hide a batch size that the export has fixed
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, those that onnxruntime has
 CPU = PROVIDERS[-1]
+ROW_TYPES = {f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int32", "int64")}
 TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)"}
 # What onnxruntime puts before its reason: its code, the file, and the place in its own source.
 PREAMBLE = re.compile(
@@ -82,6 +83,11 @@ class OnnxModel:
         made = next(one for one in self._session.get_outputs() if one.name == self._output)
         return {"input": list(entry.shape), "output": list(made.shape)}
 
+    @property
+    def operator(self) -> str:
+        """The operator that makes the rows, as Softmax; "" if it is not known."""
+        return self.header.operator_of(self._output)
+
     def __call__(self, tiles: TileArray) -> Rows:
         """Return the rows float32[n, K] of tiles uint8[n, S, S, 3]; n may be 0."""
         return self._predict(tiles)
@@ -94,7 +100,7 @@ class OnnxModel:
                 raise
             why = "memory ran out, and its batch size is fixed" if is_out_of_memory(error) else _reason(error)
             raise WeightsError(f"{self.path}: cannot compute {len(tiles)} tiles: {why}") from error
-        if rows.ndim < 2 or rows.shape[0] != len(tiles) or rows.size != len(tiles) * rows.shape[1]:
+        if rows.ndim < 2 or rows.shape[0] != len(tiles) or not rows.size or rows.size != len(tiles) * rows.shape[1]:
             raise ConfigError(
                 f"{self.path}: the output {self._output} is {list(rows.shape)} for {len(tiles)} tiles; it has to be "
                 "[n, K], a row a tile: pool it before the export, or name another in onnx.output_name"
@@ -103,7 +109,12 @@ class OnnxModel:
 
     def _probe(self, tile_px: int) -> int:
         """Return the width of the rows of the first run."""
-        return int(self._forward(noise(tile_px, self.fixed_batch or PROBE_TILES)).shape[1])
+        try:
+            return int(self._forward(noise(tile_px, self.fixed_batch or PROBE_TILES)).shape[1])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise WeightsError(f"{self.path}: memory ran out in its first run, of {PROBE_TILES} tiles") from error
+            raise
 
 
 def preparation(config: OnnxConfig, side_px: int) -> Prepare:
@@ -155,7 +166,7 @@ def _open_session(path: Path, header: OnnxHeader, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, [name for name in PROVIDERS if name in available])
     except Exception as error:  # onnxruntime has a class for each code, all of Exception
         if is_out_of_memory(error):
-            raise
+            raise WeightsError(f"{path}: memory ran out while it was loaded") from error
         raise WeightsError(f"{path}: {_load_problem(error, header, onnxruntime.__version__)}") from error
 
 
@@ -214,9 +225,16 @@ def _checked_input(session: Any, config: OnnxConfig, tile_px: int, path: Path) -
 def _chosen_output(session: Any, config: OnnxConfig, path: Path) -> str:
     """Return the name of the output to take.
 
-    Raises ConfigError if the recipe's is not there, or it names none of several.
+    Raises ConfigError if the recipe's is not there, it names none of several, or the output is not of numbers.
     """
-    names = [one.name for one in session.get_outputs()]
+    types = {one.name: one.type for one in session.get_outputs()}
+    names = list(types)
     if config.output_name in names or (len(names) == 1 and not config.output_name):
-        return config.output_name or names[0]
+        chosen = config.output_name or names[0]
+        if types[chosen] not in ROW_TYPES:
+            raise ConfigError(
+                f"{path}: the output {chosen} is {types[chosen]}; a tensor of numbers is needed: name another in "
+                "onnx.output_name, or export without ZipMap (scikit-learn: zipmap=False)"
+            )
+        return chosen
     raise ConfigError(f"{path}: onnx.output_name is {config.output_name!r}; its outputs are {', '.join(names)}")

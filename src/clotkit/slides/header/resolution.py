@@ -51,7 +51,7 @@ def _aperio_mpp(text: str) -> float | None:
 
 
 def _ome_mpp(text: str, size_px: tuple[int, int]) -> float | None:
-    """Return the micrometres per pixel of the first image of a size in OME's XML; None without plausible ones."""
+    """Return the plausible micrometres per pixel of the first image of a size in OME's XML, or None."""
     for pixels in OME_PIXELS.findall(text):
         if tuple(int(length) for _, length in sorted(OME_SIZE.findall(pixels))) != size_px:
             continue

@@ -26,7 +26,9 @@ def instance_loss(logits: Any, attention: Any, mask: Any, classes: Any, tiles: i
     """
     from keras import ops
 
-    tiles = min(tiles, attention.shape[1] or tiles)
+    # A bag may have fewer tiles than a side: the batch is padded, and what is padded is not counted.
+    logits = ops.pad(logits, [[0, 0], [0, tiles], [0, 0]])
+    attention, mask = (ops.pad(values, [[0, 0], [0, tiles]]) for values in (attention, mask))
     hidden = (1 - mask) * -1e9
     most = ops.top_k(attention * mask + hidden, tiles)[1]  # [b, k]
     least = ops.top_k(-attention * mask + hidden, tiles)[1]

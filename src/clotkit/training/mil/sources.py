@@ -77,14 +77,17 @@ def _without_failed(slides: Sequence[SlideRow], data: Place, competition: Compet
 
 
 def _open_each(slides: Sequence[SlideRow], folder: FeatureFolder, log: Log) -> tuple[list[FeatureFile], list[SlideRow]]:
-    """Return the file of each slide that has one, and these slides."""
+    """Return the file of each slide that has a sound one, and these slides. Each is read once."""
     files, kept = list[FeatureFile](), list[SlideRow]()
     for slide in slides:
         try:
-            files.append(folder.open(slide.image_id))
-            kept.append(slide)
+            file = folder.open(slide.image_id)
+            file.read()  # damage in the middle costs this slide now, not the training later
         except SlideError as error:
             log(f"{slide.image_id} is left out: {error}")
+            continue
+        files.append(file)
+        kept.append(slide)
     return files, kept
 
 
