@@ -409,6 +409,7 @@ def test_a_plan_counts_files_tiles_and_bytes(settings: FeatureSettings, strip_ai
         ('side = 3\n[onnx]\noutput = "features"', "side"),
         ('[keras]\nname = "efficientnet_lite0"', "model.weights.h5"),
         ('[keras]\nname = "cnn"\nweights = "model.onnx"', "cnn"),
+        ('[keras]\nname = "efficientnet_lite0"\nweights = "../x.h5"', "x.h5"),
         ("[onnx", "TOML"),
     ],
 )

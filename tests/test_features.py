@@ -88,6 +88,20 @@ def test_stamp_is_read(version: str, tmp_path: Path) -> None:
     assert np.array_equal(found.coords, XY // 2)
 
 
+def test_attributes_of_stamp_may_be_arrays_of_one(tmp_path: Path) -> None:
+    """Some writers store each attribute as an array; a size of a pixel that is a text is none."""
+    write_stamp(tmp_path / "a.h5", FEATURES, 256.0 * XY)
+    places = open_features(tmp_path / "a.h5").coords
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        for key, value in list(file.attrs.items()):
+            file.attrs[key] = np.array([value]) if isinstance(value, int | float | np.number) else value
+    np.testing.assert_array_equal(open_features(tmp_path / "a.h5").coords, places)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["level0_mpp"] = "unknown"
+    with pytest.raises(SlideUnreadable, match="coords"):
+        _ = open_features(tmp_path / "a.h5").coords
+
+
 @given(
     rows=st.lists(st.integers(0, 59), max_size=80),
     batches=st.lists(st.integers(1, 60), min_size=1, max_size=6),
@@ -191,6 +205,8 @@ def replaced(name: str, value: np.ndarray) -> Callable[[Path], None]:
         pytest.param(replaced("coords", XY[:59]), id="a row short"),
         pytest.param(replaced("coords", np.zeros((60, 5), np.int64)), id="five columns"),
         pytest.param(replaced("coords", np.full((60, 2), np.nan)), id="places that are NaN"),
+        pytest.param(replaced("coords", np.full((60, 2), 1e300)), id="places beyond any slide"),
+        pytest.param(replaced("features", np.zeros((60, 0), np.float32)), id="no features"),
     ],
 )
 def test_a_damaged_or_wrong_file_is_one_line(change: Callable[[Path], None], tmp_path: Path) -> None:

@@ -173,6 +173,10 @@ WRONGS: dict[str, tuple[Callable[[Files], object], str]] = {
         lambda files: models.save_external(models.model(), files["model"], told="http://host/w.bin"),
         "'http://host/w.bin'; only a file beside it",
     ),
+    "data in a member's file": (
+        lambda files: models.save_external(models.model(output="logits"), files["model"], "metrics.json"),
+        "metrics.json has the name",
+    ),
     "classes": (keep(models.model(output="logits", classes=5)), "returns 5 values a tile; there are 2 classes"),
     "side": (keep(models.model(("n", 3, 48, 48))), "has to be [n, 3, 32, 32]"),
     "channels": (keep(models.model(("n", 4, 32, 32))), "has to be [n, 3, 32, 32]"),

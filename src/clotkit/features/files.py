@@ -9,6 +9,7 @@ noticed when it is read.
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ OF_COORDS = (
     "patch_size", "patch_size_level0", "level0_magnification", "target_magnification", "overlap", "name", "savetodir",
     "level0_width", "level0_height", "patch_level", "custom_downsample",
 )  # fmt: skip
+LARGEST_PLACE = 2.0**31  # pixels or micrometres
 LEVEL0_MPP = "level0_mpp"  # the fact with the micrometres per pixel of the slide
 TILING = "tiling"  # the fact with the tiling of the slide, see tiling_text
 NOT_OF_TILES = {"batch_tiles", "downsample_if"}  # keys of a slide's tiling that change none of its tiles
@@ -96,11 +98,11 @@ class FeatureFile:
         """The upper left corners of the tiles, int64[n, 2], in `unit`, rounded. Raises SlideUnreadable."""
         with _opened(self.path) as file:
             found = np.asarray(_squeezed(file[COORDS]), np.float64)
-        if not np.isfinite(found).all():
-            raise SlideUnreadable(f"{self.path}: coords has NaN or infinity; extract the features again")
         if self.layout is Layout.STAMP:
             scale = 1.0 if _states_um(self.facts) else HISTORIC_UM / HISTORIC_PX
-            found = found * scale / (float(self.facts.get(LEVEL0_MPP, 0)) or 1.0)
+            found = found * scale / (_number(self.facts.get(LEVEL0_MPP, 0)) or 1.0)
+        if not (np.abs(found) <= LARGEST_PLACE).all():
+            raise SlideUnreadable(f"{self.path}: coords has NaN or is beyond any slide; extract the features again")
         return np.rint(found).astype(np.int64)
 
     def read(self, rows: npt.ArrayLike | None = None) -> Features:
@@ -296,6 +298,14 @@ def _squeezed(data: Any) -> Any:
 def _states_um(facts: Mapping[str, Any]) -> bool:
     """Tell whether STAMP's attributes say that coordinates are micrometres, as those of STAMP 2 do."""
     return bool(facts.get("tile_size_um") or (facts.get("tile_size") and facts.get("unit") == Unit.UM))
+
+
+def _number(value: Any) -> float:
+    """Return an attribute as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _plain(value: Any) -> Any:

@@ -92,9 +92,18 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def copy_model(model: Path, folder: Path) -> None:
-    """Copy an ONNX file and its external data into a member folder."""
+    """Copy an ONNX file and its external data into a member folder.
+
+    Raises ConfigError for external data with the name of another file of a member.
+    """
+    external = external_files(model)
+    if taken := [path.name for path in external if path.name in files.OWN]:
+        raise ConfigError(
+            f"{model}: its external data {taken[0]} has the name of a member's own file; save the model again with "
+            "another location of its data"
+        )
     shutil.copyfile(model, folder / NAME)
-    for path in external_files(model):
+    for path in external:
         shutil.copyfile(path, folder / path.name)
 
 

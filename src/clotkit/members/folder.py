@@ -29,6 +29,7 @@ SPLIT = "split.csv"  # one row per image: the number of the fold that held it ou
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
 SPLIT_DROPPED = "near_duplicate"  # word of SPLIT for images that were left out, near-identical to a test image
 MANIFEST = "MANIFEST.json"  # beside the member folders
+OWN = {RECIPE, WEIGHTS, CALIBRATION, METRICS, HISTORY, CURVES, CARD, FAMILIARITY, OUT_OF_FOLD, SPLIT, ONNX_FILE}
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")  # Kaggle unpacks NAME.tar to the folder NAME
 
 

@@ -131,6 +131,8 @@ def encoder_file(folder: Path) -> EncoderFile:
         check_features(found.onnx, str(path))
     if found.keras is not None and found.keras.name not in BACKBONES:
         raise ConfigError(f"{path}: keras.name is {found.keras.name!r}; known: {', '.join(BACKBONES)}")
+    if Path(found.file).name != found.file:
+        raise ConfigError(f"{path}: its network is {found.file!r}; a file beside {ENCODER} is needed")
     if not (folder / found.file).is_file():
         raise ConfigError(f"{folder}: {found.file} is missing; put the network there, beside {ENCODER}")
     return found
