@@ -31,6 +31,8 @@ def main() -> int:
     line.add_argument("--split", type=Path, default=ROOT / "build" / "phantom")
     line.add_argument("--folder", type=Path, default=ROOT / "build" / "notebook")
     options = line.parse_args()
+    if not options.split.is_dir():
+        line.error(f"{options.split}: no split there; make dry-run draws it")
     rounds = [
         {kind: rehearsed(kind, options.split, options.folder / kind) for kind in KernelType}
         for _ in range(options.rounds)
