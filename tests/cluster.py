@@ -128,9 +128,8 @@ def object_store(bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[st
     server.start()
     try:
         url = f"http://{host}:{server.get_host_and_port()[1]}"
-        requests.post(
-            f"{url}/moto-api/reset", timeout=60
-        ).raise_for_status()  # an earlier server's objects are still there
+        # The objects of an earlier server in this process are still there.
+        requests.post(f"{url}/moto-api/reset", timeout=60).raise_for_status()
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
         boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
         clear_filesystems()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from clotkit.aliases import renamed_recipe
 from clotkit.errors import ConfigError
 from clotkit.typed_toml import read_toml, toml_path, typed
+from clotkit.units import MIN_MPP
 
 Limit = TypeVar("Limit")
 
@@ -43,9 +44,8 @@ class TilingConfig:
     # it, to 5 %, is read finer and resized. At least 0.05. A slide whose own is less than 1/256 of it or more than 16
     # times as much is not scored.
     mpp: float = 0.0
-    mpp_default: float = (
-        0.0  # micrometres per pixel of slides that do not state theirs; 0: they are refused; at least 0.05
-    )
+    # Micrometres per pixel of slides that do not state theirs; 0: they are refused. At least 0.05.
+    mpp_default: float = 0.0
     # Downsamples of some slides, as "column = value: downsample" with a column of the slides' table or a fact of the
     # competition: the first entry whose value is the slide's, whatever its capitals, replaces `downsample`.
     downsample_if: tuple[str, ...] = ()
@@ -298,7 +298,6 @@ class Recipe:
 ONNX = "onnx"  # model.name of a network in an ONNX file
 HEADS = ("abmil", "clam", "transformer", "mean_pool")  # model.name of a head over the features of an encoder
 OWN_DOWNSAMPLE = ("chunks", "strips")  # tilers that set the downsample from the slide's size
-LEAST_MPP = 0.05  # micrometres per pixel; no microscope resolves less
 # {key of a recipe's table, or table.key: its least and greatest value}; a list's bounds hold for each entry.
 BOUNDS: dict[str, tuple[float, float]] = {
     "tile_px": (16, 2048),
@@ -616,9 +615,9 @@ def _check_downsample_rules(recipe: Recipe, where: str) -> None:
     """Raise ConfigError for a downsample_if or mpp that is malformed, or that the tiler would not heed."""
     tiling = recipe.tiling
     for key, value in (("mpp", tiling.mpp), ("mpp_default", tiling.mpp_default)):
-        if 0 < value < LEAST_MPP:
+        if 0 < value < MIN_MPP:
             raise ConfigError(
-                f"{where}: tiling.{key} is {value} micrometres per pixel; allowed: 0, which is none, or {LEAST_MPP} to "
+                f"{where}: tiling.{key} is {value} micrometres per pixel; allowed: 0, which is none, or {MIN_MPP} to "
                 f"{BOUNDS[key][1]}"
             )
     if tiling.mpp and (recipe.data.source != "slides" or tiling.name in OWN_DOWNSAMPLE or tiling.downsample_if):

@@ -1,6 +1,7 @@
 """Units and numbers of things, as several packages write them."""
 
 MB = 2**20  # bytes in what the kit calls a megabyte
+MIN_MPP = 0.05  # micrometres per pixel; no scanner has smaller pixels
 
 
 def many(count: int, thing: str) -> str:

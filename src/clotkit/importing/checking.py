@@ -21,14 +21,13 @@ def check_network(network: OnnxNetwork, tiles: npt.NDArray[np.uint8], path: Path
     tiles beside.
     """
     values, rows = network.model(tiles), network.predict_on_batch(tiles)
-    config = network.model.config
+    squashed, sums_to_1 = network.model.operator in SQUASHING, _sum_to_1(values)
     if problem := check_outputs(rows, not network.pools_logits):
-        squashed = network.model.operator in SQUASHING
         advice = "" if squashed or not np.isfinite(values).all() else ' or set onnx.output = "logits"'
         raise WeightsError(f"{path}: {problem}; check onnx.scale, mean and std,{advice or ' or the export'}")
-    if config.output == "logits" and (_are_probabilities(values) or network.model.operator in SQUASHING):
-        sums = values.shape[1] == 1 or _are_probabilities(values)
-        advice = 'set onnx.output = "probabilities"' if sums else "export the values before the sigmoid"
+    if network.model.config.output == "logits" and (squashed or sums_to_1):
+        usable = sums_to_1 or values.shape[1] == 1
+        advice = 'set onnx.output = "probabilities"' if usable else "export the values before the sigmoid"
         raise WeightsError(f"{path}: its logits are probabilities, of {network.model.operator or 'softmax'}; {advice}")
     if not _equal(network.model(tiles), values):
         raise WeightsError(f"{path}: answers differently when asked again, as with dropout; {EVALUATION}")
@@ -40,7 +39,8 @@ def check_network(network: OnnxNetwork, tiles: npt.NDArray[np.uint8], path: Path
         )
 
 
-def _are_probabilities(values: npt.NDArray[np.float32]) -> bool:
+def _sum_to_1(values: npt.NDArray[np.float32]) -> bool:
+    """Tell whether rows of several values are probabilities that exclude each other."""
     sums = values.sum(axis=1)
     return values.shape[1] > 1 and bool(values.min() >= 0 and np.abs(sums - 1).max() < SUM_TOLERANCE / 10)
 

@@ -13,10 +13,10 @@ from clotkit.slides.header.directories import (
     Directories,
     Directory,
 )
+from clotkit.units import MIN_MPP
 
 UNITS_UM = {2: 25_400.0, 3: 10_000.0}  # values of ResolutionUnit: inch, centimetre
-# Micrometres per pixel that a scanner has; writers' defaults (72 dpi, 10 px/cm) are above.
-MIN_MPP, MAX_MPP = 0.05, 20.0
+MAX_MPP = 20.0  # micrometres per pixel; writers' defaults (72 dpi, 10 px/cm) are above
 UNLIKE = 0.05  # part by which width and height of a pixel may differ, and two statements of one
 OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*")
 OME_SIDE = re.compile(r"""\bPhysicalSize([XY])(Unit)?=["']([^"']*)["']""")
