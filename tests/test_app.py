@@ -34,7 +34,7 @@ from clotkit.app.viewer import (
 )
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError, SlideUnreadable, SplitError, SubmissionError, UsageError
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.evaluation.predict import predict
 from clotkit.reasons import Reason
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport

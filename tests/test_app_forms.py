@@ -14,7 +14,7 @@ from clotkit.app.samples import samples_for
 from clotkit.app.uploads import Upload, classify
 from clotkit.app.viewer import list_folders, open_folder, score_live, shown_by, slide_path
 from clotkit.competitions import Competition, Rule, load_competition
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.members.decision import Decision
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.report.shown import Kind

@@ -52,7 +52,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.training.augment",
         "clotkit.members.backbones",
         "clotkit.training.devices",
-        "clotkit.evaluation.evaluate",
+        "clotkit.evaluation.loaded_member",
         "clotkit.training.epochs",
         "clotkit.training.fit",
         "clotkit.training.frozen",

@@ -13,7 +13,8 @@ from clotkit.batching import noise
 from clotkit.cli import main
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.evaluation.evaluate import UNKNOWN, load_for_evaluation
+from clotkit.evaluation.known_images import UNKNOWN
+from clotkit.evaluation.loaded_member import load_for_evaluation
 from clotkit.evaluation.predict import predict
 from clotkit.kaggle.datasets import weights_files
 from clotkit.members.backbones import BACKBONES, LITE0, BackboneFile, arrays_sha256, lite0_backbone

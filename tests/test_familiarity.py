@@ -1,6 +1,7 @@
 """Test that pictures unlike a member's training pictures are told, and that those like them are not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from clotkit.data.familiarity import KNOWN, Familiarity, fit_familiarity, read_f
 from clotkit.data.images import edges, read_image
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError
-from clotkit.evaluation.evaluate import load_for_evaluation
-from clotkit.evaluation.predict import predict_each, unlikeness
+from clotkit.evaluation.loaded_member import load_for_evaluation
+from clotkit.evaluation.predict import has_double_contour, predict_each, unlikeness
 from clotkit.synthetic.contours import write_contours
 
 from .conftest import ROOT
@@ -126,14 +127,18 @@ def test_the_false_alarm_rate_is_that_of_the_quantile() -> None:
 
 def test_held_out_pictures_have_no_part_in_the_statistics() -> None:
     tiles = tile_set(200, 50)
-    held_out = np.char.endswith(tiles.images, "0")
+    shared = tiles.images == "i7"  # other pictures of its patient are not held out
+    held_out = np.char.endswith(tiles.patients, "0") | shared
     fitted = fit_familiarity(tiles, held_out)
     alone = tiles.where(~held_out)
     again = fit_familiarity(alone, nothing_held_out(alone))
     assert fitted is not None
     assert again is not None
     assert fitted[0].to_json() == again[0].to_json()
-    assert (fitted[1]["images"], fitted[1]["held_out"]) == (180, 20)
+    assert (fitted[1]["images"], fitted[1]["held_out"]) == (179, 20)
+    alone_held_out = fit_familiarity(tiles, shared)
+    assert alone_held_out is not None
+    assert (alone_held_out[1]["held_out"], alone_held_out[1]["unlike_share"]) == (0, None)
 
 
 def test_a_picture_alone_has_the_distance_it_has_among_others() -> None:
@@ -170,13 +175,51 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path, shipped: Familiarity) 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("threshold", float("nan")), ("threshold", 0), ("mean", [1.0]), ("scale", [0.0] * KNOWN), ("precision", "x")],
+    [
+        ("threshold", float("nan")),
+        ("threshold", 0),
+        ("threshold", 10**400),
+        ("mean", [1.0]),
+        ("scale", [0.0] * KNOWN),
+        ("scale", [1e-310] * KNOWN),
+        ("precision", "x"),
+        ("precision", np.zeros((KNOWN, KNOWN)).tolist()),
+        ("precision", (-np.eye(KNOWN)).tolist()),
+    ],
 )
 def test_a_damaged_file_is_refused(name: str, value: object, tmp_path: Path, shipped: Familiarity) -> None:
     path = tmp_path / "familiarity.json"
     path.write_text(json.dumps({**shipped.to_json(), name: value}))
     with pytest.raises(ConfigError):
         read_familiarity(path)
+
+
+def test_a_file_of_deep_lists_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "familiarity.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError):
+        read_familiarity(path)
+
+
+def test_a_distance_that_is_no_number_is_unlike(shipped: Familiarity) -> None:
+    distances = np.array([np.nan, np.inf, shipped.threshold, shipped.threshold + 1e-6])
+    assert shipped.unlike(distances).tolist() == [True, True, False, True]
+
+
+def test_a_member_that_has_lost_its_statistics_is_refused(tmp_path: Path) -> None:
+    member = shutil.copytree(MEMBER, tmp_path / "member")
+    (member / "familiarity.json").unlink()
+    with pytest.raises(ConfigError):
+        load_for_evaluation(member)
+
+
+def test_a_picture_unlike_its_training_pictures_gets_no_answer_of_a_double_contour(
+    tmp_path: Path, drawn: list[Picture], strip_ai: Competition
+) -> None:
+    for name, picture in (("own", drawn[0]), ("foreign", 255 - drawn[0])):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    assert has_double_contour(tmp_path / "own.png", MEMBER, strip_ai) in (True, False)
+    assert has_double_contour(tmp_path / "foreign.png", MEMBER, strip_ai) is None
 
 
 def test_a_prediction_says_it_and_members_without_statistics_do_not(

@@ -11,7 +11,7 @@ import pytest
 from clotkit.batching import noise, tta_views
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.evaluation.evaluate import load_for_evaluation
+from clotkit.evaluation.loaded_member import load_for_evaluation
 from clotkit.evaluation.predict import predict
 from clotkit.members.folder import MANIFEST, check_member, read_member
 from clotkit.members.heat import occlusion_map

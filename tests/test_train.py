@@ -21,7 +21,7 @@ from clotkit.cli import main
 from clotkit.competitions import Competition, Form, Rule, Submission, Unit
 from clotkit.competitions.schema import Metric
 from clotkit.errors import ConfigError, UsageError, WeightsError
-from clotkit.evaluation.evaluate import load_for_evaluation
+from clotkit.evaluation.loaded_member import load_for_evaluation
 from clotkit.members.folder import check_member
 from clotkit.members.loading import load_member
 from clotkit.training.member_folder import write_manifest

@@ -63,5 +63,5 @@ def test_the_double_contour_is_recognised(tmp_path: Path, strip_ai: Competition)
         name: [has_double_contour(path, member, strip_ai) for path in sorted((tmp_path / "fresh" / name).glob("*.png"))]
         for name in ("no", "yes")
     }
-    assert np.mean(decisions["yes"]) > 0.6
-    assert np.mean(decisions["no"]) < 0.2
+    assert decisions["yes"].count(True) > 0.6 * len(decisions["yes"])
+    assert decisions["no"].count(True) < 0.2 * len(decisions["no"])

@@ -120,6 +120,12 @@ class SlideUnreadable(SlideError):  # noqa: N818
     reason = Reason.DAMAGED
 
 
+class PictureTooLarge(SlideError):  # noqa: N818
+    """A sound picture of more pixels than are read at once."""
+
+    reason = Reason.UNSUPPORTED
+
+
 class CodecUnsupported(SlideError):  # noqa: N818
     """A sound slide that no decoder here reads."""
 

@@ -19,7 +19,7 @@ class Reason(StrEnum):
     LEFT_BEHIND = "left_behind"  # it did not end when it was killed: a file system does not answer it
     # The slide's file.
     DAMAGED = "damaged"  # missing, damaged, or not an image
-    UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it, or no image socket carries its kind
+    UNSUPPORTED = "unsupported"  # sound, but no decoder here reads it, it is too large, or no socket carries its kind
     NO_TISSUE = "no_tissue"  # sound, but nothing differs from the background
     BAD_FEATURES = "bad_features"  # an encoder gave NaN, infinity or numbers that float16 cannot hold
     NO_RESOLUTION = "no_resolution"  # the recipe asks for micrometres, and the file does not say how large a pixel is

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.config import tiling_for
-from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
+from clotkit.evaluation.known_images import UNKNOWN
+from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.members.heat import overlay
 from clotkit.slides.pixels import Pixels
 

@@ -13,8 +13,8 @@ import pandas as pd
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, loss_of, worst_first
-from clotkit.evaluation.evaluate import LoadedMember
 from clotkit.evaluation.figures import NAMES
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.evaluation.scores import calibrated, rows_to_score, scored_of
 from clotkit.members.folder import CARD, HISTORY, OUT_OF_FOLD, read_member
 

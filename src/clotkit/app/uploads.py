@@ -14,7 +14,7 @@ from clotkit.app.prediction import decide, heat_map, predict_tiles
 from clotkit.app.processes import Result, results, slide_limits, without_path
 from clotkit.competitions import Competition
 from clotkit.errors import ClotkitError, one_line
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.evaluation.predict import unlike_note, unlikeness
 from clotkit.reasons import Cause, Reason
 from clotkit.slides.pixels import Pixels

@@ -18,7 +18,7 @@ from clotkit.app.roots import Roots
 from clotkit.competitions import FOLDER, Competition, load_competition
 from clotkit.config import TilingConfig
 from clotkit.errors import ClotkitError, SplitError, UsageError
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.members.heat import RAMP, RAMP_AT
 from clotkit.reasons import Cause
 from clotkit.report.records import REPORT, RUN, SlideReport, read_report

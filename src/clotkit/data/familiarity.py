@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.data.tiles import TileSet
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, one_line
 
 Floats = npt.NDArray[np.float64]
 Tiles = npt.NDArray[np.uint8]  # [n, S, S, 3]
@@ -50,6 +50,10 @@ class Familiarity:
         """Return the distance of each picture, in the order in which their first tiles come."""
         return self._distances(_of_images(tiles))
 
+    def unlike(self, distances: Floats) -> npt.NDArray[np.bool_]:
+        """Tell which distances are above the threshold; one that is no number is."""
+        return ~(distances <= self.threshold)
+
     def _distances(self, rows: Floats) -> Floats:
         z = (rows - self.mean) / self.scale  # [n, K]
         squares: Floats = np.einsum("nk,kl,nl->n", z, self.precision, z)
@@ -75,15 +79,20 @@ def read_familiarity(path: Path) -> Familiarity | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         arrays = {name: np.array(raw[name], np.float64) for name in ("mean", "scale", "precision", "threshold")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error!r}; train the member again") from error
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {one_line(error)}; train the member again") from error
     shapes = {name: array.shape for name, array in arrays.items()}
     wanted = {"mean": (KNOWN,), "scale": (KNOWN,), "precision": (KNOWN, KNOWN), "threshold": ()}
     finite = all(np.isfinite(array).all() for array in arrays.values())
-    if shapes != wanted or not finite or arrays["scale"].min() <= 0 or arrays["threshold"] <= 0:
+    if shapes != wanted or not finite or arrays["scale"].min() < SMALLEST_SCALE or arrays["threshold"] <= 0:
         raise ConfigError(
             f"{path}: shapes {shapes}, {'finite' if finite else 'not finite'}; needed: {KNOWN} finite statistics, "
-            "scales and a threshold above 0; train the member again"
+            f"scales of at least {SMALLEST_SCALE} and a threshold above 0; train the member again"
+        )
+    if (least := float(np.linalg.eigvalsh(arrays["precision"]).min())) <= 0:
+        raise ConfigError(
+            f"{path}: the precision has an eigenvalue of {least:.3g}, so no distance follows; above 0 is needed; train "
+            "the member again"
         )
     return Familiarity(arrays["mean"], arrays["scale"], arrays["precision"], float(arrays["threshold"]))
 
@@ -109,8 +118,9 @@ def fit_familiarity(tiles: TileSet, held_out: npt.NDArray[np.bool_]) -> tuple[Fa
     for group in range(PARTS):
         distances[groups == group] = _fitted(used[groups != group], 1.0)._distances(used[groups == group])
     familiarity = _fitted(used, _quantile(distances))
+    new = aside & ~np.isin(patients, owners)  # a near-identical picture is of the same patient
     if aside.any():
-        unlike = familiarity._distances(rows[aside]) > familiarity.threshold
+        unlike = familiarity.unlike(familiarity._distances(rows[new]))
     else:
         limits = np.array([_quantile(distances[groups != group]) for group in range(PARTS)])
         unlike = distances > limits[groups]
@@ -118,7 +128,7 @@ def fit_familiarity(tiles: TileSet, held_out: npt.NDArray[np.bool_]) -> tuple[Fa
         "images": len(used),
         "distance_threshold": round(familiarity.threshold, 6),
         "held_out": len(unlike),
-        "unlike_share": round(float(unlike.mean()), 6),
+        "unlike_share": round(float(unlike.mean()), 6) if len(unlike) else None,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clotkit.config import TilingConfig
-from clotkit.errors import SlideUnreadable, one_line
+from clotkit.errors import PictureTooLarge, SlideUnreadable, one_line
 from clotkit.slides.pixels import Pixels
 
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; a larger picture is a slide, and slides are read in pieces
@@ -23,7 +23,7 @@ def read_image(path: Path) -> Pixels:
     Transparent pixels are shown on white. Grey pictures of more than 8 bits are scaled by their own range, from the
     darkest pixel to the brightest.
 
-    Raises SlideUnreadable if the file is missing, damaged, cut short, no picture, or larger than MAX_PIXELS.
+    Raises SlideUnreadable if the file is missing, damaged, cut short or no picture, PictureTooLarge above MAX_PIXELS.
     """
     from PIL import Image, ImageOps
 
@@ -34,15 +34,17 @@ def read_image(path: Path) -> Pixels:
                 _check_size(path, *file.size)
                 file.load()
                 return _as_rgb(ImageOps.exif_transpose(file))
-    except SlideUnreadable:
+    except PictureTooLarge:
         raise
+    except FileNotFoundError as error:
+        raise SlideUnreadable(f"{path}: is not there; check the path") from error
     except Exception as error:  # Pillow's decoders raise many types: struct.error, SyntaxError, ValueError
         raise SlideUnreadable(f"{path}: not a sound picture: {_why(error, path)}; save it again") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise SlideUnreadable(
+        raise PictureTooLarge(
             f"{path}: {width} x {height} px, at most {MAX_PIXELS:,} px are allowed; make it smaller, or use it as a "
             "slide"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,13 @@ class TileSet:
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def digests(self) -> dict[str, str]:
+        """Return 12 hex digits of the sha256 of each image's tiles, by image. The tiles must be in memory."""
+        found = {image: sha256() for image in self.images.tolist()}
+        for image, tile in zip(self.images.tolist(), self.tiles, strict=True):
+            found[image].update(tile.tobytes())
+        return {image: digest.hexdigest()[:12] for image, digest in found.items()}
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "TileSet":
         """Return the tiles that a boolean mask [n] chooses."""

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.errors import SlideError, SlideUnreadable, described
-from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
+from clotkit.evaluation.known_images import UNKNOWN
+from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.file_state import READ
 from clotkit.looking import look_at
 from clotkit.progress import Log
@@ -88,8 +89,10 @@ def predict_each(
     return [found.get(number) or Unpredicted(image, *NO_ANSWER) for number, image in enumerate(images)]
 
 
-def has_double_contour(image: Path, member: Path, competition: Competition) -> bool:
-    """Return True if a picture shows a double contour, by a member trained for it, such as double_contour.
+def has_double_contour(image: Path, member: Path, competition: Competition) -> bool | None:
+    """Return whether a picture shows a double contour, by a member trained for it, such as double_contour.
+
+    None is no answer: the picture is unlike those that the member was trained on.
 
     Raises ConfigError or SlideUnreadable, as `predict` does.
 
@@ -100,7 +103,8 @@ def has_double_contour(image: Path, member: Path, competition: Competition) -> b
         >>> has_double_contour(Path("picture.png"), Path("weights/double_contour"), load_competition())
         True
     """
-    return predict(member, [image], competition)[0].label == "yes"
+    found = predict(member, [image], competition)[0]
+    return None if found.unlike_training else found.label == "yes"
 
 
 def _predicted(
@@ -122,7 +126,7 @@ def unlikeness(member: LoadedMember, tiles: Tiles) -> tuple[bool, float, float] 
     if member.familiarity is None:
         return None, None, None
     distance, threshold = member.familiarity.distance(tiles), member.familiarity.threshold
-    return distance > threshold, round(distance, 6), round(threshold, 6)
+    return bool(member.familiarity.unlike(np.array(distance))), round(distance, 6), round(threshold, 6)
 
 
 def unlike_note(unlike: bool | None, distance: float | None, threshold: float | None) -> str:

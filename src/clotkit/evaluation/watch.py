@@ -15,7 +15,8 @@ from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.data.images import IMAGE_TILERS
 from clotkit.data.pictures import SUFFIXES
-from clotkit.evaluation.evaluate import UNKNOWN, LoadedMember, load_for_evaluation
+from clotkit.evaluation.known_images import UNKNOWN
+from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
 from clotkit.locks import ignore_lease_breaks, is_written_to
 from clotkit.members.folder import RECIPE

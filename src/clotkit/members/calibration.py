@@ -60,7 +60,7 @@ class Calibration:
             if raw["method"] != "platt":
                 raise ConfigError(f"{where}: method is {raw['method']!r}; known: platt")
             found = cls(float(raw["slope"]), tuple(float(value) for value in raw["offsets"]), float(raw["floor"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{where}: needs method, slope, offsets and floor: {error!r}") from error
         classes = max(len(found.offsets), 1) if classes is None else classes
         finite = np.isfinite([found.slope, found.floor, *found.offsets]).all()

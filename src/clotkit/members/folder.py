@@ -27,6 +27,7 @@ FAMILIARITY = "familiarity.json"  # statistics of the training pictures; members
 OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
 SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the three words below
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
+SPLIT_PIXELS = "pixels"  # column of SPLIT, of pictures: the digest of each one's tiles, see TileSet.digests
 SPLIT_DROPPED = "near_duplicate"  # word of SPLIT for images that were left out, near-identical to a test image
 MANIFEST = "MANIFEST.json"  # beside the member folders
 OWN = {RECIPE, WEIGHTS, CALIBRATION, METRICS, HISTORY, CURVES, CARD, FAMILIARITY, OUT_OF_FOLD, SPLIT, ONNX_FILE}
@@ -227,8 +228,11 @@ def checked_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds a {type(found).__name__}; needed: a JSON object; train the member again")
+    return found

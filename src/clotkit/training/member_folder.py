@@ -130,9 +130,14 @@ def _familiarity_line(metrics: dict[str, Any]) -> str:
     facts = metrics.get("familiarity")  # members of earlier versions have none
     if facts is None:
         return ""
+    alarms = (
+        f" Of {facts['held_out']} held-out pictures {100 * facts['unlike_share']:.1f} % were called so by mistake."
+        if facts["held_out"]
+        else ""
+    )
     return (
-        "It says when a picture is unlike its training pictures, and answers all the same. Of "
-        f"{facts['held_out']} held-out pictures {100 * facts['unlike_share']:.1f} % were called so by mistake."
+        "It says of many pictures of another kind that they are unlike its training pictures, and answers all the "
+        f"same; others pass unnoticed.{alarms}"
     )
 
 

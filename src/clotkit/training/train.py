@@ -41,7 +41,7 @@ from clotkit.evaluation.scores import (
     target_of,
 )
 from clotkit.files import atomic_write_text
-from clotkit.members.folder import SPLIT_DROPPED, SPLIT_TRAIN, SPLIT_VALIDATION
+from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, check_networks, expanded
 from clotkit.members.pooling import pooling_of
 from clotkit.members.predict import mean_by_share, predictor
@@ -257,7 +257,7 @@ class FoldTraining(ABC):
             trained, history = self.train_networks(FINAL, self.final_fold(folds))
             networks, histories = [trained], [*histories, history.assign(fold=FINAL)]
         history = pd.concat(histories, ignore_index=True)
-        split = _split_table(self.tiles, folds)
+        split = _split_table(self.tiles, folds, with_pixels=self.recipe.data.source != "slides")
         return TrainedMember(networks, history, done.out_of_fold, split=split, **vars(done.fitted))
 
     def cross_validate(self, folds: Sequence[Fold]) -> CrossValidation:
@@ -432,10 +432,11 @@ def _fold_summary(name: str, fold: Fold, history: pd.DataFrame, items: str) -> s
     )
 
 
-def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
+def _split_table(tiles: TileSet, folds: Sequence[Fold], with_pixels: bool) -> pd.DataFrame:
     """Return one row per image with its fold: the number of the one that held it out.
 
-    With a single fold, the rows of the other images say SPLIT_TRAIN, SPLIT_VALIDATION or SPLIT_DROPPED.
+    With a single fold, the rows of the other images say SPLIT_TRAIN, SPLIT_VALIDATION or SPLIT_DROPPED. The
+    digests of pixels tell pictures whose names have changed; slides are too large for that.
     """
     table = pd.DataFrame({"image": tiles.images, "fold": ""})
     for number, fold in enumerate(folds):
@@ -444,7 +445,8 @@ def _split_table(tiles: TileSet, folds: Sequence[Fold]) -> pd.DataFrame:
             table.loc[fold.validation, "fold"] = SPLIT_VALIDATION
         table.loc[fold.held_out, "fold"] = str(number)
     dropped = pd.DataFrame({"image": list(tiles.dropped), "fold": SPLIT_DROPPED})
-    return pd.concat([table.drop_duplicates(), dropped], ignore_index=True)
+    table = pd.concat([table.drop_duplicates(), dropped], ignore_index=True)
+    return table.assign(**{SPLIT_PIXELS: table["image"].map(tiles.digests()).fillna("")}) if with_pixels else table
 
 
 def member_metrics(

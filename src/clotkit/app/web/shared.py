@@ -20,7 +20,7 @@ from clotkit.app.web.jobs import Job, Jobs, Kind
 from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.errors import ConfigError, UsageError
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.members.folder import METRICS, RECIPE
 
 FIRST = ("bloodmnist", "breastmnist")  # members that lists begin with

@@ -18,7 +18,7 @@ from clotkit.app.web.rendering import page
 from clotkit.app.web.shared import Shared, job_of, shared_of
 from clotkit.data.pictures import SUFFIXES
 from clotkit.errors import UsageError
-from clotkit.evaluation.evaluate import LoadedMember
+from clotkit.evaluation.loaded_member import LoadedMember
 from clotkit.evaluation.watch import POLL_S, NewPictures, warm_up
 from clotkit.reasons import Cause, Reason
 from clotkit.splits.identity import SLIDE_SUFFIXES
