@@ -113,7 +113,9 @@ def _train_missing(options: argparse.Namespace, entries: Sequence[Entry]) -> int
     failed = 0
     with exclusive_folder(options.work, "board"):
         tasks = list(_tasks(options, entries))
-        known = [{key: row.get(key) for key in tasks[0].key} for row in read_rows(options.board)] if tasks else []
+        # A row that does not agree is evaluated again, and makes the command fail again.
+        rows = [row for row in read_rows(options.board) if row.get("agree")]
+        known = [{key: row.get(key) for key in tasks[0].key} for row in rows] if tasks else []
         missing = [task for task in tasks if task.key not in known]
         print(f"board: {len(tasks)} trainings, {len(missing)} of them to do", flush=True)
         for row in _trained_rows(missing, options):
@@ -171,7 +173,7 @@ def _trained(task: Task, options: argparse.Namespace) -> Row | None:
     if not recipe.is_file() or recipe.read_text(encoding="utf-8") != text:
         atomic_write_text(recipe, text)
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.board_one", recipe, task.data, member, result]
+    command = [sys.executable, "-m", "bench.board_one", recipe, task.data, task.data_key, member, result]
     with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(
             [*map(str, command), "--backbones", str(options.backbones)],

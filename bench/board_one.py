@@ -1,7 +1,8 @@
-"""Train and evaluate one member of the board: `python -m bench.board_one RECIPE DATA MEMBER RESULT`.
+"""Train and evaluate one member of the board: `python -m bench.board_one RECIPE DATA DATA_KEY MEMBER RESULT`.
 
 `clotkit train` and `clotkit evaluate` do the work, in this process, so that its peak memory and its CPU seconds are
-those of one training. RESULT is a JSON file, written last. Run the same command again after a kill.
+those of one training. DATA_KEY is a hash of the data: a member of other data
+is trained again. RESULT is a JSON file, written last. Run the same command again after a kill.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from clotkit.training.train import CHECKPOINTS_DIR, TrainSettings, train
 from clotkit.units import MB
 
 FIGURES = ("accuracy", "auc", "weighted_log_loss")
+DATA_KEY = "data_key"
 ROUNDING = 1e-6  # largest difference of a figure between training and evaluating
 
 
@@ -46,8 +48,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     line = argparse.ArgumentParser(prog="python -m bench.board_one", description=__doc__)
-    for name in ("recipe", "data", "member", "result"):
-        line.add_argument(name, type=Path)
+    line.add_argument("recipe", type=Path)
+    line.add_argument("data", type=Path)
+    line.add_argument("data_key")
+    line.add_argument("member", type=Path)
+    line.add_argument("result", type=Path)
     line.add_argument("--backbones", type=Path)
     return line.parse_args()
 
@@ -59,14 +64,16 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
     """
     kept, member = options.result.with_suffix(".spent.json"), options.member
     if kept.is_file() and (member / METRICS).is_file() and _same_text(member / RECIPE, options.recipe):
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
+        spent = dict(json.loads(kept.read_text(encoding="utf-8")))
+        if spent.pop(DATA_KEY, None) == options.data_key:
+            return spent
     kept.unlink(missing_ok=True)
     resumed = (member / CHECKPOINTS_DIR).is_dir()
     started = time.monotonic()
     settings = TrainSettings(str(options.recipe), options.data, member, backbones=options.backbones)
     train(settings, load_competition(), lambda line: print(line, flush=True))
     spent = {"wall_s": round(time.monotonic() - started, 1), **_usage(), "resumed": resumed}
-    atomic_write_json(kept, spent)
+    atomic_write_json(kept, spent | {DATA_KEY: options.data_key})
     return spent
 
 

@@ -107,12 +107,13 @@ def rows_text(rows: Sequence[Row]) -> str:
 
 
 def rows_of(rows: Sequence[Row], entry: Entry) -> list[Row]:
-    """Return the rows of an entry, of SEEDS, that were made with its recipe as it is now."""
+    """Return the rows of an entry, of SEEDS, that agree and were made with its recipe as it is now."""
     return [
         row
         for row in rows
         if (row["recipe"], row["protocol"]) == (entry.name, entry.protocol)
         and row["seed"] in SEEDS
+        and row["agree"]
         and row["recipe_key"] == recipe_key(entry, row["seed"])
     ]
 
@@ -138,8 +139,8 @@ def _cells(rows: Sequence[Row]) -> list[str]:
     return [
         seeds,
         *(_figure(rows, name) for name in FIGURES),
-        _pictures(rows[0]["pictures"]),
-        _left_out(rows[0]["left_out"]),
+        _pictures([row["pictures"] for row in rows]),
+        _left_out([row["left_out"] for row in rows]),
         f"{at_least}{wall:.1f}; {cpu:.1f}",
         f"{max(row['peak_mb'] for row in rows):,}",
         f"{rows[0]['weights_mb']:.1f}",
@@ -155,14 +156,21 @@ def _figure(rows: Sequence[Row], name: str) -> str:
     return f"{fmean(values):.4f}{spread}; {fmean(low):.3f} to {fmean(high):.3f}"
 
 
-def _pictures(counts: dict[str, int]) -> str:
-    if not counts["train"]:
-        return f"{counts['scored']:,} in folds"
-    return " + ".join(f"{counts[key]:,}" for key in ("train", "validation", "scored"))
+def _pictures(counts: Sequence[dict[str, int]]) -> str:
+    if not any(one["train"] for one in counts):
+        return f"{_span(counts, 'scored')} in folds"
+    return " + ".join(_span(counts, key) for key in ("train", "validation", "scored"))
 
 
-def _left_out(counts: dict[str, int] | None) -> str:
-    return "-" if counts is None else " + ".join(str(count) for count in counts.values())
+def _left_out(counts: Sequence[dict[str, int] | None]) -> str:
+    given = [one for one in counts if one is not None]
+    return " + ".join(_span(given, key) for key in given[0]) if given else "-"
+
+
+def _span(counts: Sequence[dict[str, int]], key: str) -> str:
+    """Return a number of pictures; its least and greatest if the seeds split the pictures differently."""
+    least, most = (of(one[key] for one in counts) for of in (min, max))
+    return f"{least:,}" if least == most else f"({least:,} to {most:,})"
 
 
 def with_table(page: str, table: str) -> str:

@@ -9,7 +9,8 @@ with each step taken away once, with several seeds. The change of the loss has a
 paired predictions, averaged over the seeds.
 
 Slides, tiles, features and one row for each training are kept under build/curves, so the same command goes on after a
-kill. The figures are written to bench/curves.json, then drawn into docs/images; --plots only draws.
+kill. The figures are written to bench/curves.json, where parts that were not asked for stay, and drawn into
+docs/images; --plots only draws.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from clotkit.config import AugmentConfig, ModelConfig, Recipe, load_recipe
 from clotkit.data.folds import Fold, Mask, make_folds
 from clotkit.data.grouped import read_grouped
 from clotkit.data.tiles import TileSet
-from clotkit.errors import ClotkitError, UsageError
+from clotkit.errors import ClotkitError, ConfigError, UsageError
 from clotkit.evaluation.figures import unit_losses, weighted_mean
 from clotkit.evaluation.scores import (
     EvaluationTarget,
@@ -50,7 +51,7 @@ from clotkit.members.networks import Network
 from clotkit.metric import balanced_log_loss
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
-from clotkit.splits import SlideRow, read_slides
+from clotkit.splits import SYNTHETIC, SlideRow, read_slides
 from clotkit.synthetic.phantom import write_split
 from clotkit.tiling.tilers import Batch, tile_slide
 from clotkit.training.devices import create_context
@@ -146,9 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, write the figures, draw them, and return 0; 2 for wrong input."""
     options = _options(arguments)
     try:
+        figures = read_figures(options.json)
         if not options.plots:
-            atomic_write_json(options.json, _Bench(options).measured())
-        figures = json.loads(options.json.read_text(encoding="utf-8"))
+            figures = merged(figures, _Bench(options).measured())
+            atomic_write_json(options.json, figures)
         draw(figures, options.json, options.images)
         print(tables(figures))
     except (ClotkitError, OSError) as error:
@@ -184,6 +186,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = dict.fromkeys(variant.name for variant in (*PHANTOM[1:], *BRAIN[1:], ONE_NETWORK))
     if unknown := [name for name in options.only or () if name not in known]:
         line.error(f"--only is {unknown[0]!r}; known: {', '.join(known)}")
+    if options.only and options.json == FIGURES:
+        line.error(f"--only measures some steps, and {FIGURES.name} has all; give --json FILE too")
+    if list(options.slides) != sorted(set(options.slides)) or options.slides[0] < 1:
+        line.error(f"--slides is {' '.join(map(str, options.slides))}; allowed: rising numbers from 1 on")
+    for name, value in (("--seeds", options.seeds), ("--test-slides", options.test_slides)):
+        if value < 1:
+            line.error(f"{name} is {value}; allowed: 1 and more")
+    if options.parts == ["brain"] and options.data is None and not options.plots:
+        line.error("--parts is brain, and no --data is given; give the folder of brain's pictures")
     if not 1 <= options.ablation_slides <= max(options.slides):
         line.error(f"--ablation-slides is {options.ablation_slides}; allowed: 1 to {max(options.slides)}")
     return options
@@ -226,9 +237,9 @@ class _Bench:
         return load_competition(DEFAULT)
 
     def measured(self) -> dict[str, Any]:
-        """Return the contents of the file of figures, with the parts that were asked for."""
+        """Return the figures of the parts that were asked for, as the file of figures has them."""
         options, parts = self.options, {}
-        found: dict[str, Any] = {"curve": []}
+        found: dict[str, Any] = {}
         if "brain" in options.parts and options.data is None:
             print("brain is left out: no --data, the folder of its pictures", flush=True)
         elif "brain" in options.parts:
@@ -241,8 +252,7 @@ class _Bench:
             found |= self._curve(phantom) if "curve" in options.parts else {}
             if "phantom" in options.parts:
                 parts["phantom"] = self._ablations(phantom, PHANTOM, phantom.slides_from(0, options.ablation_slides))
-        found["ablations"] = dict(sorted(parts.items(), reverse=True))
-        return found
+        return found | {"ablations": parts}
 
     def _curve(self, phantom: "_Subject") -> dict[str, Any]:
         """Return the learning curve, and what its slides are."""
@@ -268,8 +278,10 @@ class _Bench:
         if not (self.drawn / "train.csv").is_file():
             write_split(self.drawn, "train", count, DRAWN_SEED, self.competition, size=self.options.size, log=_quiet)
         slides = read_slides(self.drawn, "train", self.competition, _quiet)
-        if len(slides) != count:
-            raise UsageError(f"{self.drawn} has {len(slides)} slides; wanted: {count}; give another --out")
+        drawn = json.loads((self.drawn / SYNTHETIC).read_text(encoding="utf-8"))["splits"]["train"]
+        there, wanted = (len(slides), drawn["size"], drawn["seed"]), (count, self.options.size, DRAWN_SEED)
+        if there != wanted:
+            raise UsageError(f"{self.drawn}: slides, size and seed are {there}; wanted: {wanted}; give another --out")
         folder = Path(self.options.out) / f"tiles-{hashlib.sha256(repr(recipe.tiling).encode()).hexdigest()[:12]}"
         folder.mkdir(exist_ok=True)
         cut = [cut_slide(slide, recipe, folder / f"{slide.image_id}.npy") for slide in slides]
@@ -336,7 +348,7 @@ class _Bench:
                 row |= {f"test_{key}": value for key, value in found.items()}
             return row
 
-        images = [sorted(subject.images(mask)) for mask in (chosen, subject.test)]
+        images = [subject.key(mask) for mask in (chosen, subject.test)]
         return self._kept((recipe.name, variant.name, variant, images, recipe), measure)
 
     def _nested(self, subject: "_Subject") -> list[dict[str, Any]]:
@@ -361,9 +373,7 @@ class _Bench:
                 parts.append(calibrated(units, trained.calibration, subject.target))
             return figures(pd.concat(parts, ignore_index=True), subject.target)
 
-        return self._kept(
-            (f"{recipe.name}-nested", variant.name, sorted(subject.images(subject.pool)), recipe), measure
-        )
+        return self._kept((f"{recipe.name}-nested", variant.name, subject.key(subject.pool), recipe), measure)
 
     def _kept(self, key: tuple[Any, ...], measure: Any) -> dict[str, Any]:
         """Return the row of this key from its file, measured first if there is none."""
@@ -390,8 +400,8 @@ class _Subject:
         self.pool = self.slides_from(0, len(set(tiles.images)) if pool is None else pool)
         self.test = ~self.pool & ~np.isin(tiles.patients, tiles.patients[self.pool])  # no patient is on both sides
         self._backbones = bench.options.backbones
-        names = hashlib.sha256("\n".join(tiles.images.tolist()).encode()).hexdigest()[:12]
-        folder = Path(bench.options.out) / f"features-{recipe.name}-{names}"
+        self._pixels = tiles.digests()
+        folder = Path(bench.options.out) / f"features-{recipe.name}-{self.key(np.ones(len(tiles), bool))[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         self._features = SharedFeatures(folder=folder, recipe=recipe, pixels=tiles.tiles)
 
@@ -407,9 +417,33 @@ class _Subject:
         names = list(dict.fromkeys(self.tiles.images.tolist()))[start : start + slides]
         return np.isin(self.tiles.images, names)
 
+    def key(self, chosen: Mask) -> str:
+        """Return a sha256 of the images of a mask's tiles: their names, pixels, labels and patients."""
+        columns = (self.tiles.images, self.tiles.labels, self.tiles.patients)
+        rows = dict.fromkeys(zip(*(column[chosen].tolist() for column in columns), strict=True))
+        lines = sorted(f"{image}\t{self._pixels[image]}\t{label}\t{patient}" for image, label, patient in rows)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
     def images(self, chosen: Mask) -> set[str]:
         """Return the names of the images of a mask's tiles."""
         return set(self.tiles.images[chosen].tolist())
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return a file of figures; an empty one if there is none. Raises ConfigError for another file."""
+    if not path.is_file():
+        return {"curve": [], "ablations": {}}
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return figures | {"curve": list(figures["curve"]), "ablations": dict(figures["ablations"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is no file of figures: {error!r}; delete it, or restore it") from error
+
+
+def merged(figures: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures with those that were measured in place of earlier ones; other parts stay."""
+    parts = figures["ablations"] | measured["ablations"]
+    return figures | measured | {"ablations": dict(sorted(parts.items(), reverse=True))}
 
 
 def folds_of(tiles: TileSet, allowed: Mask, recipe: Recipe) -> list[Fold]:

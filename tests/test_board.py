@@ -80,6 +80,19 @@ def test_a_board_is_trained_once_and_again_for_another_recipe(tiny: tuple[Path, 
     assert board.main(command, entries) == 0  # nothing is left to do
     assert board_table.read_rows(folder / "board.json") == rows
 
+    (folder / "board.json").write_text(board_table.rows_text([{**row, "agree": False}]))
+    assert board.main(command, entries) == 0  # evaluated again, without a training
+    assert board_table.read_rows(folder / "board.json") == rows
+
+    with np.load(folder / "data" / "tiny" / "colours.npz") as archive:
+        arrays = dict(archive)
+    np.savez(folder / "data" / "tiny" / "colours.npz", **arrays | {"train_labels": arrays["train_labels"][::-1]})
+    assert board.main(command, entries) == 0  # trained again on the other data
+    (other,) = board_table.read_rows(folder / "board.json")
+    assert other["data_key"] != row["data_key"]
+    assert other["trained"] != row["trained"]
+    rows = [other]
+
     recipe = Path(entries[0].recipe)
     recipe.write_text("# a comment\n" + recipe.read_text())
     assert board_table.rows_of(rows, entries[0]) == rows
@@ -128,6 +141,20 @@ def test_a_line_of_the_table_has_mean_spread_and_interval() -> None:
     resumed = board_table.board_table([row_of(entry, 1, resumed=True)], [entry]).splitlines()[2]
     assert "| above 1.0; 1.5 |" in resumed
     assert board_table.rows_of([row_of(entry, 9)], entry) == []  # no seed of the board
+
+
+def test_rows_that_do_not_agree_are_not_shown() -> None:
+    entry = Entry("brain", OFFICIAL, "brain_mri")
+    rows = [row_of(entry, 1), row_of(entry, 2, agree=False)]
+    assert board_table.rows_of(rows, entry) == rows[:1]
+
+
+def test_numbers_of_pictures_that_differ_by_seed_are_spans() -> None:
+    entry = Entry("brain", OFFICIAL, "brain_mri")
+    counts = [{"train": train, "validation": 9, "scored": 1000 - train} for train in (100, 120)]
+    rows = [row_of(entry, seed, pictures=one) for seed, one in enumerate(counts, 1)]
+    cells = [cell.strip() for cell in board_table.board_table(rows, [entry]).splitlines()[2].strip("|").split("|")]
+    assert cells[5] == "(100 to 120) + 9 + (880 to 900)"
 
 
 def test_rows_of_other_data_are_replaced(tmp_path: Path) -> None:

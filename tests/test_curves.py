@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from bench import curves, curves_plots
-from clotkit.competitions import Competition
+from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
 from clotkit.evaluation.scores import EvaluationTarget
 from clotkit.files import sha256
+from clotkit.synthetic.phantom import write_split
 from clotkit.training.train import TrainSettings, train
 
 from .conftest import ROOT
@@ -87,7 +88,7 @@ def point(slides: int, first: int) -> dict[str, Any]:
     return {"slides": slides, "first": first, "patients": slides, "folds": 2, "possible": 0.3, "cpu_s": 9.0, **losses}
 
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "constant": 0.693147,
     "test": {"slides": 50, "possible": 0.31},
     "curve": [point(24, 0), point(24, 24), point(48, 0)],
@@ -146,8 +147,42 @@ def test_every_step_changes_its_recipe(recipe: str) -> None:
 
 
 def test_wrong_input_ends_with_2(tmp_path: Path) -> None:
-    for wrong in (["--only", "no care"], ["--data", str(tmp_path / "none")], ["--ablation-slides", "9999"]):
+    for wrong in (
+        ["--only", "no care"],
+        ["--only", "no weight decay"],  # without a file of its own
+        ["--data", str(tmp_path / "none")],
+        ["--ablation-slides", "9999"],
+        ["--slides", "-3"],
+        ["--slides", "48", "24"],
+        ["--seeds", "0"],
+        ["--test-slides", "0"],
+        ["--parts", "brain"],
+    ):
         with pytest.raises(SystemExit) as ended:
             curves.main([*wrong, "--out", str(tmp_path / "out")])
         assert ended.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"curve": 3, "ablations": {}}'])
+def test_a_damaged_file_of_figures_is_refused_and_stays(text: str, tmp_path: Path) -> None:
+    source = tmp_path / "figures.json"
+    source.write_text(text)
+    assert curves.main(["--plots", "--json", str(source), "--images", str(tmp_path / "images")]) == 2
+    assert source.read_text() == text
+
+
+def test_parts_that_were_not_measured_stay() -> None:
+    rows = [change("whole recipe", 0.2, False)]
+    after = curves.merged(FIGURES, {"ablations": {"brain": rows}})
+    assert after == {**FIGURES, "ablations": {**FIGURES["ablations"], "brain": rows}}
+    assert curves.merged({"curve": [], "ablations": {}}, FIGURES) == FIGURES
+
+
+def test_slides_of_another_size_are_refused(tmp_path: Path) -> None:
+    command = ["--parts", "curve", "--slides", "2", "--test-slides", "1", "--ablation-slides", "1"]
+    command += ["--json", str(tmp_path / "c.json"), "--out", str(tmp_path / "out"), "--images", str(tmp_path)]
+    drawn, competition = tmp_path / "out" / "slides", load_competition(DEFAULT)
+    write_split(drawn, "train", 3, curves.DRAWN_SEED, competition, size="640x640", log=lambda _: None)
+    assert curves.main([*command, "--size", "640x700"]) == 2
+    assert not (tmp_path / "c.json").exists()
