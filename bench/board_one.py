@@ -1,4 +1,4 @@
-"""Train and evaluate one member of the board: `python -m bench.board_one RECIPE DATA DATA_KEY MEMBER RESULT`.
+"""Train and evaluate one member: `python -m bench.board_one RECIPE DATA DATA_KEY MEMBER RESULT`.
 
 `clotkit train` and `clotkit evaluate` do the work, in this process, so that its peak memory and its CPU seconds are
 those of one training. DATA_KEY is a hash of the data: a member of other data

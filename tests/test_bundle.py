@@ -30,7 +30,7 @@ from .test_architecture import MODULES, imports_of
 
 KERNEL = ROOT / "kernels" / "infer"
 KERNELS = [ROOT / "kernels" / name for name in ("infer", "tile", "train")]
-MAX_BYTES = 900_000  # our own limit; Kaggle takes 1,000,000
+MAX_BYTES = 950_000  # our own limit; Kaggle takes 1,000,000
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

@@ -1,4 +1,4 @@
-"""Test that a member is evaluated on images that are new to it, whatever their names, and that bad input is refused."""
+"""Test that a member is evaluated on images that are new to it, under any name, and on sound input."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def member(tmp_path: Path, pictures: Path, strip_ai: Competition) -> Path:
-    """Return a copy of a member whose split.csv says that it was trained on the first half of the pictures."""
+    """Return a copy of a member that was trained, by its split.csv, on the first half of the pictures."""
     copy = Path(shutil.copytree(MEMBER, tmp_path / "member"))
     tiles = read_grouped(load_recipe(copy / "recipe.toml"), pictures, strip_ai, None, quiet)
     names = list(dict.fromkeys(tiles.images.tolist()))

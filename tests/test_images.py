@@ -13,7 +13,8 @@ from PIL import Image
 
 from clotkit.config import TilingConfig
 from clotkit.data.images import EDGE_LEVEL, IMAGE_TILERS, MAX_PIXELS, edges, parts, read_image, whole
-from clotkit.errors import SlideUnreadable
+from clotkit.errors import PictureTooLarge, SlideUnreadable
+from clotkit.reasons import Reason
 
 
 def tiling(name: str = "parts", tile_px: int = 16, downsample: int = 1, max_tiles: int = 1000) -> TilingConfig:
@@ -99,10 +100,11 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     side = int(MAX_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(tmp_path / "a.png")
-    with pytest.raises(SlideUnreadable, match=rf"{side} x {side} px.*64,000,000"):
+    with pytest.raises(PictureTooLarge, match=rf"{side} x {side} px.*64,000,000") as refused:
         read_image(tmp_path / "a.png")
+    assert refused.value.reason is Reason.UNSUPPORTED
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # Pillow itself refuses it
-    with pytest.raises(SlideUnreadable):
+    with pytest.raises(PictureTooLarge):
         read_image(tmp_path / "bomb.png")
 
 

@@ -98,7 +98,7 @@ def test_a_recipe_trains_evaluates_and_predicts(
     assert metrics["n"] > 0
     has_statistics = (member / "familiarity.json").is_file()
     assert has_statistics == (json.loads((member / "metrics.json").read_text())["familiarity"] is not None)
-    assert has_statistics == (metrics["unlike_training_share"] is not None)
+    assert has_statistics == (metrics["unlike_training_images"] is not None)
     assert has_statistics == (prediction["unlike_training"] is not None)
     assert has_statistics or name != "bloodmnist"  # of 8 classes: enough pictures also in this small training
     assert recipe.card.use

@@ -36,6 +36,8 @@ def read_image(path: Path) -> Pixels:
                 return _as_rgb(ImageOps.exif_transpose(file))
     except PictureTooLarge:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, at nearly three times MAX_PIXELS
+        raise PictureTooLarge(f"{path}: {one_line(error, path)}; make it smaller, or use it as a slide") from error
     except FileNotFoundError as error:
         raise SlideUnreadable(f"{path}: is not there; check the path") from error
     except Exception as error:  # Pillow's decoders raise many types: struct.error, SyntaxError, ValueError

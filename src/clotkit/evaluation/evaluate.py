@@ -142,7 +142,7 @@ def _interval(metrics: dict[str, Any], name: str) -> str:
 
 
 def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, Known, bool]:
-    """Return the tiles to score, what the member knows of them, and whether its networks were trained on them."""
+    """Return the tiles to score, what the member knows of them, and if it was trained on them."""
     known = member.known.match(tiles)
     if known.renamed:
         log(f"{known.renamed} images have the pixels of images that the member was made with, and other names")

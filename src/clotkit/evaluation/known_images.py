@@ -1,4 +1,4 @@
-"""Tell which images a member was made with, and in which fold: by their pixels first, by their names second."""
+"""Tell which images a member was made with, by their pixels first and by their names second."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ WORDS = (SPLIT_TRAIN, SPLIT_VALIDATION, SPLIT_DROPPED)
 
 @dataclass(frozen=True)
 class Known:
-    """What a member knows of the tiles that it is to predict."""
+    """The fold of each tile that a member is to predict, and how many of its images go by other names."""
 
     words: npt.NDArray[np.str_]  # [n] of each tile's image, as in split.csv; "": the member was not made with it
     renamed: int | None  # images that it was made with under another name; None: it keeps no digests of pixels
