@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from bench import curves, curves_plots
+from bench.curves_figures import merged, paired_interval
+from bench.curves_variants import BRAIN, ONE_NETWORK, PHANTOM
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
 from clotkit.evaluation.scores import EvaluationTarget
@@ -125,10 +127,10 @@ def test_a_change_that_all_patients_share_has_no_width() -> None:
     units = {"patient": ["a", "a", "b", "c"], "label": [0, 0, 1, 1], "loss": [0.1, 0.2, 0.3, 0.4]}
     moved = {**units, "loss": [loss + 0.5 for loss in (0.1, 0.2, 0.3, 0.4)]}
     target = EvaluationTarget(("x", "y"), (0.5, 0.5), "y", 1e-15, 0.02, by_patient=False)
-    low, high = curves.paired_interval([{"units": moved}], [{"units": units}], "units", target)
+    low, high = paired_interval([{"units": moved}], [{"units": units}], "units", target)
     assert (low, high) == pytest.approx((0.5, 0.5))
     half = {**units, "loss": [0.6, 0.7, 0.3, 0.4]}  # of one class alone
-    low, high = curves.paired_interval([{"units": half}], [{"units": units}], "units", target)
+    low, high = paired_interval([{"units": half}], [{"units": units}], "units", target)
     assert (low, high) == pytest.approx((0.25, 0.25))
 
 
@@ -139,7 +141,7 @@ def test_draws_share_no_slide() -> None:
 @pytest.mark.parametrize("recipe", ["phantom", "brain"])
 def test_every_step_changes_its_recipe(recipe: str) -> None:
     loaded = load_recipe(recipe)
-    variants = {"phantom": curves.PHANTOM, "brain": (*curves.BRAIN, curves.ONE_NETWORK)}[recipe]
+    variants = {"phantom": PHANTOM, "brain": (*BRAIN, ONE_NETWORK)}[recipe]
     whole, *others = (replace(one, name="") for one in variants)
     assert whole.of(loaded) == loaded
     assert all(one.of(loaded) != loaded or not one.calibrate or one.tile_step > 1 for one in others)
@@ -174,9 +176,9 @@ def test_a_damaged_file_of_figures_is_refused_and_stays(text: str, tmp_path: Pat
 
 def test_parts_that_were_not_measured_stay() -> None:
     rows = [change("whole recipe", 0.2, False)]
-    after = curves.merged(FIGURES, {"ablations": {"brain": rows}})
+    after = merged(FIGURES, {"ablations": {"brain": rows}})
     assert after == {**FIGURES, "ablations": {**FIGURES["ablations"], "brain": rows}}
-    assert curves.merged({"curve": [], "ablations": {}}, FIGURES) == FIGURES
+    assert merged({"curve": [], "ablations": {}}, FIGURES) == FIGURES
 
 
 def test_slides_of_another_size_are_refused(tmp_path: Path) -> None:
