@@ -12,9 +12,10 @@ from PIL import Image
 
 from clotkit.competitions import Competition
 from clotkit.config import DataConfig, ModelConfig, Recipe, TilingConfig, TrainingConfig, load_recipe
+from clotkit.data.pictures import check_out_of_data
 from clotkit.data.sources import read_source
 from clotkit.data.tiles import TileSet
-from clotkit.errors import ClotkitError, ConfigError, SplitError
+from clotkit.errors import ClotkitError, ConfigError, SplitError, UsageError
 from clotkit.splits import read_slides
 
 from .conftest import ROOT
@@ -104,8 +105,35 @@ def test_folders(read: Read, folders: Path) -> None:
     assert tiles.tiles[:, 0, 0, 0].tolist() == [10, 0, 20, 30, 40]
     assert set(tiles.parts) == set(tiles.centres) == {""}
     assert tiles.classes == CLASSES
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "maybe" in lines[0]
+    assert "1 .txt" in lines[1]
+
+
+def test_files_that_are_not_read_are_counted_in_one_line(read: Read, folders: Path, tmp_path: Path) -> None:
+    (folders / "no" / "notes.txt").unlink()
+    lines: list[str] = []
+    read(folders, "folders", lines=lines)
+    assert len(lines) == 1  # all files are pictures, or hidden
+    for name in ("no/a.dcm", "no/b.DCM", "yes/c.jfif", "yes/none"):
+        (folders / name).write_bytes(b"x")
+    draw(folders / "loose.png", 7)
+    draw(tmp_path / "more" / "g.png", 70)
+    (folders / "yes" / "more").symlink_to(tmp_path / "more")
+    (folders / "yes" / "gone.png").symlink_to(tmp_path / "gone.png")
+    lines.clear()
+    assert len(read(folders, "folders", lines=lines)) == 5
+    assert len(lines) == 2
+    counts = {
+        "7 files",
+        "2 .dcm",
+        "1 .jfif",
+        "1 without a suffix",
+        "1 links to folders",
+        "1 broken links",
+        "1 picture ",
+    }
+    assert [count for count in counts if count not in lines[0]] == []
 
 
 def test_classes_are_the_names_of_the_folders(read: Read, folders: Path) -> None:
@@ -118,7 +146,7 @@ def test_classes_are_the_names_of_the_folders(read: Read, folders: Path) -> None
     assert tiles.classes == ("Perhaps", "no", "yes")
     assert tiles.labels.tolist() == [0, 1, 1, 1, 2, 2]
     assert tiles.images.tolist()[:2] == ["Perhaps/f.png", "no/a.PNG"]
-    assert len(lines) == 1
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(
@@ -129,6 +157,11 @@ def test_classes_are_the_names_of_the_folders(read: Read, folders: Path) -> None
         (("all/a.png", ".git/b.png", "c.png"), ("1 folders", "all", "2")),
         (("no/a.png", "yes/notes.txt"), ("class yes has 0 pictures", "no, yes", ".png")),
         (("train/no/a.png", "test/no/a.png", "Val/no/a.png"), ("Val, test, train", "no classes")),
+        (("train/a.png", "test/b.png", "holdout/c.png"), ("holdout, test, train",)),
+        (("Train/a.png", "eval/b.png"), ("Train, eval",)),
+        (("train/a.png", "dev/b.png"), ("dev, train",)),
+        (("train/a.png", "val/b.png", "test/c.png", "images/d.png"), ("test, train, val",)),
+        (("a/a.png", "k\udce4se/b.png"), (r"b'k\xe4se'", "UTF-8")),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(
@@ -140,6 +173,24 @@ def test_folders_that_are_no_classes_are_refused(
     with pytest.raises(SplitError) as raised:
         read(tmp_path / "data", "folders", classes=())
     assert missing_from(raised.value, (str(tmp_path / "data"), *named)) == []
+
+
+def test_a_class_may_have_the_name_of_a_part(read: Read, tmp_path: Path) -> None:
+    for name in ("control/a.png", "test/b.png"):
+        draw(tmp_path / "one" / name, 9)
+        draw(tmp_path / "listed" / name.replace("control", "train"), 9)
+    assert read(tmp_path / "one", "folders", classes=()).classes == ("control", "test")
+    assert read(tmp_path / "listed", "folders", classes=("train", "test")).classes == ("train", "test")
+
+
+def test_results_in_the_folder_of_class_folders_are_refused(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folders)
+    config = DataConfig(source="folders")
+    for out in (folders, folders / "out", folders / "no" / "out", tmp_path / "link" / "out"):
+        with pytest.raises(UsageError):
+            check_out_of_data(out, folders, config)
+    check_out_of_data(tmp_path / "data-out", folders, config)
+    check_out_of_data(folders / "out", folders, DataConfig(source="table"))
 
 
 def test_the_order_of_classes_is_the_recipes(read: Read, folders: Path) -> None:
@@ -158,6 +209,17 @@ def test_a_table_in_folders_names_patients_and_centres(read: Read, folders: Path
     (folders / "metadata.csv").write_text("\n".join(rows[:-3]))
     with pytest.raises(SplitError, match=r"2 of 5 .*yes/d\.bmp"):
         read(folders, "folders")
+
+
+@pytest.mark.parametrize("source", ["folders", "table"])
+def test_a_table_is_found_whatever_its_capitals(read: Read, folders: Path, source: str) -> None:
+    text = "file,label,patient\nno/a.PNG,no,p\nno/b.png,no,p\nno/deeper/c.jpg,no,q\nyes/d.bmp,yes,r\nyes/e.tif,yes,s\n"
+    (folders / "Metadata.CSV").write_text(text)
+    assert read(folders, source).patients.tolist() == list("ppqrs")
+    (folders / "metadata.csv").write_text(text)
+    with pytest.raises(SplitError) as raised:
+        read(folders, source)
+    assert missing_from(raised.value, ("2 tables", "Metadata.CSV, metadata.csv")) == []
 
 
 def test_a_table(read: Read, folders: Path) -> None:
@@ -227,7 +289,7 @@ def test_an_unreadable_picture_is_skipped_by_name(read: Read, folders: Path) -> 
     (folders / "no" / "b.png").write_bytes((folders / "no" / "b.png").read_bytes()[:45])
     lines: list[str] = []
     assert read(folders, "folders", lines=lines).images.tolist()[:2] == ["no/a.PNG", "no/deeper/c.jpg"]
-    assert lines[0].startswith("no/b.png ")
+    assert lines[1].startswith("no/b.png ")
     for path in (folders / "yes").iterdir():
         path.write_text("")
     with pytest.raises(SplitError, match="class yes has 0"):

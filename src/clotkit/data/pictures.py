@@ -14,18 +14,23 @@ import numpy as np
 
 from clotkit.config import DataConfig
 from clotkit.data.tiles import TEST, TRAIN, VAL
-from clotkit.errors import ConfigError, SplitError, one_line
+from clotkit.errors import ConfigError, SplitError, UsageError, one_line
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import read_table
 from clotkit.splits.identity import BLANK
+from clotkit.stores import Place
+from clotkit.units import many
 
 PARTS = (TRAIN, VAL, TEST)
 PART_COLUMN = "part"  # of a table; its values are PARTS
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 LEFT_BY_ARCHIVES = "__MACOSX"  # folder beside the real ones, after a zip of macOS is unpacked
 # Names that folders of a split have, and classes hardly.
-PART_FOLDERS = frozenset({TRAIN, VAL, TEST, "training", "valid", "validation", "testing"})
+PART_FOLDERS = frozenset(
+    {TRAIN, VAL, TEST, "training", "valid", "validation", "testing", "eval", "evaluation", "dev", "holdout"}
+)
+MOST_PARTS = 1  # of these names among the classes: one alone may be a class, as `test` beside `control`
 
 
 @dataclass(frozen=True)
@@ -112,27 +117,56 @@ def with_folder_classes(data: Path, config: DataConfig) -> DataConfig:
     Hidden folders are no classes. Other sources keep their config.
 
     Raises:
-        SplitError: `data` is no folder, or has fewer than 2 sub-folders, or those of a split's parts.
+        SplitError: `data` is no folder, has fewer than 2 sub-folders, or those of a split's parts, or one whose name is
+            not UTF-8.
         ConfigError: `positive_class` is none of the classes.
     """
     if config.source != "folders" or config.classes:
         return config
     if not data.is_dir():
         raise SplitError(f"{data}: no such folder; it must hold a folder of pictures for each class")
-    names = sorted(path.name for path in data.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    names = _folder_names(data)
+    if odd := [name for name in names if not _is_utf8(name)]:  # tables and plots could not name the class
+        raise SplitError(
+            f"{data}: the name of the folder {os.fsencode(odd[0])!r} is not UTF-8, and a class has its name; rename it"
+        )
     if len(names) < 2:
         raise SplitError(
             f"{data}: {len(names)} folders of pictures ({listed(names)}), at least 2 are needed, one for each class; "
             "give the folder that holds them directly"
         )
-    if {name.casefold() for name in names} <= PART_FOLDERS:
+    parts = [name for name in names if name.casefold() in PART_FOLDERS]
+    if len(parts) > MOST_PARTS:
         raise SplitError(
-            f"{data}: its folders {listed(names)} are parts of a split, no classes; give one that holds the classes, "
-            f"such as {data / names[0]}"
+            f"{data}: its folders {listed(parts)} are parts of a split, no classes; give one that holds the classes, "
+            f"such as {data / parts[0]}; if they are classes after all, list them in data.classes of a recipe"
         )
     if config.positive_class and config.positive_class not in names:
         raise ConfigError(f"data.positive_class is {config.positive_class!r}; folders of {data}: {listed(names)}")
     return replace(config, classes=tuple(names))
+
+
+def check_out_of_data(out: Path, data: Place, config: DataConfig) -> None:
+    """Raise UsageError for results among class folders: the next run would take them for a class."""
+    if config.source != "folders" or not isinstance(data, Path):
+        return
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"--out {out}: it is in {data}, whose folders are classes: the next run would take it for one; choose a "
+            "folder elsewhere"
+        )
+
+
+def _folder_names(data: Path) -> list[str]:
+    return sorted(path.name for path in data.iterdir() if path.is_dir() and not _is_hidden(path.name))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:
@@ -145,23 +179,62 @@ def _folder_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
         raise SplitError(
             f"{data}: no such folder; it must hold a folder of pictures for each of {listed(config.classes)}"
         )
+    files = [_shown_files(data / name) for name in config.classes]
     pictures = [
         Picture(path.relative_to(data).as_posix(), path, label, path.relative_to(data).as_posix())
-        for label, name in enumerate(config.classes)
-        for path in _image_files(data / name)
+        for label, of_class in enumerate(files)
+        for path in of_class
+        if _is_picture(path)
     ]
-    folders = sorted(path.name for path in data.iterdir() if path.is_dir() and not _is_hidden(path.name))
-    others = [name for name in folders if name not in config.classes]
+    others = [name for name in _folder_names(data) if name not in config.classes]
     if others:
         log(f"{data}: folder {', '.join(others)} is skipped, it is no class; classes: {listed(config.classes)}")
-    table = data / config.table
-    return _with_table(pictures, table, config, log) if table.is_file() else pictures
+    _log_skipped(data, [path for of_class in files for path in of_class], log)
+    table = table_of(data, config)
+    return pictures if table is None else _with_table(pictures, table, config, log)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
-    shown = [path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts))]
-    return sorted(path for path in shown if path.is_file())
+def _shown_files(folder: Path) -> list[Path]:
+    """Return the files and the links to folders below a folder, sorted, without hidden ones."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts)))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _log_skipped(data: Path, files: Sequence[Path], log: Log) -> None:
+    """Log one line with the counts of what lies in the class folders, or beside them, and is not read."""
+    kinds = Counter(_kind_of(path) for path in files if not _is_picture(path))
+    counts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    loose = sum(_is_picture(path) for path in data.iterdir() if not _is_hidden(path.name))
+    counts += [f"{many(loose, 'picture')} beside the class folders"] if loose else []
+    if counts:
+        skipped = many(sum(kinds.values()) + loose, "file")
+        log(f"{data}: {skipped} skipped: {', '.join(counts)}; pictures end with {listed(sorted(SUFFIXES))}")
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return "links to folders"
+    return path.suffix.lower() or "without a suffix" if path.exists() else "broken links"
+
+
+def table_of(data: Path, config: DataConfig) -> Path | None:
+    """Return the recipe's table in a folder, whatever its capitals; None if there is none.
+
+    Raises SplitError if two files have its name.
+    """
+    wanted = data / config.table
+    if not wanted.parent.is_dir():
+        return None
+    found = [path for path in wanted.parent.iterdir() if path.name.casefold() == wanted.name.casefold()]
+    tables = sorted(path for path in found if path.is_file())
+    if len(tables) > 1:
+        names = listed([path.name for path in tables])
+        raise SplitError(f"{wanted.parent}: {len(tables)} tables {names}, at most 1 is read; remove the others")
+    return tables[0] if tables else None
 
 
 def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, log: Log) -> list[Picture]:
@@ -180,7 +253,7 @@ def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, lo
 
 def _table_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
     """Read the pictures that a CSV lists: the file `data`, or the recipe's table in the folder `data`."""
-    table = data if data.is_file() else data / config.table
+    table = data if data.is_file() else table_of(data, config) or data / config.table
     rows = _table_rows(table, [config.file_column, config.label_column], config, log)
     missing = [file for file in rows if not (table.parent / file).is_file()]
     if missing:

@@ -21,6 +21,7 @@ from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
 from clotkit.data.familiarity import fit_familiarity
 from clotkit.data.folds import Fold, make_folds
 from clotkit.data.grouped import read_grouped
+from clotkit.data.pictures import check_out_of_data
 from clotkit.data.sources import CACHE, is_tiled
 from clotkit.data.tiles import TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError
@@ -100,6 +101,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
     check_trainable(recipe, settings.data, competition, settings.backbones)
+    check_out_of_data(settings.out, settings.data, recipe.data)
     if recipe.training.strategy == "multi_worker":
         devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
