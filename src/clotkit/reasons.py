@@ -198,6 +198,27 @@ class TableRepair(StrEnum):
     DERIVED_FACT = "derived_fact"  # the table lacks a fact of the slide, which follows from the files beside it
 
 
+class TrialEnd(StrEnum):
+    """Why a trial of `clotkit tune` has no loss: `reason` of trials.csv."""
+
+    # A trial without a loss.
+    PRUNED = "pruned"  # its validation loss was above the median of the others at the same epoch
+    DIVERGED = "diverged"  # its loss was not finite
+    UNFIT = "unfit"  # its values do not go together, or the network cannot be built with them
+    FAILED = "failed"  # its training raised an error, as for too little memory
+
+
+class TuningVerdict(StrEnum):
+    """A comparison of the winner of `clotkit tune` with the untuned recipe: `verdict` of summary.json."""
+
+    # The winner on the outer part, against the untuned recipe.
+    BETTER = "better"  # the whole interval of the gain is above 0
+    WORSE = "worse"  # the whole interval of the gain is below 0
+    UNCLEAR = "unclear"  # the interval of the gain holds 0, or there is none
+    SAME = "same"  # the winner is the untuned recipe
+    DIVERGED = "diverged"  # one of the two has predictions that are not finite; `diverged` says which
+
+
 class Misfit(StrEnum):
     """Why a competition's TOML does not fit its data folder: codes of `clotkit competition check`."""
 

@@ -60,6 +60,7 @@ class FeatureCache:
     """
 
     folder: Path | None = None  # of features that several processes share; None: memory alone
+    tiles_hash: str = ""  # of the tiles, which names the files of `folder`
     found: dict[str, tuple[Network, FrozenFeatures]] = field(default_factory=dict)
 
     def get(
@@ -76,7 +77,8 @@ class FeatureCache:
         """Read the features from the folder, or compute them and write them there; one process computes."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"features-{key}.npz"
+        name = hashlib.sha256(f"{key} {self.tiles_hash}".encode()).hexdigest()[:16]
+        path = self.folder / f"features-{name}.npz"
         with exclusive_file(path.with_suffix(".lock")):
             if not path.is_file():
                 features = compute()

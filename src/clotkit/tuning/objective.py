@@ -3,13 +3,14 @@
 A process reads the data once, and keeps the features of a frozen backbone for all trials that share them.
 """
 
+import copy
 import hashlib
 import json
 import os
 import threading
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,24 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from clotkit.competitions import load_competition
-from clotkit.config import Recipe, read_recipe, recipe_of
+from clotkit.competitions import Competition, load_competition
+from clotkit.config import ModelConfig, Recipe, read_recipe, recipe_of
 from clotkit.data.grouped import read_grouped
+from clotkit.data.pictures import check_out_of_data
 from clotkit.data.tiles import TileSet
-from clotkit.errors import ConfigError
+from clotkit.errors import (
+    ConfigError,
+    SlideError,
+    StoreError,
+    UsageError,
+    WeightsError,
+    described,
+    one_line,
+)
 from clotkit.evaluation.scores import EvaluationTarget, log_loss, target_of
+from clotkit.members.networks import check_networks
 from clotkit.progress import Log
+from clotkit.reasons import TrialEnd
 from clotkit.stores import Place
 from clotkit.training import devices
 from clotkit.training.frozen import FeatureCache, changes_features
@@ -34,6 +46,8 @@ from clotkit.tuning.study import StudySettings, TuningStudy, number_of
 
 THREADS = "TF_NUM_INTRAOP_THREADS"
 _benches: dict["TuneSettings", "Workbench"] = {}  # at most one
+# Errors of the data, the disk or the installation: they would end every trial, so none is settled by them.
+NOT_OF_A_TRIAL = (OSError, SlideError, StoreError, UsageError, WeightsError)
 _ONE_TRIAL = threading.Lock()  # in a process: Keras's seeds and settings are those of the process
 
 
@@ -68,11 +82,12 @@ class TrialResult:
     """A settled trial, for the log."""
 
     number: int
-    loss: float | None  # None: pruned
+    loss: float | None  # None: `reason` says why
     seconds: float
     values: dict[str, Value]
     epochs: int  # of the first fit
-    note: str = ""
+    note: str = ""  # the reason as a sentence
+    reason: TrialEnd | None = None
 
 
 class Workbench:
@@ -91,11 +106,15 @@ class Workbench:
         self.search = read_search(settings.search)
         competition = load_competition(settings.competition)
         check_trainable(self.recipe, settings.data, competition, settings.backbones)
+        self.search.check_models(self.recipe, partial(self._check_networks, competition))
+        check_out_of_data(settings.out, settings.data, self.recipe.data)
+        _check_folder(settings.out)
         self.tiles: TileSet = read_grouped(self.recipe, settings.data, competition, settings.limit, log, settings.cache)
         self.target: EvaluationTarget = target_of(self.recipe, self.tiles.labels, self.tiles.classes, competition)
         self.folds: list[OuterFold] = outer_folds(self.tiles, self.recipe, settings.outer, settings.inner)
-        settings.out.mkdir(parents=True, exist_ok=True)
-        self._features = FeatureCache(settings.out)
+        self._make_folder()
+        self.first = self.search.labels_of(self.recipe)  # of trial 0; None: the search lacks a value of the recipe
+        self._features = FeatureCache(settings.out, self.material["data or split"])
         self.context = devices.create_context(self.recipe.training.strategy, log)
 
     @cached_property
@@ -105,7 +124,7 @@ class Workbench:
         fingerprints = {
             "recipe": _sha256(json.dumps(self.tables, sort_keys=True)),
             "search": _sha256(search.text()),
-            "data or split": fingerprint_of("", self.tiles, [part for fold in self.folds for part in fold.all_folds]),
+            **self.material,
         }
         return [
             TuningStudy(
@@ -113,7 +132,7 @@ class Workbench:
                     folder=self.settings.out,
                     name=f"outer-{number}",
                     search=search,
-                    first=search.labels_of(recipe),
+                    first=self.first,
                     fingerprints=fingerprints,
                     seed=recipe.training.seed % 2**31,
                     epochs=recipe.training.epochs,
@@ -123,13 +142,46 @@ class Workbench:
             for number in range(len(self.folds))
         ]
 
+    @cached_property
+    def material(self) -> dict[str, str]:
+        """Hashes of all that the predictions of a recipe depend on, and of what their tables name."""
+        tiles, target = self.tiles, self.target
+        folds = [part for fold in self.folds for part in fold.all_folds]
+        names = [column.tolist() for column in (tiles.images, tiles.patients, tiles.centres)]
+        # The weights of pictures are shares of their labels, which are among the data.
+        scored_by = target.competition and [target.competition.slug, target.weights, target.clip, target.by_patient]
+        return {
+            "data or split": _sha256(json.dumps([fingerprint_of("", tiles, folds), names])),
+            "classes or competition": _sha256(json.dumps([target.classes, target.positive, scored_by])),
+        }
+
+    def _check_networks(self, competition: Competition, models: tuple[ModelConfig, ...]) -> None:
+        recipe = self.recipe
+        names = competition.classes.names if recipe.data.source == "slides" else recipe.data.classes
+        classes = len(names) or 2  # those of folders are not read yet
+        check_networks(models, recipe.tiling.tile_px, classes, recipe.inference.pooling, self.settings.backbones)
+
+    def _make_folder(self) -> None:
+        try:
+            self.settings.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--out {self.settings.out}: cannot be made: {error.strerror}; choose another folder"
+            ) from error
+
     def recipe_with(self, values: dict[str, Value]) -> Recipe:
         """Return the recipe with the values of a trial. Raises ConfigError if they do not go together."""
         return recipe_of(self.tables_with(values), self._where)
 
     def tables_with(self, values: dict[str, Value]) -> Tables:
-        """Return the recipe's tables with the values of a trial."""
-        return self.search.apply(self.tables, values)
+        """Return the recipe's tables with the values of a trial; as they are for the recipe's own values."""
+        return copy.deepcopy(self.tables) if values == self.first else self.search.apply(self.tables, values)
+
+    def values_of(self, values: dict[str, Value]) -> dict[str, Any]:
+        """Return the recipe's values for those of a trial: its own are exact, others are rounded."""
+        if values == self.first:
+            return self.search.values_of(self.recipe)
+        return {name: self.search.entries[name].value(label) for name, label in values.items()}
 
     def run(self, recipe: Recipe, checkpoints_dir: Path | None, watch: Any = None) -> TrainingRun:
         """Return the training of a recipe on these tiles."""
@@ -149,6 +201,13 @@ class Workbench:
     def _shares_features(self) -> bool:
         """Tell if all trials have the same backbone and augmentation."""
         return not any(changes_features(name) for name in self.search.entries)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise UsageError for a folder that cannot be made, before the data are read."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {out}: {there} is a file, no folder; choose another folder")
 
 
 def _sha256(text: str) -> str:
@@ -191,36 +250,56 @@ class _Watch:
         loss = logs["val_loss"] if "val_loss" in logs else logs["held_out_loss"]
         self.epochs = epoch
         if not np.isfinite(loss):
-            raise optuna.TrialPruned("diverged")
+            raise _Ended(TrialEnd.DIVERGED, f"in epoch {epoch}")
         self.trial.report(loss, epoch)
         if self.trial.should_prune():
-            raise optuna.TrialPruned(f"after epoch {epoch}")
+            raise _Ended(TrialEnd.PRUNED, f"after epoch {epoch}")
+
+
+class _Ended(optuna.TrialPruned):  # type: ignore[misc]  # optuna exports it without a type
+    """A trial that ends without a loss."""
+
+    def __init__(self, reason: TrialEnd, note: str) -> None:
+        super().__init__(note)
+        self.reason = reason
 
 
 def _run(bench: Workbench, study: TuningStudy, fold: OuterFold, trial: optuna.Trial) -> TrialResult:
     """Train and judge one trial, and settle it."""
-    started, watch, note = time.monotonic(), _Watch(trial), ""
+    started, watch = time.monotonic(), _Watch(trial)
     loss: float | None = None
     losses: list[float] = []
+    reason: TrialEnd | None = None
+    note = ""
     try:
-        done = bench.run(_recipe_of(bench, trial), None, watch).cross_validate(fold.inner)
-        losses = _losses(done.fitted.scored, bench.target)
-        loss = log_loss(done.fitted.scored, bench.target)
-    except optuna.TrialPruned as pruned:
-        note = str(pruned)
+        loss, losses = _judged(bench, fold, trial, watch)
+    except _Ended as ended:
+        reason, note = ended.reason, str(ended)
     seconds = time.monotonic() - started
-    if loss is not None and not np.isfinite(loss):
-        loss, note = None, "diverged"
-    study.tell(trial, loss, {"losses": losses, "seconds": round(seconds, 2), "epochs": watch.epochs, "note": note})
-    return TrialResult(number_of(trial), loss, seconds, dict(trial.params), watch.epochs, note)
+    facts = {"losses": losses, "seconds": round(seconds, 2), "epochs": watch.epochs, "reason": reason, "note": note}
+    study.tell(trial, loss, facts)
+    return TrialResult(number_of(trial), loss, seconds, dict(trial.params), watch.epochs, note, reason)
 
 
-def _recipe_of(bench: Workbench, trial: optuna.Trial) -> Recipe:
-    """Return the recipe of a trial. Raises TrialPruned for values that do not go together."""
+def _judged(bench: Workbench, fold: OuterFold, trial: optuna.Trial, watch: _Watch) -> tuple[float, list[float]]:
+    """Train a trial on the inner folds, and return its loss and that of each fold.
+
+    An error of the training ends this trial alone: raised, it would come again with the same values, for good.
+
+    Raises _Ended for a trial without a loss, and errors that would end every trial.
+    """
     try:
-        return bench.recipe_with(trial.params)
+        scored = bench.run(bench.recipe_with(trial.params), None, watch).cross_validate(fold.inner).fitted.scored
+        loss, losses = log_loss(scored, bench.target), _losses(scored, bench.target)
+    except (_Ended, *NOT_OF_A_TRIAL):
+        raise
     except ConfigError as error:
-        raise optuna.TrialPruned(str(error)) from error
+        raise _Ended(TrialEnd.UNFIT, one_line(error)) from error
+    except Exception as error:  # TensorFlow, Keras and NumPy raise many types, as for too little memory
+        raise _Ended(TrialEnd.FAILED, described(error)) from error
+    if not np.isfinite(loss):
+        raise _Ended(TrialEnd.DIVERGED, "the loss of the inner folds is not finite")
+    return loss, losses
 
 
 def _losses(scored: pd.DataFrame, target: EvaluationTarget) -> list[float]:

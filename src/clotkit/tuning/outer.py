@@ -21,20 +21,28 @@ FOLDER = ".outer"  # of finished predictions, and of the checkpoints of those th
 def outer_predictions(bench: Workbench, values: Sequence[dict[str, Value]]) -> pd.DataFrame:
     """Return the calibrated predictions of every outer fold, by the recipe with the fold's values.
 
-    There is a row per patient or image, with the columns of evaluation.scores.rows_to_score and `outer`. What is done
-    is kept in the study's folder; fits that were killed resume.
+    There is a row per patient or image, with the columns of evaluation.scores.rows_to_score and column_of("outer").
+    What is done is kept in the study's folder; fits that were killed resume.
     """
+    outer = column_of("outer", bench.target.classes)
     parts = [
-        _of_fold(bench, fold, chosen, number).assign(outer=number)
+        _of_fold(bench, fold, chosen, number).assign(**{outer: number})
         for number, (fold, chosen) in enumerate(zip(bench.folds, values, strict=True))
     ]
     return pd.concat(parts, ignore_index=True)
 
 
+def column_of(name: str, classes: Sequence[str]) -> str:
+    """Return the name of a column beside those of the classes: with underscores if a class has that name."""
+    while name in classes:
+        name += "_"
+    return name
+
+
 def _of_fold(bench: Workbench, fold: OuterFold, values: dict[str, Value], number: int) -> pd.DataFrame:
     folder = bench.settings.out / FOLDER
     folder.mkdir(exist_ok=True)
-    text = json.dumps([number, bench.tables_with(values)], sort_keys=True)
+    text = json.dumps([number, bench.tables_with(values), bench.material], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / f"{name}.csv"
     with exclusive_file(folder / f"{name}.lock"):
@@ -42,7 +50,9 @@ def _of_fold(bench: Workbench, fold: OuterFold, values: dict[str, Value], number
             scored = _trained_on(bench, fold, values, folder / name)
             atomic_write_text(path, scored.to_csv(index=False, lineterminator="\n"))
             shutil.rmtree(folder / name, ignore_errors=True)
-    return pd.read_csv(path, dtype={"image": str, "patient": str, "centre": str}, keep_default_na=False)
+    classes = bench.target.classes  # empty cells of theirs are NaN: the fit diverged
+    types = {"image": str, "patient": str, "centre": str} | dict.fromkeys(classes, float)
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in classes})
 
 
 def _trained_on(bench: Workbench, fold: OuterFold, values: dict[str, Value], checkpoints_dir: Path) -> pd.DataFrame:

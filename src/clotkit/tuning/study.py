@@ -21,12 +21,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, one_line
 from clotkit.locks import exclusive_file
 from clotkit.tuning.search import Entry, Search, Value
 
 JOURNAL, CLAIM, RUNNING = "study.journal", ".claim.lock", ".running"
 NUMBER, SETTINGS = "number", "settings"  # attributes of a trial, and of a study
+FIXED_PARAMS = "fixed_params"  # attribute that Optuna gives a trial that was queued: its values
 STARTUP_TRIALS = 5  # complete trials before one is pruned
 WARMUP_SHARE = 0.2  # of the epochs, in which no trial is pruned
 
@@ -78,7 +79,7 @@ class TuningStudy:
     def __init__(self, settings: StudySettings) -> None:
         """Open the study, or create it.
 
-        Raises ConfigError if the folder has one with other settings, UsageError if it has no locks.
+        Raises ConfigError if the folder has one with other settings, or a damaged one, UsageError if it has no locks.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("optuna").handlers.clear()
@@ -89,13 +90,19 @@ class TuningStudy:
             if journal.is_file():
                 _remove_torn_line(journal)
             lock: Any = _JournalLock(journal)  # has the methods of Optuna's locks, whose base class is private
-            self._study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(journal), lock)),
-                study_name=settings.name,
-                pruner=pruner if settings.prunes else optuna.pruners.NopPruner(),
-                direction="minimize",
-                load_if_exists=True,
-            )
+            try:
+                self._study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(journal), lock)),
+                    study_name=settings.name,
+                    pruner=pruner if settings.prunes else optuna.pruners.NopPruner(),
+                    direction="minimize",
+                    load_if_exists=True,
+                )
+            except (ValueError, KeyError, TypeError) as error:  # of json, and of Optuna for a line that lacks something
+                raise ConfigError(
+                    f"{journal}: damaged, it is no journal of a study: {one_line(error)}; put back a sound copy, or "
+                    "delete it to begin again"
+                ) from error
             self._check_settings()
 
     def _check_settings(self) -> None:
@@ -173,7 +180,7 @@ class TuningStudy:
                 if not is_free or trial.number not in self._running():  # it may have ended just now
                     continue
                 if NUMBER in trial.user_attrs and number_of(trial) not in queued:
-                    self._study.enqueue_trial(trial.params, user_attrs={NUMBER: number_of(trial)})
+                    self._study.enqueue_trial(_values_of(trial), user_attrs={NUMBER: number_of(trial)})
                 self._study.tell(trial.number, state=TrialState.FAIL)
             path.unlink(missing_ok=True)
 
@@ -182,6 +189,11 @@ class TuningStudy:
 
     def _lock_of(self, number: int) -> Path:
         return self.settings.folder / RUNNING / f"{self.settings.name}-{number}.lock"
+
+
+def _values_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values that a trial has, and those that it was to get: it may have died between two keys."""
+    return {**trial.system_attrs.get(FIXED_PARAMS, {}), **trial.params}
 
 
 def number_of(trial: FrozenTrial | optuna.Trial) -> int:

@@ -6,7 +6,6 @@ it is the lowest of many. The winner and the recipe as it was are therefore trai
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,11 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from clotkit.engines import Backend, Lost, engine
 from clotkit.errors import ClotkitError, ClusterError, UsageError
-from clotkit.evaluation.figures import loss_difference
-from clotkit.evaluation.scores import constant, score, scored_of
 from clotkit.files import atomic_write_json, atomic_write_text
 from clotkit.progress import Log
+from clotkit.reasons import TrialEnd, TuningVerdict
 from clotkit.tuning import plots
+from clotkit.tuning.comparison import TUNED, UNTUNED, compared
 from clotkit.tuning.folds import straddling
 from clotkit.tuning.objective import (
     TrialRequest,
@@ -29,12 +28,20 @@ from clotkit.tuning.objective import (
     run_trial,
     workbench,
 )
-from clotkit.tuning.outer import outer_predictions
+from clotkit.tuning.outer import column_of, outer_predictions
 from clotkit.tuning.search import Value, recipe_text
 from clotkit.tuning.study import number_of
 
 TRIALS, BEST, SUMMARY, PREDICTIONS = "trials.csv", "best.toml", "summary.json", "outer.csv"
 POLL_S = 1.0  # between two looks whether trials that run elsewhere have ended
+FAILURES = (TrialEnd.FAILED, TrialEnd.UNFIT)
+VERDICTS = {
+    TuningVerdict.BETTER: "the winner is better than the untuned recipe",
+    TuningVerdict.WORSE: "the winner is worse than the untuned recipe: keep that",
+    TuningVerdict.UNCLEAR: "no clear difference",
+    TuningVerdict.SAME: "the winner is the untuned recipe",
+    TuningVerdict.DIVERGED: "undefined, because a fit diverged",
+}
 
 
 def tune(settings: TuneSettings, backend: Backend, log: Log = print) -> dict[str, Any]:
@@ -48,8 +55,9 @@ def tune(settings: TuneSettings, backend: Backend, log: Log = print) -> dict[str
         UsageError, ConfigError, SplitError: the input is wrong, or the folder has another study.
         ClusterError: workers died again and again, or the cluster is gone.
     """
-    if settings.trials < 1:
-        raise UsageError(f"--trials is {settings.trials}; at least 1 is needed")
+    for name in ("trials", "jobs"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name} is {getattr(settings, name)}; at least 1 is needed")
     try:
         bench = workbench(settings, log)
         _log_start(bench, log)
@@ -73,8 +81,9 @@ def _log_start(bench: Workbench, log: Log) -> None:
     )
     if shared := sum(straddling(one, bench.tiles) for one in bench.folds):
         log(f"{shared} patients are both in the outer part and in training: outer losses are too low")
-    if bench.studies[0].settings.first is None:
-        log(f"the recipe's own values are not all in {bench.search.source}: trial 0 is drawn like the others")
+    if outside := bench.search.values_outside(bench.recipe):
+        own = ", ".join(f"{name} {'of several values' if value is None else value}" for name, value in outside.items())
+        log(f"{bench.search.source} does not have the recipe's own {own}: trial 0 is drawn like the others")
     if bench.search.scales_loss:
         log(f"{bench.search.source} changes the loss of a training itself: no trial is pruned")
 
@@ -109,7 +118,7 @@ def _left(bench: Workbench) -> list[TrialRequest]:
 
 def _trial_line(bench: Workbench, study: int, result: TrialResult) -> str:
     title = f"trial {result.number}" if len(bench.folds) == 1 else f"outer fold {study}, trial {result.number}"
-    outcome = f"pruned ({result.note})" if result.loss is None else f"loss {result.loss:.4f}"
+    outcome = f"{result.reason} ({result.note})" if result.loss is None else f"loss {result.loss:.4f}"
     return f"{title}: {outcome}; {_values_text(result.values)}; {result.seconds:.1f} s"
 
 
@@ -121,24 +130,25 @@ def _values_text(values: dict[str, Value]) -> str:
 
 
 def trials_table(bench: Workbench) -> pd.DataFrame:
-    """Return one row per settled trial: outer, number, state, each key, losses, epochs, seconds, note."""
+    """Return one row per settled trial: outer, number, state, keys, losses, epochs, seconds, reason, note."""
     rows = [_row(bench, outer, trial) for outer, study in enumerate(bench.studies) for trial in study.settled()]
     return pd.DataFrame(rows)
 
 
 def _row(bench: Workbench, outer: int, trial: FrozenTrial) -> dict[str, Any]:
-    facts, entries = trial.user_attrs, bench.search.entries
+    facts = trial.user_attrs
     losses = facts.get("losses") or [None] * len(bench.folds[outer].inner)
     complete = trial.state is TrialState.COMPLETE
     return {
         "outer": outer,
         "number": number_of(trial),
         "state": trial.state.name.lower(),
-        **{name: entries[name].value(label) for name, label in trial.params.items()},
+        **bench.values_of(trial.params),
         "loss": round(trial.value, 6) if complete and trial.value is not None else None,
         **{f"loss_fold_{number}": loss for number, loss in enumerate(losses)},
         "epochs": facts.get("epochs"),
         "seconds": facts.get("seconds"),
+        "reason": facts.get("reason") or "",  # a code of TrialEnd
         "note": facts.get("note", ""),
     }
 
@@ -147,19 +157,24 @@ def _summary(bench: Workbench, log: Log) -> dict[str, Any]:
     """Judge the winners and the untuned recipe on the outer parts, for summary.json."""
     winners = [study.winner() for study in bench.studies]
     if not all(winners):
-        raise ClotkitError(
-            f"{bench.settings.out}: every trial was pruned, none has a loss; give more --trials, or narrower ranges"
-        )
+        raise ClotkitError(_without_loss(bench))
     found = [winner for winner in winners if winner is not None]
     log("training the winner and the untuned recipe for the outer part")
     tuned = outer_predictions(bench, [winner.params for winner in found])
     untuned = outer_predictions(bench, [{}] * len(found))
-    _write_predictions(bench.settings.out / PREDICTIONS, tuned, untuned)
+    _write_predictions(bench, tuned, untuned)
     best = min(range(len(found)), key=lambda number: found[number].value or 0)
     return {
         **_of_study(bench),
-        "best": {"outer": best, "number": number_of(found[best]), "values": _values(bench, found[best])},
-        **_losses(bench, sum(winner.value or 0 for winner in found) / len(found), tuned, untuned),
+        "best": {"outer": best, "number": number_of(found[best]), "values": bench.values_of(found[best].params)},
+        **compared(
+            tuned,
+            untuned,
+            bench.target,
+            inner=sum(winner.value or 0 for winner in found) / len(found),
+            inner_untuned=_inner_untuned(bench),
+            is_same=all(winner.params == bench.first for winner in found),
+        ),
         "importances": bench.studies[best].importances(),
     }
 
@@ -167,45 +182,51 @@ def _summary(bench: Workbench, log: Log) -> dict[str, Any]:
 def _of_study(bench: Workbench) -> dict[str, Any]:
     """Return what was searched, and how many trials it took."""
     table = trials_table(bench)
+    failed = int(table["reason"].isin(FAILURES).sum())
     return {
         "recipe": bench.recipe.name,
         "split": bench.recipe.data.split,
         "unit": "patient" if bench.target.by_patient else "image",
         "trials": len(table),
-        "pruned": int((table["state"] == "pruned").sum()),
+        "pruned": int((table["state"] == "pruned").sum()) - failed,
+        "failed": failed,
         "trial_seconds": round(float(table["seconds"].sum()), 1),
         "outer_folds": len(bench.folds),
         "inner_folds": bench.settings.inner,
     }
 
 
-def _losses(bench: Workbench, inner: float, tuned: pd.DataFrame, untuned: pd.DataFrame) -> dict[str, Any]:
-    """Return the losses of the winner and of the untuned recipe; `inner` is the winners' mean inner loss."""
-    target, table = bench.target, trials_table(bench)
-    figures = {name: score(rows, target) for name, rows in (("tuned", tuned), ("untuned", untuned))}
-    first = table[table["number"] == 0]
-    is_untuned = bench.studies[0].settings.first is not None and bool(first["loss"].notna().all())
-    inner_untuned = round(float(first["loss"].mean()), 6) if is_untuned else None
-    return {
-        "constant": round(constant(target), 6),
-        "inner_loss": round(inner, 6),
-        "inner_loss_untuned": inner_untuned,
-        "inner_gain": None if inner_untuned is None else round(inner_untuned - inner, 6),
-        "outer_loss": figures["tuned"]["weighted_log_loss"],
-        "outer_loss_untuned": figures["untuned"]["weighted_log_loss"],
-        "optimism": round((figures["tuned"]["weighted_log_loss"] or 0) - inner, 6),
-        "gain": loss_difference(scored_of(untuned, target), scored_of(tuned, target), target.weights, target.clip),
-        "outer": figures,
-    }
+def _inner_untuned(bench: Workbench) -> float | None:
+    """Return the mean inner loss of the recipe's own values; None if a study lacks a loss of theirs."""
+    first = [trial for study in bench.studies for trial in study.settled() if number_of(trial) == 0]
+    losses = [
+        trial.value
+        for trial in first
+        if trial.state is TrialState.COMPLETE and trial.value is not None and trial.params == bench.first
+    ]
+    return sum(losses) / len(losses) if len(losses) == len(bench.studies) else None
 
 
-def _values(bench: Workbench, trial: FrozenTrial) -> dict[str, Any]:
-    return {name: bench.search.entries[name].value(label) for name, label in trial.params.items()}
+def _without_loss(bench: Workbench) -> str:
+    """Return the message for a study of which no trial has a loss."""
+    table = trials_table(bench)
+    counts = ", ".join(f"{count} {reason}" for reason, count in table["reason"].value_counts().items() if reason)
+    failures = table[table["reason"].isin(FAILURES)]
+    why = (
+        f"; the first failure is trial {failures['number'].iloc[0]}: {failures['note'].iloc[0]}"
+        if len(failures)
+        else ""
+    )
+    return (
+        f"{bench.settings.out}: a study has no trial with a loss; of {len(table)} trials: {counts}{why}; mend the "
+        "recipe or the search and choose another folder, or give more --trials"
+    )
 
 
-def _write_predictions(path: Path, tuned: pd.DataFrame, untuned: pd.DataFrame) -> None:
-    both = pd.concat([tuned.assign(recipe="tuned"), untuned.assign(recipe="untuned")], ignore_index=True)
-    atomic_write_text(path, both.to_csv(index=False, lineterminator="\n"))
+def _write_predictions(bench: Workbench, tuned: pd.DataFrame, untuned: pd.DataFrame) -> None:
+    recipe = column_of("recipe", bench.target.classes)
+    both = pd.concat([tuned.assign(**{recipe: TUNED}), untuned.assign(**{recipe: UNTUNED})], ignore_index=True)
+    atomic_write_text(bench.settings.out / PREDICTIONS, both.to_csv(index=False, lineterminator="\n"))
 
 
 def _write(bench: Workbench, summary: dict[str, Any]) -> None:
@@ -217,7 +238,8 @@ def _write(bench: Workbench, summary: dict[str, Any]) -> None:
     plots.draw_parallel(out / "parallel.png", _with_labels(bench, table), bench.search.entries)
     winner = bench.studies[best["outer"]].winner()
     tables = bench.tables_with(winner.params if winner else {})
-    heading = f"{bench.recipe.name}, tuned: trial {best['number']} of {bench.settings.trials}"
+    trials = len(bench.studies[best["outer"]].settled())  # a study that went on may have more than --trials
+    heading = f"{bench.recipe.name}, tuned: trial {best['number']} of {trials}"
     atomic_write_text(out / BEST, recipe_text(tables, heading))
     atomic_write_json(out / SUMMARY, summary)
 
@@ -234,18 +256,19 @@ def _with_labels(bench: Workbench, table: pd.DataFrame) -> pd.DataFrame:
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """Return the lines that tell what a study found."""
-    tuned, untuned, gain = summary["outer"]["tuned"], summary["outer"]["untuned"], summary["gain"]
-    best = summary["best"]
+    tuned, untuned, gain = summary["outer"][TUNED], summary["outer"][UNTUNED], summary["gain"]
+    best, failed = summary["best"], f", {summary['failed']} failed" if summary["failed"] else ""
     lines = [
-        f"{summary['trials']} trials, {summary['pruned']} pruned, {summary['trial_seconds'] / 60:.1f} min; "
+        f"{summary['trials']} trials, {summary['pruned']} pruned{failed}, {summary['trial_seconds'] / 60:.1f} min; "
         f"best: trial {best['number']}, {_values_text(best['values'])}",
         f"weighted log loss, by {summary['unit']} (a constant: {summary['constant']:.4f})",
         f"{'winner, inner folds':<24}{summary['inner_loss']:.4f}   the lowest of all trials: optimistic",
         f"{'winner, outer part':<24}{_with_interval(tuned, 'weighted_log_loss')}",
         f"{'untuned, outer part':<24}{_with_interval(untuned, 'weighted_log_loss')}",
-        f"{'optimism of tuning':<24}{summary['optimism']:+.4f}   outer minus inner loss of the winner",
+        f"{'optimism of tuning':<24}{_signed(summary['optimism'])}   outer minus inner loss of the winner",
         f"{'gain, inner folds':<24}{_signed(summary['inner_gain'])}   untuned minus winner: what tuning promised",
-        f"{'gain, outer part':<24}{_signed(gain['value'])}   {_signed(gain['low'])} to {_signed(gain['high'])}; kept",
+        f"{'gain, outer part':<24}{_signed(gain['value'])}   {_signed(gain['low'])} to {_signed(gain['high'])}; "
+        f"{VERDICTS[summary['verdict']]}",
     ]
     return lines
 
@@ -257,4 +280,4 @@ def _with_interval(figures: dict[str, float | None], name: str) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
+    return "-" if value is None else f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: without it -0.00001 is -0.0000
