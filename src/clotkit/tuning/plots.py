@@ -16,7 +16,7 @@ MAP = "viridis_r"  # of losses: the lowest are dark
 
 
 def draw_history(path: Path, trials: pd.DataFrame) -> None:
-    """Write the inner loss of each complete trial and the lowest so far, with marks for pruned trials.
+    """Write the inner loss of each complete trial and the lowest so far, with marks for trials without a loss.
 
     `trials` has the columns outer, number, state and loss; each outer fold has its colour.
     """
@@ -31,7 +31,7 @@ def draw_history(path: Path, trials: pd.DataFrame) -> None:
         pruned = trials.loc[trials["state"] != COMPLETE, "number"]
         if len(pruned):
             bottom = axes.get_xaxis_transform()
-            axes.plot(pruned, [0.02] * len(pruned), "|", color=GREY, transform=bottom, label="Pruned")
+            axes.plot(pruned, [0.02] * len(pruned), "|", color=GREY, transform=bottom, label="Without a loss")
         axes.set(xlabel="Trial", ylabel="Inner weighted log loss", title="Trials")
         axes.legend(fontsize=9)
 
