@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from clotkit.cli import main
+from clotkit.competitions import Competition
 from clotkit.config import load_recipe, read_recipe, recipe_of
 from clotkit.data.folds import Fold
 from clotkit.errors import ConfigError, StoreError
@@ -27,6 +28,7 @@ from clotkit.tuning.comparison import verdict_on
 from clotkit.tuning.search import read_search
 from clotkit.tuning.study import JOURNAL, TuningStudy
 
+from .conftest import ROOT
 from .test_tune import read, study_settings, write_search
 
 RECIPE = """
@@ -59,6 +61,7 @@ log = true
 choices = [0, 0.5]
 """
 CLASSES = ("no", "yes")
+COMPETITIONS = ROOT / "src" / "clotkit" / "competitions"
 
 
 class StubTraining:
@@ -75,9 +78,9 @@ class StubTraining:
         tiles, model = self.tiles.where(mask), self.recipe.model[0]
         quality = np.exp(-abs(np.log10(self.recipe.training.learning_rate) + 2)) * (1 - model.dropout)
         rows = []
-        facts = zip(tiles.images, tiles.labels, tiles.patients, tiles.centres, strict=True)
-        for image, label, patient, centre in facts:
-            digest = hashlib.sha256(f"{image} {seed}".encode()).digest()
+        facts = zip(tiles.tiles, tiles.images, tiles.labels, tiles.patients, tiles.centres, strict=True)
+        for pixels, image, label, patient, centre in facts:
+            digest = hashlib.sha256(f"{image} {seed}".encode() + pixels.tobytes()).digest()
             logits = np.random.default_rng(list(digest)).normal(0, 1, len(tiles.classes))
             logits[label] += 2 * quality
             p = np.exp(logits) / np.exp(logits).sum()
@@ -427,6 +430,20 @@ def test_a_study_is_not_resumed_with_renamed_classes_or_pictures(data: Path, tmp
     assert tune(data, 1) == 0
     (data / "no" / "00.png").rename(data / "no" / "00x.png")
     assert tune(data, 1) == 2
+
+
+@pytest.mark.slow
+def test_a_study_of_another_competition_is_refused(
+    make_split: Callable[..., Path], strip_ai: Competition, recipe: Path, tmp_path: Path
+) -> None:
+    split = make_split(tmp_path / "train", strip_ai, split="train", slides=16)
+    text = (COMPETITIONS / "strip_ai.toml").read_text()
+    codes = []
+    for clip in ("1e-15", "1e-6"):
+        (tmp_path / "other.toml").write_text(text.replace("clip = 1e-15", f"clip = {clip}"))
+        words = ["--competition", str(tmp_path / "other.toml"), "--trials", "1", "--inner", "2"]
+        codes.append(main(["tune", str(recipe), "--data", str(split), "--out", str(tmp_path / "study"), *words]))
+    assert codes == [0, 2]
 
 
 def test_a_damaged_journal_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ MAP = "viridis_r"  # of losses: the lowest are dark
 
 
 def draw_history(path: Path, trials: pd.DataFrame) -> None:
-    """Write the inner loss of each complete trial and the lowest so far, with marks for trials without a loss.
+    """Write each inner loss and the lowest so far, with marks for trials without a loss.
 
     `trials` has the columns outer, number, state and loss; each outer fold has its colour.
     """
