@@ -27,6 +27,7 @@ from clotkit.tuning import objective
 from clotkit.tuning.comparison import verdict_on
 from clotkit.tuning.search import read_search
 from clotkit.tuning.study import JOURNAL, TuningStudy
+from clotkit.tuning.tune import summary_lines
 
 from .conftest import ROOT
 from .test_tune import read, study_settings, write_search
@@ -387,6 +388,14 @@ def test_a_study_that_goes_on_with_fewer_trials_counts_all(data: Path) -> None:
     assert summary["trials"] == 4
     heading = (data.parent / "study" / "best.toml").read_text().splitlines()[0]
     assert heading.endswith(f"trial {summary['best']['number']} of 4")
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus(data: Path) -> None:
+    assert tune(data, 1) == 0
+    summary, _ = read(data.parent / "study")
+    text = "\n".join(summary_lines(summary | {"optimism": -0.00001, "inner_gain": -0.00004}))
+    assert "-0.0000" not in text
+    assert text.count("+0.0000") == 5  # with the gain of the outer part and the ends of its interval
 
 
 @pytest.mark.parametrize("classes", [("inner", "outer"), ("recipe", "x"), ("outer", "recipe", "recipe_")])
