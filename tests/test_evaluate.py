@@ -96,7 +96,7 @@ def test_a_folder_that_would_be_overwritten_is_refused_and_stays(
 ) -> None:
     before = (member / METRICS).read_bytes()
     (tmp_path / "file").touch()
-    for out in (member, tmp_path / "file", tmp_path / "file" / "below"):
+    for out in (member, tmp_path / "file", tmp_path / "file" / "below", pictures / "results"):
         with pytest.raises(UsageError):
             evaluate(EvaluateSettings(member, pictures, out), strip_ai, quiet)
     assert (member / METRICS).read_bytes() == before

@@ -10,6 +10,7 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.data.grouped import read_grouped
+from clotkit.data.pictures import check_out_of_data
 from clotkit.data.tiles import TileSet
 from clotkit.errors import SplitError, UsageError
 from clotkit.evaluation import plots
@@ -55,11 +56,13 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     Raises:
         ConfigError: The folder has no member, or a damaged one.
         SplitError: The data cannot be read, or have other classes than the member.
-        UsageError: A setting does not fit the data, or `out` is a file or a member's folder.
+        UsageError: A setting does not fit the data, or `out` is a file, a member's folder, or among
+            the data.
     """
     _check_out(settings.out)
     member = load_for_evaluation(settings.member)
     target = member.target
+    check_out_of_data(settings.out, settings.data, member.recipe.data)
     tiles = read_grouped(member.recipe, settings.data, competition, settings.limit, log)
     if tiles.classes != target.classes:
         found, wanted = ", ".join(tiles.classes), ", ".join(target.classes)
