@@ -77,14 +77,12 @@ PHANTOM = (
 )
 BRAIN = (
     Variant(WHOLE),
-    Variant("no turns, moves and mirror images", STRAIGHT),
-    Variant("no change of contrast", {"augment.contrast": 0.0}),
-    Variant("no augmentation", {**STRAIGHT, "augment.contrast": 0.0}),
+    Variant("no augmentation", STRAIGHT),
+    Variant("no mirror images", {"augment.mirror": False}),
     Variant("random weights, not ImageNet's", {"model.weights": "none"}),
     Variant("backbone not cut", {"model.last_layer": ""}),
     Variant("no weight decay", {"training.weight_decay": 0.0}),
     Variant("features not standardised", {"model.standardise": False}),
-    Variant("no test-time augmentation", {"inference.tta": 1}),
     Variant("no calibration", calibrate=False),
 )
 ONE_NETWORK = Variant("one network, not the folds' five", {"training.final": "all"})
