@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench import curves, curves_plots
-from bench.curves_figures import merged, paired_interval
+from bench.curves_figures import merged, paired_interval, read_figures
 from bench.curves_variants import BRAIN, ONE_NETWORK, PHANTOM
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
@@ -188,3 +188,13 @@ def test_slides_of_another_size_are_refused(tmp_path: Path) -> None:
     write_split(drawn, "train", 3, curves.DRAWN_SEED, competition, size="640x640", log=lambda _: None)
     assert curves.main([*command, "--size", "640x700"]) == 2
     assert not (tmp_path / "c.json").exists()
+
+
+def test_the_documentation_has_the_measured_figures_and_their_plots() -> None:
+    found = read_figures(curves.FIGURES)
+    page = DOCUMENT.read_text(encoding="utf-8")
+    for table in curves_plots.tables(found).split("\n\n"):
+        assert table in page
+    for name in (curves_plots.CURVE, curves_plots.ABLATIONS):
+        assert f"images/{name}" in page
+        check_plot(curves.IMAGES / name, curves.FIGURES)

@@ -56,18 +56,12 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     Raises:
         ConfigError: The folder has no member, or a damaged one.
         SplitError: The data cannot be read, or have other classes than the member.
-        UsageError: A setting does not fit the data, or `out` is a file, a member's folder, or among
-            the data.
+        UsageError: A setting does not fit the data, or `out` is a file, a member's folder, or among the data.
     """
     _check_out(settings.out)
     member = load_for_evaluation(settings.member)
     target = member.target
-    check_out_of_data(settings.out, settings.data, member.recipe.data)
-    tiles = read_grouped(member.recipe, settings.data, competition, settings.limit, log)
-    if tiles.classes != target.classes:
-        found, wanted = ", ".join(tiles.classes), ", ".join(target.classes)
-        raise SplitError(f"{settings.data}: its classes are {found}; the member's: {wanted}; give data of these")
-    tiles, known, in_sample = _held_out(tiles, member, log)
+    tiles, known, in_sample = _held_out(_read_tiles(settings, member, competition, log), member, log)
     folds, distances = known.folds, member.distances(tiles, known)
     outputs = member.predict(tiles.tiles, folds)
     images = predicted_images(outputs, tiles, member.pooling)
@@ -79,8 +73,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         "in_sample": in_sample,
         "renamed": known.renamed,
         "other_pixels": known.other_pixels,
-        "unlike_training_images": None if distances is None else len(distances),
-        "unlike_training_share": _unlike_share(distances),
+        **_unlike(distances),
         "unit": "patient" if target.by_patient else "image",
         "classes": list(target.classes),
         "positive": target.positive,
@@ -105,9 +98,22 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out is {out}, the folder of a member, whose {METRICS} would be lost; give another folder")
 
 
-def _unlike_share(distances: pd.DataFrame | None) -> float | None:
-    """Return the share of unlike images; None if there is none to judge."""
-    return round(float(distances["unlike_training"].mean()), 6) if distances is not None and len(distances) else None
+def _read_tiles(settings: EvaluateSettings, member: LoadedMember, competition: Competition, log: Log) -> TileSet:
+    """Return the labelled tiles. Raises SplitError if their classes are not the member's."""
+    check_out_of_data(settings.out, settings.data, member.recipe.data)
+    tiles = read_grouped(member.recipe, settings.data, competition, settings.limit, log)
+    if tiles.classes != member.target.classes:
+        found, wanted = ", ".join(tiles.classes), ", ".join(member.target.classes)
+        raise SplitError(f"{settings.data}: its classes are {found}; the member's: {wanted}; give data of these")
+    return tiles
+
+
+def _unlike(distances: pd.DataFrame | None) -> dict[str, float | int | None]:
+    """Return how many images could be judged, and the share of unlike ones; None where there are none."""
+    if distances is None:
+        return {"unlike_training_images": None, "unlike_training_share": None}
+    share = round(float(distances["unlike_training"].mean()), 6) if len(distances) else None
+    return {"unlike_training_images": len(distances), "unlike_training_share": share}
 
 
 def _by_competition(units: pd.DataFrame, member: LoadedMember, competition: Competition) -> dict[str, Any] | None:
