@@ -9,7 +9,7 @@ with each step taken away once, with several seeds. The change of the loss has a
 paired predictions, averaged over the seeds.
 
 Slides, tiles, features and one row for each training are kept under build/curves, so the same command goes on after a
-kill. The figures are written to bench/curves.json, where parts that were not asked for stay, and drawn into
+kill. The figures are written to bench/curves.json, where parts and steps that were not asked for stay, and drawn into
 docs/images; --plots only draws.
 """
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         figures = read_figures(options.json)
         if not options.plots:
-            figures = merged(figures, _Bench(options).measured())
+            figures = merged(figures, _Bench(options).measured(), keep_steps=bool(options.only))
             atomic_write_json(options.json, figures)
         draw(figures, options.json, options.images)
         print(tables(figures))
@@ -99,8 +99,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = dict.fromkeys(variant.name for variant in (*PHANTOM[1:], *BRAIN[1:], ONE_NETWORK))
     if unknown := [name for name in options.only or () if name not in known]:
         line.error(f"--only is {unknown[0]!r}; known: {', '.join(known)}")
-    if options.only and options.json == FIGURES:
-        line.error(f"--only measures some steps, and {FIGURES.name} has all; give --json FILE too")
     if list(options.slides) != sorted(set(options.slides)) or options.slides[0] < 1:
         line.error(f"--slides is {' '.join(map(str, options.slides))}; allowed: rising numbers from 1 on")
     for name, value in (("--seeds", options.seeds), ("--test-slides", options.test_slides)):

@@ -33,9 +33,15 @@ def read_figures(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is no file of figures: {error!r}; delete it, or restore it") from error
 
 
-def merged(figures: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures with those that were measured in place of earlier ones; other parts stay."""
-    parts = figures["ablations"] | measured["ablations"]
+def merged(figures: dict[str, Any], measured: dict[str, Any], keep_steps: bool = False) -> dict[str, Any]:
+    """Return the figures with those that were measured in place of earlier ones; other parts stay.
+
+    With `keep_steps` the steps of a part that were not measured stay as well.
+    """
+    parts = dict(figures["ablations"])
+    for name, rows in measured["ablations"].items():
+        kept = {row["name"]: row for row in parts.get(name, [])} if keep_steps else {}
+        parts[name] = list((kept | {row["name"]: row for row in rows}).values())
     return figures | measured | {"ablations": dict(sorted(parts.items(), reverse=True))}
 
 

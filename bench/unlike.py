@@ -1,8 +1,9 @@
 """Measure what shipped members call unlike their training pictures: `python -m bench.unlike DATA`.
 
 DATA is a folder with brain_mri, breastmnist, bloodmnist and breakhis. Of each kind --pictures are taken, drawn with a
-fixed seed; those of a member's own kind are in its statistics, but for the drawn contours, which have another seed.
-Only the statistics of familiarity.json are asked, no network. It prints a table in Markdown: the share called unlike.
+fixed seed. The brain MRI pictures alone are in their member's statistics: those of MedMNIST are test pictures, and the
+contours have another seed. Only the statistics of familiarity.json are asked, no network. It prints a table in
+Markdown: the share called unlike, and the median distance.
 """
 
 import argparse

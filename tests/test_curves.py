@@ -151,7 +151,6 @@ def test_every_step_changes_its_recipe(recipe: str) -> None:
 def test_wrong_input_ends_with_2(tmp_path: Path) -> None:
     for wrong in (
         ["--only", "no care"],
-        ["--only", "no weight decay"],  # without a file of its own
         ["--data", str(tmp_path / "none")],
         ["--ablation-slides", "9999"],
         ["--slides", "-3"],
@@ -179,6 +178,8 @@ def test_parts_that_were_not_measured_stay() -> None:
     after = merged(FIGURES, {"ablations": {"brain": rows}})
     assert after == {**FIGURES, "ablations": {**FIGURES["ablations"], "brain": rows}}
     assert merged({"curve": [], "ablations": {}}, FIGURES) == FIGURES
+    of_brain = merged(FIGURES, {"ablations": {"brain": rows}}, keep_steps=True)["ablations"]["brain"]
+    assert of_brain == [*rows, *FIGURES["ablations"]["brain"][1:]]
 
 
 def test_slides_of_another_size_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from clotkit.errors import SplitError, UsageError
 from clotkit.evaluation import plots
 from clotkit.evaluation.errors_page import ErrorRow, worst_first, write_errors
 from clotkit.evaluation.figures import NAMES
-from clotkit.evaluation.known_images import UNKNOWN, Known
+from clotkit.evaluation.known_images import UNKNOWN, Match
 from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.evaluation.scores import (
     EvaluationTarget,
@@ -150,7 +150,7 @@ def _interval(metrics: dict[str, Any], name: str) -> str:
     return "" if low is None else f"{low:.4f} to {high:.4f}"
 
 
-def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, Known, bool]:
+def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, Match, bool]:
     """Return the tiles to score, what the member knows of them, and if it was trained on them."""
     known = member.known.match(tiles)
     if known.renamed:

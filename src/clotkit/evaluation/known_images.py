@@ -12,19 +12,19 @@ from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
 
-UNKNOWN = -1  # the fold of an image that the member was not made with
+UNKNOWN = -1  # the fold of an image that no fold held out
 WORDS = (SPLIT_TRAIN, SPLIT_VALIDATION, SPLIT_DROPPED)
 
 
 @dataclass(frozen=True)
-class Known:
+class Match:
     """The fold of each tile that a member is to predict, and how many of its images go by other names."""
 
     words: npt.NDArray[np.str_]  # [n] of each tile's image, as in split.csv; "": the member was not made with it
     renamed: int | None  # images that it was made with under another name; None: it keeps no digests of pixels
     other_pixels: int | None  # images that have the name of one that it was made with, and other pixels
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> "Known":
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "Match":
         """Return what is known of the tiles that a mask [n] chooses; the counts stay."""
         return replace(self, words=self.words[chosen])
 
@@ -46,7 +46,7 @@ class KnownImages:
         """Tell whether no image is in training or validation alone: every fold trained on all but its own."""
         return not {SPLIT_TRAIN, SPLIT_VALIDATION} & set(self.by_name.values())
 
-    def match(self, tiles: TileSet) -> Known:
+    def match(self, tiles: TileSet) -> Match:
         """Return what is known of tiles. An image with a known name and other pixels counts as the known one.
 
         That is the careful choice: another version of a decoder changes pixels, and the image stays the same.
@@ -62,7 +62,7 @@ class KnownImages:
             else:
                 words[image], other_pixels = named, other_pixels + bool(self.digests.get(image))
         found = np.array([words[image] for image in tiles.images.tolist()])
-        return Known(found, renamed, other_pixels) if self.by_pixels else Known(found, None, None)
+        return Match(found, renamed, other_pixels) if self.by_pixels else Match(found, None, None)
 
 
 def read_known_images(path: Path, folds: int) -> KnownImages:

@@ -13,7 +13,7 @@ from clotkit.config import Recipe
 from clotkit.data.familiarity import Familiarity, read_familiarity
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, WeightsError
-from clotkit.evaluation.known_images import UNKNOWN, Known, KnownImages, read_known_images
+from clotkit.evaluation.known_images import UNKNOWN, KnownImages, Match, read_known_images
 from clotkit.evaluation.scores import EvaluationTarget, cross_calibrated
 from clotkit.members import loading
 from clotkit.members.calibration import Calibration
@@ -91,10 +91,10 @@ class LoadedMember:
         """Tell if its networks were trained on the images of all folds, which other networks held out."""
         return len(self.networks) == 1 and len(self.fold_calibrations) > 1
 
-    def distances(self, tiles: TileSet, known: Known) -> pd.DataFrame | None:
-        """Return the distance of each image from its training pictures, and whether it is `unlike` them.
+    def distances(self, tiles: TileSet, known: Match) -> pd.DataFrame | None:
+        """Return the `distance` of each image from its training pictures, and if it is `unlike_training`.
 
-        The rows are by image, without those whose pixels are among its statistics. None: it keeps no statistics.
+        The rows are by image, without the images that its statistics are of. None: it keeps no statistics.
         """
         if self.familiarity is None:
             return None

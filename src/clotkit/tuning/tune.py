@@ -34,7 +34,7 @@ from clotkit.tuning.study import number_of
 
 TRIALS, BEST, SUMMARY, PREDICTIONS = "trials.csv", "best.toml", "summary.json", "outer.csv"
 POLL_S = 1.0  # between two looks whether trials that run elsewhere have ended
-FAILURES = (TrialEnd.FAILED, TrialEnd.UNFIT)
+FAILURES = (TrialEnd.FAILED, TrialEnd.UNFIT, TrialEnd.DIVERGED)
 VERDICTS = {
     TuningVerdict.BETTER: "the winner is better than the untuned recipe",
     TuningVerdict.WORSE: "the winner is worse than the untuned recipe: keep that",
@@ -188,7 +188,7 @@ def _of_study(bench: Workbench) -> dict[str, Any]:
         "split": bench.recipe.data.split,
         "unit": "patient" if bench.target.by_patient else "image",
         "trials": len(table),
-        "pruned": int((table["state"] == "pruned").sum()) - failed,
+        "pruned": int((table["reason"] == TrialEnd.PRUNED).sum()),
         "failed": failed,
         "trial_seconds": round(float(table["seconds"].sum()), 1),
         "outer_folds": len(bench.folds),
