@@ -1,6 +1,5 @@
 """Files and folders that the application may not read: each costs only itself."""
 
-import ctypes
 import os
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ from clotkit.report.records import REPORT, RUN
 
 from .app_pages import make_root
 from .conftest import ROOT
+from .permissions import obey_permissions
 
-DROP_FROM_BOUNDING_SET, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2  # of linux/prctl.h and linux/capability.h
 ASK = """
 import os, sys
 from pathlib import Path
@@ -33,13 +32,6 @@ with serving(Path(sys.argv[2]), (root,)) as client:
     for path in sys.argv[3:]:
         print(client.get(path).status_code)
 """
-
-
-def obey_permissions() -> None:
-    """Let the program that this process becomes obey permissions, though it is the superuser's."""
-    prctl = ctypes.CDLL(None).prctl
-    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
-        prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
 
 
 @pytest.fixture

@@ -330,8 +330,6 @@ def test_wrong_input_costs_one_line(study: Study, strip_ai: Competition, tmp_pat
         refused(study, files, strip_ai, error, labels=tmp_path / "labels.csv")
     with pytest.raises(SplitError, match=r"gone\.csv"):
         blend(study.settings(files, labels=tmp_path / "gone.csv"), strip_ai, quiet)
-    with pytest.raises(UsageError, match=r"train\.csv: "):
-        blend(study.settings(files, out=study.labels), strip_ai, quiet)
     few = Study(tmp_path, patients=36)
     refused(few, few.files(), strip_ai, "9 patients of class LAA, at least 10")
 

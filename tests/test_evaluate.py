@@ -92,11 +92,10 @@ def test_pictures_of_its_statistics_are_not_judged_by_them(
 
 
 def test_a_folder_that_would_be_overwritten_is_refused_and_stays(
-    member: Path, pictures: Path, tmp_path: Path, strip_ai: Competition
+    member: Path, pictures: Path, strip_ai: Competition
 ) -> None:
     before = (member / METRICS).read_bytes()
-    (tmp_path / "file").touch()
-    for out in (member, tmp_path / "file", tmp_path / "file" / "below", pictures / "results"):
+    for out in (member, pictures / "results"):
         with pytest.raises(UsageError):
             evaluate(EvaluateSettings(member, pictures, out), strip_ai, quiet)
     assert (member / METRICS).read_bytes() == before
@@ -117,6 +116,14 @@ def test_a_folder_that_would_be_overwritten_is_refused_and_stays(
 )
 def test_a_damaged_file_of_a_member_is_refused(name: str, text: str, member: Path) -> None:
     (member / name).write_text(text)
+    with pytest.raises(ConfigError):
+        load_for_evaluation(member)
+
+
+@pytest.mark.parametrize("folds", [0, -1, 1.5, True, "two", None])
+def test_a_senseless_number_of_folds_is_refused(folds: object, member: Path) -> None:
+    metrics = json.loads((member / METRICS).read_text())
+    (member / METRICS).write_text(json.dumps(metrics | {"networks_of_folds": folds}))
     with pytest.raises(ConfigError):
         load_for_evaluation(member)
 

@@ -83,12 +83,6 @@ def test_what_a_killed_import_left_and_folders_in_a_member_do_not_count(inputs: 
     assert {name.split("/")[0] for name in json.loads((weights / "MANIFEST.json").read_text())} == {"other"}
 
 
-def test_an_import_into_a_file_is_one_line(inputs: Files, capfd: pytest.CaptureFixture[str]) -> None:
-    inputs["out"] = inputs["labels"] / "other"
-    assert imported(inputs) == WRONG
-    assert len(capfd.readouterr().err.splitlines()) == 1
-
-
 def test_the_application_shows_an_imported_member(inputs: Files) -> None:
     assert imported(inputs) == DONE
     training = training_of(inputs["out"], load(inputs["out"]))

@@ -430,8 +430,6 @@ def test_anything_else_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"phantom\.json"):
         write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
-    with pytest.raises(UsageError, match=r"train\.csv"):
-        write(tmp_path / "train.csv")
     (tmp_path / "phantom.json").write_text('{"synthetic": false, "competition": "mayo-clinic-strip-ai", "splits": {}}')
     with pytest.raises(UsageError, match=r"phantom\.json"):
         write(tmp_path)

@@ -407,8 +407,6 @@ def test_wrong_input_ends_with_2_in_one_line(
     sound = {"split": str(split), "out": str(tmp_path / "new"), "--recipe": str(recipe)}
     cases = [
         ({"split": str(tmp_path / "none")}, "train.csv"),
-        ({"out": str(tmp_path / "file")}, str(tmp_path / "file")),
-        ({"out": str(tmp_path / "file" / "below")}, str(tmp_path / "file" / "below")),
         ({"--recipe": "unknown"}, "unknown"),
         ({"--recipe": str(wrong)}, "crumbs"),
         ({"--split-name": "train"}, "train.csv"),

@@ -4,6 +4,7 @@ The folds, the study, the figures and the files are real; test_tune.py trains ne
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from clotkit.evaluation.scores import fit_by_fold
 from clotkit.reasons import TrialEnd, TuningVerdict
 from clotkit.training import devices
 from clotkit.training.frozen import FeatureCache
-from clotkit.tuning import objective
+from clotkit.tuning import objective, outer
 from clotkit.tuning.comparison import verdict_on
 from clotkit.tuning.search import read_search
 from clotkit.tuning.study import JOURNAL, TuningStudy
@@ -240,16 +241,6 @@ def test_no_jobs_are_refused_before_a_study_begins(data: Path, more: tuple[str, 
     assert not (data.parent / "study").exists()
 
 
-@pytest.mark.parametrize("out", ["stub.toml", "stub.toml/study"])
-def test_results_in_place_of_a_file_are_refused_before_the_data_are_read(
-    data: Path, out: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert tune(data, 1, out) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-
-
 @pytest.mark.parametrize("verb", ["tune", "train"])
 def test_results_among_the_classes_are_refused(data: Path, verb: str) -> None:
     assert main([verb, str(data.parent / "stub.toml"), "--data", str(data), "--out", str(data / "out")]) == 2
@@ -346,6 +337,23 @@ def test_an_error_of_the_data_settles_no_trial(data: Path, monkeypatch: pytest.M
     monkeypatch.setattr(StubTraining, "fails", staticmethod(lambda recipe: None))
     assert tune(data) == 0
     assert set(read(data.parent / "study")[1]["state"]) == {"complete"}
+
+
+def test_a_fit_of_the_outer_part_that_fails_is_one_line_and_tried_again(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(data) == 0
+    before = read(data.parent / "study")[1]
+    shutil.rmtree(data.parent / "study" / outer.FOLDER)
+    monkeypatch.setattr(StubTraining, "fails", staticmethod(failing(RuntimeError("out of memory"), None)))
+    capsys.readouterr()
+    assert tune(data) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "RuntimeError: out of memory" in error
+    monkeypatch.setattr(StubTraining, "fails", staticmethod(lambda recipe: None))
+    assert tune(data) == 0
+    pd.testing.assert_frame_equal(read(data.parent / "study")[1], before)
 
 
 @pytest.mark.parametrize("is_winner", [True, False])

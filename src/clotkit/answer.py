@@ -33,7 +33,18 @@ class WrongUsage(SystemExit):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusal is a WrongUsage, after the usual lines on standard error."""
+    """A parser whose refusal is a WrongUsage, after the usual lines on standard error.
+
+    A ClotkitError that the type of an option raises has one line of its own, without the usage.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does. Raises WrongUsage."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except ClotkitError as error:
+            print(f"clotkit: {error}", file=sys.stderr)
+            raise WrongUsage(self.prog.partition(" ")[2], str(error)) from error
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message on standard error. Raises WrongUsage."""

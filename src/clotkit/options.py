@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from clotkit.competitions import DEFAULT
 from clotkit.competitions.schema import WEIGHTS_AS, WHEELS_AS
 from clotkit.errors import UsageError
+from clotkit.stores import Place, is_url, place
 
 # Exit codes: done; an error that nobody foresaw; wrong usage or input; done with fallbacks; Ctrl-C.
 DONE, UNFORESEEN, WRONG, FALLBACKS, INTERRUPTED = 0, 1, 2, 3, 130
@@ -170,6 +171,28 @@ def seconds(text: str) -> float:
     return _quantity(text, UNITS_S, "a time like 8h, 90m or 600s")
 
 
+def out_folder(text: str) -> Path:
+    """Return the path of a folder to write. Raises UsageError if it cannot be made or written to."""
+    path = Path(text)
+    _check_writable(path)
+    return path
+
+
+def out_place(text: str) -> Place:
+    """Return a URL, or what out_folder returns for a local folder."""
+    where = place(text)
+    return where if is_url(where) else out_folder(str(where))
+
+
+def out_file(text: str) -> Path:
+    """Return the path of a file to write. Raises UsageError if it is a folder or cannot be made."""
+    path = Path(text)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file to write")
+    _check_writable(path.parent)
+    return path
+
+
 def megabytes(text: str) -> int:
     """Return the MB (2**20 bytes) of a size like 4GB or 800MB. Raises ArgumentTypeError for anything else."""
     return round(_quantity(text, UNITS_MB, "a size like 4GB or 800MB"))
@@ -193,6 +216,15 @@ def verbs_of(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, arg
 def options_of(verb: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Return the options and positional arguments of a verb by dest, without --help."""
     return {action.dest: action for action in verb._actions if action.dest != "help"}
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise UsageError unless the folder, or the nearest one above that exists, can be written to."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UsageError(f"{folder}: cannot be written, as {nearest} is not a folder; name another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder}: cannot be written, for want of permission in {nearest}; name another folder")
 
 
 def _quantity(text: str, units: dict[str, float], wanted: str) -> float:

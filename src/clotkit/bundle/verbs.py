@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_kernel_type, add_verb
+from clotkit.options import DONE, Result, Verbs, add_kernel_type, add_verb, out_file
 
 
 def register(verbs: Verbs) -> None:
@@ -17,7 +17,7 @@ def _add_bundle(verbs: Verbs) -> None:
     )
     verb.add_argument("--kernel", type=Path, default=Path("kernels/infer"), help="default: kernels/infer")
     add_kernel_type(verb)
-    verb.add_argument("--out", type=Path, help="default: build/kernel/script.py, or script.ipynb")
+    verb.add_argument("--out", type=out_file, help="default: build/kernel/script.py, or script.ipynb")
     verb.set_defaults(verb=_bundle)
 
 

@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_verb, megabytes, seconds
+from clotkit.options import DONE, Result, Verbs, add_verb, megabytes, out_folder, seconds
 
 
 def register(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     verb = add_verb(verbs, "container", "write the folder of a container for Grand Challenge, to build and to upload")
     verb.add_argument("--weights", type=Path, required=True, metavar="DIR", help="a member, or a folder of members")
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, written anew")
+    verb.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="the folder, written anew")
     verb.add_argument("--base", metavar="IMAGE", help="the image to build on (default: a Python 3.12, by its digest)")
     verb.add_argument("--tag", default="clotkit-algorithm", help="name of the image (default: clotkit-algorithm)")
     verb.add_argument(

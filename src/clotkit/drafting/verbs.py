@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, WRONG, Result, Verbs
+from clotkit.options import DONE, WRONG, Result, Verbs, out_file
 from clotkit.reasons import Misfit
 from clotkit.units import many
 
@@ -29,7 +29,7 @@ def _add_new(verbs: Verbs) -> None:
     text = "draft a TOML from a downloaded data folder, and say what it guessed and what you must fill in"
     verb = verbs.add_parser("new", help=text, description=text)
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="folder with the tables, the sample and the slides")
-    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .toml to write")
+    verb.add_argument("--out", type=out_file, required=True, metavar="FILE", help="the .toml to write")
     verb.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     verb.set_defaults(verb=_new)
 

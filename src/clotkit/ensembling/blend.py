@@ -42,8 +42,6 @@ def blend(settings: BlendSettings, competition: Competition, log: Log = print) -
 
     Raises ConfigError or SplitError (see data.read_predictions) or UsageError before anything is written.
     """
-    if settings.out.exists() and not settings.out.is_dir():
-        raise UsageError(f"{settings.out}: is a file; name a folder")
     if (settings.out / RECIPE).is_file():
         raise UsageError(f"{settings.out}: is a member's folder; name the folder that holds the members")
     read = read_predictions(settings.predictions, settings.labels, competition)

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_verb
+from clotkit.options import DONE, Result, Verbs, add_verb, out_folder
 
 
 def register(verbs: Verbs) -> None:
@@ -26,7 +26,7 @@ def _add_blend(verbs: Verbs) -> None:
     verb.add_argument("--labels", type=Path, required=True, metavar="FILE", help="the table of labels, train.csv")
     verb.add_argument(
         "--out",
-        type=Path,
+        type=out_folder,
         required=True,
         metavar="ENSEMBLE_DIR",
         help="write ensemble.toml and calibration.json here: the members' folder, for run --weights",

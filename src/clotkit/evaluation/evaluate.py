@@ -56,7 +56,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     Raises:
         ConfigError: The folder has no member, or a damaged one.
         SplitError: The data cannot be read, or have other classes than the member.
-        UsageError: A setting does not fit the data, or `out` is a file, a member's folder, or among the data.
+        UsageError: A setting does not fit the data, or `out` is a member's folder, or among the data.
     """
     _check_out(settings.out)
     member = load_for_evaluation(settings.member)
@@ -91,9 +91,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
 
 
 def _check_out(out: Path) -> None:
-    """Raise UsageError for a folder of results that would overwrite a member, or cannot be made."""
-    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
-        raise UsageError(f"--out is {out}, which is a file or below one; give a folder")
+    """Raise UsageError for a folder of results that would overwrite a member."""
     if (out / RECIPE).is_file():
         raise UsageError(f"--out is {out}, the folder of a member, whose {METRICS} would be lost; give another folder")
 

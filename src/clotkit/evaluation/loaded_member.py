@@ -139,9 +139,9 @@ class LoadedMember:
 def load_for_evaluation(folder: Path) -> LoadedMember:
     """Load a member with the networks of each fold. Raises ConfigError for no member, or a damaged one."""
     files = read_member(folder)
-    target, folds = _facts(files, folder)
+    target = _target(files, folder)
     classes, where = len(target.classes), str(folder / CALIBRATION)
-    networks, model = _load_networks(folder, files, classes, folds)
+    networks, model = _load_networks(folder, files, classes)
     calibrations = [Calibration.from_json(one, where, classes) for one in files.calibration.get("folds", [])]
     return LoadedMember(
         recipe=files.recipe,
@@ -157,11 +157,11 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
     )
 
 
-def _facts(files: MemberFiles, folder: Path) -> tuple[EvaluationTarget, int]:
-    """Return what a member is scored by, and of how many folds it has networks. Raises ConfigError."""
+def _target(files: MemberFiles, folder: Path) -> EvaluationTarget:
+    """Return what a member is scored by. Raises ConfigError."""
     metrics = files.metrics
     try:
-        target = EvaluationTarget(
+        return EvaluationTarget(
             classes=tuple(metrics["classes"]),
             weights=tuple(metrics["class_weights"]),
             positive=metrics["positive"],
@@ -169,7 +169,6 @@ def _facts(files: MemberFiles, folder: Path) -> tuple[EvaluationTarget, int]:
             floor=files.recipe.inference.floor,
             by_patient=metrics["unit"] == "patient",
         )
-        return target, int(metrics["networks_of_folds"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder / METRICS}: has no usable entry: {error!r}; train the member again") from error
 
@@ -188,17 +187,17 @@ def _familiarity(folder: Path, metrics: dict[str, Any]) -> Familiarity | None:
     return found
 
 
-def _load_networks(folder: Path, files: MemberFiles, classes: int, folds: int) -> tuple[list[list[Any]], Any]:
+def _load_networks(folder: Path, files: MemberFiles, classes: int) -> tuple[list[list[Any]], Any]:
     """Load the networks of a member by fold, and the model of all of them."""
     recipe = files.recipe
     if recipe.is_onnx:
         network = load_onnx_network(network_file(folder), recipe, classes)
         return [[network]], network
     if recipe.encoder is not None:
-        heads, model = load_encoded_heads(folder, recipe, files.metrics, classes)
+        heads, model = load_encoded_heads(folder, files, classes)
         return [[one] for one in heads], model
-    networks, model = loading.load_networks(folder, recipe, classes, folds)
-    per_fold = len(networks) // folds
+    networks, model = loading.load_networks(folder, recipe, classes, files.folds)
+    per_fold = len(networks) // files.folds
     return [networks[start : start + per_fold] for start in range(0, len(networks), per_fold)], model
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_verb
+from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_verb, out_folder
 from clotkit.progress import Log
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ def _add_evaluate(verbs: Verbs) -> None:
         help="labelled data of the kind in the member's recipe, as for train",
     )
     verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="write metrics.json, the plots and errors.html here"
+        "--out",
+        type=out_folder,
+        required=True,
+        metavar="DIR",
+        help="write metrics.json, the plots and errors.html here",
     )
     verb.add_argument("--limit", type=int, help="use only the first N images of each class")
     verb.set_defaults(verb=_evaluate)

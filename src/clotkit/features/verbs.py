@@ -15,6 +15,7 @@ from clotkit.options import (
     add_slide_limits,
     add_verb,
     megabytes,
+    out_place,
 )
 from clotkit.stores import place
 
@@ -29,7 +30,10 @@ def register(verbs: Verbs) -> None:
         help="folder or URL with train.csv or test.csv, and the slides; or with shards.csv, and tile shards",
     )
     verb.add_argument(
-        "out", type=place, metavar="OUT", help="folder for the features and features.csv; or a URL like s3://bucket/uni"
+        "out",
+        type=out_place,
+        metavar="OUT",
+        help="folder for the features and features.csv; or a URL like s3://bucket/uni",
     )
     verb.add_argument(
         "--encoder",

@@ -44,7 +44,7 @@ def export_member(folder: Path, out: Path, log: Log = print) -> float:
     with needs_extra("onnx"):
         import tf2onnx  # noqa: F401 - Keras calls it
     classes = len(read.metrics["classes"])
-    _, model = load_networks(folder, recipe, classes, int(read.metrics.get("networks_of_folds", 1)))
+    _, model = load_networks(folder, recipe, classes, read.folds)
     with new_folder(out) as made:
         text = _recipe_text(folder / files.RECIPE)
         atomic_write_text(made / files.RECIPE, text)

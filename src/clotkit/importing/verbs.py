@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_competition
+from clotkit.options import DONE, Result, Verbs, add_competition, out_folder
 
 
 def register(verbs: Verbs) -> None:
@@ -33,7 +33,9 @@ def _add_import(verbs: Verbs) -> None:
         help="out-of-fold predictions: image_id, predictions (p of the last class) or a column a class, perhaps fold",
     )
     verb.add_argument("--labels", type=Path, required=True, metavar="FILE", help="the table of labels, train.csv")
-    verb.add_argument("--out", type=Path, required=True, metavar="MEMBER_DIR", help="a folder that does not exist yet")
+    verb.add_argument(
+        "--out", type=out_folder, required=True, metavar="MEMBER_DIR", help="a folder that does not exist yet"
+    )
     verb.add_argument(
         "--data",
         type=Path,
@@ -59,7 +61,7 @@ def _add_export(verbs: Verbs) -> None:
     text = "write a member's Keras networks as one ONNX file, in a member folder of its own (needs tf2onnx)"
     verb = verbs.add_parser("export", help=text, description=text)
     verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="the member of Keras networks")
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    verb.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="a folder that does not exist yet")
     verb.set_defaults(verb=_export)
 
 

@@ -15,7 +15,17 @@ from clotkit.bundle.install import NAME as INSTALL_NAME
 from clotkit.bundle.places import competition_stem, demo_weights
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.errors import RemoteError, UsageError, one_line
-from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_competition, add_inputs, add_kernel_type
+from clotkit.options import (
+    DONE,
+    FALLBACKS,
+    Result,
+    Verbs,
+    add_competition,
+    add_inputs,
+    add_kernel_type,
+    out_file,
+    out_folder,
+)
 from clotkit.reasons import RemoteKind
 
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ def register(verbs: Verbs) -> None:
     _add_run_verb(inner, "wait", "wait until a kernel's version ends, and show its log", _wait)
     _add_run_verb(inner, "logs", "show the log of a kernel's version as it comes", _logs)
     verb = _add_run_verb(inner, "output", "fetch the output files of a kernel's version", _output)
-    verb.add_argument("--out", type=Path, metavar="DIR", help="default: build/kernel/output/SLUG-vN")
+    verb.add_argument("--out", type=out_folder, metavar="DIR", help="default: build/kernel/output/SLUG-vN")
     verb.add_argument(
         "--file", action="append", default=[], metavar="NAME", help="fetch only this file; may be repeated"
     )
@@ -282,7 +292,7 @@ def _pushed(
 def _add_install_script(verbs: Verbs) -> None:
     text = "write the script that installs the kernels' packages by hash, for Kaggle's Dependency Manager"
     verb = verbs.add_parser("install-script", help=text, description=text)
-    verb.add_argument("--out", type=Path, default=INSTALL_SCRIPT, metavar="FILE", help=f"default: {INSTALL_SCRIPT}")
+    verb.add_argument("--out", type=out_file, default=INSTALL_SCRIPT, metavar="FILE", help=f"default: {INSTALL_SCRIPT}")
     verb.add_argument(
         "--lines", action="store_true", help="lines of pip install with versions, without hashes, in place of a script"
     )

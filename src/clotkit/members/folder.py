@@ -42,6 +42,7 @@ class MemberFiles:
     metrics: dict[str, Any]  # metrics.json
     calibration: dict[str, Any]  # calibration.json
     weights_sha256: str
+    folds: int  # the number of folds that it holds networks of, at least 1
 
 
 def find_members(weights_dir: Path) -> list[Path]:
@@ -132,7 +133,17 @@ def read_member(folder: Path) -> MemberFiles:
     recipe = _with_classes(load_recipe(folder / RECIPE), metrics)
     if recipe.is_onnx != (network.name == ONNX_FILE):
         raise ConfigError(f"{folder}: holds {network.name}, and model.name of its recipe is {recipe.model[0].name!r}")
-    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), digest)
+    return MemberFiles(recipe, metrics, _json(folder / CALIBRATION), digest, _folds(metrics, folder))
+
+
+def _folds(metrics: dict[str, Any], folder: Path) -> int:
+    """Return the number of folds that a member holds networks of. Raises ConfigError if it is not one."""
+    folds = metrics.get("networks_of_folds", 1)  # members of earlier versions have none
+    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 1:
+        raise ConfigError(
+            f"{folder / METRICS}: networks_of_folds is {folds!r}; it takes a whole number from 1; copy the folder again"
+        )
+    return folds
 
 
 def network_file(folder: Path) -> Path:

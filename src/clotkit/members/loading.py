@@ -102,7 +102,7 @@ def _load_predict(folder: Path, files: MemberFiles, classes: int) -> tuple[Predi
         network = load_onnx_network(network_file(folder), recipe, classes)
         return predictor(network, recipe.tiling.batch_tiles, recipe.inference.tta), network.model.notes
     start_keras()
-    predict = _load_on_all_devices(folder, recipe, classes, int(files.metrics.get("networks_of_folds", 1)))
+    predict = _load_on_all_devices(folder, recipe, classes, files.folds)
     return predict, predict.notes
 
 

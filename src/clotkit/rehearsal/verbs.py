@@ -15,6 +15,7 @@ from clotkit.options import (
     add_inputs,
     add_kernel_type,
     add_verb,
+    out_folder,
     refuse_unused,
 )
 
@@ -62,7 +63,7 @@ def _add_rehearse(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--out",
-        type=Path,
+        type=out_folder,
         help="default: build/rehearsal, with a hyphen and the name of another kernel, of another competition",
     )
     verb.add_argument(

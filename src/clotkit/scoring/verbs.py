@@ -5,7 +5,18 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_backend, add_deadline, add_slide_limits, add_verb
+from clotkit.options import (
+    DONE,
+    FALLBACKS,
+    WRONG,
+    Result,
+    Verbs,
+    add_backend,
+    add_deadline,
+    add_slide_limits,
+    add_verb,
+    out_folder,
+)
 from clotkit.stores import place
 from clotkit.units import many
 
@@ -27,7 +38,7 @@ def _add_run(verbs: Verbs) -> None:
     verb.add_argument(
         "--weights", type=place, required=True, metavar="DIR", help="a member, or a folder of members; or its URL"
     )
-    verb.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="folder for the results")
+    verb.add_argument("--out", type=out_folder, required=True, metavar="RUN_DIR", help="folder for the results")
     add_backend(verb, ("local", "dask"), "local: slides are read in processes of this machine")
     add_deadline(verb)
     add_slide_limits(verb)

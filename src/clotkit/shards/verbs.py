@@ -5,7 +5,18 @@ from dataclasses import asdict
 from functools import partial
 
 from clotkit.errors import UsageError
-from clotkit.options import DONE, FALLBACKS, Result, Verbs, add_backend, add_slide_limits, add_verb, megabytes, seconds
+from clotkit.options import (
+    DONE,
+    FALLBACKS,
+    Result,
+    Verbs,
+    add_backend,
+    add_slide_limits,
+    add_verb,
+    megabytes,
+    out_place,
+    seconds,
+)
 from clotkit.stores import place
 
 
@@ -16,7 +27,10 @@ def register(verbs: Verbs) -> None:
         "split", type=place, metavar="SPLIT", help="folder or URL with train.csv or test.csv, and the slides"
     )
     verb.add_argument(
-        "out", type=place, metavar="OUT", help="folder for the shards and shards.csv; or a URL like s3://bucket/tiles"
+        "out",
+        type=out_place,
+        metavar="OUT",
+        help="folder for the shards and shards.csv; or a URL like s3://bucket/tiles",
     )
     verb.add_argument("--recipe", metavar="NAME", help="name of a built-in recipe, or path of a .toml")
     verb.add_argument(

@@ -5,18 +5,11 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clotkit.errors import UsageError
 from clotkit.files import atomic_write_text
 
 
 def make_folder(out: Path) -> bool:
-    """Create the folder `out` if needed; return whether it holds anything.
-
-    Raises:
-        UsageError: `out` is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; name a folder")
+    """Create the folder `out` if needed; return whether it holds anything."""
     out.mkdir(parents=True, exist_ok=True)
     return any(out.iterdir())
 

@@ -1,9 +1,8 @@
 """Register the commands for synthetic slides and pictures."""
 
 import argparse
-from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_verb
+from clotkit.options import DONE, Result, Verbs, add_verb, out_folder
 
 
 def register(verbs: Verbs) -> None:
@@ -15,7 +14,10 @@ def register(verbs: Verbs) -> None:
 def _add_phantom(verbs: Verbs) -> None:
     verb = add_verb(verbs, "phantom", "write a synthetic split in the form of a competition's")
     verb.add_argument(
-        "out", type=Path, metavar="OUT", help="the folder to write; the same split of an earlier phantom is replaced"
+        "out",
+        type=out_folder,
+        metavar="OUT",
+        help="the folder to write; the same split of an earlier phantom is replaced",
     )
     verb.add_argument("--split", choices=("train", "test"), default="test", help="the split to write (default: test)")
     verb.add_argument("--slides", type=int, default=8, help="number of slides (default: 8)")
@@ -53,7 +55,7 @@ def _add_contours(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "contours", help="draw synthetic pictures like ultrasound, with and without a double contour"
     )
-    verb.add_argument("out", type=Path, metavar="OUT", help="the folder to write: yes/, no/, metadata.csv")
+    verb.add_argument("out", type=out_folder, metavar="OUT", help="the folder to write: yes/, no/, metadata.csv")
     verb.add_argument("--pictures", type=int, default=1200, help="number of pictures (default: 1200)")
     verb.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
     verb.set_defaults(verb=_contours)

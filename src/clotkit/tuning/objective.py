@@ -108,11 +108,10 @@ class Workbench:
         check_trainable(self.recipe, settings.data, competition, settings.backbones)
         self.search.check_models(self.recipe, partial(self._check_networks, competition))
         check_out_of_data(settings.out, settings.data, self.recipe.data)
-        _check_folder(settings.out)
         self.tiles: TileSet = read_grouped(self.recipe, settings.data, competition, settings.limit, log, settings.cache)
         self.target: EvaluationTarget = target_of(self.recipe, self.tiles.labels, self.tiles.classes, competition)
         self.folds: list[OuterFold] = outer_folds(self.tiles, self.recipe, settings.outer, settings.inner)
-        self._make_folder()
+        settings.out.mkdir(parents=True, exist_ok=True)
         self.first = self.search.labels_of(self.recipe)  # of trial 0; None: the search lacks a value of the recipe
         self._features = FeatureCache(settings.out, self.material["data or split"])
         self.context = devices.create_context(self.recipe.training.strategy, log)
@@ -161,14 +160,6 @@ class Workbench:
         classes = len(names) or 2  # those of folders are not read yet
         check_networks(models, recipe.tiling.tile_px, classes, recipe.inference.pooling, self.settings.backbones)
 
-    def _make_folder(self) -> None:
-        try:
-            self.settings.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"--out {self.settings.out}: cannot be made: {error.strerror}; choose another folder"
-            ) from error
-
     def recipe_with(self, values: dict[str, Value]) -> Recipe:
         """Return the recipe with the values of a trial. Raises ConfigError if they do not go together."""
         return recipe_of(self.tables_with(values), self._where)
@@ -201,13 +192,6 @@ class Workbench:
     def _shares_features(self) -> bool:
         """Tell if all trials have the same backbone and augmentation."""
         return not any(changes_features(name) for name in self.search.entries)
-
-
-def _check_folder(out: Path) -> None:
-    """Raise UsageError for a folder that cannot be made, before the data are read."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UsageError(f"--out {out}: {there} is a file, no folder; choose another folder")
 
 
 def _sha256(text: str) -> str:

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from clotkit.errors import needs_extra
-from clotkit.options import DONE, Result, Verbs, add_backbones_dir, add_backend, add_recipe, add_training_data, add_verb
+from clotkit.options import (
+    DONE,
+    Result,
+    Verbs,
+    add_backbones_dir,
+    add_backend,
+    add_recipe,
+    add_training_data,
+    add_verb,
+    out_folder,
+)
 from clotkit.stores import place
 
 
@@ -18,7 +28,7 @@ def register(verbs: Verbs) -> None:
     verb.add_argument("--data", type=place, required=True, metavar="PATH", help="what clotkit train takes as --data")
     verb.add_argument(
         "--out",
-        type=Path,
+        type=out_folder,
         required=True,
         metavar="DIR",
         help="folder of the study; the same command again goes on if it was killed, or takes part if it runs",

@@ -17,5 +17,5 @@ def load_member(folder: Path, classes: tuple[str, ...], slug: str | None = None)
     if not (folder / RECIPE).is_file() or load_recipe(folder / RECIPE).encoder is None:
         return loading.load_member(folder, classes, slug)
     files = read_checked(folder, classes, slug)
-    _, heads = load_encoded_heads(folder, files.recipe, files.metrics, len(classes))
+    _, heads = load_encoded_heads(folder, files, len(classes))
     return member_of(folder, files, len(classes), heads.predict_on_batch, heads.notes, heads.pooling)

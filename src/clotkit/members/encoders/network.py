@@ -17,7 +17,7 @@ from clotkit.errors import ConfigError, WeightsError, one_line
 from clotkit.members.encoders.encoder import Encoder, load_encoder
 from clotkit.members.encoders.folder import encoder_place
 from clotkit.members.encoders.heads import TRANSFORMER, build_heads, join_heads, pooling_of_heads
-from clotkit.members.folder import WEIGHTS
+from clotkit.members.folder import WEIGHTS, MemberFiles
 from clotkit.members.loading import start_keras
 from clotkit.members.weights import check_loaded
 
@@ -64,9 +64,7 @@ _SHARED: WeakValueDictionary[tuple[Any, ...], SharedEncoder] = WeakValueDictiona
 _LOADING = threading.Lock()
 
 
-def load_encoded_heads(
-    folder: Path, recipe: Recipe, metrics: dict[str, Any], classes: int
-) -> tuple[list[EncodedHeads], EncodedHeads]:
+def load_encoded_heads(folder: Path, files: MemberFiles, classes: int) -> tuple[list[EncodedHeads], EncodedHeads]:
     """Load the heads of each fold of a member on their encoder, and all of its heads together.
 
     The encoder lies beside the member's folder.
@@ -76,7 +74,7 @@ def load_encoded_heads(
         WeightsError: The weights do not fit the recipe.
     """
     start_keras()
-    facts, folds = dict(metrics.get("encoder") or {}), int(metrics.get("networks_of_folds", 1))
+    recipe, folds, facts = files.recipe, files.folds, dict(files.metrics.get("encoder") or {})
     encoder, copies = _shared(folder, recipe), recipe.model[0].copies
     _check_encoder(folder, encoder.encoder, recipe, facts)
     heads, model = build_heads(recipe, encoder.encoder.width, classes, folds * copies)

@@ -7,7 +7,17 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from clotkit.options import DONE, Result, Verbs, add_backbones_dir, add_recipe, add_training_data, add_verb, seconds
+from clotkit.options import (
+    DONE,
+    Result,
+    Verbs,
+    add_backbones_dir,
+    add_recipe,
+    add_training_data,
+    add_verb,
+    out_folder,
+    seconds,
+)
 from clotkit.stores import place
 from clotkit.units import many
 
@@ -31,7 +41,7 @@ def _add_train(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--out",
-        type=Path,
+        type=out_folder,
         required=True,
         metavar="MEMBER_DIR",
         help="folder to write the member to; run the same command again to resume a run that was killed",
