@@ -52,6 +52,12 @@ def model(
     return made
 
 
+def with_opset(model: Any, domain: str, version: int) -> Any:
+    """Return the model with the operators of one more domain."""
+    model.opset_import.append(helper.make_opsetid(domain, version))
+    return model
+
+
 def save(made: Any, path: Path) -> Path:
     """Write a model into one file."""
     path.write_bytes(made.SerializeToString())

@@ -157,7 +157,7 @@ WRONGS: dict[str, tuple[Callable[[Files], object], str]] = {
     "no model": (lambda files: files["model"].unlink(), "net.onnx: No such file"),
     "text": (lambda files: files["model"].write_text("PK"), "no ONNX file"),
     "cut": (lambda files: files["model"].write_bytes(files["model"].read_bytes()[:-9]), "cut short"),
-    "opset": (keep(models.model(output="logits", opset=99)), "has opset 99, onnxruntime"),
+    "opset": (keep(models.model(output="logits", opset=99)), "has opset 99 of ai.onnx, onnxruntime"),
     "custom operator": (keep(models.foreign()), "custom operators (Stain of my.ops)"),
     "data missing": (
         lambda files: models.save_external(models.model(), files["model"], told="gone.bin"),

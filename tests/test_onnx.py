@@ -105,7 +105,12 @@ FAULTS: dict[str, tuple[Save, OnnxConfig, str]] = {
         OnnxConfig(),
         "cut short",
     ),
-    "opset": (lambda path: models.save(models.model(opset=99), path), OnnxConfig(), "opset 99"),
+    "opset": (lambda path: models.save(models.model(opset=99), path), OnnxConfig(), "opset 99 of ai.onnx,"),
+    "opset of another domain": (
+        lambda path: models.save(models.with_opset(models.model(), "ai.onnx.ml", 50), path),
+        OnnxConfig(),
+        "opset 50 of ai.onnx.ml,",
+    ),
     "custom": (lambda path: models.save(models.foreign(), path), OnnxConfig(), "Stain of my.ops"),
     "missing data": (
         lambda path: models.save_external(models.model(), path, told="other.bin"),

@@ -27,7 +27,9 @@ TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "ten
 PREAMBLE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?|/onnxruntime_src/.*\) (?=\w)"
 )
-TOO_NEW = re.compile(r"till opset (?P<opset>\d+)|max supported IR version: (?P<ir>\d+)")
+TOO_NEW = re.compile(
+    r"support for domain (?P<domain>\S+) is till opset (?P<opset>\d+)|max supported IR version: (?P<ir>\d+)"
+)
 
 Rows = npt.NDArray[np.float32]
 Prepare = Callable[[TileArray], npt.NDArray[Any]]
@@ -176,7 +178,9 @@ def _load_problem(error: Exception, header: OnnxHeader, version: str) -> str:
     if limit is None:
         return f"onnxruntime {version} does not load it: {_reason(error)}"
     if limit["opset"]:
-        return f"has opset {header.opset}, onnxruntime {version} knows 1 to {limit['opset']}; export an older one"
+        domain = limit["domain"]
+        opset = header.opset if domain == "ai.onnx" else header.opsets.get(domain)
+        return f"has opset {opset} of {domain}, onnxruntime {version} knows 1 to {limit['opset']}; export an older one"
     return (
         f"has IR version {header.ir_version}, onnxruntime {version} knows 1 to {limit['ir']}; export it with an older "
         "version of the onnx package"
