@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,22 @@ def test_a_digest_is_of_all_tiles_of_an_image_in_their_order() -> None:
     mixed = TileSet(**{**vars(tiles), "images": np.array(["a", "b", "a", "b"])})
     assert len({*tiles.digests().values(), *mixed.digests().values()}) == 3
     assert all(len(digest) == 12 for digest in tiles.digests().values())
+
+
+def test_a_new_image_of_a_known_patient_counts_as_that_patients(tmp_path: Path) -> None:
+    rows = "a,0,p\nb,train,q\nc,0,q\nd,watch,r\ne,near_duplicate,\n"
+    (tmp_path / SPLIT).write_text("image,fold,patient\n" + rows)
+    known = read_known_images(tmp_path / SPLIT, 1)
+    tiles = tiles_of(dict.fromkeys("acefgh", 1))
+    patients = np.repeat(np.array(["p", "q", "", "q", "r", "s"]), 2)
+    found = known.match(replace(tiles, patients=patients))
+    assert found.words[::2].tolist() == ["0", "0", "near_duplicate", "train", "watch", ""]
+    assert found.of_known_patients == 2
+    assert replace(known, by_patient={}).match(tiles).of_known_patients is None
+
+
+def test_rows_by_image_are_in_the_order_of_first_tiles() -> None:
+    tiles = replace(tiles_of({"a": 1, "b": 2, "c": 3}), images=np.array(["z", "b", "z", "a", "b", "z"]))
+    assert [rows.tolist() for rows in tiles.rows_by_image()] == [[0, 2, 5], [1, 4], [3]]
+    assert tiles.first_rows().tolist() == [0, 1, 3]
+    assert tiles.where(np.zeros(6, bool)).rows_by_image() == []

@@ -1,5 +1,7 @@
 """Test optimizers, schedules and averaged weights by the steps that a fit makes."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,13 @@ def test_sgd_has_momentum_and_decoupled_weight_decay(read: Inputs, tmp_path: Pat
         np.testing.assert_allclose(third, one, atol=1e-7)
     steps = [max(np.abs(two - one).max() for one, two in zip(*run, strict=True)) for run in (slow, fast)]
     assert 1.7 < steps[1] / steps[0] < 2.1
+
+
+def test_the_tiles_of_a_fit_are_let_go_when_it_ends(read: Inputs, tmp_path: Path) -> None:
+    """TensorFlow keeps what a dataset's functions hold until the process ends."""
+    pixels = read[1].tiles.copy()
+    alive = weakref.ref(pixels)
+    fitted((read[0], replace(read[1], tiles=pixels), read[2]), tmp_path)
+    del pixels
+    gc.collect()
+    assert alive() is None

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from clotkit.config import DataConfig, TrainingConfig
-from clotkit.data.folds import Fold, make_folds
+from clotkit.data.folds import Fold, check_folds, make_folds
 from clotkit.data.tiles import TileSet
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, UsageError
 
 NAMES = ("blue", "green", "white")
 
@@ -195,3 +195,11 @@ def test_centres_that_cannot_be_separated_are_refused() -> None:
     tiles = tile_set([1, 2, 3, 4], [0, 0, 1, 1], ["a", "a", "b", "b"], classes=2)
     with pytest.raises(ConfigError, match=r"fold 1 .* 0 tiles of class (blue|green)"):
         make_folds(tiles, DataConfig(split="centres"), training(), 2)
+
+
+@pytest.mark.parametrize("split", ["given", "holdout"])
+def test_a_number_of_folds_that_would_be_ignored_is_refused(split: str) -> None:
+    check_folds(None, DataConfig(split=split))
+    check_folds(5, DataConfig(split="folds"))
+    with pytest.raises(UsageError):
+        check_folds(5, DataConfig(split=split))

@@ -249,6 +249,7 @@ def test_pictures_near_identical_to_a_test_picture_are_left_out_of_training(
     metrics = train(TrainSettings(recipe, data, member), strip_ai, lambda _: None)
     assert metrics["material"]["dropped_near_duplicates"] == {"train": 2, "val": 1}
     assert metrics["material"]["images"] == 72 - 3
+    assert metrics["calibrated"] is True
     split = pd.read_csv(member / "split.csv").set_index("image")["fold"]
     assert split[split == "near_duplicate"].index.tolist() == ["train_0", "train_5", "val_1"]
     evaluate = ["evaluate", str(member), "--data", str(data), "--out", str(tmp_path / "e"), "--json"]
@@ -371,3 +372,16 @@ def test_the_shipped_demo_member_matches_its_manifest(strip_ai: Competition) -> 
     assert "synthetic" in manifest["demo/model.weights.h5"]["provenance"]
     metrics = metrics_of(ROOT / "weights" / "demo")
     assert metrics["weighted_log_loss"] < metrics["constant"]
+
+
+def test_a_validation_part_without_a_class_calibrates_nothing_and_says_so(
+    tmp_path: Path, strip_ai: Competition
+) -> None:
+    recipe, data = colours(tmp_path, epochs=1), tmp_path / "colours.npz"
+    with np.load(data) as archive:
+        arrays = dict(archive)
+    arrays["val_labels"][:] = 0
+    np.savez(data, **arrays)
+    metrics = train(TrainSettings(recipe, data, tmp_path / "member"), strip_ai, lambda _: None)
+    assert metrics["calibrated"] is False
+    assert json.loads((tmp_path / "member" / "calibration.json").read_text())["slope"] == 1

@@ -108,7 +108,7 @@ def fit_familiarity(tiles: TileSet, held_out: npt.NDArray[np.bool_]) -> tuple[Fa
         held_out: the tiles [n] of pictures that take no part, and on which false alarms are counted. If it has none,
             they are counted by thresholds from the other groups of patients.
     """
-    first = np.sort(np.unique(tiles.images, return_index=True)[1])
+    first = tiles.first_rows()
     rows, patients, aside = _of_images(tiles), tiles.patients[first], held_out[first]
     used, owners = rows[~aside], patients[~aside]
     if len(used) < FEWEST_IMAGES or len(set(owners)) < FEWEST_PATIENTS:
@@ -185,12 +185,8 @@ KNOWN = LEVELS + 7 + 4 + len(RINGS) - 1  # number of statistics
 
 def _of_images(tiles: TileSet) -> Floats:
     """Return the mean statistics of each picture's tiles, in the order of the pictures' first tiles."""
-    _, first, image = np.unique(tiles.images, return_index=True, return_inverse=True)
-    rows = statistics(tiles.tiles)
-    sums = np.zeros((len(first), rows.shape[1]))
-    np.add.at(sums, image, rows)
-    means: Floats = sums / np.bincount(image)[:, None]
-    return means[np.argsort(first)]
+    of_tiles = statistics(tiles.tiles)
+    return np.stack([of_tiles[rows].mean(axis=0) for rows in tiles.rows_by_image()])
 
 
 def _groups(patients: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:

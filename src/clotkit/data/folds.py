@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from clotkit.config import DataConfig, TrainingConfig
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
-from clotkit.errors import ConfigError
+from clotkit.errors import ConfigError, UsageError
 
 HOLDOUT = 0.15  # share of the patients of each class that is held out; as many go to validation
+
+ONE_FOLD = ("given", "holdout")  # values of data.split
 
 Mask = npt.NDArray[np.bool_]
 Groups = npt.NDArray[Any]
@@ -27,6 +29,12 @@ class Fold:
     train: Mask
     validation: Mask  # chooses the epoch; may be empty
     held_out: Mask  # scores the network
+
+
+def check_folds(folds: int | None, data: DataConfig) -> None:
+    """Raise UsageError for a number of folds that `data.split` would ignore."""
+    if folds is not None and data.split in ONE_FOLD:
+        raise UsageError(f"--folds is {folds}, but data.split is {data.split!r}, which has 1 fold; leave --folds out")
 
 
 def make_folds(tiles: TileSet, data: DataConfig, training: TrainingConfig, folds: int | None) -> list[Fold]:

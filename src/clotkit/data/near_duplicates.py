@@ -79,7 +79,9 @@ def drop_near_duplicates(tiles: TileSet, bits: int, log: Log) -> TileSet:
 
 def _groups_of_tiles(tiles: TileSet, bits: int, log: Log) -> Indices:
     """Return the near-duplicate group of each tile's image, int64[n]."""
-    rows, image_of = _rows_by_image(tiles)
+    rows, image_of = tiles.rows_by_image(), np.zeros(len(tiles), np.int64)
+    for number, each in enumerate(rows):
+        image_of[each] = number
     groups = near_duplicate_groups([_pixels(tiles, each) for each in rows], bits)
     first = np.array([each[0] for each in rows], np.int64)
     log(_summary(groups, tiles.labels[first], tiles.parts[first], bits))
@@ -94,13 +96,6 @@ def _merged(tiles: TileSet, groups: Indices) -> TileSet:
     merged = _components(len(names) + int(groups.max()) + 1, edges)[: len(names)]
     _, leaders, of_name = np.unique(merged, return_index=True, return_inverse=True)
     return replace(tiles, patients=names[leaders[of_name]][patients])
-
-
-def _rows_by_image(tiles: TileSet) -> tuple[list[Indices], Indices]:
-    """Return the rows of each image, and the image of each row."""
-    _, image_of, counts = np.unique(tiles.images, return_inverse=True, return_counts=True)
-    order = np.argsort(image_of, kind="stable")
-    return np.split(order, np.cumsum(counts)[:-1]), image_of
 
 
 def _pixels(tiles: TileSet, rows: Indices) -> Pixels:

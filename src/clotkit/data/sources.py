@@ -22,7 +22,7 @@ from clotkit.shards.cut import check_tiling
 from clotkit.shards.reading import ShardSet, ShardTiles
 from clotkit.shards.table import TABLE, ShardRow, read_shard_rows
 from clotkit.slides.pixels import Pixels
-from clotkit.splits import SlideRow, read_slides
+from clotkit.splits import SlideRow, first_of_each_class, read_slides
 from clotkit.stores import Place, Store, is_url, store_of
 from clotkit.tiling.tilers import TILERS
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
@@ -62,7 +62,7 @@ def read_source(
     if not isinstance(data, Path):
         raise SplitError(f"{data}: no {TABLE} there; a URL must be a folder that clotkit tile has written")
     if recipe.data.source == "slides":
-        slides = _limited_slides(read_slides(data, TRAIN, competition, log), limit)
+        slides = first_of_each_class(read_slides(data, TRAIN, competition, log), limit)
         return _slide_tiles(slides, recipe, competition, data, log)
     recipe = replace(recipe, data=with_folder_classes(data, recipe.data))
     _check_recipe_classes(recipe)
@@ -107,13 +107,6 @@ def _check_every_class(rows: Sequence[Picture], classes: Sequence[str], kind: st
 
 
 # -- slides
-
-
-def _limited_slides(slides: list[SlideRow], limit: int | None) -> list[SlideRow]:
-    if limit is None:
-        return slides
-    labels = sorted({slide.label or 0 for slide in slides})
-    return [slide for label in labels for slide in [row for row in slides if row.label == label][:limit]]
 
 
 def _slide_tiles(slides: Sequence[SlideRow], recipe: Recipe, competition: Competition, data: Path, log: Log) -> TileSet:
@@ -165,7 +158,7 @@ def _shard_tiles(
         raise SplitError(f"{table}: no column {competition.columns.label}; run clotkit tile on a train split")
     shards = {row.image_id: row for row in table_rows}
     slides = [SlideRow(row.image_id, row.patient_id, Path(), row.label, row.centre) for row in table_rows]
-    rows = [shards[slide.image_id] for slide in _limited_slides(slides, limit)]
+    rows = [shards[slide.image_id] for slide in first_of_each_class(slides, limit)]
     for row in rows:
         if not row.file:
             log(f"{row.image_id} is left out: {row.reason}")

@@ -27,6 +27,18 @@ class TileSet:
     def __len__(self) -> int:
         return len(self.tiles)
 
+    def rows_by_image(self) -> list[npt.NDArray[np.int64]]:
+        """Return the row numbers of each image's tiles; the images are in the order of their first tiles."""
+        if not len(self):
+            return []
+        _, first, image = np.unique(self.images, return_index=True, return_inverse=True)
+        order = np.argsort(first[image], kind="stable")
+        return np.split(order, np.cumsum(np.bincount(image)[np.argsort(first)])[:-1])
+
+    def first_rows(self) -> npt.NDArray[np.int64]:
+        """Return the row number of each image's first tile, in ascending order."""
+        return np.sort(np.unique(self.images, return_index=True)[1])
+
     def digests(self) -> dict[str, str]:
         """Return 12 hex digits of the sha256 of each image's tiles, by image. The tiles must be in memory."""
         found = {image: sha256() for image in self.images.tolist()}

@@ -46,9 +46,10 @@ class EvaluateSettings:
 def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
     """Score a member; write metrics.json, predictions.csv, plots and errors.html into `out`.
 
-    Images that the member was trained on are left out: pictures are known by their pixels, else by their names. Where
-    it has one network per fold, each image is scored by the fold that held it out. If the member was trained on all
-    images, they are scored anyway, and the metrics have `in_sample` true.
+    Images that the member was trained on are left out: pictures are known by their pixels, else by their names, and
+    new images of a known patient by the patient. Where it has one network per fold, each image is scored by the fold
+    that held it out. If the member was trained on all images, they are scored anyway, and the metrics have `in_sample`
+    true.
 
     Returns:
         The metrics, as metrics.json has them.
@@ -65,7 +66,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
     folds, distances = known.folds, member.distances(tiles, known)
     outputs = member.predict(tiles.tiles, folds)
     images = predicted_images(outputs, tiles, member.pooling)
-    images["fold"] = folds[_first_tiles(tiles)]
+    images["fold"] = folds[tiles.first_rows()]
     units = member.calibrated(rows_to_score(images, target))
     metrics = {
         "member": settings.member.name,
@@ -73,6 +74,7 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
         "in_sample": in_sample,
         "renamed": known.renamed,
         "other_pixels": known.other_pixels,
+        "of_known_patients": known.of_known_patients,
         **_unlike(distances),
         "unit": "patient" if target.by_patient else "image",
         "classes": list(target.classes),
@@ -155,6 +157,8 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
         log(f"{known.renamed} images have the pixels of images that the member was made with, and other names")
     if known.other_pixels:
         log(f"{known.other_pixels} images have other pixels than those of their names that the member was made with")
+    if known.of_known_patients:
+        log(f"{known.of_known_patients} new images are of patients that the member was made with, and count as theirs")
     trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION])
     left_out = trained_on | (known.words == SPLIT_DROPPED)
     if left_out.any() and not left_out.all():
@@ -167,14 +171,6 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
             "its metrics.json has the out-of-fold figures"
         )
     return tiles, known, in_sample
-
-
-def _first_tiles(tiles: TileSet) -> list[int]:
-    """Return the index of each image's first tile, in the order of the images."""
-    first: dict[str, int] = {}
-    for number, image in enumerate(tiles.images.tolist()):
-        first.setdefault(image, number)
-    return list(first.values())
 
 
 def _draw(out: Path, units: pd.DataFrame, target: EvaluationTarget) -> None:

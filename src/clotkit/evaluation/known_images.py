@@ -10,7 +10,7 @@ import pandas as pd
 
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, one_line
-from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
+from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PATIENT, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
 
 UNKNOWN = -1  # the fold of an image that no fold held out
 WORDS = (SPLIT_TRAIN, SPLIT_VALIDATION, SPLIT_DROPPED)
@@ -23,6 +23,7 @@ class Match:
     words: npt.NDArray[np.str_]  # [n] of each tile's image, as in split.csv; "": the member was not made with it
     renamed: int | None  # images that it was made with under another name; None: it keeps no digests of pixels
     other_pixels: int | None  # images that have the name of one that it was made with, and other pixels
+    of_known_patients: int | None  # new images of patients that it was made with; None: it keeps no patients
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "Match":
         """Return what is known of the tiles that a mask [n] chooses; the counts stay."""
@@ -41,6 +42,7 @@ class KnownImages:
     by_name: Mapping[str, str] = field(default_factory=dict)  # the fold's number, or one of WORDS
     by_pixels: Mapping[str, str] = field(default_factory=dict)  # by digest; empty for slides and earlier versions
     digests: Mapping[str, str] = field(default_factory=dict)  # by name
+    by_patient: Mapping[str, str] = field(default_factory=dict)  # empty for earlier versions
 
     def all_in_folds(self) -> bool:
         """Tell whether no image is in training or validation alone: every fold trained on all but its own."""
@@ -49,11 +51,13 @@ class KnownImages:
     def match(self, tiles: TileSet) -> Match:
         """Return what is known of tiles. An image with a known name and other pixels counts as the known one.
 
-        That is the careful choice: another version of a decoder changes pixels, and the image stays the same.
+        That is the careful choice: another version of a decoder changes pixels, and the image stays the same. A new
+        image of a known patient counts as that patient's.
         """
         digests = tiles.digests() if self.by_pixels else {}
-        words, renamed, other_pixels = dict[str, str](), 0, 0
-        for image in dict.fromkeys(tiles.images.tolist()):
+        words, renamed, other_pixels, of_known_patients = dict[str, str](), 0, 0, 0
+        first = tiles.first_rows()
+        for image, patient in zip(tiles.images[first].tolist(), tiles.patients[first].tolist(), strict=True):
             digest, named = digests.get(image), self.by_name.get(image, "")
             if digest is None or digest == self.digests.get(image):
                 words[image] = named
@@ -61,8 +65,11 @@ class KnownImages:
                 words[image], renamed = self.by_pixels[digest], renamed + 1
             else:
                 words[image], other_pixels = named, other_pixels + bool(self.digests.get(image))
+            if not words[image] and (of_patient := self.by_patient.get(patient)):
+                words[image], of_known_patients = of_patient, of_known_patients + 1
         found = np.array([words[image] for image in tiles.images.tolist()])
-        return Match(found, renamed, other_pixels) if self.by_pixels else Match(found, None, None)
+        patients = of_known_patients if self.by_patient else None
+        return Match(found, renamed, other_pixels, patients) if self.by_pixels else Match(found, None, None, patients)
 
 
 def read_known_images(path: Path, folds: int) -> KnownImages:
@@ -83,10 +90,22 @@ def read_known_images(path: Path, folds: int) -> KnownImages:
         raise ConfigError(
             f"{path}: the fold {wrong[0]!r} is none of 0 to {folds - 1}, {', '.join(WORDS)}; train the member again"
         )
-    by_name = dict(zip(table["image"], table["fold"], strict=True))
-    if SPLIT_PIXELS not in table.columns:
-        return KnownImages(by_name)
-    digests = dict(zip(table["image"], table[SPLIT_PIXELS], strict=True))
-    # Of images that are equal one may be for training: it comes last, and its word stays.
-    ordered = table[table[SPLIT_PIXELS] != ""].sort_values("fold", key=lambda fold: fold.isin(WORDS), kind="stable")
-    return KnownImages(by_name, dict(zip(ordered[SPLIT_PIXELS], ordered["fold"], strict=True)), digests)
+    names = table["image"]
+    digests = dict(zip(names, table[SPLIT_PIXELS], strict=True)) if SPLIT_PIXELS in table.columns else {}
+    return KnownImages(
+        by_name=dict(zip(names, table["fold"], strict=True)),
+        by_pixels=_words_by(table, SPLIT_PIXELS),
+        digests=digests,
+        by_patient=_words_by(table, SPLIT_PATIENT),
+    )
+
+
+def _words_by(table: pd.DataFrame, column: str) -> dict[str, str]:
+    """Return the word of each value of a column; empty without that column.
+
+    Of rows with one value, as equal images or those of one patient, any may be for training: its word stays.
+    """
+    if column not in table.columns:
+        return {}
+    ordered = table[table[column] != ""].sort_values("fold", key=lambda fold: fold.isin(WORDS), kind="stable")
+    return dict(zip(ordered[column], ordered["fold"], strict=True))

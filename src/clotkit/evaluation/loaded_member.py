@@ -98,12 +98,12 @@ class LoadedMember:
         """
         if self.familiarity is None:
             return None
-        names = pd.Series(tiles.images).drop_duplicates()
+        first = tiles.first_rows()
         in_statistics = (known.words != "") & (self.known.all_in_folds() | (known.folds == UNKNOWN))
         distances = self.familiarity.distances(tiles)
         unlike = self.familiarity.unlike(distances)
-        table = pd.DataFrame({"distance": distances, "unlike_training": unlike}, index=names.to_numpy())
-        new: pd.DataFrame = table[~in_statistics[names.index]]
+        table = pd.DataFrame({"distance": distances, "unlike_training": unlike}, index=tiles.images[first])
+        new: pd.DataFrame = table[~in_statistics[first]]
         return new
 
     def calibrated(self, units: pd.DataFrame) -> pd.DataFrame:

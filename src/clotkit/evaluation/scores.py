@@ -74,11 +74,10 @@ def predicted_images(outputs: Floats, tiles: TileSet, pooling: SlidePooling) -> 
     The rows are in the order of the tiles. `outputs` [n, K] are those of the networks for the tiles.
     """
     rows = []
-    for image in dict.fromkeys(tiles.images.tolist()):
-        of_image = np.flatnonzero(tiles.images == image)
+    for of_image in tiles.rows_by_image():
         first = of_image[0]
         facts = {
-            "image": image,
+            "image": tiles.images[first],
             "patient": tiles.patients[first],
             "centre": tiles.centres[first],
             "label": int(tiles.labels[first]),

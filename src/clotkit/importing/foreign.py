@@ -62,6 +62,7 @@ class ForeignPredictions:
             "class_weights": list(target.weights),
             "clip": target.clip,
             "constant": round(constant(target), 6),
+            "calibrated": not any(one.is_identity for one in (self.fit.calibration, *self.fit.fold_calibrations)),
             "weighted_log_loss_uncalibrated": round(log_loss(rows_to_score(table, target), target), 6),
             **score(self.fit.scored, target),
             "competition_metric": competition_figures(self.fit.scored, self.fit.answers, target),

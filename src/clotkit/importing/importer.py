@@ -145,7 +145,7 @@ def _write(out: Path, recipe: Recipe, source: str, found: ForeignPredictions, me
     (out / files.CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
     for name, table in (
         (files.OUT_OF_FOLD, found.out_of_fold.round(6)),
-        (files.SPLIT, found.out_of_fold[["image", "fold"]]),
+        (files.SPLIT, found.out_of_fold[["image", "fold", files.SPLIT_PATIENT]]),
     ):
         (out / name).write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
     (out / files.CARD).write_text(card(recipe, metrics), encoding="utf-8")

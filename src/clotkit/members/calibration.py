@@ -45,6 +45,11 @@ class Calibration:
         calibrated: Floats = clipped / clipped.sum(axis=-1, keepdims=True)
         return calibrated
 
+    @property
+    def is_identity(self) -> bool:
+        """Tell if it only clips: it was not fitted, for want of a class."""
+        return self.slope == 1 and not any(self.offsets)
+
     def to_json(self) -> dict[str, Any]:
         """Return the contents of calibration.json."""
         return {"method": "platt", "slope": self.slope, "offsets": list(self.offsets), "floor": self.floor}

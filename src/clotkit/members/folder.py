@@ -27,6 +27,7 @@ FAMILIARITY = "familiarity.json"  # statistics of the training pictures; members
 OUT_OF_FOLD = "oof.csv"  # one row per image: the out-of-fold prediction
 SPLIT = "split.csv"  # one row per image: the number of the fold that held it out, or one of the three words below
 SPLIT_TRAIN, SPLIT_VALIDATION = "train", "watch"  # words of SPLIT for images that no fold held out
+SPLIT_PATIENT = "patient"  # column of SPLIT; members of earlier versions have none
 SPLIT_PIXELS = "pixels"  # column of SPLIT, of pictures: the digest of each one's tiles, see TileSet.digests
 SPLIT_DROPPED = "near_duplicate"  # word of SPLIT for images that were left out, near-identical to a test image
 MANIFEST = "MANIFEST.json"  # beside the member folders

@@ -8,6 +8,7 @@ from clotkit.splits.sample import read_sample as read_sample
 from clotkit.splits.sample import read_sample_ids as read_sample_ids
 from clotkit.splits.slides import SYNTHETIC as SYNTHETIC
 from clotkit.splits.slides import SlideRow as SlideRow
+from clotkit.splits.slides import first_of_each_class as first_of_each_class
 from clotkit.splits.slides import in_store as in_store
 from clotkit.splits.slides import kind_of as kind_of
 from clotkit.splits.slides import read_slides as read_slides

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from clotkit.competitions import Competition
-from clotkit.errors import SplitError
+from clotkit.errors import SplitError, UsageError
 from clotkit.progress import Log
 from clotkit.reasons import TableRepair
 from clotkit.scratch import scratch
@@ -54,6 +54,16 @@ class SlideRow:
 def row_id(slide: SlideRow, competition: Competition) -> str:
     """Return the id of the submission's row that a slide counts for: its patient's, or its own."""
     return slide.image_id if competition.by_image else slide.patient_id
+
+
+def first_of_each_class(slides: Sequence[SlideRow], limit: int | None) -> list[SlideRow]:
+    """Return the first `limit` slides of each class, or all for None. Raises UsageError for fewer than 1."""
+    if limit is None:
+        return list(slides)
+    if limit < 1:
+        raise UsageError(f"--limit is {limit}; at least 1 slide per class is needed")
+    labels = sorted({slide.label or 0 for slide in slides})
+    return [slide for label in labels for slide in [one for one in slides if one.label == label][:limit]]
 
 
 def split_of(split_dir: Path, competition: Competition, order: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ with the batch that it would have had, and the parts of all replicas together ar
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,10 +241,18 @@ class BatchDataset:
             arrays[3].set_shape(())
             return arrays[:3] if for_keras else arrays
 
+        # TensorFlow keeps the function of every numpy_function until the process ends: it must not keep the tiles too.
+        own = weakref.ref(self)
+
+        def part(number: Any) -> Part:
+            dataset = own()
+            assert dataset is not None  # whoever iterates holds it
+            return dataset._part(number)
+
         parts_per_epoch = self._feed.steps * self._local_replicas
         numbers = tf.data.Dataset.range(first_epoch * parts_per_epoch, end_epoch * parts_per_epoch)
         parts = numbers.map(
-            lambda number: shaped(*tf.numpy_function(self._part, [number], types)),
+            lambda number: shaped(*tf.numpy_function(part, [number], types)),
             num_parallel_calls=PARALLEL_PARTS,
             deterministic=True,
         )

@@ -177,8 +177,8 @@ def _bag_inputs(
     features: tuple[FrozenFeatures, FrozenFeatures],
 ) -> TrainingInputs:
     """Return inputs whose items are slides: bags of BAG_TILES tiles' features, drawn in every step."""
-    augmented, bags = features[0].augmented, tiles_by_image(train)  # [copies, n, D]
-    fixed, validation_bags = np.random.default_rng(0), tiles_by_image(validation)
+    augmented, bags = features[0].augmented, train.rows_by_image()  # [copies, n, D]
+    fixed, validation_bags = np.random.default_rng(0), validation.rows_by_image()
     drawn = [draw_evenly(bag, VALIDATION_BAG_TILES, fixed) for bag in validation_bags]
     inputs = np.array([features[1].plain[rows] for rows in drawn])  # [slides, VALIDATION_BAG_TILES, D]
 
@@ -186,7 +186,7 @@ def _bag_inputs(
         rows = np.stack([draw_evenly(bags[bag], BAG_TILES, rng) for bag in chosen])  # [b, BAG_TILES]
         return augmented[rng.integers(len(augmented), size=rows.shape), rows]  # [b, BAG_TILES, D]
 
-    slides, validation_slides = _first_tiles(train, bags), _first_tiles(validation, validation_bags)
+    slides, validation_slides = _first_tiles(train), _first_tiles(validation)
     return training_inputs(bag_model(network), draw, slides, validation_slides, inputs, config)
 
 
@@ -233,13 +233,8 @@ def bag_model(network: Network) -> Any:
     return Model(bag, link(values, network.output))
 
 
-def tiles_by_image(tiles: TileSet) -> list[Rows]:
-    """Return the tile numbers of each image, in the order of the images' first tiles."""
-    return [np.flatnonzero(tiles.images == image) for image in dict.fromkeys(tiles.images.tolist())]
-
-
-def _first_tiles(tiles: TileSet, bags: list[Rows]) -> TileSet:
-    """Return the first tile of each bag, which has the bag's class and patient."""
+def _first_tiles(tiles: TileSet) -> TileSet:
+    """Return the first tile of each image, which has the image's class and patient."""
     mask = np.zeros(len(tiles), bool)
-    mask[[bag[0] for bag in bags]] = True
+    mask[tiles.first_rows()] = True
     return tiles.where(mask)

@@ -19,7 +19,7 @@ import pandas as pd
 from clotkit.competitions import Competition
 from clotkit.config import ModelConfig, Recipe, load_recipe, recipe_path
 from clotkit.data.familiarity import fit_familiarity
-from clotkit.data.folds import Fold, make_folds
+from clotkit.data.folds import Fold, check_folds, make_folds
 from clotkit.data.grouped import read_grouped
 from clotkit.data.pictures import check_out_of_data
 from clotkit.data.sources import CACHE, is_tiled
@@ -42,7 +42,7 @@ from clotkit.evaluation.scores import (
     target_of,
 )
 from clotkit.files import atomic_write_text
-from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
+from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PATIENT, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, check_networks, expanded
 from clotkit.members.pooling import pooling_of
 from clotkit.members.predict import mean_by_share, predictor
@@ -102,6 +102,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
     check_trainable(recipe, settings.data, competition, settings.backbones)
     check_out_of_data(settings.out, settings.data, recipe.data)
+    check_folds(settings.folds, recipe.data)
     if recipe.training.strategy == "multi_worker":
         devices.read_cluster(os.environ.get(devices.CLUSTER))  # fail on a wrong one before reading data
     tiles = read_grouped(recipe, settings.data, competition, settings.limit, log, settings.cache)
@@ -251,6 +252,10 @@ class FoldTraining(ABC):
     def predict(self, networks: Sequence[Sequence[Any]], mask: Mask) -> pd.DataFrame:
         """Return the mean predictions of one or more fits for the items of a mask, a row per image."""
 
+    def fit_seed(self, name: str, number: int) -> int:
+        """Return the seed of a network on the fold `name`; `number` counts the recipe's networks."""
+        return self.recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
+
     def train_folds(self, folds: Sequence[Fold]) -> TrainedMember:
         """Train on every fold, and on all patients if such a network is to ship; calibrate what ships."""
         done = self.cross_validate(folds)
@@ -265,17 +270,18 @@ class FoldTraining(ABC):
     def cross_validate(self, folds: Sequence[Fold]) -> CrossValidation:
         """Train on every fold, predict what it holds out, and calibrate these predictions on other folds'."""
         networks: list[list[Any]] = []
-        histories, held_out, validation = [], [], []
+        histories, held_out = [], []
         for number, fold in enumerate(folds):
             trained, history = self.train_networks(str(number), fold)
             networks += [trained] if self.fold_networks_ship(folds) else []
             histories.append(history.assign(fold=number))
             held_out.append(self.predict([trained], fold.held_out).assign(fold=number))
-            validation.append(self.predict([trained], fold.validation))
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history, self.items))
         out_of_fold = pd.concat(held_out, ignore_index=True)
         units = rows_to_score(out_of_fold, self.target)
-        fitted = self._calibrate(units, len(folds), rows_to_score(validation[0].assign(fold=0), self.target))
+        fitted = fit_by_fold(units, len(folds), self.target) if len(folds) > 1 else self._fit(units, networks, folds[0])
+        if fitted.calibration.is_identity:
+            self.log("the rows that calibrate lack a class: the member's probabilities are not calibrated")
         return CrossValidation(networks, histories, out_of_fold, fitted)
 
     def fold_networks_ship(self, folds: Sequence[Fold]) -> bool:
@@ -287,11 +293,10 @@ class FoldTraining(ABC):
         first = folds[0]
         return Fold(first.train | first.held_out, first.validation, np.zeros_like(first.train))
 
-    def _calibrate(self, units: pd.DataFrame, folds: int, validation: pd.DataFrame) -> HeldOutFit:
-        """Return what is fitted to held-out rows; with one fold, to those of its validation part."""
+    def _fit(self, units: pd.DataFrame, networks: Sequence[Sequence[Any]], fold: Fold) -> HeldOutFit:
+        """Return what is fitted to the validation part of the only fold, for the rows that it holds out."""
         target = self.target
-        if folds > 1:
-            return fit_by_fold(units, folds, target)
+        validation = rows_to_score(self.predict(networks, fold.validation).assign(fold=0), target)
         calibration = calibrated_on(validation, target)  # identity if it lacks a class
         decision = decision_on(validation, {0: calibration}, target)
         scored = cross_calibrated(units, {0: calibration}, target)
@@ -334,7 +339,7 @@ class TrainingRun(FoldTraining):
         """See FoldTraining."""
         networks, histories = [], []
         for number, config in enumerate(expanded(self.recipe.model)):
-            seed = self.recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
+            seed = self.fit_seed(name, number)
             base, features = self._frozen_base(config)
             watch = self.watch if (name, number) == ("0", 0) else None
             decides = watch is None or bool(fold.validation.any())
@@ -440,13 +445,13 @@ def _split_table(tiles: TileSet, folds: Sequence[Fold], with_pixels: bool) -> pd
     With a single fold, the rows of the other images say SPLIT_TRAIN, SPLIT_VALIDATION or SPLIT_DROPPED. The
     digests of pixels tell pictures whose names have changed; slides are too large for that.
     """
-    table = pd.DataFrame({"image": tiles.images, "fold": ""})
+    table = pd.DataFrame({"image": tiles.images, "fold": "", SPLIT_PATIENT: tiles.patients})
     for number, fold in enumerate(folds):
         if len(folds) == 1:
             table.loc[fold.train, "fold"] = SPLIT_TRAIN
             table.loc[fold.validation, "fold"] = SPLIT_VALIDATION
         table.loc[fold.held_out, "fold"] = str(number)
-    dropped = pd.DataFrame({"image": list(tiles.dropped), "fold": SPLIT_DROPPED})
+    dropped = pd.DataFrame({"image": list(tiles.dropped), "fold": SPLIT_DROPPED, SPLIT_PATIENT: ""})
     table = pd.concat([table.drop_duplicates(), dropped], ignore_index=True)
     return table.assign(**{SPLIT_PIXELS: table["image"].map(tiles.digests()).fillna("")}) if with_pixels else table
 
@@ -477,6 +482,7 @@ def member_metrics(
         "class_weights": list(target.weights),
         "clip": target.clip,
         "constant": round(constant(target), 6),
+        "calibrated": not any(one.is_identity for one in (trained.calibration, *trained.fold_calibrations)),
         "weighted_log_loss_uncalibrated": round(log_loss(raw, target), 6),
         **score(trained.scored, target),
         "competition_metric": competition_figures(trained.scored, trained.answers, target),

@@ -8,12 +8,12 @@ import numpy as np
 from clotkit.competitions import Competition
 from clotkit.config import Recipe
 from clotkit.data.tiles import TRAIN, TileSet
-from clotkit.errors import ConfigError, SlideError, SplitError, UsageError
+from clotkit.errors import ConfigError, SlideError, SplitError
 from clotkit.features.files import FeatureFile
 from clotkit.features.folder import TABLE, VERB, FeatureFolder
 from clotkit.progress import Log
 from clotkit.shards.table import previous_rows, read_shard_rows
-from clotkit.splits import SlideRow, read_slides
+from clotkit.splits import SlideRow, first_of_each_class, read_slides
 from clotkit.stores import Place, store_of
 from clotkit.training.mil.bags import SlideFeatures
 from clotkit.training.mil.tilings import check_tilings
@@ -40,7 +40,7 @@ def read_features(
             the recipe's.
         StoreError: An object store does not answer.
     """
-    slides = _limited(_without_failed(_slides(data, split, competition), data, competition, log), limit)
+    slides = first_of_each_class(_without_failed(_slides(data, split, competition), data, competition, log), limit)
     ids = {slide.image_id for slide in slides}
     files, kept = _open_each(slides, FeatureFolder(data, cache, ids), log)
     _check_classes(kept, competition, data)
@@ -89,15 +89,6 @@ def _open_each(slides: Sequence[SlideRow], folder: FeatureFolder, log: Log) -> t
         files.append(file)
         kept.append(slide)
     return files, kept
-
-
-def _limited(slides: Sequence[SlideRow], limit: int | None) -> list[SlideRow]:
-    if limit is None:
-        return list(slides)
-    if limit < 1:
-        raise UsageError(f"--limit is {limit}; at least 1 slide per class is needed")
-    labels = sorted({slide.label or 0 for slide in slides})
-    return [slide for label in labels for slide in [one for one in slides if one.label == label][:limit]]
 
 
 def _check_classes(slides: Sequence[SlideRow], competition: Competition, data: Place) -> None:

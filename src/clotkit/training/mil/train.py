@@ -11,7 +11,7 @@ import pandas as pd
 
 from clotkit.competitions import Competition
 from clotkit.config import Recipe, load_recipe, recipe_path
-from clotkit.data.folds import Fold, make_folds
+from clotkit.data.folds import Fold, check_folds, make_folds
 from clotkit.data.tiles import TileSet
 from clotkit.evaluation.scores import EvaluationTarget, target_of
 from clotkit.files import atomic_write
@@ -26,7 +26,6 @@ from clotkit.training.mil.bags import features_of
 from clotkit.training.mil.fit import Compiled, fit_head, predict_slide
 from clotkit.training.mil.sources import read_features
 from clotkit.training.train import (
-    FINAL,
     FoldTraining,
     Mask,
     TrainSettings,
@@ -58,6 +57,7 @@ def train_head(settings: TrainSettings, competition: Competition, log: Log = pri
     """
     started = time.monotonic()
     recipe, source = load_recipe(settings.recipe), recipe_path(settings.recipe).read_text(encoding="utf-8")
+    check_folds(settings.folds, recipe.data)
     slides = read_features(recipe, settings.data, settings.split, competition, settings.limit, settings.cache, log)
     target = target_of(recipe, slides.labels, slides.classes, competition)
     folds = make_folds(slides, recipe.data, recipe.training, settings.folds)
@@ -91,7 +91,7 @@ class HeadTraining(FoldTraining):
         heads, histories = [], []
         recipe, (config,) = self.recipe, self.recipe.model
         for number in range(config.copies):
-            seed = recipe.training.seed + 1000 * number + (0 if name == FINAL else int(name) + 1)
+            seed = self.fit_seed(name, number)
             with epoch_progress(f"{config.name}, fold {name}", recipe.training.epochs, self.log) as shown:
                 head, history = fit_head(
                     recipe,
