@@ -45,6 +45,29 @@ def number(found: Mapping[str, float | None], name: str) -> float:
     return value
 
 
+def by_scikit_learn(rows: ScoredUnits, at: int | None, weights: list[float]) -> dict[str, float]:
+    """Return the figures by scikit-learn, NaN where one needs a class that is missing; `at` is the positive one."""
+    labels, shares, said = rows.labels, rows.shares(), predicted(rows, at)
+    which = range(shares.shape[1]) if at is None else [at]
+    has = [bool((labels == index).any()) for index in range(shares.shape[1])]
+    has_own = all(has[index] for index in which)
+    has_others = all((labels != index).any() for index in which) if at is not None else all(has)
+    found = dict.fromkeys(NAMES, float("nan"))
+    found["accuracy"] = metrics.accuracy_score(labels, said)
+    found["weighted_log_loss"] = balanced_log_loss(rows.probabilities.tolist(), labels.tolist(), weights, CLIP)
+    if all(has):
+        found["balanced_accuracy"] = metrics.balanced_accuracy_score(labels, said)
+        found["auc"] = np.mean([metrics.roc_auc_score(labels == index, shares[:, index]) for index in which])
+    if has_own:
+        options: dict[str, Any] = {"labels": list(which), "average": "macro", "zero_division": 0}
+        found["precision"] = metrics.precision_score(labels, said, **options)
+        found["recall"] = found["sensitivity"] = metrics.recall_score(labels, said, **options)
+        found["f1"] = metrics.f1_score(labels, said, **options)
+    if has_others:
+        found["specificity"] = np.mean([metrics.recall_score(labels != index, said != index) for index in which])
+    return found
+
+
 def evenly(classes: int) -> list[float]:
     return [1 / classes] * classes
 
@@ -56,15 +79,15 @@ def test_two_classes_are_scikit_learns() -> None:
     truth, said = rows.labels == 1, share >= 0.5
     assert found["n"] == 200
     assert found["patients"] == len(set(rows.patients))
-    assert found["accuracy"] == metrics.accuracy_score(truth, said)
-    assert found["balanced_accuracy"] == metrics.balanced_accuracy_score(truth, said)
-    assert found["precision"] == metrics.precision_score(truth, said)
-    assert found["recall"] == found["sensitivity"] == metrics.recall_score(truth, said)
-    assert found["specificity"] == metrics.recall_score(~truth, ~said)
-    assert found["f1"] == metrics.f1_score(truth, said)
-    assert found["auc"] == metrics.roc_auc_score(truth, share)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
+    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(truth, said))
+    assert found["precision"] == pytest.approx(metrics.precision_score(truth, said))
+    assert found["recall"] == found["sensitivity"] == pytest.approx(metrics.recall_score(truth, said))
+    assert found["specificity"] == pytest.approx(metrics.recall_score(~truth, ~said))
+    assert found["f1"] == pytest.approx(metrics.f1_score(truth, said))
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, share))
     expected = balanced_log_loss(rows.probabilities.tolist(), rows.labels.tolist(), evenly(2), CLIP)
-    assert found["weighted_log_loss"] == expected
+    assert found["weighted_log_loss"] == pytest.approx(expected)
 
 
 def test_the_positive_class_may_be_the_first() -> None:
@@ -88,11 +111,12 @@ def test_more_classes_are_scikit_learns_macro_means() -> None:
     found = figures(rows, FOUR, None, [0.4, 0.3, 0.2, 0.1], CLIP, resamples=10)
     shares = rows.shares()
     said = shares.argmax(axis=1)
-    assert found["accuracy"] == metrics.accuracy_score(rows.labels, said)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(rows.labels, said))
     assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(rows.labels, said))
-    assert found["precision"] == metrics.precision_score(rows.labels, said, average="macro")
-    assert found["recall"] == found["sensitivity"] == metrics.recall_score(rows.labels, said, average="macro")
-    assert found["f1"] == metrics.f1_score(rows.labels, said, average="macro")
+    assert found["precision"] == pytest.approx(metrics.precision_score(rows.labels, said, average="macro"))
+    assert found["recall"] == pytest.approx(metrics.recall_score(rows.labels, said, average="macro"))
+    assert found["sensitivity"] == found["recall"]
+    assert found["f1"] == pytest.approx(metrics.f1_score(rows.labels, said, average="macro"))
     tables = metrics.multilabel_confusion_matrix(rows.labels, said)  # [C, 2, 2] of true and false
     assert found["specificity"] == pytest.approx(np.mean(tables[:, 0, 0] / tables[:, 0].sum(axis=1)))
     wanted = metrics.roc_auc_score(rows.labels, shares, multi_class="ovr", average="macro")
@@ -106,20 +130,39 @@ def test_more_classes_are_scikit_learns_macro_means() -> None:
     ties=st.booleans(),
     most=st.integers(1, 4),
     sharpness=st.sampled_from([0.0, 0.5, 5.0]),
+    missing=st.sets(st.integers(0, 4)),
+    first=st.booleans(),
 )
-def test_a_sample_is_its_rows_written_out(seed: int, classes: int, ties: bool, most: int, sharpness: float) -> None:
-    """The fast forms, with counts of rows, agree with scikit-learn on rows repeated that often."""
+def test_a_sample_is_scikit_learns_of_its_rows_written_out(
+    seed: int, classes: int, ties: bool, most: int, sharpness: float, missing: set[int], first: bool
+) -> None:
+    """Rows with counts agree with scikit-learn on rows repeated that often, without some of the classes too."""
     rows = scored(seed, 40, classes, 12, sharpness, ties)
-    counts = np.random.default_rng(seed).integers(0, most + 1, (3, 40)).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    weights, counts = rng.uniform(0.1, 1, classes).tolist(), rng.integers(0, most + 1, (3, 40)).astype(np.float64)
     counts[:, :classes] += 1  # every class stays
-    names, weights = (*FOUR, "e"), np.random.default_rng(seed).uniform(0.1, 1, classes).tolist()
-    at = 1 if classes == 2 else None
-    quick = weighted_figures(rows, at, weights, CLIP, counts)
+    left = ~np.isin(rows.labels, list(missing - {seed % classes}))
+    rows = ScoredUnits(rows.labels[left], rows.probabilities[left], rows.patients[left])
+    at = (0 if first else 1) if classes == 2 else None
+    quick = weighted_figures(rows, at, weights, CLIP, counts[:, left])
     assert tuple(sorted(quick)) == tuple(sorted(NAMES))
-    for index, some in enumerate(counts):
-        plain = figures(repeated(rows, some), names[:classes], None, weights, CLIP, resamples=1)
+    for index, some in enumerate(counts[:, left]):
+        plain = by_scikit_learn(repeated(rows, some), at, weights)
         for name in NAMES:
-            assert quick[name][index] == pytest.approx(plain[name], abs=1e-9), name
+            assert quick[name][index] == pytest.approx(plain[name], abs=1e-9, nan_ok=True), name
+
+
+@QUICK
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 5), ties=st.booleans(), missing=st.sets(st.integers(0, 4)))
+def test_the_figures_are_scikit_learns(seed: int, classes: int, ties: bool, missing: set[int]) -> None:
+    rows = scored(seed, 40, classes, 12, ties=ties)
+    left = ~np.isin(rows.labels, list(missing - {seed % classes}))
+    rows = ScoredUnits(rows.labels[left], rows.probabilities[left], rows.patients[left])
+    found = figures(rows, (*FOUR, "e")[:classes], None, evenly(classes), CLIP, resamples=1)
+    plain = by_scikit_learn(rows, 1 if classes == 2 else None, evenly(classes))
+    for name in NAMES:
+        wanted = None if np.isnan(plain[name]) else pytest.approx(plain[name], abs=1e-12)
+        assert found[name] == wanted, name
 
 
 @QUICK

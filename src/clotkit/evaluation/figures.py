@@ -6,13 +6,11 @@ Bootstrap, 1993, chapter 13): the rows of one patient are alike, and drawing row
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import SplitError, UsageError
-from clotkit.metric import balanced_log_loss
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -139,14 +137,14 @@ def figures(
     at = positive_index(classes, positive)
     names, owner = np.unique(scored.patients, return_inverse=True)
     result: dict[str, float | None] = {"n": len(scored.labels), "patients": len(names)}
-    point = _points(scored, at, weights, clip)
+    point = weighted_figures(scored, at, weights, clip, np.ones((1, len(scored.labels))))
     samples: list[dict[str, Floats]] = []
     if len(names) > 1:
         draws = _draws(owner.astype(np.int64), len(names), seed, resamples)
         samples = [weighted_figures(scored, at, weights, clip, counts) for counts in draws]
     for name in NAMES:
         low, high = _interval([sample[name] for sample in samples])
-        result |= {name: _plain(point[name]), f"{name}_low": low, f"{name}_high": high}
+        result |= {name: _plain(float(point[name][0])), f"{name}_low": low, f"{name}_high": high}
     return result
 
 
@@ -281,59 +279,7 @@ def _interval(samples: list[Floats]) -> tuple[float | None, float | None]:
 
 
 def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _points(scored: ScoredUnits, positive: int | None, weights: Sequence[float], clip: float) -> dict[str, float]:
-    """Return each of NAMES for the rows as they are, by scikit-learn; NaN if undefined."""
-    from sklearn import metrics
-
-    guesses, rows = predicted(scored, positive), scored.probabilities.tolist()
-    values = dict.fromkeys(NAMES, float("nan"))
-    values["accuracy"] = metrics.accuracy_score(scored.labels, guesses)
-    values["weighted_log_loss"] = balanced_log_loss(rows, scored.labels.tolist(), weights, clip)
-    if scored.present().all():
-        values["balanced_accuracy"] = metrics.balanced_accuracy_score(scored.labels, guesses)
-        values["auc"] = _area(scored, positive)
-    return values | _points_of_class(scored, positive, guesses)
-
-
-def _points_of_class(scored: ScoredUnits, positive: int | None, guesses: Integers) -> dict[str, float]:
-    """Return the defined figures of those that are one class's, or macro means."""
-    from sklearn import metrics
-
-    labels, options, values = scored.labels, _averaging(scored, positive), dict[str, float]()
-    has_true, has_other = _sides(scored, positive)
-    if has_true:
-        values["precision"] = metrics.precision_score(labels, guesses, **options)
-        values["recall"] = values["sensitivity"] = metrics.recall_score(labels, guesses, **options)
-        values["f1"] = metrics.f1_score(labels, guesses, **options)
-    if has_other:
-        which = range(scored.probabilities.shape[1]) if positive is None else [positive]
-        others = [metrics.recall_score(labels != index, guesses != index) for index in which]
-        values["specificity"] = float(np.mean(others))
-    return values
-
-
-def _averaging(scored: ScoredUnits, positive: int | None) -> dict[str, Any]:
-    """Return scikit-learn's arguments for the positive class, or for macro means."""
-    which = list(range(scored.probabilities.shape[1])) if positive is None else [positive]
-    return {"labels": which, "average": "macro", "zero_division": 0}
-
-
-def _sides(scored: ScoredUnits, positive: int | None) -> tuple[bool, bool]:
-    """Return True for recall, and for specificity, if the rows that it needs are there."""
-    present = scored.present()
-    if positive is None:
-        return bool(present.all()), bool(present.all())
-    return bool(present[positive]), bool(present[1 - positive])
-
-
-def _area(scored: ScoredUnits, positive: int | None) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    shares, which = scored.shares(), range(scored.probabilities.shape[1]) if positive is None else [positive]
-    return float(np.mean([roc_auc_score(scored.labels == index, shares[:, index]) for index in which]))
+    return None if np.isnan(value) else value
 
 
 def _check_settings(
