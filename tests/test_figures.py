@@ -1,6 +1,7 @@
 """Figures against scikit-learn, the bootstrap against repeated rows, and missing classes."""
 
 import time
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -275,6 +276,18 @@ def test_nothing_decided_for_a_class_is_a_precision_of_0() -> None:
     found = figures(rows, TWO, "green", evenly(2), CLIP, resamples=20)
     assert found["precision"] == found["f1"] == found["recall"] == 0
     assert found["auc"] == 0.5
+
+
+def test_many_classes_are_scikit_learns() -> None:
+    """The cells of whole confusion tables would take 160 MB."""
+    rows = scored(10, 2000, 60, 500)
+    tracemalloc.start()
+    found = figures(rows, [f"c{index}" for index in range(60)], None, evenly(60), CLIP, resamples=20)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    plain = by_scikit_learn(rows, None, evenly(60))
+    assert [found[name] for name in NAMES] == pytest.approx([plain[name] for name in NAMES], abs=1e-12)
+    assert peak_bytes < 30e6
 
 
 def test_the_bootstrap_is_quick() -> None:

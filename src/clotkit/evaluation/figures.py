@@ -155,10 +155,11 @@ def weighted_figures(
 
     Row i is `counts[b, i]` times in sample b; `counts` are whole numbers, float64[B, n]. `figures` has the definitions.
     """
-    classes = scored.probabilities.shape[1]
-    cells = np.eye(classes * classes)[scored.labels * classes + predicted(scored, positive)]  # [n, C * C]
-    table = (counts @ cells).reshape(-1, classes, classes)  # [B, true, predicted]
-    values = _rates(table, positive)
+    classes, guesses = scored.probabilities.shape[1], predicted(scored, positive)
+    of_label, of_guess = np.eye(classes)[scored.labels], np.eye(classes)[guesses]  # [n, C]
+    hits = of_label * (guesses == scored.labels)[:, None]
+    # No whole confusion table: with C * C cells a row, 100 classes would take gigabytes.
+    values = _rates(counts @ hits, counts @ of_label, counts @ of_guess, positive)
     shares, which = scored.shares(), range(classes) if positive is None else [positive]
     areas = [weighted_auc(scored.labels == index, shares[:, index], counts) for index in which]  # [B] a class
     values["auc"] = np.mean(areas, axis=0)
@@ -218,9 +219,8 @@ def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -
     return _ratio((true * beaten).sum(axis=1), true.sum(axis=1) * false.sum(axis=1))
 
 
-def _rates(table: Floats, positive: int | None) -> dict[str, Floats]:
-    """Return the figures that follow from confusion tables [B, true, predicted] alone."""
-    right, true, guesses = table.diagonal(axis1=1, axis2=2), table.sum(axis=2), table.sum(axis=1)  # each [B, C]
+def _rates(right: Floats, true: Floats, guesses: Floats, positive: int | None) -> dict[str, Floats]:
+    """Return the figures that follow from the rows of each class [B, C]: those right, all, and those predicted."""
     total = true.sum(axis=1, keepdims=True)  # [B, 1]
     recall, missing = _ratio(right, true), np.where(true > 0, 0.0, np.nan)
     return {
