@@ -47,7 +47,7 @@ def number(found: Mapping[str, float | None], name: str) -> float:
 
 
 def by_scikit_learn(rows: ScoredUnits, at: int | None, weights: list[float]) -> dict[str, float]:
-    """Return the figures by scikit-learn, NaN where one needs a class that is missing; `at` is the positive one."""
+    """Return the figures by scikit-learn, NaN where one needs a missing class; `at` is the positive one."""
     labels, shares, said = rows.labels, rows.shares(), predicted(rows, at)
     which = range(shares.shape[1]) if at is None else [at]
     has = [bool((labels == index).any()) for index in range(shares.shape[1])]
@@ -137,7 +137,7 @@ def test_more_classes_are_scikit_learns_macro_means() -> None:
 def test_a_sample_is_scikit_learns_of_its_rows_written_out(
     seed: int, classes: int, ties: bool, most: int, sharpness: float, missing: set[int], first: bool
 ) -> None:
-    """Rows with counts agree with scikit-learn on rows repeated that often, without some of the classes too."""
+    """Compare rows with counts with rows repeated that often, also where some classes are missing."""
     rows = scored(seed, 40, classes, 12, sharpness, ties)
     rng = np.random.default_rng(seed)
     weights, counts = rng.uniform(0.1, 1, classes).tolist(), rng.integers(0, most + 1, (3, 40)).astype(np.float64)

@@ -47,14 +47,12 @@ def training_of(folder: Path, member: LoadedMember) -> Training:
     metrics = read_member(folder).metrics
     units = _units(_table(folder / OUT_OF_FOLD), member)
     rows = _rows(units, member)
-    wrong = [
-        row for row in rows if member.target.predicted_class(row.probabilities) != member.target.classes[row.label]
-    ]
+    wrong = [row for row in rows if member.target.predicted_index(row.probabilities) != row.label]
     return Training(
         about=f"{metrics['estimate'].capitalize()}: {metrics['n']} {metrics['unit']}s, data {metrics['data']}",
         figures=[_figure(name, metrics) for name in NAMES if metrics.get(name) is not None],
         plots=_curves(folder / HISTORY) | _plots(units, member),
-        worst=[_table_row(wrong[index], member) for index in worst_first(wrong, MOST_ROWS)],
+        worst=[_table_row(wrong[index], member) for index in worst_first(wrong, member.target.clip, MOST_ROWS)],
         wrong=len(wrong),
         units=len(rows),
     )
@@ -86,7 +84,7 @@ def _table_row(row: ErrorRow, member: LoadedMember) -> dict[str, Any]:
         "true": member.target.classes[row.label],
         "predicted": member.target.predicted_class(row.probabilities),
         "probability of the true class": round(float(row.probabilities[row.label]), 4),
-        "log loss": round(loss_of(row), 3),
+        "log loss": round(loss_of(row, member.target.clip), 3),
     }
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.errors import SplitError
+from clotkit.evaluation.scores import EvaluationTarget
 from clotkit.files import atomic_write_text
 from clotkit.members.heat import overlay
 
 TEMPLATE = "errors.html.j2"
 MOST = 48
-CLIP = 1e-15  # of a probability before its logarithm, as in the metric's usual setting
 PICTURE_PX = 320  # longer side of an embedded picture; larger ones are downsampled
 JPEG_QUALITY = 88
 UNKNOWN = "not known"  # the centre of an image without one
@@ -47,26 +47,29 @@ class ErrorRow:
     label: int  # index of the true class
     probabilities: npt.NDArray[np.float64]  # [C]
     tile: npt.NDArray[np.uint8] | None = None  # [S, S, 3], the picture to show
-    heat: npt.NDArray[np.float32] | None = None  # [S, S], 0 to 1, the heat map of the likeliest class
+    heat: npt.NDArray[np.float32] | None = None  # [S, S], 0 to 1, the heat map of the predicted class
 
 
-def worst_first(rows: Sequence[ErrorRow], most: int = MOST) -> list[int]:
-    """Return the indices of the `most` worst rows: the highest log loss first, equal ones by image id."""
-    order = sorted(range(len(rows)), key=lambda index: (-loss_of(rows[index]), rows[index].image))
+def worst_first(rows: Sequence[ErrorRow], clip: float, most: int = MOST) -> list[int]:
+    """Return the indices of the `most` worst rows: the highest log loss first, equal ones by image id.
+
+    `clip` is as in loss_of.
+    """
+    order = sorted(range(len(rows)), key=lambda index: (-loss_of(rows[index], clip), rows[index].image))
     return order[:most]
 
 
-def loss_of(row: ErrorRow) -> float:
-    """Return the log loss of a row: -ln of the true class's share, clipped as in the metric."""
+def loss_of(row: ErrorRow, clip: float) -> float:
+    """Return the log loss of a row: -ln of the true class's share, clipped to [clip, 1 - clip]."""
     share = row.probabilities[row.label] / row.probabilities.sum()
-    return float(-np.log(np.clip(share, CLIP, 1 - CLIP)))
+    return float(-np.log(np.clip(share, clip, 1 - clip)))
 
 
 def write_errors(
     path: Path,
     title: str,
     figures: Mapping[str, float | None],
-    classes: Sequence[str],
+    target: EvaluationTarget,
     rows: Sequence[ErrorRow],
     most: int = MOST,
 ) -> None:
@@ -79,22 +82,22 @@ def write_errors(
         path: The page.
         title: Its title.
         figures: See evaluation.figures.
-        classes: The names of the classes.
-        rows: All scored images. The tables count each of them as right if its label is the likeliest class.
+        target: It has the classes, the one that is positive, and the clip of the log loss.
+        rows: All scored images. The tables count each of them as right if its label is the predicted class.
         most: The number of worst images to show.
 
     Raises:
         SplitError: There is no row, or a row does not fit the classes.
     """
-    _check(classes, rows)
-    cards = [_card(rank, rows[index], classes) for rank, index in enumerate(worst_first(rows, most), 1)]
+    _check(target.classes, rows)
+    cards = [_card(rank, rows[index], target) for rank, index in enumerate(worst_first(rows, target.clip, most), 1)]
     text = _template().render(
         title=title,
         headline=[_headline(name, figures) for name in LABELS if name in figures],
         rows=len(rows),
         patients=len({row.patient for row in rows}),
-        by_class=_table(rows, list(classes), lambda row: classes[row.label]),
-        by_centre=_table(rows, _centres(rows), _centre),
+        by_class=_table(rows, target.classes, lambda row: target.classes[row.label], target),
+        by_centre=_table(rows, _centres(rows), _centre, target),
         groups=_grouped(cards, "label"),
         centres=sorted(_grouped(cards, "centre"), key=lambda group: (group["name"] == UNKNOWN, group["name"])),
         cards=cards,
@@ -128,41 +131,43 @@ def _centres(rows: Sequence[ErrorRow]) -> list[str]:
     return sorted({_centre(row) for row in rows}, key=lambda name: (name == UNKNOWN, name))
 
 
-def _table(rows: Sequence[ErrorRow], names: Sequence[str], group: Callable[[ErrorRow], str]) -> list[dict[str, Any]]:
+def _table(
+    rows: Sequence[ErrorRow], names: Sequence[str], group: Callable[[ErrorRow], str], target: EvaluationTarget
+) -> list[dict[str, Any]]:
     """Return one table row per name: its images and patients, accuracy and mean log loss."""
     inside: dict[str, list[ErrorRow]] = {name: [] for name in names}
     for row in rows:
         inside[group(row)].append(row)
-    return [{"name": name, **_summary(some)} for name, some in inside.items()]
+    return [{"name": name, **_summary(some, target)} for name, some in inside.items()]
 
 
-def _summary(rows: Sequence[ErrorRow]) -> dict[str, Any]:
-    right = [int(row.probabilities.argmax()) == row.label for row in rows]
+def _summary(rows: Sequence[ErrorRow], target: EvaluationTarget) -> dict[str, Any]:
+    right = [target.predicted_index(row.probabilities) == row.label for row in rows]
     return {
         "n": len(rows),
         "patients": len({row.patient for row in rows}),
         "accuracy": f"{np.mean(right):.1%}" if rows else "",
-        "loss": f"{np.mean([loss_of(row) for row in rows]):.3f}" if rows else "",
+        "loss": f"{np.mean([loss_of(row, target.clip) for row in rows]):.3f}" if rows else "",
     }
 
 
-def _card(rank: int, row: ErrorRow, classes: Sequence[str]) -> dict[str, Any]:
+def _card(rank: int, row: ErrorRow, target: EvaluationTarget) -> dict[str, Any]:
     """Return the card of one image. Its anchor is its rank: an image id may have any character."""
     shares = row.probabilities / row.probabilities.sum()
-    predicted = int(shares.argmax())
+    predicted = target.predicted_index(row.probabilities)
     return {
         "anchor": f"image-{rank}",
         "rank": rank,
         "image": row.image,
         "patient": row.patient,
         "centre": _centre(row),
-        "label": classes[row.label],
-        "predicted": classes[predicted],
+        "label": target.classes[row.label],
+        "predicted": target.classes[predicted],
         "right": predicted == row.label,
-        "loss": f"{loss_of(row):.2f}",
+        "loss": f"{loss_of(row, target.clip):.2f}",
         "bars": [
             {"name": name, "share": f"{100 * share:.1f}", "true": index == row.label, "predicted": index == predicted}
-            for index, (name, share) in enumerate(zip(classes, shares, strict=True))
+            for index, (name, share) in enumerate(zip(target.classes, shares, strict=True))
         ],
         "picture": None if row.tile is None else _embedded(row.tile),
         "heat": None if row.tile is None or row.heat is None else _embedded(overlay(row.tile, row.heat)),

@@ -40,7 +40,6 @@ class EvaluateSettings:
     data: Path
     out: Path
     limit: int | None = None  # images of each class; None: all
-    worst: int = 48  # images on the page of errors
 
 
 def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
@@ -193,8 +192,8 @@ def _write_page(
     images: pd.DataFrame,
 ) -> None:
     """Write errors.html: its tables count every image, its cards show the worst images."""
-    shown, classes = member.calibrated(images), member.target.classes
-    probabilities = shown[list(classes)].to_numpy(np.float64)  # [images, C]
+    shown, target = member.calibrated(images), member.target
+    probabilities = shown[list(target.classes)].to_numpy(np.float64)  # [images, C]
     facts = shown[["image", "patient", "centre", "label"]].to_dict("records")
     errors = [
         ErrorRow(**row, probabilities=p)  # type: ignore[arg-type]
@@ -203,14 +202,14 @@ def _write_page(
     # Of tiles, [n, C]: with softmax the logits of rows, which tell more than probabilities near 1.
     are_values = member.recipe.output == "softmax" and member.recipe.encoder is None
     evidence = outputs if are_values else member.pooling.tile_probabilities(outputs)
-    for index in worst_first(errors, settings.worst):
+    for index in worst_first(errors, target.clip):
         of_image = np.flatnonzero(tiles.images == errors[index].image)
-        predicted = int(errors[index].probabilities.argmax())
+        predicted = target.predicted_index(errors[index].probabilities)
         clearest = of_image[evidence[of_image, predicted].argmax()]
         heat = member.heat(tiles.tiles[clearest], predicted, int(folds[clearest]))
         errors[index] = replace(errors[index], tile=tiles.tiles[clearest], heat=heat)
     title = f"{settings.member.name} on {settings.data.name}"
-    write_errors(settings.out / "errors.html", title, _numbers(metrics), classes, errors, settings.worst)
+    write_errors(settings.out / "errors.html", title, _numbers(metrics), target, errors)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -87,11 +87,17 @@ def positive_index(classes: Sequence[str], positive: str | None) -> int | None:
 
 
 def predicted(scored: ScoredUnits, positive: int | None) -> Integers:
-    """Return the predicted class index of each row, int64[n].
+    """Return the predicted class index of each row, int64[n], by `predicted_indices`."""
+    return predicted_indices(scored.probabilities, positive)
 
-    With a positive class: that one from a probability of 0.5. Without: the likeliest class, the first of equals.
+
+def predicted_indices(probabilities: Floats, positive: int | None) -> Integers:
+    """Return the predicted class index of each row of probabilities [n, C]: int64[n].
+
+    The probabilities of a row need not sum to 1. With a positive class: that one from a probability of 0.5. Without:
+    the likeliest class, the first of equals.
     """
-    shares = scored.shares()
+    shares = probabilities / probabilities.sum(axis=1, keepdims=True)
     if positive is None:
         return np.asarray(shares.argmax(axis=1), dtype=np.int64)
     return np.where(shares[:, positive] >= 0.5, positive, 1 - positive).astype(np.int64)
@@ -220,7 +226,10 @@ def weighted_auc(truth: npt.NDArray[np.bool_], scores: Floats, counts: Floats) -
 
 
 def _rates(right: Floats, true: Floats, guesses: Floats, positive: int | None) -> dict[str, Floats]:
-    """Return the figures that follow from the rows of each class [B, C]: those right, all, and those predicted."""
+    """Return the figures that follow from three counts of rows of each class, each [B, C].
+
+    Those of the class that are right, all those of the class, and all that are predicted as it.
+    """
     total = true.sum(axis=1, keepdims=True)  # [B, 1]
     recall, missing = _ratio(right, true), np.where(true > 0, 0.0, np.nan)
     return {

@@ -12,7 +12,7 @@ from clotkit import metric
 from clotkit.competitions import Competition, Form, Rule
 from clotkit.config import Recipe
 from clotkit.data.tiles import TileSet
-from clotkit.evaluation.figures import ScoredUnits, figures
+from clotkit.evaluation.figures import ScoredUnits, figures, positive_index, predicted_indices
 from clotkit.members.calibration import Calibration, fit_calibration
 from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
 from clotkit.members.pooling import SlidePooling
@@ -40,14 +40,15 @@ class EvaluationTarget:
         return self.competition if self.competition and self.competition.submission.form is Form.LABEL else None
 
     def predicted_class(self, probabilities: Floats) -> str:
-        """Return the name of the predicted class for probabilities [C].
+        """Return the name of the predicted class for probabilities [C]."""
+        return self.classes[self.predicted_index(probabilities)]
+
+    def predicted_index(self, probabilities: Floats) -> int:
+        """Return the index of the predicted class for probabilities [C].
 
         Of two classes it is the positive one from a probability of 0.5 on, of more the likeliest.
         """
-        if len(self.classes) > 2:
-            return self.classes[int(probabilities.argmax())]
-        at = self.classes.index(self.positive)
-        return self.classes[at if probabilities[at] >= 0.5 else 1 - at]
+        return int(predicted_indices(probabilities[None], positive_index(self.classes, self.positive))[0])
 
 
 def target_of(
