@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -29,7 +30,7 @@ from clotkit.ensembling.candidates import (
 )
 from clotkit.ensembling.data import BlendSettings, member_name, read_inputs
 from clotkit.errors import ConfigError, SplitError, UsageError
-from clotkit.members.blending import expit, logit, patient_means
+from clotkit.members.blending import logit, patient_means
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
 from clotkit.reasons import Reason
 from clotkit.scoring.pipeline import run

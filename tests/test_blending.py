@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.special import expit
 
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.members.blending import BOUNDS, Blend, Calibrator, Imputer, expit, logit, patient_means
+from clotkit.members.blending import BOUNDS, Blend, Calibrator, Imputer, logit, patient_means
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
 
 OWNER = np.array([0, 0, 1, 2, 2, 2])

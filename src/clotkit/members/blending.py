@@ -2,7 +2,8 @@
 
 `clotkit blend` fits it and `clotkit run` applies it. There are two kinds. `Blend` is for two classes, and every number
 is the probability of the positive one. `ClassBlend` is for any number of classes, may have columns of the slides' rows
-as further inputs, and a decision for answers that are labels. This module needs numpy only.
+as further inputs, and a decision for answers that are labels. It needs numpy and scipy
+only.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.calibration import Calibration
@@ -27,16 +29,10 @@ BOUNDS = (0.01, 0.99)  # of a blended probability: one wrong patient costs at mo
 
 
 def logit(p: Floats) -> Floats:
-    """Return ln(p / (1 - p)), with p clipped to [TINY, 1 - TINY]."""
+    """Return ln(p / (1 - p)), the inverse of expit, with p clipped to [TINY, 1 - TINY]."""
     clipped = np.clip(p, TINY, 1 - TINY)
     log_odds: Floats = np.log(clipped / (1 - clipped))
     return log_odds
-
-
-def expit(x: Floats) -> Floats:
-    """Return 1 / (1 + exp(-x)), the inverse of logit."""
-    p: Floats = 1 / (1 + np.exp(-np.clip(x, -50, 50)))
-    return p
 
 
 @dataclass(frozen=True)

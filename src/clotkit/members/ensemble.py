@@ -1,6 +1,6 @@
 """Combine the members' predictions for slides into one prediction per patient.
 
-Either the members are calibrated and averaged, or a fitted ensemble combines them. numpy only.
+Either the members are calibrated and averaged, or a fitted ensemble combines them. It needs numpy and scipy only.
 """
 
 import json
