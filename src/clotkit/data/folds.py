@@ -161,8 +161,8 @@ def _patients(tiles: TileSet) -> tuple[Groups, npt.NDArray[np.int64], npt.NDArra
 def _share(labels: npt.NDArray[np.int64], allowed: Mask, share: float, rng: np.random.Generator) -> Mask:
     """Choose about `share` of the allowed patients of each class, bool[patients].
 
-    Rounding carries over from class to class, so that the total is exact to one patient. At least one patient of each
-    class is chosen, and at least one is left.
+    Rounding carries over from class to class, so that the total is exact to one patient. Of each class at least one
+    patient is chosen and at least one is left; of a class with a single patient none is chosen.
     """
     chosen = np.zeros(len(labels), bool)
     candidates = 0  # patients of the classes so far

@@ -76,9 +76,9 @@ def _with_inner(fold: Fold, tiles: TileSet, recipe: Recipe, inner: int, is_fixed
 
 def spread(mask: Mask, allowed: Mask) -> Mask:
     """Return a mask over the allowed tiles as one over all tiles."""
-    spread = np.zeros(len(allowed), bool)
-    spread[allowed] = mask
-    return spread
+    whole = np.zeros(len(allowed), bool)
+    whole[allowed] = mask
+    return whole
 
 
 def straddling(fold: OuterFold, tiles: TileSet) -> int:

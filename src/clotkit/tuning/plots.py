@@ -12,7 +12,7 @@ from clotkit.evaluation.plots import GREY, PALETTE, figure_at
 from clotkit.tuning.search import Entry
 
 COMPLETE = "complete"
-MAP = "viridis_r"  # of losses: the lowest are dark
+MAP = "viridis_r"  # from light, the highest loss, to dark, the lowest
 
 
 def draw_history(path: Path, trials: pd.DataFrame) -> None:
@@ -51,15 +51,16 @@ def draw_parallel(path: Path, trials: pd.DataFrame, entries: Mapping[str, Entry]
 
     `trials` has the columns state, loss and a key of the search each.
     """
+    from matplotlib import colormaps
+
     done = trials[trials["state"] == COMPLETE].sort_values("loss", ascending=False)
     names = list(entries)
     heights = np.stack([_heights(entries[name], done[name].tolist()) for name in names], axis=1)  # [trials, keys]
-    ranks = np.linspace(0, 1, max(len(done), 2))[::-1]  # of the losses, which have outliers
+    ranks = np.linspace(0, 1, max(len(done), 2))  # in place of the losses, which have outliers
     with figure_at(path, 2.2 + 1.7 * len(names), 4.6) as figure:
-        from_map = _colours()
         axes = figure.subplots()
-        for row, rank in zip(heights, ranks, strict=False):
-            axes.plot(range(len(names)), row, color=from_map(rank), linewidth=1.4, alpha=0.8)
+        for row, colour in zip(heights, colormaps[MAP](ranks), strict=False):
+            axes.plot(range(len(names)), row, color=colour, linewidth=1.4, alpha=0.8)
         axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
         axes.set_yticks([])
         axes.set_ylim(-0.08, 1.08)
@@ -67,14 +68,6 @@ def draw_parallel(path: Path, trials: pd.DataFrame, entries: Mapping[str, Entry]
         for at, name in enumerate(names):
             for height, text in _ticks(entries[name]):
                 axes.annotate(text, (at, height), xytext=(4, 0), textcoords="offset points", fontsize=8, color=GREY)
-
-
-def _colours() -> Any:
-    """Return the function from 0 (highest loss) to 1 (lowest) to a colour."""
-    from matplotlib import colormaps
-
-    colours = colormaps[MAP]
-    return lambda rank: colours(1 - float(rank))
 
 
 def _heights(entry: Entry, values: Sequence[Any]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Keep a study in a folder: its trials, who runs which of them, and which are still to be run.
 
-A study has as many trials as are asked for, numbered from 0. A trial is settled when it is complete or pruned. If its
-process dies, it goes on under the same number and with the same values, as another trial of Optuna's.
+A study has as many trials as are asked for, numbered from 0. A trial is settled when it is complete, or when it
+ended without a loss for any reason of TrialEnd: Optuna's journal has all of these as pruned. If its process dies, it
+goes on under the same number and with the same values, as another trial of Optuna's.
 
 Optuna's journal knows no heartbeat. So a process holds the lock of a file while it runs a trial: whoever gets that lock
 knows that the process is dead, on this machine or on another one, and whatever its number was.
@@ -9,7 +10,7 @@ knows that the process is dead, on this machine or on another one, and whatever 
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +119,12 @@ class TuningStudy:
             )
 
     def settled(self) -> list[FrozenTrial]:
-        """Return the complete and the pruned trials by number."""
+        """Return by number the trials that ended, with a loss or without one (TrialEnd)."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return sorted(trials, key=number_of)
 
     def winner(self) -> FrozenTrial | None:
-        """Return the complete trial with the lowest loss, the first of equals; None if all were pruned."""
+        """Return the complete trial with the lowest loss, the first of equals; None if no trial has a loss."""
         complete = [trial for trial in self.settled() if trial.state is TrialState.COMPLETE]
         return min(complete, key=lambda trial: (trial.value, number_of(trial)), default=None)
 
@@ -147,7 +148,7 @@ class TuningStudy:
                 self._lock_of(trial.number).unlink(missing_ok=True)
 
     def tell(self, trial: optuna.Trial, loss: float | None, facts: Mapping[str, Any]) -> None:
-        """Settle a trial: with its loss, or pruned with None."""
+        """Settle a trial: with its loss, or with None as pruned, whatever its reason is."""
         for name, value in facts.items():
             trial.set_user_attr(name, value)
         self._study.tell(trial, loss, TrialState.PRUNED if loss is None else TrialState.COMPLETE)
@@ -207,12 +208,8 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 
 def _distribution(entry: Entry) -> BaseDistribution:
     if entry.choices:
-        return CategoricalDistribution(_plain(entry.labels))
+        return CategoricalDistribution(list(entry.labels))
     low, high = entry.low or 0, entry.high or 0
     if entry.is_integer:
         return IntDistribution(int(low), int(high), entry.log, int(entry.step or 1))
     return FloatDistribution(float(low), float(high), entry.log, entry.step)
-
-
-def _plain(labels: Sequence[Value]) -> list[Any]:
-    return list(labels)
