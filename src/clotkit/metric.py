@@ -37,12 +37,6 @@ class MetricSpec:
     balanced: bool = False  # it weighs the classes by itself, whatever their shares among the rows
     of_table: Callable[[Table], float] | None = None  # the metric of a confusion table, for Takes.LABELS
 
-    def is_better(self, score: float, other: float) -> bool:
-        """Return whether `score` beats `other`; an undefined one (NaN) never does, and any other beats it."""
-        if math.isnan(score) or math.isnan(other):
-            return not math.isnan(score)
-        return score > other if self.higher_is_better else score < other
-
 
 def accuracy(table: Table) -> float:
     """Return the share of right answers."""
