@@ -25,11 +25,11 @@ from bench.board_table import (
     SEEDS,
     Entry,
     Row,
+    add_row,
     board_table,
     read_rows,
     recipe_key,
     recipe_text,
-    rows_text,
     with_table,
 )
 from clotkit.errors import ClotkitError, UsageError
@@ -121,7 +121,7 @@ def _train_missing(options: argparse.Namespace, entries: Sequence[Entry]) -> int
         for row in _trained_rows(missing, options):
             failed += row is None or not row["agree"]
             if row is not None:
-                _add_row(options.board, row)
+                add_row(options.board, row)
     return failed
 
 
@@ -197,19 +197,6 @@ def _said(task: Task, row: Row) -> str:
     figures = ", ".join(f"{name.replace('_', ' ')} {row['trained'][name]}" for name in FIGURES)
     verdict = "the same by clotkit evaluate" if row["agree"] else f"but clotkit evaluate has {row['evaluated']}"
     return f"{task.name}: {figures}, {verdict}; {row['wall_s'] / 60:.1f} minutes, {row['peak_mb']:,} MB"
-
-
-def _add_row(board: Path, row: Row) -> None:
-    """Add a row in place of that of its seed, and of those that its recipe has on other data."""
-    same = ("recipe", "protocol")
-    kept = [
-        other
-        for other in read_rows(board)
-        if any(other[key] != row[key] for key in same)
-        or (other["seed"] != row["seed"] and other["data_key"] == row["data_key"])
-    ]
-    ordered = sorted([*kept, row], key=lambda one: (one["recipe"], one["protocol"], one["seed"]))
-    atomic_write_text(board, rows_text(ordered))
 
 
 if __name__ == "__main__":

