@@ -42,6 +42,7 @@ from clotkit.members.backbones import BACKBONES
 from clotkit.splits import SlideRow, read_slides
 from clotkit.submission.checking import check_submission
 from clotkit.synthetic.folder import write_table
+from clotkit.typed_toml import recipe_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOTKIT = Path(sys.executable).with_name("clotkit")
@@ -78,7 +79,7 @@ class Case:
             raw[table] = [one | keys for one in raw[table]] if isinstance(raw[table], list) else raw[table] | keys
         for model in raw["model"] if isinstance(raw["model"], list) else [raw["model"]]:
             model["weights"] = "imagenet" if _has_weights(model["name"], backbones) else "none"
-        return toml_text(raw | {"name": self.name})
+        return recipe_text(raw | {"name": self.name})
 
 
 def _variant(network: str, name: str = "", **model: Any) -> Case:
@@ -133,19 +134,6 @@ def _options() -> argparse.Namespace:
 
 
 # -- what the rows are made of
-
-
-def toml_text(raw: Mapping[str, Any]) -> str:
-    """Return a recipe as TOML: its strings and numbers are written as in JSON."""
-    lines = []
-    for name, value in raw.items():
-        if not isinstance(value, dict | list):
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            heading = f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
-            lines += ["", heading, *(f"{key} = {json.dumps(cell, ensure_ascii=False)}" for key, cell in one.items())]
-    return "\n".join(lines) + "\n"
 
 
 def _has_weights(network: str, backbones: Path) -> bool:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from clotkit.data.folds import Fold
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, UsageError
 from clotkit.tuning.folds import outer_folds
-from clotkit.tuning.search import DEFAULT, Value, read_search, recipe_text
+from clotkit.tuning.search import DEFAULT, Value, read_search
 from clotkit.tuning.study import JOURNAL, StudySettings, TuningStudy, number_of
+from clotkit.typed_toml import recipe_text
 
 from .cluster import Cluster
 from .test_train import colours
@@ -110,6 +112,15 @@ def test_the_search_that_ships_fits_every_network_of_a_recipe() -> None:
     assert {model.dropout for model in changed.model} == {0.45}
     assert len(changed.model) == len(load_recipe("strip_ai_chunks").model)
     assert search.source == str(DEFAULT)
+
+
+def test_a_recipe_is_written_as_it_is_read() -> None:
+    tables = {
+        "name": '\x7f"\\\n',
+        "card": {"title": "é", "low": 1e-9, "high": 1e16},
+        "model": [{"head": []}, {"l2": 0.0}],
+    }
+    assert tomllib.loads(recipe_text(tables, "a heading\nof two lines")) == tables
 
 
 def test_values_reach_the_recipe_and_its_own_are_found(tmp_path: Path) -> None:

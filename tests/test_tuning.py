@@ -416,6 +416,21 @@ def test_a_class_may_have_the_name_of_a_column(classes: tuple[str, ...], tmp_pat
     assert set(table[recipe]) == {"tuned", "untuned"}
 
 
+@pytest.mark.parametrize("outer_folds", [1, 2])
+def test_a_nested_search_says_that_its_figures_are_not_of_the_best_recipe(
+    outer_folds: int, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(data, 2, "study", *([] if outer_folds == 1 else ["--outer", str(outer_folds)])) == 0
+    summary, trials = read(data.parent / "study")
+    assert (summary["outer_folds"], summary["trials"]) == (outer_folds, 2 * outer_folds)
+    assert summary["best_is_judged"] is (outer_folds == 1)
+    heading = [line for line in (data.parent / "study" / "best.toml").read_text().splitlines() if line[:1] == "#"]
+    assert len(heading) == outer_folds
+    assert capsys.readouterr().out.splitlines()[-1].startswith("best.toml: ") is (outer_folds > 1)
+    lowest = trials.iloc[int(trials["loss"].to_numpy().argmin())]
+    assert (summary["best"]["outer"], summary["best"]["number"]) == (lowest["outer"], lowest["number"])
+
+
 # -- what is kept in the folder
 
 

@@ -1,4 +1,4 @@
-"""Read TOML files into frozen dataclasses, with unknown keys refused and types checked; write values.
+"""Read TOML files into frozen dataclasses, with unknown keys refused and types checked; write values and recipes.
 
 Standard library only: the kernel's supervisor reads a competition with it.
 """
@@ -8,6 +8,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from enum import EnumType
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,23 @@ def toml_value(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return f"{value:.1f}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def recipe_text(tables: Mapping[str, Any], heading: str = "") -> str:
+    """Return the TOML of a recipe's tables, below a comment; read again, it gives the same tables."""
+    lines = [f"# {line}" for line in heading.splitlines()]
+    lines += [f"{key} = {toml_value(value)}" for key, value in tables.items() if not _is_table(value)]
+    for name, value in tables.items():
+        if not _is_table(value):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
+            lines += [f"{key} = {toml_value(entry)}" for key, entry in one.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

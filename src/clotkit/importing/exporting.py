@@ -16,7 +16,7 @@ from clotkit.members.loading import load_networks, quiet, start_keras
 from clotkit.members.onnx.header import NAME
 from clotkit.members.onnx.network import load_onnx_network
 from clotkit.progress import Log
-from clotkit.typed_toml import toml_value
+from clotkit.typed_toml import recipe_text
 
 TABLE = {"layout": "nhwc", "scale": 1.0}  # the kit's networks scale pixels inside, and return probabilities
 NOISE_TILES = 8
@@ -62,11 +62,7 @@ def _recipe_text(path: Path) -> str:
     tables, where = read_recipe(path)
     tables |= {"model": {"name": "onnx"}, "onnx": TABLE}
     recipe_of(tables, where)
-    values = [f"{key} = {toml_value(value)}" for key, value in tables.items() if not isinstance(value, dict)]
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            values += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
-    return "\n".join(values) + "\n"
+    return recipe_text(tables)
 
 
 def _export(model: Any, out: Path, tile_px: int, classes: int, metrics: dict[str, Any], log: Log) -> float:

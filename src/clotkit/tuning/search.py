@@ -297,18 +297,3 @@ def _value_of(recipe: Recipe, name: str) -> Any:
 
 def _all_of(table: Any) -> list[Any]:
     return list(table) if isinstance(table, list | tuple) else [table]
-
-
-def recipe_text(tables: Tables, heading: str) -> str:
-    """Return the TOML of a recipe's tables, below a comment."""
-    lines = [f"# {line}" for line in heading.splitlines()]
-    lines += [f"{key} = {toml_value(value)}" for key, value in tables.items() if not _is_table(value)]
-    for name, value in tables.items():
-        for one in _all_of(value) if _is_table(value) else []:
-            lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
-            lines += [f"{key} = {toml_value(entry)}" for key, entry in one.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))

@@ -2,6 +2,9 @@
 
 Trials are judged on inner folds of the outer fold's training patients. The winner's inner loss is optimistic, because
 it is the lowest of many. The winner and the recipe as it was are therefore trained again and judged on the outer part.
+
+With several outer folds each has a winner. The outer figures are of all of them: they judge the search, not best.toml,
+which is the winner with the lowest inner loss.
 """
 
 import json
@@ -29,10 +32,12 @@ from clotkit.tuning.objective import (
     workbench,
 )
 from clotkit.tuning.outer import column_of, outer_predictions
-from clotkit.tuning.search import Value, recipe_text
+from clotkit.tuning.search import Value
 from clotkit.tuning.study import number_of
+from clotkit.typed_toml import recipe_text
 
 TRIALS, BEST, SUMMARY, PREDICTIONS = "trials.csv", "best.toml", "summary.json", "outer.csv"
+NOT_JUDGED = "the outer figures judge the search, not this recipe: each of the {} outer folds has a winner of its own"
 POLL_S = 1.0  # between two looks whether trials that run elsewhere have ended
 FAILURES = (TrialEnd.FAILED, TrialEnd.UNFIT, TrialEnd.DIVERGED)
 VERDICTS = {
@@ -166,6 +171,7 @@ def _summary(bench: Workbench, log: Log) -> dict[str, Any]:
     best = min(range(len(found)), key=lambda number: found[number].value or 0)
     return {
         **_of_study(bench),
+        "best_is_judged": len(found) == 1,  # otherwise the outer figures are of the winners of all outer folds
         "best": {"outer": best, "number": number_of(found[best]), "values": bench.values_of(found[best].params)},
         **compared(
             tuned,
@@ -240,6 +246,8 @@ def _write(bench: Workbench, summary: dict[str, Any]) -> None:
     tables = bench.tables_with(winner.params if winner else {})
     trials = len(bench.studies[best["outer"]].settled())  # a study that went on may have more than --trials
     heading = f"{bench.recipe.name}, tuned: trial {best['number']} of {trials}"
+    if not summary["best_is_judged"]:
+        heading += f", outer fold {best['outer']}\n{NOT_JUDGED.format(summary['outer_folds'])}"
     atomic_write_text(out / BEST, recipe_text(tables, heading))
     atomic_write_json(out / SUMMARY, summary)
 
@@ -270,7 +278,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{'gain, outer part':<24}{_signed(gain['value'])}   {_signed(gain['low'])} to {_signed(gain['high'])}; "
         f"{VERDICTS[summary['verdict']]}",
     ]
-    return lines
+    return lines if summary["best_is_judged"] else [*lines, f"{BEST}: {NOT_JUDGED.format(summary['outer_folds'])}"]
 
 
 def _with_interval(figures: dict[str, float | None], name: str) -> str:
