@@ -20,6 +20,7 @@ from bench.board_one import FIGURES
 from bench.board_table import (
     BOARD,
     ENTRIES,
+    MARKS,
     PAGE,
     ROOT,
     SEEDS,
@@ -30,8 +31,8 @@ from bench.board_table import (
     read_rows,
     recipe_key,
     recipe_text,
-    with_table,
 )
+from bench.markdown import with_table
 from clotkit.errors import ClotkitError, UsageError
 from clotkit.files import atomic_write_text, sha256
 from clotkit.locks import exclusive_folder
@@ -71,10 +72,10 @@ def main(arguments: Sequence[str] | None = None, entries: Sequence[Entry] = ENTR
     options = _options(arguments)
     try:
         page = options.page.read_text(encoding="utf-8")
-        with_table(page, "")  # a page without a place for the table is refused before the first training
+        with_table(page, "", MARKS)  # a page without a place for the table is refused before the first training
         failed = 0 if options.table else _train_missing(options, _chosen(options, entries))
         page = options.page.read_text(encoding="utf-8")
-        atomic_write_text(options.page, with_table(page, board_table(read_rows(options.board), entries)))
+        atomic_write_text(options.page, with_table(page, board_table(read_rows(options.board), entries), MARKS))
     except (ClotkitError, OSError) as error:
         print(f"board: {error}", file=sys.stderr)
         return 2

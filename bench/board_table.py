@@ -13,12 +13,12 @@ from typing import Any
 from bench.board_one import FIGURES
 from bench.markdown import markdown_table
 from clotkit.config import recipe_path
-from clotkit.errors import ConfigError, UsageError
+from clotkit.errors import ConfigError
 from clotkit.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD, PAGE = ROOT / "bench" / "board.json", ROOT / "docs" / "explanation" / "benchmarks.md"
-BEGIN, END = "<!-- board: begin; python -m bench.board writes it -->", "<!-- board: end -->"
+MARKS = ("<!-- board: begin; python -m bench.board writes it -->", "<!-- board: end -->")
 SEEDS = (20220706, 1, 2, 3, 4)
 OFFICIAL, WITHOUT = "official", "without_near_duplicates"
 
@@ -185,11 +185,3 @@ def _span(counts: Sequence[dict[str, int]], key: str) -> str:
     """Return a number of pictures; its least and greatest if the seeds split the pictures differently."""
     least, most = (of(one[key] for one in counts) for of in (min, max))
     return f"{least:,}" if least == most else f"({least:,} to {most:,})"
-
-
-def with_table(page: str, table: str) -> str:
-    """Return a page with the table between its two markers. Raises UsageError if it lacks them."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise UsageError(f"the page has no pair of lines {BEGIN!r} and {END!r}; add them where the table is to be")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"

@@ -95,4 +95,3 @@ OF_ONE_LEVEL = DECODE | {
 OF_PYRAMIDS = DECODE | {TISSUE_16: _tissue(EVERY_16.downsample)} | _of_levels(EVERY) | _of_levels(EVERY_16)
 CONTENDERS = OF_ONE_LEVEL | OF_PYRAMIDS
 SEPARATE = {of_job(name, job): Separate(name, job) for name in ENVIRONMENTS for job in (BEST, EVERY, EVERY_16)}
-KIT_NAMES = (LIMIT, OURS, OURS_EVERY)

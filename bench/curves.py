@@ -17,8 +17,7 @@ import argparse
 import hashlib
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,7 @@ import pandas as pd
 
 from bench.curves_figures import changed, figures, merged, possible, read_figures
 from bench.curves_plots import draw, tables
-from bench.curves_subject import Subject, cut_slide, fewest_patients, folds_of, quiet
+from bench.curves_subject import Subject, cut_slide, fewest_patients, folds_of, quiet, timed_row
 from bench.curves_variants import BRAIN, ONE_NETWORK, PHANTOM, WHOLE, Variant
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.config import Recipe, load_recipe
@@ -238,7 +237,7 @@ class _Bench:
             return row
 
         images = [subject.key(mask) for mask in (chosen, subject.test)]
-        return self._kept((recipe.name, variant.name, variant, images, recipe), measure)
+        return self._kept((recipe.name, variant.name, variant, images, recipe), measure, subject)
 
     def _nested(self, subject: Subject) -> list[dict[str, Any]]:
         """Return the figures of one network in place of the mean of the folds', on pictures new to both."""
@@ -262,19 +261,17 @@ class _Bench:
                 parts.append(calibrated(units, trained.calibration, subject.target))
             return figures(pd.concat(parts, ignore_index=True), subject.target)
 
-        return self._kept((f"{recipe.name}-nested", variant.name, subject.key(subject.pool), recipe), measure)
+        return self._kept((f"{recipe.name}-nested", variant.name, subject.key(subject.pool), recipe), measure, subject)
 
-    def _kept(self, key: tuple[Any, ...], measure: Any) -> dict[str, Any]:
+    def _kept(self, key: tuple[Any, ...], measure: Callable[[], dict[str, Any]], subject: Subject) -> dict[str, Any]:
         """Return the row of this key from its file, measured first if there is none."""
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
         path = self.options.out / "rows" / f"{key[0]}-{digest}.json"
         if not path.is_file():
-            started, spent = time.monotonic(), time.process_time()
-            row = measure()
-            seconds = {"seconds": round(time.monotonic() - started, 1), "cpu_s": round(time.process_time() - spent, 1)}
+            row = timed_row(measure, subject.features_spent)
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(path, {"of": [str(one) for one in key[:2]], **seconds, **row})
-            print(f"{key[0]}, {key[1]}: {row['loss']:.4f}, {seconds['seconds']:.0f} s", flush=True)
+            atomic_write_json(path, {"of": [str(one) for one in key[:2]], **row})
+            print(f"{key[0]}, {key[1]}: {row['loss']:.4f}, {row['seconds']:.0f} s", flush=True)
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -13,7 +13,7 @@ from clotkit.files import sha256
 
 CURVE, ABLATIONS = "learning-curve.png", "ablations.png"
 SOURCE = "Source"  # PNG text with the sha256 of the figures that a plot was drawn from
-OUT_OF_FOLD, TEST, POSSIBLE = PALETTE[0], PALETTE[1], PALETTE[2]
+OUT_OF_FOLD, TEST = PALETTE[0], PALETTE[1]
 LOSS_LABEL = "Weighted log loss (nats per patient)"
 
 Figures = Mapping[str, Any]

@@ -1,9 +1,12 @@
 """A recipe and its labelled tiles, with features that all variants of bench.curves share."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,36 @@ from clotkit.tuning.folds import spread
 NO_AUGMENT = AugmentConfig(rotate_flip=False, channel_gain=0.0)
 
 
+@dataclass
+class Spent:
+    """The seconds that all blocks under `timed` took."""
+
+    seconds: float = 0.0  # of the clock
+    cpu_s: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the seconds of a block."""
+        started, cpu_s = time.monotonic(), time.process_time()
+        yield
+        self.seconds += time.monotonic() - started
+        self.cpu_s += time.process_time() - cpu_s
+
+
+def timed_row(measure: Callable[[], dict[str, Any]], features: Spent) -> dict[str, Any]:
+    """Return a row after the seconds that measuring it took.
+
+    The row that comes first makes the features that all share. `features` has their seconds up to now; those of this
+    row are apart in `features_cpu_s`, so that rows can be compared.
+    """
+    whole, before = Spent(), replace(features)
+    with whole.timed():
+        row = measure()
+    shared = Spent(features.seconds - before.seconds, features.cpu_s - before.cpu_s)
+    seconds = {"seconds": whole.seconds - shared.seconds, "cpu_s": whole.cpu_s - shared.cpu_s}
+    return {name: round(value, 1) for name, value in (seconds | {"features_cpu_s": shared.cpu_s}).items()} | row
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharedFeatures(FeatureCache):
     """Features of one set of tiles for all variants and seeds of a recipe.
@@ -38,6 +71,7 @@ class SharedFeatures(FeatureCache):
 
     recipe: Recipe  # with every step
     pixels: Pixels  # of the tiles, [n, S, S, 3]
+    spent: Spent = field(default_factory=Spent)  # on features that were not in memory: made, or read from the folder
 
     def get(
         self, config: ModelConfig, recipe: Recipe, tiles: Pixels, build: Callable[[], Network], log: Log
@@ -50,7 +84,8 @@ class SharedFeatures(FeatureCache):
             augment=recipe.augment if augments else own.augment,
             inference=own.inference,
         )
-        network, features = super().get(config, first, self.pixels, build, log)
+        with self.spent.timed():
+            network, features = super().get(config, first, self.pixels, build, log)
         views = features.views[: recipe.inference.tta]
         return network, FrozenFeatures(features.augmented if augments else views[:1], views)
 
@@ -81,6 +116,11 @@ class Subject:
         folder = out / f"features-{recipe.name}-{self.key(np.ones(len(tiles), bool))[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         self._features = SharedFeatures(folder=folder, recipe=recipe, pixels=tiles.tiles)
+
+    @property
+    def features_spent(self) -> Spent:
+        """The seconds that the features took up to now, whichever row needed them first."""
+        return self._features.spent
 
     def run(self, recipe: Recipe) -> TrainingRun:
         """Return the training of a recipe on the features of these tiles."""

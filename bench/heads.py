@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.markdown import markdown_table
+from bench.markdown import markdown_table, with_table
 from bench.processes import run
 from clotkit.config import recipe_path
+from clotkit.errors import ClotkitError
 from clotkit.files import atomic_write_json, atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, WORK = ROOT / "docs" / "explanation" / "benchmarks.md", ROOT / "build" / "heads"
-BEGIN, END = "<!-- heads: begin; python -m bench.heads writes it -->", "<!-- heads: end -->"
+MARKS = ("<!-- heads: begin; python -m bench.heads writes it -->", "<!-- heads: end -->")
 LIMIT_S = 4 * 3600.0  # of one verb
 CLOTKIT = [sys.executable, "-m", "clotkit.cli"]
 
@@ -82,7 +83,7 @@ class Settings:
 
 
 def main() -> int:
-    """Make the features, train the heads, and print or write the table."""
+    """Make the features, train the heads, print or write the table, and return the exit code."""
     options = _options()
     if not options.markdown:
         settings = {name: value for name, value in vars(options).items() if name != "markdown"}
@@ -90,7 +91,11 @@ def main() -> int:
     lines = table(_rows(options.work))
     print(*lines, sep="\n")
     if options.markdown:
-        write_table(PAGE, lines)
+        try:
+            atomic_write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), "\n".join(lines), MARKS))
+        except (ClotkitError, OSError) as error:
+            print(f"bench.heads: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
@@ -157,13 +162,6 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         for row in sorted(rows, key=_key)
     ]
     return list(markdown_table([head, *cells]))
-
-
-def write_table(page: Path, lines: list[str]) -> None:
-    """Replace what is between the marks of a page."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    atomic_write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
 
 
 def _figure(row: Mapping[str, Any], name: str) -> str:

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 from bench import board, board_one, board_table
-from bench.board_table import BEGIN, BOARD, END, ENTRIES, OFFICIAL, PAGE, WITHOUT, Entry
+from bench.board_table import BOARD, ENTRIES, MARKS, OFFICIAL, PAGE, WITHOUT, Entry
+from bench.markdown import with_table
 from clotkit.config import load_recipe
 from clotkit.errors import ConfigError, UsageError
 
 from .test_train import colours
 
+BEGIN, END = MARKS
 FIGURES = [name + end for name in board_one.FIGURES for end in ("", "_low", "_high")]
 
 
 def test_the_table_in_the_documentation_is_that_of_the_rows() -> None:
     page = PAGE.read_text(encoding="utf-8")
     table = board_table.board_table(board_table.read_rows(BOARD))
-    assert board_table.with_table(page, table) == page, "run python -m bench.board --table"
+    assert with_table(page, table, MARKS) == page, "run python -m bench.board --table"
 
 
 def test_every_row_has_figures_that_evaluating_gave_again() -> None:
@@ -183,7 +185,7 @@ def test_figures_agree_to_six_digits() -> None:
 
 
 def test_a_page_without_markers_is_refused() -> None:
-    assert board_table.with_table(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
+    assert with_table(f"a\n{BEGIN}\nold\n{END}\nb", "new", MARKS) == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
     for page in ("", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(UsageError):
-            board_table.with_table(page, "new")
+            with_table(page, "new", MARKS)

@@ -1,20 +1,24 @@
 """Test the benchmark of learning curves and ablations: a tiny run, its plots, tables and intervals."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bench import curves, curves_plots
 from bench.curves_figures import merged, paired_interval, read_figures
+from bench.curves_subject import SharedFeatures, timed_row
 from bench.curves_variants import BRAIN, ONE_NETWORK, PHANTOM
 from clotkit.competitions import DEFAULT, Competition, load_competition
 from clotkit.config import RECIPES, load_recipe
 from clotkit.evaluation.scores import EvaluationTarget
 from clotkit.files import sha256
+from clotkit.members.networks import Network
 from clotkit.synthetic.phantom import write_split
 from clotkit.training.train import TrainSettings, train
 
@@ -132,6 +136,32 @@ def test_a_change_that_all_patients_share_has_no_width() -> None:
     half = {**units, "loss": [0.6, 0.7, 0.3, 0.4]}  # of one class alone
     low, high = paired_interval([{"units": half}], [{"units": units}], "units", target)
     assert (low, high) == pytest.approx((0.25, 0.25))
+
+
+def test_the_seconds_of_features_that_rows_share_are_apart(tmp_path: Path) -> None:
+    class Slow:
+        calls = 0
+
+        def predict_on_batch(self, inputs: Any) -> Any:
+            Slow.calls += 1
+            end = time.process_time() + 0.1
+            while time.process_time() < end:
+                pass
+            return np.zeros((len(inputs), 3))
+
+    recipe, pixels = load_recipe("phantom"), np.zeros((2, 8, 8, 3), np.uint8)
+    shared, network = SharedFeatures(folder=tmp_path, recipe=recipe, pixels=pixels), Network(None, Slow(), None, None)
+
+    def measure() -> dict[str, Any]:
+        shared.get(recipe.model[0], recipe, pixels, lambda: network, lambda _: None)
+        return {"loss": 0.5}
+
+    first, second = (timed_row(measure, shared.spent) for _ in range(2))
+    calls = recipe.training.frozen_augmentations + recipe.inference.tta
+    assert Slow.calls == calls
+    assert first["features_cpu_s"] >= 0.1 * calls > second["features_cpu_s"]
+    assert max(first["cpu_s"], second["cpu_s"]) < 0.1 * calls
+    assert first["loss"] == second["loss"] == 0.5
 
 
 def test_draws_share_no_slide() -> None:
