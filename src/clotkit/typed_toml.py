@@ -1,4 +1,4 @@
-"""Read TOML files into frozen dataclasses, with unknown keys refused and types checked; write values and recipes.
+"""Read TOML files into frozen dataclasses, with keys and types checked; write recipes as TOML.
 
 Standard library only: the kernel's supervisor reads a competition with it.
 """
