@@ -18,6 +18,7 @@ from clotkit.training.member_folder import card
 from .conftest import ROOT
 
 MEMBERS = sorted(path.parent for path in (ROOT / "weights").glob("*/recipe.toml"))
+IN_GUIDE = {"accuracy": "accuracy", "auc": "AUC", "weighted_log_loss": "weighted log loss"}
 
 
 def test_the_members_are_the_documented_ones() -> None:
@@ -39,6 +40,16 @@ def test_the_files_of_a_member_agree(member: Path) -> None:
     assert (member / "README.md").read_text() == card(files.recipe, metrics)
     provenance = json.loads((ROOT / "weights" / "MANIFEST.json").read_text())[f"{member.name}/model.weights.h5"]
     assert f"seed {metrics['seed']}" in provenance["provenance"]
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda path: path.name)
+def test_the_guide_has_the_figures_of_a_member(member: Path) -> None:
+    metrics = read_member(member).metrics
+    shipped = (ROOT / "docs" / "guides" / "train.md").read_text().partition("## Members that ship")[2]
+    (row,) = [line for line in shipped.splitlines() if line.startswith(f"| `{member.name}` |")]
+    figures = ", ".join(f"{words} {metrics[name]:.3f}" for name, words in IN_GUIDE.items())
+    assert f"| {figures} (a constant: {metrics['constant']:.3f}) |" in row
+    assert row.endswith(f" {metrics['n']:,} {metrics['unit']}s |")
 
 
 @pytest.mark.slow
