@@ -185,3 +185,14 @@ def test_rows_by_image_are_in_the_order_of_first_tiles() -> None:
     assert [rows.tolist() for rows in tiles.rows_by_image()] == [[0, 2, 5], [1, 4], [3]]
     assert tiles.first_rows().tolist() == [0, 1, 3]
     assert tiles.where(np.zeros(6, bool)).rows_by_image() == []
+
+
+def test_names_that_are_indices_say_nothing_of_other_pixels(tmp_path: Path) -> None:
+    was = tiles_of({"a": 1, "b": 2}).digests()
+    (tmp_path / SPLIT).write_text(
+        f"image,fold,patient,pixels\na,train,a,{was['a']}\nb,0,b,{was['b']}\nc,near_duplicate,,\n"
+    )
+    tiles = tiles_of({"a": 7, "b": 2, "c": 8})
+    found = [read_known_images(tmp_path / SPLIT, 1, are_indices).match(tiles) for are_indices in (True, False)]
+    assert [one.words[::2].tolist() for one in found] == [["", "0", "near_duplicate"], ["train", "0", "near_duplicate"]]
+    assert [one.other_pixels for one in found] == [1, 1]

@@ -172,8 +172,8 @@ def test_the_number_of_folds_is_the_recipes_by_default() -> None:
 @pytest.mark.parametrize(
     ("split", "folds", "named"),
     [
-        ("folds", 50, ("--folds", "50", "green", "3")),
-        ("folds", 1, ("--folds", "1", "2")),
+        ("folds", 50, ("folds", "50", "green", "3")),
+        ("folds", 1, ("folds", "1", "2")),
         ("centres", 3, ("data.split", "5 of 9", "2")),
         ("given", 3, ("data.split", "none 5", "train 4")),
         ("holdout", 3, ("data.split", "white", "0", "3")),

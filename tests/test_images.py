@@ -13,7 +13,7 @@ from PIL import Image
 
 from clotkit.config import TilingConfig
 from clotkit.data.images import EDGE_LEVEL, IMAGE_TILERS, MAX_PIXELS, edges, parts, read_image, whole
-from clotkit.errors import PictureTooLarge, SlideUnreadable
+from clotkit.errors import CodecUnsupported, PictureTooLarge, SlideUnreadable
 from clotkit.reasons import Reason
 
 
@@ -50,6 +50,28 @@ def test_deep_grey_is_scaled_by_its_own_range(name: str, kind: type, tmp_path: P
     found = read_image(saved(tmp_path / name, np.array([[1000, 2000], [3000, 6100]], kind)))
     assert found[..., 0].tolist() == [[0, 50], [100, 255]]
     assert found.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 2), ("png", 3), ("png", 4), ("tif", 3), ("tif", 4)])
+def test_colours_of_16_bits_are_refused(suffix: str, channels: int, tmp_path: Path) -> None:
+    import pyvips
+
+    pixels = np.random.default_rng(0).integers(0, 4096, (8, 9, channels), np.uint16)
+    kind = "grey16" if channels == 2 else "rgb16"
+    path = tmp_path / f"a.{suffix}"
+    pyvips.Image.new_from_array(pixels).copy(interpretation=kind).write_to_file(str(path))
+    with pytest.raises(CodecUnsupported) as refused:
+        read_image(path)
+    assert refused.value.reason is Reason.UNSUPPORTED
+
+
+def test_deep_grey_whose_zero_is_white_is_no_negative(tmp_path: Path) -> None:
+    levels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
+    path = saved(tmp_path / "a.tif", levels, tiffinfo={262: 0})
+    with Image.open(path) as file:
+        assert file.tag_v2[262] == 0
+        assert file.mode.startswith("I")
+    np.testing.assert_array_equal(read_image(path), 255 - read_image(saved(tmp_path / "b.tif", levels)))
 
 
 def test_a_constant_deep_picture_is_black(tmp_path: Path) -> None:

@@ -266,6 +266,22 @@ def test_coloured_npz_and_flat_labels(read: Read, write_npz: Callable[..., Path]
     assert tiles.labels.tolist()[-2:] == [1, 0]
 
 
+def test_pictures_without_pixels_are_refused(read: Read, write_npz: Callable[..., Path]) -> None:
+    with pytest.raises(SplitError):
+        read(write_npz(val_images=np.zeros((2, 0, 16, 3), np.uint8)), "npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [("a\u0301.png", "no/\u00e1.png"), ("\u00e1.png", "no/a\u0301.png"), ("a.png", "no\\a.png")],
+)
+def test_a_table_may_write_names_as_another_system_does(read: Read, tmp_path: Path, file: str, row: str) -> None:
+    draw(tmp_path / "no" / file, 10)
+    draw(tmp_path / "yes" / "b.png", 20)
+    (tmp_path / "metadata.csv").write_text(f"file,patient\n{row},p\nyes/b.png,q\n")
+    assert read(tmp_path, "folders").patients.tolist() == ["p", "q"]
+
+
 def test_limit_counts_each_class_in_each_part(read: Read, write_npz: Callable[..., Path], folders: Path) -> None:
     assert read(write_npz(), "npz", limit=1).images.tolist() == [
         "train_0", "train_1", "val_0", "val_1", "test_0", "test_1"

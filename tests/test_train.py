@@ -22,7 +22,8 @@ from clotkit.competitions import Competition, Form, Rule, Submission, Unit
 from clotkit.competitions.schema import Metric
 from clotkit.errors import ConfigError, UsageError, WeightsError
 from clotkit.evaluation.loaded_member import load_for_evaluation
-from clotkit.members.folder import check_member
+from clotkit.locks import exclusive_folder
+from clotkit.members.folder import check_member, read_member
 from clotkit.members.loading import load_member
 from clotkit.training.member_folder import write_manifest
 from clotkit.training.train import TrainSettings, train
@@ -173,7 +174,7 @@ def test_wrong_settings_are_refused_before_a_file_is_written(
     made: tuple[Path, Path, list[str]], recipe: str, tmp_path: Path, strip_ai: Competition
 ) -> None:
     data = made[0]
-    with pytest.raises(ConfigError, match=r"--folds.*50"):
+    with pytest.raises(ConfigError, match=r"folds is 50"):
         train(TrainSettings(recipe, data, tmp_path / "many", folds=50), strip_ai, print)
     with pytest.raises(UsageError, match=r"--limit.*0"):
         train(TrainSettings(recipe, data, tmp_path / "many", limit=0), strip_ai, print)
@@ -385,3 +386,27 @@ def test_a_validation_part_without_a_class_calibrates_nothing_and_says_so(
     metrics = train(TrainSettings(recipe, data, tmp_path / "member"), strip_ai, lambda _: None)
     assert metrics["calibrated"] is False
     assert json.loads((tmp_path / "member" / "calibration.json").read_text())["slope"] == 1
+
+
+def test_a_member_that_dies_while_it_is_replaced_is_none(
+    tmp_path: Path, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = colours(tmp_path, epochs=1), tmp_path / "member"
+    settings = TrainSettings(recipe, tmp_path / "colours.npz", out)
+    train(settings, strip_ai, lambda _: None)
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clotkit.evaluation.plots.draw_curves", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, strip_ai, lambda _: None)
+    with pytest.raises(ConfigError):
+        read_member(out)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, strip_ai: Competition) -> None:
+    recipe, out = colours(tmp_path, epochs=1), tmp_path / "member"
+    with exclusive_folder(out, "training"), pytest.raises(UsageError):
+        train(TrainSettings(recipe, tmp_path / "colours.npz", out), strip_ai, lambda _: None)
+    assert list(out.iterdir()) == []

@@ -38,9 +38,15 @@ class Parser(argparse.ArgumentParser):
     A ClotkitError that the type of an option raises has one line of its own, without the usage.
     """
 
+    _is_mixed = False  # while argparse parses options and positional arguments in turn
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does. Raises WrongUsage."""
+        takes_any = any(not action.option_strings and action.nargs == "*" for action in self._actions)
         try:
+            if takes_any and not self._is_mixed:  # or options before its values would end them: MEMBER --json IMAGE
+                self._is_mixed = True
+                return self.parse_known_intermixed_args(args, namespace)
             return super().parse_known_args(args, namespace)
         except ClotkitError as error:
             print(f"clotkit: {error}", file=sys.stderr)

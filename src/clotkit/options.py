@@ -224,7 +224,9 @@ def _check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise UsageError(f"{folder}: cannot be written, as {nearest} is not a folder; name another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder}: cannot be written, for want of permission in {nearest}; name another folder")
+        raise UsageError(
+            f"{folder}: cannot be written: permission denied, or a read-only disk, at {nearest}; name another folder"
+        )
 
 
 def _quantity(text: str, units: dict[str, float], wanted: str) -> float:

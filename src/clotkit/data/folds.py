@@ -128,8 +128,10 @@ def _grouped(tiles: TileSet, groups: Groups, training: TrainingConfig, folds: in
     from sklearn.model_selection import StratifiedGroupKFold
 
     if folds < 2:
-        raise ConfigError(f"--folds is {folds}; at least 2 are needed")
-    _check_patients(tiles, folds, f"--folds is {folds}", "use at most that many folds, and at least 2")
+        raise ConfigError(f"the number of folds is {folds}; at least 2 are needed")
+    _check_patients(
+        tiles, folds, f"the number of folds is {folds}", "give it more, or take fewer folds; 2 are the fewest"
+    )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=training.seed)
     made = []
     for number, (_, chosen) in enumerate(splitter.split(np.zeros(len(tiles)), tiles.labels, groups)):

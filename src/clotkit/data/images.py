@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from clotkit.config import TilingConfig
-from clotkit.errors import PictureTooLarge, SlideUnreadable, one_line
+from clotkit.errors import CodecUnsupported, PictureTooLarge, SlideUnreadable, one_line
 from clotkit.slides.pixels import Pixels
 
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; a larger picture is a slide, and slides are read in pieces
 EDGE_LEVEL = 150  # of 255; brighter pixels are contours, where bone and cartilage reflect most
+
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # tag of a TIFF, and its value for grey whose 0 is white
 
 PictureTiler = Callable[[Pixels, TilingConfig], Pixels]
 
@@ -23,7 +25,8 @@ def read_image(path: Path) -> Pixels:
     Transparent pixels are shown on white. Grey pictures of more than 8 bits are scaled by their own range, from the
     darkest pixel to the brightest.
 
-    Raises SlideUnreadable if the file is missing, damaged, cut short or no picture, PictureTooLarge above MAX_PIXELS.
+    Raises SlideUnreadable if the file is missing, damaged, cut short or no picture, PictureTooLarge above MAX_PIXELS,
+    and CodecUnsupported for several channels of 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -32,9 +35,11 @@ def read_image(path: Path) -> Pixels:
             warnings.simplefilter("ignore")  # Pillow warns of odd but sound files; the size is checked below
             with Image.open(path) as file:
                 _check_size(path, *file.size)
+                _check_depth(path, file)
+                is_negative = getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO  # of a TIFF
                 file.load()
-                return _as_rgb(ImageOps.exif_transpose(file))
-    except PictureTooLarge:
+                return _as_rgb(ImageOps.exif_transpose(file), is_negative)
+    except (CodecUnsupported, PictureTooLarge):
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, at nearly three times MAX_PIXELS
         raise PictureTooLarge(f"{path}: {one_line(error, path)}; make it smaller, or use it as a slide") from error
@@ -52,17 +57,33 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
+def _check_depth(path: Path, image: Any) -> None:
+    """Raise CodecUnsupported for several channels of 16 bits, of which Pillow keeps the upper 8 alone.
+
+    Of pictures that use 12 bits these are nearly black.
+    """
+    layouts = [str(tile[3]) for tile in image.tile]  # with Pillow's raw mode, as RGB;16B
+    if not image.mode.startswith(("I", "F")) and any(";16" in layout for layout in layouts):
+        raise CodecUnsupported(
+            f"{path}: {len(image.getbands())} channels of 16 bits, which are not read; save it with 8 bits a channel"
+        )
+
+
 def _why(error: Exception, path: Path) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "no format of pictures that is known"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error, path)
 
 
-def _as_rgb(image: Any) -> Pixels:
+def _as_rgb(image: Any, is_negative: bool) -> Pixels:
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        return _scaled(np.asarray(image, np.float64))
+        return _scaled(-np.asarray(image, np.float64) if is_negative else np.asarray(image, np.float64))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -4,6 +4,7 @@ A mistake in the data raises SplitError, which names the file, what it has, and 
 """
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -92,6 +93,8 @@ def _npz_images(images: Any, path: Path, part: str) -> Any:
         raise SplitError(
             f"{path}: {part}_images is {images.dtype}{list(images.shape)}; allowed: uint8[n, H, W] or uint8[n, H, W, 3]"
         )
+    if 0 in images.shape[1:]:
+        raise SplitError(f"{path}: {part}_images is {list(images.shape)}; its pictures have no pixels")
     return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
 
 
@@ -239,16 +242,22 @@ def table_of(data: Path, config: DataConfig) -> Path | None:
 
 def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, log: Log) -> list[Picture]:
     """Return the pictures with the patients, centres and parts of a table."""
-    rows = _table_rows(table, [config.file_column], config, log)
-    unknown = [picture.image for picture in pictures if picture.image not in rows]
+    written = _table_rows(table, [config.file_column], config, log)
+    rows = {_name(file): row for file, row in written.items()}
+    unknown = [picture.image for picture in pictures if _name(picture.image) not in rows]
     if unknown:
         raise SplitError(
             f"{table}: {len(unknown)} of {len(pictures)} pictures have no row, the first is {unknown[0]}; add them"
         )
     return [
-        Picture(one.image, one.pixels, one.label, *_row_facts(rows[one.image], one.image, table, config))
+        Picture(one.image, one.pixels, one.label, *_row_facts(rows[_name(one.image)], one.image, table, config))
         for one in pictures
     ]
+
+
+def _name(file: str) -> str:
+    """Return a path as tables of macOS and Windows may write it otherwise: composed, and with slashes."""
+    return unicodedata.normalize("NFC", file).replace("\\", "/")
 
 
 def _table_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:

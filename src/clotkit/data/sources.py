@@ -28,7 +28,7 @@ from clotkit.tiling.tilers import TILERS
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
 
 # Columns of oof.csv and predictions.csv beside those of the classes.
-COLUMNS_OF_TABLES = ("image", "patient", "centre", "label", "fold")
+COLUMNS_OF_TABLES = ("image", "patient", "centre", "label", "fold", "distance", "unlike_training")
 CACHE = Path("build/cache")  # of shards that were fetched from an object store
 
 

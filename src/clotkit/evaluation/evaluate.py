@@ -155,7 +155,8 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
     if known.renamed:
         log(f"{known.renamed} images have the pixels of images that the member was made with, and other names")
     if known.other_pixels:
-        log(f"{known.other_pixels} images have other pixels than those of their names that the member was made with")
+        taken = "are new" if member.known.are_indices else "are taken for these: rename those that are others"
+        log(f"{known.other_pixels} images have names that the member was made with, and other pixels; they {taken}")
     if known.of_known_patients:
         log(f"{known.of_known_patients} new images are of patients that the member was made with, and count as theirs")
     trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION])

@@ -43,6 +43,7 @@ class KnownImages:
     by_pixels: Mapping[str, str] = field(default_factory=dict)  # by digest; empty for slides and earlier versions
     digests: Mapping[str, str] = field(default_factory=dict)  # by name
     by_patient: Mapping[str, str] = field(default_factory=dict)  # empty for earlier versions
+    are_indices: bool = False  # names, and patients, are numbers in an array: of other data they say nothing
 
     def all_in_folds(self) -> bool:
         """Tell whether no image is in training or validation alone: every fold trained on all but its own."""
@@ -52,7 +53,7 @@ class KnownImages:
         """Return what is known of tiles. An image with a known name and other pixels counts as the known one.
 
         That is the careful choice: another version of a decoder changes pixels, and the image stays the same. A new
-        image of a known patient counts as that patient's.
+        image of a known patient counts as that patient's. Where names are indices, an image with other pixels is new.
         """
         digests = tiles.digests() if self.by_pixels else {}
         words, renamed, other_pixels, of_known_patients = dict[str, str](), 0, 0, 0
@@ -64,16 +65,17 @@ class KnownImages:
             elif digest in self.by_pixels:
                 words[image], renamed = self.by_pixels[digest], renamed + 1
             else:
-                words[image], other_pixels = named, other_pixels + bool(self.digests.get(image))
-            if not words[image] and (of_patient := self.by_patient.get(patient)):
+                is_other = bool(self.digests.get(image))
+                words[image], other_pixels = "" if is_other and self.are_indices else named, other_pixels + is_other
+            if not words[image] and not self.are_indices and (of_patient := self.by_patient.get(patient)):
                 words[image], of_known_patients = of_patient, of_known_patients + 1
         found = np.array([words[image] for image in tiles.images.tolist()])
         patients = of_known_patients if self.by_patient else None
         return Match(found, renamed, other_pixels, patients) if self.by_pixels else Match(found, None, None, patients)
 
 
-def read_known_images(path: Path, folds: int) -> KnownImages:
-    """Read a split.csv; a file that is missing knows no image.
+def read_known_images(path: Path, folds: int, are_indices: bool = False) -> KnownImages:
+    """Read a split.csv; a file that is missing knows no image. `are_indices` is as in KnownImages.
 
     Raises ConfigError if it cannot be read, lacks a column, or names a fold that is not one of `folds`.
     """
@@ -97,6 +99,7 @@ def read_known_images(path: Path, folds: int) -> KnownImages:
         by_pixels=_words_by(table, SPLIT_PIXELS),
         digests=digests,
         by_patient=_words_by(table, SPLIT_PATIENT),
+        are_indices=are_indices,
     )
 
 

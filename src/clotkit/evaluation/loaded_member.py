@@ -151,7 +151,7 @@ def load_for_evaluation(folder: Path) -> LoadedMember:
         calibration=Calibration.from_json(files.calibration, where, classes),
         fold_calibrations=calibrations,
         where=folder,
-        known=read_known_images(folder / SPLIT, len(calibrations)),
+        known=read_known_images(folder / SPLIT, len(calibrations), files.recipe.data.source == "npz"),
         decision=read_decision(files.calibration, where, classes),
         familiarity=_familiarity(folder, files.metrics),
     )

@@ -60,7 +60,12 @@ def _add_predict(verbs: Verbs) -> None:
     verb = add_verb(verbs, "predict", "predict images with a member: one line each, with label and probabilities")
     verb.add_argument("member", type=Path, metavar="MEMBER_DIR", help="a member's folder")
     verb.add_argument(
-        "images", type=Path, nargs="*", metavar="IMAGE", help="slides or pictures, as the member's recipe says"
+        "images",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="IMAGE",
+        help="slides or pictures, as the member's recipe says",
     )
     verb.add_argument(
         "--watch",

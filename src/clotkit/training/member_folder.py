@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clotkit.config import Recipe
+from clotkit.console import TRACEBACK
 from clotkit.data.familiarity import Familiarity
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
@@ -59,6 +60,7 @@ def write_member(
     `source` is the text of the recipe. `save` writes the weights; None: write_weights.
     """
     out.mkdir(parents=True, exist_ok=True)
+    (out / files.METRICS).unlink(missing_ok=True)  # of an earlier member: half of each would answer, and be wrong
     for name in WRITTEN:
         remove_temporaries(out / name)
     (save or write_weights)(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
@@ -170,7 +172,7 @@ def _entries_of(folder: Path, provenance: str) -> dict[str, Any]:
         f"{folder.name}/{path.name}": {
             "sha256": sha256(path), "bytes": path.stat().st_size, "provenance": provenance
         }
-        for path in sorted(folder.iterdir()) if path.is_file()
+        for path in sorted(folder.iterdir()) if path.is_file() and path.name != TRACEBACK
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ from clotkit.evaluation.scores import (
     target_of,
 )
 from clotkit.files import atomic_write_text
+from clotkit.locks import exclusive_folder
 from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PATIENT, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
 from clotkit.members.networks import Network, build_network, check_networks, expanded
 from clotkit.members.pooling import pooling_of
@@ -110,7 +111,9 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
     folds = make_folds(tiles, recipe.data, recipe.training, settings.folds)
     context = devices.create_context(recipe.training.strategy, log, settings.wait_s)
     fingerprint = fingerprint_of(source, tiles, folds)
-    with context.cluster_errors():
+    # Two trainings would take each other's checkpoints.
+    alone = exclusive_folder(settings.out, "training") if context.is_chief else nullcontext()
+    with context.cluster_errors(), alone:
         _check_same_fingerprint(context, fingerprint)
         checkpoints_dir = open_checkpoints(settings.out, fingerprint, context, log)
         progress = log if context.is_chief else lambda _: None
@@ -148,13 +151,19 @@ def with_familiarity(
 def summary(metrics: dict[str, Any]) -> str:
     """Return the main figures of a member, with their intervals, on one line."""
     shown = [
-        f"{name.replace('_', ' ')} {metrics[name]:.4f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+        f"{name.replace('_', ' ')} {metrics[name]:.4f}{_interval(metrics, name)}"
         for name in ("accuracy", "balanced_accuracy", "auc", "weighted_log_loss")
-        if metrics.get(name) is not None and metrics.get(f"{name}_low") is not None
+        if metrics.get(name) is not None
     ]
     if (metric := metrics["competition_metric"]) and METRICS[metric["name"]].of_table is not None:
         shown.append(metric_line(metric))
     return ", ".join(shown) + f"; {metrics['estimate']}, {metrics['n']} {metrics['unit']}s"
+
+
+def _interval(metrics: dict[str, Any], name: str) -> str:
+    """Return a figure's interval in brackets; nothing for a single patient, who has none."""
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return "" if low is None else f" ({low:.3f} to {high:.3f})"
 
 
 def check_trainable(recipe: Recipe, data: Place, competition: Competition, backbones: Path | None) -> None:

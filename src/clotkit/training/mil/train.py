@@ -15,6 +15,7 @@ from clotkit.data.folds import Fold, check_folds, make_folds
 from clotkit.data.tiles import TileSet
 from clotkit.evaluation.scores import EvaluationTarget, target_of
 from clotkit.files import atomic_write
+from clotkit.locks import exclusive_folder
 from clotkit.members.encoders.heads import Head, build_heads
 from clotkit.members.loading import start_keras
 from clotkit.members.weights import check_weights
@@ -63,13 +64,14 @@ def train_head(settings: TrainSettings, competition: Competition, log: Log = pri
     folds = make_folds(slides, recipe.data, recipe.training, settings.folds)
     start_keras()
     context = DistributedContext()
-    checkpoints_dir = open_checkpoints(settings.out, fingerprint_of(source, slides, folds), context, log)
-    trained = HeadTraining(recipe, slides, target, checkpoints_dir, log).train_folds(folds)
-    metrics = member_metrics(trained, recipe, slides, target, settings.data, competition, len(folds))
-    metrics = metrics | {"encoder": encoder_facts(recipe, slides), "familiarity": None}
-    metrics["material"]["tiles"] = features_of(slides).tiles
-    write_member(settings.out, recipe, source, trained, metrics, write_heads)
-    delete_checkpoints(checkpoints_dir)
+    with exclusive_folder(settings.out, "training"):
+        checkpoints_dir = open_checkpoints(settings.out, fingerprint_of(source, slides, folds), context, log)
+        trained = HeadTraining(recipe, slides, target, checkpoints_dir, log).train_folds(folds)
+        metrics = member_metrics(trained, recipe, slides, target, settings.data, competition, len(folds))
+        metrics = metrics | {"encoder": encoder_facts(recipe, slides), "familiarity": None}
+        metrics["material"]["tiles"] = features_of(slides).tiles
+        write_member(settings.out, recipe, source, trained, metrics, write_heads)
+        delete_checkpoints(checkpoints_dir)
     log(f"{settings.out}: {summary(metrics)}; {time.monotonic() - started:.0f} s")
     return metrics
 
