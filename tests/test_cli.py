@@ -75,6 +75,14 @@ def test_every_option_has_help(verb: str) -> None:
     assert [name for name, option in options_of(PARSERS[verb]).items() if not option.help] == []
 
 
+@pytest.mark.parametrize("words", ["m --json a b", "--json m a b", "m a b --json", "m a --json b"])
+def test_options_may_stand_between_a_member_and_its_images(words: str) -> None:
+    one = verbs_of(parser())["predict"]
+    for _ in range(2):  # the same parser again
+        found = one.parse_args(words.split())
+        assert (found.member, found.images, found.json) == (Path("m"), [Path("a"), Path("b")], True)
+
+
 @dataclass(frozen=True)
 class Filled:
     """A settings class that a verb fills from its options."""

@@ -45,8 +45,11 @@ class Parser(argparse.ArgumentParser):
         takes_any = any(not action.option_strings and action.nargs == "*" for action in self._actions)
         try:
             if takes_any and not self._is_mixed:  # or options before its values would end them: MEMBER --json IMAGE
-                self._is_mixed = True
-                return self.parse_known_intermixed_args(args, namespace)
+                self._is_mixed = True  # argparse calls this method again
+                try:
+                    return self.parse_known_intermixed_args(args, namespace)
+                finally:
+                    self._is_mixed = False
             return super().parse_known_args(args, namespace)
         except ClotkitError as error:
             print(f"clotkit: {error}", file=sys.stderr)

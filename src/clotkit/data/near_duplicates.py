@@ -83,7 +83,7 @@ def _groups_of_tiles(tiles: TileSet, bits: int, log: Log) -> Indices:
     for number, each in enumerate(rows):
         image_of[each] = number
     groups = near_duplicate_groups([_pixels(tiles, each) for each in rows], bits)
-    first = np.array([each[0] for each in rows], np.int64)
+    first = tiles.first_rows()
     log(_summary(groups, tiles.labels[first], tiles.parts[first], bits))
     return groups[image_of]
 

@@ -29,11 +29,7 @@ class TileSet:
 
     def rows_by_image(self) -> list[npt.NDArray[np.int64]]:
         """Return the row numbers of each image's tiles; the images are in the order of their first tiles."""
-        if not len(self):
-            return []
-        _, first, image = np.unique(self.images, return_index=True, return_inverse=True)
-        order = np.argsort(first[image], kind="stable")
-        return np.split(order, np.cumsum(np.bincount(image)[np.argsort(first)])[:-1])
+        return rows_by_name(self.images)
 
     def first_rows(self) -> npt.NDArray[np.int64]:
         """Return the row number of each image's first tile, in ascending order."""
@@ -57,3 +53,12 @@ class TileSet:
             centres=self.centres[chosen],
             parts=self.parts[chosen],
         )
+
+
+def rows_by_name(names: npt.NDArray[np.str_]) -> list[npt.NDArray[np.int64]]:
+    """Return the indices of each name in `names` [n]; the names are in the order of their first indices."""
+    if not len(names):
+        return []
+    _, first, name = np.unique(names, return_index=True, return_inverse=True)
+    order = np.argsort(first[name], kind="stable")
+    return np.split(order, np.cumsum(np.bincount(name)[np.argsort(first)])[:-1])

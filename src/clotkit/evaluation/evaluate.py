@@ -203,8 +203,9 @@ def _write_page(
     # Of tiles, [n, C]: with softmax the logits of rows, which tell more than probabilities near 1.
     are_values = member.recipe.output == "softmax" and member.recipe.encoder is None
     evidence = outputs if are_values else member.pooling.tile_probabilities(outputs)
+    rows = tiles.rows_by_image()  # in the order of `images`
     for index in worst_first(errors, target.clip):
-        of_image = np.flatnonzero(tiles.images == errors[index].image)
+        of_image = rows[index]
         predicted = target.predicted_index(errors[index].probabilities)
         clearest = of_image[evidence[of_image, predicted].argmax()]
         heat = member.heat(tiles.tiles[clearest], predicted, int(folds[clearest]))

@@ -2,8 +2,8 @@
 
 `clotkit blend` fits it and `clotkit run` applies it. There are two kinds. `Blend` is for two classes, and every number
 is the probability of the positive one. `ClassBlend` is for any number of classes, may have columns of the slides' rows
-as further inputs, and a decision for answers that are labels. It needs numpy and scipy
-only.
+as further inputs, and a decision for answers that are labels.
+It needs numpy and scipy only.
 """
 
 import math

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clotkit.batching import Predictor, tta_views
 from clotkit.config import ModelConfig, Recipe, TrainingConfig
-from clotkit.data.tiles import TileSet
+from clotkit.data.tiles import TileSet, rows_by_name
 from clotkit.files import atomic_write
 from clotkit.locks import exclusive_file
 from clotkit.members.heads import link
@@ -199,8 +199,8 @@ def set_standardisation(network: Network, plain: Floats, images: list[str]) -> N
     names = {layer.name for layer in network.head.layers}
     if STANDARDISE not in names:
         return
-    image_of_tile, standardise = np.array(images), network.head.get_layer(STANDARDISE)
-    means = np.stack([plain[image_of_tile == image].mean(axis=0) for image in dict.fromkeys(images)])  # [images, D]
+    standardise = network.head.get_layer(STANDARDISE)
+    means = np.stack([plain[rows].mean(axis=0) for rows in rows_by_name(np.array(images))])  # [images, D]
     standardise.set_weights([means.mean(axis=0), means.var(axis=0)])
     if SHRINK_NOVEL in names:
         tiles = np.asarray(standardise(plain), np.float64)  # [n, D]
