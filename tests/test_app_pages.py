@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from PIL import Image
 from clotkit.app.deepzoom.ids import id_of
 from clotkit.app.model_card import card
 from clotkit.app.samples import samples_for
-from clotkit.app.standing import QUIET_S
+from clotkit.app.standing import QUIET_S, RunState, standing_run
 from clotkit.app.uploads import Doubt
 from clotkit.app.viewer import MOST_FACTS_MB
 from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
+from clotkit.app.web.rendering import page as drawn_page
 from clotkit.app.web.server import AppSettings, build_app, serve
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, UsageError
@@ -188,6 +190,52 @@ def test_a_job_of_another_kind_gets_one_line(kind: Kind, client: Client) -> None
     assert job.over.wait(60)
     for path in (page for one, page in pages.items() if one is not kind):
         assert client.get(f"{path}{job.key}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("drawing", "kind", "path"),
+    [
+        ("clotkit.app.web.classify.page", Kind.CLASSIFY, "/classify/"),
+        ("clotkit.app.web.slides.page", Kind.SCORE, "/slide/score/"),
+        ("clotkit.app.web.runs.page", Kind.PLAN, "/runs/plan/"),
+    ],
+)
+def test_work_that_ends_while_its_page_is_drawn_still_goes_on_there(
+    drawing: str, kind: Kind, path: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = threading.Event()
+    about = dict.fromkeys(("folder", "slide", "title", "words"), "")
+    job = client.app.state.shared.jobs.start(kind, "work", lambda _: [] if ending.wait(60) else None, about)
+
+    def late(*arguments: Any, **values: Any) -> Any:
+        ending.set()
+        assert job.over.wait(60)
+        return drawn_page(*arguments, **values)
+
+    monkeypatch.setattr(drawing, late)
+    shown = elements(client, f"{path}{job.key}")
+    assert [one["data-live"] for _, one in shown.found if "data-live" in one] == [State.RUNNING]
+
+
+def test_a_run_that_ends_while_its_page_is_drawn_still_goes_on_there(
+    client: Client, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = threading.Event()
+
+    def work(_: Job) -> None:
+        ending.wait(60)
+
+    job = client.app.state.shared.jobs.start(Kind.RUN, "run", work, {"out": str((root / "run").resolve())})
+
+    def read(*arguments: Any) -> Any:
+        found = standing_run(*arguments)
+        ending.set()
+        assert job.over.wait(60)
+        return replace(found, state=RunState.RUNNING)
+
+    monkeypatch.setattr("clotkit.app.web.runs.standing_run", read)
+    shown = elements(client, f"/runs/one?run={run_id(client, 'run')}")
+    assert [one["data-live"] for _, one in shown.found if "data-live" in one] == [State.RUNNING]
 
 
 def test_watched_folders_leave_room_for_the_pages(client: Client) -> None:

@@ -132,6 +132,11 @@ def test_the_theme_is_chosen_and_kept(page: Any, client: Client) -> None:
     page.evaluate("() => localStorage.clear()")
 
 
+def answered(page: Any, text: str) -> None:
+    """Wait until a batch has an outcome; a failure prints the one that is there."""
+    api.expect(page.locator("#answers").get_by_role("status")).to_have_text(text, timeout=WAIT_MS)
+
+
 def test_three_files_are_answered_and_the_bad_one_gets_its_line(
     page: Any, client: Client, strip_ai: Competition, tmp_path: Path
 ) -> None:
@@ -141,7 +146,7 @@ def test_three_files_are_answered_and_the_bad_one_gets_its_line(
     uploads = {"contour.png": drawn["drawn contour, yes"], "archive.png": HOSTILE["archive.png"][0], name: png(192, 99)}
     page.locator('input[type="file"]').set_input_files(files_of(uploads))
     page.get_by_role("button", name="Classify").press("Enter")
-    page.get_by_text("2 classified, 1 refused").wait_for()
+    answered(page, "2 classified, 1 refused")
     settled(page)
     assert page.locator("[data-code=damaged]").count() == 1
     assert page.locator('img[src*="evil"]').count() == 0
@@ -165,7 +170,7 @@ def test_twenty_uploads_at_once_one_a_bomb(page: Any, client: Client) -> None:
     uploads = {f"{number}.png": png(96 + number, 96) for number in range(19)} | {"bomb.png": bomb(50_000)}
     page.locator('input[type="file"]').set_input_files(files_of(uploads))
     page.get_by_role("button", name="Classify").click()
-    page.get_by_text("19 classified, 1 refused").wait_for()
+    answered(page, "19 classified, 1 refused")
 
 
 def test_slides_are_listed_seen_and_scored(page: Any, client: Client) -> None:

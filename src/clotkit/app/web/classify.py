@@ -130,13 +130,13 @@ def _start(shared: Shared, name: str, uploads: Sequence[Upload], only: str = "")
 
 
 def _worked(shared: Shared, name: str) -> Job | None:
-    """Return the job of a member's first sample; None without a sample, or if too many jobs run."""
+    """Return a snapshot of the job of a member's first sample; None without a sample, or if too many jobs run."""
     samples = shared.samples(name)
     if not samples:
         return None
     upload = Upload(*next(iter(samples.items())))
     try:
-        return _start(shared, name, [upload], only=f"sample of {name}")
+        return _start(shared, name, [upload], only=f"sample of {name}").snapshot()
     except UsageError:
         return None
 

@@ -5,7 +5,7 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from clotkit.errors import ClotkitError, UsageError, described
@@ -59,6 +59,13 @@ class Job:
     def advance(self, done: int, total: int) -> None:
         """Tell how far it is."""
         self.done, self.total = done, total
+
+    def snapshot(self) -> "Job":
+        """Return a copy for a page, so that its parts agree while the work goes on.
+
+        `state` is copied before `result` and `cause`, and the work sets it after them.
+        """
+        return replace(self)
 
 
 class Jobs:

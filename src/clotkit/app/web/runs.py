@@ -68,8 +68,8 @@ def one(request: Request) -> Response:
     """Draw one run: how far it is while it goes on, its report once it has ended."""
     shared, text = shared_of(request), needed(request, "run")
     folder = path_of(text, shared.roots)
+    job = _job_of(shared, folder)  # before its files: a job that has ended has written all of them
     run = standing_run(folder, shared.roots)
-    job = _job_of(shared, folder)
     live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
     lines = report_lines(shared.roots.inside(folder / REPORT)) if live else []  # no newest slides are shown of others
     total = _slides_of(run.facts, shared) if live else run.done
@@ -199,8 +199,8 @@ def _end_with(job: Job, running: Running) -> None:
 
 
 def _job_of(shared: Shared, folder: Path) -> Job | None:
-    """Return the newest job of a run that was started here, a failed one last."""
-    jobs = [job for job in shared.jobs.all() if job.about.get("out") == str(folder)]
+    """Return a snapshot of the newest job of a run that was started here, a failed one last."""
+    jobs = [job.snapshot() for job in shared.jobs.all() if job.about.get("out") == str(folder)]
     return min(jobs, key=lambda job: job.state is State.FAILED, default=None)
 
 

@@ -132,14 +132,14 @@ def shared_of(request: Request) -> Shared:
 
 
 def job_of(request: Request, kind: Kind) -> Job:
-    """Return the job of a kind that a request's path names. Raises UsageError if it is no longer kept."""
+    """Return a snapshot of the job of a kind that a request's path names. Raises UsageError if it is no longer kept."""
     return found_job(shared_of(request), request.path_params["job"], kind)
 
 
 def found_job(shared: Shared, key: str, kind: Kind) -> Job:
-    """Return the job of a kind with a key. Raises UsageError if it is no longer kept."""
+    """Return a snapshot of the job of a kind with a key. Raises UsageError if it is no longer kept."""
     with suppress(LookupError):
-        job = shared.jobs.find(key)
+        job = shared.jobs.find(key).snapshot()
         if job.kind is kind:
             return job
     raise UsageError("these results are no longer kept; start again")

@@ -41,6 +41,10 @@ class Watched:
         self.count += 1
         self.answers.appendleft((datetime.now().astimezone(), replace(answer, picture=None, heat=None)))
 
+    def snapshot(self) -> "Watched":
+        """Return a copy for a page, while answers are added."""
+        return replace(self, answers=self.answers.copy())
+
 
 async def start(request: Request) -> Response:
     """Begin to watch a folder, and lead to the page of its answers."""
@@ -58,7 +62,8 @@ async def start(request: Request) -> Response:
 def show(request: Request) -> Response:
     """Draw the answers so far."""
     job = job_of(request, Kind.WATCH)
-    return page(request, "watch", "Watched folder", here=HERE, job=job, watched=cast(Watched | None, job.result))
+    watched = None if job.result is None else cast(Watched, job.result).snapshot()
+    return page(request, "watch", "Watched folder", here=HERE, job=job, watched=watched)
 
 
 def stop(request: Request) -> Response:
