@@ -186,7 +186,9 @@ def test_wrong_settings_are_refused_before_a_file_is_written(
     (tmp_path / "vgg.toml").write_text(RECIPE.replace('"cnn"', '"vgg61"'))
     with pytest.raises(ConfigError, match="vgg61"):
         train(TrainSettings(str(tmp_path / "vgg.toml"), data, tmp_path / "many"), strip_ai, lines.append)
-    assert not lines  # no slide was cut
+    with pytest.raises(ConfigError, match=r"efficientnet_lite0.*notop"):  # its classes are those of its folders
+        train(TrainSettings("folders", data, tmp_path / "many", backbones=tmp_path), strip_ai, lines.append)
+    assert not lines  # neither a slide nor a picture was read
     assert not (tmp_path / "many").exists()
 
 
@@ -342,8 +344,10 @@ def test_checkpoints_of_another_recipe_are_not_resumed(tmp_path: Path, strip_ai:
     (state / "key").write_text("another")
     (state / "0-0").mkdir()
     (state / "0-0" / "history.csv").write_text("epoch,loss\n1,9.0\n")
-    train(TrainSettings(colours(tmp_path), tmp_path / "colours.npz", tmp_path / "member"), strip_ai, lambda _: None)
+    lines = list[str]()
+    train(TrainSettings(colours(tmp_path), tmp_path / "colours.npz", tmp_path / "member"), strip_ai, lines.append)
     assert len(pd.read_csv(tmp_path / "member" / "history.csv")) == 3
+    assert len([one for one in lines if "deleted" in one]) == 1
 
 
 @pytest.mark.slow

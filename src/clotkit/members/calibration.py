@@ -91,22 +91,8 @@ def fit_calibration(
         weights: the metric's weight of each class, [C].
         floor: smallest calibrated probability of a class.
     """
-    from scipy.optimize import minimize
-
-    classes, weight = len(weights), row_weights(labels, weights)
-    logs = np.log(np.clip(probabilities, TINY, 1 - TINY))  # [n, C]
-
-    def loss(parameters: Floats) -> float:
-        slope, offsets = parameters[0], np.append(parameters[1:], 0.0)
-        scores = slope * logs + offsets  # [n, C]
-        log_likelihood = scores[np.arange(len(labels)), labels] - np.logaddexp.reduce(scores, axis=1)  # [n]
-        prior = float(((slope - 1) / SLOPE_PRIOR) ** 2) + float(((offsets / OFFSET_PRIOR) ** 2).sum())
-        return float(-(weight * log_likelihood).sum()) + prior / (2 * len(labels))
-
-    start = np.append(1.0, np.zeros(classes - 1))
-    fitted = minimize(loss, start, method="L-BFGS-B", bounds=[SLOPES, *[OFFSETS] * (classes - 1)])
-    offsets = (*(round(float(value), 6) for value in fitted.x[1:]), 0.0)
-    return Calibration(slope=round(float(fitted.x[0]), 6), offsets=offsets, floor=floor)
+    none = np.empty((len(labels), 0))
+    return fit_with_covariates(probabilities, none, labels, weights, floor)[0]
 
 
 def fit_with_covariates(
@@ -118,8 +104,7 @@ def fit_with_covariates(
 ) -> tuple[Calibration, Floats]:
     """Fit slope, offsets and coefficients [K, C] of standardised covariates [n, K].
 
-    Otherwise as fit_calibration, which has no gradient and is slower with many classes. The coefficients have a
-    Gaussian prior around 0; those of the last class are 0.
+    Otherwise as fit_calibration. The coefficients have a Gaussian prior around 0; those of the last class are 0.
     """
     from scipy.optimize import minimize
 

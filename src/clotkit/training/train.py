@@ -188,8 +188,8 @@ def _check_feed(recipe: Recipe, data: Place, competition: Competition) -> None:
 def _check_networks(recipe: Recipe, competition: Competition, backbones: Path | None) -> None:
     """Raise ConfigError for networks that cannot be built: reading the data may take hours."""
     classes = competition.classes.names if recipe.data.source == "slides" else recipe.data.classes
-    if classes:  # without any, read_source says what is missing
-        check_networks(recipe.model, recipe.tiling.tile_px, len(classes), recipe.inference.pooling, backbones)
+    count = len(classes) or 2  # of folders without named classes it is not known before they are read
+    check_networks(recipe.model, recipe.tiling.tile_px, count, recipe.inference.pooling, backbones)
 
 
 def fingerprint_of(source: str, tiles: TileSet, folds: Sequence[Fold]) -> str:
@@ -222,6 +222,8 @@ def open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedCo
     if fingerprint_file.is_file() and fingerprint_file.read_text(encoding="utf-8") == fingerprint:
         log(f"{out}: resumes an earlier run")
         return checkpoints_dir
+    if fingerprint_file.is_file():
+        log(f"{out}: an earlier run had another recipe, other data or other folds; its checkpoints are deleted")
     delete_checkpoints(checkpoints_dir)
     checkpoints_dir.mkdir(parents=True)
     atomic_write_text(fingerprint_file, fingerprint)
