@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,6 +293,9 @@ def test_a_recipe_without_classes_takes_those_of_its_folders(
     predictions = json.loads(capsys.readouterr().out)["predictions"]
     assert len(predictions) == len(images)
     assert set(predictions[0]["probabilities"]) == set(metrics["classes"])
+    odd = Path(shutil.copy(images[0], tmp_path / "two\nlines.png"))
+    assert main(["predict", str(member), str(odd)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
     check_member(member)
     assert load_for_evaluation(member).recipe.data.classes == tuple(metrics["classes"])
 

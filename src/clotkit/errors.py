@@ -150,6 +150,14 @@ class NoTissue(SlideError):  # noqa: N818
     reason = Reason.NO_TISSUE
 
 
+def on_one_line(text: str) -> str:
+    """Return `text` on one line, safe to show.
+
+    Line breaks, control characters, and marks that turn the reading direction, become dots.
+    """
+    return "".join(character if character.isprintable() else "·" for character in text)
+
+
 def one_line(error: BaseException, path: Path | None = None) -> str:
     """Return a library's error message on one line without secrets, at most MOST_CHARACTERS long.
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clotkit.errors import on_one_line
 from clotkit.reasons import Misfit
 
 NOTES = frozenset({Misfit.UNUSED_PATTERN, Misfit.HIDDEN_TEST, Misfit.FILL_IN, Misfit.PRIOR_FAR})
@@ -31,8 +32,7 @@ class Finding:
     def line(self) -> str:
         """Return the finding for people, on one line."""
         row = f": row {self.row}" if self.row else ""
-        text = "".join(letter if letter.isprintable() else "?" for letter in self.text)
-        return f"{'note ' * self.note}{self.code}: {self.where}{row}: {text}"
+        return f"{'note ' * self.note}{self.code}: {self.where}{row}: {on_one_line(self.text)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON."""

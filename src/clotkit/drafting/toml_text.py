@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 
+from clotkit.errors import on_one_line
 from clotkit.typed_toml import toml_value
 
 BESIDE = 44  # column of the comments
@@ -51,11 +52,7 @@ def toml_text(lines: Sequence[Line], heading: str) -> str:
 
 
 def _written(line: Line) -> str:
-    return f"{line.entry:<{BESIDE}} # {line.mark.value}: {_one_line(line.why)}"
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{line.entry:<{BESIDE}} # {line.mark.value}: {on_one_line(line.why)}"
 
 
 def open_keys(text: str) -> Iterator[tuple[int, str, str]]:
@@ -72,4 +69,4 @@ def open_keys(text: str) -> Iterator[tuple[int, str, str]]:
 def described(lines: Iterable[Line], mark: Mark) -> list[str]:
     """Return a line for people for each key with a mark."""
     tables = ((line, line.key.rpartition(".")[0]) for line in lines if line.mark is mark)
-    return [f"  {table}{'.' * bool(table)}{line.entry}: {_one_line(line.why)}" for line, table in tables]
+    return [f"  {table}{'.' * bool(table)}{line.entry}: {on_one_line(line.why)}" for line, table in tables]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clotkit.errors import UsageError
+from clotkit.errors import UsageError, on_one_line
 from clotkit.options import DONE, FALLBACKS, WRONG, Result, Verbs, add_verb, out_folder
 from clotkit.progress import Log
 
@@ -117,12 +117,13 @@ def _say(one: "Prediction | Unpredicted", log: Log) -> None:
     """Print the line of one image, on standard error if it could not be predicted."""
     from clotkit.evaluation.predict import Prediction, unlike_note
 
+    image = on_one_line(str(one.image))
     if not isinstance(one, Prediction):
-        log(f"clotkit: {one.image}: not predicted ({one.code}): {one.reason}")
+        log(f"clotkit: {image}: not predicted ({one.code}): {one.reason}")
         return
     probabilities = " ".join(f"{name}={p:.4f}" for name, p in one.probabilities.items())
     note = unlike_note(one.unlike_training, one.distance, one.distance_threshold)
-    print(f"{one.image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
+    print(f"{image}: {one.label} ({probabilities}){note and f'; {note}'}", flush=True)
 
 
 def _rows(found: Sequence[Any]) -> list[dict[str, Any]]:

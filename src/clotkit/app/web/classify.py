@@ -130,7 +130,7 @@ def _start(shared: Shared, name: str, uploads: Sequence[Upload], only: str = "")
 
 
 def _worked(shared: Shared, name: str) -> Job | None:
-    """Return a snapshot of the job of a member's first sample; None without a sample, or if too many jobs run."""
+    """Return a snapshot of the job of a member's first sample; None if it has none, or too many jobs run."""
     samples = shared.samples(name)
     if not samples:
         return None

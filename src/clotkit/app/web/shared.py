@@ -132,7 +132,10 @@ def shared_of(request: Request) -> Shared:
 
 
 def job_of(request: Request, kind: Kind) -> Job:
-    """Return a snapshot of the job of a kind that a request's path names. Raises UsageError if it is no longer kept."""
+    """Return a snapshot of the job, of a kind, that a request's path names.
+
+    Raises UsageError if it is no longer kept.
+    """
     return found_job(shared_of(request), request.path_params["job"], kind)
 
 
