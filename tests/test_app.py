@@ -124,6 +124,15 @@ def test_hostile_uploads_get_a_reason_each_and_the_others_their_answers(
     assert steps[-1] == (len(answers), len(answers))
 
 
+def test_files_that_do_not_start_in_time_are_refused(
+    contour: LoadedMember, strip_ai: Competition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clotkit.app.uploads.BATCH_S", 0.0)
+    (answer,) = classify(contour, [Upload("one.png", png(192, 192))], strip_ai)
+    assert answer.refused is not None
+    assert answer.refused.code == Reason.DEADLINE
+
+
 def test_twenty_uploads_one_of_them_a_bomb(contour: LoadedMember, strip_ai: Competition) -> None:
     uploads = [Upload(f"{number}.png", png(96 + number, 96)) for number in range(19)]
     uploads.insert(7, Upload("bomb.png", bomb(60_000)))

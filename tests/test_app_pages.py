@@ -26,6 +26,7 @@ from clotkit.app.samples import samples_for
 from clotkit.app.standing import QUIET_S, RunState, standing_run
 from clotkit.app.uploads import Doubt
 from clotkit.app.viewer import MOST_FACTS_MB
+from clotkit.app.web.classify import RETRY_S
 from clotkit.app.web.jobs import AT_ONCE, KEPT_BYTES, Job, Jobs, Kind, State
 from clotkit.app.web.rendering import page as drawn_page
 from clotkit.app.web.server import AppSettings, build_app, serve
@@ -100,6 +101,8 @@ def test_a_first_sample_is_worked_and_each_member_answers_once(client: Client) -
     assert len(page.all("rect")) == 2
     assert worked() == [job]
     job.state = State.FAILED
+    assert worked() == [job]  # the page says why
+    job.over_s -= 2 * RETRY_S
     assert worked()[0] is not job
 
 
@@ -238,6 +241,28 @@ def test_a_run_that_ends_while_its_page_is_drawn_still_goes_on_there(
     assert [one["data-live"] for _, one in shown.found if "data-live" in one] == [State.RUNNING]
 
 
+def test_a_run_that_another_program_continues_is_followed(tmp_path: Path, strip_ai: Competition) -> None:
+    folder = make_root(tmp_path, strip_ai) / "run"
+    (folder / RUN).write_text(json.dumps({"state": "running"}))
+
+    def fail(_: Job) -> None:
+        raise UsageError("the run ended with exit code 1")
+
+    with serving(WEIGHTS, (tmp_path,)) as client:
+        job = client.app.state.shared.jobs.start(Kind.RUN, "run", fail, {"out": str(folder.resolve())})
+        assert job.over.wait(60)
+        page = f"/runs/one?run={run_id(client, 'run')}"
+        shown = elements(client, page)
+        assert (shown.all("div", id="run")[0]["data-live"], shown.codes()) == ("ended", [UsageError.reason, "stopped"])
+        with exclusive_folder(folder, "clotkit run"):
+            shown = elements(client, page)
+            assert (shown.all("div", id="run")[0]["data-live"], shown.all("form")) == ("running", [])
+        later = job.over_s + 10
+        os.utime(folder / REPORT, (later, later))
+        (folder / RUN).write_text(json.dumps({"state": "ended"}))
+        assert elements(client, page).codes() == []
+
+
 def test_watched_folders_leave_room_for_the_pages(client: Client) -> None:
     jobs = client.app.state.shared.jobs
     held = [jobs.start(Kind.WATCH, "work", lambda job: job.stop.wait(), {}) for _ in range(AT_ONCE)]
@@ -262,6 +287,20 @@ def test_kept_results_are_bounded_in_bytes() -> None:
         started.append(jobs.start(Kind.CLASSIFY, "work", work, {}))
         assert started[-1].over.wait(60)
     assert jobs.all() == started[2:]
+
+
+def test_what_ended_last_is_kept_longest() -> None:
+    jobs, ending = Jobs(), threading.Event()
+
+    def work(job: Job) -> None:
+        ending.wait(60)
+        job.result_bytes = KEPT_BYTES + 1
+
+    slow = jobs.start(Kind.CLASSIFY, "work", work, {})
+    assert jobs.start(Kind.CLASSIFY, "work", lambda _: 1, {}).over.wait(60)
+    ending.set()
+    assert slow.over.wait(60)
+    assert jobs.all() == [slow]
 
 
 def outside(tmp_path: Path, name: str) -> Path:

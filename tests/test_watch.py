@@ -125,6 +125,9 @@ def test_one_that_cannot_be_read_gets_time(tmp_path: Path, clock: Clock) -> None
     clock.s += GIVE_UP_S
     assert names(new.poll()) == ["a.png"]
     assert new.failed(path)
+    path.write_bytes(b"half")  # once more, by a writer who may have been in the middle of it
+    os.utime(path, (1, 1))
+    assert [new.poll(), names(new.poll())] == [[], ["a.png"]]
     assert new.poll() == []
     path.write_bytes(b"whole")
     assert [new.poll(), names(new.poll())] == [[], ["a.png"]]

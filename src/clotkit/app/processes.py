@@ -1,9 +1,10 @@
 """Run `untrusted` work in limited child processes and collect the results."""
 
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,19 +52,26 @@ class Result:
         return np.asarray(batches[-1].tiles[0])
 
 
-def events(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[TileBatch | Ended, None, None]:
+def events(
+    tasks: Sequence[Task], work: Work, limits: Limits, within_s: float = float("inf")
+) -> Generator[TileBatch | Ended, None, None]:
     """Yield the events of workers.stream, after waiting while REQUESTS other requests run.
 
-    Closing the generator ends the processes.
+    Tasks that have not started `within_s` seconds after that wait are refused. Closing the generator ends the
+    processes.
     """
-    with _slots, closing(stream(tasks, limits, JOBS, work)) as running:
-        yield from running
+    with _slots:
+        limits = replace(limits, deadline=time.monotonic() + within_s)
+        with closing(stream(tasks, limits, JOBS, work)) as running:
+            yield from running
 
 
-def results(tasks: Sequence[Task], work: Work, limits: Limits) -> Generator[tuple[Ended, Result], None, None]:
-    """Yield the end and the result of each task, as they end."""
+def results(
+    tasks: Sequence[Task], work: Work, limits: Limits, within_s: float = float("inf")
+) -> Generator[tuple[Ended, Result], None, None]:
+    """Yield the end and the result of each task, as they end; `within_s` as in events."""
     unfinished: dict[str, Result] = {}
-    with closing(events(tasks, work, limits)) as running:
+    with closing(events(tasks, work, limits, within_s)) as running:
         for event in running:
             if isinstance(event, TileBatch):
                 unfinished.setdefault(event.image_id, Result()).add(event)

@@ -1,9 +1,8 @@
 """Classify uploads and files of a folder, each in a process of its own: a bad one costs only itself."""
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +86,7 @@ def classify(
             for number, upload in enumerate(uploads)
             if number not in refused
         }
-        with closing(_each(member, files, competition, time.monotonic() + BATCH_S)) as running:
+        with closing(_each(member, files, competition, BATCH_S)) as running:
             for number, answer in running:
                 answers[number] = answer
                 advance(len(answers), len(uploads))
@@ -118,15 +117,15 @@ def _each(
     member: LoadedMember,
     files: Mapping[int, tuple[str, Path]],
     competition: Competition,
-    deadline: float = float("inf"),
+    within_s: float = float("inf"),
 ) -> Generator[tuple[int, Answer], None, None]:
     """Yield the number and the answer of each file, which has a name and a path.
 
-    `deadline` is of all together, a time.monotonic() value.
+    Those that have not started after `within_s` seconds of work on all of them are refused.
     """
     tasks = [Task(str(number), path, (member.recipe.tiling,)) for number, (_, path) in files.items()]
     work, limits = _work_for(member, competition)
-    with closing(results(tasks, work, replace(limits, deadline=deadline))) as running:
+    with closing(results(tasks, work, limits, within_s)) as running:
         for ended, result in running:
             number = int(ended.image_id)
             yield number, _answer(member, files[number][0], ended, result, competition)

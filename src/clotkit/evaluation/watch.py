@@ -78,11 +78,13 @@ class NewPictures:
     def failed(self, path: Path) -> bool:
         """Take note that a complete file cannot be read; return False if its writer may not be done with it."""
         one = self.waiting.get(path)
-        if one is None or self.now() - one.since >= GIVE_UP_S:
+        if one is None:
+            return True
+        self.digests.pop(one.state.inode, None)  # the same content, written once more, may be readable
+        if self.now() - one.since >= GIVE_UP_S:
             return True
         one.failed = True
         self.answered.pop(one.state.inode, None)
-        self.digests.pop(one.state.inode, None)
         return False
 
     def _files(self) -> Iterator[tuple[Path, FileState]]:

@@ -4,6 +4,9 @@ import { Overlay } from "./overlay.js";
 import { barOf } from "./scale.js";
 
 const POLL_MS = 700; // between two looks at how much of a slide was read
+const LOST_MS = 5000; // the same while there is no answer
+const TRIES = 3; // that fail before a pane says so
+const AGAIN_MS = 20000; // between two looks, while tiles come, at whether a sharp slide still is
 const NEWS = 0.15; // share of a slide that must have been read before its blurred levels are fetched again
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -63,6 +66,7 @@ class Pane {
     this.prepare();
     await new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
     this.viewer.addHandler("tile-load-failed", (event) => this.explain(event.tile));
+    this.viewer.addHandler("tile-loaded", () => this.recheck());
     this.showScale();
     this.watch();
     this.fetchOverlay();
@@ -121,15 +125,19 @@ class Pane {
 
   /* Follows how much of the slide was read, and shows it. */
   async watch() {
-    let shown = this.info.read_share;
+    let shown = this.info.read_share, failed = 0;
+    this.section.dataset.sharp = "0";
     while (!this.info.sharp) {
       this.find(".progress").textContent = `sharpening: ${Math.floor(this.info.read_share * 100)} % read`;
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      await new Promise((resolve) => setTimeout(resolve, failed < TRIES ? POLL_MS : LOST_MS));
       try {
         this.info = await ask(`${this.path}/info.json`);
+        if (failed >= TRIES) this.find(".error").hidden = true;
+        failed = 0;
       } catch (error) {
-        this.fail(error);
-        return;
+        failed += 1;
+        if (failed === TRIES) this.fail(error);
+        continue;
       }
       if (this.info.sharp || this.info.read_share >= shown + NEWS) {
         shown = this.info.read_share;
@@ -140,6 +148,17 @@ class Pane {
     this.find(".progress").textContent = damaged ? `damaged: ${damaged} part(s) cannot be read` : "";
     this.section.dataset.sharp = "1";
     if (shown < 1 || this.generation) this.fetchOverlay();
+  }
+
+  /* Follows a slide again that was sharp: its process ends when nobody asks, and the next one begins blurred. */
+  async recheck() {
+    if (this.section.dataset.sharp !== "1" || this.info.blurred_level === null) return;
+    if (Date.now() < (this.checked || 0) + AGAIN_MS) return;
+    this.checked = Date.now();
+    const info = await ask(`${this.path}/info.json`).catch(() => this.info);
+    if (info.sharp || this.section.dataset.sharp !== "1") return;
+    this.info = info;
+    this.watch();
   }
 
   /* Loads the slide's tiles anew behind the shown ones, then shows them. */

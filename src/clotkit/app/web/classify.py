@@ -20,6 +20,7 @@ from clotkit.errors import UsageError
 from clotkit.units import MB
 
 MOST_FILES = 1000  # of a form: those above MOST_UPLOADS are refused one by one, with a line each
+RETRY_S = 30.0  # after which a member's sample that failed is tried again
 FORMULA = ("=", "+", "-", "@")  # with which a spreadsheet takes a cell for a formula
 
 
@@ -126,7 +127,7 @@ def _start(shared: Shared, name: str, uploads: Sequence[Upload], only: str = "")
         job.result_bytes = sum(picture.nbytes for picture in pictures)
         return found
 
-    return shared.jobs.start(Kind.CLASSIFY, shared.title(name), work, {"member": name}, only)
+    return shared.jobs.start(Kind.CLASSIFY, shared.title(name), work, {"member": name}, only, RETRY_S)
 
 
 def _worked(shared: Shared, name: str) -> Job | None:

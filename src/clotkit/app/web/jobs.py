@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Job:
     only: str = ""  # of two jobs with the same one, the second is not started
     stop: threading.Event = field(default_factory=threading.Event)  # set by who wants it to end
     over: threading.Event = field(default_factory=threading.Event)  # set when it has ended or failed
+    over_s: float = 0.0  # when that was, as time.time() has it
 
     def advance(self, done: int, total: int) -> None:
         """Tell how far it is."""
@@ -76,16 +78,23 @@ class Jobs:
         self._lock = threading.Lock()
 
     def start(
-        self, kind: Kind, title: str, work: Callable[[Job], object], about: dict[str, str], only: str = ""
+        self,
+        kind: Kind,
+        title: str,
+        work: Callable[[Job], object],
+        about: dict[str, str],
+        only: str = "",
+        retry_s: float = 0.0,
     ) -> Job:
         """Start work in a thread, or return the job with the same `only` that runs or has ended well.
 
+        A job that has failed is returned for `retry_s` seconds, so that a page which asks again shows why it failed.
         Raises UsageError if too many jobs run.
         """
         job = Job(title, kind, about=about, only=only)
         with self._lock:
             for one in self._jobs.values():
-                if only and one.only == only and one.state is not State.FAILED:
+                if only and one.only == only and not (one.state is State.FAILED and time.time() > one.over_s + retry_s):
                     return one
             running = [one for one in self._jobs.values() if one.state is State.RUNNING]
             if sum((one.kind in LONG) is (kind in LONG) for one in running) >= AT_ONCE:
@@ -113,20 +122,22 @@ class Jobs:
     def _run(self, job: Job, work: Callable[[Job], object]) -> None:
         try:
             job.result = work(job)
-            job.state = State.ENDED
         except ClotkitError as error:
-            job.cause, job.state = Cause(error.reason, str(error)), State.FAILED
+            job.cause = Cause(error.reason, str(error))
         except Exception as error:  # noqa: BLE001 - whatever a library raises ends this job alone, its page shows it
             traceback.print_exc()
-            job.cause, job.state = Cause(Reason.FAILED, described(error)), State.FAILED
+            job.cause = Cause(Reason.FAILED, described(error))
         finally:
             with self._lock:
+                job.over_s = time.time()
+                job.state = State.ENDED if job.cause is None else State.FAILED
+                self._jobs.move_to_end(job.key)  # what ended last is kept longest, however long it took
                 self._forget()
             job.stop.set()
             job.over.set()
 
     def _forget(self) -> None:
-        """Forget the oldest jobs that do not run and are above what is kept; never the newest."""
+        """Forget the jobs that ended first and are above what is kept; never the last of all."""
         for key in [key for key, one in self._jobs.items() if one.state is not State.RUNNING]:
             kept_bytes = sum(one.result_bytes for one in self._jobs.values())
             if len(self._jobs) > KEPT or (kept_bytes > KEPT_BYTES and key != next(reversed(self._jobs))):

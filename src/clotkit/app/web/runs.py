@@ -24,6 +24,7 @@ from clotkit.app.web.shared import Shared, found_job, job_of, needed, shared_of
 from clotkit.app.web.slides import short
 from clotkit.errors import ClotkitError, UsageError
 from clotkit.files import ESCAPED
+from clotkit.locks import is_held
 from clotkit.planning.plan import Plan
 from clotkit.planning.text import plan_lines
 from clotkit.report.records import REPORT, SlideReport
@@ -70,7 +71,8 @@ def one(request: Request) -> Response:
     folder = path_of(text, shared.roots)
     job = _job_of(shared, folder)  # before its files: a job that has ended has written all of them
     run = standing_run(folder, shared.roots)
-    live = run.state is RunState.RUNNING and (job is None or job.state is State.RUNNING)
+    ours = job is not None and job.state is State.RUNNING
+    live = ours or (run.state is RunState.RUNNING and (job is None or is_held(folder)))  # continued by another program
     lines = report_lines(shared.roots.inside(folder / REPORT)) if live else []  # no newest slides are shown of others
     total = _slides_of(run.facts, shared) if live else run.done
     response = page(
@@ -81,6 +83,8 @@ def one(request: Request) -> Response:
         key=text,
         live=live,
         job=job,
+        ours=ours,
+        cause=None if job is None or run.changed.timestamp() > job.over_s else job.cause,  # since then it went on
         total=max(total, run.done),
         newest=[_row(line) for line in lines[-NEWEST:][::-1]],
         printed=list(cast(Running, job.result).lines) if job is not None and job.result is not None else [],
@@ -149,10 +153,13 @@ async def start_run(request: Request) -> Response:
     if planned.state is not State.ENDED:
         raise UsageError("this run has no plan; plan it first")
     start, name = cast(tuple[Start, Plan], planned.result)[0], planned.about["name"]
+    earlier = _job_of(shared, start.out)
+    if start.out.exists() and (earlier is None or earlier.state is State.FAILED):
+        raise _taken(name)
     about = {"out": str(start.out), "plan": planned.key}
     job = shared.jobs.start(Kind.RUN, name, lambda job: _run(start, job), about, only=str(start.out))
     if job.about["plan"] != planned.key:  # a second click has the same plan, and leads to the run that it started
-        raise UsageError(f"{name}: exists already; choose another name")
+        raise _taken(name)
     return RedirectResponse(f"/runs/started/{job.key}", 303)
 
 
@@ -182,7 +189,7 @@ def _start(shared: Shared, split: str, member: str, name: str) -> Start:
 def _run(start: Start, job: Job) -> Running:
     """Run until the end. Raises UsageError, with the last line printed, if there is no submission."""
     if start.out.exists() or start.out.is_symlink():
-        raise UsageError(f"{start.out.name}: exists already; choose another name")
+        raise _taken(start.out.name)
     with started(start) as running:
         job.result = running
         threading.Thread(target=_end_with, args=(job, running), daemon=True).start()
@@ -191,6 +198,10 @@ def _run(start: Start, job: Job) -> Running:
         last = next((line for line in reversed(running.lines) if line), "nothing was printed")
         raise UsageError(f"the run ended with exit code {code}: {last}")
     return running
+
+
+def _taken(name: str) -> UsageError:
+    return UsageError(f"{name}: exists already; choose another name")
 
 
 def _end_with(job: Job, running: Running) -> None:

@@ -103,6 +103,7 @@ def tissue(request: Request) -> Response:
     )
     response = png(result.picture())
     response.headers["X-Tiles"] = str(result.facts["tiles"])
+    response.headers["Cache-Control"] = "no-store"  # the slide and the member's tiling may change
     return response
 
 

@@ -25,6 +25,7 @@ from clotkit.splits.identity import SLIDE_SUFFIXES
 
 KEPT = 100  # answers that are shown, the newest first
 AT_A_TIME = 8  # files that are answered before other visitors get a turn
+STOP_S = 5.0  # for the end of a watch that was stopped; its page follows one that takes longer
 HERE = "/classify"
 OUT_OF_REACH = Cause(Reason.DAMAGED, "the file is gone, or a link that leads out of the folders of --root")
 
@@ -70,7 +71,7 @@ def stop(request: Request) -> Response:
     """End the watch."""
     job = job_of(request, Kind.WATCH)
     job.stop.set()
-    job.over.wait()
+    job.over.wait(STOP_S)
     return RedirectResponse(f"/watch/{job.key}", 303)
 
 
