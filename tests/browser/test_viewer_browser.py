@@ -208,6 +208,35 @@ def test_two_fingers_zoom(page: Any, server: AppServer) -> None:
     api.expect(page.locator(".length")).not_to_have_text(whole)
 
 
+def test_a_slide_whose_process_has_ended_sharpens_again(page: Any, server: AppServer) -> None:
+    opened(page, server, "large.tif")
+    wait_for_picture(page)
+    pane = page.locator(".pane")
+    before = int(pane.get_attribute("data-generation") or 0)
+    page.evaluate("() => { const now = Date.now; Date.now = () => now() + 60_000 }")
+    page.wait_for_load_state("networkidle")
+    server.deepzoom.readers.close()
+    turn_wheel(page)
+    page.wait_for_function(
+        "before => Number(document.querySelector('.pane').dataset.generation) > before", arg=before, timeout=120_000
+    )
+    api.expect(pane).to_have_attribute("data-sharp", "1", timeout=120_000)
+
+
+def test_a_lost_answer_does_not_end_the_sharpening(page: Any, server: AppServer) -> None:
+    asked = list[str]()
+
+    def lose(route: Any) -> None:
+        asked.append(route.request.url)
+        route.abort() if len(asked) in (2, 3) else route.continue_()
+
+    server.deepzoom.readers.close()
+    page.route("**/info.json", lose)
+    opened(page, server, "large.tif")
+    page.unroute("**/info.json")
+    assert len(asked) > 3
+
+
 def test_the_tiles_of_a_run_are_coloured_explained_and_read_out(page: Any, server: AppServer) -> None:
     query = f"&run={identity(server, 'run')}&image=large"
     opened(page, server, "large.tif", query)

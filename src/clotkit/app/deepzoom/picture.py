@@ -1,5 +1,6 @@
 """Read one slide for the viewer, in its own process: tiles, an overview that sharpens, the tissue."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class SlidePicture:
 
     def __init__(self, path: Path) -> None:
         """Open the slide. Raises SlideError."""
+        self.opening = secrets.token_hex(8)  # tells a viewer that the process it had has ended
         self.slide = open_slide(path, microns=True)
         self.grid = Grid(self.slide.width_px, self.slide.height_px)
         # Samples of a slide that is decoded from top to bottom cost its whole height.
@@ -66,6 +68,7 @@ class SlidePicture:
             "background": list(self.background),
             "read_share": 1.0 if overview is None else round(overview.share, 4),
             "sharp": overview is None or overview.is_sharp,
+            "opening": self.opening,
             "damaged_blocks": 0 if overview is None else overview.damaged,
             "blurred_level": None if overview is None else grid.last - (overview.downsample.bit_length() - 1),
         }

@@ -6,7 +6,7 @@ import { barOf } from "./scale.js";
 const POLL_MS = 700; // between two looks at how much of a slide was read
 const LOST_MS = 5000; // the same while there is no answer
 const TRIES = 3; // that fail before a pane says so
-const AGAIN_MS = 20000; // between two looks, while tiles come, at whether a sharp slide still is
+const AGAIN_MS = 20000; // between two looks, while tiles come, at whether a sharp slide has another process
 const NEWS = 0.15; // share of a slide that must have been read before its blurred levels are fetched again
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -150,20 +150,27 @@ class Pane {
     if (shown < 1 || this.generation) this.fetchOverlay();
   }
 
-  /* Follows a slide again that was sharp: its process ends when nobody asks, and the next one begins blurred. */
+  /* Looks now and then whether the slide is read by another process than before, whose first tiles may be blurred: the
+     one before ends when nobody asks for long. */
   async recheck() {
     if (this.section.dataset.sharp !== "1" || this.info.blurred_level === null) return;
     if (Date.now() < (this.checked || 0) + AGAIN_MS) return;
     this.checked = Date.now();
-    const info = await ask(`${this.path}/info.json`).catch(() => this.info);
-    if (info.sharp || this.section.dataset.sharp !== "1") return;
-    this.info = info;
-    this.watch();
+    try {
+      const info = await ask(`${this.path}/info.json`);
+      if (info.opening === this.info.opening || this.section.dataset.sharp !== "1") return;
+      this.info = info;
+      if (info.sharp) await this.replace();
+      else this.watch();
+    } catch {
+      this.checked = 0; // the next tile asks once more
+    }
   }
 
   /* Loads the slide's tiles anew behind the shown ones, then shows them. */
   replace() {
     this.generation += 1;
+    this.section.dataset.generation = this.generation;
     const old = this.viewer.world.getItemAt(0);
     return new Promise((resolve) => {
       const done = (item) => {
