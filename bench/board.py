@@ -87,7 +87,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     line.add_argument("data", type=Path, nargs="?", metavar="DATA")
     line.add_argument("--recipes", nargs="+", metavar="NAME", help="only these recipes")
     line.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N", help="seeds (default: all five)")
-    line.add_argument("--all", action="store_true", help="also bloodmnist with its near-duplicates")
     line.add_argument("--table", action="store_true", help="train nothing, write the table of the rows that are there")
     line.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="trainings at a time (default: 1)")
     line.add_argument("--backbones", type=Path, default=ROOT / "build" / "backbones", metavar="DIR")
@@ -104,9 +103,7 @@ def _chosen(options: argparse.Namespace, entries: Sequence[Entry]) -> list[Entry
     names = dict.fromkeys(entry.name for entry in entries)
     if unknown := set(options.recipes or ()) - set(names):
         raise UsageError(f"--recipes has {', '.join(sorted(unknown))}; allowed: {', '.join(names)}")
-    return [
-        entry for entry in entries if entry.name in (options.recipes or names) and (entry.by_default or options.all)
-    ]
+    return [entry for entry in entries if entry.name in (options.recipes or names)]
 
 
 def _train_missing(options: argparse.Namespace, entries: Sequence[Entry]) -> int:

@@ -32,7 +32,6 @@ class Entry:
     recipe: str  # name, or path of a TOML
     protocol: str  # OFFICIAL: the recipe as it is; WITHOUT: with data.near_duplicates = "drop"
     folder: str  # of its data below DATA; "": drawn by `clotkit contours`
-    by_default: bool = True  # whether it is trained without --all
 
     @property
     def name(self) -> str:
@@ -46,7 +45,7 @@ ENTRIES = (
     Entry("breastmnist", OFFICIAL, "breastmnist"),
     Entry("breastmnist", WITHOUT, "breastmnist"),
     Entry("double_contour", OFFICIAL, ""),
-    Entry("bloodmnist", OFFICIAL, "bloodmnist", by_default=False),
+    Entry("bloodmnist", OFFICIAL, "bloodmnist"),
     Entry("bloodmnist", WITHOUT, "bloodmnist"),
 )
 # Published figures on the official pixels and parts, of which none leaves near-duplicates out: data, network, source,
@@ -136,9 +135,7 @@ def board_table(rows: Sequence[Row], entries: Sequence[Entry] = ENTRIES) -> str:
     """Return the table of the rows, and that of the published figures, in Markdown."""
     found = {entry: rows_of(rows, entry) for entry in entries}
     lines = [
-        [f"`{entry.name}`, {entry.protocol.replace('_', ' ')}", *_cells(of_entry)]
-        for entry, of_entry in found.items()
-        if of_entry or entry.by_default
+        [f"`{entry.name}`, {entry.protocol.replace('_', ' ')}", *_cells(of_entry)] for entry, of_entry in found.items()
     ]
     return "\n".join([*markdown_table([HEAD, *lines]), "", *markdown_table([PUBLISHED_HEAD, *PUBLISHED])])
 

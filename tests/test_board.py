@@ -57,7 +57,7 @@ def tiny(tmp_path: Path) -> tuple[Path, list[str], tuple[Entry, ...]]:
     files = {"--work": "work", "--board": "board.json", "--page": "page.md"}
     command = [str(tmp_path / "data"), "--seeds", "1"]
     command += [word for option, name in files.items() for word in (option, str(tmp_path / name))]
-    return tmp_path, command, (Entry(str(moved), WITHOUT, "tiny"), Entry(str(moved), OFFICIAL, "tiny", False))
+    return tmp_path, command, (Entry(str(moved), WITHOUT, "tiny"),)
 
 
 @pytest.mark.slow
