@@ -33,7 +33,7 @@ from clotkit.app.web.server import AppSettings, build_app, serve
 from clotkit.competitions import Competition, load_competition
 from clotkit.errors import ConfigError, UsageError
 from clotkit.locks import exclusive_folder
-from clotkit.reasons import Reason
+from clotkit.reasons import Cause, Reason
 from clotkit.report.comparing import Change
 from clotkit.report.records import REPORT, RUN, ReportFile, SlideReport
 from clotkit.synthetic.phantom import write_split
@@ -100,8 +100,9 @@ def test_a_first_sample_is_worked_and_each_member_answers_once(client: Client) -
     assert page.all("div", id="worked")[0]["data-live"] == "ended"
     assert len(page.all("rect")) == 2
     assert worked() == [job]
-    job.state = State.FAILED
-    assert worked() == [job]  # the page says why
+    job.state, job.cause = State.FAILED, Cause(Reason.DAMAGED, "its weights are damaged")
+    assert elements(client, "/classify?member=double_contour").codes() == [Reason.DAMAGED]
+    assert worked() == [job]
     job.over_s -= 2 * RETRY_S
     assert worked()[0] is not job
 

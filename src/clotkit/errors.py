@@ -185,7 +185,7 @@ def without_secrets(text: str) -> str:
     return TOKEN.sub(r"\1\2…", SECRET_OF_QUERY.sub(r"\1…", USER_OF_URL.sub(r"\1…@", text)))
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """Return an error on one line, with its type unless it is the kit's own or of the file system."""
     known = isinstance(error, ClotkitError | OSError)
     return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"

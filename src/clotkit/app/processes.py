@@ -57,8 +57,8 @@ def events(
 ) -> Generator[TileBatch | Ended, None, None]:
     """Yield the events of workers.stream, after waiting while REQUESTS other requests run.
 
-    Tasks that have not started `within_s` seconds after that wait are refused. Closing the generator ends the
-    processes.
+    `within_s` seconds after that wait, tasks that have not started are refused, and those that run are ended. Closing
+    the generator ends the processes.
     """
     with _slots:
         limits = replace(limits, deadline=time.monotonic() + within_s)

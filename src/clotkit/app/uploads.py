@@ -121,7 +121,7 @@ def _each(
 ) -> Generator[tuple[int, Answer], None, None]:
     """Yield the number and the answer of each file, which has a name and a path.
 
-    Those that have not started after `within_s` seconds of work on all of them are refused.
+    After `within_s` seconds of work on all of them, those that have not started are refused, and those that run ended.
     """
     tasks = [Task(str(number), path, (member.recipe.tiling,)) for number, (_, path) in files.items()]
     work, limits = _work_for(member, competition)

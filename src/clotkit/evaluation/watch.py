@@ -52,8 +52,8 @@ class NewPictures:
     """The new pictures of a folder; files that are there when it is made are not new.
 
     A file is complete when it has not changed between two polls and no process has it open for writing. One that was
-    returned is not returned again when it is renamed, or written in place with the same content. Another file that
-    replaces it, as a rename over it does, has another inode and is returned.
+    returned is not returned again when it is renamed, or written in place with the same content, unless it could not be
+    read. Another file that replaces it, as a rename over it does, has another inode and is returned.
     """
 
     folder: Path

@@ -66,15 +66,17 @@ class Pane {
     this.prepare();
     await new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
     this.viewer.addHandler("tile-load-failed", (event) => this.explain(event.tile));
-    this.viewer.addHandler("tile-loaded", () => this.recheck());
+    this.viewer.addHandler("tile-loaded", () => {
+      this.recheck(); // not returned: the tile would wait for it
+    });
     this.showScale();
     this.watch();
     this.fetchOverlay();
   }
 
-  /* Where tiles come from; blurred levels get another address each time, so that they are fetched again. */
+  /* Where tiles come from; levels that are or were blurred get another address each time, so that they are fetched again. */
   source() {
-    const { info, generation, path } = this;
+    const { info, generation, path, reopened } = this;
     return {
       width: info.width_px,
       height: info.height_px,
@@ -82,7 +84,7 @@ class Pane {
       minLevel: info.first_level,
       maxLevel: info.last_level,
       getTileUrl(level, x, y) {
-        const isBlurred = !info.sharp && info.blurred_level !== null && level <= info.blurred_level;
+        const isBlurred = (!info.sharp || reopened) && info.blurred_level !== null && level <= info.blurred_level;
         return `${path}/tiles/${level}/${x}_${y}.jpg?v=${info.version}${isBlurred ? `.${generation}` : ""}`;
       },
     };
@@ -160,6 +162,7 @@ class Pane {
       const info = await ask(`${this.path}/info.json`);
       if (info.opening === this.info.opening || this.section.dataset.sharp !== "1") return;
       this.info = info;
+      this.reopened = true;
       if (info.sharp) await this.replace();
       else this.watch();
     } catch {

@@ -1,4 +1,4 @@
-"""Work that a page starts and follows: in a thread each, with progress, and the newest kept."""
+"""Work that a page starts and follows: in a thread each, with progress; what ended last is kept."""
 
 import secrets
 import threading
@@ -46,7 +46,7 @@ class Job:
     title: str
     kind: Kind
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    state: State = State.RUNNING
+    state: State = State.RUNNING  # before `result` and `cause`, see snapshot
     done: int = 0
     total: int = 0  # 0: not known yet
     result: object = None
@@ -115,7 +115,7 @@ class Jobs:
             job.stop.set()
 
     def all(self) -> list[Job]:
-        """Return all jobs that are kept, the newest first."""
+        """Return all jobs that are kept, what ended last or began last first."""
         with self._lock:
             return list(reversed(self._jobs.values()))
 
@@ -124,7 +124,7 @@ class Jobs:
             job.result = work(job)
         except ClotkitError as error:
             job.cause = Cause(error.reason, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a library raises ends this job alone, its page shows it
+        except BaseException as error:  # noqa: BLE001 - whatever a library raises ends this job alone, its page shows it
             traceback.print_exc()
             job.cause = Cause(Reason.FAILED, described(error))
         finally:
