@@ -102,6 +102,9 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
     seed=st.integers(0, 99),
 )
 @example(shape=(17, 2), tile_px=16, downsample=1, most=1, overlap=0.0, step=90, seed=0)  # tissue from side to side
+@example(
+    shape=(128, 128), tile_px=16, downsample=1, most=1, overlap=0.0, step=90, seed=1
+)  # flat glass, and flat tissue
 def test_any_slide_and_any_grid(
     shape: tuple[int, int], tile_px: int, downsample: int, most: int, overlap: float, step: int, seed: int
 ) -> None:
@@ -114,7 +117,9 @@ def test_any_slide_and_any_grid(
     found = pieces_or_nothing(ArraySlide(pixels), config)
     pieces = [piece for piece in found if isinstance(piece, Batch)]
     mine = [((int(x), int(y)), tile) for piece in pieces for (x, y), tile in zip(piece.xy, piece.tiles, strict=True)]
-    if mine and overlap == 0:
+    # A flat colour on more than half, beside another flat one, is taken for padding, which the plain reading has not.
+    is_padded = any(piece.get("padding_colours") for piece in found if isinstance(piece, dict))
+    if mine and overlap == 0 and not is_padded:
         (background,) = {
             tuple(piece["background"]) for piece in found if isinstance(piece, dict) and "background" in piece
         }
