@@ -15,6 +15,7 @@ from clotkit.slides.reader import Slide, open_slide
 from clotkit.synthetic import phantom
 from clotkit.tiling.grid_tilers import cell_px, spread_order, tenths
 from clotkit.tiling.tilers import Batch, cut_slide, tile_slide
+from clotkit.tissue.background import find_glass
 from clotkit.tissue.rules import sample_background
 from tests.plain import ArraySlide, decoded, squares
 from tests.test_tissue import BACKGROUNDS
@@ -102,9 +103,7 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
     seed=st.integers(0, 99),
 )
 @example(shape=(17, 2), tile_px=16, downsample=1, most=1, overlap=0.0, step=90, seed=0)  # tissue from side to side
-@example(
-    shape=(128, 128), tile_px=16, downsample=1, most=1, overlap=0.0, step=90, seed=1
-)  # flat glass, and flat tissue
+@example(shape=(128, 128), tile_px=16, downsample=1, most=1, overlap=0.0, step=90, seed=1)  # half is padding
 def test_any_slide_and_any_grid(
     shape: tuple[int, int], tile_px: int, downsample: int, most: int, overlap: float, step: int, seed: int
 ) -> None:
@@ -117,13 +116,13 @@ def test_any_slide_and_any_grid(
     found = pieces_or_nothing(ArraySlide(pixels), config)
     pieces = [piece for piece in found if isinstance(piece, Batch)]
     mine = [((int(x), int(y)), tile) for piece in pieces for (x, y), tile in zip(piece.xy, piece.tiles, strict=True)]
-    # A flat colour on more than half, beside another flat one, is taken for padding, which the plain reading has not.
-    is_padded = any(piece.get("padding_colours") for piece in found if isinstance(piece, dict))
-    if mine and overlap == 0 and not is_padded:
+    glass = find_glass(ArraySlide(pixels))  # flat glass on more than half may be taken for padding
+    # A tile is filled after it was reduced, the plain reading before: from 3 on its blocks lie across padding's edges.
+    if mine and overlap == 0 and (downsample <= 2 or not glass.padding_colours):
         (background,) = {
             tuple(piece["background"]) for piece in found if isinstance(piece, dict) and "background" in piece
         }
-        assert_same(mine, squares(pixels, config, background), "")
+        assert_same(mine, squares(glass.filled(pixels, (0, 0), 1), config, background), "")
     assert len(mine) <= most
 
 
