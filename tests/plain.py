@@ -14,9 +14,12 @@ from clotkit.config import TilingConfig
 from clotkit.slides.header.table import SegmentTable
 from clotkit.slides.levels import Level
 from clotkit.slides.pixels import Colour, Pixels
+from clotkit.tissue.glass import Glass
 from clotkit.tissue.marks import marks
 
 THRESHOLDS, SHARES, MIN_TISSUE = (24, 16, 10, 6, 3), (0.5, 0.25, 0.1, 0.0), 5e-4
+RULES = [(threshold, with_marks) for with_marks in (False, True) for threshold in THRESHOLDS]
+GREY_RULES = [(threshold, True) for threshold in THRESHOLDS[1:]]
 Tile = tuple[tuple[int, int], Pixels]
 
 
@@ -63,24 +66,31 @@ def downsampled(pixels: Pixels, downsample: int) -> Pixels:
     return np.floor(sums / downsample**2 + 0.5).astype(np.uint8)
 
 
-def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Tile]:
-    """Return the tiles that patches and darkest should cut, sorted by row."""
+def squares(whole: Pixels, config: TilingConfig, glass: Glass) -> list[Tile]:
+    """Return the tiles that patches and darkest should cut, sorted by row: none if nothing differs from the glass."""
     stride_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.downsample
     corners = [(x, y) for y in range(0, whole.shape[0], stride_px) for x in range(0, whole.shape[1], stride_px)]
-    tiles = [cut(whole, corner, config.tile_px, config.downsample, background) for corner in corners]
+    tiles = [
+        glass.filled(cut(whole, corner, config.tile_px, config.downsample, glass.colour), corner, config.downsample)
+        for corner in corners
+    ]
     cell = next(
         c for c in (64, 32, 16, 8, 4, 2, 1) if (config.tile_px % c == 0 and config.tile_px // c >= 16) or c == 1
     )
-    cells = [downsampled(tile, cell) for tile in tiles]
-    for threshold in THRESHOLDS:
-        share = np.array([tissue(cell, background, threshold).mean() for cell in cells])
-        area = (config.tile_px * config.downsample) ** 2 * (stride_px / config.tile_px / config.downsample) ** 2
-        if share.sum() * area >= MIN_TISSUE * whole.shape[0] * whole.shape[1]:
-            break
+    size_px, cell_px = whole.shape[1::-1], cell * config.downsample
+    cells = [
+        glass.flattened(downsampled(tile, cell), corner, size_px, cell_px)
+        for tile, corner in zip(tiles, corners, strict=True)
+    ]
+    share = tissue_shares(cells, glass, MIN_TISSUE * whole.shape[0] * whole.shape[1] / stride_px**2)
     spread = -(np.arange(1, len(tiles) + 1) * (5**0.5 - 1) / 2 % 1)
     if config.name == "darkest":
         least = 0.1 if share.max() >= 0.1 else 0.0
-        rank = 255 - np.array([tile.mean() for tile in tiles]) - 256 * (share < 0.1)
+        shown = [
+            glass.flattened(tile, corner, size_px, config.downsample)
+            for tile, corner in zip(tiles, corners, strict=True)
+        ]
+        rank = 255 - np.array([tile.mean() for tile in shown]) - 256 * (share < 0.1)
     else:
         rank = np.minimum(np.floor(share * 10 + 1e-9), 9)
         shares = [
@@ -92,6 +102,20 @@ def squares(whole: Pixels, config: TilingConfig, background: Colour) -> list[Til
     return [(corners[i], tiles[i]) for i in sorted(order) if share[i] >= least]
 
 
-def tissue(cells: Pixels, background: Colour, threshold: int) -> np.ndarray:
+def tissue_shares(cells: Sequence[Pixels], glass: Glass, needed: float) -> np.ndarray:
+    """Return the tissue share of each square by the first rule that finds enough, or else any: [n].
+
+    `needed` is the sum of the shares that is enough.
+    """
+    rules = GREY_RULES if glass.grey else RULES
+    by_rule = [np.array([tissue(cell, glass.colour, *rule).mean() for cell in cells]) for rule in rules]
+    for enough in (max(needed, np.finfo(float).tiny), np.finfo(float).tiny):
+        for share in by_rule:
+            if share.sum() >= enough:
+                return share
+    return by_rule[-1]
+
+
+def tissue(cells: Pixels, background: Colour, threshold: int, with_marks: bool) -> np.ndarray:
     far = np.abs(cells.astype(int) - background).max(axis=2) >= threshold
-    return far & ~marks(cells, background)
+    return far if with_marks else far & ~marks(cells, background)
