@@ -258,7 +258,7 @@ class _Bench:
             for outer in outer_folds(subject.tiles, recipe, folds, folds):
                 trained = run.train_folds(outer.inner)
                 units = rows_to_score(run.predict(trained.networks, outer.fold.held_out), subject.target)
-                parts.append(calibrated(units, trained.calibration, subject.target))
+                parts.append(calibrated(units, trained.fit.calibration, subject.target))
             return figures(pd.concat(parts, ignore_index=True), subject.target)
 
         return self._kept((f"{recipe.name}-nested", variant.name, subject.key(subject.pool), recipe), measure, subject)

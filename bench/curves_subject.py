@@ -24,9 +24,9 @@ from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import SlideRow
 from clotkit.tiling.tilers import Batch, tile_slide
+from clotkit.training.cross_validation import TrainingRun
 from clotkit.training.devices import create_context
 from clotkit.training.frozen import FeatureCache, FrozenFeatures
-from clotkit.training.train import TrainingRun
 from clotkit.tuning.folds import spread
 
 NO_AUGMENT = AugmentConfig(rotate_flip=False, channel_gain=0.0)

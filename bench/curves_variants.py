@@ -39,14 +39,14 @@ class Variant:
     def scored(self, trained: TrainedMember, target: EvaluationTarget) -> pd.DataFrame:
         """Return the predictions out of fold, calibrated if the variant is."""
         if self.calibrate:
-            return trained.scored
+            return trained.fit.scored
         raw = rows_to_score(trained.out_of_fold, target)
         return calibrated(raw, self.calibration(trained, target), target)
 
     def calibration(self, trained: TrainedMember, target: EvaluationTarget) -> Calibration:
         """Return the calibration that ships; one that is taken away leaves the floor."""
         identity = Calibration(1.0, (0.0,) * len(target.classes), target.floor)
-        return trained.calibration if self.calibrate else identity
+        return trained.fit.calibration if self.calibrate else identity
 
     def of(self, recipe: Recipe) -> Recipe:
         """Return the recipe without the step."""

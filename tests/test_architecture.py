@@ -61,7 +61,7 @@ HOMES: dict[str, set[str]] = {
         "clotkit.training.trainers",
         "clotkit.members.loading",
         "clotkit.members.networks",
-        "clotkit.training.train",
+        "clotkit.training.cross_validation",
         "clotkit.members.encoders.heads",
         "clotkit.training.mil.fit",
         "clotkit.training.mil.linear",

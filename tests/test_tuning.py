@@ -97,11 +97,11 @@ class StubTraining:
             if self.watch:
                 self.watch(epoch, {"held_out_loss": 1 / epoch})
         held_out = [self.rows(fold.held_out, number).assign(fold=number) for number, fold in enumerate(folds)]
-        return SimpleNamespace(fitted=fit_by_fold(pd.concat(held_out, ignore_index=True), len(folds), self.target))
+        return SimpleNamespace(fit=fit_by_fold(pd.concat(held_out, ignore_index=True), len(folds), self.target))
 
     def train_folds(self, folds: Sequence[Fold]) -> Any:
-        fitted = StubTraining(**vars(self) | {"watch": None}).cross_validate(folds).fitted
-        return SimpleNamespace(networks=[], calibration=fitted.calibration, scored=fitted.scored)
+        done = StubTraining(**vars(self) | {"watch": None}).cross_validate(folds)
+        return SimpleNamespace(networks=[], fit=done.fit)
 
     def predict(self, networks: object, mask: Any) -> pd.DataFrame:
         StubTraining.predicted.append(self.recipe)

@@ -15,6 +15,7 @@ from clotkit.data.tiles import TileSet
 from clotkit.evaluation.figures import ScoredUnits, figures, positive_index, predicted_indices
 from clotkit.members.calibration import Calibration, fit_calibration
 from clotkit.members.decision import Decision, Ints, default_decision, fit_decision, leave_class_out, nested_answers
+from clotkit.members.folder import DECISION
 from clotkit.members.pooling import SlidePooling
 from clotkit.metric import balanced_log_loss
 
@@ -143,6 +144,11 @@ class HeldOutFit:
     fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
     decision: Decision | None  # None: answers are probabilities
     answers: Ints | None  # one per row of `scored`, by decisions fitted on the other folds
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contents of calibration.json."""
+        decision = {} if self.decision is None else {DECISION: self.decision.to_json()}
+        return self.calibration.to_json() | {"folds": [one.to_json() for one in self.fold_calibrations], **decision}
 
 
 def fit_by_fold(units: pd.DataFrame, folds: int, target: EvaluationTarget) -> HeldOutFit:

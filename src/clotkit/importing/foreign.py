@@ -15,18 +15,8 @@ from clotkit.data.folds import make_folds
 from clotkit.data.tiles import TileSet
 from clotkit.ensembling.data import FOLD, read_predictions
 from clotkit.errors import ConfigError
-from clotkit.evaluation.scores import (
-    EvaluationTarget,
-    HeldOutFit,
-    competition_figures,
-    constant,
-    cross_calibrated,
-    fit_by_fold,
-    log_loss,
-    rows_to_score,
-    score,
-    target_of,
-)
+from clotkit.evaluation.member_metrics import member_metrics
+from clotkit.evaluation.scores import EvaluationTarget, HeldOutFit, fit_by_fold, rows_to_score, target_of
 from clotkit.progress import Log
 from clotkit.splits import read_table
 from clotkit.splits.identity import without_suffix
@@ -42,32 +32,15 @@ class ForeignPredictions:
     out_of_fold: pd.DataFrame  # one row per slide: image, patient, centre, label, the classes, fold
     fit: HeldOutFit  # to these predictions
 
-    def metrics(self, recipe: Recipe, name: str, competition: Competition) -> dict[str, Any]:
+    def metrics(self, recipe: Recipe, name: str) -> dict[str, Any]:
         """Return the contents of metrics.json, as training writes them; `name` is that of the table."""
-        table, target = self.out_of_fold, self.target
-        by_slide = replace(target, by_patient=False)
-        per_slide = cross_calibrated(table, dict(enumerate(self.fit.fold_calibrations)), by_slide)
-        return {
-            "classes": list(target.classes),
-            "positive": target.positive,
-            "competition": competition.slug,
+        facts = {
             "data": f"predictions of {name}",
-            "recipe": recipe.name,
-            "seed": recipe.training.seed,
-            "folds": len(self.fit.fold_calibrations),
             "networks_of_folds": 1,
-            "material": {"patients": table["patient"].nunique(), "images": len(table)},
-            "unit": "patient" if target.by_patient else "image",
+            "material": {"patients": self.out_of_fold["patient"].nunique(), "images": len(self.out_of_fold)},
             "estimate": ESTIMATE,
-            "class_weights": list(target.weights),
-            "clip": target.clip,
-            "constant": round(constant(target), 6),
-            "calibrated": not any(one.is_identity for one in (self.fit.calibration, *self.fit.fold_calibrations)),
-            "weighted_log_loss_uncalibrated": round(log_loss(rows_to_score(table, target), target), 6),
-            **score(self.fit.scored, target),
-            "competition_metric": competition_figures(self.fit.scored, self.fit.answers, target),
-            **({"per_slide": score(per_slide, by_slide)} if target.by_patient else {}),
         }
+        return member_metrics(recipe, self.target, self.out_of_fold, self.fit, facts)
 
 
 def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competition, log: Log) -> ForeignPredictions:

@@ -60,7 +60,7 @@ def import_member(settings: ImportSettings, competition: Competition, log: Log =
         tiles = _tiles(settings.data, recipe, competition, log)
         check_network(network, tiles, settings.model)
         log(f"{settings.model}: sound on {len(tiles)} tiles of {settings.data or 'noise'}; {facts_line(network.model)}")
-        metrics = found.metrics(recipe, settings.oof.name, competition)
+        metrics = found.metrics(recipe, settings.oof.name)
         metrics |= {"onnx": facts_of(network.model), "oof_sha256": sha256(settings.oof)}
         metrics["onnx"] |= {"checked_tiles": len(tiles), "checked_on": settings.data.name if settings.data else "noise"}
         copy_model(settings.model, made)
@@ -138,9 +138,7 @@ def _tiles(data: Path | None, recipe: Recipe, competition: Competition, log: Log
 
 def _write(out: Path, recipe: Recipe, source: str, found: ForeignPredictions, metrics: dict[str, Any]) -> None:
     """Write the files of a member beside its network."""
-    decision = {} if found.fit.decision is None else {files.DECISION: found.fit.decision.to_json()}
-    folds = [calibration.to_json() for calibration in found.fit.fold_calibrations]
-    calibration = found.fit.calibration.to_json() | {"folds": folds, **decision}
+    calibration = found.fit.to_json()
     (out / files.RECIPE).write_text(source, encoding="utf-8")
     (out / files.CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
     for name, table in (

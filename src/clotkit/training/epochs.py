@@ -4,14 +4,20 @@ A step's batch comes from a feed.BatchDataset over the feed that feed.create_fee
 the step, and its function `draw`, defined in fit.py and frozen.py, reads and augments their tiles.
 """
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 
 from clotkit.config import TrainingConfig
+from clotkit.progress import Log
 from clotkit.training.checkpoints import CheckpointManager, best_epoch
 from clotkit.training.trainers import Logs, Trainer
+
+LOG_EVERY_S = 20.0  # least time between two lines of one fit
 
 EpochCallback = Callable[[int, Logs], None]  # takes the epoch, counted from 1, and its row of the history
 
@@ -77,3 +83,23 @@ def _learning_rate(model: Any) -> float:
     import keras
 
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+@contextmanager
+def epoch_progress(title: str, total: int, log: Log) -> Iterator[EpochCallback]:
+    """Show a tqdm bar of epochs on a terminal, and elsewhere a line every LOG_EVERY_S seconds at most."""
+    from tqdm import tqdm
+
+    last = time.monotonic()
+    with tqdm(total=total, desc=title, unit="epoch", disable=not sys.stderr.isatty()) as bar:
+
+        def on_epoch(epoch: int, logs: dict[str, float]) -> None:
+            nonlocal last
+            losses = ", ".join(f"{name} {logs[name]:.3f}" for name in ("loss", "val_loss") if name in logs)
+            bar.set_postfix_str(losses, refresh=False)
+            bar.update(epoch - bar.n)
+            if bar.disable and time.monotonic() - last > LOG_EVERY_S:
+                last = time.monotonic()
+                log(f"{title}: epoch {epoch} of {total}, {losses}")
+
+        yield on_epoch

@@ -1,7 +1,7 @@
 """Write a member folder, and the manifest of a folder of members."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from clotkit.data.familiarity import Familiarity
 from clotkit.errors import ConfigError
 from clotkit.evaluation import plots
 from clotkit.evaluation.figures import NAMES
-from clotkit.evaluation.scores import metric_line
+from clotkit.evaluation.member_metrics import member_metrics
+from clotkit.evaluation.scores import EvaluationTarget, HeldOutFit, metric_line
 from clotkit.files import atomic_write, atomic_write_json, atomic_write_text, remove_temporaries, sha256
 from clotkit.members import folder as files
-from clotkit.members.calibration import Calibration
-from clotkit.members.decision import Decision, Ints
 from clotkit.members.encoders.folder import ENCODER, encoder_file
 from clotkit.members.loading import build_member
 from clotkit.members.networks import Network
@@ -38,13 +37,14 @@ class TrainedMember:
     networks: list[list[Any]]  # that ship: those of each fold, or one list of those trained on all patients
     history: pd.DataFrame  # one row per epoch of every network
     out_of_fold: pd.DataFrame  # one row per image: the raw prediction of networks that were not trained on it
-    scored: pd.DataFrame  # one row per patient or image: its prediction, calibrated on the other folds
-    calibration: Calibration  # that ships
-    fold_calibrations: list[Calibration]  # of each fold, fitted on the other folds
+    fit: HeldOutFit  # to them
     split: pd.DataFrame  # one row per image: image, and fold as in split.csv
-    decision: Decision | None = None  # that ships; None: answers are probabilities
-    answers: Ints | None = None  # one per row of `scored`, by decisions fitted on the other folds
     familiarity: Familiarity | None = None  # of pictures; None: too few, or slides
+
+    def metrics(self, recipe: Recipe, target: EvaluationTarget, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the contents of metrics.json; for `facts` see evaluation.member_metrics."""
+        counted = {"networks_of_folds": len(self.networks)}
+        return member_metrics(recipe, target, self.out_of_fold, self.fit, {**facts, **counted})
 
 
 def write_member(
@@ -65,9 +65,7 @@ def write_member(
         remove_temporaries(out / name)
     (save or write_weights)(out / files.WEIGHTS, recipe, trained.networks, len(metrics["classes"]))
     atomic_write_text(out / files.RECIPE, source)
-    folds = [calibration.to_json() for calibration in trained.fold_calibrations]
-    decision = {} if trained.decision is None else {files.DECISION: trained.decision.to_json()}
-    atomic_write_json(out / files.CALIBRATION, trained.calibration.to_json() | {"folds": folds, **decision})
+    atomic_write_json(out / files.CALIBRATION, trained.fit.to_json())
     _write_familiarity(out / files.FAMILIARITY, trained.familiarity)
     _write_table(out / files.HISTORY, trained.history.round(6))
     _write_table(out / files.OUT_OF_FOLD, trained.out_of_fold.round(6))

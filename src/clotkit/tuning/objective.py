@@ -38,8 +38,9 @@ from clotkit.progress import Log
 from clotkit.reasons import TrialEnd
 from clotkit.stores import Place
 from clotkit.training import devices
+from clotkit.training.cross_validation import TrainingRun
 from clotkit.training.frozen import FeatureCache, changes_features
-from clotkit.training.train import TrainingRun, check_trainable, fingerprint_of
+from clotkit.training.train import check_trainable, fingerprint_of
 from clotkit.tuning.folds import OuterFold, outer_folds
 from clotkit.tuning.search import Tables, Value, read_search
 from clotkit.tuning.study import StudySettings, TuningStudy, number_of
@@ -273,7 +274,7 @@ def _judged(bench: Workbench, fold: OuterFold, trial: optuna.Trial, watch: _Watc
     Raises _Ended for a trial without a loss, and errors that would end every trial.
     """
     try:
-        scored = bench.run(bench.recipe_with(trial.params), None, watch).cross_validate(fold.inner).fitted.scored
+        scored = bench.run(bench.recipe_with(trial.params), None, watch).cross_validate(fold.inner).fit.scored
         loss, losses = log_loss(scored, bench.target), _losses(scored, bench.target)
     except (_Ended, *NOT_OF_A_TRIAL):
         raise

@@ -83,7 +83,7 @@ def _trained_on(bench: Workbench, fold: OuterFold, values: dict[str, Value], che
     """
     run = bench.run(bench.recipe_with(values), checkpoints_dir)
     if fold.is_test_part:
-        return run.train_folds([fold.fold]).scored
+        return run.train_folds([fold.fold]).fit.scored
     trained = run.train_folds(fold.inner)
     units = rows_to_score(run.predict(trained.networks, fold.fold.held_out), bench.target)
-    return calibrated(units, trained.calibration, bench.target)
+    return calibrated(units, trained.fit.calibration, bench.target)

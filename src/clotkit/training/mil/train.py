@@ -21,22 +21,14 @@ from clotkit.members.loading import start_keras
 from clotkit.members.weights import check_weights
 from clotkit.progress import Log
 from clotkit.training.checkpoints import delete_checkpoints
+from clotkit.training.cross_validation import FoldTraining, Mask
 from clotkit.training.devices import DistributedContext
+from clotkit.training.epochs import epoch_progress
 from clotkit.training.member_folder import write_member
 from clotkit.training.mil.bags import features_of
 from clotkit.training.mil.fit import Compiled, fit_head, predict_slide
 from clotkit.training.mil.sources import read_features
-from clotkit.training.train import (
-    FoldTraining,
-    Mask,
-    TrainSettings,
-    epoch_progress,
-    fingerprint_of,
-    member_metrics,
-    open_checkpoints,
-    summary,
-    train,
-)
+from clotkit.training.train import TrainSettings, facts_of, fingerprint_of, open_checkpoints, summary, train
 
 
 def train_any(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
@@ -67,7 +59,7 @@ def train_head(settings: TrainSettings, competition: Competition, log: Log = pri
     with exclusive_folder(settings.out, "training"):
         checkpoints_dir = open_checkpoints(settings.out, fingerprint_of(source, slides, folds), context, log)
         trained = HeadTraining(recipe, slides, target, checkpoints_dir, log).train_folds(folds)
-        metrics = member_metrics(trained, recipe, slides, target, settings.data, competition, len(folds))
+        metrics = trained.metrics(recipe, target, facts_of(slides, recipe, settings.data, competition))
         metrics = metrics | {"encoder": encoder_facts(recipe, slides), "familiarity": None}
         metrics["material"]["tiles"] = features_of(slides).tiles
         write_member(settings.out, recipe, source, trained, metrics, write_heads)
