@@ -17,7 +17,7 @@ from clotkit.errors import ConfigError, UsageError
 from clotkit.evaluation.evaluate import EvaluateSettings, evaluate
 from clotkit.evaluation.known_images import UNKNOWN, KnownImages, read_known_images
 from clotkit.evaluation.loaded_member import load_for_evaluation
-from clotkit.members.folder import METRICS, SPLIT
+from clotkit.members.folder import CALIBRATION, METRICS, SPLIT
 from clotkit.synthetic.contours import write_contours
 
 from .conftest import ROOT
@@ -69,6 +69,23 @@ def test_pictures_that_were_trained_on_are_left_out_under_any_name(
     assert under_new_names["in_sample"] is False
     for figure in ("accuracy", "auc", "weighted_log_loss"):
         assert under_new_names[figure] == pytest.approx(as_they_were[figure], abs=1e-6)
+
+
+def test_a_member_trained_on_all_folds_is_scored_on_what_is_new_to_it(
+    member: Path, pictures: Path, tmp_path: Path, strip_ai: Competition
+) -> None:
+    calibration = json.loads((member / CALIBRATION).read_text())
+    (member / CALIBRATION).write_text(json.dumps(calibration | {"folds": 2 * calibration["folds"][:1]}))
+    table = pd.read_csv(member / SPLIT, dtype=str)
+    known = table[table["fold"] == "train"].assign(fold=["0", "1"] * 6)
+    known.to_csv(member / SPLIT, index=False)
+    half_new = evaluate(EvaluateSettings(member, pictures, tmp_path / "half"), strip_ai, quiet)
+    assert (half_new["n"], half_new["in_sample"]) == (12, False)
+    scored = pd.read_csv(tmp_path / "half" / "predictions.csv", dtype=str)["image"]
+    assert set(scored) == set(table["image"]) - set(known["image"])
+    table.assign(fold="1").to_csv(member / SPLIT, index=False)
+    all_known = evaluate(EvaluateSettings(member, pictures, tmp_path / "all"), strip_ai, quiet)
+    assert (all_known["n"], all_known["in_sample"]) == (24, True)
 
 
 def test_predictions_say_which_pictures_are_unlike(

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.config import tiling_for
-from clotkit.evaluation.known_images import UNKNOWN
 from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.members.heat import overlay
 from clotkit.slides.pixels import Pixels
@@ -38,7 +37,7 @@ def predict_tiles(member: LoadedMember, tiles: Pixels) -> npt.NDArray[np.float64
     They are probabilities [n, C]; with attention, logits and a weight [n, C + 1].
     """
     with _predicting:
-        return member.predict(tiles, np.full(len(tiles), UNKNOWN))
+        return member.predict_new(tiles)
 
 
 def decide(

@@ -47,8 +47,8 @@ def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = pr
 
     Images that the member was trained on are left out: pictures are known by their pixels, else by their names, and
     new images of a known patient by the patient. Where it has one network per fold, each image is scored by the fold
-    that held it out. If the member was trained on all images, they are scored anyway, and the metrics have `in_sample`
-    true.
+    that held it out. If the member was trained on all images of the data, they are scored anyway, and the metrics have
+    `in_sample` true.
 
     Returns:
         The metrics, as metrics.json has them.
@@ -159,12 +159,13 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
         log(f"{known.other_pixels} images have names that the member was made with, and other pixels; they {taken}")
     if known.of_known_patients:
         log(f"{known.of_known_patients} new images are of patients that the member was made with, and count as theirs")
-    trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION])
+    of_folds = member.trained_on_all & (known.folds != UNKNOWN)
+    trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION]) | of_folds
     left_out = trained_on | (known.words == SPLIT_DROPPED)
     if left_out.any() and not left_out.all():
         log(f"{int(left_out.sum())} of {len(tiles)} tiles are left out: the member was made with them")
         tiles, known, trained_on = tiles.where(~left_out), known.where(~left_out), trained_on[~left_out]
-    in_sample = bool(trained_on.any() or (member.trained_on_all and (known.folds != UNKNOWN).any()))
+    in_sample = bool(trained_on.any())
     if in_sample:
         log(
             "the member was trained on these images: the figures are in sample and too good; "

@@ -86,6 +86,10 @@ class LoadedMember:
             raise WeightsError(f"{self.where}: {problem}; train the member again")
         return outputs
 
+    def predict_new(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Return the outputs for tiles of images that no fold held out; see `predict`."""
+        return self.predict(tiles, np.full(len(tiles), UNKNOWN))
+
     @property
     def trained_on_all(self) -> bool:
         """Tell if its networks were trained on the images of all folds, which other networks held out."""

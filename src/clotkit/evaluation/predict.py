@@ -12,7 +12,6 @@ import numpy.typing as npt
 from clotkit.competitions import Competition
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.errors import SlideError, SlideUnreadable, described
-from clotkit.evaluation.known_images import UNKNOWN
 from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.file_state import READ
 from clotkit.looking import look_at
@@ -112,7 +111,7 @@ def _predicted(
 ) -> Prediction | Unpredicted:
     if isinstance(tiles, Cause):
         return Unpredicted(image, *tiles)
-    outputs = member.predict(tiles, np.full(len(tiles), UNKNOWN))
+    outputs = member.predict_new(tiles)
     p = member.calibration.apply(member.pooling.pool(outputs))  # [C]
     by_class = dict(zip(member.target.classes, map(float, p.round(6)), strict=True))
     return Prediction(image, member.label(p, competition), by_class, *unlikeness(member, tiles))

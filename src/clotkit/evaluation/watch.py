@@ -15,12 +15,12 @@ from clotkit.competitions import Competition
 from clotkit.config import load_recipe
 from clotkit.data.images import IMAGE_TILERS
 from clotkit.data.pictures import SUFFIXES
-from clotkit.evaluation.known_images import UNKNOWN
 from clotkit.evaluation.loaded_member import LoadedMember, load_for_evaluation
 from clotkit.evaluation.predict import Prediction, Unpredicted, predict_each
 from clotkit.locks import ignore_lease_breaks, is_written_to
 from clotkit.members.folder import RECIPE
 from clotkit.progress import Log
+from clotkit.slides.pixels import Pixels
 from clotkit.splits.identity import SLIDE_SUFFIXES as SLIDES
 from clotkit.units import many
 
@@ -142,7 +142,7 @@ def answers(
     source = load_recipe(member / RECIPE).data.source
     new = NewPictures(folder, SLIDES if source == "slides" else SUFFIXES)
     loaded = load_for_evaluation(member)
-    warm_up(loaded)
+    warm_up(loaded, loaded.predict_new)
     log(f"{folder}: {many(len(new.answered), 'file')} already there, left out; waiting for new ones until Ctrl-C")
     while True:
         complete = new.poll()
@@ -152,10 +152,9 @@ def answers(
         rest(POLL_S)
 
 
-def warm_up(member: LoadedMember) -> None:
-    """Predict a blank picture, because the first prediction of a network takes seconds."""
+def warm_up(member: LoadedMember, predict: Callable[[Pixels], object]) -> None:
+    """Call `predict` with the tiles of a blank picture, because the first prediction of a network takes seconds."""
     tiling = member.recipe.tiling
     if member.recipe.data.source != "slides":
         side_px = max(tiling.tile_px, 1)
-        tiles = IMAGE_TILERS[tiling.name](np.zeros((side_px, side_px, 3), np.uint8), tiling)
-        member.predict(tiles, np.full(len(tiles), UNKNOWN))
+        predict(IMAGE_TILERS[tiling.name](np.zeros((side_px, side_px, 3), np.uint8), tiling))

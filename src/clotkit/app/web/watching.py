@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from clotkit.app.prediction import predict_tiles
 from clotkit.app.uploads import Answer, classify_files
 from clotkit.app.web.jobs import Job, Kind
 from clotkit.app.web.rendering import page
@@ -81,7 +83,7 @@ def _watch(shared: Shared, name: str, folder: Path, job: Job) -> Watched:
     try:
         new = NewPictures(folder, SLIDE_SUFFIXES if is_slides else SUFFIXES)
         member = shared.member(name)
-        warm_up(member)
+        warm_up(member, partial(predict_tiles, member))
         job.result = watched
         while not job.stop.wait(POLL_S):
             for path, one in _answers(shared, member, new.poll(), job.stop):
