@@ -77,6 +77,13 @@ def test_odd_names_and_missing_classes(draw: Draw, tmp_path: Path) -> None:
     assert size_of(tmp_path / "odd.png")[0] < 2400
 
 
+@pytest.mark.parametrize("draw", OF_PREDICTIONS)
+def test_names_that_the_font_cannot_draw_are_numbered(draw: Draw, tmp_path: Path) -> None:
+    draw(tmp_path / "names.png", scored(3), ("血栓", "Röt", "정상"))
+    draw(tmp_path / "numbers.png", scored(3), ("class 0", "Röt", "class 2"))
+    assert (tmp_path / "names.png").read_bytes() == (tmp_path / "numbers.png").read_bytes()
+
+
 def test_users_settings_change_nothing(tmp_path: Path) -> None:
     import matplotlib
 

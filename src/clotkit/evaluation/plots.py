@@ -26,7 +26,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 GREY = "#767676"
 DPI = 150
+FONT = "DejaVu Sans"  # matplotlib brings it: the same input gives the same bytes wherever it is drawn
 STYLE = {
+    "font.family": FONT,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -74,13 +76,13 @@ def draw_roc(path: Path, scored: ScoredUnits, classes: Sequence[str], positive: 
     `positive` None is the second class. A class that no row or every row has gets no curve; the legend says so.
     """
     at, shares = positive_index(classes, positive), scored.shares()
-    which = range(len(classes)) if at is None else [at]
+    which, names = range(len(classes)) if at is None else [at], _labels(classes)
     with figure_at(path, 5.4 if len(which) == 1 else 8.4, 5.4) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)), label="Chance, AUC 0.500")
         for number, index in enumerate(which):
             style = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
-            _draw_one_roc(axes, scored.labels == index, shares[:, index], _short(classes[index]), style)
+            _draw_one_roc(axes, scored.labels == index, shares[:, index], names[index], style)
         axes.set(xlabel="False positive rate (1 - specificity)", ylabel="True positive rate (sensitivity)")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.set_title("ROC" if at is not None else "ROC, each class against the rest")
@@ -187,8 +189,17 @@ def figure_at(path: Path, width: float, height: float, **texts: str) -> Iterator
             figure.savefig(temporary, format="png", metadata=facts, bbox_inches="tight", pad_inches=0.15)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def _labels(classes: Sequence[str]) -> list[str]:
+    """Return the classes' names, cut to LONGEST_NAME; "class 0" and so on for those that the font cannot draw."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(FONT))
+    return [
+        (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
+        if all(font.get_char_index(ord(letter)) for letter in name)
+        else f"class {index}"
+        for index, name in enumerate(classes)
+    ]
 
 
 def _percent(row: npt.NDArray[np.int64], index: int) -> str:
@@ -203,8 +214,9 @@ def _percent_ticks() -> Any:
 
 def _name_cells(axes: "Axes", classes: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
     turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(classes) > 3 else {}
-    axes.set_xticks(range(len(classes)), [_short(name) for name in classes], **turned)
-    axes.set_yticks(range(len(classes)), [f"{_short(name)} ({n:,})" for name, n in zip(classes, counts, strict=True)])
+    labels = _labels(classes)
+    axes.set_xticks(range(len(classes)), labels, **turned)
+    axes.set_yticks(range(len(classes)), [f"{name} ({n:,})" for name, n in zip(labels, counts, strict=True)])
     axes.set(xlabel="Predicted class", ylabel="True class (rows)")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -228,7 +240,7 @@ def _to_calibrate(
     """Return probabilities [n], a mask of those that were right [n], and the labels of the two axes."""
     shares = scored.shares()
     if positive is not None:
-        name = _short(classes[positive])
+        name = _labels(classes)[positive]
         return shares[:, positive], scored.labels == positive, f"Probability of {name}", f"Share that is {name}"
     right = shares.argmax(axis=1) == scored.labels
     return shares.max(axis=1), right, "Probability of the likeliest class", "Share where that class is right"
