@@ -1,6 +1,6 @@
 """Tile the plain way: decode the whole slide, judge every square, choose.
 
-The tilers are tested against it.
+The tilers' search is tested against it. What the glass is, and how padding is filled, is the product's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,12 @@ def downsampled(pixels: Pixels, downsample: int) -> Pixels:
 
 
 def squares(whole: Pixels, config: TilingConfig, glass: Glass) -> list[Tile]:
-    """Return the tiles that patches and darkest should cut, sorted by row: none if nothing differs from the glass."""
+    """Return the tiles that patches and darkest should cut, sorted by row.
+
+    There are none if nothing differs from the glass.
+    """
+    left, top, width, height = glass.scanned or (0, 0, whole.shape[1], whole.shape[0])
+    whole = whole[top : top + height, left : left + width]
     stride_px = max(1, round(config.tile_px * (1 - config.overlap))) * config.downsample
     corners = [(x, y) for y in range(0, whole.shape[0], stride_px) for x in range(0, whole.shape[1], stride_px)]
     tiles = [
@@ -99,7 +104,7 @@ def squares(whole: Pixels, config: TilingConfig, glass: Glass) -> list[Tile]:
         ]
         least = next(least_share for least_share in shares if share.max() >= least_share)
     order = [i for i in np.lexsort((-spread, -rank)) if share[i] > 0][: config.max_tiles]
-    return [(corners[i], tiles[i]) for i in sorted(order) if share[i] >= least]
+    return [((corners[i][0] + left, corners[i][1] + top), tiles[i]) for i in sorted(order) if share[i] >= least]
 
 
 def tissue_shares(cells: Sequence[Pixels], glass: Glass, needed: float) -> np.ndarray:

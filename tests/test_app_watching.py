@@ -15,6 +15,7 @@ import pytest
 from clotkit.app import uploads
 from clotkit.app.prediction import load
 from clotkit.app.uploads import MOST_UPLOAD_MB, Answer, classify_files
+from clotkit.app.web import watching
 from clotkit.app.web.jobs import Job
 from clotkit.app.web.watching import AT_A_TIME
 from clotkit.competitions import Competition
@@ -78,6 +79,13 @@ def test_more_pictures_than_a_form_takes_are_all_answered(client: Client, monkey
         found = answers(job, len(names))
         assert found.keys() == names
         assert not [one for one in found.values() if one.refused is not None]
+
+
+def test_a_watch_takes_turns_from_its_first_prediction_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles_in_turn: list[int] = []
+    monkeypatch.setattr(watching, "predict_tiles", lambda _, tiles: tiles_in_turn.append(len(tiles)))
+    with watched(client, "brain"):
+        assert tiles_in_turn == [1]
 
 
 def test_a_picture_larger_than_an_upload_is_read_where_it_lies(client: Client) -> None:

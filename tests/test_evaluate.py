@@ -80,9 +80,12 @@ def test_a_member_trained_on_all_folds_is_scored_on_what_is_new_to_it(
     known = table[table["fold"] == "train"].assign(fold=["0", "1"] * 6)
     known.to_csv(member / SPLIT, index=False)
     half_new = evaluate(EvaluateSettings(member, pictures, tmp_path / "half"), strip_ai, quiet)
-    assert (half_new["n"], half_new["in_sample"]) == (12, False)
-    scored = pd.read_csv(tmp_path / "half" / "predictions.csv", dtype=str)["image"]
-    assert set(scored) == set(table["image"]) - set(known["image"])
+    tiles = read_grouped(load_recipe(member / "recipe.toml"), pictures, strip_ai, None, quiet)
+    of_known = set(tiles.patients[np.isin(tiles.images, known["image"])])
+    new = set(tiles.images[~np.isin(tiles.patients, list(of_known))])
+    assert (half_new["n"], half_new["in_sample"]) == (len(new), False)
+    assert set(pd.read_csv(tmp_path / "half" / "predictions.csv", dtype=str)["image"]) == new
+    assert half_new["of_known_patients"] == 12 - len(new) > 0
     table.assign(fold="1").to_csv(member / SPLIT, index=False)
     all_known = evaluate(EvaluateSettings(member, pictures, tmp_path / "all"), strip_ai, quiet)
     assert (all_known["n"], all_known["in_sample"]) == (24, True)
@@ -195,6 +198,20 @@ def test_a_new_image_of_a_known_patient_counts_as_that_patients(tmp_path: Path) 
     assert found.words[::2].tolist() == ["0", "0", "near_duplicate", "train", "watch", ""]
     assert found.of_known_patients == 2
     assert replace(known, by_patient={}).match(tiles).of_known_patients is None
+
+
+@pytest.mark.parametrize("are_indices", [True, False])
+def test_a_new_image_in_a_group_with_a_known_one_counts_as_known(are_indices: bool, tmp_path: Path) -> None:
+    """A near-duplicate's group has the name of one of its patients, whichever that is."""
+    tiles = replace(
+        tiles_of(dict(zip("abcdef", range(6), strict=True))), patients=np.repeat(np.array(list("gghhhi")), 2)
+    )
+    digests = tiles.digests()
+    rows = f"b,1,g,{digests['b']}\nd,0,d,{digests['d']}\ne,train,h,{digests['e']}\n"
+    (tmp_path / SPLIT).write_text("image,fold,patient,pixels\n" + rows)
+    found = read_known_images(tmp_path / SPLIT, 2, are_indices).match(tiles)
+    assert found.words[::2].tolist() == ["1", "1", "train", "0", "train", ""]
+    assert (found.renamed, found.of_known_patients) == (0, 2)
 
 
 def test_rows_by_image_are_in_the_order_of_first_tiles() -> None:

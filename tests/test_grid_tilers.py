@@ -95,8 +95,29 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
         assert_same(tiles, squares(pixels, CONFIGS[name], Glass(background)), name)
 
 
+DYES = {"glass": (0.5, 1, 0.5), "two glasses": (0.5, 1, 0.5), "grey": (1, 1, 1), "surround": (0.5, 1, 0.5)}
+
+
+def drawn(kind: str, shape: tuple[int, int], step: int, seed: int) -> np.ndarray:
+    """Return a slide with three squares of tissue that is `step` grey levels darker: uint8[*shape, 3]."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((*shape, 3), (238, 238, 238) if kind == "grey" else (240, 235, 238), np.uint8)
+    if kind == "two glasses":
+        pixels[:, shape[1] // 2 :] = (222, 216, 219)
+    for _ in range(3):
+        y, x = rng.integers(0, shape[0]), rng.integers(0, shape[1])
+        pixels[y : y + 60, x : x + 60] -= (step * np.array(DYES[kind])).astype(np.uint8)
+    if kind == "surround":
+        top, bottom, left, right = rng.integers(0, 1 + min(shape) // 4, 4)
+        black = np.ones(shape, bool)
+        black[top : shape[0] - bottom, left : shape[1] - right] = False
+        pixels[black] = 0
+    return pixels
+
+
 @settings(deadline=None)
 @given(
+    kind=st.sampled_from(list(DYES)),
     name=st.sampled_from(["patches", "darkest"]),
     shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     tile_px=st.integers(16, 40),
@@ -106,17 +127,21 @@ def test_a_noisy_background(layout: str, slides: list[Path], tmp_path: Path) -> 
     step=st.sampled_from([90, 20, 12, 8, 4]),
     seed=st.integers(0, 99),
 )
-@example("patches", (17, 2), 16, 1, 1, 0.0, 90, 0)  # tissue from side to side
-@example("patches", (128, 128), 16, 1, 1, 0.0, 90, 1)  # half is padding
-@example("patches", (3, 3), 16, 2, 1, 0.0, 90, 40)  # all tissue is marks
+@example("glass", "patches", (17, 2), 16, 1, 1, 0.0, 90, 0)  # tissue from side to side
+@example("glass", "patches", (128, 128), 16, 1, 1, 0.0, 90, 1)  # half is padding
+@example("glass", "patches", (3, 3), 16, 2, 1, 0.0, 90, 40)  # all tissue is marks
 def test_any_slide_and_any_grid(
-    name: str, shape: tuple[int, int], tile_px: int, downsample: int, most: int, overlap: float, step: int, seed: int
+    kind: str,
+    name: str,
+    shape: tuple[int, int],
+    tile_px: int,
+    downsample: int,
+    most: int,
+    overlap: float,
+    step: int,
+    seed: int,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    pixels = np.full((*shape, 3), (240, 235, 238), np.uint8)
-    for _ in range(3):
-        y, x = rng.integers(0, shape[0]), rng.integers(0, shape[1])
-        pixels[y : y + 60, x : x + 60] -= np.array([step // 2, step, step // 2], np.uint8)
+    pixels = drawn(kind, shape, step, seed)
     config = TilingConfig(name, tile_px, downsample, most, 4, overlap=overlap)
     pieces = [piece for piece in pieces_or_nothing(ArraySlide(pixels), config) if isinstance(piece, Batch)]
     mine = [((int(x), int(y)), tile) for piece in pieces for (x, y), tile in zip(piece.xy, piece.tiles, strict=True)]

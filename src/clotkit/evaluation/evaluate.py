@@ -45,10 +45,10 @@ class EvaluateSettings:
 def evaluate(settings: EvaluateSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
     """Score a member; write metrics.json, predictions.csv, plots and errors.html into `out`.
 
-    Images that the member was trained on are left out: pictures are known by their pixels, else by their names, and
-    new images of a known patient by the patient. Where it has one network per fold, each image is scored by the fold
-    that held it out. If the member was trained on all images of the data, they are scored anyway, and the metrics have
-    `in_sample` true.
+    Images that the member was trained on are left out: pictures are known by their pixels, else by their names, and new
+    images by their patient or by a known picture that they are near-identical to. Where it has one network per fold,
+    each image is scored by the fold that held it out. If the member was trained on all images of the data, they are
+    scored anyway, and the metrics have `in_sample` true.
 
     Returns:
         The metrics, as metrics.json has them.
@@ -158,9 +158,13 @@ def _held_out(tiles: TileSet, member: LoadedMember, log: Log) -> tuple[TileSet, 
         taken = "are new" if member.known.are_indices else "are taken for these: rename those that are others"
         log(f"{known.other_pixels} images have names that the member was made with, and other pixels; they {taken}")
     if known.of_known_patients:
-        log(f"{known.of_known_patients} new images are of patients that the member was made with, and count as theirs")
-    of_folds = member.trained_on_all & (known.folds != UNKNOWN)
-    trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION]) | of_folds
+        log(
+            f"{known.of_known_patients} new images are of patients that the member was made with, or near-identical to "
+            "their pictures, and count as theirs"
+        )
+    trained_on = np.isin(known.words, [SPLIT_TRAIN, SPLIT_VALIDATION])
+    if member.trained_on_all:
+        trained_on |= known.folds != UNKNOWN
     left_out = trained_on | (known.words == SPLIT_DROPPED)
     if left_out.any() and not left_out.all():
         log(f"{int(left_out.sum())} of {len(tiles)} tiles are left out: the member was made with them")

@@ -1,6 +1,6 @@
 """Tell which images a member was made with, by their pixels first and by their names second."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Match:
     words: npt.NDArray[np.str_]  # [n] of each tile's image, as in split.csv; "": the member was not made with it
     renamed: int | None  # images that it was made with under another name; None: it keeps no digests of pixels
     other_pixels: int | None  # images that have the name of one that it was made with, and other pixels
-    of_known_patients: int | None  # new images of patients that it was made with; None: it keeps no patients
+    of_known_patients: int | None  # new images of known patients or groups; None: none, and it keeps no patients
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "Match":
         """Return what is known of the tiles that a mask [n] chooses; the counts stay."""
@@ -53,12 +53,24 @@ class KnownImages:
         """Return what is known of tiles. An image with a known name and other pixels counts as the known one.
 
         That is the careful choice: another version of a decoder changes pixels, and the image stays the same. A new
-        image of a known patient counts as that patient's. Where names are indices, an image with other pixels is new.
+        image of a known patient counts as that patient's, as does one whose patient, or whose group of near-duplicates,
+        has a known image among the tiles. Where names are indices, an image with other pixels is new.
         """
-        digests = tiles.digests() if self.by_pixels else {}
-        words, renamed, other_pixels, of_known_patients = dict[str, str](), 0, 0, 0
         first = tiles.first_rows()
-        for image, patient in zip(tiles.images[first].tolist(), tiles.patients[first].tolist(), strict=True):
+        patients = dict(zip(tiles.images[first].tolist(), tiles.patients[first].tolist(), strict=True))  # by image
+        words, renamed, other_pixels = self._words_of(patients, tiles.digests() if self.by_pixels else {})
+        kept = {} if self.are_indices else self.by_patient
+        here = [(patients[image], word) for image, word in words.items()]
+        by_patient = _certain_words([*kept.items(), *here])
+        new = {image: by_patient.get(patients[image], "") for image, word in words.items() if not word}
+        found = np.array([new.get(image) or words[image] for image in tiles.images.tolist()])
+        of_known = sum(map(bool, new.values())) if self.by_patient or any(new.values()) else None
+        return Match(found, renamed, other_pixels, of_known) if self.by_pixels else Match(found, None, None, of_known)
+
+    def _words_of(self, images: Iterable[str], digests: Mapping[str, str]) -> tuple[dict[str, str], int, int]:
+        """Return the word of each image by its pixels, else by its name; and two counts, as in Match."""
+        words, renamed, other_pixels = dict[str, str](), 0, 0
+        for image in images:
             digest, named = digests.get(image), self.by_name.get(image, "")
             if digest is None or digest == self.digests.get(image):
                 words[image] = named
@@ -67,11 +79,7 @@ class KnownImages:
             else:
                 is_other = bool(self.digests.get(image))
                 words[image], other_pixels = "" if is_other and self.are_indices else named, other_pixels + is_other
-            if not words[image] and not self.are_indices and (of_patient := self.by_patient.get(patient)):
-                words[image], of_known_patients = of_patient, of_known_patients + 1
-        found = np.array([words[image] for image in tiles.images.tolist()])
-        patients = of_known_patients if self.by_patient else None
-        return Match(found, renamed, other_pixels, patients) if self.by_pixels else Match(found, None, None, patients)
+        return words, renamed, other_pixels
 
 
 def read_known_images(path: Path, folds: int, are_indices: bool = False) -> KnownImages:
@@ -104,11 +112,17 @@ def read_known_images(path: Path, folds: int, are_indices: bool = False) -> Know
 
 
 def _words_by(table: pd.DataFrame, column: str) -> dict[str, str]:
-    """Return the word of each value of a column; empty without that column.
+    """Return the word of each value of a column; empty without that column."""
+    return _certain_words(zip(table[column], table["fold"], strict=True)) if column in table.columns else {}
 
-    Of rows with one value, as equal images or those of one patient, any may be for training: its word stays.
+
+def _certain_words(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the word of each key, without empty words.
+
+    Of pairs with one key, as equal images or those of one patient, any may be for training: its word stays.
     """
-    if column not in table.columns:
-        return {}
-    ordered = table[table[column] != ""].sort_values("fold", key=lambda fold: fold.isin(WORDS), kind="stable")
-    return dict(zip(ordered[column], ordered["fold"], strict=True))
+    words = dict[str, str]()
+    for key, word in pairs:
+        if key and word and words.get(key) not in WORDS:
+            words[key] = word
+    return words

@@ -22,15 +22,15 @@ from clotkit.evaluation.scores import (
 def member_metrics(
     recipe: Recipe, target: EvaluationTarget, out_of_fold: pd.DataFrame, fit: HeldOutFit, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the contents of metrics.json.
+    """Return the entries of metrics.json that all members share.
 
     Args:
         recipe: The member's recipe.
         target: What its predictions are scored by.
         out_of_fold: One row per image: the raw prediction of networks that were not trained on it.
-        fit: What was fitted to these predictions.
-        facts: The entries that only the maker of the member knows: `data`, `networks_of_folds`, `material` (the number
-            of patients and images) and `estimate` (what the figures estimate).
+        fit: What was fitted to these predictions or, of a single fold, to those of its validation part.
+        facts: The entries that only the maker of the member knows: `data`, `networks_of_folds`, `material` (at least
+            the number of patients and of images) and `estimate` (what the figures estimate).
     """
     competition = target.competition
     return {

@@ -190,7 +190,7 @@ def figure_at(path: Path, width: float, height: float, **texts: str) -> Iterator
 
 
 def _labels(classes: Sequence[str]) -> list[str]:
-    """Return the classes' names, cut to LONGEST_NAME; "class 0" and so on for those that the font cannot draw."""
+    """Return the classes' names, cut to LONGEST_NAME; "class 0" for one that the font cannot draw."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(FONT))

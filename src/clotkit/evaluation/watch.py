@@ -153,7 +153,7 @@ def answers(
 
 
 def warm_up(member: LoadedMember, predict: Callable[[Pixels], object]) -> None:
-    """Call `predict` with the tiles of a blank picture, because the first prediction of a network takes seconds."""
+    """Call `predict` with the tiles of a blank picture: a network's first prediction takes seconds."""
     tiling = member.recipe.tiling
     if member.recipe.data.source != "slides":
         side_px = max(tiling.tile_px, 1)

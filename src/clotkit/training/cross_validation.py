@@ -46,7 +46,7 @@ class CrossValidation:
     networks: list[list[Any]]  # of each fold; empty unless they ship
     histories: list[pd.DataFrame]  # of each fold
     out_of_fold: pd.DataFrame  # one row per image: raw predictions, and its fold
-    fit: HeldOutFit  # to these predictions
+    fit: HeldOutFit  # to these predictions or, of a single fold, to those of its validation part
 
 
 class FoldTraining(ABC):
@@ -99,10 +99,11 @@ class FoldTraining(ABC):
             self.log(_fold_summary(f"fold {number + 1} of {len(folds)}", fold, history, self.items))
         out_of_fold = pd.concat(held_out, ignore_index=True)
         units = rows_to_score(out_of_fold, self.target)
-        fit = fit_by_fold(units, len(folds), self.target) if len(folds) > 1 else self._fit(units, networks, folds[0])
-        if fit.calibration.is_identity:
+        several = len(folds) > 1
+        held_out_fit = fit_by_fold(units, len(folds), self.target) if several else self._fit(units, networks, folds[0])
+        if held_out_fit.calibration.is_identity:
             self.log("the rows that calibrate lack a class: the member's probabilities are not calibrated")
-        return CrossValidation(networks, histories, out_of_fold, fit)
+        return CrossValidation(networks, histories, out_of_fold, held_out_fit)
 
     def fold_networks_ship(self, folds: Sequence[Fold]) -> bool:
         """Tell if the networks of the folds ship; else one more fit does, and these estimate and calibrate."""

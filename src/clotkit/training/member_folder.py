@@ -37,14 +37,17 @@ class TrainedMember:
     networks: list[list[Any]]  # that ship: those of each fold, or one list of those trained on all patients
     history: pd.DataFrame  # one row per epoch of every network
     out_of_fold: pd.DataFrame  # one row per image: the raw prediction of networks that were not trained on it
-    fit: HeldOutFit  # to them
+    fit: HeldOutFit  # to them or, of a single fold, to its validation part
     split: pd.DataFrame  # one row per image: image, and fold as in split.csv
     familiarity: Familiarity | None = None  # of pictures; None: too few, or slides
 
     def metrics(self, recipe: Recipe, target: EvaluationTarget, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the contents of metrics.json; for `facts` see evaluation.member_metrics."""
-        counted = {"networks_of_folds": len(self.networks)}
-        return member_metrics(recipe, target, self.out_of_fold, self.fit, {**facts, **counted})
+        """Return the entries of metrics.json that all members share; see evaluation.member_metrics.
+
+        `facts` are those of that function without `networks_of_folds`.
+        """
+        facts = {**facts, "networks_of_folds": len(self.networks)}
+        return member_metrics(recipe, target, self.out_of_fold, self.fit, facts)
 
 
 def write_member(

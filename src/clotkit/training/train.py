@@ -92,7 +92,7 @@ def train(settings: TrainSettings, competition: Competition, log: Log = print) -
         run = TrainingRun(recipe, tiles, target, settings.backbones, checkpoints_dir, progress, context)
         if context.is_chief:
             trained = run.train_folds(folds)
-            metrics = trained.metrics(recipe, target, facts_of(tiles, recipe, settings.data, competition))
+            metrics = trained.metrics(recipe, target, data_facts(tiles, recipe, settings.data, competition))
             trained, metrics = with_familiarity(trained, metrics, recipe, tiles, folds)
             write_member(settings.out, recipe, source, trained, metrics)
         else:
@@ -202,7 +202,7 @@ def open_checkpoints(out: Path, fingerprint: str, context: devices.DistributedCo
     return checkpoints_dir
 
 
-def facts_of(tiles: TileSet, recipe: Recipe, data: Place, competition: Competition) -> dict[str, Any]:
+def data_facts(tiles: TileSet, recipe: Recipe, data: Place, competition: Competition) -> dict[str, Any]:
     """Return the entries of metrics.json on what the recipe was trained on, and what its figures estimate."""
     return {
         "data": _describe(data, competition),

@@ -28,7 +28,7 @@ from clotkit.training.member_folder import write_member
 from clotkit.training.mil.bags import features_of
 from clotkit.training.mil.fit import Compiled, fit_head, predict_slide
 from clotkit.training.mil.sources import read_features
-from clotkit.training.train import TrainSettings, facts_of, fingerprint_of, open_checkpoints, summary, train
+from clotkit.training.train import TrainSettings, data_facts, fingerprint_of, open_checkpoints, summary, train
 
 
 def train_any(settings: TrainSettings, competition: Competition, log: Log = print) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def train_head(settings: TrainSettings, competition: Competition, log: Log = pri
     with exclusive_folder(settings.out, "training"):
         checkpoints_dir = open_checkpoints(settings.out, fingerprint_of(source, slides, folds), context, log)
         trained = HeadTraining(recipe, slides, target, checkpoints_dir, log).train_folds(folds)
-        metrics = trained.metrics(recipe, target, facts_of(slides, recipe, settings.data, competition))
+        metrics = trained.metrics(recipe, target, data_facts(slides, recipe, settings.data, competition))
         metrics = metrics | {"encoder": encoder_facts(recipe, slides), "familiarity": None}
         metrics["material"]["tiles"] = features_of(slides).tiles
         write_member(settings.out, recipe, source, trained, metrics, write_heads)
