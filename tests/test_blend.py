@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -19,6 +20,7 @@ from clotkit.competitions import Competition
 from clotkit.ensembling.blend import blend, cross_validate, lines
 from clotkit.ensembling.candidates import (
     CANDIDATES,
+    FOLDS,
     PLATT,
     SHRUNKEN,
     Candidate,
@@ -27,8 +29,9 @@ from clotkit.ensembling.candidates import (
     choose,
     folds_of,
     loss_terms,
+    rarest,
 )
-from clotkit.ensembling.data import BlendSettings, member_name, read_inputs
+from clotkit.ensembling.data import BlendSettings, Predictions, member_name, read_inputs, two_class_inputs
 from clotkit.errors import ConfigError, SplitError, UsageError
 from clotkit.members.blending import logit, patient_means
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, read_ensemble
@@ -282,6 +285,59 @@ def test_duplicates_within_the_labels_share_folds(study: Study, strip_ai: Compet
     assert groups[study.patients[study.owner[one]]] == groups[study.patients[study.owner[two]]]
     assert len(set(groups.values())) == len(groups) - 1
     assert any(study.images[two] in note for note in inputs.notes)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 3, 1)])
+def test_a_chain_of_duplicates_is_one_group(
+    order: tuple[int, ...], study: Study, strip_ai: Competition, tmp_path: Path
+) -> None:
+    """Two slides of one patient each have the pixels of another patient's slide."""
+    owners = [owner for owner in np.unique(study.owner) if (study.owner == owner).sum() == 2][:2]
+    singles = [at for at, owner in enumerate(study.owner) if (study.owner == owner).sum() == 1]
+    first, second = (np.flatnonzero(study.owner == owner) for owner in owners)
+    linked = [(singles[0], first[0]), (first[1], second[0]), (second[1], singles[1])]
+    for one, other in linked:
+        study.p[one] = study.p[other]
+    chain = {study.patients[study.owner[at]] for pair in linked for at in pair}
+    header, *rows = study.labels.read_text().splitlines()
+    parts = [rows[at::4] for at in order]  # a chain is found in any order of the rows
+    study.labels.write_text("\n".join([header, *(row for part in parts for row in part)]) + "\n")
+    inputs = read_inputs(study.files(), study.labels, strip_ai)
+    groups = dict(zip(inputs.names, inputs.groups.tolist(), strict=True))
+    assert len({groups[patient] for patient in chain}) == 1
+    assert len(set(groups.values())) == len(groups) - len(chain) + 1
+
+
+def test_groups_count_for_each_class_they_have() -> None:
+    label = np.array([0, 1, 0, 1, 0, 1, 2, 0])
+    assert rarest(label, np.array([0, 0, 1, 1, 2, 2, 2, 3])) == 1
+    assert rarest(label[:6], np.array([0, 0, 1, 1, 2, 2])) == 3  # a class is only in second units
+
+
+@pytest.mark.parametrize("patients", [1, 4, 5])
+def test_classes_are_counted_by_patient_where_each_slide_has_its_answer(patients: int, strip_ai: Competition) -> None:
+    label = np.repeat([0, 1], 60)
+    owner = [f"n{at}" for at in range(60)] + [f"p{at % patients}" for at in range(60)]
+    labels = pd.DataFrame({"patient": owner, "centre": "", "label": label, "unit": np.arange(120).astype(str)})
+    p = np.random.default_rng(0).dirichlet([2, 2], (120, 2)) * 0.8 + 0.2 * np.eye(2)[label][:, None]
+    read = Predictions(("one", "two"), p, labels, {}, [])
+    if patients < FOLDS:
+        with pytest.raises(ConfigError):
+            two_class_inputs(read, strip_ai, ())
+        return
+    inputs = two_class_inputs(read, strip_ai, ())
+    for train, test in folds_of(inputs.patients, inputs.groups, 0):
+        assert not set(inputs.groups[train]) & set(inputs.groups[test])
+        assert set(inputs.patients.label[train]) == set(inputs.patients.label[test]) == {0, 1}
+
+
+def test_a_group_counts_as_the_rarest_class_it_has() -> None:
+    """The positive slides are second ones of their patients."""
+    label, groups = np.array([0, 1] * 10 + [0] * 40), np.array([at // 2 for at in range(20)] + list(range(10, 50)))
+    patients = Patients(np.full((60, 1), 0.5), np.arange(60), label, 1.0)
+    for train, test in folds_of(patients, groups, 0):
+        assert label[test].sum() == 2
+        assert not set(groups[train]) & set(groups[test])
 
 
 def test_a_duplicate_in_another_table_is_left_out_where_a_member_saw_both(study: Study, strip_ai: Competition) -> None:

@@ -20,6 +20,9 @@ from clotkit.members.blending import CLASS_METHOD, ClassBlend, Covariates, read_
 from clotkit.members.calibration import fit_calibration, fit_with_covariates
 from clotkit.members.decision import fit_decision
 from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION, Ensemble, read_ensemble
+from clotkit.reasons import TableRepair
+from clotkit.scoring.inputs import Inputs, with_missing_facts
+from clotkit.splits import Sample, SlideRow
 
 
 def quiet(_line: str) -> None:
@@ -238,10 +241,61 @@ def test_how_columns_become_inputs() -> None:
     covariates = covariates_of(facts, ["age", "site", "one"], said.append)
     assert covariates.columns == ("age", "site")
     assert covariates.texts == {"site": ("arm",)}  # leg is the commonest, and one ear is no category
-    assert len(said) == 1
+    assert len(said) == 2  # on a column of texts, and on one that does not vary
     inputs = covariates.inputs([*facts, {"site": "nose"}, {}])
     assert inputs[:, 0] == pytest.approx(np.array([-10, 10, 0, 0, 0, 0, 0, 0]) / math.sqrt(40), abs=1e-5)
     assert inputs[:, 1].tolist() == [1, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_blanks_of_other_programs_leave_a_column_its_numbers() -> None:
+    facts = [{"age": age} for age in ("10", "NA", "30", "#N/A", "nan")]
+    assert covariates_of(facts, ["age"], quiet).numbers == {"age": (20.0, 10.0)}
+
+
+@pytest.mark.parametrize("name", ["Age", "AGE ", "age"])
+def test_a_column_is_known_whatever_its_spelling(tmp_path: Path, name: str) -> None:
+    study = relapses(tmp_path)
+    study.write_labels("age", [f"{age}" for age in 60 + 12 * study.label])
+    study.blend(tabular=("age",))
+    ensemble, same = study.ensemble(), dict(zip(study.images, study.images, strict=True))
+    young, old = (
+        ensemble.apply(study.scored(), same, {image: {name: age} for image in study.images})["100"][1]
+        for age in ("50", "80")
+    )
+    assert young < old
+    assert ensemble.missing_columns({name: ""}) == []
+    assert ensemble.missing_columns({"site": "arm"}) == ["age"]
+
+
+def test_a_run_says_which_slides_lack_a_column_of_the_ensemble(tmp_path: Path) -> None:
+    study = relapses(tmp_path)
+    study.write_labels("age", [f"{age}" for age in 60 + 12 * study.label])
+    study.blend(tabular=("age",))
+    slides = [
+        SlideRow(name, name, tmp_path, None, facts={column: "60"}) for name, column in (("a", "AGE"), ("b", "site"))
+    ]
+    sample = Sample(["id", "p"], ["id", "p"], ["a", "b"], ["a", "b"])
+    inputs = Inputs(slides, sample, {}, study.ensemble(), [], None, "key")
+    noted = with_missing_facts(inputs, [], quiet)
+    assert noted.repairs_of == {"b": (TableRepair.NO_FACT,)}
+
+
+@pytest.mark.parametrize("name", ["a\U0001f600", "“quoted”", 'a"b\\c'])
+def test_members_of_any_name_are_read_again(tmp_path: Path, name: str) -> None:
+    study = relapses(tmp_path)
+    study.write_labels()
+    first, second = study.files()
+    folder = first.parent.rename(tmp_path / name)
+    study.blend(predictions=[folder / first.name, second])
+    assert set(study.ensemble().shares) == {name, "net1"}
+
+
+def test_a_member_that_is_a_link_has_the_links_name(tmp_path: Path) -> None:
+    study = relapses(tmp_path)
+    study.write_labels()
+    first, second = study.files()
+    (tmp_path / "link").symlink_to(first.parent)
+    assert study.blend(predictions=[tmp_path / "link" / first.name, second])["members"] == ["link", "net1"]
 
 
 def test_a_fit_without_covariates_is_the_calibration_of_a_member() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clotkit.cli import main
@@ -212,6 +212,7 @@ FILES = st.lists(st.sampled_from(["x1.tif", "train/x2.png", "a{b}/x1.svs", "x1/a
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(tables={"train.csv": (["id", "patient"], [["0"], ["b", "{"]])}, files=["a{b}/x1.svs"])  # a patient is a brace
 @given(
     tables=TABLES, files=st.lists(st.sampled_from(["x1.tif", "train/x2.png", "a{b}/x1.svs", "x1/a.tif"]), unique=True)
 )
@@ -228,6 +229,23 @@ def test_any_folder_gives_a_draft_or_is_refused(
     with suppress(UsageError):
         write_draft(draft_competition(data), data, out)
         check_competition(load_competition(str(out)), data)
+
+
+@pytest.mark.parametrize(
+    ("images", "patients", "form"),
+    [
+        (["11", "12", "21"], ["p1", "p1", "p2"], ""),
+        (["1", "2", "3"], ["", "", ""], ""),
+        (["p1-1", "p1-2", "p2-1"], ["p1", "p1", "p2"], "{patient}-{number}"),
+        (["p.1_1", "p.1_2", "p.2_1"], ["p.1", "p.1", "p.2"], "{patient}_{number}"),
+        (["pa1_1", "pa1_2"], ["p.1", "p.1"], ""),
+    ],
+)
+def test_a_form_of_image_ids_has_the_patient(images: list[str], patients: list[str], form: str, tmp_path: Path) -> None:
+    rows = [[image, patient, str(at % 2)] for at, (image, patient) in enumerate(zip(images, patients, strict=True))]
+    table(tmp_path / "train.csv", ["image_id", "patient_id", "label"], rows)
+    write_draft(draft_competition(tmp_path), tmp_path, tmp_path / "my.toml")
+    assert load_competition(str(tmp_path / "my.toml")).ids.image == form
 
 
 def test_a_column_a_class_in_train_is_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,11 +420,11 @@ FAULTS: dict[str, dict[str, list[str]]] = {
     "names": {
         NAMES: [
             "3", "[]", '"ab"', '["a"]', '["a", "a"]', '["a", 3.5]', "[true, false]", "[1, 1]", '["1", 1]', '["", "a"]',
-            '["a", "A"]', '["1", "1.0"]', "[1.0, 2.0]", '["a", ["b"]]',
+            '["a", "A"]', '["1", "1.0"]', "[1.0, 2.0]", '["a", ["b"]]', '["a", "patient"]', '["fold", "b"]',
         ],
     },
     "priors": {NAMES: [f"{NAMES}, priors = {bad}" for bad in ("[0.5]", '[0.5, "x"]', "[-1, 2]", "[nan, 1]", "0.5")]},
-    "weights": {NAMES: [f"{NAMES}, weights = {bad}" for bad in ("[0, 0]", "[inf, 1]", "[1, 1, 1]")]},
+    "weights": {NAMES: [f"{NAMES}, weights = {bad}" for bad in ("[0, 0]", "[0, 1]", "[inf, 1]", "[1, 1, 1]")]},
     "fallback": {NAMES: [f"{NAMES}, fallback = [1]"], FORM: [f'{FORM}, fallback = "c"']},
     "form": {FORM: ['form = "labels"', "form = 3"]},
     "rule": {FORM: ['form = "probability", rule = "cut_points"', f'{FORM}, rule = "median"']},

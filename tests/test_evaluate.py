@@ -214,6 +214,17 @@ def test_a_new_image_in_a_group_with_a_known_one_counts_as_known(are_indices: bo
     assert (found.renamed, found.of_known_patients) == (0, 2)
 
 
+def test_patients_that_near_duplicates_join_keep_their_own_names(tmp_path: Path) -> None:
+    """A member knows its patients by their own names, whatever joins them in training or in new data."""
+    tiles = tiles_of(dict.fromkeys("vwxyz", 1))
+    named = np.repeat(np.array(["a", "p", "p", "q", "s"]), 2)
+    groups = np.repeat(np.array(["a", "a", "a", "q", "s"]), 2)  # a picture of a new patient is near one of p
+    (tmp_path / SPLIT).write_text("image,fold,patient\nb,train,p\nc,0,q\n")
+    found = read_known_images(tmp_path / SPLIT, 1).match(replace(tiles, patients=groups, named_patients=named))
+    assert found.words[::2].tolist() == ["train", "train", "train", "0", ""]
+    assert found.of_known_patients == 4
+
+
 def test_rows_by_image_are_in_the_order_of_first_tiles() -> None:
     tiles = replace(tiles_of({"a": 1, "b": 2, "c": 3}), images=np.array(["z", "b", "z", "a", "b", "z"]))
     assert [rows.tolist() for rows in tiles.rows_by_image()] == [[0, 2, 5], [1, 4], [3]]

@@ -157,6 +157,17 @@ def test_given_parts_without_val_take_the_validation_share() -> None:
     assert not make_folds(tiles, DataConfig(split="given"), training(), None)[0].validation.any()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_tile_of_the_test_part_validates(seed: int) -> None:
+    """A patient, or a group of near-duplicates, may be on both sides of given parts."""
+    tiles = tile_set([*range(20), *range(20)], [0, 1] * 20, classes=2)
+    tiles = replace(tiles, parts=np.array(["train"] * 20 + ["test"] * 20))
+    (fold,) = make_folds(tiles, DataConfig(split="given"), training(seed, validation=0.3), None)
+    assert fold.validation.any()
+    assert set(tiles.parts[fold.validation]) == {"train"}
+    assert (np.stack([fold.train, fold.validation, fold.held_out]).sum(axis=0) == 1).all()
+
+
 def test_centres_that_share_a_patient_stay_together() -> None:
     tiles = tile_set([1, 1, 2, 3, 4, 5], [0, 0, 1, 0, 0, 1], ["a", "b", "a", "b", "c", "c"], classes=2)
     folds = make_folds(tiles, DataConfig(split="centres"), training(), 3)

@@ -18,7 +18,7 @@ from clotkit.config import load_recipe
 from clotkit.errors import ConfigError
 from clotkit.files import sha256
 from clotkit.members.calibration import Calibration
-from clotkit.members.folder import find_members, read_member
+from clotkit.members.folder import SPLIT_TRAIN, find_members, read_member
 from clotkit.members.loading import load_member
 from clotkit.options import DONE, WRONG
 from clotkit.training.member_folder import write_manifest
@@ -70,6 +70,15 @@ def test_an_imported_member_is_a_member(inputs: Files, strip_ai: Competition) ->
     assert metrics["oof_sha256"] == sha256(inputs["oof"])
     assert write_manifest(inputs["out"].parent) == 1
     assert [path.name for path in inputs["out"].parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_slides_without_a_prediction_are_known_to_the_member(inputs: Files) -> None:
+    """The network was trained on all labelled slides."""
+    table(lambda rows: rows[:50])(inputs)
+    assert imported(inputs) == DONE
+    split = pd.read_csv(inputs["out"] / "split.csv", dtype=str).set_index("image")["fold"]
+    assert len(split) == SLIDES
+    assert (split[split == SPLIT_TRAIN].index == pd.read_csv(inputs["labels"])["image_id"][50:]).all()
 
 
 def test_what_a_killed_import_left_and_folders_in_a_member_do_not_count(inputs: Files) -> None:

@@ -83,6 +83,8 @@ def test_patients_of_near_duplicates_become_one() -> None:
     lines: list[str] = []
     found = group_near_duplicates(tiles, BITS, lines.append)
     assert found.patients.tolist() == ["a", "a", "a", "a", "d"]
+    assert found.own_patients.tolist() == tiles.own_patients.tolist() == tiles.patients.tolist()
+    assert found.where(found.patients == "a").own_patients.tolist() == ["b", "a", "b", "c"]
     assert [int(number) for number in re.findall(r"\d+", lines[0])] == [2, 4, 5, 4, 64, 2, 1]
     for name in ("tiles", "labels", "images", "centres", "parts"):
         assert np.array_equal(getattr(found, name), getattr(tiles, name))

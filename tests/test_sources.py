@@ -282,6 +282,23 @@ def test_a_table_may_write_names_as_another_system_does(read: Read, tmp_path: Pa
     assert read(tmp_path, "folders").patients.tolist() == ["p", "q"]
 
 
+def test_one_patient_in_two_forms_of_unicode_is_one(read: Read, tmp_path: Path) -> None:
+    draw(tmp_path / "no" / "a.png", 10)
+    draw(tmp_path / "yes" / "b.png", 20)
+    (tmp_path / "metadata.csv").write_text("file,patient,centre\nno/a.png,\u00e1,\u00e1\nyes/b.png,a\u0301,a\u0301\n")
+    tiles = read(tmp_path, "folders")
+    assert (len(set(tiles.patients)), len(set(tiles.centres))) == (1, 1)
+
+
+def test_a_file_that_has_two_rows_in_two_forms_is_refused(read: Read, tmp_path: Path) -> None:
+    draw(tmp_path / "no" / "a.png", 10)
+    draw(tmp_path / "yes" / "b.png", 20)
+    (tmp_path / "metadata.csv").write_text("file,patient\nno/a.png,p\nno\\a.png,r\nyes/b.png,q\n")
+    with pytest.raises(SplitError) as raised:
+        read(tmp_path, "folders")
+    assert missing_from(raised.value, ("metadata.csv", "no/a.png", "2")) == []
+
+
 def test_limit_counts_each_class_in_each_part(read: Read, write_npz: Callable[..., Path], folders: Path) -> None:
     assert read(write_npz(), "npz", limit=1).images.tolist() == [
         "train_0", "train_1", "val_0", "val_1", "test_0", "test_1"

@@ -194,7 +194,7 @@ class TableRepair(StrEnum):
     REPEATED = "repeated"  # another row has the same slide, and says the same
     NOT_IN_SAMPLE = "not_in_sample"  # the sample submission lacks it: scored, but not in the output
     FROM_SAMPLE = "from_sample"  # there is no table: the sample submission has the slide
-    NO_FACT = "no_fact"  # it lacks a column of a member's tiling.downsample_if: the recipe's downsample is used
+    NO_FACT = "no_fact"  # no column of tiling.downsample_if or of the ensemble: the default, or an average one, counts
     DERIVED_FACT = "derived_fact"  # the table lacks a fact of the slide, which follows from the files beside it
 
 

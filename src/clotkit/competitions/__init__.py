@@ -8,6 +8,7 @@ from clotkit.competitions.loading import DEFAULT as DEFAULT
 from clotkit.competitions.loading import DEFAULT_FILE as DEFAULT_FILE
 from clotkit.competitions.loading import FOLDER as FOLDER
 from clotkit.competitions.loading import load_competition as load_competition
+from clotkit.competitions.schema import COLUMNS_OF_TABLES as COLUMNS_OF_TABLES
 from clotkit.competitions.schema import UNKNOWN as UNKNOWN
 from clotkit.competitions.schema import Classes as Classes
 from clotkit.competitions.schema import Columns as Columns

@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 from clotkit.competitions.schema import (
+    COLUMNS_OF_TABLES,
     UNKNOWN,
     WEIGHTS_AS,
     WHEELS_AS,
@@ -193,12 +194,20 @@ def _check_classes(competition: Competition, path: Path) -> None:
         raise ConfigError(f"{path}: classes.names has {len(classes.names)} entries, at least 2 are needed")
     if len({label_key(name) for name in classes.names}) < len(classes.names):
         raise ConfigError(f"{path}: classes.names is {', '.join(classes.names)}; each must be there once")
+    if taken := [name for name in classes.names if name in COLUMNS_OF_TABLES]:
+        raise ConfigError(
+            f"{path}: classes.names has {taken[0]!r}, as a column of the tables of predictions is named; rename the "
+            f"class; taken are: {', '.join(COLUMNS_OF_TABLES)}"
+        )
     for key in ("weights", "priors", "fallback"):
         values = getattr(classes, key)
         if len(values) != len(classes.names):
             raise ConfigError(f"{path}: classes.{key} has {len(values)} entries, classes.names {len(classes.names)}")
         if not (min(values) >= 0 and 0 < sum(values) < math.inf):
             raise ConfigError(f"{path}: classes.{key} is {list(values)}; it must be non-negative with a positive sum")
+    for key in ("weights", *(() if METRICS[competition.metric.name].balanced else ("priors",))):
+        if min(values := getattr(classes, key)) <= 0:  # a calibration divides by them
+            raise ConfigError(f"{path}: classes.{key} is {list(values)}; each must be above 0")
 
 
 def _check_submission(competition: Competition, path: Path) -> None:

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,5})?", re.ASCII)
+# Columns of oof.csv and predictions.csv beside those of the classes.
+COLUMNS_OF_TABLES = ("image", "patient", "centre", "label", "fold", "distance", "unlike_training")
 
 
 class Form(StrEnum):

@@ -149,7 +149,8 @@ def _validation(tiles: TileSet, allowed: Mask, training: TrainingConfig, number:
     patients, rows, labels = _patients(tiles)
     free = np.zeros(len(patients), bool)
     free[rows[allowed]] = True
-    return _share(labels, free, training.validation_share, np.random.default_rng([training.seed, number]))[rows]
+    chosen = _share(labels, free, training.validation_share, np.random.default_rng([training.seed, number]))
+    return chosen[rows] & allowed  # a patient of given parts may have tiles on both sides
 
 
 def _patients(tiles: TileSet) -> tuple[Groups, npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -95,7 +95,7 @@ def _merged(tiles: TileSet, groups: Indices) -> TileSet:
     edges = np.stack([patients, len(names) + groups], axis=1)
     merged = _components(len(names) + int(groups.max()) + 1, edges)[: len(names)]
     _, leaders, of_name = np.unique(merged, return_index=True, return_inverse=True)
-    return replace(tiles, patients=names[leaders[of_name]][patients])
+    return replace(tiles, patients=names[leaders[of_name]][patients], named_patients=tiles.own_patients)
 
 
 def _pixels(tiles: TileSet, rows: Indices) -> Pixels:

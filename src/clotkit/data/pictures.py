@@ -244,6 +244,11 @@ def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, lo
     """Return the pictures with the patients, centres and parts of a table."""
     written = _table_rows(table, [config.file_column], config, log)
     rows = {_name(file): row for file, row in written.items()}
+    if len(rows) < len(written):
+        (file, count), *_ = Counter(map(_name, written)).most_common(1)
+        raise SplitError(
+            f"{table}: {config.file_column} {file} has {count} rows; each file may have one; remove the others"
+        )
     unknown = [picture.image for picture in pictures if _name(picture.image) not in rows]
     if unknown:
         raise SplitError(
@@ -257,7 +262,11 @@ def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, lo
 
 def _name(file: str) -> str:
     """Return a path as tables of macOS and Windows may write it otherwise: composed, and with slashes."""
-    return unicodedata.normalize("NFC", file).replace("\\", "/")
+    return _composed(file).replace("\\", "/")
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _table_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
@@ -316,7 +325,7 @@ def _row_facts(row: dict[str, str], file: str, table: Path, config: DataConfig) 
         )
     if PART_COLUMN in row and part not in PARTS:
         raise SplitError(f"{table}: {file} has {PART_COLUMN} {part!r}; allowed: {listed(PARTS)}")
-    return patient, row.get(config.centre_column, ""), part
+    return _composed(patient), _composed(row.get(config.centre_column, "")), part
 
 
 PICTURE_READERS: dict[str, Callable[[Path, DataConfig, Log], list[Picture]]] = {

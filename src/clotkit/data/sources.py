@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.competitions import Competition
+from clotkit.competitions import COLUMNS_OF_TABLES, Competition
 from clotkit.config import Recipe, check_facts, tiling_for
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.data.pictures import PICTURE_READERS, SUFFIXES, Picture, listed, with_folder_classes
@@ -27,8 +27,6 @@ from clotkit.stores import Place, Store, is_url, store_of
 from clotkit.tiling.tilers import TILERS
 from clotkit.workers import Ended, Limits, Task, TileBatch, stream
 
-# Columns of oof.csv and predictions.csv beside those of the classes.
-COLUMNS_OF_TABLES = ("image", "patient", "centre", "label", "fold", "distance", "unlike_training")
 CACHE = Path("build/cache")  # of shards that were fetched from an object store
 
 

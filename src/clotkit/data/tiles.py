@@ -23,9 +23,16 @@ class TileSet:
     classes: tuple[str, ...]  # names by class index
     # Images that were left out as near-identical to one of the test part, and the part of each.
     dropped: Mapping[str, str] = field(default_factory=dict)
+    # [n], patients as the data name them, where `patients` has one name for those that near-duplicates join.
+    named_patients: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    @property
+    def own_patients(self) -> npt.NDArray[np.str_]:
+        """Return the patients as the data name them, [n]."""
+        return self.patients if self.named_patients is None else self.named_patients
 
     def rows_by_image(self) -> list[npt.NDArray[np.int64]]:
         """Return the row numbers of each image's tiles; the images are in the order of their first tiles."""
@@ -52,6 +59,7 @@ class TileSet:
             images=self.images[chosen],
             centres=self.centres[chosen],
             parts=self.parts[chosen],
+            named_patients=None if self.named_patients is None else self.named_patients[chosen],
         )
 
 

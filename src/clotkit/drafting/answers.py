@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from clotkit.competitions import Form, Rule
+from clotkit.competitions import COLUMNS_OF_TABLES, Form, Rule
 from clotkit.drafting.contents import Table
 from clotkit.drafting.roles import (
     MOST_CLASSES,
@@ -111,7 +111,8 @@ def _bare(columns: Sequence[str]) -> list[str]:
         same += 1
     names = ["_".join(part[same:]) for part in parts]
     alike = len({name.casefold() for name in names}) < len(names) or not all(names)
-    return [f"class_{index}" for index in range(len(names))] if alike else names
+    unusable = alike or not set(names).isdisjoint(COLUMNS_OF_TABLES)
+    return [f"class_{index}" for index in range(len(names))] if unusable else names
 
 
 def find_outlier(roles: Roles, columns: ColumnRoles, tables: Iterable[Table], names: Sequence[str]) -> str:

@@ -149,10 +149,9 @@ def _ids(roles: Roles, columns: ColumnRoles) -> Iterator[Line]:
             why = "the form of every patient id of train"
             yield Line("ids.patient", f"{form}{{{lengths.pop()}}}", Mark.GUESSED, why)
             break
-    for mark in "_-":
-        numbers = [without_suffix(image).removeprefix(f"{patient}{mark}") for image, patient in
-                   zip(images, patients, strict=True)]  # fmt: skip
-        if columns.patient and all(re.fullmatch("[0-9]+", number) for number in numbers):
+    pairs = [(without_suffix(image), patient) for image, patient in zip(images, patients, strict=True)]
+    for mark in "_-" if all(patients) else "":
+        if all(re.fullmatch(f"{re.escape(patient)}{mark}[0-9]+", image) for image, patient in pairs):
             yield Line("ids.image", f"{{patient}}{mark}{{number}}", Mark.GUESSED, "the form of every image id of train")
     if sum(without_suffix(image) != image for image in images) > len(images) / 2:
         yield Line("ids.has_extension", True, Mark.GUESSED, f"like {images[0]}")

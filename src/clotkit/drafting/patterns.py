@@ -86,16 +86,21 @@ def sampled(rows: Sequence[Named]) -> Iterable[Named]:
 
 def patterns_of(name: str, row: Named) -> set[str]:
     """Return the patterns by which a row may name this file."""
-    marked = name.replace("{", "{{").replace("}", "}}")
+    marked = name
     for mark, text in ((IMAGE, row.image_id), (PATIENT, row.patient_id)):
         marked = as_word(text).sub(mark, marked) if text else marked
     *folders, file = re.sub(rf"(?<![A-Za-z]){row.split}(?![A-Za-z])", SPLIT, marked).split("/")
     if IMAGE not in "/".join([*folders, file]):
         return set()
     cells = [[key for key, cell in row.cells.items() if cell and cell == folder] for folder in folders]
-    by_cell = [f"{{{found[0]}}}" if found else folder for folder, found in zip(folders, cells, strict=True)]
-    found = {"/".join([*folders, file]), "/".join([*by_cell, file])}
+    bare, *parts = map(_escaped, [file, *folders])
+    by_cell = [f"{{{found[0]}}}" if found else part for part, found in zip(parts, cells, strict=True)]
+    found = {"/".join([*parts, bare]), "/".join([*by_cell, bare])}
     return {_unmarked(pattern) for pattern in found}
+
+
+def _escaped(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def _unmarked(pattern: str) -> str:

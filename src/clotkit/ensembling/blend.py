@@ -3,7 +3,6 @@
 Nested: each fit, and the choice between candidates, is made without the patients that it is scored on.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from clotkit.members.ensemble import ENSEMBLE, ENSEMBLE_CALIBRATION
 from clotkit.members.folder import RECIPE
 from clotkit.metric import calibration_weights
 from clotkit.progress import Log
+from clotkit.typed_toml import toml_value
 
 HIDDEN_PATIENTS, DRAWS = 235, 1000  # patients of a simulated hidden set, and random draws of each estimate
 
@@ -157,7 +157,7 @@ def _figures(
         "competition_metric": _judged(nested, patients, competition),
         "method": f"{CANDIDATES[best].name}, probabilities within {BOUNDS[0]} to {BOUNDS[1]}",
         "members": list(inputs.members),
-        "gain": _gain(nested, patients),
+        "gain": _gain(nested, patients, inputs.groups),
         "hidden": _hidden(nested, patients, constant),
         "candidates": _table(nested, patients, best),
         "patients": len(patients.label),
@@ -176,12 +176,14 @@ def _judged(nested: Nested, patients: Patients, competition: Competition) -> dic
     return mean_figures([metric_figures(p, p.argmax(axis=1), patients.label, competition) for p in rows])
 
 
-def _gain(nested: Nested, patients: Patients) -> dict[str, float]:
-    """Return the loss of Platt scaling minus the blend's, with a bootstrap of the patients of each class."""
+def _gain(nested: Nested, patients: Patients, groups: Ints) -> dict[str, float]:
+    """Return the loss of Platt scaling minus the blend's, with a bootstrap of the groups of each class."""
     pairs = zip(nested.platt, nested.p, strict=True)
     terms = np.mean([loss_terms(platt, patients) - loss_terms(p, patients) for platt, p in pairs], axis=0)  # [n]
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    terms, of_group = np.bincount(group, terms), patients.label[first]
     rng, draws = np.random.default_rng(SEED), np.zeros(DRAWS)
-    for rows in (np.flatnonzero(patients.label == label) for label in (0, 1)):
+    for rows in (np.flatnonzero(of_group == label) for label in (0, 1)):
         draws += terms[rng.choice(rows, (DRAWS, len(rows)))].sum(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     gain = {"mean": terms.sum(), "sd": np.std(draws), "low": low, "high": high, "share_above_0": np.mean(draws > 0)}
@@ -246,12 +248,12 @@ def lines(figures: dict[str, Any], out: Path) -> Iterator[str]:
 
 
 def _toml(competition: Competition, figures: dict[str, Any]) -> str:
-    """Return the text of ensemble.toml. A JSON string is a TOML string too."""
-    members = "".join(f"{json.dumps(name)} = {weight}\n" for name, weight in figures["weights"].items())
+    """Return the text of ensemble.toml."""
+    members = "".join(f"{toml_value(name)} = {weight}\n" for name, weight in figures["weights"].items())
     estimate = ("nested_weighted_log_loss", "nested_sd", "mean_platt", "constant", "auc", "patients", "seed")
     return (
         "# Written by clotkit blend: the members of an ensemble, and how they are combined.\n"
-        f"competition = {json.dumps(competition.slug)}\npositive = {json.dumps(competition.classes.names[-1])}\n"
-        f"calibration = {json.dumps(ENSEMBLE_CALIBRATION)}\n\n[members]  # their weights\n{members}\n[estimate]\n"
+        f"competition = {toml_value(competition.slug)}\npositive = {toml_value(competition.classes.names[-1])}\n"
+        f"calibration = {toml_value(ENSEMBLE_CALIBRATION)}\n\n[members]  # their weights\n{members}\n[estimate]\n"
         + "".join(f"{name} = {figures[name]}\n" for name in estimate)
     )

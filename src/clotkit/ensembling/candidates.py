@@ -130,6 +130,16 @@ def choose(patients: Patients, groups: Ints, seed: int) -> int:
     return int(np.argmin([loss_terms(one.cross_fit(patients, splits), patients).sum() for one in CANDIDATES]))
 
 
+def rarest(label: Ints, groups: Ints) -> int:
+    """Return how many groups have units of the class that fewest groups have."""
+    return min(_groups_of_classes(label, groups).values())
+
+
+def _groups_of_classes(label: Ints, groups: Ints) -> dict[int, int]:
+    """Return the number of groups that have units of each class."""
+    return {int(one): len(np.unique(groups[label == one])) for one in np.unique(label)}
+
+
 class Labelled(Protocol):
     """Units with a class each."""
 
@@ -139,10 +149,17 @@ class Labelled(Protocol):
 
 
 def folds_of(patients: Labelled, groups: Ints, seed: int, folds: int = FOLDS) -> Iterator[Split]:
-    """Yield splits of the patients, stratified by class; patients of one group stay together."""
+    """Yield splits of the patients, stratified by class; patients of one group stay together.
+
+    A group of several classes counts as one of the class that fewest groups have.
+    """
     from sklearn.model_selection import StratifiedKFold
 
-    names, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, patients.label[first]):
+    names, group = np.unique(groups, return_inverse=True)
+    counts = _groups_of_classes(patients.label, groups)
+    label = np.full(len(names), -1)
+    for one in sorted(counts, key=lambda one: -counts[one]):
+        label[group[patients.label == one]] = one
+    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, label):
         is_test = np.isin(group, test)
         yield np.flatnonzero(~is_test), np.flatnonzero(is_test)

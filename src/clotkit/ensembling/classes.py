@@ -4,7 +4,6 @@ As for two classes, every fit and every choice is made without the units that it
 asks for labels, the decision is fitted to the out-of-fold probabilities and judged on other folds.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from clotkit.ensembling.data import (
     UnitTable,
     check_aucs,
     check_count,
+    check_groups,
     imputer_of,
     read_facts,
 )
@@ -34,15 +34,15 @@ from clotkit.ensembling.units import (
     fold_count,
     macro_auc_error,
     macro_aucs,
-    rarest,
 )
-from clotkit.errors import ConfigError
 from clotkit.evaluation.scores import metric_figures, metric_line
 from clotkit.members.blending import NO_COVARIATES, ClassBlend, Covariates, Floats, Ints, fill_classes, number_of
 from clotkit.members.decision import Decision, fit_decision, leave_class_out, mean_decision, nested_answers
 from clotkit.members.ensemble import ENSEMBLE_CALIBRATION
 from clotkit.metric import calibration_weights, constant_score
 from clotkit.progress import Log
+from clotkit.splits.identity import BLANK
+from clotkit.typed_toml import toml_value
 
 LEAST_OF_CATEGORY = 2  # slides that a text needs to be a category of its own
 
@@ -126,8 +126,7 @@ def _units(p: Floats, table: UnitTable, competition: Competition) -> Units:
 
 def _check(read: Predictions, units: Units, groups: Ints, competition: Competition, trusted: Sequence[str]) -> None:
     check_count(units.label, MIN_UNITS, competition)
-    if (groups_of_class := rarest(units.label, groups)) < MIN_UNITS:
-        raise ConfigError(f"a class has {groups_of_class} groups of related slides, at least {MIN_UNITS} are needed")
+    check_groups(units.label, groups, MIN_UNITS)
     areas = macro_aucs(units.means, units.label)
     check_aucs(read.members, areas, macro_auc_error(units.label), len(units.label), trusted)
 
@@ -178,13 +177,15 @@ def covariates_of(facts: Sequence[Mapping[str, str]], columns: Sequence[str], lo
     """
     numbers, texts = dict[str, tuple[float, float]](), dict[str, tuple[str, ...]]()
     for name in columns:
-        cells = [cell for row in facts if (cell := row[name])]
+        cells = [cell for row in facts if (cell := row[name]).casefold() not in BLANK]
         values = np.array([number_of(cell) for cell in cells])
         frequent = [text for text, count in Counter(cells).most_common() if count >= LEAST_OF_CATEGORY]
         if cells and np.isfinite(values).all() and values.std() > 0:
             numbers[name] = round(float(values.mean()), 6), max(round(float(values.std()), 6), 1e-6)
         elif not np.isfinite(values).all() and len(frequent) > 1:
             texts[name] = tuple(sorted(frequent[1:]))
+            no_number = next(cell for cell, value in zip(cells, values, strict=True) if not np.isfinite(value))
+            log(f"{name}: taken as {len(frequent)} categories, because {no_number!r} is no number")
         else:
             log(f"{name}: left out: it does not vary")
     return Covariates(numbers, texts)
@@ -277,17 +278,17 @@ def class_lines(figures: dict[str, Any], out: Path) -> Iterator[str]:
 
 
 def class_toml(competition: Competition, figures: dict[str, Any]) -> str:
-    """Return the text of ensemble.toml. A JSON string or list of strings is one of TOML too."""
-    members = "".join(f"{json.dumps(name)} = {weight}\n" for name, weight in figures["weights"].items())
+    """Return the text of ensemble.toml."""
+    members = "".join(f"{toml_value(name)} = {weight}\n" for name, weight in figures["weights"].items())
     metric = figures["competition_metric"]
     estimate = {name: figures[name] for name in ("nested_weighted_log_loss", "nested_sd", "constant", "auc", "seed")}
     estimate |= {"value": metric["value"], "sd": metric["sd"]}
-    names = json.dumps(list(competition.classes.names), ensure_ascii=False)
+    names = toml_value(list(competition.classes.names))
     return (
         "# Written by clotkit blend: the members of an ensemble, and how they are combined.\n"
-        f"competition = {json.dumps(competition.slug)}\nclasses = {names}\n"
-        f"positive = {json.dumps(competition.classes.names[-1])}\n"
-        f"calibration = {json.dumps(ENSEMBLE_CALIBRATION)}\n\n[members]  # their weights\n{members}\n[estimate]\n"
-        f"metric = {json.dumps(metric['name'])}\n"
+        f"competition = {toml_value(competition.slug)}\nclasses = {names}\n"
+        f"positive = {toml_value(competition.classes.names[-1])}\n"
+        f"calibration = {toml_value(ENSEMBLE_CALIBRATION)}\n\n[members]  # their weights\n{members}\n[estimate]\n"
+        f"metric = {toml_value(metric['name'])}\n"
         + "".join(f"{name} = {value}\n" for name, value in estimate.items() if value is not None)
     )

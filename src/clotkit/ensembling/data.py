@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from clotkit.competitions import Competition
-from clotkit.ensembling.candidates import Patients, auc_error, aucs
+from clotkit.ensembling.candidates import FOLDS, Patients, auc_error, aucs, rarest
 from clotkit.errors import ConfigError, SplitError
 from clotkit.members.blending import Floats, Imputer, Ints
 from clotkit.members.folder import OUT_OF_FOLD
@@ -109,6 +109,7 @@ def two_class_inputs(read: Predictions, competition: Competition, trusted: Seque
     negative, positive = calibration_weights(competition.metric.name, classes.weights, classes.priors)
     patients = Patients(imputer.fill(read.p[:, :, 1]), units.owner, units.label, positive / negative)
     check_count(units.label, MIN_PATIENTS, competition)
+    check_groups(units.label, units.groups, FOLDS)
     check_aucs(read.members, aucs(patients.means, units.label), auc_error(units.label), len(units.label), trusted)
     return BlendInputs(
         read.members, imputer, patients, units.names, units.centres, units.groups, len(read.p), tuple(read.notes)
@@ -201,7 +202,7 @@ def read_facts(path: Path, images: Sequence[str], columns: Sequence[str], compet
 
 def member_name(path: Path) -> str:
     """Return a member's name: the folder's for the table that training writes, else the file's."""
-    return path.resolve().parent.name if path.name == OUT_OF_FOLD else path.stem
+    return path.absolute().parent.name if path.name == OUT_OF_FOLD else path.stem
 
 
 def _read_table(path: Path, labels: pd.DataFrame, competition: Competition) -> pd.DataFrame:
@@ -256,15 +257,19 @@ def _is_valid(
 
 
 def _duplicates(p: Floats, patient: pd.Series, notes: list[str]) -> dict[str, str]:
-    """Return {patient: earlier patient} where two or more members agree on slides: the same pixels."""
-    joined, first = dict[str, str](), dict[bytes, str]()
+    """Return {patient: earlier patient} where two or more members agree on slides: the same pixels.
+
+    Patients that a chain of such slides links have the same one.
+    """
+    groups, first = {name: name for name in patient}, dict[bytes, str]()
     differ = (p.max(axis=1) - p.min(axis=1)).max(axis=1) >= SAME  # [slides]; False where a member is missing
     for image, row in zip(patient.index[differ], p[differ], strict=True):
         other = first.setdefault((row + 0.0).tobytes(), image)
-        if (earlier := patient[other]) != patient[image]:
-            joined[patient[image]] = joined.get(earlier, earlier)
+        earlier, later = groups[patient[other]], groups[patient[image]]
+        if patient[other] != patient[image]:
             notes.append(f"{image} and {other} have the same predictions: their patients share a fold")
-    return joined
+            groups = {name: earlier if group == later else group for name, group in groups.items()}
+    return {name: group for name, group in groups.items() if group != name}
 
 
 def _usable(read: Predictions) -> Predictions:
@@ -274,7 +279,7 @@ def _usable(read: Predictions) -> Predictions:
     for name, count in zip(read.members, missing.sum(axis=0).tolist(), strict=True):
         if count > MAX_MISSING * len(p):
             raise ConfigError(f"{name}: {count} of {len(p)} slides lack a prediction, allowed: {MAX_MISSING:.0%}")
-        if count:
+        if count and len(read.members) > 1:
             notes.append(f"{name}: {count} slides without a prediction are imputed from the other members")
     constant = (np.nanmax(p, axis=0) - np.nanmin(p, axis=0)).max(axis=1) < SAME  # [M]
     for at in np.flatnonzero(constant).tolist():
@@ -296,6 +301,12 @@ def check_count(label: Ints, least: int, competition: Competition) -> None:
     for name, count in zip(names, np.bincount(label, minlength=len(names)), strict=True):
         if count < least:
             raise ConfigError(f"{count} {unit} of class {name}, at least {least} are needed")
+
+
+def check_groups(label: Ints, groups: Ints, least: int) -> None:
+    """Raise ConfigError if fewer than `least` groups have units of a class."""
+    if (count := rarest(label, groups)) < least:
+        raise ConfigError(f"a class has {count} groups of related slides, at least {least} are needed")
 
 
 def check_aucs(members: Sequence[str], areas: Floats, error: float, units: int, trusted: Sequence[str]) -> None:

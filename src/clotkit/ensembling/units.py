@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from clotkit.ensembling.candidates import FOLDS, MIN_TO_CHOOSE, Split, auc_error, aucs, folds_of
+from clotkit.ensembling.candidates import FOLDS, MIN_TO_CHOOSE, Split, auc_error, aucs, folds_of, rarest
 from clotkit.evaluation.scores import CLIP
 from clotkit.members.blending import BOUNDS, ClassCalibrator, Floats, Ints, class_means
 from clotkit.members.calibration import fit_with_covariates, row_weights
@@ -121,12 +121,6 @@ CLASS_CANDIDATES = (
 def fold_count(label: Ints, groups: Ints) -> int:
     """Return the number of folds: FOLDS, or as many as the rarest class has groups."""
     return min(FOLDS, rarest(label, groups))
-
-
-def rarest(label: Ints, groups: Ints) -> int:
-    """Return how many groups of units the rarest class has."""
-    first = np.unique(groups, return_index=True)[1]
-    return int(min(np.bincount(label[first])))
 
 
 def choose_class(units: Units, groups: Ints, seed: int) -> int:

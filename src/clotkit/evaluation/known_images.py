@@ -57,12 +57,13 @@ class KnownImages:
         has a known image among the tiles. Where names are indices, an image with other pixels is new.
         """
         first = tiles.first_rows()
-        patients = dict(zip(tiles.images[first].tolist(), tiles.patients[first].tolist(), strict=True))  # by image
-        words, renamed, other_pixels = self._words_of(patients, tiles.digests() if self.by_pixels else {})
+        images, own = tiles.images[first].tolist(), tiles.own_patients[first].tolist()
+        groups = dict(zip(images, tiles.patients[first].tolist(), strict=True))
+        words, renamed, other_pixels = self._words_of(images, tiles.digests() if self.by_pixels else {})
         kept = {} if self.are_indices else self.by_patient
-        here = [(patients[image], word) for image, word in words.items()]
-        by_patient = _certain_words([*kept.items(), *here])
-        new = {image: by_patient.get(patients[image], "") for image, word in words.items() if not word}
+        of_own = [(groups[image], kept.get(patient, "")) for image, patient in zip(images, own, strict=True)]
+        by_group = _certain_words([*of_own, *((groups[image], word) for image, word in words.items())])
+        new = {image: by_group.get(groups[image], "") for image, word in words.items() if not word}
         found = np.array([new.get(image) or words[image] for image in tiles.images.tolist()])
         of_known = sum(map(bool, new.values())) if self.by_patient or any(new.values()) else None
         return Match(found, renamed, other_pixels, of_known) if self.by_pixels else Match(found, None, None, of_known)

@@ -13,7 +13,7 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe
 from clotkit.data.folds import make_folds
 from clotkit.data.tiles import TileSet
-from clotkit.ensembling.data import FOLD, read_predictions
+from clotkit.ensembling.data import FOLD, read_labels, read_predictions
 from clotkit.errors import ConfigError
 from clotkit.evaluation.member_metrics import member_metrics
 from clotkit.evaluation.scores import EvaluationTarget, HeldOutFit, fit_by_fold, rows_to_score, target_of
@@ -30,6 +30,7 @@ class ForeignPredictions:
 
     target: EvaluationTarget
     out_of_fold: pd.DataFrame  # one row per slide: image, patient, centre, label, the classes, fold
+    unpredicted: pd.DataFrame  # image and patient of the labelled slides without a prediction
     fit: HeldOutFit  # to these predictions
 
     def metrics(self, recipe: Recipe, name: str) -> dict[str, Any]:
@@ -72,7 +73,9 @@ def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competiti
             f"{oof}: its predictions are no better than the constant, however they are calibrated; are the columns of "
             "the classes exchanged?"
         )
-    return ForeignPredictions(target, table, fit)
+    labelled = read_labels(labels, competition).rename_axis("image").reset_index()
+    unpredicted = labelled[~labelled["image"].isin(table["image"])][["image", "patient"]]
+    return ForeignPredictions(target, table, unpredicted, fit)
 
 
 def _folds(

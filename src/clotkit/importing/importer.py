@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from clotkit.batching import noise
 from clotkit.competitions import Competition
@@ -141,9 +142,11 @@ def _write(out: Path, recipe: Recipe, source: str, found: ForeignPredictions, me
     calibration = found.fit.to_json()
     (out / files.RECIPE).write_text(source, encoding="utf-8")
     (out / files.CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
+    # The network that is imported was trained on all labelled slides, predicted or not.
+    split = pd.concat([found.out_of_fold, found.unpredicted.assign(fold=files.SPLIT_TRAIN)], ignore_index=True)
     for name, table in (
         (files.OUT_OF_FOLD, found.out_of_fold.round(6)),
-        (files.SPLIT, found.out_of_fold[["image", "fold", files.SPLIT_PATIENT]]),
+        (files.SPLIT, split[["image", "fold", files.SPLIT_PATIENT]]),
     ):
         (out / name).write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
     (out / files.CARD).write_text(card(recipe, metrics), encoding="utf-8")

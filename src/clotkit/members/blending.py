@@ -20,6 +20,7 @@ from clotkit.errors import ConfigError, WeightsError
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
 from clotkit.members.pooling import TINY
+from clotkit.splits.tables import spelled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -166,16 +167,22 @@ class Covariates:
         return (*self.numbers, *self.texts)
 
     def inputs(self, facts: Sequence[Mapping[str, str]]) -> Floats:
-        """Return the inputs of slides [slides, K] from their rows; what is missing or no number is 0."""
-        rows = [[*self._numbers_of(row), *self._categories_of(row)] for row in facts]
-        return np.array(rows, np.float64).reshape(len(rows), -1)
+        """Return the inputs of slides [slides, K] from their rows; what is missing or no number is 0.
+
+        Columns may be spelled otherwise than where the blend was fitted, as `Age` for `age`.
+        """
+        rows = [{spelled(name): cell for name, cell in row.items()} for row in facts]
+        return np.array([self._inputs_of(row) for row in rows], np.float64).reshape(len(rows), -1)
+
+    def _inputs_of(self, row: Mapping[str, str]) -> list[float]:
+        return [*self._numbers_of(row), *self._categories_of(row)]
 
     def _numbers_of(self, row: Mapping[str, str]) -> list[float]:
-        values = [(number_of(row.get(name, "")), mean, sd) for name, (mean, sd) in self.numbers.items()]
+        values = [(number_of(row.get(spelled(name), "")), mean, sd) for name, (mean, sd) in self.numbers.items()]
         return [0.0 if math.isnan(value) else (value - mean) / sd for value, mean, sd in values]
 
     def _categories_of(self, row: Mapping[str, str]) -> list[float]:
-        return [float(row.get(name) == text) for name, texts in self.texts.items() for text in texts]
+        return [float(row.get(spelled(name)) == text) for name, texts in self.texts.items() for text in texts]
 
 
 NO_COVARIATES = Covariates({}, {})

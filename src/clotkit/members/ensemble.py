@@ -17,6 +17,7 @@ from clotkit.errors import ConfigError
 from clotkit.members.blending import Blend, ClassBlend, read_blend
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
+from clotkit.splits.tables import spelled
 
 Probabilities = npt.NDArray[np.float64]
 ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
@@ -62,6 +63,11 @@ class Ensemble:
     def columns(self) -> tuple[str, ...]:
         """Return the columns of slides' rows that it uses."""
         return self.blend.columns
+
+    def missing_columns(self, facts: Mapping[str, str]) -> list[str]:
+        """Return the columns that a slide's row lacks, whatever their spelling."""
+        found = {spelled(name) for name in facts}
+        return [name for name in self.columns if spelled(name) not in found]
 
     def apply(
         self,

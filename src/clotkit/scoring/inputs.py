@@ -196,12 +196,23 @@ def load_members(inputs: Inputs, competition: Competition, log: Log) -> tuple[li
 
 
 def with_missing_facts(inputs: Inputs, members: Sequence[Member], log: Log) -> Inputs:
-    """Return the inputs with a note on each slide that lacks a column of a member's tiling.downsample_if."""
+    """Return the inputs with a note on each slide that lacks a column that members or the ensemble use.
+
+    A member uses those of tiling.downsample_if, an ensemble those of `clotkit blend --tabular`.
+    """
     tilings = [member.recipe.tiling for member in members]
-    lacking = [slide.image_id for slide in inputs.slides if any(missing_facts(one, slide.facts) for one in tilings)]
-    if not lacking:
+    uncut = {slide.image_id for slide in inputs.slides if any(missing_facts(one, slide.facts) for one in tilings)}
+    if uncut:
+        log(f"{many(len(uncut), 'slide')} without a column of tiling.downsample_if, cut at the recipe's downsample")
+    average = dict[str, list[str]]()
+    if inputs.ensemble is not None:
+        missing = {slide.image_id: inputs.ensemble.missing_columns(slide.facts) for slide in inputs.slides}
+        average = {image_id: names for image_id, names in missing.items() if names}
+    if average:
+        names = ", ".join(dict.fromkeys(name for names in average.values() for name in names))
+        log(f"{many(len(average), 'slide')} without the ensemble's column {names}, which count as average ones")
+    if not (lacking := uncut | average.keys()):
         return inputs
-    log(f"{many(len(lacking), 'slide')} without a column of tiling.downsample_if, cut at the recipe's downsample")
     noted = [
         replace(slide, repairs=(*slide.repairs, TableRepair.NO_FACT)) if slide.image_id in lacking else slide
         for slide in inputs.slides

@@ -178,7 +178,7 @@ def _hint(path: Path) -> str:
 
 def _header(text: str, where: str, columns: Sequence[str], also: Sequence[str]) -> _Header:
     """Return the first line with all of `columns`. Raises SplitError if none of the first ones has them."""
-    names = {_spelled(name): name for name in (*also, *columns)}
+    names = {spelled(name): name for name in (*also, *columns)}
     known = frozenset(names.values())
     first: _Header | None = None
     lines = ((number, line) for number, line in enumerate(io.StringIO(text, newline=""), start=1) if line.strip())
@@ -208,10 +208,10 @@ def _columns(line: str, delimiter: str, names: dict[str, str]) -> list[str]:
     except csv.Error:
         return []
     bare = [clean(cell) for cell in cells]
-    return [cell if (name := names.get(_spelled(cell), cell)) in bare else name for cell in bare]  # exact names first
+    return [cell if (name := names.get(spelled(cell), cell)) in bare else name for cell in bare]  # exact names first
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """Return a column's name without what programs change in it: case, spaces, underscores, dots."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
@@ -244,7 +244,7 @@ def _parsed(text: str, where: str, header: _Header) -> Iterator[Row]:
         for cells in reader:
             number, before = before + 1, header.line + reader.line_num
             row = [clean(cell) for cell in cells]
-            if any(row) and [_spelled(cell) for cell in row] != [_spelled(name) for name in header.columns]:
+            if any(row) and [spelled(cell) for cell in row] != [spelled(name) for name in header.columns]:
                 yield _row(row, number, where, header)
     except csv.Error as error:
         raise SplitError(f"{where}: row {before + 1} is not CSV: {error}; check its quotes") from error

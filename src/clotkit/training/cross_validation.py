@@ -246,7 +246,7 @@ def _split_table(tiles: TileSet, folds: Sequence[Fold], with_pixels: bool) -> pd
     With a single fold, the rows of the other images say SPLIT_TRAIN, SPLIT_VALIDATION or SPLIT_DROPPED. The
     digests of pixels tell pictures whose names have changed; slides are too large for that.
     """
-    table = pd.DataFrame({"image": tiles.images, "fold": "", SPLIT_PATIENT: tiles.patients})
+    table = pd.DataFrame({"image": tiles.images, "fold": "", SPLIT_PATIENT: tiles.own_patients})
     for number, fold in enumerate(folds):
         if len(folds) == 1:
             table.loc[fold.train, "fold"] = SPLIT_TRAIN
