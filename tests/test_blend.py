@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from clotkit.cli import main
 from clotkit.competitions import Competition
-from clotkit.ensembling.blend import blend, cross_validate, lines
+from clotkit.ensembling.blend import Nested, blend, cross_validate, gain, lines
 from clotkit.ensembling.candidates import (
     CANDIDATES,
     FOLDS,
@@ -329,6 +329,24 @@ def test_classes_are_counted_by_patient_where_each_slide_has_its_answer(patients
     for train, test in folds_of(inputs.patients, inputs.groups, 0):
         assert not set(inputs.groups[train]) & set(inputs.groups[test])
         assert set(inputs.patients.label[train]) == set(inputs.patients.label[test]) == {0, 1}
+
+
+def gain_of(label: np.ndarray, groups: np.ndarray, p: np.ndarray, platt: np.ndarray) -> dict[str, float]:
+    patients = Patients(p[:, None], np.arange(len(label)), label, 1.0)
+    return gain(Nested(p[None], np.stack([p, platt])[None], platt[None], np.ones(2) / 2), patients, groups)
+
+
+def test_an_interval_is_of_patients_not_of_slides() -> None:
+    """Copies of a patient's slides tell nothing new; neither does the order of slides of two classes."""
+    rng = np.random.default_rng(1)
+    label, groups = rng.permutation(np.arange(120) % 2), np.arange(120)
+    p, platt = (np.clip(0.5 + 0.3 * (label - 0.5) + rng.normal(0, 0.2, 120), 0.05, 0.95) for _ in range(2))
+    single = gain_of(label, groups, p, platt)
+    assert single["low"] < single["mean"] < single["high"]
+    assert gain_of(*(np.repeat(one, 6) for one in (label, groups, p, platt))) == pytest.approx(single, abs=2e-6)
+    several = groups // 2  # some have both classes
+    found = [gain_of(label[at], several[at], p[at], platt[at]) for at in (np.arange(120), np.arange(120)[::-1])]
+    assert found[0] == pytest.approx(found[1], abs=2e-6)
 
 
 def test_a_group_counts_as_the_rarest_class_it_has() -> None:

@@ -252,6 +252,17 @@ def test_blanks_of_other_programs_leave_a_column_its_numbers() -> None:
     assert covariates_of(facts, ["age"], quiet).numbers == {"age": (20.0, 10.0)}
 
 
+def test_a_word_for_blank_is_a_category_among_texts() -> None:
+    facts = [{"therapy": text} for text in ["none"] * 3 + ["chemo", "radio"] * 2]
+    assert covariates_of(facts, ["therapy"], quiet).texts == {"therapy": ("chemo", "radio")}
+
+
+def test_columns_that_differ_in_signs_are_not_mixed_up() -> None:
+    covariates = Covariates({"CD3+": (0.0, 1.0)}, {})
+    rows = [{"CD3+": "1", "CD3-": "2"}, {"CD3-": "2", "CD3+": "1"}, {"CD3-": "2"}, {"cd3": "2", "CD3-": "3"}]
+    assert covariates.inputs(rows)[:, 0].tolist() == [1, 1, 2, 0]
+
+
 @pytest.mark.parametrize("name", ["Age", "AGE ", "age"])
 def test_a_column_is_known_whatever_its_spelling(tmp_path: Path, name: str) -> None:
     study = relapses(tmp_path)
@@ -296,6 +307,9 @@ def test_a_member_that_is_a_link_has_the_links_name(tmp_path: Path) -> None:
     first, second = study.files()
     (tmp_path / "link").symlink_to(first.parent)
     assert study.blend(predictions=[tmp_path / "link" / first.name, second])["members"] == ["link", "net1"]
+    (first.parent / "sub").mkdir()
+    below = first.parent / "sub" / ".." / first.name
+    assert study.blend(predictions=[below, second])["members"] == ["net0", "net1"]
 
 
 def test_a_fit_without_covariates_is_the_calibration_of_a_member() -> None:

@@ -5,7 +5,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,16 @@ def test_any_folder_gives_a_draft_or_is_refused(
         check_competition(load_competition(str(out)), data)
 
 
+@pytest.mark.parametrize(("metric", "is_refused"), [("accuracy", False), ("balanced_accuracy", True)])
+def test_a_weight_of_0_is_refused_where_the_metric_balances_by_weights(
+    metric: str, is_refused: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(MINIMAL.replace('"accuracy"', f'"{metric}"').replace(NAMES, f"{NAMES}, weights = [0, 1]"))
+    with pytest.raises(ConfigError, match="weights") if is_refused else nullcontext():
+        load_competition(str(path))
+
+
 @pytest.mark.parametrize(
     ("images", "patients", "form"),
     [
@@ -246,6 +256,17 @@ def test_a_form_of_image_ids_has_the_patient(images: list[str], patients: list[s
     table(tmp_path / "train.csv", ["image_id", "patient_id", "label"], rows)
     write_draft(draft_competition(tmp_path), tmp_path, tmp_path / "my.toml")
     assert load_competition(str(tmp_path / "my.toml")).ids.image == form
+
+
+def test_labels_named_as_a_column_of_predictions_are_to_fill_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    table(data / "train.csv", ["image_id", "kind"], [[f"a{at}", ("control", "patient")[at % 2]] for at in range(12)])
+    table(data / "sample_submission.csv", ["image_id", "kind"], [["b0", "control"]])
+    path = new(data, tmp_path / "my.toml")
+    assert "classes.names" in {one["key"] for one in checked(path, None, capsys)[1]["findings"]}
 
 
 def test_a_column_a_class_in_train_is_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +445,7 @@ FAULTS: dict[str, dict[str, list[str]]] = {
         ],
     },
     "priors": {NAMES: [f"{NAMES}, priors = {bad}" for bad in ("[0.5]", '[0.5, "x"]', "[-1, 2]", "[nan, 1]", "0.5")]},
-    "weights": {NAMES: [f"{NAMES}, weights = {bad}" for bad in ("[0, 0]", "[0, 1]", "[inf, 1]", "[1, 1, 1]")]},
+    "weights": {NAMES: [f"{NAMES}, weights = {bad}" for bad in ("[0, 0]", "[inf, 1]", "[1, 1, 1]")]},
     "fallback": {NAMES: [f"{NAMES}, fallback = [1]"], FORM: [f'{FORM}, fallback = "c"']},
     "form": {FORM: ['form = "labels"', "form = 3"]},
     "rule": {FORM: ['form = "probability", rule = "cut_points"', f'{FORM}, rule = "median"']},

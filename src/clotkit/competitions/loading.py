@@ -205,9 +205,8 @@ def _check_classes(competition: Competition, path: Path) -> None:
             raise ConfigError(f"{path}: classes.{key} has {len(values)} entries, classes.names {len(classes.names)}")
         if not (min(values) >= 0 and 0 < sum(values) < math.inf):
             raise ConfigError(f"{path}: classes.{key} is {list(values)}; it must be non-negative with a positive sum")
-    for key in ("weights", *(() if METRICS[competition.metric.name].balanced else ("priors",))):
-        if min(values := getattr(classes, key)) <= 0:  # a calibration divides by them
-            raise ConfigError(f"{path}: classes.{key} is {list(values)}; each must be above 0")
+    if METRICS[competition.metric.name].balanced and min(classes.weights) <= 0:
+        raise ConfigError(f"{path}: classes.weights is {list(classes.weights)}; each must be above 0")
 
 
 def _check_submission(competition: Competition, path: Path) -> None:

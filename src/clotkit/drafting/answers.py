@@ -89,6 +89,9 @@ def find_form(roles: Roles, answers: Sequence[str], label: str, labels: Collecti
 def find_names(form: Form, answers: Sequence[str], labels: Collection[str]) -> tuple[list[str], str, bool]:
     """Return the classes in the order of the submission, why, and whether that is sure enough."""
     found = ordered(labels)
+    if taken := [name for name in found if name in COLUMNS_OF_TABLES]:
+        why = f"{taken[0]} is a column of the tables of predictions: rename this label in the tables, and write it here"
+        return [f"class_{index}" for index in range(max(2, len(found)))], why, False
     if form is Form.PROBABILITIES:
         named = answer_classes(answers, labels)
         if all(named) and len(set(named)) == len(named):

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from clotkit.competitions import Competition, Form
-from clotkit.ensembling.candidates import CANDIDATES, FOLDS, PLATT, Patients, Split, aucs, choose, folds_of, loss_terms
+from clotkit.ensembling.candidates import (
+    CANDIDATES,
+    FOLDS,
+    PLATT,
+    Patients,
+    Split,
+    aucs,
+    choose,
+    class_of_groups,
+    folds_of,
+    loss_terms,
+)
 from clotkit.ensembling.classes import class_lines, class_toml, fit_classes, mean_figures, rounded
 from clotkit.ensembling.data import SEED, BlendInputs, BlendSettings, Predictions, read_predictions, two_class_inputs
 from clotkit.errors import UsageError
@@ -157,7 +168,7 @@ def _figures(
         "competition_metric": _judged(nested, patients, competition),
         "method": f"{CANDIDATES[best].name}, probabilities within {BOUNDS[0]} to {BOUNDS[1]}",
         "members": list(inputs.members),
-        "gain": _gain(nested, patients, inputs.groups),
+        "gain": gain(nested, patients, inputs.groups),
         "hidden": _hidden(nested, patients, constant),
         "candidates": _table(nested, patients, best),
         "patients": len(patients.label),
@@ -176,12 +187,12 @@ def _judged(nested: Nested, patients: Patients, competition: Competition) -> dic
     return mean_figures([metric_figures(p, p.argmax(axis=1), patients.label, competition) for p in rows])
 
 
-def _gain(nested: Nested, patients: Patients, groups: Ints) -> dict[str, float]:
+def gain(nested: Nested, patients: Patients, groups: Ints) -> dict[str, float]:
     """Return the loss of Platt scaling minus the blend's, with a bootstrap of the groups of each class."""
     pairs = zip(nested.platt, nested.p, strict=True)
     terms = np.mean([loss_terms(platt, patients) - loss_terms(p, patients) for platt, p in pairs], axis=0)  # [n]
-    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    terms, of_group = np.bincount(group, terms), patients.label[first]
+    terms = np.bincount(np.unique(groups, return_inverse=True)[1], terms)  # [groups]
+    of_group = class_of_groups(patients.label, groups)
     rng, draws = np.random.default_rng(SEED), np.zeros(DRAWS)
     for rows in (np.flatnonzero(of_group == label) for label in (0, 1)):
         draws += terms[rng.choice(rows, (DRAWS, len(rows)))].sum(axis=1)

@@ -124,7 +124,7 @@ def choose(patients: Patients, groups: Ints, seed: int) -> int:
 
     With fewer than MIN_TO_CHOOSE patients of a class that is PLATT: the difference could not be measured.
     """
-    if np.bincount(patients.label, minlength=2).min() < MIN_TO_CHOOSE:
+    if rarest(patients.label, groups) < MIN_TO_CHOOSE:
         return CANDIDATES.index(PLATT)
     splits = list(folds_of(patients, groups, seed + 1))
     return int(np.argmin([loss_terms(one.cross_fit(patients, splits), patients).sum() for one in CANDIDATES]))
@@ -132,12 +132,25 @@ def choose(patients: Patients, groups: Ints, seed: int) -> int:
 
 def rarest(label: Ints, groups: Ints) -> int:
     """Return how many groups have units of the class that fewest groups have."""
-    return min(_groups_of_classes(label, groups).values())
+    return min(_groups_of_classes(label, groups).values(), default=0)
 
 
 def _groups_of_classes(label: Ints, groups: Ints) -> dict[int, int]:
     """Return the number of groups that have units of each class."""
     return {int(one): len(np.unique(groups[label == one])) for one in np.unique(label)}
+
+
+def class_of_groups(label: Ints, groups: Ints) -> Ints:
+    """Return the class of each group, in ascending order of groups.
+
+    Of several it is the one that fewest groups have.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    counts = _groups_of_classes(label, groups)
+    classes = np.full(len(names), -1)
+    for one in sorted(counts, key=lambda one: -counts[one]):
+        classes[group[label == one]] = one
+    return classes
 
 
 class Labelled(Protocol):
@@ -149,17 +162,11 @@ class Labelled(Protocol):
 
 
 def folds_of(patients: Labelled, groups: Ints, seed: int, folds: int = FOLDS) -> Iterator[Split]:
-    """Yield splits of the patients, stratified by class; patients of one group stay together.
-
-    A group of several classes counts as one of the class that fewest groups have.
-    """
+    """Yield splits of the patients, stratified by class; patients of one group stay together."""
     from sklearn.model_selection import StratifiedKFold
 
     names, group = np.unique(groups, return_inverse=True)
-    counts = _groups_of_classes(patients.label, groups)
-    label = np.full(len(names), -1)
-    for one in sorted(counts, key=lambda one: -counts[one]):
-        label[group[patients.label == one]] = one
+    label = class_of_groups(patients.label, groups)
     for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, label):
         is_test = np.isin(group, test)
         yield np.flatnonzero(~is_test), np.flatnonzero(is_test)

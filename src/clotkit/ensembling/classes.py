@@ -172,14 +172,15 @@ def _with_tabular(
 def covariates_of(facts: Sequence[Mapping[str, str]], columns: Sequence[str], log: Log) -> Covariates:
     """Return how columns become inputs.
 
-    A column has numbers if every cell that is filled is one, else texts by category. The commonest text is what the
-    others are compared with, and has no input. A column that does not vary is left out.
+    A column has numbers if every cell is one or blank, as `NA` is, else texts by category. The commonest text is what
+    the others are compared with, and has no input. A column that does not vary is left out.
     """
     numbers, texts = dict[str, tuple[float, float]](), dict[str, tuple[str, ...]]()
     for name in columns:
-        cells = [cell for row in facts if (cell := row[name]).casefold() not in BLANK]
+        filled = [cell for row in facts if (cell := row[name])]
+        cells = [cell for cell in filled if cell.casefold() not in BLANK]
         values = np.array([number_of(cell) for cell in cells])
-        frequent = [text for text, count in Counter(cells).most_common() if count >= LEAST_OF_CATEGORY]
+        frequent = [text for text, count in Counter(filled).most_common() if count >= LEAST_OF_CATEGORY]
         if cells and np.isfinite(values).all() and values.std() > 0:
             numbers[name] = round(float(values.mean()), 6), max(round(float(values.std()), 6), 1e-6)
         elif not np.isfinite(values).all() and len(frequent) > 1:

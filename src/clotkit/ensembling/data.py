@@ -202,7 +202,10 @@ def read_facts(path: Path, images: Sequence[str], columns: Sequence[str], compet
 
 def member_name(path: Path) -> str:
     """Return a member's name: the folder's for the table that training writes, else the file's."""
-    return path.absolute().parent.name if path.name == OUT_OF_FOLD else path.stem
+    if path.name != OUT_OF_FOLD:
+        return path.stem
+    folder = path.parent  # a link to a member's folder keeps its own name
+    return folder.name if folder.name not in {"", ".."} else folder.resolve().name
 
 
 def _read_table(path: Path, labels: pd.DataFrame, competition: Competition) -> pd.DataFrame:
@@ -261,15 +264,21 @@ def _duplicates(p: Floats, patient: pd.Series, notes: list[str]) -> dict[str, st
 
     Patients that a chain of such slides links have the same one.
     """
-    groups, first = {name: name for name in patient}, dict[bytes, str]()
+    earlier, first = {name: name for name in patient}, dict[bytes, str]()
     differ = (p.max(axis=1) - p.min(axis=1)).max(axis=1) >= SAME  # [slides]; False where a member is missing
     for image, row in zip(patient.index[differ], p[differ], strict=True):
         other = first.setdefault((row + 0.0).tobytes(), image)
-        earlier, later = groups[patient[other]], groups[patient[image]]
         if patient[other] != patient[image]:
             notes.append(f"{image} and {other} have the same predictions: their patients share a fold")
-            groups = {name: earlier if group == later else group for name, group in groups.items()}
-    return {name: group for name, group in groups.items() if group != name}
+            earlier[_first_of(patient[image], earlier)] = _first_of(patient[other], earlier)
+    return {name: first_name for name in earlier if (first_name := _first_of(name, earlier)) != name}
+
+
+def _first_of(patient: str, earlier: Mapping[str, str]) -> str:
+    """Return the end of a chain of patients."""
+    while earlier[patient] != patient:
+        patient = earlier[patient]
+    return patient
 
 
 def _usable(read: Predictions) -> Predictions:

@@ -1,5 +1,6 @@
 """Tell which images a member was made with, by their pixels first and by their names second."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class KnownImages:
         groups = dict(zip(images, tiles.patients[first].tolist(), strict=True))
         words, renamed, other_pixels = self._words_of(images, tiles.digests() if self.by_pixels else {})
         kept = {} if self.are_indices else self.by_patient
-        of_own = [(groups[image], kept.get(patient, "")) for image, patient in zip(images, own, strict=True)]
+        of_own = [(groups[image], kept.get(_composed(patient), "")) for image, patient in zip(images, own, strict=True)]
         by_group = _certain_words([*of_own, *((groups[image], word) for image, word in words.items())])
         new = {image: by_group.get(groups[image], "") for image, word in words.items() if not word}
         found = np.array([new.get(image) or words[image] for image in tiles.images.tolist()])
@@ -107,9 +108,14 @@ def read_known_images(path: Path, folds: int, are_indices: bool = False) -> Know
         by_name=dict(zip(names, table["fold"], strict=True)),
         by_pixels=_words_by(table, SPLIT_PIXELS),
         digests=digests,
-        by_patient=_words_by(table, SPLIT_PATIENT),
+        by_patient={_composed(patient): word for patient, word in _words_by(table, SPLIT_PATIENT).items()},
         are_indices=are_indices,
     )
+
+
+def _composed(patient: str) -> str:
+    """Return a patient in one form of Unicode: members of earlier versions have both."""
+    return unicodedata.normalize("NFC", patient)
 
 
 def _words_by(table: pd.DataFrame, column: str) -> dict[str, str]:

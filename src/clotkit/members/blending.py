@@ -171,21 +171,30 @@ class Covariates:
 
         Columns may be spelled otherwise than where the blend was fitted, as `Age` for `age`.
         """
-        rows = [{spelled(name): cell for name, cell in row.items()} for row in facts]
-        return np.array([self._inputs_of(row) for row in rows], np.float64).reshape(len(rows), -1)
-
-    def _inputs_of(self, row: Mapping[str, str]) -> list[float]:
-        return [*self._numbers_of(row), *self._categories_of(row)]
+        rows = [[*self._numbers_of(row), *self._categories_of(row)] for row in facts]
+        return np.array(rows, np.float64).reshape(len(rows), -1)
 
     def _numbers_of(self, row: Mapping[str, str]) -> list[float]:
-        values = [(number_of(row.get(spelled(name), "")), mean, sd) for name, (mean, sd) in self.numbers.items()]
+        values = [(number_of(cell_of(row, name) or ""), mean, sd) for name, (mean, sd) in self.numbers.items()]
         return [0.0 if math.isnan(value) else (value - mean) / sd for value, mean, sd in values]
 
     def _categories_of(self, row: Mapping[str, str]) -> list[float]:
-        return [float(row.get(spelled(name)) == text) for name, texts in self.texts.items() for text in texts]
+        return [float(cell_of(row, name) == text) for name, texts in self.texts.items() for text in texts]
 
 
 NO_COVARIATES = Covariates({}, {})
+
+
+def cell_of(row: Mapping[str, str], name: str) -> str | None:
+    """Return the cell of a column, or of the only one whose name differs in spelling alone.
+
+    None if there is no such column.
+    """
+    if name in row:
+        return row[name]
+    wanted = spelled(name)
+    alike = [cell for other, cell in row.items() if wanted and spelled(other) == wanted]
+    return alike[0] if len(alike) == 1 else None
 
 
 def number_of(cell: str) -> float:

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from clotkit.competitions import Competition
 from clotkit.errors import ConfigError
-from clotkit.members.blending import Blend, ClassBlend, read_blend
+from clotkit.members.blending import Blend, ClassBlend, cell_of, read_blend
 from clotkit.members.calibration import Calibration
 from clotkit.members.decision import Decision
-from clotkit.splits.tables import spelled
 
 Probabilities = npt.NDArray[np.float64]
 ENSEMBLE, ENSEMBLE_CALIBRATION = "ensemble.toml", "calibration.json"  # beside the member folders
@@ -66,8 +65,7 @@ class Ensemble:
 
     def missing_columns(self, facts: Mapping[str, str]) -> list[str]:
         """Return the columns that a slide's row lacks, whatever their spelling."""
-        found = {spelled(name) for name in facts}
-        return [name for name in self.columns if spelled(name) not in found]
+        return [name for name in self.columns if cell_of(facts, name) is None]
 
     def apply(
         self,

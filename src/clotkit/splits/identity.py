@@ -94,7 +94,7 @@ class Joiner:
                 f"{row[columns.image]!r} is not of the form {self.competition.ids.image}, which has the patient; fill "
                 "the cell"
             )
-        return unicodedata.normalize("NFC", cell)  # one patient, whichever system wrote the row
+        return cell
 
     def _of_image(self, row: Row, cell: str, embedded: str) -> tuple[str, TableRepair]:
         """Return the patient of a row whose cell is not the patient `embedded` in its image id."""
