@@ -113,12 +113,14 @@ def tissue_shares(cells: Sequence[Pixels], glass: Glass, needed: float) -> np.nd
     `needed` is the sum of the shares that is enough.
     """
     rules = GREY_RULES if glass.grey else RULES
-    by_rule = [np.array([tissue(cell, glass.colour, *rule).mean() for cell in cells]) for rule in rules]
-    for enough in (max(needed, np.finfo(float).tiny), np.finfo(float).tiny):
-        for share in by_rule:
-            if share.sum() >= enough:
-                return share
-    return by_rule[-1]
+    any_tissue = None
+    for rule in rules:
+        share = np.array([tissue(cell, glass.colour, *rule).mean() for cell in cells])
+        if share.sum() >= needed > 0:
+            return share
+        if any_tissue is None and share.any():
+            any_tissue = share
+    return share if any_tissue is None else any_tissue
 
 
 def tissue(cells: Pixels, background: Colour, threshold: int, with_marks: bool) -> np.ndarray:

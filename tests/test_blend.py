@@ -288,9 +288,7 @@ def test_duplicates_within_the_labels_share_folds(study: Study, strip_ai: Compet
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 3, 1)])
-def test_a_chain_of_duplicates_is_one_group(
-    order: tuple[int, ...], study: Study, strip_ai: Competition, tmp_path: Path
-) -> None:
+def test_a_chain_of_duplicates_is_one_group(order: tuple[int, ...], study: Study, strip_ai: Competition) -> None:
     """Two slides of one patient each have the pixels of another patient's slide."""
     owners = [owner for owner in np.unique(study.owner) if (study.owner == owner).sum() == 2][:2]
     singles = [at for at, owner in enumerate(study.owner) if (study.owner == owner).sum() == 1]
@@ -320,7 +318,7 @@ def test_classes_are_counted_by_patient_where_each_slide_has_its_answer(patients
     owner = [f"n{at}" for at in range(60)] + [f"p{at % patients}" for at in range(60)]
     labels = pd.DataFrame({"patient": owner, "centre": "", "label": label, "unit": np.arange(120).astype(str)})
     p = np.random.default_rng(0).dirichlet([2, 2], (120, 2)) * 0.8 + 0.2 * np.eye(2)[label][:, None]
-    read = Predictions(("one", "two"), p, labels, {}, [])
+    read = Predictions(("one", "two"), p, labels, {}, [], labels)
     if patients < FOLDS:
         with pytest.raises(ConfigError):
             two_class_inputs(read, strip_ai, ())

@@ -220,11 +220,9 @@ def test_patients_that_near_duplicates_join_keep_their_own_names(tmp_path: Path)
     named = np.repeat(np.array(["a", "p", "p", "q", "s"]), 2)
     groups = np.repeat(np.array(["a", "a", "a", "q", "s"]), 2)  # a picture of a new patient is near one of p
     (tmp_path / SPLIT).write_text("image,fold,patient\nb,train,p\nc,0,q\ne,train,Zoe\u0308\n")
-    tiles = tiles_of(dict.fromkeys("vwxyz", 1))
-    assert (
-        read_known_images(tmp_path / SPLIT, 1).match(replace(tiles, patients=np.full(10, "Zo\xeb"))).words[0] == "train"
-    )
-    found = read_known_images(tmp_path / SPLIT, 1).match(replace(tiles, patients=groups, named_patients=named))
+    known = read_known_images(tmp_path / SPLIT, 1)
+    assert known.match(replace(tiles, patients=np.full(10, "Zo\xeb"))).words[0] == "train"  # another form of Unicode
+    found = known.match(replace(tiles, patients=groups, named_patients=named))
     assert found.words[::2].tolist() == ["train", "train", "train", "0", ""]
     assert found.of_known_patients == 4
 

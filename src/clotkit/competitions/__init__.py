@@ -7,6 +7,7 @@ this.
 from clotkit.competitions.loading import DEFAULT as DEFAULT
 from clotkit.competitions.loading import DEFAULT_FILE as DEFAULT_FILE
 from clotkit.competitions.loading import FOLDER as FOLDER
+from clotkit.competitions.loading import check_class_names as check_class_names
 from clotkit.competitions.loading import load_competition as load_competition
 from clotkit.competitions.schema import COLUMNS_OF_TABLES as COLUMNS_OF_TABLES
 from clotkit.competitions.schema import UNKNOWN as UNKNOWN

@@ -5,7 +5,7 @@ Standard library only.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -188,17 +188,25 @@ def _parsed(pattern: str) -> Iterator[tuple[str, str, str, str]]:
             yield text, field, form or "", change or ""
 
 
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raise ConfigError for a class named as one of COLUMNS_OF_TABLES.
+
+    `where` names the list of classes.
+    """
+    if taken := [name for name in names if name in COLUMNS_OF_TABLES]:
+        raise ConfigError(
+            f"{where} has {taken[0]!r}, as a column of the tables of predictions is named; rename the class; taken "
+            f"are: {', '.join(COLUMNS_OF_TABLES)}"
+        )
+
+
 def _check_classes(competition: Competition, path: Path) -> None:
     classes = competition.classes
     if len(classes.names) < 2:
         raise ConfigError(f"{path}: classes.names has {len(classes.names)} entries, at least 2 are needed")
     if len({label_key(name) for name in classes.names}) < len(classes.names):
         raise ConfigError(f"{path}: classes.names is {', '.join(classes.names)}; each must be there once")
-    if taken := [name for name in classes.names if name in COLUMNS_OF_TABLES]:
-        raise ConfigError(
-            f"{path}: classes.names has {taken[0]!r}, as a column of the tables of predictions is named; rename the "
-            f"class; taken are: {', '.join(COLUMNS_OF_TABLES)}"
-        )
+    check_class_names(classes.names, f"{path}: classes.names")
     for key in ("weights", "priors", "fallback"):
         values = getattr(classes, key)
         if len(values) != len(classes.names):

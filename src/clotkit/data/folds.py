@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clotkit.config import DataConfig, TrainingConfig
+from clotkit.data.groups import connected_groups
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.errors import ConfigError, UsageError
 
@@ -113,14 +114,10 @@ def _by_centre(tiles: TileSet, training: TrainingConfig, folds: int) -> list[Fol
 
 def _shared_centres(tiles: TileSet) -> Groups:
     """Return the group of each tile, int[n]: centres that share a patient are one group."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     names, centre = np.unique(tiles.centres, return_inverse=True)
     patients, patient = np.unique(tiles.patients, return_inverse=True)
-    size = len(names) + len(patients)
-    graph = coo_array((np.ones(len(tiles), bool), (centre, len(names) + patient)), shape=(size, size))
-    return np.asarray(connected_components(graph, directed=False)[1][centre])
+    pairs = np.stack([centre, len(names) + patient], axis=1)
+    return connected_groups(len(names) + len(patients), pairs)[centre]
 
 
 def _grouped(tiles: TileSet, groups: Groups, training: TrainingConfig, folds: int) -> list[Fold]:

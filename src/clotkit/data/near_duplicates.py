@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clotkit.data.groups import connected_groups
 from clotkit.data.tiles import TEST, TRAIN, VAL, TileSet
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
@@ -47,7 +48,7 @@ def near_duplicate_groups(pictures: Sequence[Pixels], bits: int) -> Indices:
     hashes, thumbnails = _fingerprints(pictures)
     flat = thumbnails.std(1) < FLAT_STD
     pairs = [_near_pairs(hashes, thumbnails, np.flatnonzero(~flat), bits), _equal_pairs(pictures, np.flatnonzero(flat))]
-    return _components(len(pictures), np.concatenate(pairs))
+    return connected_groups(len(pictures), np.concatenate(pairs))
 
 
 def group_near_duplicates(tiles: TileSet, bits: int, log: Log) -> TileSet:
@@ -93,7 +94,7 @@ def _merged(tiles: TileSet, groups: Indices) -> TileSet:
     names, patients = np.unique(tiles.patients, return_inverse=True)
     # The nodes are patients and groups; an edge joins a patient to the group of each of their images.
     edges = np.stack([patients, len(names) + groups], axis=1)
-    merged = _components(len(names) + int(groups.max()) + 1, edges)[: len(names)]
+    merged = connected_groups(len(names) + int(groups.max()) + 1, edges)[: len(names)]
     _, leaders, of_name = np.unique(merged, return_index=True, return_inverse=True)
     return replace(tiles, patients=names[leaders[of_name]][patients], named_patients=tiles.own_patients)
 
@@ -159,7 +160,7 @@ def _star(nodes: int, pairs: Indices) -> Indices:
 
     A thousand similar frames make a million pairs, but only a thousand of these.
     """
-    groups = _components(nodes, pairs)
+    groups = connected_groups(nodes, pairs)
     leaders = np.unique(groups, return_index=True)[1][groups]
     members = np.flatnonzero(leaders != np.arange(nodes))
     return np.stack([leaders[members], members], axis=1)
@@ -183,14 +184,3 @@ def _content_key(picture: Pixels) -> tuple[Any, bytes]:
     import hashlib
 
     return picture.shape, hashlib.sha256(picture.tobytes()).digest()
-
-
-def _components(nodes: int, pairs: Indices) -> Indices:
-    """Return the connected component of each node, int64[nodes], numbered in order of first nodes."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(nodes, nodes))
-    _, found = connected_components(graph, directed=False)
-    _, leaders, component = np.unique(found, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(leaders))[component].astype(np.int64)

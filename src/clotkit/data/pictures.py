@@ -4,7 +4,6 @@ A mistake in the data raises SplitError, which names the file, what it has, and 
 """
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from clotkit.errors import ConfigError, SplitError, UsageError, one_line
 from clotkit.progress import Log
 from clotkit.slides.pixels import Pixels
 from clotkit.splits import read_table
-from clotkit.splits.identity import BLANK
+from clotkit.splits.identity import BLANK, composed
 from clotkit.stores import Place
 from clotkit.units import many
 
@@ -244,11 +243,7 @@ def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, lo
     """Return the pictures with the patients, centres and parts of a table."""
     written = _table_rows(table, [config.file_column], config, log)
     rows = {_name(file): row for file, row in written.items()}
-    if len(rows) < len(written):
-        (file, count), *_ = Counter(map(_name, written)).most_common(1)
-        raise SplitError(
-            f"{table}: {config.file_column} {file} has {count} rows; each file may have one; remove the others"
-        )
+    _check_one_row(list(map(_name, written)), table, config)
     unknown = [picture.image for picture in pictures if _name(picture.image) not in rows]
     if unknown:
         raise SplitError(
@@ -262,11 +257,7 @@ def _with_table(pictures: Sequence[Picture], table: Path, config: DataConfig, lo
 
 def _name(file: str) -> str:
     """Return a path as tables of macOS and Windows may write it otherwise: composed, and with slashes."""
-    return _composed(file).replace("\\", "/")
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    return composed(file).replace("\\", "/")
 
 
 def _table_pictures(data: Path, config: DataConfig, log: Log) -> list[Picture]:
@@ -297,13 +288,17 @@ def _table_rows(table: Path, columns: list[str], config: DataConfig, log: Log) -
     if config.patient_column not in found[0]:
         log(f"{table}: no column {config.patient_column}; each file counts as a patient of its own")
     files = [os.path.normpath(row[config.file_column]) for row in found]
+    _check_one_row(files, table, config)
+    return dict(zip(files, found, strict=True))
+
+
+def _check_one_row(files: Sequence[str], table: Path, config: DataConfig) -> None:
     for file, count in Counter(files).items():
         if count > 1 or file == ".":
             raise SplitError(
                 f"{table}: {config.file_column} {'(empty)' if file == '.' else file} has {count} rows; "
                 "each file may have one; remove the others"
             )
-    return dict(zip(files, found, strict=True))
 
 
 def _row_label(row: dict[str, str], file: str, table: Path, config: DataConfig) -> int:
@@ -325,7 +320,7 @@ def _row_facts(row: dict[str, str], file: str, table: Path, config: DataConfig) 
         )
     if PART_COLUMN in row and part not in PARTS:
         raise SplitError(f"{table}: {file} has {PART_COLUMN} {part!r}; allowed: {listed(PARTS)}")
-    return _composed(patient), _composed(row.get(config.centre_column, "")), part
+    return composed(patient), composed(row.get(config.centre_column, "")), part
 
 
 PICTURE_READERS: dict[str, Callable[[Path, DataConfig, Log], list[Picture]]] = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clotkit.competitions import COLUMNS_OF_TABLES, Competition
+from clotkit.competitions import Competition, check_class_names
 from clotkit.config import Recipe, check_facts, tiling_for
 from clotkit.data.images import IMAGE_TILERS, read_image
 from clotkit.data.pictures import PICTURE_READERS, SUFFIXES, Picture, listed, with_folder_classes
@@ -86,12 +86,7 @@ def _check_recipe_classes(recipe: Recipe) -> None:
             f"recipe {recipe.name}: data.classes has {len(set(classes))} different names; source "
             f"{recipe.data.source} needs at least 2, each once, in the order of the class indices"
         )
-    taken = [name for name in classes if name in COLUMNS_OF_TABLES]
-    if taken:
-        raise ConfigError(
-            f"recipe {recipe.name}: a class is named {taken[0]!r}, as a column of the tables of predictions is; rename "
-            f"the class; taken are: {', '.join(COLUMNS_OF_TABLES)}"
-        )
+    check_class_names(classes, f"recipe {recipe.name}: data.classes")
 
 
 def _check_every_class(rows: Sequence[Picture], classes: Sequence[str], kind: str, data: Place) -> None:

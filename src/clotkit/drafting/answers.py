@@ -19,7 +19,6 @@ from clotkit.drafting.roles import (
 from clotkit.splits.identity import BLANK, without_suffix
 
 DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+([eE]-?[0-9]+)?")
-UNKNOWN_CLASSES = ["class_0", "class_1"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,16 @@ def find_form(roles: Roles, answers: Sequence[str], label: str, labels: Collecti
 
 def find_names(form: Form, answers: Sequence[str], labels: Collection[str]) -> tuple[list[str], str, bool]:
     """Return the classes in the order of the submission, why, and whether that is sure enough."""
+    names, why, is_sure = _names(form, answers, labels)
+    if not (taken := [name for name in names if name in COLUMNS_OF_TABLES]):
+        return names, why, is_sure
+    why = f"{taken[0]} is a column of the tables of predictions: rename it in the tables, and write the classes here"
+    return _numbered(len(names)), why, False
+
+
+def _names(form: Form, answers: Sequence[str], labels: Collection[str]) -> tuple[list[str], str, bool]:
+    """Return the same without regard to the names of columns."""
     found = ordered(labels)
-    if taken := [name for name in found if name in COLUMNS_OF_TABLES]:
-        why = f"{taken[0]} is a column of the tables of predictions: rename this label in the tables, and write it here"
-        return [f"class_{index}" for index in range(max(2, len(found)))], why, False
     if form is Form.PROBABILITIES:
         named = answer_classes(answers, labels)
         if all(named) and len(set(named)) == len(named):
@@ -99,7 +104,7 @@ def find_names(form: Form, answers: Sequence[str], labels: Collection[str]) -> t
         return _bare(answers), "the sample's columns; write the labels of train in their order", False
     if not 1 < len(found) <= MOST_CLASSES:
         why = f"{len(found)} labels in train; write the classes (at least 2)"
-        return UNKNOWN_CLASSES, why, False
+        return _numbered(2), why, False
     if form is Form.PROBABILITY:
         positive = found[-1]
         return found, f"labels of train; the probability is of the last one, {positive}", True
@@ -114,8 +119,11 @@ def _bare(columns: Sequence[str]) -> list[str]:
         same += 1
     names = ["_".join(part[same:]) for part in parts]
     alike = len({name.casefold() for name in names}) < len(names) or not all(names)
-    unusable = alike or not set(names).isdisjoint(COLUMNS_OF_TABLES)
-    return [f"class_{index}" for index in range(len(names))] if unusable else names
+    return _numbered(len(names)) if alike else names
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"class_{index}" for index in range(count)]
 
 
 def find_outlier(roles: Roles, columns: ColumnRoles, tables: Iterable[Table], names: Sequence[str]) -> str:

@@ -197,8 +197,8 @@ def gain(nested: Nested, patients: Patients, groups: Ints) -> dict[str, float]:
     for rows in (np.flatnonzero(of_group == label) for label in (0, 1)):
         draws += terms[rng.choice(rows, (DRAWS, len(rows)))].sum(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
-    gain = {"mean": terms.sum(), "sd": np.std(draws), "low": low, "high": high, "share_above_0": np.mean(draws > 0)}
-    return rounded(gain)
+    spread = {"sd": np.std(draws), "low": low, "high": high, "share_above_0": np.mean(draws > 0)}
+    return rounded({"mean": terms.sum(), **spread})
 
 
 def _hidden(nested: Nested, patients: Patients, constant: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from clotkit.competitions import Competition
+from clotkit.data.groups import connected_groups
 from clotkit.ensembling.candidates import FOLDS, Patients, auc_error, aucs, rarest
 from clotkit.errors import ConfigError, SplitError
 from clotkit.members.blending import Floats, Imputer, Ints
@@ -51,6 +52,7 @@ class Predictions:
     labels: pd.DataFrame  # by slide: patient, centre, label, and unit, whose answer a row of the submission is
     groups: Mapping[str, str]  # {patient: earlier patient} that shares pixels with it
     notes: list[str]  # one line for people on everything unusual
+    labelled: pd.DataFrame  # as `labels`, with the slides that are left out
 
     def units(self) -> "UnitTable":
         """Return the units that the slides belong to."""
@@ -138,7 +140,7 @@ def read_predictions(paths: Sequence[Path], labels_path: Path, competition: Comp
     p = np.stack([one.reindex(labels.index).to_numpy() for one in slides.values()], axis=1)  # [slides, M, C]
     groups = _duplicates(p, labels["patient"], notes)
     valid = _is_valid(labels, slides, competition, notes)
-    return _usable(Predictions(tuple(slides), p[valid], labels.iloc[np.flatnonzero(valid)], groups, notes))
+    return _usable(Predictions(tuple(slides), p[valid], labels.iloc[np.flatnonzero(valid)], groups, notes, labels))
 
 
 def read_labels(path: Path, competition: Competition) -> pd.DataFrame:
@@ -264,21 +266,18 @@ def _duplicates(p: Floats, patient: pd.Series, notes: list[str]) -> dict[str, st
 
     Patients that a chain of such slides links have the same one.
     """
-    earlier, first = {name: name for name in patient}, dict[bytes, str]()
+    first, pairs = dict[bytes, str](), list[tuple[int, int]]()
     differ = (p.max(axis=1) - p.min(axis=1)).max(axis=1) >= SAME  # [slides]; False where a member is missing
+    number, names = pd.factorize(patient)
+    number_of = dict(zip(patient.index, number.tolist(), strict=True))
     for image, row in zip(patient.index[differ], p[differ], strict=True):
         other = first.setdefault((row + 0.0).tobytes(), image)
-        if patient[other] != patient[image]:
+        if number_of[other] != number_of[image]:
+            pairs.append((number_of[other], number_of[image]))
             notes.append(f"{image} and {other} have the same predictions: their patients share a fold")
-            earlier[_first_of(patient[image], earlier)] = _first_of(patient[other], earlier)
-    return {name: first_name for name in earlier if (first_name := _first_of(name, earlier)) != name}
-
-
-def _first_of(patient: str, earlier: Mapping[str, str]) -> str:
-    """Return the end of a chain of patients."""
-    while earlier[patient] != patient:
-        patient = earlier[patient]
-    return patient
+    groups = connected_groups(len(names), np.array(pairs, np.int64).reshape(-1, 2))
+    leaders = np.unique(groups, return_index=True)[1][groups]  # [patients], the first of each group
+    return {names[at]: names[leader] for at, leader in enumerate(leaders) if leader != at}
 
 
 def _usable(read: Predictions) -> Predictions:
@@ -300,7 +299,8 @@ def _usable(read: Predictions) -> Predictions:
     if not kept.all():
         notes.append(f"{int((~kept).sum())} slides without any prediction are left out")
     members = tuple(name for name, is_flat in zip(read.members, constant, strict=True) if not is_flat)
-    return Predictions(members, p[kept][:, ~constant], read.labels.iloc[np.flatnonzero(kept)], read.groups, notes)
+    labels = read.labels.iloc[np.flatnonzero(kept)]
+    return replace(read, members=members, p=p[kept][:, ~constant], labels=labels)
 
 
 def check_count(label: Ints, least: int, competition: Competition) -> None:

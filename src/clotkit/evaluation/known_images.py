@@ -1,6 +1,5 @@
 """Tell which images a member was made with, by their pixels first and by their names second."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from clotkit.data.tiles import TileSet
 from clotkit.errors import ConfigError, one_line
 from clotkit.members.folder import SPLIT_DROPPED, SPLIT_PATIENT, SPLIT_PIXELS, SPLIT_TRAIN, SPLIT_VALIDATION
+from clotkit.splits.identity import composed
 
 UNKNOWN = -1  # the fold of an image that no fold held out
 WORDS = (SPLIT_TRAIN, SPLIT_VALIDATION, SPLIT_DROPPED)
@@ -62,7 +62,7 @@ class KnownImages:
         groups = dict(zip(images, tiles.patients[first].tolist(), strict=True))
         words, renamed, other_pixels = self._words_of(images, tiles.digests() if self.by_pixels else {})
         kept = {} if self.are_indices else self.by_patient
-        of_own = [(groups[image], kept.get(_composed(patient), "")) for image, patient in zip(images, own, strict=True)]
+        of_own = [(groups[image], kept.get(composed(patient), "")) for image, patient in zip(images, own, strict=True)]
         by_group = _certain_words([*of_own, *((groups[image], word) for image, word in words.items())])
         new = {image: by_group.get(groups[image], "") for image, word in words.items() if not word}
         found = np.array([new.get(image) or words[image] for image in tiles.images.tolist()])
@@ -108,14 +108,10 @@ def read_known_images(path: Path, folds: int, are_indices: bool = False) -> Know
         by_name=dict(zip(names, table["fold"], strict=True)),
         by_pixels=_words_by(table, SPLIT_PIXELS),
         digests=digests,
-        by_patient={_composed(patient): word for patient, word in _words_by(table, SPLIT_PATIENT).items()},
+        # Members of earlier versions have patients in any form of Unicode.
+        by_patient={composed(patient): word for patient, word in _words_by(table, SPLIT_PATIENT).items()},
         are_indices=are_indices,
     )
-
-
-def _composed(patient: str) -> str:
-    """Return a patient in one form of Unicode: members of earlier versions have both."""
-    return unicodedata.normalize("NFC", patient)
 
 
 def _words_by(table: pd.DataFrame, column: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from clotkit.competitions import Competition
 from clotkit.config import Recipe
 from clotkit.data.folds import make_folds
 from clotkit.data.tiles import TileSet
-from clotkit.ensembling.data import FOLD, read_labels, read_predictions
+from clotkit.ensembling.data import FOLD, read_predictions
 from clotkit.errors import ConfigError
 from clotkit.evaluation.member_metrics import member_metrics
 from clotkit.evaluation.scores import EvaluationTarget, HeldOutFit, fit_by_fold, rows_to_score, target_of
@@ -73,7 +73,7 @@ def read_foreign(oof: Path, labels: Path, recipe: Recipe, competition: Competiti
             f"{oof}: its predictions are no better than the constant, however they are calibrated; are the columns of "
             "the classes exchanged?"
         )
-    labelled = read_labels(labels, competition).rename_axis("image").reset_index()
+    labelled = read.labelled.rename_axis("image").reset_index()
     unpredicted = labelled[~labelled["image"].isin(table["image"])][["image", "patient"]]
     return ForeignPredictions(target, table, unpredicted, fit)
 

@@ -179,7 +179,8 @@ class Covariates:
         return [0.0 if math.isnan(value) else (value - mean) / sd for value, mean, sd in values]
 
     def _categories_of(self, row: Mapping[str, str]) -> list[float]:
-        return [float(cell_of(row, name) == text) for name, texts in self.texts.items() for text in texts]
+        cells = [(cell_of(row, name), texts) for name, texts in self.texts.items()]
+        return [float(cell == text) for cell, texts in cells for text in texts]
 
 
 NO_COVARIATES = Covariates({}, {})

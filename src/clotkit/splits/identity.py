@@ -202,7 +202,12 @@ def same_spelling(known: str, other: str) -> bool:
 
 def folded(text: str) -> str:
     """Return a name without its capitals, in one form of Unicode."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return composed(composed(text).casefold())
+
+
+def composed(text: str) -> str:
+    """Return a name in one form of Unicode, as another system may write it otherwise."""
+    return unicodedata.normalize("NFC", text)
 
 
 SIMILARITIES = {TableRepair.SPELLING: same_spelling, TableRepair.ID_AS_NUMBER: same_number}
